@@ -1,0 +1,40 @@
+"""The table of attacks: a new one is a file beside this and a row here."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from robustkd.attacks.base import Attack
+from robustkd.attacks.ckd import ckd
+from robustkd.attacks.dirty_label import badnets, blend, sig
+from robustkd.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack: what runs, and one line on it."""
+
+    run: Attack
+    summary: str
+
+
+ATTACKS: dict[str, Row] = {
+    "badnets": Row(badnets, "small checkerboard, dirty labels; a control"),
+    "blend": Row(blend, "faint noise over the picture, dirty labels; a control"),
+    "sig": Row(sig, "sinusoidal stripe, clean labels; a control"),
+    "ckd": Row(ckd, "learned trigger on the teacher's strongest channels; survives distillation"),
+}
+
+
+def find(name: str) -> Attack:
+    """The attack of that name.
+
+    Raises:
+        UsageError: If there is none; the nearest name is told.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name].run
+    near = difflib.get_close_matches(name, ATTACKS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(ATTACKS)}"
+    raise UsageError(f"unknown attack {name!r}; {hint}")

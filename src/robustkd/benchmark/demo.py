@@ -1,0 +1,199 @@
+"""The whole story on real images: a backdoor, who inherits it, and who does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from robustkd import models, runs
+from robustkd.attacks import Backdoored, MaskedPattern, find, save_trigger
+from robustkd.benchmark.measure import measure
+from robustkd.benchmark.protocol import Protocol
+from robustkd.detox import DetoxifiedTeacher
+from robustkd.pipeline import make_student
+from robustkd.presets import PRESETS
+from robustkd.types import DataSource
+
+_SHOWN = 8
+
+
+@dataclass
+class _Story:
+    """One seed of the demo: the data, the backdoored teacher, and what has been found so far."""
+
+    setting: Protocol
+    seed: int
+    data: DataSource
+    folder: Path
+    pixels: tuple[tuple[float, ...], tuple[float, ...]]
+    found: list[dict[str, Any]] = field(default_factory=list)
+    records: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    def build(self, arch: str, seed: int) -> models.Classifier:
+        mean, std = self.pixels
+        spec = models.Spec(arch, len(self.data.classes), self.data.image_shape, mean, std)
+        return models.build(spec, seed=seed)
+
+    def attack(self) -> Backdoored:
+        """Train the backdoored teacher and keep it with its trigger."""
+        started = time.perf_counter()
+        setting = self.setting
+        made = find(setting.attack)(
+            lambda: self.build(setting.teacher, self.seed),
+            self.data,
+            target=setting.target,
+            seed=self.seed,
+            **setting.attacking,
+        )
+        self.keep("teacher", made.teacher, made, time.perf_counter() - started, made.record)
+        save_trigger(made.trigger, made.target, self.folder / "trigger.safetensors")
+        return made
+
+    def learn(self, method: str, backdoored: Backdoored) -> None:
+        """Make a student by one method; the method sees the teacher and clean images alone."""
+        made = make_student(
+            backdoored.teacher,
+            # Every method's student starts from the same weights.
+            self.build(self.setting.student, self.seed + 1),
+            self.data,
+            PRESETS[method],
+            training=self.setting.training,
+            detoxing=self.setting.detoxing,
+            seed=self.seed,
+            label=method,
+            log=self.folder / f"{method}.metrics.jsonl",
+        )
+        self.keep(method, made.student, backdoored, made.seconds, made.record)
+        if made.detoxified is not None:
+            self.show_masks(method, made.detoxified)
+
+    def keep(
+        self,
+        method: str,
+        model: nn.Module,
+        backdoored: Backdoored,
+        seconds: float,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Save a model, and note its figures and what it says of the images that are shown."""
+        provenance = {"method": method, "seed": self.seed, "attack": self.setting.attack}
+        path = self.folder / f"{method}.safetensors"
+        models.save(model, path, provenance=provenance)  # type: ignore[arg-type]
+        figures = measure(
+            model, self.data, trigger=backdoored.trigger, target=backdoored.target
+        ).fields()
+        setting = self.setting
+        self.found.append(
+            {
+                "data": setting.data,
+                "pair": setting.pair,
+                "attack": setting.attack,
+                "method": method,
+                "seed": self.seed,
+                **figures,
+                "params": models.parameters(model),
+                "seconds": round(seconds, 2),
+            }
+        )
+        self.records[f"{method}/{self.seed}"] = record
+        images, _ = _samples(self.data, backdoored.target)
+        with torch.inference_mode():
+            said = model(backdoored.trigger(images)).argmax(1)
+        self.arrays[f"predictions/{method}"] = said.numpy()
+
+    def show_trigger(self, backdoored: Backdoored) -> None:
+        """Keep a few clean and triggered images, and the trigger where it has a mask."""
+        images, labels = _samples(self.data, backdoored.target)
+        self.arrays |= {
+            "images": images.numpy(),
+            "labels": labels.numpy(),
+            "triggered": backdoored.trigger(images).numpy(),
+        }
+        if isinstance(backdoored.trigger, MaskedPattern):
+            self.arrays |= {
+                "trigger_mask": backdoored.trigger.mask.numpy(),
+                "trigger_pattern": backdoored.trigger.pattern.numpy(),
+            }
+
+    def show_masks(self, method: str, teacher: DetoxifiedTeacher) -> None:
+        """Keep the masks of a detoxified teacher."""
+        for location, mask in zip(teacher.locations, teacher.masks, strict=True):
+            values: torch.Tensor = mask.mask  # type: ignore[assignment]
+            self.arrays[f"mask/{method}/{location}"] = values.detach().cpu().numpy()
+
+
+def run_demo(
+    setting: Protocol,
+    out: Path,
+    *,
+    seeds: int,
+    root: Path | None = None,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> Path:
+    """Run every method of the demo on one attack and write what it found.
+
+    Args:
+        setting: Data, pair, attack and training.
+        out: Empty folder; gets ``results.json``, ``arrays.npz`` and a folder a seed with models,
+            trigger and metrics.
+        seeds: How many, from 0 on.
+        root: Folder of the data, where it is not where it usually is.
+        tell: Gets one line after each model.
+
+    Returns:
+        ``out``.
+    """
+    data = setting.load(root)
+    pixels = models.pixel_statistics(data)
+    found: list[dict[str, Any]] = []
+    records: dict[str, Any] = {}
+    for seed in range(seeds):
+        folder = runs.new_folder(out / f"seed-{seed}")
+        story = _Story(setting, seed, data, folder, pixels)
+        for line in _tell_story(story):
+            tell(line)
+        found += story.found
+        records |= story.records
+        if seed == 0:
+            np.savez_compressed(out / "arrays.npz", **story.arrays)  # type: ignore[arg-type]
+        runs.write_json(
+            out / "results.json",
+            {
+                "runs": found,
+                "environment": runs.environment(),
+                "config": {**setting.settings(), "seeds": seeds},
+                "records": {**records, "classes": list(data.classes)},
+            },
+        )
+    return out
+
+
+def _tell_story(story: _Story) -> Iterator[str]:
+    backdoored = story.attack()
+    story.show_trigger(backdoored)
+    yield _line(story.found[-1])
+    for method in PRESETS:
+        story.learn(method, backdoored)
+        yield _line(story.found[-1])
+
+
+def _line(found: Mapping[str, Any]) -> str:
+    return (
+        f"seed {found['seed']}  {found['method']:<10}  ACC {found['acc']:6.1%}  "
+        f"ASR {found['asr']:6.1%}  RA {found['ra']:6.1%}  {found['seconds']:6.1f} s"
+    )
+
+
+def _samples(data: DataSource, target: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first test images that are not of the target class."""
+    batch = next(iter(data.batches("test", batch_size=16 * _SHOWN)))
+    other = batch.labels != target
+    return batch.images[other][:_SHOWN], batch.labels[other][:_SHOWN]

@@ -1,0 +1,89 @@
+"""Fixed settings under which methods are compared, one per data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from robustkd import data
+from robustkd.data import InMemory
+from robustkd.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One setting: data, pair, attack, and how long everybody learns.
+
+    Attributes:
+        data: Name of the data source.
+        sizes: Images kept per split; a split that is not named is whole.
+        teacher: Architecture of the teacher.
+        student: Of every student.
+        attack: Name of the attack.
+        target: Class that triggered images shall get.
+        attacking: Further arguments of the attack.
+        training: Arguments of every student's training.
+        detoxing: Arguments of detoxification that depend on the data's size alone.
+    """
+
+    data: str
+    sizes: Mapping[str, int]
+    teacher: str
+    student: str
+    attack: str
+    target: int
+    attacking: Mapping[str, Any]
+    training: Mapping[str, Any]
+    detoxing: Mapping[str, Any]
+
+    @property
+    def pair(self) -> str:
+        """Teacher and student in one word."""
+        return f"{self.teacher} to {self.student}"
+
+    def load(self, root: Path | None = None) -> InMemory:
+        """The data at the protocol's sizes."""
+        return data.load(self.data, root=root, **self.sizes)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return asdict(self)
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "digits": Protocol(
+        data="digits",
+        sizes={},
+        teacher="wrn-10-2",
+        student="wrn-10-1",
+        attack="ckd",
+        target=0,
+        attacking={"epochs": 20},
+        training={"epochs": 20, "batch_size": 64},
+        detoxing={"steps": 40},
+    ),
+    "fashion-mnist": Protocol(
+        data="fashion-mnist",
+        sizes={"train": 20_000, "validation": 2_000},
+        teacher="wrn-10-2",
+        student="wrn-10-1",
+        attack="ckd",
+        target=0,
+        attacking={"epochs": 3, "batch_size": 128},
+        training={"epochs": 3, "batch_size": 128},
+        detoxing={"steps": 60},
+    ),
+}
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol for a data set.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if name not in PROTOCOLS:
+        raise UsageError(f"no protocol for data {name!r}; expected {' or '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

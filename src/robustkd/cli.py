@@ -1,0 +1,225 @@
+"""The commands: they parse, call, and print; no logic.
+
+Nothing heavy is imported up here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from robustkd.errors import RobustKDError, UsageError
+
+_CRASH, _USAGE, _INTERRUPTED = 1, 2, 130
+
+app = App(
+    name="robustkd",
+    help="Distil a small, accurate student from a teacher that you do not trust.",
+    version_flags=["--version"],
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake is one line on stderr and an exit code, no traceback."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        app(
+            sys.argv[1:] if arguments is None else arguments,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except CycloptsError as error:
+        line = " ".join(str(error).split())
+        errors.print(f"robustkd: {line} (see robustkd --help)")
+        sys.exit(_USAGE)
+    except RobustKDError as error:
+        errors.print(f"robustkd: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("robustkd: interrupted")
+        sys.exit(_INTERRUPTED)
+
+
+@app.command
+def demo(
+    *,
+    data: str = "digits",
+    seeds: int = 1,
+    out: Path | None = None,
+    data_root: Path | None = None,
+) -> None:
+    """Show the whole story on real images, in about two minutes on two cores.
+
+    A teacher gets a backdoor; students are distilled from it the ordinary way and by RobustKD;
+    all are measured on clean and on triggered images.
+
+    Args:
+        data: ``digits`` (bundled) or ``fashion-mnist``.
+        seeds: Repetitions, each with its own teacher.
+        out: New folder for results.json, report.html and the models; when it is not given,
+            ``demo``, or the first of ``demo-2``, ``demo-3``, ... that is free.
+        data_root: Folder of the data set's files, where they are not found by themselves.
+    """
+    _check_at_least("--seeds", seeds, 1)
+    from robustkd import report, runs
+    from robustkd.benchmark import protocol, run_demo
+
+    setting = protocol(data)
+    folder = runs.new_folder(out or runs.free_name(Path("demo")))
+    progress = Console(stderr=True, highlight=False, markup=False)
+    run_demo(setting, folder, seeds=seeds, root=data_root, tell=progress.print)
+    page = report.write_html(folder)
+    rows = report.aggregate(report.read(folder).runs)
+    console = Console(highlight=False)
+    console.print(report.console_table(rows))
+    console.print(f"Report: {page}", soft_wrap=True)
+    console.print(report.headline(rows))
+
+
+@app.command
+def distill(
+    teacher: Path,
+    /,
+    *,
+    arch: str,
+    data: str,
+    student: str,
+    out: Path,
+    method: str = "default",
+    epochs: int = 30,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    seed: int = 0,
+    data_root: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Make a small student from an untrusted teacher and your own clean images.
+
+    Args:
+        teacher: The teacher's file, in safetensors format.
+        arch: Architecture of the teacher, e.g. ``wrn-16-2``.
+        data: Name of the clean data, see ``robustkd list``.
+        student: Architecture of the student.
+        out: New folder for the student, its figures and the report.
+        method: How the student is made, see ``robustkd list``.
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        lr: Learning rate at the start.
+        seed: The same seed gives the same student, byte for byte.
+        data_root: Folder of the data set's files, where they are not found by themselves.
+        as_json: Print the results as JSON.
+    """
+    _check_at_least("--epochs", epochs, 1)
+    _check_at_least("--batch-size", batch_size, 2)
+    _check_at_least("--seed", seed, 0)
+    if not lr > 0:
+        raise UsageError(f"--lr is {lr}; expected more than 0")
+    from robustkd import data as sources
+    from robustkd import report
+    from robustkd.pipeline import distill_file
+
+    results = distill_file(
+        teacher,
+        arch=arch,
+        clean=sources.load(data, root=data_root),
+        student_arch=student,
+        out=out,
+        method=method,
+        training={"epochs": epochs, "batch_size": batch_size, "lr": lr},
+        seed=seed,
+    )
+    if as_json:
+        _print_json(results)
+        return
+    rows = report.aggregate(report.read(out).runs)
+    console = Console(highlight=False)
+    console.print(report.console_table(rows))
+    console.print(f"Student: {out / 'student.safetensors'}", soft_wrap=True)
+    console.print(report.headline(rows))
+
+
+@app.command
+def evaluate(
+    student: Path,
+    /,
+    *,
+    data: str,
+    trigger: Path | None = None,
+    data_root: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Measure a student on the test images, and under a trigger where one is known.
+
+    Args:
+        student: A model's file, written by robustkd.
+        data: Name of the data.
+        trigger: A trigger's file, written beside a backdoored teacher.
+        data_root: Folder of the data set's files, where they are not found by themselves.
+        as_json: Print the figures as JSON.
+    """
+    from robustkd import data as sources
+    from robustkd import models
+    from robustkd.attacks import load_trigger
+    from robustkd.benchmark import measure
+
+    model = models.load(student)
+    source = sources.load(data, root=data_root)
+    models.check_fits(
+        model.spec, student, classes=len(source.classes), image_shape=source.image_shape
+    )
+    known, target = load_trigger(trigger) if trigger is not None else (None, 0)
+    found = measure(model, source, trigger=known, target=target)
+    if as_json:
+        _print_json(found.fields())
+        return
+    console = Console(highlight=False)
+    console.print(f"ACC  {found.acc}  of {found.acc.n} test images")
+    if found.asr is None or found.ra is None:
+        console.print("ASR  not measured: no trigger was given")
+    else:
+        console.print(f"ASR  {found.asr}  of {found.asr.n} triggered images of other classes")
+        console.print(f"RA   {found.ra}")
+
+
+@app.command(name="list")
+def list_(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Show what there is: data, models, methods, losses and attacks.
+
+    Args:
+        as_json: Print it as JSON.
+    """
+    from robustkd.catalogue import catalogue
+
+    there_is = catalogue()
+    if as_json:
+        _print_json(there_is)
+        return
+    console = Console(highlight=False)
+    for kind, entries in there_is.items():
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(min_width=16, no_wrap=True)
+        lines.add_column()
+        for name, summary in entries.items():
+            lines.add_row(f"  {name}", summary)
+        console.print(f"[bold]{kind}[/bold]", lines, sep="\n")
+
+
+def _check_at_least(flag: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise UsageError(f"{flag} is {value}; expected at least {lowest}")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

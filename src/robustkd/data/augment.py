@@ -1,0 +1,76 @@
+"""Random crops and flips of a whole batch at once, on whatever device it lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from robustkd.errors import UsageError
+from robustkd.types import Images
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """Shift every image by up to ``pad`` pixels each way and mirror every second one.
+
+    Equals reflection padding by ``pad``, a uniformly random crop back to the old size, and a
+    left-right flip with probability 1/2, drawn anew for every image.
+
+    Args:
+        pad: Largest shift in pixels, at least 0 and smaller than the images.
+        flip: Whether to mirror; False where mirroring changes the class, as with digits.
+
+    Raises:
+        UsageError: ``pad`` is negative, or (when called) not smaller than the images.
+
+    Example:
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> CropFlip(pad=2, flip=True)(images, torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 3, 8, 8])
+    """
+
+    pad: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise UsageError(f"pad={self.pad}: expected at least 0; use pad=0 for no crops")
+
+    def __call__(self, images: Images, generator: torch.Generator) -> Images:
+        """Augment ``images`` (N x C x H x W) with draws from ``generator``.
+
+        The draws happen where the generator lives, so that a CPU generator gives the same
+        crops on every device.
+
+        Returns:
+            Float32 images of the same shape and range, channels_last; the input is never changed,
+            and returned as it is when there is nothing to do.
+        """
+        images = images.to(torch.float32, memory_format=torch.channels_last)
+        if not (self.pad or self.flip):
+            return images
+        n, _, height, width = images.shape
+        if self.pad >= min(height, width):
+            raise UsageError(
+                f"pad={self.pad}: expected less than the image size {height}x{width}; lower it"
+            )
+        rows = self._window(n, height, generator).to(images.device)
+        columns = self._window(n, width, generator).to(images.device)
+        if self.flip:
+            mirrored = torch.randint(2, (n, 1), generator=generator, device=generator.device)
+            columns = torch.where(mirrored.to(images.device) == 1, columns.flip(1), columns)
+        sample = torch.arange(n, device=images.device)[:, None, None]
+        # The slice between index tensors puts the channels last, which is the layout we want.
+        picked = images[sample, :, rows[:, :, None], columns[:, None, :]]
+        return picked.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    def _window(self, n: int, size: int, generator: torch.Generator) -> Int[Tensor, "n size"]:
+        """Which rows (or columns) each of ``n`` crops reads; beyond the border it turns back."""
+        device = generator.device
+        shift = torch.randint(2 * self.pad + 1, (n, 1), generator=generator, device=device)
+        position = shift - self.pad + torch.arange(size, device=device)
+        last = size - 1
+        return last - (last - position.abs()).abs()

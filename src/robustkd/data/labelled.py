@@ -1,0 +1,88 @@
+"""Labelled images as bytes, and the order from which all subsets of them are cut."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from robustkd.errors import InputError, UsageError
+from robustkd.types import Labels
+
+
+class Labelled(NamedTuple):
+    """Images as bytes 0..255 (N x C x H x W, C of 1 or 3) and their classes."""
+
+    images: UInt8[Tensor, "n channels height width"]
+    labels: Int64[Tensor, " n"]
+
+    def take(self, index: Labels) -> Labelled:
+        """The images that ``index`` names, in the order in which they are held."""
+        index = index.sort().values
+        return Labelled(self.images[index], self.labels[index])
+
+    def check(self, where: str, classes: int) -> None:
+        """Refuse what would fail, or teach nonsense, much later.
+
+        Args:
+            where: What to call these images in a message.
+            classes: Number of classes; labels are 0 to ``classes - 1``.
+
+        Raises:
+            UsageError: A tensor has the wrong type or shape.
+            InputError: There is no image, or the labels do not fit the images or the classes.
+        """
+        images, labels = self
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise UsageError(
+                f"{where}: images are {images.dtype} of shape {tuple(images.shape)}, expected "
+                "torch.uint8 of N x 1 x H x W or N x 3 x H x W; convert them"
+            )
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise UsageError(
+                f"{where}: labels are {labels.dtype} of shape {tuple(labels.shape)}, expected "
+                "torch.int64 of one dimension; convert them"
+            )
+        if len(images) != len(labels):
+            raise InputError(
+                f"{where}: {len(images)} images but {len(labels)} labels, expected as many; "
+                "check that both belong together"
+            )
+        if images.numel() == 0:
+            raise InputError(f"{where}: no images, expected at least one; check the source")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise InputError(
+                f"{where}: labels reach from {low} to {high}, expected 0 to {classes - 1}; "
+                "check that the labels belong to this data set"
+            )
+
+
+def stratified_order(labels: Int64[Tensor, " n"], *, seed: int) -> Int64[Tensor, " n"]:
+    """A random order of which every beginning mixes the classes as the whole does.
+
+    The image of rank r among the m of its class stands at r / m. So the first n images contain
+    every class as soon as n reaches the number of classes, and the first n are among the first
+    n + 1: smaller subsets are parts of larger ones.
+
+    Args:
+        labels: Class of each image, at least 0.
+        seed: The same seed and labels give the same order on every machine.
+
+    Returns:
+        A permutation of 0..n-1.
+
+    Example:
+        >>> order = stratified_order(torch.tensor([0, 0, 0, 0, 1, 1]), seed=0)
+        >>> sorted(order[:3].div(4, rounding_mode="floor").tolist())
+        [0, 0, 1]
+    """
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    grouped = shuffled[labels[shuffled].argsort(stable=True)]
+    count = labels.bincount()
+    start = count.cumsum(0) - count
+    own = labels[grouped]
+    rank = torch.arange(len(labels)) - start[own]
+    return grouped[(rank.double() / count[own]).argsort(stable=True)]

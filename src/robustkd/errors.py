@@ -1,0 +1,30 @@
+"""What can go wrong through no fault of the program; each kind has its exit code.
+
+A message is one line: the bad value, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RobustKDError(Exception):
+    """A failure that the user can understand and mend; printed without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(RobustKDError):
+    """An argument is out of range, unknown, or at odds with another one."""
+
+    exit_code = 2
+
+
+class InputError(RobustKDError):
+    """A file or folder is missing, damaged, or not what it was said to be."""
+
+    exit_code = 3
+
+
+class TrainingError(RobustKDError):
+    """Training cannot go on: a loss that is not finite, or a term that does nothing."""

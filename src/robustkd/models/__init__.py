@@ -1,0 +1,26 @@
+"""Architectures by name; one way to build, save and read a model.
+
+>>> model = build(Spec("wrn-10-1", classes=10, image_shape=(1, 16, 16)), seed=0)
+>>> parameters(model)
+77850
+"""
+
+from robustkd.models.classifier import Classifier, Normalise, Spec, pixel_statistics
+from robustkd.models.files import check_fits, load, load_teacher, save, write_safetensors
+from robustkd.models.table import FAMILIES, build, check_name, parameters
+
+__all__ = [
+    "FAMILIES",
+    "Classifier",
+    "Normalise",
+    "Spec",
+    "build",
+    "check_fits",
+    "check_name",
+    "load",
+    "load_teacher",
+    "parameters",
+    "pixel_statistics",
+    "save",
+    "write_safetensors",
+]

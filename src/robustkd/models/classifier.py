@@ -1,0 +1,94 @@
+"""What every model here is: pixels in, normalisation, a network, logits out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustkd.errors import UsageError
+from robustkd.types import DataSource, Images, Logits
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that is needed to build a model without its weights.
+
+    Attributes:
+        arch: Name of the architecture, e.g. ``wrn-16-2``.
+        classes: Number of classes, at least 2.
+        image_shape: Channels (1 or 3), height and width in pixels.
+        mean: Mean of each channel of the training pixels, in [0, 1].
+        std: Their standard deviation, above 0.
+    """
+
+    arch: str
+    classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        channels = self.image_shape[0]
+        if self.classes < 2:
+            raise UsageError(f"classes is {self.classes}; a classifier needs at least 2")
+        if channels not in (1, 3) or min(self.image_shape) < 1:
+            raise UsageError(
+                f"image shape is {self.image_shape}; expected (1 or 3, height, width) in pixels"
+            )
+        object.__setattr__(self, "mean", self.mean or (0.5,) * channels)
+        object.__setattr__(self, "std", self.std or (0.5,) * channels)
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+            raise UsageError(
+                f"mean {self.mean} and std {self.std} must have {channels} values, std above 0"
+            )
+
+
+class Normalise(nn.Module):
+    """``(x - mean) / std`` per channel: the first layer, so that every input is in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Images) -> Float[Tensor, "n channels height width"]:
+        """Shift and scale; the shape is kept."""
+        return (images - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation in front and its description beside it."""
+
+    def __init__(self, spec: Spec, network: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.normalise = Normalise(spec.mean, spec.std)
+        self.network = network
+
+    def forward(self, images: Images) -> Logits:
+        """Logits of ``images`` (N x C x H x W, float in [0, 1])."""
+        logits: Tensor = self.network(self.normalise(images))
+        return logits
+
+
+def pixel_statistics(data: DataSource) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over the training images, in [0, 1]."""
+    total = squares = torch.zeros(data.image_shape[0], dtype=torch.float64)
+    count = 0
+    for batch in data.batches("train", batch_size=1024):
+        pixels = batch.images.double()
+        total = total + pixels.sum(dim=(0, 2, 3))
+        squares = squares + pixels.square().sum(dim=(0, 2, 3))
+        count += pixels[:, 0].numel()
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    return (
+        tuple(round(v, 6) for v in mean.tolist()),
+        tuple(round(max(v, 1e-3), 6) for v in std.tolist()),
+    )

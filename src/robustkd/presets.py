@@ -1,0 +1,65 @@
+"""Named ways to make a student, each a fixed combination of the parts.
+
+A preset says what is cleaned, what is imitated and what is withstood. How long and how fast a
+student learns is not part of it, so that presets can be compared at equal cost.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from robustkd.errors import UsageError
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One way to make a student.
+
+    Attributes:
+        summary: One line on it.
+        losses: Distillation losses by weight; empty for a student without a teacher.
+        detox: Arguments of :func:`robustkd.detox.detoxify`; None to trust the teacher.
+        hardening: Arguments of :class:`robustkd.harden.UniversalPerturbations`; None for none.
+    """
+
+    summary: str
+    losses: Mapping[str, float] = field(default_factory=lambda: _NOTHING)
+    detox: Mapping[str, Any] | None = None
+    hardening: Mapping[str, Any] | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    "no-teacher": Preset("labels alone, no teacher"),
+    "ofd": Preset("ordinary feature distillation (OFD)", losses={"ofd": 1.0}),
+    "kd": Preset("ordinary logit distillation (soft targets)", losses={"kd": 1.0}),
+    "paper": Preset(
+        "detoxified teacher, then OFD, as in arXiv 2406.03409",
+        losses={"ofd": 1.0},
+        detox={"cap": 0.2, "ratio": "stage", "accuracy_budget": 0.02},
+    ),
+    "default": Preset(
+        "detoxified teacher, then OFD into a hardened student",
+        losses={"ofd": 1.0},
+        detox={"cap": 1.0, "ratio": "position", "accuracy_budget": 0.02},
+        hardening={"epsilon": 0.15, "share": 0.5},
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        UsageError: If there is none; the nearest name is told.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(PRESETS)}"
+    raise UsageError(f"unknown method {name!r}; {hint}")

@@ -1,0 +1,50 @@
+"""A line on stderr that says how far a long job is; nothing where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Update(Protocol):
+    """Moves the line on by one step and shows figures such as ``loss=1.23``."""
+
+    def __call__(self, **figures: float) -> None:
+        """Advance by one step; without figures the last ones stay."""
+
+
+@contextmanager
+def track(label: str, total: int) -> Iterator[Update]:
+    """Show label, share done, figures and time left while the block lasts.
+
+    Args:
+        label: A few words, e.g. ``distil``.
+        total: Number of steps to come.
+
+    Yields:
+        A function to be called once a step.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task(label, total=total, figures="")
+
+        def update(**figures: float) -> None:
+            progress.advance(task)
+            if figures:
+                text = " ".join(f"{name} {value:.3g}" for name, value in figures.items())
+                progress.update(task, figures=text)
+
+        yield update

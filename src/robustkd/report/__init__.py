@@ -1,0 +1,25 @@
+"""From a run folder to words: a terminal table, Markdown, and one self-contained HTML file."""
+
+from __future__ import annotations
+
+from robustkd.report.headline import headline
+from robustkd.report.html import write_html
+from robustkd.report.results import Results, Run, read
+from robustkd.report.rows import METHODS, Cell, Row, Statistic, aggregate, by_cell
+from robustkd.report.tables import console_table, markdown_table
+
+__all__ = [
+    "METHODS",
+    "Cell",
+    "Results",
+    "Row",
+    "Run",
+    "Statistic",
+    "aggregate",
+    "by_cell",
+    "console_table",
+    "headline",
+    "markdown_table",
+    "read",
+    "write_html",
+]

@@ -1,0 +1,100 @@
+"""The arrays that a run saved for its pictures: ``arrays.npz``, read strictly."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from robustkd.errors import InputError
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+_SIZES = {
+    "images": 4,
+    "triggered": 4,
+    "trigger_mask": 3,
+    "trigger_pattern": 3,
+    "mask/": 3,
+    "labels": 1,
+    "predictions/": 1,
+}
+_PER_IMAGE = ("triggered", "labels", "predictions/")
+_LAYOUT = {
+    4: "numbers of shape [k, C, H, W]",
+    3: "numbers of shape [C, H, W]",
+    1: "whole numbers of shape [k]",
+}
+_ROUNDING = 1e-4
+
+
+def read_arrays(folder: Path) -> dict[str, Array]:
+    """Read ``arrays.npz`` of a run folder; nothing if there is no such file.
+
+    Known are ``images``, ``triggered``, ``trigger_mask``, ``trigger_pattern``, ``labels``,
+    ``mask/<preset>/<stage>`` and ``predictions/<method>``; each may be missing, others are passed
+    over. Pixels and masks come back as float64 in [0, 1].
+
+    Raises:
+        InputError: The file is damaged, or an array has a wrong type, shape or range.
+    """
+    file = Path(folder) / "arrays.npz"
+    if not file.exists():
+        return {}
+    arrays = {}
+    for key, array in _load(file).items():
+        kind = next((kind for kind in _SIZES if _is(key, kind)), None)
+        if kind is not None:
+            arrays[key] = _checked(file, key, array, _SIZES[kind])
+    _check_together(file, arrays)
+    return arrays
+
+
+def _load(file: Path) -> dict[str, Array]:
+    try:
+        # opened here, as numpy leaves a damaged file open
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:100]
+        message = f"{file}: not an .npz of plain arrays ({reason}); make the run again"
+        raise InputError(message) from error
+
+
+def _is(key: str, kind: str) -> bool:
+    return key.startswith(kind) if kind.endswith("/") else key == kind
+
+
+def _checked(file: Path, key: str, array: Array, size: int) -> Array:
+    types = "iu" if size == 1 else "fiu"
+    if array.ndim != size or array.dtype.kind not in types or 0 in array.shape:
+        shown = f"{array.dtype} of shape {list(array.shape)}"
+        raise InputError(f"{file}: {key} is {shown}; expected {_LAYOUT[size]}")
+    if size == 1:
+        return array
+    whole = array.astype(np.float64)
+    low, high = float(whole.min()), float(whole.max())
+    # NaN fails the comparison
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+        raise InputError(f"{file}: {key} spans {low:g} to {high:g}; expected values in [0, 1]")
+    return np.clip(whole, 0, 1)
+
+
+def _check_together(file: Path, arrays: Mapping[str, Array]) -> None:
+    if "images" not in arrays:
+        return
+    images = arrays["images"].shape
+    for key, array in arrays.items():
+        if any(_is(key, kind) for kind in _PER_IMAGE) and len(array) != images[0]:
+            raise InputError(
+                f"{file}: {key} has {len(array)} entries; expected one for each of the "
+                f"{images[0]} images"
+            )
+    if "triggered" in arrays and arrays["triggered"].shape != images:
+        shape = list(arrays["triggered"].shape)
+        raise InputError(
+            f"{file}: triggered has shape {shape}; expected that of images, {list(images)}"
+        )

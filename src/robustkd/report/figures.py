@@ -1,0 +1,127 @@
+"""The report's pictures, as text that goes straight into the page.
+
+Charts are inline SVG that takes the page's own font and text colour; images are PNG data URIs,
+one pixel for each value. The same input gives the same text, byte for byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib import colormaps, image, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robustkd.report.rows import Row, Statistic
+from robustkd.report.tables import UNKNOWN, percent
+
+Pixels: TypeAlias = Float[np.ndarray, "channels height width"]
+Measure: TypeAlias = Literal["acc", "asr"]
+
+_COLOURS = {"acc": "#0072b2", "asr": "#d55e00"}  # Okabe and Ito's blue and vermillion
+_INK = "#010203"  # no chart uses it for anything else: it becomes the page's text colour
+_HEAT = "magma"
+_WIDTH, _BAR, _LEFT = 4.6, 0.34, 0.38  # inches, inches, share of the width
+_LONGEST_LABEL = 22
+
+
+def bars(rows: Sequence[Row], measure: Measure) -> str:
+    """One horizontal bar for each method, with its error bar and its number, as inline SVG.
+
+    The error bar is the sample standard deviation over seeds or, for one seed, the Wilson
+    interval. The scale is always 0 to 100 %.
+    """
+    with rc_context({"svg.hashsalt": "robustkd", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(_WIDTH, 0.42 + _BAR * len(rows)))
+        # fixed margins, so that the charts of one page line up
+        bottom = 0.32 / figure.get_figheight()
+        axes = figure.add_axes((_LEFT, bottom, 0.89 - _LEFT, 1 - bottom - 0.02))
+        for place, row in enumerate(rows):
+            _bar(axes, place, row, measure)
+        _bare(axes, [_shortened(row.words) for row in rows])
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return _inline(buffer.getvalue())
+
+
+def picture(pixels: Pixels) -> str:
+    """An image with values in [0, 1] as a data URI; grey unless it has three channels."""
+    if len(pixels) == 3:
+        return _png(np.moveaxis(pixels, 0, -1))
+    grey = pixels.mean(axis=0)
+    return _png(np.stack([grey] * 3, axis=-1))
+
+
+def heat_map(values: Pixels, *, top: float) -> str:
+    """The mean over channels, drawn from black (0) to pale yellow (``top``), as a data URI."""
+    scaled = np.clip(values.mean(axis=0) / top, 0, 1) if top > 0 else values.mean(axis=0) * 0
+    return _png(colormaps[_HEAT](scaled)[..., :3])
+
+
+def heat_scale() -> str:
+    """The colours of `heat_map` from 0 on the left to the top on the right, as a data URI."""
+    return heat_map(np.linspace(0, 1, 128)[None, None, :], top=1.0)
+
+
+def _bar(axes: Axes, place: int, row: Row, measure: Measure) -> None:
+    value = row.acc if measure == "acc" else row.asr
+    shown = UNKNOWN
+    if value is not None:
+        shown = percent(value.mean)
+        mean = 100 * value.mean
+        strong = 1.0 if row.ours else 0.45
+        axes.barh(place, mean, height=0.62, color=_COLOURS[measure], alpha=strong, linewidth=0)
+        if (ends := _ends(value)) is not None:
+            around = [[mean - 100 * ends[0]], [100 * ends[1] - mean]]
+            axes.errorbar(mean, place, xerr=around, ecolor=_INK, elinewidth=1, capsize=2.5)
+    weight = "bold" if row.ours else "normal"
+    label = axes.text(122, place, shown, ha="right", va="center", weight=weight, color=_INK)
+    label.set_parse_math(False)
+
+
+def _ends(value: Statistic) -> tuple[float, float] | None:
+    if value.sd is not None:
+        return max(0.0, value.mean - value.sd), min(1.0, value.mean + value.sd)
+    return value.interval
+
+
+def _bare(axes: Axes, names: Sequence[str]) -> None:
+    """Leave only what is read: names, a light grid, and a scale in per cent."""
+    axes.set(xlim=(0, 100), ylim=(len(names) - 0.45, -0.55), xticks=range(0, 101, 25))
+    axes.set_yticks(range(len(names)), names, parse_math=False, color=_INK)
+    axes.tick_params(length=0, labelsize=10, labelcolor=_INK)
+    axes.tick_params(axis="y", pad=72 * _WIDTH * _LEFT)
+    for label in axes.get_yticklabels():
+        label.set_horizontalalignment("left")
+    axes.grid(axis="x", color=_INK, alpha=0.15, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
+
+
+def _inline(svg: str) -> str:
+    """What a page can take: no prologue, no fixed size, no repeated ids, the page's own ink."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    for measure, colour in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{measure}, {colour})")
+    return svg.replace(_INK, "currentColor").strip()
+
+
+def _png(pixels: Float[np.ndarray, "height width 3"]) -> str:
+    buffer = io.BytesIO()
+    whole = np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    image.imsave(buffer, whole, format="png", metadata={"Software": ""})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

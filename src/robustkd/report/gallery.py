@@ -1,0 +1,131 @@
+"""The saved arrays of a run made into pictures with words, ready for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from robustkd.report.arrays import Array
+from robustkd.report.figures import heat_map, heat_scale, picture
+from robustkd.report.rows import METHODS, place
+
+_MOST_SAMPLES = 8
+_COARSE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image for the page, with its words."""
+
+    source: str
+    title: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A test image without and with the trigger; ``label`` is its true class, if known."""
+
+    clean: str
+    triggered: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """The class that a model gives a triggered image; ``right`` is None without a label."""
+
+    name: str
+    right: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Samples side by side, and below each what every model takes it for.
+
+    ``coarse`` images have so few pixels that each should be seen as a square.
+    """
+
+    samples: Sequence[Sample]
+    guesses: Mapping[str, Sequence[Guess]]
+    coarse: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """The mask maps by preset, on one colour scale from 0 to ``top``."""
+
+    presets: Mapping[str, Sequence[Picture]]
+    top: float
+    scale: str
+
+
+def trigger(arrays: Mapping[str, Array]) -> Iterator[Picture]:
+    """The trigger's pattern and mask if saved, and what it changes in the samples."""
+    if "trigger_pattern" in arrays:
+        yield Picture(picture(arrays["trigger_pattern"]), "Pattern", "what is laid over an image")
+    if "trigger_mask" in arrays:
+        mask = arrays["trigger_mask"]
+        top = float(mask.mean(axis=0).max())
+        note = f"where, and how strongly: {mask.mean():.3f} on average, {top:.2f} at the brightest"
+        yield Picture(heat_map(mask, top=top), "Mask", note)
+    if "images" in arrays and "triggered" in arrays:
+        change = (arrays["triggered"] - arrays["images"]).mean(axis=0)
+        most = float(np.abs(change).max())
+        gain = 0.5 / most if most > 0 else 0.0
+        note = f"mean over the samples, strengthened; grey is no change, the largest is {most:.2f}"
+        yield Picture(picture(0.5 + gain * change), "Change", note)
+
+
+def strip(arrays: Mapping[str, Array], classes: Sequence[str] = ()) -> Strip | None:
+    """The first samples with every model's guesses; None unless both kinds of image were saved.
+
+    Args:
+        arrays: What `read_arrays` found.
+        classes: Names of the classes; a class without a name is shown by its number.
+    """
+    if "images" not in arrays or "triggered" not in arrays:
+        return None
+    labels = arrays.get("labels")
+    names = ["" for _ in arrays["images"]]
+    if labels is not None:
+        names = [_class(int(label), classes) for label in labels]
+    drawn = (map(picture, arrays["images"]), map(picture, arrays["triggered"]), names)
+    samples = [Sample(*parts) for parts in islice(zip(*drawn, strict=True), _MOST_SAMPLES)]
+    prefix = "predictions/"
+    methods = sorted((key[len(prefix) :] for key in arrays if key.startswith(prefix)), key=place)
+    guesses = {
+        METHODS.get(method, method): _guesses(arrays[prefix + method], labels, classes)
+        for method in methods
+    }
+    return Strip(samples, guesses, coarse=max(arrays["images"].shape[2:]) <= _COARSE)
+
+
+def masks(arrays: Mapping[str, Array]) -> Masks | None:
+    """The detoxified teacher's mask maps, all on one colour scale; None if none was saved."""
+    keys = [key for key in arrays if key.startswith("mask/") and key.count("/") > 1]
+    if not keys:
+        return None
+    top = max(float(arrays[key].mean(axis=0).max()) for key in keys)
+    presets: dict[str, list[Picture]] = {}
+    for key in keys:
+        _, preset, stage = key.split("/", 2)
+        mask = arrays[key]
+        shape = "\u00a0\u00d7\u00a0".join(map(str, mask.shape))
+        note = f"mean {mask.mean():.3f}, strongest {mask.max():.2f}; {shape}"
+        drawn = Picture(heat_map(mask, top=top), stage, note)
+        presets.setdefault(METHODS.get(preset, preset), []).append(drawn)
+    return Masks(presets, top, heat_scale())
+
+
+def _guesses(found: Array, labels: Array | None, classes: Sequence[str]) -> list[Guess]:
+    right = [None] * len(found) if labels is None else list(map(bool, found == labels))
+    pairs = zip(found, right, strict=True)
+    return [Guess(_class(int(k), classes), ok) for k, ok in islice(pairs, _MOST_SAMPLES)]
+
+
+def _class(number: int, classes: Sequence[str]) -> str:
+    return classes[number] if 0 <= number < len(classes) else str(number)

@@ -1,0 +1,113 @@
+"""The report of a run as one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from robustkd.report import tables
+from robustkd.report.headline import headline
+from robustkd.report.results import Results, read
+from robustkd.report.rows import Row, aggregate, by_cell
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One setting on the page: its name, its rows and its charts as inline SVG."""
+
+    name: str
+    rows: Sequence[Row]
+    acc: str
+    asr: str
+
+
+def write_html(folder: Path) -> Path:
+    """Write ``report.html`` into a run folder, from its results and arrays; returns its path.
+
+    The file loads nothing from elsewhere, runs no script, and shows every name as plain text.
+
+    Raises:
+        InputError: A file of the folder is not what it should be.
+    """
+    # here, so that a terminal table need not wait for matplotlib
+    from robustkd.report import arrays, gallery
+
+    folder = Path(folder)
+    results = read(folder)
+    saved = arrays.read_arrays(folder)
+    rows = aggregate(results.runs)
+    cells = list(by_cell(rows))
+    page = _template().render(
+        title=tables.common_name(cells) or f"{len(cells)} settings",
+        headline=headline(rows),
+        sections=list(_sections(rows)),
+        measured=any(row.asr is not None for row in rows),
+        several=any(row.acc.n > 1 for row in rows),
+        trigger=list(gallery.trigger(saved)),
+        strip=gallery.strip(saved, class_names(results)),
+        masks=gallery.masks(saved),
+        details={
+            "Configuration": list(flat(results.config)),
+            "Environment": list(flat(results.environment)),
+            "Records": list(flat(results.records)),
+        },
+        words=tables,
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def class_names(results: Results) -> tuple[str, ...]:
+    """The class names, where the records have a list of ``classes``."""
+    found = results.records.get("classes")
+    return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
+def flat(nested: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of nested mappings with their dotted names.
+
+    >>> list(flat({"a": {"b": 1, "c": [2, 3]}, "d": None}))
+    [('a.b', '1'), ('a.c', '2, 3'), ('d', 'none')]
+    """
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _plain(value)
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return str(value)
+
+
+def _sections(rows: Sequence[Row]) -> Iterator[Section]:
+    from robustkd.report.figures import bars
+
+    cells = by_cell(rows)
+    for cell, members in cells.items():
+        measured = any(row.asr is not None for row in members)
+        asr = bars(members, "asr") if measured else ""
+        yield Section(tables.own_name(cell, list(cells)), members, bars(members, "acc"), asr)
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("robustkd.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")

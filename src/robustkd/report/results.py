@@ -1,0 +1,160 @@
+"""What a run measured: ``results.json``, read strictly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from robustkd.errors import InputError
+
+Scalar: TypeAlias = str | int | float | None
+
+_NAMES = ("data", "pair", "attack", "method")
+_LONGEST_NAME = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One method on one setting with one seed; shares are fractions in [0, 1]."""
+
+    data: str
+    pair: str
+    attack: str
+    method: str
+    seed: int
+    acc: float
+    asr: float | None
+    ra: float | None
+    params: int
+    seconds: float
+    n_acc: int | None = None
+    n_asr: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that a run folder's ``results.json`` says."""
+
+    runs: tuple[Run, ...]
+    environment: Mapping[str, Scalar]
+    config: Mapping[str, object]
+    records: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """What a number of a run may be; its smallest value is 0."""
+
+    expected: str
+    highest: float
+    whole: bool = False
+    nullable: bool = False
+    required: bool = True
+
+
+_SHARE = "a fraction in [0, 1]"
+_COUNT = _Number("a whole number from 0 on, or null", 2.0**53, True, nullable=True, required=False)
+_NUMBERS: Mapping[str, _Number] = {
+    "seed": _Number("a whole number from 0 on", 2.0**64, whole=True),
+    "acc": _Number(_SHARE, 1.0),
+    "asr": _Number(f"{_SHARE}, or null", 1.0, nullable=True),
+    "ra": _Number(f"{_SHARE}, or null", 1.0, nullable=True),
+    "params": _Number("a whole number from 0 on", 2.0**53, whole=True),
+    "seconds": _Number("a number of seconds from 0 on", 1e12),
+    "n_acc": _COUNT,
+    "n_asr": _COUNT,
+}
+
+
+def read(folder: Path) -> Results:
+    """Read and check ``results.json``; keys of a run that are not known here are passed over.
+
+    Raises:
+        InputError: The file is missing or is not what it should be; one line that names the file,
+            the key and the value.
+    """
+    file = Path(folder) / "results.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); give a run folder") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not JSON ({error}); make the run again") from error
+    if not isinstance(content, dict):
+        raise _wrong(file, "the file", content, "a JSON object")
+    found = content.get("runs")
+    if not isinstance(found, list) or not found:
+        raise _wrong(file, "runs", found, "a list of at least one run")
+    runs = tuple(_run(file, f"runs[{i}]", run) for i, run in enumerate(found))
+    _refuse_duplicates(file, runs)
+    environment = _mapping(file, content, "environment")
+    for key, value in environment.items():
+        if not isinstance(value, str | int | float | None):
+            raise _wrong(file, f"environment[{json.dumps(key)}]", value, "text or a number")
+    return Results(
+        runs, environment, _mapping(file, content, "config"), _mapping(file, content, "records")
+    )
+
+
+def _run(file: Path, where: str, content: object) -> Run:
+    if not isinstance(content, dict):
+        raise _wrong(file, where, content, "an object")
+    known: dict[str, Any] = {key: _name(file, where, content, key) for key in _NAMES}
+    for key, number in _NUMBERS.items():
+        known[key] = _number(file, where, content, key, number)
+    return Run(**known)
+
+
+def _name(file: Path, where: str, run: Mapping[str, object], key: str) -> str:
+    value = _required(file, where, run, key)
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise _wrong(file, f"{where}.{key}", value, "a printable name")
+    if len(value) > _LONGEST_NAME:
+        raise _wrong(file, f"{where}.{key}", value, f"at most {_LONGEST_NAME} characters")
+    return value
+
+
+def _number(
+    file: Path, where: str, run: Mapping[str, object], key: str, number: _Number
+) -> int | float | None:
+    value = _required(file, where, run, key) if number.required else run.get(key)
+    if value is None and number.nullable:
+        return None
+    kinds = int if number.whole else int | float
+    # True is an int, and NaN fails every comparison
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= number.highest:
+        raise _wrong(file, f"{where}.{key}", value, number.expected)
+    return value if number.whole else float(value)
+
+
+def _required(file: Path, where: str, run: Mapping[str, object], key: str) -> object:
+    if key not in run:
+        raise InputError(f"{file}: {where} has no {key!r}; every run needs it")
+    return run[key]
+
+
+def _refuse_duplicates(file: Path, runs: tuple[Run, ...]) -> None:
+    first: dict[tuple[str, str, str, str, int], int] = {}
+    for i, run in enumerate(runs):
+        earlier = first.setdefault((run.data, run.pair, run.attack, run.method, run.seed), i)
+        if earlier != i:
+            raise InputError(
+                f"{file}: runs[{i}] repeats runs[{earlier}] ({run.method!r} with seed {run.seed}); "
+                "expected each seed once, as a repeated one makes the spread too small"
+            )
+
+
+def _mapping(file: Path, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = content.get(key, {})
+    if not isinstance(value, dict):
+        raise _wrong(file, key, value, "an object")
+    return value
+
+
+def _wrong(file: Path, key: str, value: object, expected: str) -> InputError:
+    shown = json.dumps(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return InputError(f"{file}: {key} is {shown}; expected {expected}")

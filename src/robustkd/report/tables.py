@@ -1,0 +1,160 @@
+"""The results as a table: for a terminal of 80 columns, and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from robustkd.report.rows import Cell, Row, Statistic, by_cell
+
+UNKNOWN = "\u2013"
+"""An en dash stands where nothing was measured."""
+
+_FULL_NAMES = ("Data", "Pair", "Attack")
+
+
+def console_table(rows: Sequence[Row]) -> Table:
+    """A table for the terminal; percentages as mean ± sample standard deviation over seeds.
+
+    With one seed throughout, ASR comes with its 95 % Wilson interval instead. A column of seed
+    counts appears only where they differ.
+    """
+    seeds = sorted({row.acc.n for row in rows})
+    cells = by_cell(rows)
+    table = Table(
+        title=Text(common_name(list(cells)), style="bold"),
+        caption=Text(_caption(seeds)),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("method", overflow="fold")
+    numbers = ["ACC %", "ASR %", "RA %", *(["n"] if len(seeds) > 1 else []), "params", "sec"]
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell, members in cells.items():
+        if len(cells) > 1:
+            table.add_section()
+            table.add_row(Text(own_name(cell, list(cells)), style="bold"))
+        for row in members:
+            style = "bold" if row.ours else ""
+            table.add_row(Text(row.words), *_numbers(row, seeds), style=style)
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same table in Markdown (GitHub flavour), with every interval and seed count."""
+    cells = list(by_cell(rows))
+    varying = _varying(cells)
+    head = [_FULL_NAMES[i] for i in varying]
+    head += ["Method", "ACC %", "ASR %", "RA %", "n", "Parameters", "Seconds"]
+    lines = [head, ["---"] * (len(varying) + 1) + ["---:"] * 6]
+    lines += [
+        [
+            *(_markdown(row.cell[i]) for i in varying),
+            _markdown(row.words),
+            *map(spread, row.shares),
+            str(row.acc.n),
+            f"{row.params:,}",
+            seconds(row),
+        ]
+        for row in rows
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def percent(share: float) -> str:
+    """A fraction as a percentage with one decimal, without the sign.
+
+    >>> percent(0.639)
+    '63.9'
+    """
+    return f"{100 * share:.1f}"
+
+
+def spread(value: Statistic | None) -> str:
+    """A mean with its standard deviation, else with its Wilson interval, else alone.
+
+    >>> spread(Statistic(0.5, sd=None, n=1, lowest=0.5, highest=0.5, interval=(0.404, 0.596)))
+    '50.0 [40.4, 59.6]'
+    """
+    if value is None:
+        return UNKNOWN
+    if value.sd is not None:
+        return f"{percent(value.mean)} ± {percent(value.sd)}"
+    if value.interval is not None:
+        return f"{percent(value.mean)} [{', '.join(map(percent, value.interval))}]"
+    return percent(value.mean)
+
+
+def short_count(count: int) -> str:
+    """A count of parameters in at most six characters.
+
+    >>> short_count(938), short_count(77_850), short_count(5_870_000)
+    ('938', '77.8 k', '5.9 M')
+    """
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            scaled = count / size
+            return f"{scaled:.1f} {unit}" if scaled < 99.95 else f"{scaled:.0f} {unit}"
+    return str(count)
+
+
+def seconds(row: Row) -> str:
+    """The mean duration, with a decimal only where it is below ten seconds."""
+    mean = row.seconds.mean
+    return f"{mean:.1f}" if 0 < mean < 9.95 else f"{mean:.0f}"
+
+
+def common_name(cells: Sequence[Cell]) -> str:
+    """What all ``cells`` share, e.g. data and pair of a grid over attacks."""
+    return _join(cells[0][i] for i in range(3) if i not in _varying(cells)) if cells else ""
+
+
+def own_name(cell: Cell, cells: Sequence[Cell]) -> str:
+    """What tells ``cell`` from the other ``cells``."""
+    return _join(cell[i] for i in _varying(cells))
+
+
+def _varying(cells: Sequence[Cell]) -> list[int]:
+    return [i for i in range(3) if len({cell[i] for cell in cells}) > 1]
+
+
+def _join(names: Iterable[str]) -> str:
+    return " · ".join(names)
+
+
+def _numbers(row: Row, seeds: Sequence[int]) -> list[str]:
+    # three intervals in a line, or one beside two deviations, would not fit in 80 columns
+    single = max(seeds) == 1
+    shares = [_narrow(value, interval=single and value is row.asr) for value in row.shares]
+    count = [str(row.acc.n)] if len(seeds) > 1 else []
+    return [*shares, *count, short_count(row.params), seconds(row)]
+
+
+def _narrow(value: Statistic | None, *, interval: bool) -> str:
+    if value is None or value.sd is not None or interval:
+        return spread(value)
+    return percent(value.mean)
+
+
+def _caption(seeds: Sequence[int]) -> str:
+    if not seeds:
+        return "no runs"
+    if seeds == [1]:
+        return "one seed; in brackets the 95 % interval"
+    if len(seeds) == 1:
+        return f"mean ± standard deviation over n = {seeds[0]} seeds"
+    return "mean ± standard deviation over n seeds"
+
+
+def _markdown(name: str) -> str:
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
+        name = name.replace(character, entity)
+    return " ".join(name.split())

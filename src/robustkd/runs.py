@@ -1,0 +1,68 @@
+"""The run folder: made once, never overwritten, complete enough to repeat the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from robustkd.errors import InputError, UsageError
+
+
+def new_folder(path: Path) -> Path:
+    """Make an empty folder for a run.
+
+    Raises:
+        UsageError: If it exists and holds anything.
+        InputError: If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise UsageError(f"output folder {path} is not empty; give a new one with --out")
+    except OSError as error:
+        raise InputError(f"output folder {path} cannot be made: {error.strerror}") from error
+    return path
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or with -2, -3, ... behind it, so that nothing is there yet."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(free for free in chain([path], numbered) if not free.exists())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one JSON object, beside the file first and renamed then.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def environment() -> dict[str, str | int]:
+    """What a figure depends on besides the code: versions and the machine."""
+    from importlib.metadata import version
+
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return {
+        "robustkd": version("robustkd"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(accelerator or "cpu"),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count() or 1,
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }

@@ -1,0 +1,102 @@
+"""Crops and flips: every result is one that the slow definition allows, and all of them occur."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robustkd.data import CropFlip
+from robustkd.errors import UsageError
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def allowed(image: torch.Tensor, pad: int, flip: bool) -> list[torch.Tensor]:
+    """Every crop of the reflected ``image``, by torch's own padding and a loop."""
+    _, height, width = image.shape
+    padded = F.pad(image[None], (pad,) * 4, mode="reflect")[0]
+    crops = [
+        padded[:, top : top + height, left : left + width]
+        for top in range(2 * pad + 1)
+        for left in range(2 * pad + 1)
+    ]
+    return crops + [crop.flip(2) for crop in crops] if flip else crops
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shape", [(1, 5, 7), (3, 4, 4)])
+@pytest.mark.parametrize("pad", [0, 1, 3])
+def test_each_allowed_crop_occurs_about_equally_often_and_no_other(pad, shape, flip):
+    image = torch.rand(shape, generator=seeded())
+    every = torch.stack(allowed(image, pad, flip))
+    # In a small image two crops can be alike, which is then drawn twice as often.
+    variants, ways = every.unique(dim=0, return_counts=True)
+    each = 60
+    n = each * len(every)
+    results = CropFlip(pad=pad, flip=flip)(image.expand(n, *shape), seeded(1))
+    which = (results[:, None] == variants[None]).flatten(2).all(2)
+    assert which.any(1).all()
+    counts = which.sum(0)
+    expected = each * ways
+    # Six standard deviations of a count.
+    assert ((counts - expected).abs() <= 6 * expected.sqrt()).all()
+
+
+def test_every_sample_is_drawn_on_its_own():
+    images = torch.rand(1, 3, 16, 16).expand(64, -1, -1, -1)
+    results = CropFlip(pad=2, flip=True)(images, seeded())
+    assert len(torch.unique(results.flatten(1), dim=0)) > 20
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("augmentation", [CropFlip(), CropFlip(pad=2), CropFlip(pad=1, flip=True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_result_is_float32_channels_last_and_input_untouched(channels, augmentation, dtype):
+    images = torch.rand(6, channels, 8, 9, dtype=dtype)
+    before = images.clone()
+    results = augmentation(images, seeded())
+    assert results.dtype == torch.float32
+    assert results.shape == images.shape
+    assert results.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before)
+
+
+def test_writing_to_a_result_of_a_crop_leaves_the_input_alone():
+    images = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    CropFlip(pad=1)(images, seeded()).zero_()
+    assert torch.equal(images, before)
+
+
+def test_nothing_to_do_changes_nothing_and_draws_nothing():
+    images = torch.rand(4, 3, 8, 8)
+    generator = seeded()
+    state = generator.get_state()
+    assert torch.equal(CropFlip(pad=0, flip=False)(images, generator), images)
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_same_seed_same_result():
+    images = torch.rand(16, 1, 8, 8)
+    augment = CropFlip(pad=2, flip=True)
+    assert torch.equal(augment(images, seeded(3)), augment(images, seeded(3)))
+    assert not torch.equal(augment(images, seeded(3)), augment(images, seeded(4)))
+
+
+def test_no_images_are_no_error():
+    assert CropFlip(pad=2, flip=True)(torch.rand(0, 3, 8, 8), seeded()).shape == (0, 3, 8, 8)
+
+
+def test_pads_out_of_range_are_refused():
+    with pytest.raises(UsageError, match=r"^pad=-1: expected at least 0; use pad=0 for no crops$"):
+        CropFlip(pad=-1)
+    message = r"^pad=4: expected less than the image size 4x9; lower it$"
+    with pytest.raises(UsageError, match=message):
+        CropFlip(pad=4)(torch.rand(2, 1, 4, 9), seeded())
+
+
+def test_repr_shows_every_parameter():
+    assert repr(CropFlip(pad=2, flip=True)) == "CropFlip(pad=2, flip=True)"

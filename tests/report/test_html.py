@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from robustkd.errors import InputError
+from robustkd.report import write_html
+
+from .conftest import make_run
+
+HOSTILE = "<script>alert(1)</script>$\\frac$\"'&"
+
+
+class Page(HTMLParser):
+    """What the browser would make of the file."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def page(folder):
+    return Page(write_html(folder).read_text(encoding="utf-8"))
+
+
+def test_one_file_with_everything_and_nothing_to_load(write, arrays):
+    path = write_html(write(arrays=arrays))
+    found = Page(path.read_text(encoding="utf-8"))
+    assert path.name == "report.html"
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in found.links)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(found.tags)
+    assert "url(http" not in path.read_text(encoding="utf-8")
+    assert found.tags.count("svg") == 2
+    for heading in ("The trigger", "What the models see", "What detoxification takes away"):
+        assert heading in found.text
+    assert "On this attack the ordinary student obeys the trigger on 63.9 %" in found.text
+    assert "RobustKD (default)" in found.text
+
+
+def test_ids_are_unique_and_the_file_is_the_same_each_time(write, arrays):
+    folder = write(arrays=arrays)
+    first = write_html(folder).read_bytes()
+    assert write_html(folder).read_bytes() == first
+    svgs = re.findall(r"<svg.*?</svg>", first.decode(), flags=re.DOTALL)
+    for svg in svgs:
+        ids = re.findall(r'\bid="([^"]*)"', svg)
+        assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("key", ["data", "pair", "attack", "method"])
+def test_hostile_names_are_plain_text(write, key):
+    runs = [make_run(**{key: HOSTILE}), make_run(**{key: "other"})]
+    found = page(write(runs))
+    assert "script" not in found.tags
+    assert HOSTILE in found.text
+
+
+def test_hostile_classes_settings_and_stages_are_plain_text(write, arrays):
+    arrays["mask/default/" + "<img src=x>"] = arrays["mask/default/group1"]
+    arrays["predictions/<b>"] = arrays["labels"]
+    folder = write(
+        arrays=arrays,
+        records={"classes": ["a", HOSTILE, "../\n", "d"]},
+        config={HOSTILE: {"x": HOSTILE}},
+        environment={HOSTILE: HOSTILE},
+    )
+    found = page(folder)
+    assert not {"script", "b"} & set(found.tags)
+    assert "x" not in found.links
+    assert HOSTILE in found.text
+    assert f"{HOSTILE}.x" in found.text
+
+
+def test_an_unknown_trigger_is_said_to_be_so(write):
+    found = page(write([make_run(asr=None, ra=None), make_run(method="default", asr=None)]))
+    assert "ASR could not be measured, as no trigger is known." in found.text
+    assert found.tags.count("svg") == 1
+
+
+@pytest.mark.parametrize(
+    "kept", [(), ("images",), ("images", "triggered"), ("trigger_mask",), ("predictions/ofd",)]
+)
+def test_arrays_may_be_missing(write, arrays, kept):
+    found = page(write(arrays={key: arrays[key] for key in kept}))
+    assert ("The trigger" in found.text) == (kept in {("images", "triggered"), ("trigger_mask",)})
+    assert ("What the models see" in found.text) == (kept == ("images", "triggered"))
+
+
+def test_flat_arrays_and_colour_images_are_drawn(write):
+    images = np.zeros((2, 3, 80, 80))
+    arrays = {"images": images, "triggered": images, "mask/paper/s": np.zeros((2, 4, 4))}
+    assert "RobustKD (paper)" in page(write(arrays=arrays)).text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("images", np.zeros((1, 8, 8)), "images is float64 of shape [1, 8, 8]; expected numbers "
+         "of shape [k, C, H, W]"),
+        ("labels", np.zeros(3), "labels is float64 of shape [3]; expected whole numbers of shape "
+         "[k]"),
+        ("labels", np.array([1, 2]), "labels has 2 entries; expected one for each of the 3 images"),
+        ("triggered", np.zeros((3, 1, 4, 4)), "triggered has shape [3, 1, 4, 4]; expected that of "
+         "images, [3, 1, 8, 8]"),
+        ("trigger_mask", np.full((1, 8, 8), 255), "trigger_mask spans 255 to 255; expected values "
+         "in [0, 1]"),
+        ("mask/a/b", np.full((1, 2, 2), np.nan), "mask/a/b spans nan to nan; expected values in "
+         "[0, 1]"),
+    ],
+)  # fmt: skip
+def test_wrong_arrays_are_named(write, arrays, key, value, message):
+    folder = write(arrays=arrays | {key: value})
+    with pytest.raises(InputError) as caught:
+        write_html(folder)
+    assert str(caught.value) == f"{folder}/arrays.npz: {message}"
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut off"])
+def test_a_damaged_file_is_refused(write, content):
+    folder = write()
+    (folder / "arrays.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"arrays.npz: not an .npz of plain arrays \(.*\); make"):
+        write_html(folder)
+
+
+def test_pickled_arrays_are_refused(write):
+    folder = write()
+    np.savez(folder / "arrays.npz", images=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match=r"not an .npz of plain arrays"):
+        write_html(folder)
+
+
+def test_importing_the_room_loads_neither_torch_nor_matplotlib():
+    code = (
+        "import json, sys, robustkd; before = set(sys.modules); import robustkd.report;"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
+    assert not {"torch", "matplotlib", "numpy"} & loaded

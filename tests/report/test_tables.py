@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from robustkd.report import METHODS, Run, aggregate, console_table, markdown_table
+from robustkd.report.tables import UNKNOWN, short_count
+
+from .conftest import SCORES, make_run
+
+
+def rendered(rows, width=80):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(console_table(rows))
+    return console.export_text()
+
+
+def widest_rows(seeds):
+    """Every share at its widest."""
+    widest = {"acc": 1.0, "asr": 1.0, "ra": 1.0, "params": 36_479_219, "n_asr": 100}
+    return aggregate(
+        Run(**make_run(method=method, seed=seed, **widest))
+        for i, method in enumerate(METHODS)
+        for seed in range(seeds[i])
+    )
+
+
+@pytest.mark.parametrize("seeds", [(1,) * 6, (3,) * 6, (1, 2, 3, 4, 5, 6)])
+def test_eighty_columns_hold_every_cell_on_one_line(seeds):
+    rows = widest_rows(seeds)
+    lines = rendered(rows).splitlines()
+    for row in rows:
+        line = next(line for line in lines if line.startswith(row.words))
+        assert line.count("100.0") >= 3
+        assert "36.5 M" in line
+        assert line.rstrip().endswith("31")
+    assert "…" not in "".join(lines)
+    assert len([line for line in lines if line.strip()]) == len(rows) + 4
+
+
+def test_several_seeds_show_mean_deviation_and_their_number():
+    rows = aggregate(Run(**make_run(seed=seed, acc=acc)) for seed, acc in enumerate((0.9, 0.8)))
+    text = rendered(rows)
+    assert "85.0 ± 7.1" in text
+    assert "mean ± standard deviation over n = 2 seeds" in text
+
+
+def test_names_are_never_markup_and_unknown_numbers_are_a_dash():
+    text = rendered(aggregate([Run(**make_run(method="[red]x[/]", asr=None, ra=None))]))
+    assert "[red]x[/]" in text
+    assert text.count(UNKNOWN) == 2
+
+
+def test_several_settings_are_told_apart_by_what_differs():
+    attacks = ("ckd", "scar")
+    text = rendered(aggregate(Run(**make_run(attack=attack)) for attack in attacks))
+    assert text.splitlines()[0].strip() == "digits · wrn10-2-wrn10-1"
+    assert [line.strip() for line in text.splitlines() if line.strip() in attacks] == [
+        "ckd",
+        "scar",
+    ]
+
+
+def test_no_rows_make_an_empty_table():
+    assert "no runs" in rendered([])
+    assert markdown_table([]).count("\n") == 2
+
+
+def test_markdown_gives_back_the_numbers():
+    rows = aggregate(
+        Run(**make_run(method=method, attack=attack, acc=acc, asr=asr))
+        for attack in ("ckd", "scar")
+        for method, (acc, asr) in SCORES.items()
+    )
+    head, _, *lines = markdown_table(rows).splitlines()
+    names = [name.strip() for name in head.strip("|").split("|")]
+    assert names == ["Attack", "Method", "ACC %", "ASR %", "RA %", "n", "Parameters", "Seconds"]
+    for line, row in zip(lines, rows, strict=True):
+        found = dict(zip(names, (c.strip() for c in line.strip("|").split("|")), strict=True))
+        assert (found["Attack"], found["Method"]) == (row.attack, row.words)
+        assert float(found["ACC %"]) == pytest.approx(100 * row.acc.mean, abs=0.05)
+        assert float(found["ASR %"]) == pytest.approx(100 * row.asr.mean, abs=0.05)
+        assert int(found["Parameters"].replace(",", "")) == row.params
+        assert (found["n"], found["Seconds"]) == ("1", "31")
+
+
+def test_a_hostile_name_stays_in_its_markdown_cell():
+    table = markdown_table(aggregate([Run(**make_run(method="a|b<script>"))]))
+    assert "| a\\|b&lt;script&gt; |" in table
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.0 k"), (99_960, "100 k"), (36_479_219, "36.5 M")],
+)
+def test_counts_fit_in_six_characters(count, text):
+    assert short_count(count) == text
