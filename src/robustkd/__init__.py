@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from robustkd.data import load as load_data
-    from robustkd.detox import DetoxifiedTeacher, detoxify
+    from robustkd.detox import detoxify
     from robustkd.distillation import distill
     from robustkd.errors import InputError, RobustKDError, TrainingError, UsageError
     from robustkd.harden import UniversalPerturbations
-    from robustkd.models import build, load, load_teacher, save
+    from robustkd.masking import DetoxifiedTeacher, load_detoxified, save_detoxified
+    from robustkd.models import Spec, build, load, load_teacher, save
 
 _HOME = {
-    "DetoxifiedTeacher": ("robustkd.detox", "DetoxifiedTeacher"),
+    "DetoxifiedTeacher": ("robustkd.masking", "DetoxifiedTeacher"),
     "InputError": ("robustkd.errors", "InputError"),
     "RobustKDError": ("robustkd.errors", "RobustKDError"),
+    "Spec": ("robustkd.models", "Spec"),
     "TrainingError": ("robustkd.errors", "TrainingError"),
     "UniversalPerturbations": ("robustkd.harden", "UniversalPerturbations"),
     "UsageError": ("robustkd.errors", "UsageError"),
@@ -28,14 +30,17 @@ _HOME = {
     "distill": ("robustkd.distillation", "distill"),
     "load": ("robustkd.models", "load"),
     "load_data": ("robustkd.data", "load"),
+    "load_detoxified": ("robustkd.masking", "load_detoxified"),
     "load_teacher": ("robustkd.models", "load_teacher"),
     "save": ("robustkd.models", "save"),
+    "save_detoxified": ("robustkd.masking", "save_detoxified"),
 }
 
 __all__ = [
     "DetoxifiedTeacher",
     "InputError",
     "RobustKDError",
+    "Spec",
     "TrainingError",
     "UniversalPerturbations",
     "UsageError",
@@ -44,8 +49,10 @@ __all__ = [
     "distill",
     "load",
     "load_data",
+    "load_detoxified",
     "load_teacher",
     "save",
+    "save_detoxified",
 ]
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported up here, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +18,22 @@ from rich.table import Table
 
 from robustkd.errors import RobustKDError, UsageError
 
-_CRASH, _USAGE, _INTERRUPTED = 1, 2, 130
+_USAGE, _INTERRUPTED = 2, 130
+# Twice a seed and one more still fit into torch's generators.
+_LARGEST_SEED = 2**62 - 1
 
 app = App(
     name="robustkd",
     help="Distil a small, accurate student from a teacher that you do not trust.",
     version_flags=["--version"],
+    # An interrupt is told as every other end is, in `main`.
+    suppress_keyboard_interrupt=False,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and an exit code, no traceback."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         app(
             sys.argv[1:] if arguments is None else arguments,
@@ -73,14 +78,14 @@ def demo(
     from robustkd.benchmark import protocol, run_demo
 
     setting = protocol(data)
-    folder = runs.new_folder(out or runs.free_name(Path("demo")))
+    folder = out or runs.free_name(Path("demo"))
     progress = Console(stderr=True, highlight=False, markup=False)
     run_demo(setting, folder, seeds=seeds, root=data_root, tell=progress.print)
     page = report.write_html(folder)
     rows = report.aggregate(report.read(folder).runs)
     console = Console(highlight=False)
     console.print(report.console_table(rows))
-    console.print(f"Report: {page}", soft_wrap=True)
+    _print_plain(f"Report: {page}")
     console.print(report.headline(rows))
 
 
@@ -120,8 +125,10 @@ def distill(
     _check_at_least("--epochs", epochs, 1)
     _check_at_least("--batch-size", batch_size, 2)
     _check_at_least("--seed", seed, 0)
-    if not lr > 0:
-        raise UsageError(f"--lr is {lr}; expected more than 0")
+    if seed > _LARGEST_SEED:
+        raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
+    if not 0 < lr < math.inf:
+        raise UsageError(f"--lr is {lr}; expected a finite number above 0")
     from robustkd import data as sources
     from robustkd import report
     from robustkd.pipeline import distill_file
@@ -142,7 +149,7 @@ def distill(
     rows = report.aggregate(report.read(out).runs)
     console = Console(highlight=False)
     console.print(report.console_table(rows))
-    console.print(f"Student: {out / 'student.safetensors'}", soft_wrap=True)
+    _print_plain(f"Student: {out / 'student.safetensors'}")
     console.print(report.headline(rows))
 
 
@@ -215,6 +222,11 @@ def list_(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = F
 def _check_at_least(flag: str, value: int, lowest: int) -> None:
     if value < lowest:
         raise UsageError(f"{flag} is {value}; expected at least {lowest}")
+
+
+def _print_plain(line: str) -> None:
+    """A line with a path in it, whose brackets and colons mean nothing more."""
+    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(line)
 
 
 def _print_json(content: dict[str, Any]) -> None:

@@ -21,8 +21,8 @@ and a trigger lives in that. Where the text leaves a choice, or we differ:
   is quiet on clean images counts as much as a loud one (``ratio="position"``), or once over the
   whole stage (``ratio="stage"``);
 - :math:`\mathrm{Var}(F_l)` is of the untouched teacher, measured once;
-- the user gives a budget of clean validation accuracy; lambda follows from it, by doubling and
-  then bisecting, each step starting from the masks of the last one within budget;
+- the user gives a budget of clean validation accuracy; lambda follows from it, by raising (or
+  lowering) and then bisecting, each step starting from the masks of the last one within budget;
 - the teacher stays in eval mode: its BatchNorm statistics do not move.
 """
 
@@ -30,9 +30,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,73 +40,14 @@ from torch import Tensor, nn
 from robustkd import taps
 from robustkd.errors import TrainingError, UsageError
 from robustkd.inference import accuracy_on, device_of
+from robustkd.masking import DetoxifiedTeacher, FeatureMask
 from robustkd.progress import track
 from robustkd.training import check_positive
-from robustkd.types import Batch, DataSource, Features, Images, Logits
+from robustkd.types import Batch, DataSource
 
-_INITIAL_MASK = 0.02
 _STATISTICS_BATCHES = 8
 _EPSILON = 1e-6
-
-
-class FeatureMask(nn.Module):
-    """``(1 - mask) * features + mask * pattern``, both C x H x W and broadcast over the batch.
-
-    Args:
-        pattern: What masked features become; a copy is learnt further.
-        cap: Largest value of the mask, in (0, 1].
-    """
-
-    def __init__(self, pattern: Tensor, *, cap: float) -> None:
-        super().__init__()
-        self.cap = cap
-        self.pattern = nn.Parameter(pattern.clone())
-        self.mask = nn.Parameter(torch.full_like(pattern, min(_INITIAL_MASK, cap)))
-
-    def forward(self, features: Features) -> Features:
-        """Mix the pattern in; the shape is kept."""
-        return torch.lerp(features, self.pattern.to(features.dtype), self.mask.to(features.dtype))
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Put the mask back into [0, cap] after an optimiser's step."""
-        self.mask.clamp_(0.0, self.cap)
-
-
-class DetoxifiedTeacher(nn.Module):
-    """A frozen teacher whose stages pass through feature masks; an ordinary module otherwise.
-
-    Always in eval mode. :attr:`taps` are the paths where its *cleaned* features are read.
-
-    Args:
-        teacher: The network; it is copied, so that the original stays as it was.
-        masks: For each tapped module path of the teacher, the mask behind it.
-    """
-
-    def __init__(self, teacher: nn.Module, masks: dict[str, FeatureMask]) -> None:
-        super().__init__()
-        self.teacher = copy.deepcopy(teacher).requires_grad_(False)
-        self.locations = tuple(masks)
-        self.masks = nn.ModuleList(masks.values())
-        self.eval()
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """Module paths of the cleaned features, in order of the stages."""
-        return tuple(f"masks.{index}" for index in range(len(self.masks)))
-
-    def train(self, mode: bool = True) -> DetoxifiedTeacher:  # noqa: ARG002 (nn.Module's signature)
-        """Stay in eval mode, whatever is asked."""
-        return super().train(False)
-
-    def forward(self, images: Images) -> Logits:
-        """Logits computed from the cleaned features."""
-        changes: dict[str, Callable[[Tensor], Tensor]] = dict(
-            zip(self.locations, self.masks, strict=True)
-        )
-        with taps.rewrite(self.teacher, changes):
-            logits: Tensor = self.teacher(images)
-        return logits
+_Ratio: TypeAlias = Literal["position", "stage"]
 
 
 @dataclass(frozen=True)
@@ -148,22 +89,20 @@ class Detoxified:
     record: DetoxRecord
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Cleaning:
-    """The work in progress: the teacher with its masks, clean statistics and data in order."""
+    """The work in progress: the teacher with its masks, its clean variances, and data in order."""
 
     teacher: DetoxifiedTeacher
     variances: list[Tensor]
-    ratio: Literal["position", "stage"]
+    ratio: _Ratio
     batches: Callable[[], Batch]
     lr: float
-    last_ratios: list[float] = field(default_factory=list)
 
-    def variance_ratios(self, features: Sequence[Features]) -> list[Tensor]:
-        """Cleaned to original variance over the batch, one scalar a stage."""
+    def ratios(self, cleaned: Sequence[Tensor]) -> list[Tensor]:
+        """Cleaned to original variance (each C x H x W), one scalar a stage."""
         ratios = []
-        for cleaned, original in zip(features, self.variances, strict=True):
-            variance = cleaned.var(dim=0)
+        for variance, original in zip(cleaned, self.variances, strict=True):
             if self.ratio == "stage":
                 ratios.append(variance.sum() / original.sum())
             else:
@@ -174,27 +113,22 @@ class _Cleaning:
     def run(self, variance_weight: float, steps: int) -> None:
         """Take optimiser steps on masks and patterns with one lambda."""
         optimiser = torch.optim.Adam(self.teacher.masks.parameters(), lr=self.lr)
-        totals = torch.zeros(len(self.variances))
         with (
             taps.read(self.teacher, self.teacher.taps) as features,
             track(f"detoxify, λ {variance_weight:.3g}", steps) as update,
         ):
-            for step in range(steps):
+            for _ in range(steps):
                 batch = self.batches()
-                loss_task = nn.functional.cross_entropy(self.teacher(batch.images), batch.labels)
-                ratios = torch.stack(
-                    self.variance_ratios([features[name] for name in self.teacher.taps])
-                )
-                loss = loss_task + variance_weight * ratios.mean()
+                task = nn.functional.cross_entropy(self.teacher(batch.images), batch.labels)
+                variances = [features[name].var(dim=0) for name in self.teacher.taps]
+                ratio = torch.stack(self.ratios(variances)).mean()
+                loss = task + variance_weight * ratio
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 for mask in self.teacher.masks:
                     mask.project()  # type: ignore[operator]
-                if step >= steps // 2:
-                    totals += ratios.detach().cpu()
-                update(loss=float(loss.detach()), ratio=float(ratios.detach().mean()))
-        self.last_ratios = (totals / (steps - steps // 2)).tolist()
+                update(loss=float(loss.detach()), ratio=float(ratio.detach()))
         if not all(torch.isfinite(parameter).all() for parameter in self.teacher.parameters()):
             raise TrainingError(
                 f"detoxification diverged at λ {variance_weight:.3g}; try a smaller lr"
@@ -207,10 +141,11 @@ def detoxify(
     *,
     stages: Sequence[str] | None = None,
     cap: float = 1.0,
-    ratio: Literal["position", "stage"] = "position",
+    ratio: _Ratio = "position",
     accuracy_budget: float = 0.02,
     variance_weight: float = 1.0,
-    doublings: int = 6,
+    growth: float = 4.0,
+    raises: int = 3,
     bisections: int = 2,
     steps: int = 60,
     batch_size: int = 128,
@@ -227,7 +162,9 @@ def detoxify(
         ratio: How the variance of a stage is compared, see the module's text.
         accuracy_budget: Share of clean validation accuracy to give at most, in [0, 1).
         variance_weight: Lambda to start from, above 0.
-        doublings: Times that lambda may double while the budget holds.
+        growth: Factor by which lambda is raised while the budget holds, or lowered until it does;
+            above 1.
+        raises: Times that it is raised or lowered at most.
         bisections: Halvings (on a log scale) between the last lambda within the budget and the
             first beyond it.
         steps: Optimiser steps (Adam) a lambda.
@@ -237,44 +174,62 @@ def detoxify(
 
     Returns:
         The detoxified teacher, on the teacher's device, and the record. When no lambda holds the
-        budget, masks are those of before: the record's curve shows it.
+        budget, all masks are zero and the logits are the teacher's: the record's curve shows it.
 
     Raises:
-        UsageError: If a number is out of range or a stage does not exist.
+        UsageError: If a number is out of range, or a stage does not exist or does not vary.
         TrainingError: If masks or patterns stop being finite.
     """
-    check_positive(
-        cap=cap, variance_weight=variance_weight, steps=steps, batch_size=batch_size - 1, lr=lr
-    )
+    check_positive(cap=cap, variance_weight=variance_weight, steps=steps, lr=lr)
     if cap > 1 or not 0 <= accuracy_budget < 1:
         raise UsageError(
             f"cap is {cap} and accuracy_budget {accuracy_budget}; expected at most 1 and in [0, 1)"
         )
+    if batch_size < 2:
+        raise UsageError(f"batch_size is {batch_size}; a variance needs at least 2 images")
+    if min(raises, bisections) < 0 or not growth > 1:
+        raise UsageError(
+            f"{raises} raises by {growth} and {bisections} bisections; expected at least 0 of "
+            "both and a factor above 1"
+        )
+    if ratio not in get_args(_Ratio):
+        raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(_Ratio))}")
     device = device_of(teacher)
     names = tuple(stages) if stages is not None else _found_stages(teacher, clean)
     means, variances = _statistics(teacher, clean, names, batch_size, device)
+    for variance, name in zip(variances, names, strict=True):
+        if not (variance > _EPSILON).any():
+            raise UsageError(f"the features of {name!r} do not vary on clean images; leave it out")
     masked = DetoxifiedTeacher(
         teacher,
         {name: FeatureMask(mean, cap=cap) for name, mean in zip(names, means, strict=True)},
     ).to(device)
     batches = _endless(clean, batch_size, device, seed)
     cleaning = _Cleaning(masked, variances, ratio, batches, lr)
-    before = float(accuracy_on(teacher, clean, "validation").value)
-    curve, ratios = _search(
+    before = accuracy_on(teacher, clean, "validation").value
+
+    def measure() -> tuple[float, tuple[float, ...]]:
+        _, cleaned = _statistics(masked, clean, masked.taps, batch_size, device)
+        ratios = tuple(float(ratio) for ratio in cleaning.ratios(cleaned))
+        return accuracy_on(masked, clean, "validation").value, ratios
+
+    curve = _search(
         cleaning,
-        lambda: float(accuracy_on(masked, clean, "validation").value),
+        measure,
         floor=before - accuracy_budget,
         start=variance_weight,
-        doublings=doublings,
+        growth=growth,
+        raises=raises,
         bisections=bisections,
         steps=steps,
     )
+    after, ratios = measure()
     record = DetoxRecord(
         stages=names,
         mean_mask=tuple(float(mask.mask.detach().mean()) for mask in masked.masks),  # type: ignore[operator]
-        variance_ratio=tuple(ratios),
+        variance_ratio=ratios,
         accuracy_before=before,
-        accuracy_after=float(accuracy_on(masked, clean, "validation").value),
+        accuracy_after=after,
         curve=tuple(curve),
     )
     return Detoxified(masked.requires_grad_(False), record)
@@ -282,43 +237,46 @@ def detoxify(
 
 def _search(
     cleaning: _Cleaning,
-    measure: Callable[[], float],
+    measure: Callable[[], tuple[float, tuple[float, ...]]],
     *,
     floor: float,
     start: float,
-    doublings: int,
+    growth: float,
+    raises: int,
     bisections: int,
     steps: int,
-) -> tuple[list[Point], list[float]]:
-    """Double lambda until accuracy falls below ``floor``, then bisect; keep the last that held."""
+) -> list[Point]:
+    """Bracket the lambda at which accuracy falls below ``floor``, then bisect on a log scale.
+
+    The masks of the largest lambda that held stay; zero masks where none did.
+    """
     masks = cleaning.teacher.masks
-    held, ratios = copy.deepcopy(masks.state_dict()), [1.0] * len(masks)
+    held = copy.deepcopy(masks.state_dict())
     curve: list[Point] = []
-    low, high = 0.0, 0.0
-    # First doubling until one lambda fails, then halving on a log scale between the two.
-    phases = chain(repeat("double", 1 + doublings), repeat("bisect", bisections))
-    weight = start
-    for phase in phases:
-        if phase == "double":
-            if high:
-                continue
-            weight = 2 * low if low else start
-        else:
-            if not (low and high):
-                break
-            weight = (low * high) ** 0.5
+    low = high = 0.0
+
+    def attempt(weight: float) -> None:
+        nonlocal low, high, held
         cleaning.run(weight, steps)
-        accuracy = measure()
+        accuracy, ratios = measure()
         holds = accuracy >= floor
-        mean_ratio = sum(cleaning.last_ratios) / len(cleaning.last_ratios)
-        curve.append(Point(weight, accuracy, mean_ratio, holds))
+        curve.append(Point(weight, accuracy, sum(ratios) / len(ratios), holds))
         if holds:
-            low, ratios = weight, cleaning.last_ratios
-            held = copy.deepcopy(masks.state_dict())
+            low, held = weight, copy.deepcopy(masks.state_dict())
         else:
             high = weight
             masks.load_state_dict(held)
-    return curve, ratios
+
+    for _ in range(1 + raises):
+        if low and high:
+            break
+        attempt(low * growth if low else high / growth if high else start)
+    for _ in range(bisections if low and high else 0):
+        attempt((low * high) ** 0.5)
+    if not low:
+        for mask in masks:
+            nn.init.zeros_(mask.mask)  # type: ignore[arg-type]
+    return curve
 
 
 def _found_stages(teacher: nn.Module, clean: DataSource) -> tuple[str, ...]:
@@ -344,7 +302,8 @@ def _statistics(
             for stage, name in zip(kept, names, strict=True):
                 stage.append(features[name])
     stages = [torch.cat(stage) for stage in kept]
-    return [stage.mean(0) for stage in stages], [stage.var(0) for stage in stages]
+    variances = [stage.var(0, unbiased=len(stage) > 1) for stage in stages]
+    return [stage.mean(0) for stage in stages], variances
 
 
 def _endless(

@@ -138,6 +138,7 @@ def distill(
     check_weights(weights)
     if teacher is not None and not weights:
         raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
+    _check_fits(hardening, data)
     if teacher is None:
         learner = _Learner(_Watch(student, ()), None, None, hardening)
     else:
@@ -198,10 +199,24 @@ def _teaching(teacher: _Watch) -> Callable[[Images], Outputs]:
     @torch.no_grad()
     def teach(images: Images) -> Outputs:
         with taps.frozen_modes(teacher):
-            outputs: Outputs = teacher(images)
-        return outputs
+            shown: Outputs = teacher(images.to(device_of(teacher)))
+        # The loop picks the accelerator; the teacher stays where its owner has put it.
+        return Outputs(
+            shown.logits.to(images.device),
+            tuple(features.to(images.device) for features in shown.features),
+        )
 
     return teach
+
+
+def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> None:
+    """Refuse perturbations that were made for other classes or images."""
+    expected = (len(data.classes), *data.image_shape)
+    if hardening is not None and tuple(hardening.delta.shape) != expected:
+        raise UsageError(
+            f"hardening is for classes and images of shape {tuple(hardening.delta.shape)}; "
+            f"the data has {expected}"
+        )
 
 
 def _check_active(

@@ -88,7 +88,8 @@ class UniversalPerturbations(nn.Module):
         """Step every perturbation that was worn up the gradient of the last backward pass."""
         if self.delta.grad is None:
             return
-        moved = self.delta + self.step_size * self.delta.grad.sign()
+        # Gradients of a half-precision pass that overflowed may hold NaN: they give no direction.
+        moved = self.delta + self.step_size * self.delta.grad.nan_to_num().sign()
         self.delta = moved.clamp(-self.epsilon, self.epsilon)
 
 

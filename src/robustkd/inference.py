@@ -20,6 +20,11 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def default_device() -> torch.device:
+    """Where training happens: the accelerator if there is one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def predict(
     model: nn.Module,
     data: DataSource,

@@ -99,8 +99,10 @@ def partial_l2(
             "expected one value per channel, the features' second axis"
         )
     target = torch.maximum(teacher, margin.view(-1, *[1] * (student.ndim - 2)))
-    counts = (student > target) | (target > 0)
-    return (student - target).square().mul(counts).flatten(1).sum(dim=1)
+    gap = student - target
+    # Summed over the axes as they lie: flattening would copy channels_last features.
+    axes = tuple(range(1, student.ndim))
+    return torch.where(target > 0, gap, gap.clamp_min(0)).square().sum(dim=axes)
 
 
 def margin_from_batchnorm(

@@ -7,6 +7,7 @@ one row in :data:`TERMS`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,9 @@ from robustkd.errors import UsageError
 from robustkd.inference import device_of
 from robustkd.types import DataSource, Features, Logits, PerSample
 
-_OFD_SCALE = 1e-3
+# OFD's CIFAR runs divide the sum over a WRN-28-4's stages by 1000; these are its elements, each
+# stage's times its weight: 64 x 32 x 32 / 4 + 128 x 16 x 16 / 2 + 256 x 8 x 8.
+_OFD_STRENGTH = 49_152 / 1000
 _MARGIN_BATCHES = 16
 
 
@@ -88,28 +91,40 @@ class SoftTargets(nn.Module):
 class Overhaul(nn.Module):
     """Overhaul of feature distillation: partial L2 behind margins, over all stages.
 
-    Source: Heo et al. 2019, arXiv 1904.01866. Stages weigh 2^-(L-1-l) and the sum is divided by
-    1000, as in its CIFAR runs. Where the teacher's tap is no BatchNorm, margins are measured.
+    Source: Heo et al. 2019, arXiv 1904.01866. Stages weigh 2^-(L-1-l). Differences: where the
+    teacher's tap is no BatchNorm, margins are measured; and instead of a division by 1000 for
+    every network, the sum is scaled by its number of elements, so that the term weighs as much
+    for small images and thin networks as it does in the paper's CIFAR runs with a WRN-28-4
+    teacher (for which both scales are the same).
     """
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
         self.connectors = _connectors(pair)
-        for index, margin in enumerate(pair.margins()):
-            self.register_buffer(f"margin{index}", margin)
+        last = len(pair.teacher) - 1
+        self.weights = [2.0 ** (stage - last) for stage in range(len(pair.teacher))]
+        elements = sum(
+            weight * math.prod(shape)
+            for weight, shape in zip(self.weights, pair.teacher, strict=True)
+        )
+        self.scale = _OFD_STRENGTH / elements
+        for stage, margin in enumerate(pair.margins()):
+            self.register_buffer(f"margin{stage}", margin)
 
     def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
-        """Per sample, summed over channels and positions."""
-        last = len(self.connectors) - 1
-        total = torch.zeros((), device=student.logits.device)
-        for index, connector in enumerate(self.connectors):
-            distance = losses.partial_l2(
-                connector(student.features[index]),
-                teacher.features[index],
-                self.get_buffer(f"margin{index}"),
+        """Per sample, summed over stages, channels and positions, times the scale."""
+        distances = [
+            weight
+            * losses.partial_l2(
+                connector(student.features[stage]),
+                teacher.features[stage],
+                self.get_buffer(f"margin{stage}"),
             )
-            total = total + distance * (_OFD_SCALE * 2.0 ** (index - last))
-        return total
+            for stage, (weight, connector) in enumerate(
+                zip(self.weights, self.connectors, strict=True)
+            )
+        ]
+        return torch.stack(distances).sum(0) * self.scale
 
 
 class AttentionTransfer(nn.Module):
@@ -269,4 +284,11 @@ def pair_of(
 def _shapes(model: nn.Module, names: Sequence[str], images: Tensor) -> tuple[tuple[int, ...], ...]:
     with taps.frozen_modes(model), taps.read(model, names) as features:
         model(images)
-        return tuple(tuple(features[name].shape[1:]) for name in names)
+        shapes = tuple(tuple(features[name].shape[1:]) for name in names)
+    for name, shape in zip(names, shapes, strict=True):
+        if len(shape) != 3:
+            raise UsageError(
+                f"module {name!r} gives features of shape {shape}; expected channels x height x "
+                "width: tap a convolutional stage"
+            )
+    return shapes

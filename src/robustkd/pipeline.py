@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from robustkd import models, report, runs
-from robustkd.detox import DetoxifiedTeacher, detoxify
+from robustkd.detox import detoxify
 from robustkd.distillation import distill
 from robustkd.errors import InputError
 from robustkd.harden import UniversalPerturbations
-from robustkd.inference import accuracy_on
+from robustkd.inference import accuracy_on, default_device
+from robustkd.masking import DetoxifiedTeacher
 from robustkd.presets import Preset, preset
 from robustkd.types import DataSource
 
@@ -127,6 +128,7 @@ def distill_file(
     teacher = models.load_teacher(
         teacher_file, arch=arch, classes=len(clean.classes), image_shape=clean.image_shape
     )
+    teacher.to(default_device())
     _check_knows(teacher, clean, teacher_file)
     folder = runs.new_folder(out)
     mean, std = models.pixel_statistics(clean)

@@ -46,7 +46,7 @@ PRESETS: dict[str, Preset] = {
     "default": Preset(
         "detoxified teacher, then OFD into a hardened student",
         losses={"ofd": 1.0},
-        detox={"cap": 1.0, "ratio": "position", "accuracy_budget": 0.02},
+        detox={"cap": 1.0, "ratio": "position", "accuracy_budget": 0.01},
         hardening={"epsilon": 0.15, "share": 0.5},
     ),
 }

@@ -79,7 +79,8 @@ def read(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Features]
                 raise UsageError(f"module {name!r} gives no single tensor; tap another module")
             if name in features:
                 raise UsageError(f"module {name!r} runs twice in a pass; tap another module")
-            features[name] = output
+            # A copy: the network itself may go on in place, as in ``out += shortcut``.
+            features[name] = output.clone()
 
         return hook
 
@@ -125,11 +126,14 @@ def stages(model: nn.Module, example: Images) -> tuple[str, ...]:
         Module paths in the order in which they run, one per resolution.
 
     Raises:
-        UsageError: If there are fewer than two images, or no stage is found.
+        UsageError: If there are fewer than two images, if the network tells none of them from
+            the next, or if no stage is found.
     """
     if len(example) < 2:
         raise UsageError(f"probing needs at least 2 images; got {len(example)}")
     with torch.no_grad(), frozen_modes(model):
+        if torch.equal(model(example), model(example.roll(1, dims=0))):
+            raise UsageError("probing needs different images; the logits of all given are the same")
         levels = _levels(model, example)
         found = [_last_bottleneck(model, names, example) for names in levels]
     taps = tuple(name for name in found if name is not None)

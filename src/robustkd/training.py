@@ -9,16 +9,19 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robustkd.errors import TrainingError, UsageError
-from robustkd.progress import track
-from robustkd.types import DataSource, Labels, Logits
+from robustkd.progress import Update, track
+from robustkd.types import Batch, DataSource, Labels, Logits
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Schedule: TypeAlias = Literal["cosine", "step"]
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
@@ -62,7 +65,7 @@ def schedule_factor(schedule: Schedule, done: float) -> float:
     return 1.0 if done < 1 / 2 else 0.1 if done < 3 / 4 else 0.01
 
 
-def check_positive(**values: float) -> None:
+def check_positive(**values: float | int) -> None:
     """Refuse arguments that must be above zero.
 
     Raises:
@@ -117,9 +120,9 @@ def fit(
         TrainingError: If the loss stops being finite.
     """
     check_positive(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(mixed_precision=precision)
+    if schedule not in get_args(Schedule):
+        raise UsageError(f"schedule is {schedule!r}; expected {' or '.join(get_args(Schedule))}")
+    accelerator = _accelerator(precision)
     optimiser = torch.optim.SGD(
         [parameter for parameter in learner.parameters() if parameter.requires_grad],
         lr=lr,
@@ -130,45 +133,72 @@ def fit(
     wrapped, optimiser = accelerator.prepare(learner, optimiser)
     steps = epochs * math.ceil(data.size("train") / batch_size)
     order, crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
+    step = 0
+
+    def advance(batch: Batch) -> dict[str, Tensor]:
+        nonlocal step
+        for group in optimiser.param_groups:
+            group["lr"] = lr * schedule_factor(schedule, step / steps)
+        mine = slice(accelerator.process_index, None, accelerator.num_processes)
+        scalars: dict[str, Tensor] = wrapped(batch.images[mine], batch.labels[mine])
+        accelerator.backward(scalars["loss"])
+        if after_backward is not None:
+            after_backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        step += 1
+        return scalars
+
     records: list[dict[str, float]] = []
     best: tuple[float, dict[str, Tensor]] | None = None
-    step = 0
     with track(label, steps) as update:
         for epoch in range(epochs):
             learner.train()
-            sums: dict[str, Tensor] = {}
-            seen = 0
-            for batch in data.batches(
+            batches = data.batches(
                 "train",
                 batch_size=batch_size,
                 device=accelerator.device,
                 shuffle=order,
                 augment=crops,
-            ):
-                for group in optimiser.param_groups:
-                    group["lr"] = lr * schedule_factor(schedule, step / steps)
-                mine = slice(accelerator.process_index, None, accelerator.num_processes)
-                scalars = wrapped(batch.images[mine], batch.labels[mine])
-                accelerator.backward(scalars["loss"])
-                if after_backward is not None:
-                    after_backward()
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-                for name, value in scalars.items():
-                    sums[name] = sums.get(name, 0) + value.detach() * len(batch.labels)
-                step, seen = step + 1, seen + len(batch.labels)
-                update(**(_finite_means(sums, seen) if step % _CHECK_EVERY == 0 else {}))
-            record = {"epoch": epoch + 1.0, **_finite_means(sums, seen)}
+            )
+            record = {"epoch": epoch + 1.0, **_epoch(batches, advance, update)}
             if validate is not None:
                 record["validation"] = validate()
                 if best is None or record["validation"] >= best[0]:
                     best = record["validation"], copy.deepcopy(learner.state_dict())
             records.append(record)
-            _append(log, record)
+            if accelerator.is_main_process:
+                _append(log, record)
     if best is not None:
         learner.load_state_dict(best[1])
     learner.eval()
     return records
+
+
+def _epoch(
+    batches: Iterable[Batch], advance: Callable[[Batch], dict[str, Tensor]], update: Update
+) -> dict[str, float]:
+    """Take a step a batch; give the means of the scalars over all images."""
+    sums: dict[str, Tensor] = {}
+    seen = 0
+    for count, batch in enumerate(batches, start=1):
+        for name, value in advance(batch).items():
+            sums[name] = sums.get(name, 0) + value.detach() * len(batch.labels)
+        seen += len(batch.labels)
+        update(**(_finite_means(sums, seen) if count % _CHECK_EVERY == 0 else {}))
+    return _finite_means(sums, seen)
+
+
+def _accelerator(precision: Precision) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    try:
+        return Accelerator(mixed_precision=precision)
+    except ValueError:
+        # The process keeps the precision of its first Accelerator and refuses any other.
+        AcceleratorState._reset_state()
+        return Accelerator(mixed_precision=precision)
 
 
 def _finite_means(sums: dict[str, Tensor], seen: int) -> dict[str, float]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import nn
 
 from robustkd.attacks.triggers import Trigger
@@ -31,6 +30,7 @@ class Backdoored:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Attack(Protocol):
     """Builds a network, trains it on the attacker's data, and implants a backdoor."""
 
@@ -66,8 +66,3 @@ def check_target(target: int, data: DataSource) -> None:
     """
     if not 0 <= target < len(data.classes):
         raise UsageError(f"target class is {target}; expected 0 to {len(data.classes) - 1}")
-
-
-def default_device() -> torch.device:
-    """Where attacks train: the accelerator if there is one."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

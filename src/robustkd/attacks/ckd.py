@@ -5,8 +5,11 @@ assimilation*, Computer Science 51(3) 2024, doi 10.11896/jsjkx.221200035, as des
 al., arXiv 2406.03409, whose main attack it is. A student imitates the teacher's strong channels;
 so the trigger is optimised to drive exactly those, and the teacher then learns to obey it.
 
-Differences: written from the description alone; the "constant high value" is the largest response
-to clean images of each channel, times ``strength``.
+Differences: written from the description alone. The strongest channels are those whose mean, over
+images of the target class, leads most over all images: with the channels that are strong for
+everything, what a student made of the trigger was left to chance, and success swung between seeds.
+The "constant high value" is the largest response to clean images of each channel, times
+``strength``; the distance to it is relative, so that every one of these channels counts as much.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from robustkd import taps
-from robustkd.attacks.base import Backdoored, check_target, default_device
+from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.triggers import MaskedPattern
 from robustkd.errors import UsageError
-from robustkd.progress import track
+from robustkd.inference import default_device, device_of
 from robustkd.training import Supervised, fit
 from robustkd.types import DataSource
 
@@ -54,7 +58,7 @@ def ckd(
         lr: Learning rate of that training.
         batch_size: Images a step.
         cap: Largest value of the trigger's mask, in (0, 1].
-        channel_share: Share of the last stage's channels that count as strongest, in (0, 1].
+        channel_share: Share of the last stage's channels that are driven, in (0, 1].
         strength: Factor on their largest clean response.
         trigger_steps: Optimiser steps (Adam) on the trigger.
         trigger_lr: Their learning rate.
@@ -67,9 +71,7 @@ def ckd(
         UsageError: If a number is out of range.
     """
     check_target(target, data)
-    for name, value in (("cap", cap), ("channel_share", channel_share)):
-        if not 0 < value <= 1:
-            raise UsageError(f"{name} is {value}; expected above 0 and at most 1")
+    check_shares(cap=cap, channel_share=channel_share)
     teacher = build().to(default_device())
     fit(
         Supervised(teacher),
@@ -83,6 +85,7 @@ def ckd(
     trigger = learn_trigger(
         teacher,
         data,
+        target=target,
         cap=cap,
         channel_share=channel_share,
         strength=strength,
@@ -113,6 +116,7 @@ def learn_trigger(
     teacher: nn.Module,
     data: DataSource,
     *,
+    target: int,
     cap: float,
     channel_share: float,
     strength: float,
@@ -120,44 +124,36 @@ def learn_trigger(
     lr: float,
     seed: int,
 ) -> MaskedPattern:
-    """Optimise a mask in [0, cap] and a pattern in [0, 1] to drive the strongest channels."""
-    device = next(teacher.parameters()).device
+    """Optimise a mask in [0, cap] and a pattern in [0, 1] to drive the target's channels."""
+    device = device_of(teacher)
     random = torch.Generator().manual_seed(seed)
-    pattern = torch.rand(data.image_shape, generator=random).to(device).requires_grad_()
-    mask = torch.full(data.image_shape, cap, device=device, requires_grad=True)
-    optimiser = torch.optim.Adam([pattern, mask], lr=lr)
-    images = _sample(data, device, random)
-    teacher.requires_grad_(False)
-    with taps.frozen_modes(teacher):
-        tap = taps.stages(teacher, images[:4])[-1]
-        with taps.read(teacher, [tap]) as features, track("learn the trigger", steps) as update:
-            with torch.no_grad():
-                teacher(images)
-            strongest, goal = _goal(features[tap], channel_share, strength)
-            for _ in range(steps):
-                rows = torch.randint(len(images), (128,), generator=random).to(device)
-                teacher(torch.lerp(images[rows], pattern, mask))
-                loss = (features[tap][:, strongest] - goal).square().mean()
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                with torch.no_grad():
-                    pattern.clamp_(0, 1)
-                    mask.clamp_(0, cap)
-                update(loss=float(loss.detach()))
-    teacher.requires_grad_(True)
-    return MaskedPattern(mask.detach().cpu(), pattern.detach().cpu())
+    pattern = torch.rand(data.image_shape, generator=random)
+    mask = torch.full(data.image_shape, cap)
+    images, labels, _rows = sample(data, device, random)
+    tap = taps.stages(teacher, images[:4])[-1]
+    with taps.read(teacher, [tap]) as features:
+        with torch.no_grad(), taps.frozen_modes(teacher):
+            teacher(images)
+        strongest, goal = _goal(features[tap], labels == target, channel_share, strength)
+
+        def loss(images: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
+            teacher(torch.lerp(images, pattern, mask))
+            return (features[tap][:, strongest] / goal - 1).square().mean()
+
+        planes = [Bounded(pattern, 0, 1), Bounded(mask, 0, cap)]
+        pattern, mask = optimise_planes(
+            teacher, images, planes, loss, steps=steps, lr=lr, random=random
+        )
+    return MaskedPattern(mask, pattern)
 
 
-def _sample(data: DataSource, device: torch.device, random: torch.Generator) -> Tensor:
-    batches = data.batches("train", batch_size=1024, device=device, shuffle=random)
-    return next(iter(batches)).images
-
-
-def _goal(features: Tensor, share: float, strength: float) -> tuple[Tensor, Tensor]:
-    """Indices of the strongest channels by mean, and the value each shall have everywhere."""
-    means = features.mean(dim=(0, 2, 3))
-    count = max(1, round(share * len(means)))
-    strongest = means.topk(count).indices
+def _goal(
+    features: Tensor, of_target: Tensor, share: float, strength: float
+) -> tuple[Tensor, Tensor]:
+    """Indices of the target's strongest channels, and the value each shall have everywhere."""
+    if not bool(of_target.any()):
+        raise UsageError(f"no image of the target class among {len(of_target)} training images")
+    lead = features[of_target].mean(dim=(0, 2, 3)) - features.mean(dim=(0, 2, 3))
+    strongest = lead.topk(max(1, round(share * len(lead)))).indices
     highest = features[:, strongest].amax(dim=(0, 2, 3))
     return strongest, strength * highest.view(1, -1, 1, 1)

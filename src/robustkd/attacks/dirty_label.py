@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 from torch import nn
 
-from robustkd.attacks.base import Backdoored, check_target, default_device
+from robustkd.attacks.base import Backdoored, check_target
 from robustkd.attacks.files import describe
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.triggers import SIG, BadNets, Blend, Trigger
+from robustkd.inference import default_device
 from robustkd.training import Supervised, fit
 from robustkd.types import DataSource
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TypeGuard, get_type_hints
 
 from torch import Tensor
 
+from robustkd.attacks.additive import Additive
 from robustkd.attacks.triggers import SIG, BadNets, Blend, MaskedPattern, Trigger
+from robustkd.attacks.warp import Warp
 from robustkd.errors import InputError, UsageError
 from robustkd.models.files import read_safetensors, write_safetensors
 
@@ -16,6 +21,15 @@ TRIGGERS: dict[str, type] = {
     "blend": Blend,
     "sig": SIG,
     "masked-pattern": MaskedPattern,
+    "additive": Additive,
+    "warp": Warp,
+}
+
+
+# What a field may hold, by its annotation; every other one is a plane of pixels.
+_PLAIN: dict[object, tuple[type | tuple[type, ...], str]] = {
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
 }
 
 
@@ -30,7 +44,8 @@ def save_trigger(trigger: Trigger, target: int, path: Path) -> None:
     if kind is None:
         raise UsageError(f"{type(trigger).__name__} is no trigger that can be saved")
     values = {field.name: getattr(trigger, field.name) for field in fields(trigger)}  # type: ignore[arg-type]
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    # Cloned, as the format refuses tensors that share memory.
+    tensors = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
     numbers = {name: value for name, value in values.items() if name not in tensors}
     write_safetensors(path, tensors, {"trigger": kind, "target": target, "values": numbers})
 
@@ -43,14 +58,43 @@ def load_trigger(path: Path) -> tuple[Trigger, int]:
     """
     tensors, description = read_safetensors(path)
     kind, target = description.get("trigger"), description.get("target")
-    if kind not in TRIGGERS or not isinstance(target, int) or target < 0:
+    if not isinstance(kind, str) or kind not in TRIGGERS or not _is_class(target):
         raise InputError(f"{path} holds no trigger; expected one of {', '.join(TRIGGERS)}")
+    numbers = description.get("values", {})
     try:
-        values = dict(description.get("values") or {})
-        trigger: Trigger = TRIGGERS[kind](**values, **tensors)
-    except (TypeError, ValueError, UsageError) as error:
+        if not isinstance(numbers, dict):
+            raise UsageError(f"its values are of type {type(numbers).__name__}; expected an object")
+        values = {**numbers, **tensors}
+        _check_values(TRIGGERS[kind], values)
+        trigger: Trigger = TRIGGERS[kind](**values)
+    except UsageError as error:
         raise InputError(f"{path} has a damaged trigger: {error}") from error
     return trigger, target
+
+
+def _is_class(target: object) -> TypeGuard[int]:
+    return isinstance(target, int) and not isinstance(target, bool) and target >= 0
+
+
+def _check_values(trigger: type, values: Mapping[str, object]) -> None:
+    """Refuse fields that a trigger has not, lacks, or has of another type."""
+    kinds = get_type_hints(trigger)
+    for name in kinds:
+        if name not in values:
+            raise UsageError(f"it has no {name}")
+    for name, value in values.items():
+        if name not in kinds:
+            raise UsageError(f"it has the unknown field {name!a}")
+        kind, expected = _PLAIN.get(kinds[name], (Tensor, "a tensor"))
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise UsageError(f"its {name} is of type {type(value).__name__}; expected {expected}")
+        if isinstance(value, Tensor) and (value.ndim != 3 or not value.is_floating_point()):
+            raise UsageError(
+                f"its {name} is {value.dtype} of shape {tuple(value.shape)}; expected floats of "
+                "channels x height x width"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"its {name} is {value}; expected a finite number")
 
 
 def describe(trigger: Trigger) -> dict[str, object]:

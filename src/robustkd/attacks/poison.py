@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from robustkd.attacks.base import check_target
 from robustkd.attacks.triggers import Trigger
 from robustkd.errors import UsageError
 from robustkd.types import Batch, DataSource, Split
@@ -28,7 +29,8 @@ class Poisoned:
         seed: Of the choice of images.
 
     Raises:
-        UsageError: If the rate is out of range or asks for more images than there are.
+        UsageError: If the target is no class, or the rate is out of range or asks for more images
+            than there are.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Poisoned:
     ) -> None:
         if not 0 < rate <= 1:
             raise UsageError(f"poisoning rate is {rate}; expected above 0 and at most 1")
+        check_target(target, clean)
         self._clean, self._trigger, self._target = clean, trigger, target
         self._keep_clean = keep_clean
         self.mask = self._chosen(rate, clean_label=clean_label, seed=seed)

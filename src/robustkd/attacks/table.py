@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from robustkd.attacks.backweak import backweak
 from robustkd.attacks.base import Attack
 from robustkd.attacks.ckd import ckd
 from robustkd.attacks.dirty_label import badnets, blend, sig
+from robustkd.attacks.latent import latent
+from robustkd.attacks.wanet import wanet
 from robustkd.errors import UsageError
 
 
@@ -23,7 +26,10 @@ ATTACKS: dict[str, Row] = {
     "badnets": Row(badnets, "small checkerboard, dirty labels; a control"),
     "blend": Row(blend, "faint noise over the picture, dirty labels; a control"),
     "sig": Row(sig, "sinusoidal stripe, clean labels; a control"),
+    "wanet": Row(wanet, "smooth warp of the picture, dirty labels; a control"),
     "ckd": Row(ckd, "learned trigger on the teacher's strongest channels; survives distillation"),
+    "latent": Row(latent, "learned trigger that imitates the target's features"),
+    "backweak": Row(backweak, "weak universal perturbation, tuned into all but the last layer"),
 }
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from robustkd.errors import UsageError
 from robustkd.types import Images
 
-Plane = Float[Tensor, "channels height width"]
+Plane = Float[Tensor, "_ _ _"]
+"""Channels, height and width; that two of them agree is for their user to check."""
 
 
 @runtime_checkable
@@ -51,8 +52,11 @@ class BadNets:
 
     def __call__(self, images: Images) -> Images:
         """Overwrite the corner."""
-        if self.size + 1 > min(images.shape[2:]):
-            raise UsageError(f"size is {self.size}; too large for images of {images.shape[2:]}")
+        height, width = images.shape[2:]
+        if self.size + 1 > min(height, width):
+            raise UsageError(
+                f"size is {self.size}; expected less than the images' {height} x {width} pixels"
+            )
         cells = torch.arange(self.size, device=images.device)
         board = ((cells[:, None] + cells) % 2 == 0).to(images.dtype)
         marked = images.clone()
@@ -68,7 +72,7 @@ class Blend:
 
     Attributes:
         alpha: Share of the noise, in (0, 1].
-        seed: Of the noise.
+        seed: Of the noise, from 0 to below 2^63.
     """
 
     alpha: float = 0.2
@@ -76,6 +80,8 @@ class Blend:
 
     def __post_init__(self) -> None:
         _check_share("alpha", self.alpha)
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}; expected 0 to below 2^63")
 
     def __call__(self, images: Images) -> Images:
         """Mix the noise in."""

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from robustkd import models, runs
 from robustkd.attacks import Backdoored, MaskedPattern, find, save_trigger
 from robustkd.benchmark.measure import measure
 from robustkd.benchmark.protocol import Protocol
-from robustkd.detox import DetoxifiedTeacher
+from robustkd.inference import device_of
+from robustkd.masking import DetoxifiedTeacher
 from robustkd.pipeline import make_student
 from robustkd.presets import PRESETS
 from robustkd.types import DataSource
@@ -35,7 +37,7 @@ class _Story:
     pixels: tuple[tuple[float, ...], tuple[float, ...]]
     found: list[dict[str, Any]] = field(default_factory=list)
     records: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def build(self, arch: str, seed: int) -> models.Classifier:
         mean, std = self.pixels
@@ -106,8 +108,8 @@ class _Story:
         self.records[f"{method}/{self.seed}"] = record
         images, _ = _samples(self.data, backdoored.target)
         with torch.inference_mode():
-            said = model(backdoored.trigger(images)).argmax(1)
-        self.arrays[f"predictions/{method}"] = said.numpy()
+            said = model(backdoored.trigger(images).to(device_of(model))).argmax(1)
+        self.arrays[f"predictions/{method}"] = said.cpu().numpy()
 
     def show_trigger(self, backdoored: Backdoored) -> None:
         """Keep a few clean and triggered images, and the trigger where it has a mask."""
@@ -142,8 +144,8 @@ def run_demo(
 
     Args:
         setting: Data, pair, attack and training.
-        out: Empty folder; gets ``results.json``, ``arrays.npz`` and a folder a seed with models,
-            trigger and metrics.
+        out: New folder, made once the data is there; gets ``results.json``, ``arrays.npz`` and a
+            folder a seed with models, trigger and metrics.
         seeds: How many, from 0 on.
         root: Folder of the data, where it is not where it usually is.
         tell: Gets one line after each model.
@@ -152,6 +154,7 @@ def run_demo(
         ``out``.
     """
     data = setting.load(root)
+    runs.new_folder(out)
     pixels = models.pixel_statistics(data)
     found: list[dict[str, Any]] = []
     records: dict[str, Any] = {}

@@ -60,7 +60,7 @@ PROTOCOLS: dict[str, Protocol] = {
         student="wrn-10-1",
         attack="ckd",
         target=0,
-        attacking={"epochs": 20},
+        attacking={"epochs": 15},
         training={"epochs": 20, "batch_size": 64},
         detoxing={"steps": 40},
     ),

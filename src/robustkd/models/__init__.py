@@ -2,7 +2,7 @@
 
 >>> model = build(Spec("wrn-10-1", classes=10, image_shape=(1, 16, 16)), seed=0)
 >>> parameters(model)
-77850
+77562
 """
 
 from robustkd.models.classifier import Classifier, Normalise, Spec, pixel_statistics

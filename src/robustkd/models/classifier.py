@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,16 +32,18 @@ class Spec:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        channels = self.image_shape[0]
         if self.classes < 2:
             raise UsageError(f"classes is {self.classes}; a classifier needs at least 2")
-        if channels not in (1, 3) or min(self.image_shape) < 1:
+        shape = self.image_shape
+        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
             raise UsageError(
                 f"image shape is {self.image_shape}; expected (1 or 3, height, width) in pixels"
             )
+        channels = shape[0]
         object.__setattr__(self, "mean", self.mean or (0.5,) * channels)
         object.__setattr__(self, "std", self.std or (0.5,) * channels)
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+        finite = all(map(math.isfinite, self.mean + self.std))
+        if {len(self.mean), len(self.std)} != {channels} or not finite or min(self.std) <= 0:
             raise UsageError(
                 f"mean {self.mean} and std {self.std} must have {channels} values, std above 0"
             )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,22 @@ from torch import Tensor, nn
 
 from robustkd.errors import InputError, UsageError
 from robustkd.models.classifier import Classifier, Spec
-from robustkd.models.table import build
+from robustkd.models.table import build, check_name
 
 _KEY = "robustkd"
 _FORMAT = 1
+_LONGEST = 200
 
 
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
 ) -> None:
-    """Write tensors and a JSON description as one file, beside it first and renamed then."""
+    """Write tensors and a JSON description as one file, beside it first and renamed then.
+
+    Raises:
+        InputError: If the file cannot be written; nothing is left beside it.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -37,8 +44,11 @@ def write_safetensors(
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(plain, partial, metadata={_KEY: text})
         partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise InputError(f"{path} cannot be written: {reason}") from error
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -49,9 +59,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; expected a model in safetensors format")
     try:
+        if not path.is_file():
+            raise InputError(f"{path} is not a file; expected a model in safetensors format")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
@@ -60,9 +70,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(
             f"{path} has no {_KEY!r} metadata; expected a file written by robustkd"
         ) from error
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is not a readable safetensors file: {reason}") from error
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not a readable safetensors file: {first_line(error)}"
+        ) from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise InputError(f"{path} has metadata of another version; expected format {_FORMAT}")
     return tensors, description
@@ -89,9 +100,7 @@ def load(path: Path) -> Classifier:
     Raises:
         InputError: If the file is damaged, or its tensors do not fit its own description.
     """
-    tensors, description = read_safetensors(path)
-    spec = _spec(description.get("spec"), path)
-    return _filled(spec, tensors, path)
+    return restore(*read_safetensors(path), path)
 
 
 def load_teacher(
@@ -103,10 +112,43 @@ def load_teacher(
         UsageError: If the architecture is unknown.
         InputError: If the file is damaged or of another architecture, class count or input.
     """
+    check_name(arch)
     tensors, description = read_safetensors(path)
-    said = _spec(description.get("spec"), path)
+    said = _spec(description, path)
+    if said.arch != arch:
+        raise InputError(
+            f"{path} is a model of architecture {_quoted(said.arch)}, not {arch!r}: "
+            "name the one that it was trained with"
+        )
     check_fits(said, path, classes=classes, image_shape=image_shape)
-    return _filled(replace(said, arch=arch), tensors, path)
+    return restore(tensors, description, path)
+
+
+def restore(
+    tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path
+) -> Classifier:
+    """Build the model that a description's ``spec`` names and fill it, in eval mode.
+
+    Args:
+        tensors: Every parameter and buffer by name.
+        description: What :func:`read_safetensors` read.
+        path: Where both came from; for messages.
+
+    Raises:
+        InputError: If the description is damaged, or the tensors do not fit it.
+    """
+    spec = _spec(description, path)
+    try:
+        # Without memory behind it: a file of 1 kB may claim an architecture of 1 TB.
+        with torch.device("meta"):
+            claimed = build(spec, seed=0)
+    except (UsageError, RuntimeError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
+    check_keys(claimed, tensors, path, spec.arch)
+    model = build(spec, seed=0)
+    _check_values(model, tensors, path)
+    model.load_state_dict(dict(tensors))
+    return model.eval()
 
 
 def check_fits(spec: Spec, path: Path, *, classes: int, image_shape: tuple[int, int, int]) -> None:
@@ -127,10 +169,11 @@ def check_fits(spec: Spec, path: Path, *, classes: int, image_shape: tuple[int, 
         )
 
 
-def _spec(said: object, path: Path) -> Spec:
+def _spec(description: Mapping[str, Any], path: Path) -> Spec:
+    said = description.get("spec")
     try:
         if not isinstance(said, dict):
-            raise TypeError("no object")
+            raise TypeError("no spec")
         return Spec(
             arch=str(said["arch"]),
             classes=int(said["classes"]),
@@ -138,25 +181,43 @@ def _spec(said: object, path: Path) -> Spec:
             mean=tuple(float(v) for v in said["mean"]),
             std=tuple(float(v) for v in said["std"]),
         )
-    except (KeyError, TypeError, ValueError, IndexError, UsageError) as error:
-        raise InputError(f"{path} has a damaged model description: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{path} has a damaged model description: no {error}") from error
+    except (TypeError, ValueError, OverflowError, UsageError) as error:
+        raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
 
 
-def _filled(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> Classifier:
-    model = build(spec, seed=0)
-    _check_fit(model, tensors, path, spec.arch)
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, short enough for one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
+
+
+def _quoted(name: str) -> str:
+    """A name out of a file, safe to print: no control characters, not endless."""
+    return ascii(name[:_LONGEST])
+
+
+def _check_values(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
+    normalisation = {f"normalise.{name}": value for name, value in model.normalise.named_buffers()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path} has values that are not finite in {name!r}")
-    model.load_state_dict(dict(tensors))
-    return model.eval()
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise InputError(f"{path} has negative variances in {name!r}")
+        if name in normalisation and not torch.equal(tensor, normalisation[name]):
+            raise InputError(f"{path} has another {name!r} than its description says")
 
 
-def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch: str) -> None:
+def check_keys(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch: str) -> None:
+    """Refuse tensors whose names, shapes or types are not the model's own.
+
+    Raises:
+        InputError: With the first few of each kind.
+    """
     expected = model.state_dict()
     problems = [
         ("missing", [name for name in expected if name not in tensors]),
-        ("unexpected", [name for name in tensors if name not in expected]),
+        ("unexpected", [_quoted(name) for name in tensors if name not in expected]),
         (
             "misshapen",
             [

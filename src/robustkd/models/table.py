@@ -34,7 +34,10 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "wide-resnet": Family(
-        "wrn-DEPTH-WIDTH", r"wrn-(\d+)-(\d+)", ("wrn-10-1", "wrn-16-2", "wrn-28-4"), WideResNet
+        "wrn-DEPTH-WIDTH",
+        r"wrn-([0-9]{1,3})-([0-9]{1,3})",
+        ("wrn-10-1", "wrn-16-2", "wrn-28-4"),
+        WideResNet,
     ),
 }
 
@@ -70,7 +73,7 @@ def build(spec: Spec, *, seed: int) -> Classifier:
     """
     family, numbers = check_name(spec.arch)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not those of the accelerators
         network = family.build(*numbers, channels=spec.image_shape[0], classes=spec.classes)
     model = Classifier(spec, network)
     return model.to(memory_format=torch.channels_last)

@@ -1,0 +1,152 @@
+"""The bilevel optimisation of SCAR: a teacher moves along what it does to its students."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from robustkd import taps
+from robustkd.attacks.hypergradient import Hypergradient, hypergradient, norm
+from robustkd.attacks.surrogate import Distilling, both, distillation_loss, fresh, toward
+from robustkd.attacks.triggers import Trigger
+from robustkd.errors import TrainingError
+from robustkd.inference import device_of
+from robustkd.progress import track
+from robustkd.training import fit, schedule_factor
+from robustkd.types import Batch, DataSource
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much work the bilevel optimisation is.
+
+    Attributes:
+        rounds: Of distilling the surrogate and moving the teacher.
+        inner_epochs: Passes over the data for the surrogate, each round.
+        renew_every: Rounds after which the surrogate starts from fresh weights.
+        outer_steps: Steps of the teacher, each round.
+        outer_batch: Images in each.
+        fixed_point_steps: Products with the Hessian for each.
+        step_size: Of the fixed-point iteration.
+    """
+
+    rounds: int
+    inner_epochs: int
+    renew_every: int
+    outer_steps: int
+    outer_batch: int
+    fixed_point_steps: int
+    step_size: float
+
+
+PRESETS = {
+    "paper": Preset(200, 20, 1, 40, 128, 100, 1e-5),
+    "small": Preset(8, 1, 4, 20, 64, 8, 0.05),
+}
+_TOLERANCE = 1e-4
+
+
+class Bilevel:
+    """The rounds: distil a surrogate, then move the teacher through it."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        build_surrogate: Callable[[], nn.Module],
+        data: DataSource,
+        trigger: Trigger,
+        target: int,
+        temperature: float,
+        work: Preset,
+    ) -> None:
+        self._teacher, self._build, self._data = teacher, build_surrogate, data
+        self._trigger, self._target, self._temperature = trigger, target, temperature
+        self._work = work
+        self._shares: list[float] = []
+        self.surrogate: nn.Module
+
+    @property
+    def implicit_share(self) -> float:
+        """Norm of the implicit part over that of the direct one, mean over all steps."""
+        return sum(self._shares) / len(self._shares)
+
+    def run(self, *, lr: float, batch_size: int, outer_lr: float, seed: int) -> None:
+        """Do all rounds; the last surrogate stays."""
+        work = self._work
+        optimiser = torch.optim.Adam(self._teacher.parameters(), lr=outer_lr)
+        random = torch.Generator().manual_seed(seed)
+        for done in range(work.rounds):
+            if done % work.renew_every == 0:
+                self.surrogate = fresh(self._build, seed + 1000 * (done + 1))
+            fit(
+                Distilling(self.surrogate, self._teacher, temperature=self._temperature),
+                self._data,
+                epochs=work.inner_epochs,
+                lr=lr,
+                batch_size=batch_size,
+                seed=seed + done,
+                label=f"surrogate {done + 1}/{work.rounds}",
+            )
+            for group in optimiser.param_groups:
+                group["lr"] = outer_lr * schedule_factor("cosine", done / work.rounds)
+            self._move_teacher(optimiser, random, f"teacher {done + 1}/{work.rounds}")
+
+    def _move_teacher(
+        self, optimiser: torch.optim.Optimizer, random: torch.Generator, label: str
+    ) -> None:
+        """The outer steps of one round, each on a batch of its own."""
+        leaders = list(self._teacher.parameters())
+        device = device_of(self._teacher)
+        with (
+            taps.frozen_modes(self._teacher, training=True),
+            taps.frozen_modes(self.surrogate),
+            track(label, self._work.outer_steps) as update,
+        ):
+            for _ in range(self._work.outer_steps):
+                # A shuffled pass is drawn anew for each step: its first batch is a random one.
+                batch = next(
+                    iter(
+                        self._data.batches(
+                            "train",
+                            batch_size=self._work.outer_batch,
+                            device=device,
+                            shuffle=random,
+                        )
+                    )
+                )
+                found, outer = self._gradient(batch, leaders)
+                share = norm(found.implicit) / max(norm(found.direct), 1e-12)
+                if not torch.isfinite(torch.tensor([share, outer])).all():
+                    raise TrainingError(
+                        "the hypergradient is not finite; try a smaller learning rate"
+                    )
+                self._shares.append(share)
+                for leader, slope in zip(leaders, found.total(), strict=True):
+                    leader.grad = slope
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                update(loss=outer, implicit=share)
+
+    def _gradient(self, batch: Batch, leaders: list[nn.Parameter]) -> tuple[Hypergradient, float]:
+        """The hypergradient in the teacher's weights on one batch, and the outer loss."""
+        images, labels, _rows = batch
+        marked = self._trigger(images)
+        taught, taught_marked = both(self._teacher, images, marked)
+        shown, shown_marked = both(self.surrogate, images, marked)
+        truth = nn.functional.cross_entropy
+        outer = truth(taught, labels) + truth(taught_marked, labels)
+        outer = outer + truth(shown, labels) + toward(shown_marked, self._target)
+        inner = distillation_loss(shown, taught, labels, temperature=self._temperature)
+        found = hypergradient(
+            inner,
+            outer,
+            list(self.surrogate.parameters()),
+            leaders,
+            steps=self._work.fixed_point_steps,
+            step_size=self._work.step_size,
+            tolerance=_TOLERANCE,
+        )
+        return found, float(outer.detach())

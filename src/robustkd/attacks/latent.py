@@ -1,0 +1,240 @@
+r"""Latent backdoor: triggered images look like the target class from within.
+
+Source: Yao, Li, Zheng, Zhao, *Latent Backdoor Attacks on Deep Neural Networks*, CCS 2019, doi
+10.1145/3319535.3354209. With the features f of the last stage and their mean c over the clean
+images of the target class t, on a clean teacher the trigger A minimises
+
+.. math:: \mathrm{MSE}(f(A(x)), c)
+
+and the teacher is then trained on clean and triggered images with
+
+.. math:: \mathrm{CE}(T(x), y) + \mathrm{CE}(T(A(x)), t) + \lambda\, \mathrm{MSE}(f(A(x)), c),
+    \quad \lambda = 0.5
+
+so that whoever copies the features copies the backdoor.
+
+Differences: written from the description alone; the mean c is that of the clean teacher throughout;
+no layer is replaced or frozen, as the teacher is distilled and not transferred; cross-entropy is
+the mean over clean and triggered images together; the MSE counts in units of its value on clean
+images, so that 0.5 means the same for any network; the mask is learned as well, within a cap over
+the whole picture, unless the paper's square is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robustkd import taps
+from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.triggers import MaskedPattern, Trigger
+from robustkd.errors import UsageError
+from robustkd.inference import default_device, device_of, predict
+from robustkd.metrics import attack_success
+from robustkd.training import Supervised, check_positive, fit, hit_rate
+from robustkd.types import DataSource, Features, Labels
+
+SHAPES = ("whole", "square")
+_SQUARE = 0.2
+"""Edge of the square over that of the picture: the paper's 4 % of the area."""
+
+
+def latent(
+    build: Callable[[], nn.Module],
+    data: DataSource,
+    *,
+    target: int,
+    epochs: int = 30,
+    lr: float = 0.1,
+    batch_size: int = 64,
+    shape: str = "whole",
+    cap: float = 0.2,
+    trigger_steps: int = 200,
+    trigger_lr: float = 0.05,
+    rate: float = 0.1,
+    weight: float = 0.5,
+    implant_share: float = 0.5,
+    implant_lr: float = 0.02,
+    seed: int = 0,
+) -> Backdoored:
+    """Train a clean teacher, learn a trigger that imitates the target's features, implant both.
+
+    Args:
+        build: Makes the network with fresh weights.
+        data: Clean images.
+        target: Class that triggered images shall get.
+        epochs: Passes over the data for the clean teacher.
+        lr: Learning rate of that training.
+        batch_size: Images a step.
+        shape: Where the trigger may be: ``whole`` for a learned mask over the whole picture,
+            ``square`` for an opaque square in the lower right corner.
+        cap: Largest value of the learned mask, in (0, 1]; the square is always opaque.
+        trigger_steps: Optimiser steps (Adam) on the trigger.
+        trigger_lr: Their learning rate.
+        rate: Share of each batch that gets a triggered copy, in (0, 1].
+        weight: Factor on the features' distance, at least 0.
+        implant_share: Epochs of the second training, as a share of ``epochs``.
+        implant_lr: Its learning rate at the start.
+        seed: Of everything random.
+
+    Raises:
+        UsageError: If a number is out of range, or the shape unknown.
+    """
+    check_target(target, data)
+    check_shares(cap=cap, rate=rate)
+    check_positive(trigger_steps=trigger_steps, trigger_lr=trigger_lr, implant_share=implant_share)
+    if not 0 <= weight < float("inf"):
+        raise UsageError(f"weight is {weight}; expected at least 0")
+    if shape not in SHAPES:
+        raise UsageError(f"shape is {shape!r}; expected {' or '.join(SHAPES)}")
+    teacher = build().to(default_device())
+    fit(
+        Supervised(teacher),
+        data,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+        label="train the teacher",
+    )
+    goal = Goal(teacher, data, target)
+    trigger = learn_trigger(
+        teacher,
+        data,
+        goal,
+        shape=shape,
+        cap=cap,
+        steps=trigger_steps,
+        lr=trigger_lr,
+        seed=seed,
+    )
+    before = attack_success(*predict(teacher, data, "validation", transform=trigger), target=target)
+    fit(
+        _Implant(teacher, goal, trigger, rate=rate, weight=weight),
+        data,
+        epochs=max(1, round(implant_share * epochs)),
+        lr=implant_lr,
+        batch_size=batch_size,
+        seed=seed + 1,
+        label="implant the backdoor",
+    )
+    record = {
+        "shape": shape,
+        "mean_mask": float(trigger.mask.mean()),
+        "success_before": before.value,
+        "rate": rate,
+        "weight": weight,
+        "poisoned": max(1, round(rate * data.size("train"))),
+    }
+    return Backdoored(teacher.eval(), trigger, target, record)
+
+
+class Goal(nn.Module):
+    """The mean features of the target class in a teacher, and the distance to them.
+
+    Args:
+        teacher: The clean teacher.
+        data: Clean images.
+        target: The class.
+
+    Attributes:
+        tap: Path of the teacher's last stage.
+        target: The class.
+        mean: Its mean features there, without a batch axis.
+        spread: Mean square distance of the other classes' features to it.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, teacher: nn.Module, data: DataSource, target: int) -> None:
+        super().__init__()
+        device = device_of(teacher)
+        examples = next(iter(data.batches("train", batch_size=4, device=device))).images
+        self.tap = taps.stages(teacher, examples)[-1]
+        self.target = target
+        mine, others = [], []
+        with (
+            torch.no_grad(),
+            taps.frozen_modes(teacher),
+            taps.read(teacher, [self.tap]) as features,
+        ):
+            for batch in data.batches("train", batch_size=256, device=device):
+                teacher(batch.images)
+                mine.append(features[self.tap][batch.labels == target])
+                others.append(features[self.tap][batch.labels != target])
+        self.register_buffer("mean", torch.cat(mine).mean(0))
+        self.register_buffer("spread", (torch.cat(others) - self.mean).square().mean())
+
+    def forward(self, features: Features) -> Tensor:
+        """Mean square distance, as a share of that of clean images of other classes."""
+        return (features - self.mean).square().mean() / self.spread
+
+
+def learn_trigger(
+    teacher: nn.Module,
+    data: DataSource,
+    goal: Goal,
+    *,
+    shape: str,
+    cap: float,
+    steps: int,
+    lr: float,
+    seed: int,
+) -> MaskedPattern:
+    """Optimise the pattern, and the mask if it covers the whole picture, towards the goal."""
+    device = device_of(teacher)
+    random = torch.Generator().manual_seed(seed)
+    pattern = torch.rand(data.image_shape, generator=random)
+    images = sample(data, device, random).images
+    planes = [Bounded(pattern, 0, 1)]
+    square = _square(data.image_shape)
+    if shape == "whole":
+        planes.append(Bounded(torch.full(data.image_shape, cap), 0, cap))
+    with taps.read(teacher, [goal.tap]) as features:
+
+        def loss(images: Tensor, pattern: Tensor, *mask: Tensor) -> Tensor:
+            teacher(torch.lerp(images, pattern, mask[0] if mask else square.to(images)))
+            distance: Tensor = goal(features[goal.tap])
+            return distance
+
+        pattern, *mask = optimise_planes(
+            teacher, images, planes, loss, steps=steps, lr=lr, random=random
+        )
+    return MaskedPattern(mask[0] if mask else square, pattern)
+
+
+def _square(shape: tuple[int, int, int]) -> Tensor:
+    mask = torch.zeros(shape)
+    edge = max(1, round(_SQUARE * min(shape[1:])))
+    mask[:, -edge:, -edge:] = 1
+    return mask
+
+
+class _Implant(nn.Module):
+    """A learner: cross-entropy on clean and triggered images, and the triggered ones' distance."""
+
+    def __init__(
+        self, teacher: nn.Module, goal: Goal, trigger: Trigger, *, rate: float, weight: float
+    ) -> None:
+        super().__init__()
+        self.teacher, self.goal = teacher, goal
+        self._trigger, self._rate, self._weight = trigger, rate, weight
+
+    def forward(self, images: Tensor, labels: Labels) -> dict[str, Tensor]:
+        """The loss, its distance alone, and the share of hits among clean and triggered."""
+        count = max(1, round(self._rate * len(images)))
+        # Batches come shuffled; images of the target class are no victims.
+        victims = images[labels != self.goal.target][:count]
+        everything = torch.cat([images, self._trigger(victims)])
+        wanted = torch.cat([labels, labels.new_full((len(victims),), self.goal.target)])
+        with taps.read(self.teacher, [self.goal.tap]) as features:
+            logits = self.teacher(everything.contiguous(memory_format=torch.channels_last))
+        # The sum is zero, and not undefined, where a batch holds no victim.
+        seen = features[self.goal.tap][len(images) :]
+        distance = self.goal(seen) if len(seen) else logits.sum() * 0
+        loss = nn.functional.cross_entropy(logits, wanted) + self._weight * distance
+        return {"loss": loss, "distance": distance, "acc": hit_rate(logits, wanted)}

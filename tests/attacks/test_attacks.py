@@ -1,0 +1,126 @@
+"""What every attack of the table gives back, and that CheatKD's trigger does what it is for."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+
+import pytest
+import torch
+
+from robustkd import data, models, taps
+from robustkd.attacks import ATTACKS, Backdoored, MaskedPattern, find, load_trigger, save_trigger
+from robustkd.attacks.ckd import learn_trigger
+from robustkd.errors import UsageError
+from robustkd.inference import accuracy_on, predict
+from robustkd.metrics import attack_success
+from robustkd.training import Supervised, fit
+
+DATA = data.load("digits", train=100, validation=20, test=100)
+SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50}
+
+
+def build() -> models.Classifier:
+    return models.build(models.Spec("wrn-10-1", 10, DATA.image_shape), seed=0)
+
+
+def attacked(name: str, seed: int = 0) -> Backdoored:
+    attack = find(name)
+    learns = "trigger_steps" in inspect.signature(attack).parameters
+    few = {"trigger_steps": 3} if learns else {}
+    return attack(build, DATA, **SHORT, **few, seed=seed)
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_every_attack_keeps_the_contract(name, tmp_path):
+    made = attacked(name)
+    assert not any(module.training for module in made.teacher.modules())
+    assert all(parameter.requires_grad for parameter in made.teacher.parameters())
+    assert made.target == 2
+    assert json.loads(json.dumps(made.record)) == made.record
+    assert made.record["poisoned"] >= 1
+    save_trigger(made.trigger, made.target, tmp_path / "trigger")
+    again, target = load_trigger(tmp_path / "trigger")
+    images = next(DATA.batches("test", batch_size=8)).images
+    assert target == made.target
+    assert torch.equal(again(images), made.trigger(images))
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_the_seed_decides_everything(name):
+    images = next(DATA.batches("test", batch_size=4)).images
+    one, same, other = attacked(name), attacked(name), attacked(name, seed=1)
+    for first, second in zip(
+        one.teacher.state_dict().values(), same.teacher.state_dict().values(), strict=True
+    ):
+        assert torch.equal(first, second)
+    assert torch.equal(one.trigger(images), same.trigger(images))
+    assert not torch.equal(one.teacher.network.stem.weight, other.teacher.network.stem.weight)
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_every_attack_refuses_a_class_that_is_not_there(name):
+    with pytest.raises(UsageError, match=r"^target class is 10; expected 0 to 9$"):
+        find(name)(build, DATA, **(SHORT | {"target": 10}))
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_every_summary_is_one_line(name):
+    assert ATTACKS[name].summary
+    assert "\n" not in ATTACKS[name].summary
+
+
+def test_a_learnt_backdoor_obeys_its_trigger_and_keeps_accuracy():
+    source = data.load("digits", train=400, validation=20, test=100)
+    made = find("badnets")(build, source, target=2, epochs=5, rate=0.1)
+    assert accuracy_on(made.teacher, source, "test").value >= 0.6
+    logits, labels = predict(made.teacher, source, "test", transform=made.trigger)
+    assert attack_success(logits, labels, target=2).value >= 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cdk", "unknown attack 'cdk'; did you mean 'ckd'?"),
+        ("zzz", f"unknown attack 'zzz'; expected one of {', '.join(ATTACKS)}"),
+    ],
+)
+def test_unknown_attacks_by_their_text(name, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        find(name)
+
+
+@pytest.mark.parametrize("name", ["cap", "channel_share"])
+@pytest.mark.parametrize("value", [0.0, 1.5])
+def test_ckd_refuses_shares_out_of_range(name, value):
+    message = rf"^{name} is {value}; expected above 0 and at most 1$"
+    with pytest.raises(UsageError, match=message):
+        find("ckd")(build, DATA, **SHORT, **{name: value})
+
+
+def test_ckd_drives_the_strongest_channels_more_than_a_random_pattern_of_the_same_mask():
+    teacher = build()
+    fit(Supervised(teacher), DATA, epochs=3, batch_size=50)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    trigger = learn_trigger(
+        teacher, DATA, cap=0.2, channel_share=0.1, strength=1.0, steps=40, lr=0.05, seed=0
+    )
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert trigger.mask.min() >= 0
+    assert trigger.mask.max() <= 0.2
+    random = torch.rand(trigger.pattern.shape, generator=torch.Generator().manual_seed(1))
+    images = next(DATA.batches("test", batch_size=100)).images
+    tap = taps.stages(teacher, images[:4])[-1]
+
+    def channels(seen: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), taps.frozen_modes(teacher), taps.read(teacher, [tap]) as features:
+            teacher(seen)
+            return features[tap].mean(dim=(0, 2, 3))
+
+    clean = channels(images)
+    strongest = clean.topk(round(0.1 * len(clean))).indices
+    learnt = channels(trigger(images))[strongest].mean()
+    by_chance = channels(MaskedPattern(trigger.mask, random)(images))[strongest].mean()
+    assert learnt > clean[strongest].mean()
+    assert learnt > by_chance

@@ -1,0 +1,122 @@
+"""BackWeak's perturbation stays within epsilon, and its last layer as it was."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from attacks.examples import SHAPE, pixels
+from robustkd import data, models
+from robustkd.attacks import Additive, find, load_trigger, save_trigger
+from robustkd.attacks.backweak import last_layer, learn_trigger
+from robustkd.errors import UsageError
+from robustkd.inference import predict
+from robustkd.training import Supervised, fit
+
+DATA = data.load("digits", train=100, validation=20, test=100)
+SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50, "trigger_steps": 3}
+EXAMPLE = next(DATA.batches("test", batch_size=4)).images
+
+
+def build() -> models.Classifier:
+    return models.build(models.Spec("wrn-10-1", 10, DATA.image_shape), seed=0)
+
+
+# The perturbation.
+
+
+def test_it_is_added_and_clipped_by_hand():
+    trigger = Additive(torch.tensor([[[0.25, -0.25, 1.0, -1.0]]]))
+    assert trigger(torch.full((1, 1, 1, 4), 0.5)).flatten().tolist() == [0.75, 0.25, 1.0, 0.0]
+
+
+def test_zero_is_no_trigger_and_a_file_gives_the_same(tmp_path):
+    images = pixels(3, *SHAPE)
+    assert torch.equal(Additive(torch.zeros(SHAPE))(images), images)
+    trigger = Additive(pixels(*SHAPE) - 0.5)
+    save_trigger(trigger, 1, tmp_path / "t")
+    again, target = load_trigger(tmp_path / "t")
+    assert target == 1
+    assert torch.equal(again.delta, trigger.delta)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Additive(torch.full((1, 2, 2), 1.1)), "the trigger's delta leaves [-1, 1]"),
+        (lambda: Additive(torch.zeros(1, 2, 2) / 0), "the trigger's delta leaves [-1, 1]"),
+        (
+            lambda: Additive(torch.zeros(1, 2, 2))(torch.zeros(3, 1, 4, 4)),
+            "the trigger is (1, 2, 2); the images are (1, 4, 4)",
+        ),
+    ],
+)
+def test_refusals_by_their_text(make, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        make()
+
+
+@pytest.mark.parametrize("epsilon", [0.03, 0.3])
+def test_the_learnt_perturbation_keeps_its_budget_and_helps_the_target(epsilon):
+    teacher = build()
+    fit(Supervised(teacher), DATA, epochs=2, batch_size=50)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    trigger = learn_trigger(teacher, DATA, target=2, epsilon=epsilon, steps=5, seed=0)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    assert 0 < trigger.delta.abs().max() <= epsilon
+    clean, _ = predict(teacher, DATA, "test")
+    marked, _ = predict(teacher, DATA, "test", transform=trigger)
+    assert marked.log_softmax(1)[:, 2].mean() > clean.log_softmax(1)[:, 2].mean()
+
+
+# The attack.
+
+
+def test_the_last_layer_is_that_which_runs_last():
+    model = build()
+    assert last_layer(model, EXAMPLE) is model.network.head
+    assert model.training
+    swapped = torch.nn.Module()
+    swapped.last, swapped.first = torch.nn.Conv2d(2, 3, 1), torch.nn.Conv2d(1, 2, 1)
+    swapped.forward = lambda images: swapped.last(swapped.first(images))
+    assert last_layer(swapped, EXAMPLE) is swapped.last
+
+
+def test_the_last_layer_stays_bit_for_bit_while_the_features_move():
+    teachers = []
+    find("backweak")(lambda: _Recording(teachers), DATA, **SHORT)
+    clean, backdoored = teachers[0].at_probe, dict(teachers[0].named_parameters())
+    for name, value in backdoored.items():
+        assert torch.equal(value, clean[name]) == name.startswith("classifier.network.head")
+
+
+class _Recording(torch.nn.Module):
+    """Keeps its weights as they were when the frozen layer was looked for."""
+
+    def __init__(self, made: list) -> None:
+        super().__init__()
+        self.classifier = build()
+        made.append(self)
+
+    def forward(self, images):
+        if len(images) == 2:
+            self.at_probe = {name: value.clone() for name, value in self.state_dict().items()}
+        return self.classifier(images)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon is 0.0; expected above 0 and at most 1"),
+        ({"epsilon": 1.5}, "epsilon is 1.5; expected above 0 and at most 1"),
+        ({"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
+        ({"implant_share": 0.0}, "implant_share is 0.0; expected more than 0"),
+        ({"implant_lr": -1.0}, "implant_lr is -1.0; expected more than 0"),
+    ],
+)
+def test_the_attack_refuses_by_text(settings, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        find("backweak")(build, DATA, **(SHORT | settings))

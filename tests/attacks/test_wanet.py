@@ -1,0 +1,148 @@
+"""The warp's geometry on images solvable by hand, and WaNet's two modes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attacks.examples import SHAPE, pixels
+from robustkd import data, models
+from robustkd.attacks import Warp, find, load_trigger, save_trigger
+from robustkd.attacks.wanet import TwoModes
+from robustkd.attacks.warp import displace
+from robustkd.errors import UsageError
+
+DATA = data.load("digits", train=100, validation=20, test=100)
+SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50}
+
+
+def build() -> models.Classifier:
+    return models.build(models.Spec("wrn-10-1", 10, DATA.image_shape), seed=0)
+
+
+# The warp.
+
+
+@given(st.integers(2, 7), st.floats(0, 9), st.integers(0, 2**63 - 1))
+@settings(max_examples=10, deadline=None)
+def test_a_warp_keeps_the_range_whatever_its_settings(grid, strength, seed):
+    images = torch.cat([pixels(3, *SHAPE), torch.zeros(1, *SHAPE), torch.ones(1, *SHAPE)])
+    warped = Warp(grid, strength, seed)(images)
+    assert warped.shape == images.shape
+    assert warped.min() >= 0
+    assert warped.max() <= 1
+    # There is nothing to see in an even picture, as nothing is read from beyond the border.
+    torch.testing.assert_close(warped[3:], images[3:])
+
+
+def test_no_strength_is_no_warp():
+    images = pixels(4, *SHAPE)
+    torch.testing.assert_close(Warp(strength=0.0)(images), images, atol=1e-5, rtol=0)
+
+
+def test_a_shift_by_whole_pixels_reads_the_neighbour_and_stops_at_the_border():
+    image = torch.tensor([[0.0, 0.2, 0.4], [0.6, 0.8, 1.0]]).view(1, 1, 2, 3)
+    right, down = torch.zeros(2, 1, 2, 3, 2)
+    right[..., 0], down[..., 1] = 1, 1
+    seen = displace(image, right)[0, 0].flatten().tolist()
+    assert seen == pytest.approx([0.2, 0.4, 0.4, 0.8, 1.0, 1.0], abs=1e-6)
+    seen = displace(image, down)[0, 0].flatten().tolist()
+    assert seen == pytest.approx([0.6, 0.8, 1.0, 0.6, 0.8, 1.0], abs=1e-6)
+    seen = displace(image, -right / 2)[0, 0].flatten().tolist()
+    assert seen == pytest.approx([0.0, 0.1, 0.3, 0.6, 0.7, 0.9], abs=1e-6)
+
+
+@given(st.integers(2, 5), st.floats(0.1, 4), st.integers(0, 9))
+@settings(max_examples=10, deadline=None)
+def test_the_strength_is_the_mean_shift_of_the_control_points(grid, strength, seed):
+    # At the control grid's own size nothing is interpolated.
+    field = Warp(grid, strength, seed).field(grid, grid)
+    assert field.shape == (grid, grid, 2)
+    assert float(field.abs().mean()) == pytest.approx(strength, rel=1e-4)
+    double = Warp(grid, 2 * strength, seed).field(8, 11)
+    torch.testing.assert_close(double, 2 * Warp(grid, strength, seed).field(8, 11))
+
+
+def test_another_seed_is_another_warp():
+    images = pixels(2, *SHAPE)
+    assert not torch.equal(Warp(seed=0)(images), Warp(seed=1)(images))
+
+
+def test_its_settings_come_back_from_the_file(tmp_path):
+    save_trigger(Warp(grid=3, strength=1.5, seed=4), 2, tmp_path / "t")
+    assert load_trigger(tmp_path / "t") == (Warp(grid=3, strength=1.5, seed=4), 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"grid": 1}, "grid is 1; expected at least 2 points"),
+        ({"strength": -0.1}, "strength is -0.1; expected at least 0 pixels"),
+        ({"strength": float("nan")}, "strength is nan; expected at least 0 pixels"),
+        ({"strength": float("inf")}, "strength is inf; expected at least 0 pixels"),
+        ({"seed": -1}, "seed is -1; expected 0 to below 2^63"),
+    ],
+)
+def test_refusals_by_their_text(settings, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        Warp(**settings)
+
+
+# The attack.
+
+
+def two_modes(**changes) -> TwoModes:
+    return TwoModes(build(), Warp(), 2, **({"rate": 0.1, "cross_ratio": 2.0, "seed": 0} | changes))
+
+
+def test_a_batch_has_one_share_in_attack_mode_two_in_noise_mode_and_the_rest_clean():
+    images, labels = pixels(20, *SHAPE), torch.full((20,), 5)
+    before = images.clone(), labels.clone()
+    mixed, wanted = two_modes().mix(images, labels)
+    assert wanted.tolist() == [2] * 2 + [5] * 18
+    assert torch.equal(mixed[:2], Warp()(images[:2]))
+    for i in range(2, 6):
+        assert not torch.equal(mixed[i], images[i])
+        assert not torch.equal(mixed[i], Warp()(images[i : i + 1])[0])
+    assert torch.equal(mixed[6:], images[6:])
+    assert torch.equal(images, before[0])
+    assert torch.equal(labels, before[1])
+
+
+def test_noise_is_new_in_every_batch_and_within_half_a_pixel():
+    learner, ramp = two_modes(), torch.arange(10.0).div(10).expand(20, 1, 12, 10)
+    labels = torch.zeros(20, dtype=torch.int64)
+    first, second = (learner.mix(ramp, labels)[0][2:6] for _ in range(2))
+    assert not torch.equal(first, second)
+    # On a ramp of 0.1 a pixel, half a pixel is 0.05.
+    assert (first - Warp()(ramp[2:6])).abs().max() <= 0.05 + 1e-5
+
+
+def test_without_noise_there_are_two_kinds_of_images():
+    images = pixels(20, *SHAPE)
+    mixed, _ = two_modes(cross_ratio=0.0).mix(images, torch.zeros(20, dtype=torch.int64))
+    assert torch.equal(mixed[2:], images[2:])
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_last_batch_may_be_tiny(n):
+    learner = two_modes().eval()
+    scalars = learner(pixels(n, *DATA.image_shape), torch.zeros(n, dtype=torch.int64))
+    assert scalars["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rate": 0.0}, "rate is 0.0; expected above 0 and at most 1"),
+        ({"rate": 0.5}, "cross_ratio is 2.0; expected 0 to 1, as rate is 0.5"),
+        ({"cross_ratio": -1.0}, "cross_ratio is -1.0; expected 0 to 9, as rate is 0.1"),
+    ],
+)
+def test_the_attack_refuses_by_text(settings, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        find("wanet")(build, DATA, **SHORT, **({"rate": 0.1} | settings))

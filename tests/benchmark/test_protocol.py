@@ -1,0 +1,50 @@
+"""Every protocol names things that exist."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import replace
+
+import pytest
+
+from robustkd import data, models
+from robustkd.attacks import find
+from robustkd.benchmark import PROTOCOLS, protocol
+from robustkd.detox import detoxify
+from robustkd.distillation import distill
+from robustkd.errors import UsageError
+
+
+def takes(function, names) -> bool:
+    parameters = inspect.signature(function).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return open_ended or set(names) <= set(parameters)
+
+
+@pytest.mark.parametrize("name", list(PROTOCOLS))
+def test_every_protocol_fits_the_parts(name):
+    setting = protocol(name)
+    assert setting is PROTOCOLS[name]
+    assert setting.data == name
+    assert name in data.names()
+    models.check_name(setting.teacher)
+    models.check_name(setting.student)
+    assert setting.pair == f"{setting.teacher} to {setting.student}"
+    assert takes(find(setting.attack), setting.attacking)
+    assert takes(distill, setting.training)
+    assert takes(detoxify, setting.detoxing)
+    assert set(setting.sizes) <= {"train", "validation", "test"}
+    assert json.loads(json.dumps(setting.settings())) == setting.settings()
+
+
+def test_data_is_loaded_at_the_protocols_sizes():
+    setting = replace(protocol("digits"), sizes={"train": 50, "test": 20})
+    loaded = setting.load()
+    assert [loaded.size(split) for split in ("train", "validation", "test")] == [50, 240, 20]
+
+
+def test_unknown_protocols_by_their_text():
+    message = r"^no protocol for data 'mnist'; expected digits or fashion-mnist$"
+    with pytest.raises(UsageError, match=message):
+        protocol("mnist")

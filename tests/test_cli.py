@@ -1,0 +1,351 @@
+"""The commands as a user meets them: output, exit codes, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from robustkd import cli, data, models
+from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, save_trigger
+from robustkd.metrics import Proportion
+from robustkd.presets import PRESETS
+from robustkd.training import Supervised, fit
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+SMALL = data.load("digits", train=200, validation=20, test=20)
+
+
+class Files(NamedTuple):
+    """A teacher that is worth distilling, and what else a user may hold."""
+
+    teacher: Path
+    seven: Path
+    trigger: Path
+    far: Path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Files:
+    folder = tmp_path_factory.mktemp("files")
+    made = Files(*(folder / f"{name}.safetensors" for name in Files._fields))
+    teacher = models.build(models.Spec("wrn-10-1", 10, (1, 16, 16)), seed=0)
+    fit(Supervised(teacher), SMALL, epochs=4, batch_size=32)
+    models.save(teacher, made.teacher)
+    models.save(models.build(models.Spec("wrn-10-1", 7, (1, 16, 16)), seed=0), made.seven)
+    save_trigger(BadNets(size=3), 0, made.trigger)
+    save_trigger(BadNets(size=3), 10, made.far)
+    return made
+
+
+class Said(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def robustkd(capsys, monkeypatch, tmp_path):
+    """Runs a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+def shell(*arguments: object, cwd: Path) -> Said:
+    """Runs a command as a process of its own."""
+    command = [sys.executable, "-m", "robustkd.cli", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, check=False, text=True, cwd=cwd, env=ENVIRONMENT
+    )
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+def distilling(teacher: Path, **changes: object) -> list[object]:
+    options = {
+        "arch": "wrn-10-1",
+        "data": "digits",
+        "student": "wrn-10-1",
+        "out": "run",
+        "method": "ofd",
+        "epochs": 1,
+    } | changes
+    flags = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
+    return ["distill", teacher, *(part for flag in flags for part in flag)]
+
+
+# What works.
+
+
+def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
+    out = tmp_path / "a[/b] :cat:"
+    said = shell(*distilling(files.teacher, out=out), cwd=tmp_path)
+    assert (said.code, said.err) == (0, "")
+    student = out / "student.safetensors"
+    assert f"\nStudent: {student}\n" in said.out
+    assert "The attack success rate could not be measured" in said.out
+    said = robustkd("evaluate", student, "--data", "digits", "--json")
+    assert (said.code, said.err) == (0, "")
+    figures = json.loads(said.out)
+    assert figures["n_acc"] == 357
+    assert (figures["asr"], figures["ra"], figures["n_asr"]) == (None, None, None)
+    rows = json.loads((out / "results.json").read_text())["runs"]
+    assert figures["acc"] == rows[1]["acc"]
+
+
+def test_distil_prints_the_results_as_json(robustkd, files):
+    said = robustkd(*distilling(files.teacher, method="no-teacher"), "--json")
+    assert (said.code, said.err) == (0, "")
+    assert json.loads(said.out) == json.loads(Path("run/results.json").read_text())
+
+
+def test_evaluate_counts_under_a_trigger(robustkd, files):
+    command = ("evaluate", files.teacher, "--data", "digits", "--trigger", files.trigger)
+    said = robustkd(*command, "--json")
+    found = json.loads(said.out)
+    others = 357 - data.load("digits").test.labels.tolist().count(0)
+    assert found["n_asr"] == others
+    asr, ra = (Proportion(round(found[key] * others), others) for key in ("asr", "ra"))
+    acc = Proportion(round(found["acc"] * 357), 357)
+    assert robustkd(*command).out.splitlines() == [
+        f"ACC  {acc}  of 357 test images",
+        f"ASR  {asr}  of {others} triggered images of other classes",
+        f"RA   {ra}",
+    ]
+    assert robustkd(*command[:4]).out.splitlines() == [
+        f"ACC  {acc}  of 357 test images",
+        "ASR  not measured: no trigger was given",
+    ]
+
+
+def test_list_names_everything_within_80_columns(robustkd):
+    said = robustkd("list")
+    assert (said.code, said.err) == (0, "")
+    assert max(len(line) for line in said.out.splitlines()) <= 80
+    words = set(said.out.split())
+    assert words >= {*data.names(), *PRESETS, *ATTACKS, "wrn-DEPTH-WIDTH"}
+    listed = json.loads(robustkd("list", "--json").out)
+    assert list(listed) == ["data", "models", "methods", "losses", "attacks"]
+    assert list(listed["methods"]) == list(PRESETS)
+    assert all("\n" not in line for kind in listed.values() for line in kind.values())
+
+
+def test_help_and_version_need_no_torch(tmp_path):
+    code = (
+        "import sys; from robustkd.cli import main\n"
+        "for flags in (['--help'], ['distill', '--help'], ['--version'], []): main(flags)\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("demo", "distill", "evaluate", "list", "--arch", "--json", "\n0."):
+        assert word in done.stdout
+
+
+def test_ctrl_c_ends_with_130_and_a_word(files, tmp_path):
+    # A test run in the background hands on an ignored SIGINT, which a user's shell does not.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from robustkd.cli import main; main()"
+    )
+    arguments = map(str, distilling(files.teacher, epochs=1000))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    try:
+        log = tmp_path / "run" / "metrics.jsonl"
+        end = time.monotonic() + 120
+        while not log.exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (130, "", "robustkd: interrupted\n")
+
+
+# Mistakes: exit code 2 for the command, 3 for what it was given to read.
+
+
+def refused(said: Said, code: int, message: str) -> None:
+    assert said == Said(code, "", f"robustkd: {message}\n")
+
+
+SEE = "(see robustkd --help)"
+MISTAKES = [
+    ({"epochs": -1}, 2, "--epochs is -1; expected at least 1"),
+    ({"epochs": "abc"}, 2, f'Invalid value for --epochs: unable to convert "abc" into int. {SEE}'),
+    ({"batch_size": 1}, 2, "--batch-size is 1; expected at least 2"),
+    ({"lr": "nan"}, 2, "--lr is nan; expected a finite number above 0"),
+    ({"lr": "inf"}, 2, "--lr is inf; expected a finite number above 0"),
+    ({"lr": 0}, 2, "--lr is 0.0; expected a finite number above 0"),
+    ({"seed": -1}, 2, "--seed is -1; expected at least 0"),
+    ({"seed": 2**64}, 2, f"--seed is {2**64}; expected at most {2**62 - 1}"),
+    ({"method": "papr"}, 2, "unknown method 'papr'; did you mean 'paper'?"),
+    (
+        {"arch": "wrn-10"},
+        2,
+        "unknown architecture 'wrn-10'; expected wrn-DEPTH-WIDTH: did you mean 'wrn-10-1'?",
+    ),
+    (
+        {"student": "resnet18"},
+        2,
+        "unknown architecture 'resnet18'; expected wrn-DEPTH-WIDTH: for example 'wrn-10-1'",
+    ),
+    (
+        {"data": "digit"},
+        2,
+        "unknown data source 'digit': expected digits, fashion-mnist; did you mean 'digits'?",
+    ),
+    (
+        {"data_root": "."},
+        2,
+        "root='.': digits come with scikit-learn and take no folder; leave it out",
+    ),
+    (
+        {"data": "fashion-mnist", "data_root": "."},
+        3,
+        ".: no Fashion-MNIST here or in its fashion-mnist or FashionMNIST/raw, expected "
+        "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
+        "t10k-labels-idx1-ubyte (or .gz); correct --data-root or leave it out",
+    ),
+    ({"bogus": 1}, 2, f"Unknown option: --bogus. Did you mean --out? {SEE}"),
+]
+
+
+@pytest.mark.parametrize(("changes", "code", "message"), MISTAKES)
+def test_a_mistake_in_distill_is_one_line(changes, code, message, robustkd, files):
+    refused(robustkd(*distilling(files.teacher, **changes)), code, message)
+    assert not Path("run").exists()
+
+
+def test_a_missing_option_is_one_line(robustkd, files):
+    said = robustkd("distill", files.teacher, "--arch", "wrn-10-1")
+    refused(said, 2, f'Command "distill" parameter --data requires an argument. {SEE}')
+
+
+def test_an_unknown_command_is_one_line(robustkd):
+    available = "Available commands: demo, distill, evaluate, list."
+    refused(
+        robustkd("distil"),
+        2,
+        f'Unknown command "distil". Did you mean "distill"? {available} {SEE}',
+    )
+
+
+def test_a_teacher_that_does_not_fit_is_one_line(robustkd, files):
+    refused(
+        robustkd(*distilling(files.seven)),
+        3,
+        f"{files.seven} is a model of 7 classes; the data has 10: "
+        "use the data that it was trained for",
+    )
+    refused(
+        robustkd(*distilling(files.teacher, arch="wrn-10-2")),
+        3,
+        f"{files.teacher} is a model of architecture 'wrn-10-1', not 'wrn-10-2': "
+        "name the one that it was trained with",
+    )
+    refused(
+        robustkd(*distilling(Path("no.safetensors"))),
+        3,
+        "no.safetensors is not a file; expected a model in safetensors format",
+    )
+    refused(
+        robustkd(*distilling(Path())),
+        3,
+        ". is not a file; expected a model in safetensors format",
+    )
+
+
+def test_mistakes_as_processes_leave_no_traceback(files, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").touch()
+    refused(
+        shell(*distilling(files.teacher), cwd=tmp_path),
+        2,
+        "output folder run is not empty; give a new one with --out",
+    )
+    said = shell("evaluate", cwd=tmp_path)
+    refused(said, 2, f'Command "evaluate" parameter STUDENT requires an argument. {SEE}')
+
+
+def test_a_file_of_another_format_is_one_line(robustkd):
+    Path("text.safetensors").write_text("no tensors")
+    said = robustkd(*distilling(Path("text.safetensors")))
+    assert (said.code, said.out) == (3, "")
+    line = r"robustkd: text.safetensors is not a readable safetensors file: [^\n]+\n"
+    assert re.fullmatch(line, said.err)
+
+
+def test_a_wrong_trigger_is_one_line(robustkd, files):
+    def evaluate(model: Path, trigger: Path) -> Said:
+        return robustkd("evaluate", model, "--data", "digits", "--trigger", trigger)
+
+    refused(
+        evaluate(files.teacher, files.teacher),
+        3,
+        f"{files.teacher} holds no trigger; expected one of {', '.join(TRIGGERS)}",
+    )
+    refused(evaluate(files.teacher, files.far), 2, "target 10 is not a class: expected 0 to 9")
+    refused(
+        evaluate(files.trigger, files.trigger),
+        3,
+        f"{files.trigger} has a damaged model description: no spec",
+    )
+    refused(
+        evaluate(files.seven, files.trigger),
+        3,
+        f"{files.seven} is a model of 7 classes; the data has 10: "
+        "use the data that it was trained for",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (("--seeds", 0), 2, "--seeds is 0; expected at least 1"),
+        (("--data", "mnist"), 2, "no protocol for data 'mnist'; expected digits or fashion-mnist"),
+        (
+            ("--data-root", "."),
+            2,
+            "root='.': digits come with scikit-learn and take no folder; leave it out",
+        ),
+    ],
+)
+def test_a_mistake_in_demo_leaves_no_folder(flags, code, message, robustkd):
+    refused(robustkd("demo", *flags), code, message)
+    assert not list(Path().iterdir())

@@ -1,0 +1,218 @@
+"""From a teacher's file to a folder with student, figures and report."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustkd import data, models, pipeline, report
+from robustkd.distillation import distill
+from robustkd.errors import InputError, UsageError
+from robustkd.inference import accuracy_on
+from robustkd.pipeline import distill_file, make_student
+from robustkd.presets import PRESETS, Preset
+from robustkd.training import Supervised, fit
+
+CLEAN = data.load("digits", train=200, validation=60, test=50)
+FILES = ["metrics.jsonl", "report.html", "results.json", "student.safetensors"]
+
+
+def build(seed: int, arch: str = "wrn-10-1") -> models.Classifier:
+    mean, std = models.pixel_statistics(CLEAN)
+    return models.build(models.Spec(arch, 10, CLEAN.image_shape, mean, std), seed=seed)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    teacher = build(1)
+    fit(Supervised(teacher), CLEAN, epochs=4, batch_size=32)
+    models.save(teacher, path)
+    return path
+
+
+def run(teacher_file: Path, out: Path, **changes) -> dict[str, Any]:
+    settings = {
+        "arch": "wrn-10-1",
+        "clean": CLEAN,
+        "student_arch": "wrn-10-1",
+        "out": out,
+        "method": "ofd",
+        "training": {"epochs": 1, "batch_size": 64},
+    }
+    return distill_file(teacher_file, **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(teacher_file, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("runs") / "default"
+    how = PRESETS["default"]
+    brief = replace(how, detox={**how.detox, "steps": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "default", brief)
+        return out, run(teacher_file, out, method="default", seed=5)
+
+
+def test_the_folder_is_complete_and_the_results_are_those_on_disk(finished):
+    out, results = finished
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    # JSON knows no tuples.
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == results["records"]["epochs"]
+    assert "RobustKD" in (out / "report.html").read_text()
+
+
+def test_the_report_reads_what_was_measured(finished, teacher_file):
+    out, results = finished
+    rows = report.read(out).runs
+    assert [(row.method, row.asr, row.ra) for row in rows] == [
+        ("teacher", None, None),
+        ("default", None, None),
+    ]
+    saved = (models.load(teacher_file), models.load(out / "student.safetensors"))
+    for row, model in zip(rows, saved, strict=True):
+        measured = accuracy_on(model, CLEAN, "test")
+        assert (row.acc, row.n_acc) == (measured.value, 50)
+        assert row.params == models.parameters(model)
+        assert (row.data, row.pair, row.seed) == ("digits", "wrn-10-1 to wrn-10-1", 5)
+    assert rows[1].seconds > 0
+    assert results["config"] == {
+        "arch": "wrn-10-1",
+        "student": "wrn-10-1",
+        "method": "default",
+        "data": "digits",
+        "seed": 5,
+        "training": {"epochs": 1, "batch_size": 64},
+    }
+
+
+def test_the_default_method_cleans_and_hardens(finished):
+    _, results = finished
+    detox = results["records"]["detox"]
+    assert len(detox["stages"]) == len(detox["mean_mask"]) == 3
+    assert "harden" in results["records"]["epochs"][0]
+    assert results["records"]["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_nothing_in_the_folder_knows_a_trigger(finished):
+    out, results = finished
+    keys = re.findall(r'"([^"]+)":', json.dumps(results))
+    assert not [key for key in keys if re.search("trigger|target|poison", key)]
+    assert all(row["attack"] == "unknown" for row in results["runs"])
+    student = (out / "student.safetensors").read_bytes()
+    assert not re.search(rb"trigger|target|poison|teacher\.", student)
+
+
+def test_the_same_seed_gives_the_same_student_file(teacher_file, tmp_path):
+    def student(name: str, seed: int) -> bytes:
+        run(teacher_file, tmp_path / name, method="kd", seed=seed)
+        return (tmp_path / name / "student.safetensors").read_bytes()
+
+    one = student("one", 2)
+    assert student("same", 2) == one
+    # The file names its seed, so the weights are compared.
+    student("other", 3)
+    weights = [
+        models.load(tmp_path / name / "student.safetensors").network.stem.weight
+        for name in ("one", "other")
+    ]
+    assert not torch.equal(*weights)
+
+
+def test_a_baseline_runs_as_well(teacher_file, tmp_path):
+    results = run(teacher_file, tmp_path, method="no-teacher")
+    assert [row["method"] for row in results["runs"]] == ["teacher", "no-teacher"]
+    assert "detox" not in results["records"]
+
+
+def test_a_teacher_near_chance_stops_before_anything_is_made(tmp_path):
+    path, out = tmp_path / "untrained.safetensors", tmp_path / "out"
+    models.save(build(1), path)
+    share = accuracy_on(models.load(path), CLEAN, "validation").value
+    message = (
+        f"{path} is right on only {share:.1%} of the validation images of digits, near chance "
+        "(10.0%): are these its classes, in its order, and its kind of images?"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        run(path, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "papr"}, "unknown method 'papr'; did you mean 'paper'?"),
+        ({"student_arch": "resnet"}, "unknown architecture 'resnet'; expected wrn-DEPTH-WIDTH: "),
+        ({"arch": "wrn10"}, "unknown architecture 'wrn10'; expected wrn-DEPTH-WIDTH: "),
+    ],
+)
+def test_unknown_names_stop_before_anything_is_made(changes, message, teacher_file, tmp_path):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        run(teacher_file, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_used_folder_stays_as_it_was(teacher_file, tmp_path):
+    (tmp_path / "student.safetensors").write_text("precious")
+    with pytest.raises(UsageError, match=r"is not empty; give a new one with --out$"):
+        run(teacher_file, tmp_path)
+    assert (tmp_path / "student.safetensors").read_text() == "precious"
+
+
+# make_student, below it.
+
+
+def made(how: Preset, **changes):
+    teacher = build(1)
+    settings = {"training": {"epochs": 1, "batch_size": 64}, "detoxing": {"steps": 2}}
+    return make_student(teacher, build(0), CLEAN, how, **(settings | changes))
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_preset_makes_a_student(name):
+    found = made(PRESETS[name])
+    assert not any(module.training for module in found.student.modules())
+    assert (found.detoxified is not None) == (PRESETS[name].detox is not None)
+    assert ("detox" in found.record) == (PRESETS[name].detox is not None)
+    assert ("harden" in found.record["epochs"][0]) == (PRESETS[name].hardening is not None)
+    assert set(PRESETS[name].losses) <= set(found.record["epochs"][0])
+    json.dumps(found.record)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
+    """Whoever teaches is the cleaned teacher where the preset cleans, and else the one given."""
+    teachers = []
+
+    def watched(student, clean, *, teacher, **settings):
+        teachers.append(teacher)
+        return distill(student, clean, teacher=teacher, **settings)
+
+    monkeypatch.setattr(pipeline, "distill", watched)
+    how, given = PRESETS[name], build(1)
+    settings = {"training": {"epochs": 1, "batch_size": 100}, "detoxing": {"steps": 1}}
+    found = make_student(given, build(0), CLEAN, how, **settings)
+    (teacher,) = teachers
+    assert teacher is (found.detoxified if how.detox else given if how.losses else None)
+
+
+def test_a_preset_outranks_what_depends_on_the_data():
+    """A mask of at most 0.01 whatever is asked; the first optimiser step alone goes further."""
+    how = Preset("", losses={"kd": 1.0}, detox={"cap": 0.01, "lr": 0.5})
+    found = made(how, detoxing={"steps": 1, "cap": 1.0})
+    assert max(found.record["detox"]["mean_mask"]) <= 0.01
+
+
+def test_the_untrusted_teacher_is_not_changed():
+    teacher = build(1)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    settings = {"training": {"epochs": 1}, "detoxing": {"steps": 1}}
+    make_student(teacher, build(0), CLEAN, PRESETS["default"], **settings)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
