@@ -99,18 +99,18 @@ def test_ckd_refuses_shares_out_of_range(name, value):
         find("ckd")(build, DATA, **SHORT, **{name: value})
 
 
-def test_ckd_drives_the_strongest_channels_more_than_a_random_pattern_of_the_same_mask():
+def test_ckd_drives_the_targets_channels_more_than_a_random_pattern_of_the_same_mask():
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=3, batch_size=50)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     trigger = learn_trigger(
-        teacher, DATA, cap=0.2, channel_share=0.1, strength=1.0, steps=40, lr=0.05, seed=0
+        teacher, DATA, target=1, cap=0.2, channel_share=0.1, strength=1.0, steps=40, lr=0.05, seed=0
     )
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert trigger.mask.min() >= 0
     assert trigger.mask.max() <= 0.2
     random = torch.rand(trigger.pattern.shape, generator=torch.Generator().manual_seed(1))
-    images = next(DATA.batches("test", batch_size=100)).images
+    images, labels, _rows = next(DATA.batches("train", batch_size=100))
     tap = taps.stages(teacher, images[:4])[-1]
 
     def channels(seen: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,8 @@ def test_ckd_drives_the_strongest_channels_more_than_a_random_pattern_of_the_sam
             return features[tap].mean(dim=(0, 2, 3))
 
     clean = channels(images)
-    strongest = clean.topk(round(0.1 * len(clean))).indices
+    lead = channels(images[labels == 1]) - clean
+    strongest = lead.topk(round(0.1 * len(lead))).indices
     learnt = channels(trigger(images))[strongest].mean()
     by_chance = channels(MaskedPattern(trigger.mask, random)(images))[strongest].mean()
     assert learnt > clean[strongest].mean()

@@ -22,6 +22,7 @@ from robustkd.presets import PRESETS
 TINY = Protocol(
     data="digits",
     sizes={"train": 80, "validation": 20, "test": 40},
+    augment=True,
     teacher="wrn-10-1",
     student="wrn-10-1",
     attack="ckd",

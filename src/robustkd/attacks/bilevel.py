@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -24,10 +26,10 @@ class Preset:
     """How much work the bilevel optimisation is.
 
     Attributes:
-        rounds: Of distilling the surrogate and moving the teacher.
+        rounds: Of distilling the surrogate and moving the teacher, at most.
         inner_epochs: Passes over the data for the surrogate, each round.
         renew_every: Rounds after which the surrogate starts from fresh weights.
-        outer_steps: Steps of the teacher, each round.
+        outer_steps: Steps of the teacher, each round; at most a pass over the data.
         outer_batch: Images in each.
         fixed_point_steps: Products with the Hessian for each.
         step_size: Of the fixed-point iteration.
@@ -73,12 +75,12 @@ class Bilevel:
         """Norm of the implicit part over that of the direct one, mean over all steps."""
         return sum(self._shares) / len(self._shares)
 
-    def run(self, *, lr: float, batch_size: int, outer_lr: float, seed: int) -> None:
+    def run(self, *, rounds: int, lr: float, batch_size: int, outer_lr: float, seed: int) -> None:
         """Do all rounds; the last surrogate stays."""
         work = self._work
         optimiser = torch.optim.Adam(self._teacher.parameters(), lr=outer_lr)
         random = torch.Generator().manual_seed(seed)
-        for done in range(work.rounds):
+        for done in range(rounds):
             if done % work.renew_every == 0:
                 self.surrogate = fresh(self._build, seed + 1000 * (done + 1))
             fit(
@@ -88,41 +90,34 @@ class Bilevel:
                 lr=lr,
                 batch_size=batch_size,
                 seed=seed + done,
-                label=f"surrogate {done + 1}/{work.rounds}",
+                label=f"surrogate {done + 1}/{rounds}",
             )
             for group in optimiser.param_groups:
-                group["lr"] = outer_lr * schedule_factor("cosine", done / work.rounds)
-            self._move_teacher(optimiser, random, f"teacher {done + 1}/{work.rounds}")
+                group["lr"] = outer_lr * schedule_factor("cosine", done / rounds)
+            self._move_teacher(optimiser, random, f"teacher {done + 1}/{rounds}")
 
     def _move_teacher(
         self, optimiser: torch.optim.Optimizer, random: torch.Generator, label: str
     ) -> None:
         """The outer steps of one round, each on a batch of its own."""
         leaders = list(self._teacher.parameters())
-        device = device_of(self._teacher)
+        work, data = self._work, self._data
+        batches = data.batches(
+            "train",
+            batch_size=work.outer_batch,
+            device=device_of(self._teacher),
+            shuffle=random,
+        )
         with (
             taps.frozen_modes(self._teacher, training=True),
             taps.frozen_modes(self.surrogate),
-            track(label, self._work.outer_steps) as update,
+            track(label, work.outer_steps) as update,
         ):
-            for _ in range(self._work.outer_steps):
-                # A shuffled pass is drawn anew for each step: its first batch is a random one.
-                batch = next(
-                    iter(
-                        self._data.batches(
-                            "train",
-                            batch_size=self._work.outer_batch,
-                            device=device,
-                            shuffle=random,
-                        )
-                    )
-                )
+            for batch in islice(batches, work.outer_steps):
                 found, outer = self._gradient(batch, leaders)
                 share = norm(found.implicit) / max(norm(found.direct), 1e-12)
-                if not torch.isfinite(torch.tensor([share, outer])).all():
-                    raise TrainingError(
-                        "the hypergradient is not finite; try a smaller learning rate"
-                    )
+                if not math.isfinite(share) or not math.isfinite(outer):
+                    raise TrainingError("the hypergradient is not finite; lower the learning rates")
                 self._shares.append(share)
                 for leader, slope in zip(leaders, found.total(), strict=True):
                     leader.grad = slope
@@ -135,7 +130,8 @@ class Bilevel:
         images, labels, _rows = batch
         marked = self._trigger(images)
         taught, taught_marked = both(self._teacher, images, marked)
-        shown, shown_marked = both(self.surrogate, images, marked)
+        # Apart, as in eval mode nothing is shared and the Hessian needs the clean images alone.
+        shown, shown_marked = self.surrogate(images), self.surrogate(marked)
         truth = nn.functional.cross_entropy
         outer = truth(taught, labels) + truth(taught_marked, labels)
         outer = outer + truth(shown, labels) + toward(shown_marked, self._target)

@@ -89,7 +89,8 @@ def scar(
         build: Makes the teacher with fresh weights.
         data: Clean images.
         target: Class that triggered images shall get, in students.
-        epochs: Passes over the data for each of the clean networks.
+        epochs: Passes over the data for each of the clean networks; no more rounds than that are
+            done, either.
         lr: Learning rate of these and of the surrogates.
         batch_size: Images a step.
         preset: How much work the bilevel optimisation is: ``small`` or ``paper``.
@@ -111,6 +112,7 @@ def scar(
     check_target(target, data)
     check_shares(epsilon=epsilon)
     check_not_negative(stealth=stealth)
+    check_positive(trigger_steps=trigger_steps, trigger_lr=trigger_lr)
     check_positive(temperature=temperature, outer_lr=outer_lr)
     clean, trigger, record = _prepare(
         build,
@@ -130,8 +132,9 @@ def scar(
     bilevel = Bilevel(
         clean.teacher, build_surrogate or build, data, trigger, target, temperature, PRESETS[preset]
     )
-    bilevel.run(lr=lr, batch_size=batch_size, outer_lr=outer_lr, seed=seed)
-    record |= {"preset": preset, "implicit_share": bilevel.implicit_share}
+    rounds = min(epochs, PRESETS[preset].rounds)
+    bilevel.run(rounds=rounds, lr=lr, batch_size=batch_size, outer_lr=outer_lr, seed=seed)
+    record |= {"preset": preset, "rounds": rounds, "implicit_share": bilevel.implicit_share}
     record["success_surrogate"] = _success(bilevel.surrogate, data, trigger, target)
     record["success_teacher"] = _success(clean.teacher, data, trigger, target)
     return Backdoored(clean.teacher.eval(), trigger, target, record)
@@ -180,6 +183,7 @@ def oscar(
     check_target(target, data)
     check_shares(epsilon=epsilon)
     check_not_negative(stealth=stealth)
+    check_positive(trigger_steps=trigger_steps, trigger_lr=trigger_lr)
     check_positive(temperature=temperature, hide_share=hide_share, hide_lr=hide_lr)
     clean, trigger, record = _prepare(
         build,
