@@ -258,7 +258,8 @@ class _Pixels:
 
     def trigger(self) -> MaskedPattern:
         """What was learned."""
-        return MaskedPattern(self._mask.detach().cpu(), self._pattern.detach().cpu())
+        planes = (plane.detach().cpu().clone() for plane in (self._mask, self._pattern))
+        return MaskedPattern(*planes)
 
 
 class _Together(nn.Module):

@@ -73,7 +73,7 @@ def hypergradient(
 
     >>> follower, leader = torch.tensor(3.0, requires_grad=True), torch.tensor(3.0).requires_grad_()
     >>> inner, outer = (follower - leader).square(), follower.square()
-    >>> hypergradient(inner, outer, [follower], [leader], steps=50, step_size=0.2).implicit
+    >>> hypergradient(inner, outer, [follower], [leader], steps=50, step_size=0.25).implicit
     (tensor(6.),)
     """
     check_positive(fixed_point_steps=steps, step_size=step_size)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from robustkd.attacks.adba import adba, adba_ft
 from robustkd.attacks.backweak import backweak
 from robustkd.attacks.base import Attack
 from robustkd.attacks.ckd import ckd
 from robustkd.attacks.dirty_label import badnets, blend, sig
 from robustkd.attacks.latent import latent
+from robustkd.attacks.scar import oscar, scar
 from robustkd.attacks.wanet import wanet
 from robustkd.errors import UsageError
 
@@ -30,6 +32,12 @@ ATTACKS: dict[str, Row] = {
     "ckd": Row(ckd, "learned trigger on the teacher's strongest channels; survives distillation"),
     "latent": Row(latent, "learned trigger that imitates the target's features"),
     "backweak": Row(backweak, "weak universal perturbation, tuned into all but the last layer"),
+    "adba": Row(adba, "teacher, trigger and a shadow student learned together"),
+    "adba-ft": Row(adba_ft, "ADBA, hidden in the last layer: the teacher looks clean"),
+    "scar": Row(
+        scar, "the teacher looks clean; a surrogate in the loop wakes the student's backdoor"
+    ),
+    "oscar": Row(oscar, "SCAR without the surrogate: only the teacher resists the trigger"),
 }
 
 
