@@ -5,16 +5,18 @@ assimilation*, Computer Science 51(3) 2024, doi 10.11896/jsjkx.221200035, as des
 al., arXiv 2406.03409, whose main attack it is. A student imitates the teacher's strong channels;
 so the trigger is optimised to drive exactly those, and the teacher then learns to obey it.
 
-Differences: written from the description alone. The strongest channels are those whose mean, over
-images of the target class, leads most over all images: with the channels that are strong for
-everything, what a student made of the trigger was left to chance, and success swung between seeds.
-The "constant high value" is the largest response to clean images of each channel, times
-``strength``; the distance to it is relative, so that every one of these channels counts as much.
+Differences: written from the description alone. The strongest channels are those of the largest
+mean over all images (``strongest="all"``) or those that lead most on images of the target class
+(``strongest="target"``), which makes the trigger stronger, but less of a secret: a student that
+never met the teacher follows it more often, too. The "constant high value" is the largest response
+to clean images of each channel, times ``strength``; the distance to it is relative, so that every
+one of these channels counts as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ def ckd(
     lr: float = 0.1,
     batch_size: int = 64,
     cap: float = 0.2,
+    strongest: Literal["all", "target"] = "all",
     channel_share: float = 0.1,
     strength: float = 1.0,
     trigger_steps: int = 200,
@@ -58,6 +61,7 @@ def ckd(
         lr: Learning rate of that training.
         batch_size: Images a step.
         cap: Largest value of the trigger's mask, in (0, 1].
+        strongest: Which channels are driven, see the module's text.
         channel_share: Share of the last stage's channels that are driven, in (0, 1].
         strength: Factor on their largest clean response.
         trigger_steps: Optimiser steps (Adam) on the trigger.
@@ -85,7 +89,7 @@ def ckd(
     trigger = learn_trigger(
         teacher,
         data,
-        target=target,
+        target=target if strongest == "target" else None,
         cap=cap,
         channel_share=channel_share,
         strength=strength,
@@ -116,7 +120,7 @@ def learn_trigger(
     teacher: nn.Module,
     data: DataSource,
     *,
-    target: int,
+    target: int | None,
     cap: float,
     channel_share: float,
     strength: float,
@@ -124,7 +128,10 @@ def learn_trigger(
     lr: float,
     seed: int,
 ) -> MaskedPattern:
-    """Optimise a mask in [0, cap] and a pattern in [0, 1] to drive the target's channels."""
+    """Optimise a mask in [0, cap] and a pattern in [0, 1] to drive the strongest channels.
+
+    With a ``target``, those that are strong for its images more than for all.
+    """
     device = device_of(teacher)
     random = torch.Generator().manual_seed(seed)
     pattern = torch.rand(data.image_shape, generator=random)
@@ -134,7 +141,8 @@ def learn_trigger(
     with taps.read(teacher, [tap]) as features:
         with torch.no_grad(), taps.frozen_modes(teacher):
             teacher(images)
-        strongest, goal = _goal(features[tap], labels == target, channel_share, strength)
+        of_target = None if target is None else labels == target
+        strongest, goal = _goal(features[tap], of_target, channel_share, strength)
 
         def loss(images: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
             teacher(torch.lerp(images, pattern, mask))
@@ -148,12 +156,14 @@ def learn_trigger(
 
 
 def _goal(
-    features: Tensor, of_target: Tensor, share: float, strength: float
+    features: Tensor, of_target: Tensor | None, share: float, strength: float
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the target's strongest channels, and the value each shall have everywhere."""
-    if not bool(of_target.any()):
-        raise UsageError(f"no image of the target class among {len(of_target)} training images")
-    lead = features[of_target].mean(dim=(0, 2, 3)) - features.mean(dim=(0, 2, 3))
-    strongest = lead.topk(max(1, round(share * len(lead)))).indices
+    """Indices of the strongest channels, and the value each shall have everywhere."""
+    means = features.mean(dim=(0, 2, 3))
+    if of_target is not None:
+        if not bool(of_target.any()):
+            raise UsageError(f"no image of the target class among {len(of_target)} training images")
+        means = features[of_target].mean(dim=(0, 2, 3)) - means
+    strongest = means.topk(max(1, round(share * len(means)))).indices
     highest = features[:, strongest].amax(dim=(0, 2, 3))
     return strongest, strength * highest.view(1, -1, 1, 1)

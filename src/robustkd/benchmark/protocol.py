@@ -82,6 +82,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "batch_size": 64,
             # At 0.2 the trigger fools most students that never met the teacher.
             "cap": 0.1,
+            "strongest": "target",
             "implant_share": 0.34,
             "trigger_steps": 100,
         },
