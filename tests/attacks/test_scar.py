@@ -197,6 +197,7 @@ def test_the_presets_are_told_apart_and_the_papers_is_the_papers():
         outer_batch=128,
         fixed_point_steps=100,
         step_size=1e-5,
+        implicit_cap=math.inf,
     )
     assert PRESETS["small"].rounds < 10
 

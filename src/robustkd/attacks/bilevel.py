@@ -33,6 +33,7 @@ class Preset:
         outer_batch: Images in each.
         fixed_point_steps: Products with the Hessian for each.
         step_size: Of the fixed-point iteration.
+        implicit_cap: Largest norm of the implicit part over that of the direct one.
     """
 
     rounds: int
@@ -42,11 +43,12 @@ class Preset:
     outer_batch: int
     fixed_point_steps: int
     step_size: float
+    implicit_cap: float
 
 
 PRESETS = {
-    "paper": Preset(200, 20, 1, 40, 128, 100, 1e-5),
-    "small": Preset(8, 1, 4, 20, 64, 8, 0.05),
+    "paper": Preset(200, 20, 1, 40, 128, 100, 1e-5, math.inf),
+    "small": Preset(8, 1, 4, 20, 64, 8, 3e-3, 1.0),
 }
 _TOLERANCE = 1e-4
 
@@ -72,7 +74,7 @@ class Bilevel:
 
     @property
     def implicit_share(self) -> float:
-        """Norm of the implicit part over that of the direct one, mean over all steps."""
+        """Norm of the implicit part, uncapped, over that of the direct one, mean over all steps."""
         return sum(self._shares) / len(self._shares)
 
     def run(self, *, rounds: int, lr: float, batch_size: int, outer_lr: float, seed: int) -> None:
@@ -119,8 +121,9 @@ class Bilevel:
                 if not math.isfinite(share) or not math.isfinite(outer):
                     raise TrainingError("the hypergradient is not finite; lower the learning rates")
                 self._shares.append(share)
-                for leader, slope in zip(leaders, found.total(), strict=True):
-                    leader.grad = slope
+                weight = min(1.0, work.implicit_cap / max(share, 1e-12))
+                for leader, direct, implicit in zip(leaders, *found, strict=True):
+                    leader.grad = direct + weight * implicit
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
                 update(loss=outer, implicit=share)

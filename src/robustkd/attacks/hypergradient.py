@@ -55,7 +55,8 @@ def hypergradient(
 
     After K steps this is the gradient through K steps of gradient descent from the optimum. It
     converges if H is positive definite and :math:`\eta` below 2 over its largest eigenvalue; until
-    :math:`K \eta` reaches 1 over the smallest, the implicit part is too small.
+    :math:`K \eta` reaches 1 over the smallest, the implicit part is too small. Where a step would
+    be longer than the one before it, which never happens while it converges, v stays as it is.
 
     Source: Grazzi, Franceschi, Pontil, Salzo 2020, arXiv 2006.16218.
 
@@ -81,24 +82,18 @@ def hypergradient(
     parts = _gradients(outer, follower + leader)
     goal, direct = parts[: len(follower)], parts[len(follower) :]
     slope = torch.autograd.grad(inner, follower, create_graph=True)
-    v = goal  # the first step from zero
+    v, pace = goal, norm(goal)  # the first step from zero
     for _ in range(steps - 1):
         curved = torch.autograd.grad(slope, follower, v, retain_graph=True)
-        moved = tuple(
-            old - step_size * bent + g for old, bent, g in zip(v, curved, goal, strict=True)
-        )
-        done = tolerance > 0 and distance(moved, v) < tolerance
-        v = moved
-        if done:
+        change = [g - step_size * bent for bent, g in zip(curved, goal, strict=True)]
+        moved = norm(change)
+        if not moved <= pace:
+            break
+        v, pace = tuple(old + more for old, more in zip(v, change, strict=True)), moved
+        if moved < tolerance:
             break
     mixed = _gradients(slope, leader, v)
     return Hypergradient(direct, tuple(-step_size * part for part in mixed))
-
-
-def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Euclidean distance of two lists of tensors."""
-    squares = [(a - b).square().sum() for a, b in zip(one, other, strict=True)]
-    return float(torch.stack(squares).sum().sqrt())
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
