@@ -47,7 +47,13 @@ PRESETS: dict[str, Preset] = {
         "detoxified teacher, then OFD into a hardened student",
         losses={"ofd": 1.0},
         detox={"cap": 1.0, "ratio": "position", "accuracy_budget": 0.01},
-        hardening={"epsilon": 0.15, "share": 0.5},
+        hardening={"epsilon": 0.1, "mass": 0.05, "share": 0.5},
+    ),
+    "default-kd": Preset(
+        "detoxified teacher, then soft targets into a hardened student",
+        losses={"kd": 1.0},
+        detox={"cap": 1.0, "ratio": "position", "accuracy_budget": 0.01},
+        hardening={"epsilon": 0.1, "mass": 0.05, "share": 0.5},
     ),
 }
 
