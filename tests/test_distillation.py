@@ -190,7 +190,7 @@ def test_hardening_moves_all_of_its_perturbations(teacher):
 
 
 def test_the_ramp_of_hardening_is_measured_in_steps_of_this_training(teacher):
-    """After the first of three steps a third of the bound is in force; patches start at all of it."""
+    """After the first of three steps a third of the bound is in force, and at last all of it."""
     masses = []
 
     class Noted(UniversalPerturbations):
