@@ -218,7 +218,7 @@ def bench(
 
     cells = load_grid(grid)
     folder = out or grid.parent / "results" / grid.stem
-    progress = Console(stderr=True, highlight=False, markup=False)
+    progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     failed = 0
     if not tables_only:
         counts = run_grid(

@@ -117,7 +117,7 @@ class Cell:
         return {
             "format": _FORMAT,
             **asdict(self),
-            "preset": {name: part and dict(part) for name, part in parts.items()},
+            "preset": {name: None if part is None else dict(part) for name, part in parts.items()},
         }
 
 
