@@ -205,6 +205,7 @@ def refused(said: Said, code: int, message: str) -> None:
 
 
 SEE = "(see robustkd --help)"
+ARCHS = ", ".join(family.usage for family in models.FAMILIES.values())
 MISTAKES = [
     ({"epochs": -1}, 2, "--epochs is -1; expected at least 1"),
     ({"epochs": "abc"}, 2, f'Invalid value for --epochs: unable to convert "abc" into int. {SEE}'),
@@ -218,12 +219,12 @@ MISTAKES = [
     (
         {"arch": "wrn-10"},
         2,
-        "unknown architecture 'wrn-10'; expected wrn-DEPTH-WIDTH: did you mean 'wrn-10-1'?",
+        f"unknown architecture 'wrn-10'; expected {ARCHS}: did you mean 'wrn-10-1'?",
     ),
     (
-        {"student": "resnet18"},
+        {"student": "vgg"},
         2,
-        "unknown architecture 'resnet18'; expected wrn-DEPTH-WIDTH: for example 'wrn-10-1'",
+        f"unknown architecture 'vgg'; expected {ARCHS}: for example 'wrn-10-1'",
     ),
     (
         {"data": "digit"},

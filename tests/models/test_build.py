@@ -14,6 +14,7 @@ from robustkd.errors import UsageError
 from robustkd.models import FAMILIES, Spec, build, check_name, parameters, pixel_statistics
 
 EXAMPLES = [arch for family in FAMILIES.values() for arch in family.examples]
+USAGES = ", ".join(family.usage for family in FAMILIES.values())
 
 
 def tiny(channels: int = 1, **changes: object) -> Spec:
@@ -189,16 +190,15 @@ def test_pixel_statistics_are_those_of_all_training_pixels():
         ),
         (
             lambda: check_name("wrn-16"),
-            "unknown architecture 'wrn-16'; expected wrn-DEPTH-WIDTH: did you mean 'wrn-16-2'?",
+            f"unknown architecture 'wrn-16'; expected {USAGES}: did you mean 'wrn-16-2'?",
         ),
         (
             lambda: check_name("?"),
-            "unknown architecture '?'; expected wrn-DEPTH-WIDTH: for example 'wrn-10-1'",
+            f"unknown architecture '?'; expected {USAGES}: for example 'wrn-10-1'",
         ),
         (
             lambda: check_name("wrn-10-1\n"),
-            "unknown architecture 'wrn-10-1\\n'; expected wrn-DEPTH-WIDTH: "
-            "did you mean 'wrn-10-1'?",
+            f"unknown architecture 'wrn-10-1\\n'; expected {USAGES}: did you mean 'wrn-10-1'?",
         ),
         (lambda: tiny(classes=1), "classes is 1; a classifier needs at least 2"),
         (

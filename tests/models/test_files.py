@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from robustkd.errors import InputError, UsageError
-from robustkd.models import Classifier, Spec, build, load, load_teacher, save
+from robustkd.models import FAMILIES, Classifier, Spec, build, load, load_teacher, save
 from robustkd.models.files import read_safetensors, write_safetensors
 
+USAGES = ", ".join(family.usage for family in FAMILIES.values())
 SPEC = Spec("wrn-10-1", classes=3, image_shape=(1, 8, 8), mean=(0.3,), std=(0.2,))
 
 
@@ -167,7 +168,7 @@ def test_files_that_do_not_describe_themselves_are_refused(tmp_path):
         ),
         (
             {"arch": "os.system"},
-            "unknown architecture 'os.system'; expected wrn-DEPTH-WIDTH: for example 'wrn-10-1'",
+            f"unknown architecture 'os.system'; expected {USAGES}: for example 'wrn-10-1'",
         ),
         ({"classes": 1}, "classes is 1; a classifier needs at least 2"),
         ({"classes": float("inf")}, "cannot convert float infinity to integer"),
