@@ -41,7 +41,8 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         "detoxified teacher, then OFD, as in arXiv 2406.03409",
         losses={"ofd": 1.0},
-        detox={"cap": 0.2, "ratio": "stage", "accuracy_budget": 0.02},
+        # The paper reports 3 to 4 points of accuracy as its price.
+        detox={"cap": 0.2, "ratio": "stage", "accuracy_budget": 0.035},
     ),
     "default": Preset(
         "detoxified teacher, then OFD into a hardened student",
