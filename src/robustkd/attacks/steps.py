@@ -38,7 +38,13 @@ def train_teacher(
 
 
 def implant(
-    learner: Learner, data: DataSource, *, epochs: float | int, lr: float, batch_size: int, seed: int
+    learner: Learner,
+    data: DataSource,
+    *,
+    epochs: float | int,
+    lr: float,
+    batch_size: int,
+    seed: int,
 ) -> None:
     """Train a teacher once more, on the backdoor; ``epochs`` is rounded, and at least 1."""
     fit(
