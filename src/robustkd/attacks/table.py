@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import partial
 
+from robustkd.attacks.adaptive import adaptive
 from robustkd.attacks.adba import adba, adba_ft
 from robustkd.attacks.backweak import backweak
 from robustkd.attacks.base import Attack
@@ -48,6 +50,21 @@ ATTACKS: dict[str, Row] = {
         oscar,
         "SCAR without the surrogate: only the teacher resists the trigger",
         ("build_surrogate",),
+    ),
+    "adaptive-detox": Row(
+        partial(adaptive, knows="detox"),
+        "knows our detoxification: leaves it nothing to cut",
+        ("clean_teacher",),
+    ),
+    "adaptive-harden": Row(
+        partial(adaptive, knows="harden"),
+        "knows our hardening: its trigger leads such a student",
+        ("train_surrogate",),
+    ),
+    "adaptive": Row(
+        adaptive,
+        "knows the whole method, and rehearses it before it strikes",
+        ("clean_teacher", "train_surrogate"),
     ),
 }
 

@@ -23,7 +23,7 @@ from robustkd import data, models, runs
 from robustkd.attacks import Backdoored, load_trigger, save_trigger
 from robustkd.benchmark.measure import measure
 from robustkd.benchmark.store import Store
-from robustkd.benchmark.teachers import run_attack
+from robustkd.benchmark.teachers import Rehearsal, run_attack
 from robustkd.data import InMemory
 from robustkd.inference import default_device
 from robustkd.pipeline import make_student
@@ -68,6 +68,7 @@ class TeacherCell:
         attacking: Arguments of the attack, those of every teacher's training among them.
         target: Class that triggered images shall get.
         surrogate: Architecture of the attacker's own students, for attacks that have any.
+        rehearsal: What attacks that know us expect of the defender; None for all others.
     """
 
     setting: Setting
@@ -76,6 +77,14 @@ class TeacherCell:
     attacking: Mapping[str, Any]
     target: int = 0
     surrogate: str | None = None
+    rehearsal: Rehearsal | None = None
+
+    def configuration(self) -> dict[str, Any]:
+        """All that the teacher follows from, in JSON values."""
+        content = {"format": _FORMAT, **asdict(self)}
+        if self.rehearsal is not None:
+            content["rehearsed"] = _parts(self.rehearsal.method)
+        return content
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,13 @@ class Cell:
             **asdict(self),
             "preset": {name: None if part is None else dict(part) for name, part in parts.items()},
         }
+
+
+def _parts(method: str) -> dict[str, Any]:
+    """What a preset does, in JSON values."""
+    how = preset(method)
+    parts = {"losses": how.losses, "detox": how.detox, "hardening": how.hardening}
+    return {name: None if part is None else dict(part) for name, part in parts.items()}
 
 
 def digest(configuration: Mapping[str, Any]) -> str:
@@ -180,6 +196,7 @@ def make_teacher(cell: TeacherCell) -> Backdoored:
             target=cell.target,
             seed=setting.seed,
             settings=cell.attacking,
+            rehearsal=cell.rehearsal or Rehearsal({}),
         )
 
 
@@ -192,7 +209,7 @@ def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, dict[str, Any
         save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
         runs.write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
 
-    folder = store.fetch(digest({"format": _FORMAT, **asdict(cell)}), make)
+    folder = store.fetch(digest(cell.configuration()), make)
     trigger, target = load_trigger(folder / "trigger.safetensors")
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     teacher = models.load(folder / "model.safetensors").to(default_device())
@@ -225,7 +242,7 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, d
     configuration = cell.configuration()
     if not how.losses:
         # It never meets a teacher, so it is the same for all of them.
-        configuration["teacher"] = asdict(setting)
+        configuration["teacher"] = {"format": _FORMAT, **asdict(setting)}
     folder = store.fetch(digest({**configuration, "kind": "student"}), make)
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     return models.load(folder / "model.safetensors").to(default_device()), made

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from robustkd import models
 from robustkd.attacks import ATTACKS, find
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
+from robustkd.benchmark.teachers import Rehearsal
 from robustkd.errors import InputError, UsageError
 from robustkd.presets import preset
 from robustkd.training import Precision
@@ -83,13 +84,17 @@ class Block(BaseModel):
         for seed, pair, (name, own), (source, sizes) in product(
             self.seeds, self.pairs, self.attacks.items(), self.data.items()
         ):
+            takes = ATTACKS[name].takes
             teacher = TeacherCell(
                 Setting(source, sizes, self.augment, self.precision, self.threads, seed),
                 pair[0],
                 name,
                 {**self.teaching, **(own or {})},
                 self.target,
-                pair[1] if ATTACKS[name].takes else None,
+                pair[1] if takes else None,
+                Rehearsal(self.training, detoxing=self.detoxing)
+                if "train_surrogate" in takes or "clean_teacher" in takes
+                else None,
             )
             for method in (TEACHER, *self.methods):
                 yield Cell(teacher, pair[1], method, self.training, self.detoxing)

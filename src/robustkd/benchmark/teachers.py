@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,29 @@ from torch import nn
 
 from robustkd import models, runs
 from robustkd.attacks import ATTACKS, Backdoored, find, save_trigger
-from robustkd.benchmark.adaptive import injected
+from robustkd.benchmark.adaptive import informed
 from robustkd.benchmark.measure import measure
 from robustkd.errors import UsageError
+from robustkd.presets import preset
 from robustkd.types import DataSource
 
 _SURROGATE_SEED = 10_000
 """Added to the seed of the attacker's own students, so that no victim starts from the same."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What an attacker who knows us expects the defender to do.
+
+    Attributes:
+        training: Arguments of :func:`robustkd.distillation.distill`.
+        method: Name of the preset.
+        detoxing: Arguments of :func:`robustkd.detox.detoxify` that depend on the data's size alone.
+    """
+
+    training: Mapping[str, Any]
+    method: str = "default"
+    detoxing: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_attack(
@@ -32,6 +49,7 @@ def run_attack(
     target: int,
     seed: int,
     settings: Mapping[str, Any],
+    rehearsal: Rehearsal,
 ) -> Backdoored:
     """Run an attack by its name.
 
@@ -44,14 +62,27 @@ def run_attack(
         target: Class that triggered images shall get.
         seed: Of everything random.
         settings: Further arguments of the attack.
+        rehearsal: For attacks that know us.
 
     Raises:
         UsageError: If there is no such attack, or it takes no such argument.
     """
     attack = find(name)
-    extra = injected(
-        ATTACKS[name].takes, lambda: build(surrogate, seed + _SURROGATE_SEED), seed=seed
+    takes = ATTACKS[name].takes
+
+    def build_surrogate() -> nn.Module:
+        return build(surrogate, seed + _SURROGATE_SEED)
+
+    extra = informed(
+        takes,
+        preset(rehearsal.method),
+        build_student=build_surrogate,
+        training=rehearsal.training,
+        detoxing=rehearsal.detoxing,
+        seed=seed,
     )
+    if "build_surrogate" in takes:
+        extra["build_surrogate"] = build_surrogate
     arguments = {**extra, **settings, "target": target, "seed": seed}
     try:
         return attack(lambda: build(arch, seed), source, **arguments)
@@ -116,6 +147,7 @@ def attack_to_folder(
         target=target,
         seed=seed,
         settings=read,
+        rehearsal=Rehearsal({name: read[name] for name in ("epochs", "lr", "batch_size")}),
     )
     seconds = time.perf_counter() - started
     provenance = {"attack": name, "data": source.name, "seed": seed}
