@@ -350,3 +350,77 @@ def test_a_wrong_trigger_is_one_line(robustkd, files):
 def test_a_mistake_in_demo_leaves_no_folder(flags, code, message, robustkd):
     refused(robustkd("demo", *flags), code, message)
     assert not list(Path().iterdir())
+
+
+# Attacking, for research.
+
+
+def attacking(name: str = "badnets", **changes: object) -> list[object]:
+    options = {
+        "arch": "wrn-10-1",
+        "data": "digits",
+        "out": "made",
+        "target": 3,
+        "epochs": 1,
+    } | changes
+    flags = ((f"--{key.replace('_', '-')}", value) for key, value in options.items())
+    return ["attack", name, *(part for flag in flags for part in flag)]
+
+
+def test_attack_leaves_a_teacher_and_a_trigger_that_evaluate_agrees_on(robustkd):
+    said = robustkd(*attacking(), "--json")
+    assert (said.code, said.err) == (0, "")
+    (run,) = json.loads(said.out)["runs"]
+    assert json.loads(Path("made/results.json").read_text()) == json.loads(said.out)
+    found = json.loads(
+        robustkd(
+            *("evaluate", "made/teacher.safetensors", "--data", "digits"),
+            *("--trigger", "made/trigger.safetensors", "--json"),
+        ).out
+    )
+    assert {name: run[name] for name in found} == found
+
+
+def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(robustkd):
+    said = robustkd(*attacking("ckd", epochs=1), "--set.cap", "0.1", "--set.trigger_steps", "2")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert re.fullmatch(r"ACC  \d+\.\d%  of 357 test images", lines[0])
+    assert re.fullmatch(r"ASR  \d+\.\d%  of \d+ triggered images of other classes", lines[1])
+    assert lines[2] == "Teacher: made/teacher.safetensors"
+    record = json.loads(Path("made/results.json").read_text())
+    assert (record["config"]["cap"], record["records"]["teacher"]["cap"]) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("bednets", {}, "unknown attack 'bednets'; did you mean 'badnets'?"),
+        ("badnets", {"arch": "wrn-11-1"}, None),
+        ("badnets", {"target": 10}, "target class is 10; expected 0 to 9"),
+        ("badnets", {"set.colour": 3}, "attack 'badnets' has no argument 'colour'"),
+        ("badnets", {"epochs": 0}, "--epochs is 0; expected at least 1"),
+    ],
+)
+def test_a_mistake_in_attack_is_one_line(name, changes, message, robustkd):
+    said = robustkd(*attacking(name, **changes))
+    assert (said.code, said.out) == (2, "")
+    assert said.err.count("\n") == 1
+    if message is not None:
+        assert said.err == f"robustkd: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "code", "message"),
+    [
+        ("a: [", [], 3, "grid.yaml: not YAML ("),
+        ("seeds: 3", [], 2, "grid.yaml: data: field required"),
+        ("seeds: 3", ["--workers", "0"], 2, "--workers is 0; expected at least 1"),
+    ],
+)
+def test_a_mistake_in_a_grid_is_one_line(text, flags, code, message, robustkd):
+    Path("grid.yaml").write_text(text)
+    said = robustkd("bench", "grid.yaml", *flags)
+    assert (said.code, said.out) == (code, "")
+    assert said.err.startswith(f"robustkd: {message}")
+    assert said.err.count("\n") == 1

@@ -196,7 +196,7 @@ def make_teacher(cell: TeacherCell) -> Backdoored:
             target=cell.target,
             seed=setting.seed,
             settings=cell.attacking,
-            rehearsal=cell.rehearsal or Rehearsal({}),
+            rehearsal=cell.rehearsal,
         )
 
 

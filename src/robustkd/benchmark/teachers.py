@@ -49,7 +49,7 @@ def run_attack(
     target: int,
     seed: int,
     settings: Mapping[str, Any],
-    rehearsal: Rehearsal,
+    rehearsal: Rehearsal | None,
 ) -> Backdoored:
     """Run an attack by its name.
 
@@ -62,7 +62,7 @@ def run_attack(
         target: Class that triggered images shall get.
         seed: Of everything random.
         settings: Further arguments of the attack.
-        rehearsal: For attacks that know us.
+        rehearsal: For attacks that know us; None keeps them from it.
 
     Raises:
         UsageError: If there is no such attack, or it takes no such argument.
@@ -73,14 +73,16 @@ def run_attack(
     def build_surrogate() -> nn.Module:
         return build(surrogate, seed + _SURROGATE_SEED)
 
-    extra = informed(
-        takes,
-        preset(rehearsal.method),
-        build_student=build_surrogate,
-        training=rehearsal.training,
-        detoxing=rehearsal.detoxing,
-        seed=seed,
-    )
+    extra: dict[str, Any] = {}
+    if rehearsal is not None:
+        extra = informed(
+            takes,
+            preset(rehearsal.method),
+            build_student=build_surrogate,
+            training=rehearsal.training,
+            detoxing=rehearsal.detoxing,
+            seed=seed,
+        )
     if "build_surrogate" in takes:
         extra["build_surrogate"] = build_surrogate
     arguments = {**extra, **settings, "target": target, "seed": seed}
