@@ -9,7 +9,8 @@ import torch
 
 from robustkd import data, models, taps
 from robustkd.attacks import ATTACKS, find
-from robustkd.benchmark import informed
+from robustkd.benchmark import adaptive, informed
+from robustkd.pipeline import Made
 from robustkd.presets import PRESETS
 
 DATA = data.load("digits", train=100, validation=20, test=100)
@@ -62,6 +63,27 @@ def test_the_surrogate_is_no_student_that_will_be_measured():
     same = told("adaptive")["train_surrogate"](teacher, DATA)
     assert torch.equal(student.network.stem.weight, same.network.stem.weight)
     assert not torch.equal(student.network.stem.weight, teacher.network.stem.weight)
+
+
+@pytest.mark.parametrize(("attack", "cleans"), [("adaptive-harden", True), ("adaptive", False)])
+def test_half_of_the_work_is_rehearsed_and_no_teacher_is_cleaned_twice(attack, cleans, monkeypatch):
+    asked = {}
+
+    def spy(teacher, student, source, how, **settings):
+        asked.update(settings, how=how)
+        return Made(student, None, {}, 0.0)
+
+    monkeypatch.setattr(adaptive, "make_student", spy)
+    training, detoxing = {"epochs": 3, "lr": 0.1}, {"steps": 40, "lr": 0.2}
+    known = informed(
+        attack, PRESETS["default"], build_student=build, training=training, detoxing=detoxing
+    )
+    known["train_surrogate"](build(), DATA)
+    assert asked["training"] == {"epochs": 2, "lr": 0.1}
+    assert asked["detoxing"] == {"steps": 20, "lr": 0.2}
+    assert (training["epochs"], detoxing["steps"]) == (3, 40)
+    assert (asked["how"].detox is not None) is cleans
+    assert asked["how"].hardening == PRESETS["default"].hardening
 
 
 @pytest.mark.parametrize("attack", ["adaptive-detox", "adaptive-harden", "adaptive"])

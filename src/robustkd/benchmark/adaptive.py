@@ -34,9 +34,10 @@ def informed(
         attack: Name of the attack.
         how: The preset that the attacker expects the defender to use.
         build_student: Makes a student; the surrogates get other weights than it gives.
-        training: The defender's arguments of :func:`robustkd.distillation.distill`. The attacker
-            rehearses half of its epochs, so that an attack costs a few teachers' training at most.
+        training: The defender's arguments of :func:`robustkd.distillation.distill`.
         detoxing: The defender's further arguments of :func:`robustkd.detox.detoxify`.
+            Of both, ``epochs`` and ``steps`` are halved (and rounded up) where they are given:
+            a rehearsal every round must not cost more than a few teachers' training.
         seed: Of the attack.
 
     Returns:
@@ -45,11 +46,11 @@ def informed(
     """
     if attack not in ("adaptive-detox", "adaptive-harden", "adaptive"):
         return {}
-    shorter = {**training, "epochs": -(-training["epochs"] // 2)}
+    training, detoxing = _shorter(training), _shorter(detoxing or {})
 
     def clean_teacher(teacher: nn.Module, data: DataSource) -> Cleaned:
         cleaned = detoxify(
-            teacher, data, seed=seed + _APART, **{**(detoxing or {}), **(how.detox or {})}
+            teacher, data, seed=seed + _APART, **{**detoxing, **(how.detox or {})}
         ).teacher
         return Cleaned(cleaned, dict(zip(cleaned.locations, cleaned.masks, strict=True)))
 
@@ -60,7 +61,7 @@ def informed(
             data,
             # The one who knows both hands over a teacher that is clean already.
             replace(how, detox=None) if attack == "adaptive" else how,
-            training=shorter,
+            training=training,
             detoxing=detoxing,
             seed=seed + _APART,
             label="rehearse the defence",
@@ -72,3 +73,10 @@ def informed(
     if attack != "adaptive-detox":
         known["train_surrogate"] = train_surrogate
     return known
+
+
+def _shorter(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: -(-value // 2) if name in ("epochs", "steps") else value
+        for name, value in settings.items()
+    }
