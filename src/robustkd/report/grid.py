@@ -21,6 +21,7 @@ ORDINARY: Mapping[str, str] = {
     "paper": "ofd",
     "default": "ofd",
     "default-kd": "kd",
+    "both": "ofd",
 }
 """Each defended method, and the ordinary student that learns by the same losses."""
 _EXCESS = 0.20

@@ -18,6 +18,7 @@ METHODS: Mapping[str, str] = {
     "paper": "RobustKD (paper)",
     "default": "RobustKD (default)",
     "default-kd": "RobustKD (default, KD)",
+    "both": "RobustKD (detox and harden)",
 }
 """The methods in display order, each in words."""
 
@@ -80,7 +81,7 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether the method is one of RobustKD's presets."""
-        return self.method in ("paper", "default", "default-kd")
+        return self.method in ("paper", "default", "default-kd", "both")
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:
