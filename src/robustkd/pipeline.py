@@ -69,7 +69,12 @@ def make_student(
     record: dict[str, Any] = {}
     source, detoxified = teacher, None
     if how.detox is not None:
-        cleaned = detoxify(teacher, clean, seed=seed, **{**(detoxing or {}), **how.detox})
+        arguments = {
+            "precision": training.get("precision", "no"),
+            **(detoxing or {}),
+            **how.detox,
+        }
+        cleaned = detoxify(teacher, clean, seed=seed, **arguments)
         source = detoxified = cleaned.teacher
         record["detox"] = asdict(cleaned.record)
     hardening = None
