@@ -88,7 +88,7 @@ def give_up(*, memory: int, seconds: int, written: int) -> list[str]:
 
 def _filter_calls(library: ctypes.CDLL) -> bool:
     """Refuse, from now on, every system call that is not listed above."""
-    if platform.machine() not in _AUDIT:
+    if platform.machine() not in _AUDIT or sys.maxsize < 2**32:
         return False
     column = list(_AUDIT).index(platform.machine())
     numbers = [call[column] for call in _CALLS.values()]
