@@ -174,6 +174,15 @@ def _flagged(bit: int) -> bytes:
     return bytes(whole)
 
 
+def _larger_than_its_archive() -> bytes:
+    """A stored member that claims 4 GB, in the local header and in the directory."""
+    whole = bytearray(zipped({"archive/data.pkl": b"\x80\x02}."}))
+    for mark, place in ((b"PK\x03\x04", 18), (b"PK\x01\x02", 20)):
+        start = whole.index(mark) + place
+        whole[start : start + 8] = struct.pack("<2I", 2**32 - 2, 2**32 - 2)
+    return bytes(whole)
+
+
 def _overlapping() -> bytes:
     """A directory whose every entry points at the same bytes."""
     one = zipped({"archive/data.pkl": b"\x80\x02}."})
@@ -222,6 +231,9 @@ ARCHIVES = {
             zipfile.ZIP_DEFLATED,
         ),
         "has a compressed member",
+    ),
+    "zip bomb by claimed size": _bytes(
+        _larger_than_its_archive, "has a member that overlaps the next: 'archive/data.pkl'"
     ),
     "zip bomb by overlap": _bytes(_overlapping, "describes its member 'archive/data/000' in two"),
     "zip member named ../": _bytes(lambda: _with("archive/../../x"), "name leads elsewhere"),
@@ -411,7 +423,8 @@ FILES = {
     "FIFO": _made(os.mkfifo, "is not a plain file"),
     "device": _made(lambda path: path.symlink_to("/dev/zero"), "is a symbolic link that leaves"),
     "symlink that leaves its folder": _made(
-        lambda path: path.symlink_to("/etc/passwd"), "is a symbolic link that leaves its folder"
+        lambda path: path.symlink_to("/etc/passwd"),
+        "is a symbolic link that leaves its folder; give the file itself: '/etc/passwd'",
     ),
     "symlink to itself": _made(lambda path: path.symlink_to(path.name), "cannot be read: "),
     "no permission": _bytes(lambda: saved(weights()), "Permission denied", around=_forbidden),

@@ -10,12 +10,15 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from robustkd.models import Spec, build
+from robustkd import data
+from robustkd.models import Spec, build, pixel_statistics
+from robustkd.training import Supervised, fit
 
 SPEC = Spec("wrn-10-1", classes=10, image_shape=(1, 16, 16))
 
@@ -112,3 +115,12 @@ def touching(canary: Path) -> Payload:
 def text_pickle(canary: Path) -> bytes:
     """The same in protocol 0, which has no mark at its beginning."""
     return pickle.dumps(touching(canary), protocol=0)
+
+
+def trained() -> dict[str, Tensor]:
+    """A plain state dict of wrn-10-1 that knows the digits."""
+    clean = data.load("digits", train=300, validation=60, test=50)
+    mean, std = pixel_statistics(clean)
+    model = build(replace(SPEC, mean=mean, std=std), seed=1)
+    fit(Supervised(model), clean, epochs=5, batch_size=32)
+    return dict(model.network.state_dict())

@@ -25,7 +25,7 @@ MOST_AXES = 8
 LONGEST_NAME = 300
 _LARGEST = 2**48
 _SHOWN = 3
-_LONGEST_SHOWN = 80
+_LONGEST_SHOWN = 120
 
 
 class Refusal(Exception):  # noqa: N818 (it is the verdict on a file, not a fault)

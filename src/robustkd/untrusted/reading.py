@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustkd.errors import InputError
 from robustkd.untrusted import sandbox
+from robustkd.untrusted.contents import quoted
 from robustkd.untrusted.safetensors_file import OWN_KEY
 
 _EXPECTED = "expected a safetensors file or a torch checkpoint"
@@ -74,7 +75,7 @@ def _open(path: Path) -> BufferedReader:
         found = path.resolve(strict=True)
         if not found.is_relative_to(path.parent.resolve()):
             raise InputError(
-                f"{path} is a symbolic link that leaves its folder; give the file itself: {found}"
+                f"{path} is a symbolic link that leaves its folder; give the file itself: {quoted(str(found))}"
             )
         # Without waiting for the other end of a FIFO, nor following a link made just now.
         descriptor = os.open(found, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
