@@ -244,6 +244,9 @@ ARCHIVES = {
     "zip with bytes before it": _bytes(
         lambda: b"PK\x03\x04" + saved({"w": torch.ones(2)}), "has bytes before its first member"
     ),
+    "zip with bytes behind it": _bytes(
+        lambda: saved({"w": torch.ones(2)}) + b"\0", "goes on behind its zip archive"
+    ),
     "zip cut off": _bytes(lambda: saved(weights())[:-100], "is a damaged or cut off zip archive"),
     "zip of 50,000 members": _bytes(
         lambda: zipped((f"a/data/{place}", b"") for place in range(50_000)),

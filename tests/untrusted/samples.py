@@ -65,7 +65,8 @@ def zipped(
 def checkpoint(program: bytes, **storages: bytes) -> bytes:
     """A checkpoint around a hand-written pickle; ``_0`` is the member ``data/0``."""
     data = {f"archive/data/{name[1:]}": values for name, values in storages.items()}
-    return zipped({"archive/data.pkl": program, "archive/byteorder": b"little", **data})
+    notes = {"archive/byteorder": b"little", "archive/version": b"3\n"}
+    return zipped({"archive/data.pkl": program, **notes, **data})
 
 
 def tensor_program(

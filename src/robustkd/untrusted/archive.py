@@ -8,20 +8,23 @@ name that points elsewhere is no accident.
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedIOBase
 from itertools import pairwise
-from typing import BinaryIO
 
 from robustkd.untrusted.contents import Refusal, quoted
 
 MOST_MEMBERS = 40_000
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ALLOWED_FLAGS = 0x0808  # sizes behind the member, names in UTF-8: what torch.save sets
+_END, _NO_COMMENT = b"PK\x05\x06", b"\0\0"
+_END_SIZE = 22
 _CHUNK = 1 << 20
 
 
@@ -42,7 +45,7 @@ class Member:
     crc: int
 
 
-def read_members(file: BinaryIO) -> Mapping[str, Member]:
+def read_members(file: BufferedIOBase) -> Mapping[str, Member]:
     """All members by name, none of them compressed, overlapping or oddly named.
 
     Raises:
@@ -51,13 +54,14 @@ def read_members(file: BinaryIO) -> Mapping[str, Member]:
     try:
         with zipfile.ZipFile(file) as archive:
             entries, directory = archive.infolist(), archive.start_dir
-            comment = archive.comment
+        file.seek(-_END_SIZE, os.SEEK_END)
+        end = file.read()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as error:
         raise Refusal("is a damaged or cut off zip archive") from error
     if len(entries) > MOST_MEMBERS:
         raise Refusal(f"has {len(entries)} members; expected at most {MOST_MEMBERS}")
-    if comment:
-        raise Refusal("has a comment behind its zip archive, which torch.save does not write")
+    if not end.startswith(_END) or not end.endswith(_NO_COMMENT):
+        raise Refusal("goes on behind its zip archive; it is damaged, or made to mislead")
     _check_kind([entry.orig_filename for entry in entries])
     for entry in entries:
         _check_entry(entry)
@@ -67,7 +71,7 @@ def read_members(file: BinaryIO) -> Mapping[str, Member]:
     return _by_name(members)
 
 
-def verify(file: BinaryIO, member: Member) -> None:
+def verify(file: BufferedIOBase, member: Member) -> None:
     """Compare a member's bytes with its checksum.
 
     Raises:
@@ -80,7 +84,7 @@ def verify(file: BinaryIO, member: Member) -> None:
         raise Refusal(f"has a wrong checksum in {quoted(member.name)}; it is damaged")
 
 
-def _chunks(file: BinaryIO, member: Member) -> Iterator[bytes]:
+def _chunks(file: BufferedIOBase, member: Member) -> Iterator[bytes]:
     file.seek(member.offset)
     left = member.size
     while left:
@@ -125,7 +129,7 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
         )
 
 
-def _locate(file: BinaryIO, entry: zipfile.ZipInfo) -> Member:
+def _locate(file: BufferedIOBase, entry: zipfile.ZipInfo) -> Member:
     """Find the bytes behind a local header that must say the same as the directory."""
     name = entry.orig_filename
     file.seek(entry.header_offset)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import BinaryIO
+from io import BufferedIOBase
 
 from robustkd.untrusted import pickles
 from robustkd.untrusted.archive import Member, read_members, verify
@@ -21,7 +21,7 @@ _LITTLE = b"little"
 _MEMBER = re.compile(r"data\.pkl|byteorder|version|data/[0-9]+|\..*")
 
 
-def read_checkpoint(file: BinaryIO, size: int) -> Contents:
+def read_checkpoint(file: BufferedIOBase, size: int) -> Contents:
     """Find the tensors of a checkpoint of ``size`` bytes.
 
     Raises:
@@ -51,12 +51,12 @@ def _check_members(members: Mapping[str, Member], root: str) -> None:
             raise Refusal(f"has a member that torch.save does not write: {quoted(name)}")
 
 
-def _check_byte_order(file: BinaryIO, member: Member | None) -> None:
+def _check_byte_order(file: BufferedIOBase, member: Member | None) -> None:
     if member is not None and _bytes(file, member, most=len(_LITTLE)) != _LITTLE:
         raise Refusal("was saved on a big-endian machine; save it as safetensors")
 
 
-def _bytes(file: BinaryIO, member: Member, *, most: int) -> bytes:
+def _bytes(file: BufferedIOBase, member: Member, *, most: int) -> bytes:
     if member.size > most:
         raise Refusal(f"has {member.size} bytes in {quoted(member.name)}; expected at most {most}")
     verify(file, member)
@@ -65,7 +65,7 @@ def _bytes(file: BinaryIO, member: Member, *, most: int) -> bytes:
 
 
 def _member(
-    file: BinaryIO,
+    file: BufferedIOBase,
     tensor: TensorRef,
     members: Mapping[str, Member],
     root: str,

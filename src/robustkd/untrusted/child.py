@@ -11,7 +11,7 @@ import codecs
 import json
 import os
 import sys
-from typing import BinaryIO
+from io import BufferedIOBase
 
 from robustkd.untrusted import limits
 from robustkd.untrusted.checkpoint import read_checkpoint
@@ -24,7 +24,7 @@ _MOST_IGNORED = 20
 _READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint}
 
 
-def find_tensors(file: BinaryIO, size: int) -> Contents:
+def find_tensors(file: BufferedIOBase, size: int) -> Contents:
     """What there is in a file of ``size`` bytes, of any accepted format.
 
     Raises:
@@ -36,7 +36,7 @@ def find_tensors(file: BinaryIO, size: int) -> Contents:
     return _READERS[format_name](file, size)
 
 
-def convert(file: BinaryIO, out: BinaryIO, size: int) -> Contents:
+def convert(file: BufferedIOBase, out: BufferedIOBase, size: int) -> Contents:
     """Write the tensors of ``file`` to ``out``; returns what was found.
 
     Raises:

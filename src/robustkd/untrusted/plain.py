@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from io import BufferedIOBase
 from itertools import product
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from robustkd.untrusted.contents import WIDTHS, Contents, Refusal, Stored, dense_strides, quoted
 from robustkd.untrusted.safetensors_file import OWN_KEY
@@ -14,7 +15,7 @@ _CHUNK = 1 << 20
 _FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
-def write_plain(contents: Contents, file: BinaryIO, out: BinaryIO) -> None:
+def write_plain(contents: Contents, file: BufferedIOBase, out: BufferedIOBase) -> None:
     """Copy the tensors' values from ``file`` to ``out``, dense and row by row.
 
     Raises:
@@ -54,7 +55,7 @@ def _is_dense(tensor: Stored) -> bool:
     return not tensor.size or all(n == 1 or step == dense for n, step, dense in axes)
 
 
-def _copy(tensor: Stored, file: BinaryIO, out: BinaryIO) -> None:
+def _copy(tensor: Stored, file: BufferedIOBase, out: BufferedIOBase) -> None:
     file.seek(tensor.offset)
     left = tensor.size
     while left:
@@ -65,7 +66,7 @@ def _copy(tensor: Stored, file: BinaryIO, out: BinaryIO) -> None:
         left -= len(chunk)
 
 
-def _read(tensor: Stored, file: BinaryIO) -> bytes:
+def _read(tensor: Stored, file: BufferedIOBase) -> bytes:
     file.seek(tensor.offset)
     values = file.read(tensor.span)
     if len(values) < tensor.span:

@@ -75,7 +75,8 @@ def _open(path: Path) -> BufferedReader:
         found = path.resolve(strict=True)
         if not found.is_relative_to(path.parent.resolve()):
             raise InputError(
-                f"{path} is a symbolic link that leaves its folder; give the file itself: {quoted(str(found))}"
+                f"{path} is a symbolic link that leaves its folder; give the file itself: "
+                f"{quoted(str(found))}"
             )
         # Without waiting for the other end of a FIFO, nor following a link made just now.
         descriptor = os.open(found, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)

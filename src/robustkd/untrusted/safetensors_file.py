@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 from robustkd.untrusted.contents import (
     MOST_TENSORS,
@@ -28,7 +29,7 @@ OWN_KEY = "robustkd"
 _PREFIX = 8
 
 
-def read_safetensors(file: BinaryIO, size: int) -> Contents:
+def read_safetensors(file: BufferedIOBase, size: int) -> Contents:
     """Find the tensors of a safetensors file of ``size`` bytes.
 
     Raises:
