@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ PREFIXES = (
 """What wrappers put before every name: DataParallel, torch.compile, Lightning, and our own."""
 
 _COUNTER = "num_batches_tracked"
+_MOST_CHANNELS = 3
+Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Matched:
     tensors: Mapping[str, Tensor]
     filled: int
     prefixes: tuple[str, ...]
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+    normalisation: Normalisation | None
 
 
 def match(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> Matched:
@@ -63,7 +67,9 @@ def match(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> Matched:
         other = build(replace(spec, classes=spec.classes + 1), seed=0).network
     expected = network.state_dict()
     tensors, prefixes, own = _strip(tensors, expected)
-    lacking = [n for n in expected if n.endswith(_COUNTER) and n not in tensors]
+    # Where nothing fits, counters are the least of it.
+    fits = bool(tensors.keys() & expected.keys())
+    lacking = [n for n in expected if fits and n.endswith(_COUNTER) and n not in tensors]
     tensors |= {name: torch.zeros((), dtype=expected[name].dtype) for name in lacking}
     head = {n for n, t in other.state_dict().items() if t.shape != expected[n].shape}
     _check_head(expected, head, tensors, path, spec.classes)
@@ -77,17 +83,22 @@ def _strip(
     """Take known prefixes away until names are known, and our normalisation where it lies."""
     left, prefixes, own = dict(tensors), [], None
     while left and not left.keys() & expected:
-        if {"normalise.mean", "normalise.std"} <= left.keys():
-            mean, std = (
-                left.pop(f"normalise.{name}").flatten().tolist() for name in ("mean", "std")
-            )
-            own = tuple(mean), tuple(std)
+        own = _pop_normalisation(left) or own
         prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in left)), None)
         if prefix is None:
             break
         prefixes.append(prefix)
         left = {name.removeprefix(prefix): tensor for name, tensor in left.items()}
     return left, tuple(prefixes), own
+
+
+def _pop_normalisation(tensors: dict[str, Tensor]) -> Normalisation | None:
+    """Take mean and standard deviation out, where they lie as our classifier keeps them."""
+    found = [tensors.get(f"normalise.{name}") for name in ("mean", "std")]
+    if any(tensor is None or tensor.numel() > _MOST_CHANNELS for tensor in found):
+        return None
+    mean, std = (tensors.pop(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _check_head(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ from robustkd.models.files import (
 from robustkd.models.table import build, check_name
 from robustkd.untrusted import reading
 
-Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of each channel."""
+_FILE = "the teacher's file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ def read_teacher(
     image_shape: tuple[int, int, int],
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
-    statistics: Callable[[], Statistics] | None = None,
+    statistics: Callable[[], plain.Normalisation] | None = None,
 ) -> Teacher:
     """Read a teacher whose architecture the user names; the file must fit it in every key.
 
@@ -138,26 +137,40 @@ def read_teacher(
         wrappers=found.verdict.wrappers,
         ignored=found.verdict.ignored,
         converted=converted,
-        normalisation="the teacher's file",
+        normalisation=_FILE,
         limits=found.verdict.enforced,
     )
+    given = (mean, std) if mean else None
     if found.description:
         description = parse_description(found.description, path)
-        _check_word(described_spec(description, path), spec, path, given=bool(mean))
+        _check_word(described_spec(description, path), spec, path, given=given)
         return Teacher(restore(tensors, description, path), facts)
     weights = plain.match(tensors, spec, path)
     check_values(weights.tensors, path)
-    normalisation, source = _normalisation((mean, std), weights.normalisation, statistics, path)
-    model = build(replace(spec, mean=normalisation[0], std=normalisation[1]), seed=0)
-    model.network.load_state_dict(weights.tensors)
-    facts = replace(
-        facts,
-        matched=len(weights.tensors) - weights.filled,
-        filled=weights.filled,
-        wrappers=(*facts.wrappers, *weights.prefixes),
-        normalisation=source,
+    normalisation, source = _normalisation(given, weights.normalisation, statistics, path)
+    return Teacher(
+        _filled(spec, weights.tensors, normalisation, path),
+        replace(
+            facts,
+            matched=len(weights.tensors) - weights.filled,
+            filled=weights.filled,
+            wrappers=(*facts.wrappers, *weights.prefixes),
+            normalisation=source,
+        ),
     )
-    return Teacher(model.eval(), facts)
+
+
+def _filled(
+    spec: Spec, tensors: Mapping[str, Tensor], normalisation: plain.Normalisation, path: Path
+) -> Classifier:
+    """A network of these weights behind this normalisation, in eval mode."""
+    try:
+        spec = replace(spec, mean=normalisation[0], std=normalisation[1])
+    except UsageError as error:
+        raise InputError(f"{path} has a normalisation that is none: {error}") from error
+    model = build(spec, seed=0)
+    model.network.load_state_dict(dict(tensors))
+    return model.eval()
 
 
 def _to_float32(
@@ -177,7 +190,7 @@ def _other(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype != torch.float32
 
 
-def _check_word(said: Spec, spec: Spec, path: Path, *, given: bool) -> None:
+def _check_word(said: Spec, spec: Spec, path: Path, *, given: plain.Normalisation | None) -> None:
     """Refuse a file of ours that says otherwise than the user."""
     if said.arch != spec.arch:
         raise InputError(
@@ -185,7 +198,7 @@ def _check_word(said: Spec, spec: Spec, path: Path, *, given: bool) -> None:
             "name the one that it was trained with"
         )
     check_fits(said, path, classes=spec.classes, image_shape=spec.image_shape)
-    if given and (said.mean, said.std) != (spec.mean, spec.std):
+    if given not in (None, (said.mean, said.std)):
         raise UsageError(
             f"mean {spec.mean} and std {spec.std} are not those of {path}, {said.mean} and "
             f"{said.std}; leave them out"
@@ -193,16 +206,16 @@ def _check_word(said: Spec, spec: Spec, path: Path, *, given: bool) -> None:
 
 
 def _normalisation(
-    given: Statistics,
-    own: Statistics | None,
-    statistics: Callable[[], Statistics] | None,
+    given: plain.Normalisation | None,
+    own: plain.Normalisation | None,
+    statistics: Callable[[], plain.Normalisation] | None,
     path: Path,
-) -> tuple[Statistics, str]:
+) -> tuple[plain.Normalisation, str]:
     """The user's word before the file's, and the data's where both are silent."""
-    if given[0]:
+    if given is not None:
         return given, "given by the user"
     if own is not None:
-        return own, "the teacher's file"
+        return own, _FILE
     if statistics is not None:
         return statistics(), "statistics of the data"
     raise UsageError(f"{path} does not say how its images are normalised; give mean and std")
