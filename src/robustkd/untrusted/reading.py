@@ -73,7 +73,7 @@ def _open(path: Path) -> BufferedReader:
     """The open file, once it is a plain one in the folder that was named."""
     try:
         found = path.resolve(strict=True)
-        if not found.is_relative_to(path.parent.resolve()):
+        if path.is_symlink() and not found.is_relative_to(path.parent.resolve()):
             raise InputError(
                 f"{path} is a symbolic link that leaves its folder; give the file itself: "
                 f"{quoted(str(found))}"
