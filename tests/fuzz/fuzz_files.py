@@ -13,7 +13,6 @@ what is mutated.
 from __future__ import annotations
 
 import argparse
-import codecs
 import gzip
 import io
 import json
@@ -138,7 +137,7 @@ def fuzz(target: str, runs: int, seed: int, folder: Path) -> None:
     corpus.mkdir()
     for place, content in enumerate(seeds):
         (corpus / f"{place}").write_bytes(content)
-    codecs.lookup("cp437")  # as the reading process does, before it can load no more
+    child.load_codecs()
     watch = Watch()
     watch.allowed.add(str(scratch))
 
@@ -150,7 +149,7 @@ def fuzz(target: str, runs: int, seed: int, folder: Path) -> None:
             watch.watching = False
 
     limits = ["-timeout=20", "-rss_limit_mb=1024", "-max_len=4096", "-verbosity=1"]
-    crashes = [f"-artifact_prefix={Path.cwd()}/"]
+    crashes = [f"-artifact_prefix={tempfile.gettempdir()}/robustkd-fuzz-"]
     numbers = [f"-runs={runs}", f"-seed={seed}"]
     atheris.Setup([sys.argv[0], *numbers, *limits, *crashes, str(corpus)], once)
     atheris.Fuzz()
@@ -176,7 +175,7 @@ def record(runs: int, seed: int) -> None:
             }
         )
         if done.returncode:
-            sys.stderr.write(done.stderr)
+            sys.stderr.write(f"{done.stdout}{done.stderr}\n{target}: status {done.returncode}\n")
     RECORD.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

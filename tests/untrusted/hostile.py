@@ -113,6 +113,10 @@ PICKLES = {
         checkpoint(b"\x80\x04\x8c\x02os\x8c\x06system\x93."),
         "has pickle instructions that torch.save does not write (SHORT_BINUNICODE, STACK_GLOBAL)",
     ),
+    "text in an encoding that must be loaded": _bytes(
+        checkpoint(b"\x80\x02Vx\n."),
+        "has pickle instructions that torch.save does not write (UNICODE)",
+    ),
     "pickle nested in a storage": _payload(
         lambda canary: checkpoint(tensor_program(), _0=pickle.dumps(touching(canary))),
         "says that 'archive/data/0' has 16 bytes; it has ",

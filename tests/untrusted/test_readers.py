@@ -193,6 +193,13 @@ def test_any_bytes_as_a_pickle_are_refused_or_harmless(program):
     damaged(checkpoint(b"\x80\x02" + program + b".", _0=bytes(16)))
 
 
+def test_an_archive_that_lost_bytes_is_refused():
+    """Offsets then seem to lie before its beginning."""
+    whole = zipped({"a/data.pkl": b"\x80\x02}.", "a/data/0": bytes(100)})
+    for lost in (1, 60, 100):
+        assert damaged(whole[: 60 + len("a/data.pkl")] + whole[60 + len("a/data.pkl") + lost :])
+
+
 def test_every_changed_bit_of_stored_values_is_noticed():
     whole = saved({"w": torch.arange(4.0)})
     start = whole.index(torch.arange(4.0).numpy().tobytes())

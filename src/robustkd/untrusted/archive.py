@@ -66,6 +66,9 @@ def read_members(file: BufferedIOBase) -> Mapping[str, Member]:
     for entry in entries:
         _check_entry(entry)
     entries.sort(key=lambda entry: entry.header_offset)
+    # An offset may be below 0, if the archive seems to have lost its beginning.
+    if entries and entries[0].header_offset:
+        raise Refusal("has bytes before its first member, or has lost some; it is damaged")
     members = [_locate(file, entry) for entry in entries]
     _check_order(entries, members, directory)
     return _by_name(members)
@@ -149,8 +152,6 @@ def _locate(file: BufferedIOBase, entry: zipfile.ZipInfo) -> Member:
 def _check_order(
     entries: Sequence[zipfile.ZipInfo], members: Sequence[Member], directory: int
 ) -> None:
-    if entries and entries[0].header_offset:
-        raise Refusal("has bytes before its first member, which torch.save does not write")
     ends = [member.offset + member.size for member in members]
     for end, (member, following) in zip(ends, pairwise([*entries, None]), strict=True):
         limit = directory if following is None else following.header_offset

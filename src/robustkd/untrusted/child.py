@@ -24,6 +24,12 @@ _MOST_IGNORED = 20
 _READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint}
 
 
+def load_codecs() -> None:
+    """Load what zipfile and pickletools would load when a file makes them, and then cannot."""
+    for name in ("cp437", "raw-unicode-escape"):
+        codecs.lookup(name)
+
+
 def find_tensors(file: BufferedIOBase, size: int) -> Contents:
     """What there is in a file of ``size`` bytes, of any accepted format.
 
@@ -58,8 +64,7 @@ def main() -> None:
     memory, seconds, written = map(int, sys.argv[1:])
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     size = os.fstat(0).st_size
-    # zipfile decodes old names by this one, and no module can be loaded from here on.
-    codecs.lookup("cp437")
+    load_codecs()
     with open(0, "rb") as file, open(1, "wb") as out, _Peak() as peak:
         enforced = limits.give_up(memory=memory, seconds=seconds, written=written)
         try:
