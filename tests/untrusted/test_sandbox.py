@@ -10,8 +10,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from robustkd.errors import InputError
 from robustkd.untrusted import reading, sandbox
@@ -182,6 +185,28 @@ def test_what_is_read_and_said_of_an_honest_file(tmp_path):
     assert (found.verdict.format, found.verdict.wrappers) == ("torch zip", ("state_dict",))
     assert found.verdict.ignored == ("'epoch'",)
     assert os.listdir(tmp_path) == ["teacher.pt"]
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(300, marks=pytest.mark.slow)])
+def test_mutated_files_are_read_or_refused_by_the_whole_path(count, tmp_path):
+    path, random = tmp_path / "teacher", Random(count)  # noqa: S311 (no secret)
+    state = {"w": torch.arange(5.0), "b": torch.ones(2, 3).t()}
+    honest = [saved({"model": state}), save({n: t.contiguous() for n, t in state.items()})]
+    ends = {"read": 0, "refused": 0}
+    for _ in range(count):
+        content = bytearray(random.choice(honest))
+        for _ in range(random.randrange(3)):
+            content[random.randrange(len(content))] = random.randrange(256)
+        path.write_bytes(content)
+        try:
+            assert sum(t.nbytes for t in reading.read(path).tensors.values()) <= 2 * len(content)
+            ends["read"] += 1
+        except InputError as error:
+            ends["refused"] += 1
+            message = str(error)
+            assert message.isprintable(), message
+            assert "its reader" not in message, message
+    assert min(ends.values()) > 0
 
 
 def test_a_link_within_its_folder_is_followed(tmp_path):
