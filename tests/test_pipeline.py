@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -91,6 +92,23 @@ def test_the_report_reads_what_was_measured(finished, teacher_file):
         "seed": 5,
         "training": {"epochs": 1, "batch_size": 64},
     }
+
+
+def test_the_results_tell_the_file_that_the_teacher_came_in(finished, teacher_file):
+    _, results = finished
+    facts = results["records"]["teacher_file"]
+    content = teacher_file.read_bytes()
+    assert facts["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (facts["name"], facts["bytes"]) == (teacher_file.name, len(content))
+    assert facts["normalisation"] == "the teacher's file"
+
+
+def test_a_plain_teacher_is_normalised_as_the_data_where_nobody_says(teacher_file, tmp_path):
+    trained = models.load(teacher_file)
+    torch.save(trained.network.state_dict(), tmp_path / "plain.pt")
+    results = run(tmp_path / "plain.pt", tmp_path / "run", method="no-teacher")
+    assert results["records"]["teacher_file"]["normalisation"] == "statistics of the data"
+    assert results["runs"][0]["acc"] == accuracy_on(trained, CLEAN, "test").value
 
 
 def test_the_default_method_cleans_and_hardens(finished):

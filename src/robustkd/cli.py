@@ -103,13 +103,15 @@ def distill(
     batch_size: int = 64,
     lr: float = 0.1,
     seed: int = 0,
+    mean: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
+    std: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
     data_root: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Make a small student from an untrusted teacher and your own clean images.
 
     Args:
-        teacher: The teacher's file, in safetensors format.
+        teacher: The teacher's file: safetensors, or a PyTorch checkpoint (zip format).
         arch: Architecture of the teacher, e.g. ``wrn-16-2``.
         data: Name of the clean data, see ``robustkd list``.
         student: Architecture of the student.
@@ -119,6 +121,9 @@ def distill(
         batch_size: Images a step.
         lr: Learning rate at the start.
         seed: The same seed gives the same student, byte for byte.
+        mean: Mean of each channel of the pixels, in [0, 1], that the teacher was trained with;
+            when neither this nor its file says it, that of the data.
+        std: Their standard deviation, likewise.
         data_root: Folder of the data set's files, where they are not found by themselves.
         as_json: Print the results as JSON.
     """
@@ -136,6 +141,8 @@ def distill(
         method=method,
         training={"epochs": epochs, "batch_size": batch_size, "lr": lr},
         seed=seed,
+        mean=mean,
+        std=std,
     )
     if as_json:
         _print_json(results)

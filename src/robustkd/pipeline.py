@@ -107,6 +107,8 @@ def distill_file(
     method: str = "default",
     training: Mapping[str, Any],
     seed: int = 0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
 ) -> dict[str, Any]:
     """From a teacher's file to a folder with the student, its figures and the report.
 
@@ -119,6 +121,9 @@ def distill_file(
         method: Name of a preset.
         training: Further arguments of :func:`robustkd.distillation.distill`.
         seed: Of everything random; the same seed gives the same student file.
+        mean: Of each channel of the pixels that the teacher was trained with; where neither this
+            nor the file says it, that of the clean images.
+        std: The standard deviation, likewise.
 
     Returns:
         The content of ``results.json``.
@@ -130,14 +135,21 @@ def distill_file(
     """
     how = preset(method)
     models.check_name(student_arch)
-    teacher = models.load_teacher(
-        teacher_file, arch=arch, classes=len(clean.classes), image_shape=clean.image_shape
+    read = models.read_teacher(
+        teacher_file,
+        arch=arch,
+        classes=len(clean.classes),
+        image_shape=clean.image_shape,
+        mean=mean,
+        std=std,
+        statistics=lambda: models.pixel_statistics(clean),
     )
-    teacher.to(default_device())
+    teacher = read.model.to(default_device())
     _check_knows(teacher, clean, teacher_file)
     folder = runs.new_folder(out)
-    mean, std = models.pixel_statistics(clean)
-    spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, mean, std)
+    spec = models.Spec(
+        student_arch, len(clean.classes), clean.image_shape, *models.pixel_statistics(clean)
+    )
     made = make_student(
         teacher,
         models.build(spec, seed=seed),
@@ -158,7 +170,11 @@ def distill_file(
         ],
         "environment": runs.environment(),
         "config": {"arch": arch, "student": student_arch, **provenance},
-        "records": {**made.record, "classes": list(clean.classes)},
+        "records": {
+            "teacher_file": read.file.record(),
+            **made.record,
+            "classes": list(clean.classes),
+        },
     }
     runs.write_json(folder / "results.json", results)
     report.write_html(folder)

@@ -49,8 +49,29 @@ def test_missing_results_are_named(page):
         fill_tables(page, page.parent)
 
 
-def test_committed_tables_are_up_to_date(tmp_path):
-    copy = tmp_path / "README.md"
-    shutil.copy(ROOT / "README.md", copy)
+def test_rows_of_a_json_file_are_a_table_as_well(page):
+    rows = [{"case": "a|b", "peak_mib": 3}, {"case": "<i>\nx", "peak_mib": None}]
+    (page.parent / "rows.json").write_text(json.dumps(rows))
+    page.write_text("<!-- table: rows.json -->\n<!-- end -->\n")
+    assert fill_tables(page, page.parent)
+    table = "| case | peak mib |\n| --- | --- |\n| a\\|b | 3 |\n| \\<i\\> x |  |\n"
+    assert page.read_text() == f"<!-- table: rows.json -->\n{table}<!-- end -->\n"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[1]", '[{"a": 1}, {"b": 1}]'])
+def test_rows_that_are_none_are_named(page, content):
+    (page.parent / "rows.json").write_text(content)
+    page.write_text("<!-- table: rows.json -->\n<!-- end -->\n")
+    with pytest.raises(InputError, match=r"rows\.json: no list of rows with the same keys"):
+        fill_tables(page, page.parent)
+
+
+PAGES = ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_committed_tables_are_up_to_date(name, tmp_path):
+    copy = tmp_path / "page.md"
+    shutil.copy(ROOT / name, copy)
     assert "<!-- table: " in copy.read_text()
     assert not fill_tables(copy, ROOT), "run `make docs`"

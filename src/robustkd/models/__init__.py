@@ -6,14 +6,17 @@
 """
 
 from robustkd.models.classifier import Classifier, Normalise, Spec, pixel_statistics
-from robustkd.models.files import check_fits, load, load_teacher, save, write_safetensors
+from robustkd.models.files import check_fits, load, save, write_safetensors
 from robustkd.models.table import FAMILIES, build, check_name, parameters
+from robustkd.models.teacher import Teacher, TeacherFile, load_teacher, read_teacher
 
 __all__ = [
     "FAMILIES",
     "Classifier",
     "Normalise",
     "Spec",
+    "Teacher",
+    "TeacherFile",
     "build",
     "check_fits",
     "check_name",
@@ -21,6 +24,7 @@ __all__ = [
     "load_teacher",
     "parameters",
     "pixel_statistics",
+    "read_teacher",
     "save",
     "write_safetensors",
 ]

@@ -1,16 +1,17 @@
 """Writes the tables of README and docs from committed results: ``python -m robustkd.report.docs``.
 
-A table stands between ``<!-- table: FOLDER -->`` and ``<!-- end -->``, where ``FOLDER`` holds a
-``results.json``.
+A table stands between ``<!-- table: PLACE -->`` and ``<!-- end -->``. The place is a folder with a
+``results.json``, or a JSON file with a list of rows that all have the same keys.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 
-from robustkd.errors import RobustKDError
+from robustkd.errors import InputError, RobustKDError
 from robustkd.report.results import read
 from robustkd.report.rows import aggregate
 from robustkd.report.tables import markdown_table
@@ -29,18 +30,44 @@ def fill_tables(page: Path, root: Path) -> bool:
         Whether the page was different before.
 
     Raises:
-        InputError: If a folder's results are missing or damaged.
+        InputError: If results are missing or damaged.
     """
 
     def table(found: re.Match[str]) -> str:
-        rows = aggregate(read(root / found[2]).runs)
-        return f"{found[1]}{markdown_table(rows)}{found[3]}"
+        place = root / found[2]
+        if place.suffix == ".json":
+            return f"{found[1]}{plain_table(place)}{found[3]}"
+        return f"{found[1]}{markdown_table(aggregate(read(place).runs))}{found[3]}"
 
     before = page.read_text(encoding="utf-8")
     after = _TABLE.sub(table, before)
     if after != before:
         page.write_text(after, encoding="utf-8")
     return after != before
+
+
+def plain_table(file: Path) -> str:
+    """Rows of a JSON file as a Markdown table, with their keys as its head.
+
+    Raises:
+        InputError: If the file is no list of rows with the same keys.
+    """
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        head = list(rows[0])
+        lines = [[_cell(row[key]) for key in head] for row in rows]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{file}: no list of rows with the same keys ({error})") from error
+    titles = [key.replace("_", " ") for key in head]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (titles, ["---"] * len(head), *lines))
+
+
+def _cell(value: object) -> str:
+    """Text as it is, on one line and with nothing that Markdown or HTML would act upon."""
+    text = "" if value is None else str(value)
+    for mark in "\\|<>*_`[]":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
 
 
 def main() -> None:
