@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from robustkd import models, report, runs
+from robustkd.data import split_record
 from robustkd.detox import detoxify
 from robustkd.distillation import distill
 from robustkd.errors import InputError
@@ -130,8 +131,13 @@ def distill_file(
     )
     teacher.to(default_device())
     _check_knows(teacher, clean, teacher_file)
-    folder = runs.new_folder(out)
     mean, std = models.pixel_statistics(clean)
+    setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
+    # Now every image has been read once, so that damaged ones stop nothing later.
+    untrusted = _untriggered_run(setting, clean, "teacher", teacher, 0.0)
+    folder = runs.new_folder(out)
+    if split := split_record(clean):
+        runs.write_json(folder / "split.json", split)
     spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, mean, std)
     made = make_student(
         teacher,
@@ -145,10 +151,9 @@ def distill_file(
     student = made.student
     provenance = {"method": method, "data": clean.name, "seed": seed, "training": dict(training)}
     models.save(student, folder / "student.safetensors", provenance=provenance)  # type: ignore[arg-type]
-    setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
     results = {
         "runs": [
-            _untriggered_run(setting, clean, "teacher", teacher, 0.0),
+            untrusted,
             _untriggered_run(setting, clean, method, student, made.seconds),
         ],
         "environment": runs.environment(),

@@ -18,7 +18,7 @@ from robustkd.data.hub import PREFIX, load_hub
 from robustkd.data.idx import read_idx
 from robustkd.data.labelled import Labelled
 from robustkd.data.memory import InMemory
-from robustkd.data.pictures import Pictures
+from robustkd.data.pictures import Pictures, split_record
 from robustkd.data.reading import Reading
 from robustkd.data.tiny_imagenet import load_tiny_imagenet
 from robustkd.errors import UsageError
@@ -37,6 +37,7 @@ __all__ = [
     "names",
     "open_source",
     "read_idx",
+    "split_record",
 ]
 
 SOURCES: dict[str, Callable[[Path | None], InMemory]] = {

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
-from typing import BinaryIO, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Channels: TypeAlias = Literal[1, 3]
+Stream: TypeAlias = io.BufferedReader | io.BytesIO
 
 MAX_PIXELS = 1 << 26
 """Most pixels that are ever unpacked (8,192 x 8,192, at most 256 MiB); the header says how many."""
@@ -25,7 +27,7 @@ class UndecodableError(Exception):
 
 
 def decode(
-    stream: BinaryIO, *, size: int, channels: Channels, crop: float = 1.0
+    stream: Stream, *, size: int, channels: Channels, crop: float = 1.0
 ) -> UInt8[np.ndarray, "channels {size} {size}"]:
     """The centred square of an image, as bytes.
 
@@ -59,7 +61,7 @@ def decode(
     return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
 
 
-def dimensions(stream: BinaryIO) -> tuple[int, int]:
+def dimensions(stream: Stream) -> tuple[int, int]:
     """Width and height that the header declares, before any rotation.
 
     Raises:
@@ -76,7 +78,7 @@ def dimensions(stream: BinaryIO) -> tuple[int, int]:
         raise UndecodableError(type(error).__name__) from error
 
 
-def _open(stream: BinaryIO) -> Image.Image:
+def _open(stream: Stream) -> Image.Image:
     try:
         image = Image.open(stream, formats=_FORMATS)
     except UnidentifiedImageError as error:

@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -46,7 +46,7 @@ class HubImages:
     column: str
     labels: Int64[np.ndarray, " n"] = field(repr=False)
 
-    def open(self, row: int) -> BinaryIO:
+    def open(self, row: int) -> io.BytesIO:
         """The encoded bytes of an image."""
         content = self.table[row][self.column]["bytes"]
         # Without bytes there is a path, and a stranger's path is not ours to open.

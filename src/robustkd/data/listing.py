@@ -11,10 +11,12 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
+
+from robustkd.data.decode import Stream
 
 
 @runtime_checkable
@@ -25,7 +27,7 @@ class Encoded(Protocol):
     def labels(self) -> Int[np.ndarray, " n"]:
         """Class of each image."""
 
-    def open(self, row: int) -> BinaryIO:
+    def open(self, row: int) -> Stream:
         """The encoded bytes of an image.
 
         Raises:
@@ -70,7 +72,7 @@ class Listing:
     names: bytes = field(repr=False)
     ends: Int64[np.ndarray, " n"] = field(repr=False)
 
-    def open(self, row: int) -> BinaryIO:
+    def open(self, row: int) -> Stream:
         """The file at ``row``, opened."""
         return (self.root / self.name(row)).open("rb")
 

@@ -6,6 +6,7 @@ turns rows into bytes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -127,17 +128,21 @@ def decoded(
     Raises:
         InputError: A worker process died.
     """
-    loader: DataLoader[Decoded] = DataLoader(
-        Decoder(part, form),
-        batch_size=None,
-        sampler=_Batches(order, batch_size),
-        num_workers=workers,
-        collate_fn=cast(Callable[..., Decoded], _as_it_is),
-        # Otherwise each pass draws from torch's global generator.
-        generator=torch.Generator(),
-    )
+    with warnings.catch_warnings():
+        # How many workers there are is the user's choice.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader: DataLoader[Decoded] = DataLoader(
+            Decoder(part, form),
+            batch_size=None,
+            sampler=_Batches(order, batch_size),
+            num_workers=workers,
+            collate_fn=cast(Callable[..., Decoded], _as_it_is),
+            # Otherwise each pass draws from torch's global generator.
+            generator=torch.Generator(),
+        )
+        batches = iter(loader)
     try:
-        yield from loader
+        yield from batches
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -62,9 +62,11 @@ class Official:
             InputError: It is nowhere, and the download fails.
         """
         if root is not None:
-            for place in (root, Path(os.path.abspath(root)).parent):
-                if self._is_in(place) and (place == root or Path(root).name == self.folder):
-                    return place
+            itself = Path(os.path.abspath(root))
+            if self._is_in(root):
+                return root
+            if itself.name == self.folder and self._is_in(itself.parent):
+                return itself.parent
             raise InputError(
                 f"{root}: no {self.title} here, expected the folder {self.folder} with "
                 f"{', '.join(self.marks)}; correct --data-root or leave it out"

@@ -21,7 +21,7 @@ from robustkd.data.reading import Reading
 from robustkd.data.split import Cut, as_json
 from robustkd.errors import InputError
 from robustkd.progress import track
-from robustkd.types import Batch, Split
+from robustkd.types import Batch, DataSource, Split
 
 MOST_UNDECODABLE = 0.01
 """Share of a split's images that may be damaged; they are left out and named."""
@@ -156,10 +156,6 @@ class Pictures:
             name=self.name, classes=self.classes, augmentation=self.augmentation, **held
         )
 
-    def split_record(self) -> dict[str, Any] | None:
-        """The split in JSON values, where it is ours; see `robustkd.data.split.as_json`."""
-        return None if self.made is None else as_json(self.made, self.parts["train"].files)
-
     def _pass(
         self,
         split: Split,
@@ -237,3 +233,13 @@ class Pictures:
             seed=seed,
         )
         return Part(part.files, part.rows[kept.numpy()])
+
+
+def split_record(source: DataSource) -> dict[str, Any] | None:
+    """The split of a source in JSON values, where it is ours and not the data set's own.
+
+    Written to a file, it is what `Reading.split` takes.
+    """
+    if not isinstance(source, Pictures) or source.made is None:
+        return None
+    return as_json(source.made, source.parts["train"].files)

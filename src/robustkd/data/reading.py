@@ -70,7 +70,7 @@ class Reading:
         """Processes that decode this many images."""
         if self.workers is not None:
             return self.workers
-        return min(_MOST_WORKERS, os.cpu_count() or 1) if images >= _WORTH_WORKERS else 0
+        return min(_MOST_WORKERS, _cores()) if images >= _WORTH_WORKERS else 0
 
     def streams(self, images: int, size: int) -> bool:
         """Whether this many images of a size are decoded anew in every pass."""
@@ -94,6 +94,11 @@ class Reading:
                 raise UsageError(
                     f"{field.name}={chosen!s}: {name} does not offer this choice; leave it out"
                 )
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a container can restrict."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def guess_size(files: Encoded, where: str) -> int:

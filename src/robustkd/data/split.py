@@ -22,7 +22,7 @@ from robustkd.data.listing import Encoded, shown
 from robustkd.errors import InputError
 
 HeldOut: TypeAlias = Literal["validation", "test"]
-Rows: TypeAlias = Int64[np.ndarray, " n"]
+Rows: TypeAlias = Int64[np.ndarray, " _"]
 
 SHARE = 0.1
 """Share of each class that a split gets which is cut from the training images, at least one."""
