@@ -103,6 +103,15 @@ def test_a_data_set_that_is_a_script_is_refused_and_not_run(tmp_path):
     assert not canary.exists()
 
 
+def test_a_data_set_in_another_form_is_refused_before_it_is_read(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "train.csv").write_text("image,kind\na.png,0\n")
+    message = f"hf:{folder}@main cannot be had: stored as csv, expected parquet or arrow"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        open_source(f"hf:{folder}@main")
+
+
 def test_what_is_nowhere_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"^hf:nobody/nothing@main cannot be had: [^\n]+$"):
         open_source("hf:nobody/nothing@main")

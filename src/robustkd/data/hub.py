@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 
+_FORMATS = ("parquet", "arrow")
+"""Tables; the library's other readers unpack archives, or load tensors, of a stranger's choice."""
 _NAME = re.compile(r"hf:(?P<name>[^@]+)@(?P<revision>[^@]+)")
 _SPELLINGS: Mapping[str, HeldOut] = {
     "validation": "validation",
@@ -112,7 +114,11 @@ def _fetch(name: str, revision: str) -> Mapping[str, Any]:
             f"datasets {datasets.__version__} runs scripts of data sets; pip install 'datasets>=4'"
         )
     try:
-        found: Mapping[str, Any] = datasets.load_dataset(name, revision=revision)
+        builder = datasets.load_dataset_builder(name, revision=revision)
+        if builder.name not in _FORMATS:
+            raise ValueError(f"stored as {builder.name}, expected {' or '.join(_FORMATS)}")
+        builder.download_and_prepare()
+        found: Mapping[str, Any] = builder.as_dataset()
     # It raises its own and other libraries' errors, of no common kind.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -69,7 +69,7 @@ class Listing:
     labels: Int32[np.ndarray, " n"] = field(repr=False)
     folders: tuple[str, ...] = field(repr=False)
     starts: Int64[np.ndarray, " folders"] = field(repr=False)
-    names: bytes = field(repr=False)
+    names: bytearray = field(repr=False)
     ends: Int64[np.ndarray, " n"] = field(repr=False)
 
     def open(self, row: int) -> Stream:
@@ -80,7 +80,7 @@ class Listing:
         """The path at ``row`` relative to the root, with ``/`` between its parts."""
         folder = self.folders[int(self.starts.searchsorted(row, side="right")) - 1]
         start = int(self.ends[row - 1]) if row else 0
-        name = os.fsdecode(self.names[start : int(self.ends[row])])
+        name = os.fsdecode(bytes(self.names[start : int(self.ends[row])]))
         return f"{folder}/{name}" if folder else name
 
 
@@ -98,11 +98,11 @@ def list_files(root: Path, folders: Iterable[Folder]) -> Listing:
         paths.append(folder.path)
     return Listing(
         root=root,
-        labels=np.array(labels, dtype=np.int32),
+        labels=np.asarray(labels).view(np.int32),
         folders=tuple(paths),
-        starts=np.array(starts, dtype=np.int64),
-        names=bytes(names),
-        ends=np.array(ends, dtype=np.int64),
+        starts=np.asarray(starts).view(np.int64),
+        names=names,
+        ends=np.asarray(ends).view(np.int64),
     )
 
 
