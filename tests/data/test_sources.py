@@ -84,9 +84,9 @@ def test_a_name_comes_before_a_folder_and_a_path_is_a_folder(tmp_path, monkeypat
     assert data.open_source("digits").classes == tuple("0123456789")
     for path in ("./digits", "mine", str(tmp_path / "digits")):
         assert data.open_source(path).classes == ("a", "b")
-    with pytest.raises(InputError, match=r"^./none is not a folder; expected one with images$"):
+    with pytest.raises(InputError, match=r"^none is not a folder; expected one with images$"):
         data.open_source("./none")
-    message = r"^root='x': ./digits says where the data is; leave it out$"
+    message = r"^root='x': \./digits says where the data is; leave it out$"
     with pytest.raises(UsageError, match=message):
         data.open_source("./digits", root=Path("x"))
 

@@ -117,7 +117,7 @@ def open_source(
     if data in PICTURES:
         return PICTURES[data](root, reading)
     hub = data.startswith(PREFIX)
-    if not hub and os.sep not in data and not Path(data).is_dir():
+    if not hub and os.sep not in data and not os.path.isdir(data):
         raise _unknown(data)
     if root is not None:
         raise UsageError(f"root={str(root)!r}: {data} says where the data is; leave it out")
