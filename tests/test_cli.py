@@ -251,7 +251,7 @@ MISTAKES = [
     (
         {"data": "digit"},
         2,
-        "unknown data source 'digit': expected digits, fashion-mnist; did you mean 'digits'?",
+        f"unknown data source 'digit': expected {', '.join(data.names())}; did you mean 'digits'?",
     ),
     (
         {"data_root": "."},

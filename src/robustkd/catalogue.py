@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robustkd.attacks import ATTACKS
-from robustkd.data import SOURCES
+from robustkd.data import PICTURES, SOURCES
 from robustkd.losses import LOSSES
 from robustkd.models import FAMILIES
 from robustkd.presets import PRESETS
@@ -12,7 +12,7 @@ from robustkd.presets import PRESETS
 def catalogue() -> dict[str, dict[str, str]]:
     """Kind to name to one line, in the order of the tables."""
     return {
-        "data": {name: _first_line(load.__doc__) for name, load in SOURCES.items()},
+        "data": {name: _first_line(load.__doc__) for name, load in {**SOURCES, **PICTURES}.items()},
         "models": {
             family.usage: f"{name}, e.g. {', '.join(family.examples)}"
             for name, family in FAMILIES.items()

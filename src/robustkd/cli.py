@@ -9,14 +9,18 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
 
 from robustkd.errors import RobustKDError, TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from robustkd.types import DataSource
 
 _USAGE, _INTERRUPTED = 2, 130
 # Twice a seed and one more still fit into torch's generators.
@@ -51,6 +55,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         errors.print("robustkd: interrupted")
         sys.exit(_INTERRUPTED)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ImageFlags:
+    """How the images of a folder are read.
+
+    Attributes:
+        image_size: Height and width that the models want; not needed where all images have it.
+        grey: Read one channel instead of three.
+        crop: Share of each image's shorter side that is kept, of the centred square.
+        flip: Whether training may mirror images.
+        class_names: Text file with the class folders in the order of the teacher's outputs.
+        split: The split.json of an earlier run on the same folder.
+        workers: Processes that decode images.
+        streaming: Decode anew in every pass, or keep all images in memory; else by their size.
+    """
+
+    image_size: int | None = None
+    grey: Annotated[bool, Parameter(negative="")] = False
+    crop: float = 1.0
+    flip: bool = True
+    class_names: Path | None = None
+    split: Path | None = None
+    workers: int | None = None
+    streaming: bool | None = None
+
+
+_IMAGES = ImageFlags()
 
 
 @app.command
@@ -106,6 +139,7 @@ def distill(
     mean: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
     std: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
     data_root: Path | None = None,
+    images: ImageFlags = _IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Make a small student from an untrusted teacher and your own clean images.
@@ -113,7 +147,8 @@ def distill(
     Args:
         teacher: The teacher's file: safetensors, or a PyTorch checkpoint (zip format).
         arch: Architecture of the teacher, e.g. ``wrn-16-2``.
-        data: Name of the clean data, see ``robustkd list``.
+        data: Name of the clean data, see ``robustkd list``; or a folder of images, with
+            train/CLASS/, val/CLASS/ and test/CLASS/, or with CLASS/ alone; or hf:NAME@REVISION.
         student: Architecture of the student.
         out: New folder for the student, its figures and the report.
         method: How the student is made, see ``robustkd list``.
@@ -125,17 +160,17 @@ def distill(
             when neither this nor its file says it, that of the data.
         std: Their standard deviation, likewise.
         data_root: Folder of the data set's files, where they are not found by themselves.
+        images: How images are read.
         as_json: Print the results as JSON.
     """
     _check_training(epochs, batch_size, lr, seed)
-    from robustkd import data as sources
     from robustkd import report
     from robustkd.pipeline import distill_file
 
     results = distill_file(
         teacher,
         arch=arch,
-        clean=sources.load(data, root=data_root),
+        clean=_open_data(data, data_root, images),
         student_arch=student,
         out=out,
         method=method,
@@ -162,24 +197,25 @@ def evaluate(
     data: str,
     trigger: Path | None = None,
     data_root: Path | None = None,
+    images: ImageFlags = _IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Measure a student on the test images, and under a trigger where one is known.
 
     Args:
         student: A model's file, written by robustkd.
-        data: Name of the data.
+        data: Name or folder of the data, as in ``distill``.
         trigger: A trigger's file, written beside a backdoored teacher.
         data_root: Folder of the data set's files, where they are not found by themselves.
+        images: How images are read.
         as_json: Print the figures as JSON.
     """
-    from robustkd import data as sources
     from robustkd import models
     from robustkd.attacks import load_trigger
     from robustkd.benchmark import measure
 
     model = models.load(student)
-    source = sources.load(data, root=data_root)
+    source = _open_data(data, data_root, images)
     models.check_fits(
         model.spec, student, classes=len(source.classes), image_shape=source.image_shape
     )
@@ -335,6 +371,22 @@ def _check_training(epochs: int, batch_size: int, lr: float, seed: int) -> None:
         raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
     if not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr}; expected a finite number above 0")
+
+
+def _open_data(data: str, root: Path | None, images: ImageFlags) -> DataSource:
+    from robustkd.data import Reading, open_source
+
+    reading = Reading(
+        image_size=images.image_size,
+        channels=1 if images.grey else 3,
+        crop=images.crop,
+        flip=images.flip,
+        workers=images.workers,
+        streaming=images.streaming,
+        classes=images.class_names,
+        split=images.split,
+    )
+    return open_source(data, root=root, reading=reading)
 
 
 def _check_at_least(flag: str, value: int, lowest: int) -> None:

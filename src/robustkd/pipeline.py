@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from robustkd import models, report, runs
+from robustkd.data import split_record
 from robustkd.detox import detoxify
 from robustkd.distillation import distill
 from robustkd.errors import InputError
@@ -146,10 +147,14 @@ def distill_file(
     )
     teacher = read.model.to(default_device())
     _check_knows(teacher, clean, teacher_file)
+    setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
+    statistics = models.pixel_statistics(clean)
+    untrusted = _untriggered_run(setting, clean, "teacher", teacher, 0.0)
+    # Now every image has been read once, so that damaged ones stop nothing later.
     folder = runs.new_folder(out)
-    spec = models.Spec(
-        student_arch, len(clean.classes), clean.image_shape, *models.pixel_statistics(clean)
-    )
+    if split := split_record(clean):
+        runs.write_json(folder / "split.json", split)
+    spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, *statistics)
     made = make_student(
         teacher,
         models.build(spec, seed=seed),
@@ -162,10 +167,9 @@ def distill_file(
     student = made.student
     provenance = {"method": method, "data": clean.name, "seed": seed, "training": dict(training)}
     models.save(student, folder / "student.safetensors", provenance=provenance)  # type: ignore[arg-type]
-    setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
     results = {
         "runs": [
-            _untriggered_run(setting, clean, "teacher", teacher, 0.0),
+            untrusted,
             _untriggered_run(setting, clean, method, student, made.seconds),
         ],
         "environment": runs.environment(),
