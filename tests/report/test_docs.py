@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from robustkd.errors import InputError
+from robustkd.errors import InputError, UsageError
 from robustkd.report import aggregate, markdown_table, read
 from robustkd.report.docs import fill_tables
+from robustkd.report.grid import attack_table, summary_table
 
 ROOT = Path(__file__).parents[2]
 RUN = {
@@ -41,6 +42,20 @@ def test_a_table_is_replaced_and_the_rest_is_kept(page):
     table = markdown_table(aggregate(read(page.parent / "some").runs))
     assert page.read_text() == f"before\n<!-- table: some -->\n{table}<!-- end -->\nafter\n"
     assert not fill_tables(page, page.parent)
+
+
+@pytest.mark.parametrize(("kind", "table"), [("attacks", attack_table), ("summary", summary_table)])
+def test_other_tables_of_a_folder_go_by_their_names(kind, table, page):
+    page.write_text(f"<!-- table: some {kind} -->\nold\n<!-- end -->\n")
+    assert fill_tables(page, page.parent)
+    text = table(aggregate(read(page.parent / "some").runs))
+    assert page.read_text() == f"<!-- table: some {kind} -->\n{text}<!-- end -->\n"
+
+
+def test_an_unknown_table_is_refused(page):
+    page.write_text("<!-- table: some attack -->\n<!-- end -->\n")
+    with pytest.raises(UsageError, match="table 'attack'; expected one of methods, attacks, summ"):
+        fill_tables(page, page.parent)
 
 
 def test_missing_results_are_named(page):

@@ -1,7 +1,8 @@
 """Writes the tables of README and docs from committed results: ``python -m robustkd.report.docs``.
 
 A table stands between ``<!-- table: PLACE -->`` and ``<!-- end -->``. The place is a folder with a
-``results.json``, or a JSON file with a list of rows that all have the same keys.
+``results.json``, or a JSON file with a list of rows that all have the same keys. Behind a folder
+may stand which of its tables is meant: ``methods`` (if nothing does), ``attacks`` or ``summary``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import re
 import sys
 from pathlib import Path
 
-from robustkd.errors import InputError, RobustKDError
+from robustkd.errors import InputError, RobustKDError, UsageError
+from robustkd.report.grid import attack_table, summary_table
 from robustkd.report.results import read
 from robustkd.report.rows import aggregate
 from robustkd.report.tables import markdown_table
 
-_TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_KINDS = {"methods": markdown_table, "attacks": attack_table, "summary": summary_table}
 
 
 def fill_tables(page: Path, root: Path) -> bool:
@@ -31,13 +34,17 @@ def fill_tables(page: Path, root: Path) -> bool:
 
     Raises:
         InputError: If results are missing or damaged.
+        UsageError: If a kind of table does not exist.
     """
 
     def table(found: re.Match[str]) -> str:
         place = root / found[2]
         if place.suffix == ".json":
-            return f"{found[1]}{plain_table(place)}{found[3]}"
-        return f"{found[1]}{markdown_table(aggregate(read(place).runs))}{found[3]}"
+            return f"{found[1]}{plain_table(place)}{found[4]}"
+        kind = found[3] or "methods"
+        if kind not in _KINDS:
+            raise UsageError(f"{page}: table {kind!r}; expected one of {', '.join(_KINDS)}")
+        return f"{found[1]}{_KINDS[kind](aggregate(read(place).runs))}{found[4]}"
 
     before = page.read_text(encoding="utf-8")
     after = _TABLE.sub(table, before)
