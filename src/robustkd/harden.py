@@ -162,9 +162,9 @@ class UniversalPerturbations(nn.Module):
         classes: int,
         image_shape: tuple[int, int, int],
         *,
-        epsilon: float | int = 0.1,
+        epsilon: float | int = 0.15,
         mass: float | int = 0.05,
-        share: float | int = 0.5,
+        share: float | int = 1.0,
         ramp: float | int = 0.0,
         seed: int = 0,
     ) -> None:
