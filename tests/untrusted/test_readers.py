@@ -21,6 +21,7 @@ from robustkd.untrusted.contents import Contents, Refusal, Stored
 from robustkd.untrusted.formats import recognise
 from robustkd.untrusted.names import GLOBALS
 from robustkd.untrusted.plain import gather
+from untrusted import samples
 from untrusted.hostile import CASES
 from untrusted.samples import SPEC, checkpoint, members, saved, tensor_program, weights, zipped
 
@@ -144,6 +145,26 @@ def test_what_torch_calls_unsafe_we_refuse(name, tmp_path):
         assert get_unsafe_globals_in_checkpoint(path)
     with pytest.raises(Refusal, match=r"^names code that no state dict needs "):
         converted(path.read_bytes())
+
+
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "I16", "U8", "C64"]),
+        "shape": st.lists(st.integers(-1, 3), max_size=2),
+        "data_offsets": st.lists(st.integers(0, 12), min_size=2, max_size=2),
+    }
+)
+
+
+@given(header=st.dictionaries(names, entries, max_size=3), values=st.binary(max_size=24))
+@settings(max_examples=300, deadline=None)
+def test_headers_that_we_believe_the_library_believes(header, values):
+    file = samples.safetensors(header, values)
+    try:
+        _, found = converted(file)
+    except Refusal:
+        return
+    assert same(found, safetensors.torch.load(file))
 
 
 # Damage.

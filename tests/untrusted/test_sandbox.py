@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from robustkd.errors import InputError
 from robustkd.untrusted import reading, sandbox
-from untrusted.samples import saved, weights
+from untrusted.samples import checkpoint, saved, weights
 
 ON_LINUX = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 MIB = 1 << 20
@@ -93,6 +93,19 @@ def run(code: str, monkeypatch: pytest.MonkeyPatch, *, seconds: int = 5) -> sand
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
         grant = sandbox.Grant(memory=512 * MIB, seconds=seconds, written=MIB)
         return sandbox.run(source.fileno(), target.fileno(), grant)
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="memory is limited on Linux alone")
+def test_memory_beyond_the_grant_is_a_refusal():
+    """Dictionaries of 64 bytes each, from one byte of pickle each."""
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
+        source.write(checkpoint(b"\x80\x02" + b"}" * 900_000 + b"."))
+        source.seek(0)
+        grant = sandbox.Grant(memory=64 * MIB, seconds=30, written=MIB)
+        verdict = sandbox.run(source.fileno(), target.fileno(), grant)
+    assert verdict.refusal == "needs more memory than is granted for a file of its size"
+    assert verdict.peak_mib is not None
+    assert verdict.peak_mib < 64
 
 
 def saying(said: object) -> str:

@@ -54,9 +54,12 @@ def convert(file: BufferedIOBase, out: BufferedIOBase, size: int) -> Contents:
         out.flush()
     except OSError as error:
         raise Refusal(f"cannot be converted: {error.strerror or 'I/O error'}") from error
-    except MemoryError as error:
-        raise Refusal("needs more memory than is granted for a file of its size") from error
-    return contents
+    except MemoryError:
+        # The error's frames hold all that memory; a refusal raised from it would hold them.
+        pass
+    else:
+        return contents
+    raise Refusal("needs more memory than is granted for a file of its size")
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from robustkd.untrusted.names import GLOBALS
 
 LARGEST = 4 << 20
 """Bytes of a pickle; a state dict needs about 150 a tensor, its optimiser as much again."""
+MOST_OPERATIONS = 1_000_000
+"""Instructions of a pickle; a state dict needs about 40 a tensor."""
 
 Op: TypeAlias = tuple[str, object]
 
@@ -30,13 +32,15 @@ def scan(pickle: bytes) -> None:
 
     Raises:
         Refusal: If a name or an instruction is not allowed, with the names; or if the pickle is
-            cut off, or goes on after its end.
+            too long, cut off, or goes on after its end.
     """
     names: dict[str, None] = {}
     operations: dict[str, None] = {}
     damage = ""
     try:
-        for name, argument in _operations(pickle):
+        for place, (name, argument) in enumerate(_operations(pickle)):
+            if place == MOST_OPERATIONS:
+                raise Refusal(f"has more than {MOST_OPERATIONS} pickle instructions")
             operations[name] = None
             if name in _NAMING:
                 names[str(argument)] = None
