@@ -10,9 +10,9 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +21,19 @@ from robustkd.errors import RobustKDError, UsageError
 _USAGE, _INTERRUPTED = 2, 130
 # Twice a seed and one more still fit into torch's generators.
 _LARGEST_SEED = 2**62 - 1
+
+
+def _named(_type: object, tokens: Sequence[Token]) -> str:
+    """An architecture; the user's own code if it was typed, never if it stands in a file."""
+    (token,) = tokens
+    if ":" not in token.value or token.source != "cli":
+        return token.value
+    from robustkd.models import OwnCode
+
+    return OwnCode(token.value)
+
+
+_Arch: TypeAlias = Annotated[str, Parameter(converter=_named)]
 
 app = App(
     name="robustkd",
@@ -94,9 +107,9 @@ def distill(
     teacher: Path,
     /,
     *,
-    arch: str,
+    arch: _Arch,
     data: str,
-    student: str,
+    student: _Arch,
     out: Path,
     method: str = "default",
     epochs: int = 30,
@@ -110,7 +123,8 @@ def distill(
 
     Args:
         teacher: The teacher's file, in safetensors format.
-        arch: Architecture of the teacher, e.g. ``wrn-16-2``.
+        arch: Architecture of the teacher, e.g. ``wrn-16-2`` or ``timm/resnet18``, see
+            ``robustkd list``; ``package.module:callable`` for your own code.
         data: Name of the clean data, see ``robustkd list``.
         student: Architecture of the student.
         out: New folder for the student, its figures and the report.
@@ -159,6 +173,7 @@ def evaluate(
     /,
     *,
     data: str,
+    arch: _Arch | None = None,
     trigger: Path | None = None,
     data_root: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -168,6 +183,7 @@ def evaluate(
     Args:
         student: A model's file, written by robustkd.
         data: Name of the data.
+        arch: Architecture, where that is your own code: ``package.module:callable``.
         trigger: A trigger's file, written beside a backdoored teacher.
         data_root: Folder of the data set's files, where they are not found by themselves.
         as_json: Print the figures as JSON.
@@ -177,7 +193,7 @@ def evaluate(
     from robustkd.attacks import load_trigger
     from robustkd.benchmark import measure
 
-    model = models.load(student)
+    model = models.load(student, arch=arch)
     source = sources.load(data, root=data_root)
     models.check_fits(
         model.spec, student, classes=len(source.classes), image_shape=source.image_shape
@@ -197,20 +213,27 @@ def evaluate(
 
 
 @app.command(name="list")
-def list_(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def list_(
+    *,
+    taps: _Arch | None = None,
+    image: tuple[int, int, int] | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
     """Show what there is: data, models, methods, losses and attacks.
 
     Args:
+        taps: Architecture whose taps, parameters and operations are shown instead.
+        image: Channels, height and width of its images; its published ones, or 3 32 32.
         as_json: Print it as JSON.
     """
-    from robustkd.catalogue import catalogue
+    from robustkd import catalogue
 
-    there_is = catalogue()
+    shown = catalogue.describe(taps, image_shape=image) if taps else catalogue.catalogue()
     if as_json:
-        _print_json(there_is)
+        _print_json(shown)
         return
     console = Console(highlight=False)
-    for kind, entries in there_is.items():
+    for kind, entries in shown.items():
         lines = Table.grid(padding=(0, 2))
         lines.add_column(min_width=16, no_wrap=True)
         lines.add_column()

@@ -7,20 +7,28 @@
 
 from robustkd.models.classifier import Classifier, Normalise, Spec, pixel_statistics
 from robustkd.models.files import check_fits, load, load_teacher, save, write_safetensors
-from robustkd.models.table import FAMILIES, build, check_name, parameters
+from robustkd.models.own import OwnCode
+from robustkd.models.size import macs, parameters
+from robustkd.models.table import FAMILIES, build, check_name
+from robustkd.models.zoo import Preprocessing, normalisation, preprocessing
 
 __all__ = [
     "FAMILIES",
     "Classifier",
     "Normalise",
+    "OwnCode",
+    "Preprocessing",
     "Spec",
     "build",
     "check_fits",
     "check_name",
     "load",
     "load_teacher",
+    "macs",
+    "normalisation",
     "parameters",
     "pixel_statistics",
+    "preprocessing",
     "save",
     "write_safetensors",
 ]

@@ -94,13 +94,21 @@ def save(model: Classifier, path: Path, *, provenance: Mapping[str, Any] | None 
     write_safetensors(path, model.state_dict(), description)
 
 
-def load(path: Path) -> Classifier:
+def load(path: Path, *, arch: str | None = None) -> Classifier:
     """Read a model that :func:`save` wrote, in eval mode; no code in the file is ever run.
 
+    Args:
+        path: The file.
+        arch: Its architecture in the user's word. It is needed where that is the user's own code
+            (:class:`robustkd.models.OwnCode`), since a file cannot name code; else the file's own
+            word will do.
+
     Raises:
-        InputError: If the file is damaged, or its tensors do not fit its own description.
+        UsageError: If the architecture is unknown.
+        InputError: If the file is damaged or of another architecture, or its tensors do not fit
+            its own description.
     """
-    return restore(*read_safetensors(path), path)
+    return restore(*read_safetensors(path), path, arch=arch)
 
 
 def load_teacher(
@@ -114,18 +122,17 @@ def load_teacher(
     """
     check_name(arch)
     tensors, description = read_safetensors(path)
-    said = _spec(description, path)
-    if said.arch != arch:
-        raise InputError(
-            f"{path} is a model of architecture {_quoted(said.arch)}, not {arch!r}: "
-            "name the one that it was trained with"
-        )
+    said = _spec(description, path, arch)
     check_fits(said, path, classes=classes, image_shape=image_shape)
-    return restore(tensors, description, path)
+    return restore(tensors, description, path, arch=arch)
 
 
 def restore(
-    tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    path: Path,
+    *,
+    arch: str | None = None,
 ) -> Classifier:
     """Build the model that a description's ``spec`` names and fill it, in eval mode.
 
@@ -133,11 +140,15 @@ def restore(
         tensors: Every parameter and buffer by name.
         description: What :func:`read_safetensors` read.
         path: Where both came from; for messages.
+        arch: The architecture in the user's word, which the description's must be.
 
     Raises:
+        UsageError: If the user's architecture is unknown.
         InputError: If the description is damaged, or the tensors do not fit it.
     """
-    spec = _spec(description, path)
+    if arch is not None:
+        check_name(arch)
+    spec = _spec(description, path, arch)
     try:
         # Without memory behind it: a file of 1 kB may claim an architecture of 1 TB.
         with torch.device("meta"):
@@ -169,13 +180,20 @@ def check_fits(spec: Spec, path: Path, *, classes: int, image_shape: tuple[int, 
         )
 
 
-def _spec(description: Mapping[str, Any], path: Path) -> Spec:
+def _spec(description: Mapping[str, Any], path: Path, arch: str | None = None) -> Spec:
+    """The spec that a file describes, with the user's own word for its architecture, if given."""
     said = description.get("spec")
     try:
         if not isinstance(said, dict):
             raise TypeError("no spec")
+        named = str(said["arch"])
+        if arch is not None and named != arch:
+            raise InputError(
+                f"{path} is a model of architecture {_quoted(named)}, not {str(arch)!r}: "
+                "name the one that it was trained with"
+            )
         return Spec(
-            arch=str(said["arch"]),
+            arch=arch or named,
             classes=int(said["classes"]),
             image_shape=tuple(int(v) for v in said["image_shape"]),  # type: ignore[arg-type]
             mean=tuple(float(v) for v in said["mean"]),
