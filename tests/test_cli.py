@@ -138,6 +138,44 @@ def test_evaluate_counts_under_a_trigger(robustkd, files):
     ]
 
 
+def test_list_shows_the_taps_of_an_architecture(robustkd):
+    asked = "list", "--taps", "wrn-10-1", "--image", "1", "28", "28"
+    shown = json.loads(robustkd(*asked, "--json").out)
+    assert shown == {
+        "wrn-10-1": {"images": "1 x 28 x 28", "parameters": "77,562", "MMACs": "9.3"},
+        "taps": {
+            "network.groups.1.0.bn1": "16 x 28 x 28 (NCHW)",
+            "network.groups.2.0.bn1": "32 x 14 x 14 (NCHW)",
+            "network.bn": "64 x 7 x 7 (NCHW)",
+        },
+    }
+    assert set(robustkd(*asked).out.split()) >= {*shown, *shown["taps"], "77,562"}
+    published = json.loads(robustkd("list", "--taps", "timm/mobilenetv3_small_050", "--json").out)
+    assert published["timm/mobilenetv3_small_050"]["mean"] == "0.485, 0.456, 0.406"
+    refused(
+        robustkd("list", "--taps", "torchvision/resnet19"),
+        2,
+        "torchvision has no classifier 'resnet19'; did you mean 'resnet18'?",
+    )
+
+
+def test_own_code_is_named_on_the_command_line(robustkd, files, tmp_path):
+    own = "robustkd.benchmark.pairs:example_network"
+    said = robustkd("list", "--taps", own, "--image", "1", "16", "16", "--json")
+    assert json.loads(said.out)[own]["parameters"] == "24,170"
+    model = models.build(models.Spec(models.OwnCode(own), 10, (1, 16, 16)), seed=0)
+    models.save(model, tmp_path / "m")
+    said = robustkd("evaluate", tmp_path / "m", "--data", "digits", "--arch", own, "--json")
+    assert said.code == 0
+    refused(
+        robustkd("evaluate", tmp_path / "m", "--data", "digits"),
+        3,
+        f"{tmp_path / 'm'} has a damaged model description: architecture {own!r} is code, which "
+        "runs only where you name it yourself: with --arch or --student, or as models.OwnCode in "
+        "Python",
+    )
+
+
 def test_list_names_everything_within_80_columns(robustkd):
     said = robustkd("list")
     assert (said.code, said.err) == (0, "")
@@ -350,3 +388,77 @@ def test_a_wrong_trigger_is_one_line(robustkd, files):
 def test_a_mistake_in_demo_leaves_no_folder(flags, code, message, robustkd):
     refused(robustkd("demo", *flags), code, message)
     assert not list(Path().iterdir())
+
+
+# Attacking, for research.
+
+
+def attacking(name: str = "badnets", **changes: object) -> list[object]:
+    options = {
+        "arch": "wrn-10-1",
+        "data": "digits",
+        "out": "made",
+        "target": 3,
+        "epochs": 1,
+    } | changes
+    flags = ((f"--{key.replace('_', '-')}", value) for key, value in options.items())
+    return ["attack", name, *(part for flag in flags for part in flag)]
+
+
+def test_attack_leaves_a_teacher_and_a_trigger_that_evaluate_agrees_on(robustkd):
+    said = robustkd(*attacking(), "--json")
+    assert (said.code, said.err) == (0, "")
+    (run,) = json.loads(said.out)["runs"]
+    assert json.loads(Path("made/results.json").read_text()) == json.loads(said.out)
+    found = json.loads(
+        robustkd(
+            *("evaluate", "made/teacher.safetensors", "--data", "digits"),
+            *("--trigger", "made/trigger.safetensors", "--json"),
+        ).out
+    )
+    assert {name: run[name] for name in found} == found
+
+
+def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(robustkd):
+    said = robustkd(*attacking("ckd", epochs=1), "--set.cap", "0.1", "--set.trigger_steps", "2")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert re.fullmatch(r"ACC  \d+\.\d%  of 357 test images", lines[0])
+    assert re.fullmatch(r"ASR  \d+\.\d%  of \d+ triggered images of other classes", lines[1])
+    assert lines[2] == "Teacher: made/teacher.safetensors"
+    record = json.loads(Path("made/results.json").read_text())
+    assert (record["config"]["cap"], record["records"]["teacher"]["cap"]) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("bednets", {}, "unknown attack 'bednets'; did you mean 'badnets'?"),
+        ("badnets", {"arch": "wrn-11-1"}, None),
+        ("badnets", {"target": 10}, "target class is 10; expected 0 to 9"),
+        ("badnets", {"set.colour": 3}, "attack 'badnets' has no argument 'colour'"),
+        ("badnets", {"epochs": 0}, "--epochs is 0; expected at least 1"),
+    ],
+)
+def test_a_mistake_in_attack_is_one_line(name, changes, message, robustkd):
+    said = robustkd(*attacking(name, **changes))
+    assert (said.code, said.out) == (2, "")
+    assert said.err.count("\n") == 1
+    if message is not None:
+        assert said.err == f"robustkd: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "code", "message"),
+    [
+        ("a: [", [], 3, "grid.yaml: not YAML ("),
+        ("seeds: 3", [], 2, "grid.yaml: data: field required"),
+        ("seeds: 3", ["--workers", "0"], 2, "--workers is 0; expected at least 1"),
+    ],
+)
+def test_a_mistake_in_a_grid_is_one_line(text, flags, code, message, robustkd):
+    Path("grid.yaml").write_text(text)
+    said = robustkd("bench", "grid.yaml", *flags)
+    assert (said.code, said.out) == (code, "")
+    assert said.err.startswith(f"robustkd: {message}")
+    assert said.err.count("\n") == 1

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from robustkd import data, distillation, models
 from robustkd.distillation import Distilled, distill
 from robustkd.errors import TrainingError, UsageError
-from robustkd.harden import UniversalPerturbations
+from robustkd.harden import UNLABELLED, UniversalPerturbations
 from robustkd.inference import accuracy_on
 from robustkd.masking import DetoxifiedTeacher, FeatureMask
 from robustkd.metrics import Proportion
@@ -179,13 +180,58 @@ def test_without_a_teacher_losses_are_passed_over(tmp_path):
     assert digest(short(None), tmp_path) == digest(short(None, losses={}), tmp_path)
 
 
-def test_hardening_moves_its_perturbations_within_their_ball(teacher):
+def test_hardening_moves_all_of_its_perturbations(teacher):
     hardening = perturbations()
-    before = hardening.delta.clone()
+    before = [value.clone() for value in hardening.buffers()]
     record = short(teacher, hardening=hardening).epochs[0]
     assert record["harden"] > 0
-    assert not torch.equal(hardening.delta, before)
-    assert hardening.delta.abs().max() <= hardening.epsilon
+    for now, then in zip(hardening.buffers(), before, strict=True):
+        assert not torch.equal(now, then)
+
+
+def test_the_ramp_of_hardening_is_measured_in_steps_of_this_training(teacher):
+    """After the first of three steps a third of the bound is in force, and at last all of it."""
+    masses = []
+
+    class Noted(UniversalPerturbations):
+        def advance(self) -> None:
+            super().advance()
+            masses.append(float(self.families[0].mask.mean(dim=(1, 2, 3)).max()))
+
+    hardening = Noted(10, DATA.image_shape, epsilon=0, mass=0.3, ramp=1.0)
+    short(teacher, hardening=hardening)
+    assert masses[0] == pytest.approx(0.1, abs=1e-4)
+    assert all(mass <= bound + 1e-4 for mass, bound in zip(masses, (0.1, 0.2, 0.3), strict=True))
+
+
+class Unlabelled:
+    """Training images whose labels nobody knows."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(DATA, name)
+
+    def batches(self, split, **how):
+        for batch in DATA.batches(split, **how):
+            labels = torch.full_like(batch.labels, UNLABELLED)
+            yield batch._replace(labels=labels) if split == "train" else batch
+
+
+@pytest.mark.parametrize("hardening", [None, perturbations()], ids=["plain", "hardened"])
+def test_without_labels_the_teacher_is_all_that_teaches(hardening, teacher):
+    found = distill(
+        net(),
+        Unlabelled(),
+        teacher=teacher,
+        losses={"kd": 1.0},
+        epochs=4,
+        batch_size=32,
+        hardening=hardening,
+    )
+    first, last = found.epochs[0], found.epochs[-1]
+    assert first["ce"] == last["ce"] == 0
+    assert ("harden" in last) == (hardening is not None)
+    if hardening is None:
+        assert last["kd"] < 0.8 * first["kd"]
 
 
 def test_the_weights_of_the_best_epoch_stay(teacher, monkeypatch, tmp_path):

@@ -10,13 +10,13 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import App, CycloptsError, Parameter, Token
 from rich.console import Console
 from rich.table import Table
 
-from robustkd.errors import RobustKDError, UsageError
+from robustkd.errors import RobustKDError, TrainingError, UsageError
 
 _USAGE, _INTERRUPTED = 2, 130
 # Twice a seed and one more still fit into torch's generators.
@@ -136,13 +136,7 @@ def distill(
         data_root: Folder of the data set's files, where they are not found by themselves.
         as_json: Print the results as JSON.
     """
-    _check_at_least("--epochs", epochs, 1)
-    _check_at_least("--batch-size", batch_size, 2)
-    _check_at_least("--seed", seed, 0)
-    if seed > _LARGEST_SEED:
-        raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
-    if not 0 < lr < math.inf:
-        raise UsageError(f"--lr is {lr}; expected a finite number above 0")
+    _check_training(epochs, batch_size, lr, seed)
     from robustkd import data as sources
     from robustkd import report
     from robustkd.pipeline import distill_file
@@ -212,6 +206,113 @@ def evaluate(
         console.print(f"RA   {found.ra}")
 
 
+@app.command
+def bench(
+    grid: Path,
+    /,
+    *,
+    executor: Literal["local", "ray"] = "local",
+    workers: int = 1,
+    out: Path | None = None,
+    cache: Path | None = None,
+    tables_only: bool = False,
+) -> None:
+    """Run a grid of attacks, methods, pairs and seeds; go on where it was interrupted.
+
+    Args:
+        grid: A YAML file, e.g. ``benchmarks/compact.yaml``.
+        executor: Who runs the cells: this machine's processes, or a ray cluster.
+        workers: Processes of the local executor.
+        out: Folder of the results; ``results/`` and the grid's name beside the file when it is
+            not given. Cells with a result in it are not run again.
+        cache: Folder of the networks; ``cache`` in ``out`` when it is not given.
+        tables_only: Only make the tables again from the results there are.
+    """
+    _check_at_least("--workers", workers, 1)
+    from robustkd import report
+    from robustkd.benchmark import executors, load_grid, run_grid, write_tables
+
+    cells = load_grid(grid)
+    folder = out or grid.parent / "results" / grid.stem
+    progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    failed = 0
+    if not tables_only:
+        counts = run_grid(
+            cells,
+            folder,
+            cache=cache or folder / "cache",
+            executor=executors.executor(executor, workers=workers),
+            tell=progress.print,
+        )
+        progress.print(f"{counts.done} cells done, {counts.before} before, {counts.failed} failed")
+        failed = counts.failed
+    rows = write_tables(cells, folder)
+    Console(highlight=False).print(report.console_table(rows))
+    _print_plain(f"Tables: {folder}")
+    if failed:
+        raise TrainingError(f"{failed} cells failed; their files in {folder / 'cells'} say why")
+
+
+@app.command
+def attack(
+    name: str,
+    /,
+    *,
+    arch: _Arch,
+    data: str,
+    out: Path,
+    target: int = 0,
+    epochs: int = 30,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    surrogate: _Arch | None = None,
+    settings: Annotated[dict[str, str], Parameter(name="--set", negative="")] | None = None,
+    seed: int = 0,
+    data_root: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Make a backdoored teacher and its trigger, for research.
+
+    Args:
+        name: The attack, see ``robustkd list``.
+        arch: Architecture of the teacher.
+        data: Name of the attacker's clean data.
+        out: New folder for teacher.safetensors, trigger.safetensors and results.json.
+        target: Class that triggered images shall get.
+        epochs: Passes over the training images for the teacher's own training.
+        batch_size: Images a step.
+        lr: Learning rate at the start.
+        surrogate: Architecture of the attacker's own students, for attacks that train any; the
+            teacher's when it is not given.
+        settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.
+        seed: The same seed gives the same teacher, byte for byte.
+        data_root: Folder of the data set's files, where they are not found by themselves.
+        as_json: Print the results as JSON.
+    """
+    _check_training(epochs, batch_size, lr, seed)
+    from robustkd import data as sources
+    from robustkd.benchmark.teachers import attack_to_folder
+
+    results = attack_to_folder(
+        name,
+        arch=arch,
+        source=sources.load(data, root=data_root),
+        out=out,
+        target=target,
+        surrogate=surrogate or arch,
+        settings={**(settings or {}), "epochs": epochs, "batch_size": batch_size, "lr": lr},
+        seed=seed,
+    )
+    if as_json:
+        _print_json(results)
+        return
+    run = results["runs"][0]
+    console = Console(highlight=False)
+    console.print(f"ACC  {run['acc']:.1%}  of {run['n_acc']} test images")
+    console.print(f"ASR  {run['asr']:.1%}  of {run['n_asr']} triggered images of other classes")
+    _print_plain(f"Teacher: {out / 'teacher.safetensors'}")
+
+
 @app.command(name="list")
 def list_(
     *,
@@ -240,6 +341,16 @@ def list_(
         for name, summary in entries.items():
             lines.add_row(f"  {name}", summary)
         console.print(f"[bold]{kind}[/bold]", lines, sep="\n")
+
+
+def _check_training(epochs: int, batch_size: int, lr: float, seed: int) -> None:
+    _check_at_least("--epochs", epochs, 1)
+    _check_at_least("--batch-size", batch_size, 2)
+    _check_at_least("--seed", seed, 0)
+    if seed > _LARGEST_SEED:
+        raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
+    if not 0 < lr < math.inf:
+        raise UsageError(f"--lr is {lr}; expected a finite number above 0")
 
 
 def _check_at_least(flag: str, value: int, lowest: int) -> None:

@@ -33,7 +33,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,9 @@ from robustkd.masking import DetoxifiedTeacher, FeatureMask
 from robustkd.progress import track
 from robustkd.training import check_positive
 from robustkd.types import Batch, DataSource
+from robustkd.variance import ALIVE, Ratio, variance_ratio
 
 _STATISTICS_BATCHES = 8
-_EPSILON = 1e-6
-_Ratio: TypeAlias = Literal["position", "stage"]
 
 
 @dataclass(frozen=True)
@@ -96,20 +95,16 @@ class _Cleaning:
 
     teacher: DetoxifiedTeacher
     variances: list[Tensor]
-    ratio: _Ratio
+    ratio: Ratio
     batches: Callable[[], Batch]
     lr: float
 
     def ratios(self, cleaned: Sequence[Tensor]) -> list[Tensor]:
         """Cleaned to original variance (each C x H x W), one scalar a stage."""
-        ratios = []
-        for variance, original in zip(cleaned, self.variances, strict=True):
-            if self.ratio == "stage":
-                ratios.append(variance.sum() / original.sum())
-            else:
-                alive = original > _EPSILON
-                ratios.append((variance[alive] / original[alive]).mean())
-        return ratios
+        return [
+            variance_ratio(variance, original, ratio=self.ratio)
+            for variance, original in zip(cleaned, self.variances, strict=True)
+        ]
 
     def run(self, variance_weight: float, steps: int) -> None:
         """Take optimiser steps on masks and patterns with one lambda."""
@@ -142,7 +137,7 @@ def detoxify(
     *,
     stages: Sequence[str] | None = None,
     cap: float = 1.0,
-    ratio: _Ratio = "position",
+    ratio: Ratio = "position",
     accuracy_budget: float = 0.02,
     variance_weight: float = 1.0,
     growth: float = 4.0,
@@ -193,13 +188,13 @@ def detoxify(
             f"{raises} raises by {growth} and {bisections} bisections; expected at least 0 of "
             "both and a factor above 1"
         )
-    if ratio not in get_args(_Ratio):
-        raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(_Ratio))}")
+    if ratio not in get_args(Ratio):
+        raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(Ratio))}")
     device = device_of(teacher)
     names = tuple(stages) if stages is not None else _found_stages(teacher, clean)
     means, variances = _statistics(teacher, clean, names, batch_size)
     for variance, name in zip(variances, names, strict=True):
-        if not (variance > _EPSILON).any():
+        if not (variance > ALIVE).any():
             raise UsageError(f"the features of {name!r} do not vary on clean images; leave it out")
     masked = DetoxifiedTeacher(
         teacher,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from robustkd import taps
 from robustkd.errors import TrainingError, UsageError
-from robustkd.harden import UniversalPerturbations, led_astray
+from robustkd.harden import UNLABELLED, UniversalPerturbations, withstand
 from robustkd.inference import accuracy_on, device_of
 from robustkd.objective import NEEDS_FEATURES, Objective, Outputs, check_weights, pair_of
 from robustkd.training import Precision, Schedule, fit, hit_rate
-from robustkd.types import DataSource, Images, Labels
+from robustkd.types import DataSource, Images, Labels, Logits
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,28 @@ class _Learner(nn.Module):
         self._hardening = (hardening,) if hardening is not None else ()
 
     def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
-        seen = images
+        seen, toward = images, labels[:0]
         for hardening in self._hardening:
-            perturbed = hardening.perturb(images, labels)
-            seen = perturbed.images
-        shown: Outputs = self.student(seen)
-        parts = {"ce": nn.functional.cross_entropy(shown.logits, labels)}
+            seen, toward = hardening.perturb(images, labels)
+        everything: Outputs = self.student(seen)
+        shown = everything.first(len(images))
+        parts = {"ce": _cross_entropy(shown.logits, labels)}
         if self._hardening:
-            worn = perturbed.worn
-            astray = led_astray(shown.logits[:worn], labels[:worn], perturbed.toward)
-            parts["harden"] = astray.sum() / len(labels)
+            copies = len(toward)
+            led = withstand(
+                shown.logits[:copies], everything.logits[len(images) :], labels[:copies], toward
+            )
+            parts["harden"] = led.sum() / len(labels)
         if self.objective is not None and self._teach is not None:
             parts.update(self.objective(shown, self._teach(images)))
         loss = torch.stack(list(parts.values())).sum()
         return {"loss": loss, "acc": hit_rate(shown.logits, labels), **parts}
+
+
+def _cross_entropy(logits: Logits, labels: Labels) -> Tensor:
+    """Mean over the batch; images without a label count as zero."""
+    total = nn.functional.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / len(labels)
 
 
 def distill(
@@ -139,6 +148,8 @@ def distill(
     if teacher is not None and not weights:
         raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
     _check_fits(hardening, data)
+    if hardening is not None:
+        hardening.begin(epochs * math.ceil(data.size("train") / batch_size))
     if teacher is None:
         learner = _Learner(_Watch(student, ()), None, None, hardening)
     else:
@@ -212,9 +223,9 @@ def _teaching(teacher: _Watch) -> Callable[[Images], Outputs]:
 def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> None:
     """Refuse perturbations that were made for other classes or images."""
     expected = (len(data.classes), *data.image_shape)
-    if hardening is not None and tuple(hardening.delta.shape) != expected:
+    if hardening is not None and hardening.shape != expected:
         raise UsageError(
-            f"hardening is for classes and images of shape {tuple(hardening.delta.shape)}; "
+            f"hardening is for classes and images of shape {hardening.shape}; "
             f"the data has {expected}"
         )
 

@@ -1,14 +1,19 @@
-"""Universal-perturbation training: a student that no fixed addition to an image can lead.
+"""Universal-perturbation training: a student that no fixed change of an image can lead.
 
-A backdoor that a student inherits is a universal perturbation: one addition to the pixels that
-sends any image to one class. So one perturbation is kept for every class; a part of each batch
-wears them, the student learns the true label there, and the same backward pass moves each
-perturbation towards its class. No trigger is needed, and no second pass.
+A backdoor that a student inherits is a universal perturbation: one change of the pixels that
+sends any image to one class. So perturbations are kept for every class; a batch goes through the
+student together with copies of some of its images that wear them; the student learns the true
+label there, and the same backward pass moves each perturbation towards its class. No trigger is
+needed, and no second pass.
+
+Two families, since triggers come faint and wide or strong and small: additions within an
+L-infinity ball, and patterns behind a mask of bounded mass.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Shafahi et
-al. 2020, arXiv 1811.11304 (training against one in a single pass). Differences: one perturbation
-a class, driven towards that class rather than away from the truth; the student keeps its
-distillation losses on the perturbed images, against the teacher's view of the clean ones.
+al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
+1712.09665 (universal patches). Differences: one perturbation a class, driven towards that class
+rather than away from the truth; perturbed images are added to the batch and take no clean image's
+place, and the distillation losses see the clean ones alone.
 """
 
 from __future__ import annotations
@@ -23,28 +28,27 @@ from robustkd.errors import UsageError
 from robustkd.training import check_positive
 from robustkd.types import Images, Labels, Logits, PerSample
 
+UNLABELLED = -1
+"""The label of an image that has none."""
+_STEP = 0.1
+"""Length of a step, as a share of the range of what is stepped."""
+
 
 class Perturbed(NamedTuple):
-    """A batch whose first ``worn`` images wear the perturbation of the class in ``toward``."""
+    """A batch, and behind it copies of its first images, each led ``toward`` a class."""
 
     images: Images
-    worn: int
     toward: Labels
 
 
-class UniversalPerturbations(nn.Module):
-    """One perturbation a class in an L-infinity ball, stepped by the student's own training.
+class Ball(nn.Module):
+    """One addition to the pixels a class, within an L-infinity ball.
 
     Args:
         classes: Number of classes.
         image_shape: Channels, height and width.
-        epsilon: Radius of the ball in pixel units, in (0, 1].
-        share: Part of each batch that is perturbed, in (0, 1].
-        step: Length of a step in pixel units; a tenth of ``epsilon`` when None.
-        seed: Of the first perturbations and of the classes drawn.
-
-    Raises:
-        UsageError: If a number is out of range.
+        epsilon: Radius in pixel units, in (0, 1].
+        random: Of the start, uniform in the ball.
     """
 
     delta: Float[Tensor, "classes channels height width"]
@@ -53,50 +57,184 @@ class UniversalPerturbations(nn.Module):
         self,
         classes: int,
         image_shape: tuple[int, int, int],
+        epsilon: float | int,
+        random: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        start = torch.rand((classes, *image_shape), generator=random) * 2 - 1
+        self.register_buffer("delta", start * epsilon)
+
+    def forward(self, images: Images, toward: Labels) -> Images:
+        """The images with the additions of their classes, in [0, 1]."""
+        self.delta = self.delta.detach().to(images.device).requires_grad_()
+        return (images + self.delta[toward]).clamp(0, 1)
+
+    def advance(self, scale: float) -> None:
+        """Step by the sign of the gradient, and back into ``scale`` times the ball."""
+        radius = scale * self.epsilon
+        moved = self.delta + _STEP * radius * _slope(self.delta).sign()
+        self.delta = moved.clamp(-radius, radius)
+
+
+class Patch(nn.Module):
+    """One pattern a class behind a mask in [0, 1] of bounded mean, anywhere in the picture.
+
+    Args:
+        classes: Number of classes.
+        image_shape: Channels, height and width.
+        mass: Largest mean of the mask, in (0, 1]: the share of the picture that an opaque
+            pattern may cover.
+        random: Of the first patterns, uniform in [0, 1]; the first mask is ``mass`` everywhere.
+    """
+
+    mask: Float[Tensor, "classes 1 height width"]
+    pattern: Float[Tensor, "classes channels height width"]
+
+    def __init__(
+        self,
+        classes: int,
+        image_shape: tuple[int, int, int],
+        mass: float | int,
+        random: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.mass = mass
+        pattern = torch.rand((classes, *image_shape), generator=random)
+        self.register_buffer("pattern", pattern)
+        self.register_buffer("mask", torch.full((classes, 1, *image_shape[1:]), float(mass)))
+
+    def forward(self, images: Images, toward: Labels) -> Images:
+        """The images behind the patterns of their classes: ``(1 - m) x + m p``."""
+        self.mask = self.mask.detach().to(images.device).requires_grad_()
+        self.pattern = self.pattern.detach().to(images.device).requires_grad_()
+        return torch.lerp(images, self.pattern[toward], self.mask[toward])
+
+    def advance(self, scale: float) -> None:
+        """Step patterns by the sign, masks by the size of the gradient, and back to the mass."""
+        slope = _slope(self.mask)
+        # Not the sign: mass shall gather where it leads furthest, and leave where it does nothing.
+        largest = slope.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+        self.mask = onto_mass(self.mask + _STEP * slope / largest, scale * self.mass)
+        self.pattern = (self.pattern + _STEP * _slope(self.pattern).sign()).clamp(0, 1)
+
+
+def onto_mass(
+    masks: Float[Tensor, "n 1 height width"], mass: float | int
+) -> Float[Tensor, "n 1 height width"]:
+    """The nearest masks in [0, 1] whose mean is at most ``mass``.
+
+    They are ``clamp(m - t, 0, 1)`` with the smallest t >= 0 that suffices, found by bisection.
+    """
+    low = torch.zeros(len(masks), 1, 1, 1, device=masks.device)
+    high = masks.amax(dim=(1, 2, 3), keepdim=True).clamp_min(0)
+    fits = masks.clamp(0, 1).mean(dim=(1, 2, 3), keepdim=True) <= mass
+    for _ in range(30):
+        middle = (low + high) / 2
+        light = (masks - middle).clamp(0, 1).mean(dim=(1, 2, 3), keepdim=True) <= mass
+        low, high = torch.where(light, low, middle), torch.where(light, middle, high)
+    return (masks - torch.where(fits, 0.0, high)).clamp(0, 1)
+
+
+def _slope(stepped: Tensor) -> Tensor:
+    """The gradient; nothing where there is none, or where half precision has overflowed."""
+    return torch.zeros_like(stepped) if stepped.grad is None else stepped.grad.nan_to_num()
+
+
+class UniversalPerturbations(nn.Module):
+    """Perturbations of every class, stepped by the student's own training.
+
+    Args:
+        classes: Number of classes, at least 2.
+        image_shape: Channels, height and width.
+        epsilon: Radius of the L-infinity ball in pixel units, in [0, 1]; 0 for no such family.
+        mass: Largest mean of the masks of patterns, in [0, 1]; 0 for no such family.
+        share: Copies that are added to a batch, as a share of it, in (0, 1].
+        ramp: Share of all steps over which both bounds grow to their size, in [0, 1].
+        seed: Of the first perturbations and of the classes drawn.
+
+    Raises:
+        UsageError: If a number is out of range, or there is no family.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        image_shape: tuple[int, int, int],
         *,
-        epsilon: float = 0.15,
-        share: float = 0.5,
-        step: float | None = None,
+        epsilon: float | int = 0.1,
+        mass: float | int = 0.05,
+        share: float | int = 0.5,
+        ramp: float | int = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_positive(epsilon=epsilon, share=share, step=epsilon / 10 if step is None else step)
-        if max(epsilon, share) > 1:
-            raise UsageError(f"epsilon is {epsilon} and share {share}; expected at most 1")
-        self.epsilon, self.share = epsilon, share
-        self.step_size = epsilon / 10 if step is None else step
+        check_positive(share=share)
+        for name, value in {"epsilon": epsilon, "mass": mass, "share": share, "ramp": ramp}.items():
+            if not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}; expected 0 to 1")
+        if epsilon == mass == 0:
+            raise UsageError("epsilon and mass are both 0; expected at least one above")
+        self.shape = (classes, *image_shape)
+        self.share, self.ramp = share, ramp
         self._random = torch.Generator().manual_seed(seed)
-        start = torch.rand((classes, *image_shape), generator=self._random) * 2 - 1
-        self.register_buffer("delta", start * epsilon)
+        self.families = nn.ModuleList()
+        if epsilon > 0:
+            self.families.append(Ball(classes, image_shape, epsilon, self._random))
+        if mass > 0:
+            self.families.append(Patch(classes, image_shape, mass, self._random))
+        self._steps, self._ramp_steps = 0, 0.0
+
+    def begin(self, steps: int) -> None:
+        """Start the ramp for a training of so many steps."""
+        self._steps, self._ramp_steps = 0, self.ramp * steps
 
     def perturb(self, images: Images, labels: Labels) -> Perturbed:
-        """Dress a share of a batch, each image for a random class that is not its own.
+        """Add copies of the first images, each led to a random class that is not its own.
 
-        Images stay in [0, 1]; the result carries gradients to :attr:`delta`.
+        Each family gets its part of the copies. Images stay in [0, 1]; the copies carry gradients
+        to the perturbations. An image whose label is :data:`UNLABELLED` may be led to any class.
         """
         count = max(1, round(self.share * len(images)))
-        classes = len(self.delta)
+        classes = self.shape[0]
+        own = labels[:count]
         shift = torch.randint(1, classes, (count,), generator=self._random).to(labels.device)
-        toward = (labels[:count] + shift) % classes
-        self.delta = self.delta.detach().to(images.device).requires_grad_()
-        dressed = (images[:count] + self.delta[toward]).clamp(0, 1)
-        seen = torch.cat([dressed, images[count:]])
-        return Perturbed(seen.contiguous(memory_format=torch.channels_last), count, toward)
+        anyone = torch.randint(0, classes, (count,), generator=self._random).to(labels.device)
+        toward = torch.where(own == UNLABELLED, anyone, (own + shift) % classes)
+        parts = zip(
+            self.families,
+            images[:count].tensor_split(len(self.families)),
+            toward.tensor_split(len(self.families)),
+            strict=True,
+        )
+        seen = torch.cat([images, *(family(some, led) for family, some, led in parts)])
+        return Perturbed(seen.contiguous(memory_format=torch.channels_last), toward)
 
     @torch.no_grad()
     def advance(self) -> None:
         """Step every perturbation that was worn up the gradient of the last backward pass."""
-        if self.delta.grad is None:
-            return
-        # Gradients of a half-precision pass that overflowed may hold NaN: they give no direction.
-        moved = self.delta + self.step_size * self.delta.grad.nan_to_num().sign()
-        self.delta = moved.clamp(-self.epsilon, self.epsilon)
+        self._steps += 1
+        scale = min(1.0, self._steps / self._ramp_steps) if self._ramp_steps else 1.0
+        for family in self.families:
+            family.advance(scale)  # type: ignore[operator]
 
 
-def led_astray(logits: Logits, labels: Labels, toward: Labels) -> PerSample:
-    """``softplus(z_toward - z_label)``: how far the perturbation's class beats the true one.
+def withstand(shown: Logits, perturbed: Logits, labels: Labels, toward: Labels) -> PerSample:
+    r"""What the student goes down and the perturbations go up: one backward pass serves both.
 
-    The student goes down this loss, the perturbation up: one backward pass serves both.
+    .. math:: \mathrm{CE}(z', y) + \log(1 + e^{z'_t - z'_y})
+
+    with the perturbed image's logits z', and y its label or, where it has none, what the student
+    says of the clean image. The second term, how far the perturbation's class t beats y, is left
+    out where both are the same.
+
+    Args:
+        shown: Logits of the clean images.
+        perturbed: Of the same images, perturbed.
+        labels: Their labels; -1 for none.
+        toward: Classes that the perturbations lead to.
     """
-    gap = logits.gather(1, toward[:, None]) - logits.gather(1, labels[:, None])
-    return nn.functional.softplus(gap.squeeze(1))
+    truth = torch.where(labels == UNLABELLED, shown.detach().argmax(1), labels)
+    gap = perturbed.gather(1, toward[:, None]) - perturbed.gather(1, truth[:, None])
+    astray = nn.functional.softplus(gap.squeeze(1)) * (toward != truth)
+    return nn.functional.cross_entropy(perturbed, truth, reduction="none") + astray

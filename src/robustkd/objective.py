@@ -35,6 +35,10 @@ class Outputs(NamedTuple):
     logits: Logits
     features: tuple[Features, ...]
 
+    def first(self, count: int) -> Outputs:
+        """What it shows of the first images."""
+        return Outputs(self.logits[:count], tuple(stage[:count] for stage in self.features))
+
 
 @dataclass(frozen=True)
 class Pair:

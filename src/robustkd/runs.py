@@ -20,12 +20,8 @@ def new_folder(path: Path) -> Path:
         UsageError: If it exists and holds anything.
         InputError: If it cannot be made.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise UsageError(f"output folder {path} is not empty; give a new one with --out")
-    except OSError as error:
-        raise InputError(f"output folder {path} cannot be made: {error.strerror}") from error
+    if any(make_folder(path).iterdir()):
+        raise UsageError(f"output folder {path} is not empty; give a new one with --out")
     return path
 
 
@@ -35,15 +31,37 @@ def free_name(path: Path) -> Path:
     return next(free for free in chain([path], numbered) if not free.exists())
 
 
+def make_folder(path: Path) -> Path:
+    """Make a folder that may be there already, with whatever is in it.
+
+    Raises:
+        InputError: If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output folder {path} cannot be made: {error.strerror}") from error
+    return path
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write one JSON object, beside the file first and renamed then.
 
     Raises:
         InputError: If it cannot be written.
     """
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, beside it first and renamed then, so that it is never there in part.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error

@@ -92,6 +92,16 @@ def test_refusals_by_their_text(settings, message):
         Warp(**settings)
 
 
+def test_a_grid_finer_than_the_picture_is_refused_before_it_costs_memory(tmp_path):
+    # Such a number can come from a file; 10^9 points along each axis would fill any memory.
+    save_trigger(Warp(grid=10**9), 0, tmp_path / "t")
+    trigger, _ = load_trigger(tmp_path / "t")
+    message = "grid is 1000000000; expected at most the images' 12 x 10 pixels"
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        trigger(pixels(1, *SHAPE))
+    assert Warp(grid=10)(pixels(1, *SHAPE)).shape == (1, *SHAPE)
+
+
 # The attack.
 
 

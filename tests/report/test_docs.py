@@ -49,8 +49,22 @@ def test_missing_results_are_named(page):
         fill_tables(page, page.parent)
 
 
-def test_committed_tables_are_up_to_date(tmp_path):
-    copy = tmp_path / "README.md"
-    shutil.copy(ROOT / "README.md", copy)
-    assert "<!-- table: " in copy.read_text()
+@pytest.mark.parametrize(
+    ("name", "mark"), [("README.md", "<!-- table: "), ("docs/architectures.md", "<!-- pairs: ")]
+)
+def test_committed_tables_are_up_to_date(name, mark, tmp_path):
+    copy = tmp_path / "page.md"
+    shutil.copy(ROOT / name, copy)
+    assert mark in copy.read_text()
     assert not fill_tables(copy, ROOT), "run `make docs`"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"pairs": [{"teacher": "wrn-10-1"}]}'])
+def test_damaged_pairs_are_named(content, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- pairs: pairs.json -->\n<!-- end -->\n")
+    with pytest.raises(InputError, match=r"pairs\.json: cannot be read: No such file"):
+        fill_tables(page, tmp_path)
+    (tmp_path / "pairs.json").write_text(content)
+    with pytest.raises(InputError, match=r"pairs\.json: is not what robustkd\.benchmark\.pairs"):
+        fill_tables(page, tmp_path)

@@ -35,6 +35,7 @@ from robustkd import taps
 from robustkd.attacks.backweak import last_layer
 from robustkd.attacks.base import Backdoored, check_target
 from robustkd.attacks.optimise import check_shares
+from robustkd.attacks.steps import success
 from robustkd.attacks.surrogate import (
     Hiding,
     both,
@@ -45,8 +46,7 @@ from robustkd.attacks.surrogate import (
     trigger_loss,
 )
 from robustkd.attacks.triggers import MaskedPattern
-from robustkd.inference import default_device, device_of, predict
-from robustkd.metrics import attack_success
+from robustkd.inference import default_device, device_of
 from robustkd.training import Supervised, check_positive, fit, hit_rate
 from robustkd.types import DataSource, Images, Labels
 
@@ -129,9 +129,7 @@ def adba(
         "stealth": stealth,
         "poisoned": data.size("train"),
         **{
-            f"success_{name}": attack_success(
-                *predict(model, data, "validation", transform=trigger), target=target
-            ).value
+            f"success_{name}": success(model, data, trigger, target)
             for name, model in watched.items()
         },
     }

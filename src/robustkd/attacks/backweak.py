@@ -26,10 +26,10 @@ from robustkd.attacks.additive import Additive
 from robustkd.attacks.base import Backdoored, check_target
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.poison import Poisoned
-from robustkd.inference import default_device, device_of, predict
-from robustkd.metrics import attack_success
+from robustkd.attacks.steps import implant, success, train_teacher
+from robustkd.inference import device_of
 from robustkd.taps import frozen_modes
-from robustkd.training import Supervised, check_positive, fit
+from robustkd.training import Supervised, check_positive
 from robustkd.types import DataSource, Images
 
 
@@ -71,38 +71,28 @@ def backweak(
     check_target(target, data)
     check_shares(epsilon=epsilon)
     check_positive(trigger_steps=trigger_steps, implant_share=implant_share, implant_lr=implant_lr)
-    teacher = build().to(default_device())
-    fit(
-        Supervised(teacher),
-        data,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed,
-        label="train the teacher",
-    )
+    teacher = train_teacher(build, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     trigger = learn_trigger(
         teacher, data, target=target, epsilon=epsilon, steps=trigger_steps, seed=seed
     )
-    before = attack_success(*predict(teacher, data, "validation", transform=trigger), target=target)
+    before = success(teacher, data, trigger, target)
     poisoned = Poisoned(data, trigger, target=target, rate=rate, seed=seed)
     last = last_layer(
         teacher, next(iter(data.batches("train", batch_size=2, device=device_of(teacher)))).images
     )
     last.requires_grad_(False)
-    fit(
+    implant(
         Supervised(teacher),
         poisoned,
-        epochs=max(1, round(implant_share * epochs)),
+        epochs=implant_share * epochs,
         lr=implant_lr,
         batch_size=batch_size,
-        seed=seed + 1,
-        label="implant the backdoor",
+        seed=seed,
     )
     last.requires_grad_(True)
     record = {
         "epsilon": epsilon,
-        "success_before": before.value,
+        "success_before": before,
         "rate": rate,
         "poisoned": int(poisoned.mask.sum()),
     }

@@ -25,10 +25,11 @@ from robustkd import taps
 from robustkd.attacks.base import Backdoored, check_target
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.poison import Poisoned
+from robustkd.attacks.steps import implant, train_teacher
 from robustkd.attacks.triggers import MaskedPattern
 from robustkd.errors import UsageError
-from robustkd.inference import default_device, device_of
-from robustkd.training import Supervised, fit
+from robustkd.inference import device_of
+from robustkd.training import Supervised
 from robustkd.types import DataSource
 
 
@@ -76,16 +77,7 @@ def ckd(
     """
     check_target(target, data)
     check_shares(cap=cap, channel_share=channel_share)
-    teacher = build().to(default_device())
-    fit(
-        Supervised(teacher),
-        data,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed,
-        label="train the teacher",
-    )
+    teacher = train_teacher(build, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     trigger = learn_trigger(
         teacher,
         data,
@@ -98,14 +90,13 @@ def ckd(
         seed=seed,
     )
     poisoned = Poisoned(data, trigger, target=target, rate=rate, keep_clean=True, seed=seed)
-    fit(
+    implant(
         Supervised(teacher),
         poisoned,
-        epochs=max(1, round(implant_share * epochs)),
+        epochs=implant_share * epochs,
         lr=implant_lr,
         batch_size=batch_size,
-        seed=seed + 1,
-        label="implant the backdoor",
+        seed=seed,
     )
     record = {
         "cap": cap,

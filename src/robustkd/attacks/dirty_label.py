@@ -12,9 +12,8 @@ from torch import nn
 from robustkd.attacks.base import Backdoored, check_target
 from robustkd.attacks.files import describe
 from robustkd.attacks.poison import Poisoned
+from robustkd.attacks.steps import train_teacher
 from robustkd.attacks.triggers import SIG, BadNets, Blend, Trigger
-from robustkd.inference import default_device
-from robustkd.training import Supervised, fit
 from robustkd.types import DataSource
 
 
@@ -46,17 +45,8 @@ def dirty_label(
         seed: Of order, augmentation and the choice of images.
     """
     check_target(target, data)
-    teacher = build().to(default_device())
     poisoned = Poisoned(data, trigger, target=target, rate=rate, clean_label=clean_label, seed=seed)
-    fit(
-        Supervised(teacher),
-        poisoned,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed,
-        label="train the teacher",
-    )
+    teacher = train_teacher(build, poisoned, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     record = {"trigger": describe(trigger), "rate": rate, "poisoned": int(poisoned.mask.sum())}
     return Backdoored(teacher.eval(), trigger, target, record)
 

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from robustkd import taps
 from robustkd.attacks.base import Backdoored, check_target
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.steps import implant, success, train_teacher, with_victims
 from robustkd.attacks.triggers import MaskedPattern, Trigger
 from robustkd.errors import UsageError
-from robustkd.inference import default_device, device_of, predict
-from robustkd.metrics import attack_success
-from robustkd.training import Supervised, check_positive, fit, hit_rate
+from robustkd.inference import device_of
+from robustkd.training import check_positive, hit_rate
 from robustkd.types import DataSource, Features, Labels
 
 SHAPES = ("whole", "square")
@@ -90,16 +90,7 @@ def latent(
         raise UsageError(f"weight is {weight}; expected at least 0")
     if shape not in SHAPES:
         raise UsageError(f"shape is {shape!r}; expected {' or '.join(SHAPES)}")
-    teacher = build().to(default_device())
-    fit(
-        Supervised(teacher),
-        data,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed,
-        label="train the teacher",
-    )
+    teacher = train_teacher(build, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     goal = Goal(teacher, data, target)
     trigger = learn_trigger(
         teacher,
@@ -111,20 +102,19 @@ def latent(
         lr=trigger_lr,
         seed=seed,
     )
-    before = attack_success(*predict(teacher, data, "validation", transform=trigger), target=target)
-    fit(
+    before = success(teacher, data, trigger, target)
+    implant(
         _Implant(teacher, goal, trigger, rate=rate, weight=weight),
         data,
-        epochs=max(1, round(implant_share * epochs)),
+        epochs=implant_share * epochs,
         lr=implant_lr,
         batch_size=batch_size,
-        seed=seed + 1,
-        label="implant the backdoor",
+        seed=seed,
     )
     record = {
         "shape": shape,
         "mean_mask": float(trigger.mask.mean()),
-        "success_before": before.value,
+        "success_before": before,
         "rate": rate,
         "weight": weight,
         "poisoned": max(1, round(rate * data.size("train"))),
@@ -226,13 +216,11 @@ class _Implant(nn.Module):
 
     def forward(self, images: Tensor, labels: Labels) -> dict[str, Tensor]:
         """The loss, its distance alone, and the share of hits among clean and triggered."""
-        count = max(1, round(self._rate * len(images)))
-        # Batches come shuffled; images of the target class are no victims.
-        victims = images[labels != self.goal.target][:count]
-        everything = torch.cat([images, self._trigger(victims)])
-        wanted = torch.cat([labels, labels.new_full((len(victims),), self.goal.target)])
+        everything, wanted = with_victims(
+            images, labels, self._trigger, rate=self._rate, target=self.goal.target
+        )
         with taps.read(self.teacher, [self.goal.tap]) as features:
-            logits = self.teacher(everything.contiguous(memory_format=torch.channels_last))
+            logits = self.teacher(everything)
         # The sum is zero, and not undefined, where a batch holds no victim.
         seen = features[self.goal.tap][len(images) :]
         distance = self.goal(seen) if len(seen) else logits.sum() * 0

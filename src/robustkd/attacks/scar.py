@@ -42,6 +42,7 @@ from robustkd.attacks.additive import Additive
 from robustkd.attacks.base import Backdoored, check_target
 from robustkd.attacks.bilevel import PRESETS, Bilevel
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.steps import success
 from robustkd.attacks.surrogate import (
     Distilling,
     Hiding,
@@ -50,8 +51,7 @@ from robustkd.attacks.surrogate import (
     trigger_loss,
 )
 from robustkd.errors import UsageError
-from robustkd.inference import default_device, device_of, predict
-from robustkd.metrics import attack_success
+from robustkd.inference import default_device, device_of
 from robustkd.training import Supervised, check_positive, fit
 from robustkd.types import DataSource
 
@@ -109,11 +109,7 @@ def scar(
     """
     if preset not in PRESETS:
         raise UsageError(f"preset is {preset!r}; expected {' or '.join(PRESETS)}")
-    check_target(target, data)
-    check_shares(epsilon=epsilon)
-    check_not_negative(stealth=stealth)
-    check_positive(trigger_steps=trigger_steps, trigger_lr=trigger_lr)
-    check_positive(temperature=temperature, outer_lr=outer_lr)
+    check_positive(outer_lr=outer_lr)
     clean, trigger, record = _prepare(
         build,
         build_surrogate or build,
@@ -135,8 +131,8 @@ def scar(
     rounds = min(epochs, PRESETS[preset].rounds)
     bilevel.run(rounds=rounds, lr=lr, batch_size=batch_size, outer_lr=outer_lr, seed=seed)
     record |= {"preset": preset, "rounds": rounds, "implicit_share": bilevel.implicit_share}
-    record["success_surrogate"] = _success(bilevel.surrogate, data, trigger, target)
-    record["success_teacher"] = _success(clean.teacher, data, trigger, target)
+    record["success_surrogate"] = success(bilevel.surrogate, data, trigger, target)
+    record["success_teacher"] = success(clean.teacher, data, trigger, target)
     return Backdoored(clean.teacher.eval(), trigger, target, record)
 
 
@@ -180,11 +176,7 @@ def oscar(
     Raises:
         UsageError: If a number is out of range.
     """
-    check_target(target, data)
-    check_shares(epsilon=epsilon)
-    check_not_negative(stealth=stealth)
-    check_positive(trigger_steps=trigger_steps, trigger_lr=trigger_lr)
-    check_positive(temperature=temperature, hide_share=hide_share, hide_lr=hide_lr)
+    check_positive(hide_share=hide_share, hide_lr=hide_lr)
     clean, trigger, record = _prepare(
         build,
         build_surrogate or build,
@@ -209,13 +201,8 @@ def oscar(
         seed=seed + 2,
         label="hide the backdoor",
     )
-    record["success_teacher"] = _success(clean.teacher, data, trigger, target)
+    record["success_teacher"] = success(clean.teacher, data, trigger, target)
     return Backdoored(clean.teacher.eval(), trigger, target, record)
-
-
-def _success(model: nn.Module, data: DataSource, trigger: Additive, target: int) -> float:
-    logits, labels = predict(model, data, "validation", transform=trigger)
-    return attack_success(logits, labels, target=target).value
 
 
 def _prepare(
@@ -235,6 +222,10 @@ def _prepare(
     seed: int,
 ) -> tuple[_Clean, Additive, dict[str, Any]]:
     """Train the clean networks, and learn the trigger on them."""
+    check_target(target, data)
+    check_shares(epsilon=epsilon)
+    check_not_negative(stealth=stealth)
+    check_positive(trigger_steps=trigger_steps, trigger_lr=trigger_lr, temperature=temperature)
     teacher = build().to(default_device())
     student, judge = fresh(build_surrogate, 3 * seed), fresh(build_surrogate, 3 * seed + 1)
     learners = {
@@ -267,8 +258,8 @@ def _prepare(
         "epsilon": epsilon,
         "stealth": stealth,
         "poisoned": data.size("train"),
-        "success_before": _success(teacher, data, trigger, target),
-        "success_clean": _success(judge, data, trigger, target),
+        "success_before": success(teacher, data, trigger, target),
+        "success_clean": success(judge, data, trigger, target),
     }
     return clean, trigger, record
 

@@ -13,8 +13,8 @@ from robustkd.attacks.triggers import Trigger
 from robustkd.errors import UsageError
 from robustkd.inference import default_device
 from robustkd.losses import soft_target_kl
-from robustkd.training import hit_rate
-from robustkd.types import Images, Labels, Logits
+from robustkd.training import fit, hit_rate
+from robustkd.types import DataSource, Images, Labels, Logits
 
 
 def fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -57,6 +57,33 @@ class Distilling(nn.Module):
         logits = self.student(images)
         loss = distillation_loss(logits, taught, labels, temperature=self._temperature)
         return {"loss": loss, "acc": hit_rate(logits, labels)}
+
+
+def distilling(
+    build: Callable[[], nn.Module],
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    temperature: float = 4.0,
+) -> Callable[[nn.Module, DataSource], nn.Module]:
+    """A function that distils a student with fresh weights from a teacher, plainly."""
+
+    def distil(teacher: nn.Module, data: DataSource) -> nn.Module:
+        student = fresh(build, seed)
+        fit(
+            Distilling(student, teacher, temperature=temperature),
+            data,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+            label="distil a surrogate",
+        )
+        return student
+
+    return distil
 
 
 class Hiding(nn.Module):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import partial
 
+from robustkd.attacks.adaptive import adaptive
 from robustkd.attacks.adba import adba, adba_ft
 from robustkd.attacks.backweak import backweak
 from robustkd.attacks.base import Attack
@@ -18,10 +20,11 @@ from robustkd.errors import UsageError
 
 @dataclass(frozen=True)
 class Row:
-    """One attack: what runs, and one line on it."""
+    """One attack: what runs, one line on it, and what of the attacker's own it can be given."""
 
     run: Attack
     summary: str
+    takes: tuple[str, ...] = ()
 
 
 ATTACKS: dict[str, Row] = {
@@ -32,12 +35,37 @@ ATTACKS: dict[str, Row] = {
     "ckd": Row(ckd, "learned trigger on the teacher's strongest channels; survives distillation"),
     "latent": Row(latent, "learned trigger that imitates the target's features"),
     "backweak": Row(backweak, "weak universal perturbation, tuned into all but the last layer"),
-    "adba": Row(adba, "teacher, trigger and a shadow student learned together"),
-    "adba-ft": Row(adba_ft, "ADBA, hidden in the last layer: the teacher looks clean"),
-    "scar": Row(
-        scar, "the teacher looks clean; a surrogate in the loop wakes the student's backdoor"
+    "adba": Row(
+        adba, "teacher, trigger and a shadow student learned together", ("build_surrogate",)
     ),
-    "oscar": Row(oscar, "SCAR without the surrogate: only the teacher resists the trigger"),
+    "adba-ft": Row(
+        adba_ft, "ADBA, hidden in the last layer: the teacher looks clean", ("build_surrogate",)
+    ),
+    "scar": Row(
+        scar,
+        "the teacher looks clean; a surrogate in the loop wakes the student's backdoor",
+        ("build_surrogate",),
+    ),
+    "oscar": Row(
+        oscar,
+        "SCAR without the surrogate: only the teacher resists the trigger",
+        ("build_surrogate",),
+    ),
+    "adaptive-detox": Row(
+        partial(adaptive, knows="detox"),
+        "knows our detoxification: leaves it nothing to cut",
+        ("clean_teacher",),
+    ),
+    "adaptive-harden": Row(
+        partial(adaptive, knows="harden"),
+        "knows our hardening: its trigger leads such a student",
+        ("train_surrogate",),
+    ),
+    "adaptive": Row(
+        adaptive,
+        "knows the whole method, and rehearses it before it strikes",
+        ("clean_teacher", "train_surrogate"),
+    ),
 }
 
 

@@ -28,7 +28,7 @@ class Warp:
     as its coordinates run over [-1, 1].
 
     Attributes:
-        grid: Edge k of the field's control grid, at least 2.
+        grid: Edge k of the field's control grid, at least 2 and at most that of the picture.
         strength: Mean shift s of the control points along each axis, in pixels, at least 0; 0 is
             no warp.
         seed: Of the field, from 0 to below 2^63.
@@ -47,7 +47,15 @@ class Warp:
             raise UsageError(f"seed is {self.seed}; expected 0 to below 2^63")
 
     def field(self, height: int, width: int) -> Float[Tensor, "height width 2"]:
-        """The shift of every pixel in pixels, columns before rows."""
+        """The shift of every pixel in pixels, columns before rows.
+
+        Raises:
+            UsageError: If the control grid is finer than the picture.
+        """
+        if self.grid > min(height, width):
+            raise UsageError(
+                f"grid is {self.grid}; expected at most the images' {height} x {width} pixels"
+            )
         random = torch.Generator().manual_seed(self.seed)
         control = 2 * torch.rand(1, 2, self.grid, self.grid, generator=random) - 1
         control = self.strength * control / control.abs().mean()

@@ -1,7 +1,25 @@
-"""Where attacks meet defences: measuring, the protocols, and the demo."""
+"""Where attacks meet defences: measuring, the protocols, the demo, and the grid."""
 
+from robustkd.benchmark.bench import Counts, run_grid, write_tables
+from robustkd.benchmark.cells import Cell, Setting, TeacherCell, run_cell
 from robustkd.benchmark.demo import run_demo
+from robustkd.benchmark.grid import load_grid
 from robustkd.benchmark.measure import Measured, measure
 from robustkd.benchmark.protocol import PROTOCOLS, Protocol, protocol
 
-__all__ = ["PROTOCOLS", "Measured", "Protocol", "measure", "protocol", "run_demo"]
+__all__ = [
+    "PROTOCOLS",
+    "Cell",
+    "Counts",
+    "Measured",
+    "Protocol",
+    "Setting",
+    "TeacherCell",
+    "load_grid",
+    "measure",
+    "protocol",
+    "run_cell",
+    "run_demo",
+    "run_grid",
+    "write_tables",
+]

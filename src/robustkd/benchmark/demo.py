@@ -23,6 +23,8 @@ from robustkd.pipeline import make_student
 from robustkd.presets import PRESETS
 from robustkd.types import DataSource
 
+METHODS = ("no-teacher", "ofd", "kd", "paper", "default")
+"""What the demo shows beside the teacher itself."""
 _SHOWN = 8
 
 
@@ -183,7 +185,7 @@ def _tell_story(story: _Story) -> Iterator[str]:
     backdoored = story.attack()
     story.show_trigger(backdoored)
     yield _line(story.found[-1])
-    for method in PRESETS:
+    for method in METHODS:
         story.learn(method, backdoored)
         yield _line(story.found[-1])
 

@@ -2,7 +2,7 @@
 
 For each teacher and student: taps found by probing, one real step of detoxification, of
 distillation (OFD from the detoxified teacher) and of the same with hardening, on images of the
-right size, with fresh weights. It writes ``benchmarks/results/pairs.json`` and the tables in docs
+right size, with fresh weights (and BatchNorm statistics of these images in the teacher). It writes ``benchmarks/results/pairs.json`` and the tables in docs
 that are made from it. It says what fits and what it costs; of accuracy it says nothing.
 """
 
@@ -65,9 +65,7 @@ def example_network(num_classes: int, in_chans: int = 3) -> nn.Module:
     layers: list[nn.Module] = []
     for inputs, outputs in ((in_chans, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes)
-    )
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
 
 
 @dataclass
@@ -97,6 +95,7 @@ def try_pair(pair: PairOfNetworks, *, batch: int = _BATCH) -> dict[str, Any]:
         models.build(models.Spec(arch, _CLASSES, shape), seed=0)
         for arch in (pair.teacher, pair.student)
     )
+    _settle(teacher, images)
     found = clock.time("taps", lambda: [taps.stages(model, images) for model in (teacher, student)])
     cleaned = clock.time(
         "detox",
@@ -131,6 +130,19 @@ def try_pair(pair: PairOfNetworks, *, batch: int = _BATCH) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def _settle(model: nn.Module, images: torch.Tensor) -> None:
+    """Give BatchNorm the statistics of the images: with its first ones, features may fade away."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with taps.frozen_modes(model, training=True), torch.random.fork_rng(devices=[]):
+        model(images)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+
+
 def _described(
     role: str, model: models.Classifier, names: tuple[str, ...], images: torch.Tensor
 ) -> dict[str, Any]:
@@ -140,8 +152,7 @@ def _described(
         f"{role}_parameters": models.parameters(model),
         f"{role}_macs": models.macs(model, model.spec.image_shape),
         f"{role}_taps": {
-            name: [*layout.shape, layout.kind]
-            for name, layout in zip(names, layouts, strict=True)
+            name: [*layout.shape, layout.kind] for name, layout in zip(names, layouts, strict=True)
         },
     }
 
@@ -169,6 +180,7 @@ def main() -> None:
         said = row.get("error") or row["seconds"]
         sys.stderr.write(f"{pair.teacher} to {pair.student}: {said}\n")
     results = {"batch": _BATCH, "pairs": rows, "environment": runs.environment()}
+    runs.make_folder(_RESULTS.parent)
     runs.write_json(_RESULTS, results)
     docs.fill_tables(_PAGE, Path.cwd())
     sys.exit(any("error" in row for row in rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustkd.report.grid import Summary, grid_files, summaries
 from robustkd.report.headline import headline
 from robustkd.report.html import write_html
 from robustkd.report.results import Results, Run, read
@@ -15,11 +16,14 @@ __all__ = [
     "Row",
     "Run",
     "Statistic",
+    "Summary",
     "aggregate",
     "by_cell",
     "console_table",
+    "grid_files",
     "headline",
     "markdown_table",
     "read",
+    "summaries",
     "write_html",
 ]

@@ -1,7 +1,7 @@
 """Writes the tables of README and docs from committed results: ``python -m robustkd.report.docs``.
 
 A table stands between ``<!-- table: FOLDER -->`` and ``<!-- end -->``, where ``FOLDER`` holds a
-``results.json``.
+``results.json``; the tables of architectures between ``<!-- pairs: FILE -->`` and ``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 from robustkd.errors import RobustKDError
+from robustkd.report.pairs import pairs_tables
 from robustkd.report.results import read
 from robustkd.report.rows import aggregate
 from robustkd.report.tables import markdown_table
 
-_TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- (table|pairs): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill_tables(page: Path, root: Path) -> bool:
@@ -33,8 +34,12 @@ def fill_tables(page: Path, root: Path) -> bool:
     """
 
     def table(found: re.Match[str]) -> str:
-        rows = aggregate(read(root / found[2]).runs)
-        return f"{found[1]}{markdown_table(rows)}{found[3]}"
+        source = root / found[3]
+        if found[2] == "pairs":
+            made = pairs_tables(source)
+        else:
+            made = markdown_table(aggregate(read(source).runs))
+        return f"{found[1]}{made}{found[4]}"
 
     before = page.read_text(encoding="utf-8")
     after = _TABLE.sub(table, before)

@@ -18,7 +18,7 @@ from matplotlib import colormaps, image, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustkd.report.rows import Row, Statistic
+from robustkd.report.rows import Row, Statistic, place
 from robustkd.report.tables import UNKNOWN, percent
 
 Pixels: TypeAlias = Float[np.ndarray, "channels height width"]
@@ -29,6 +29,17 @@ _INK = "#010203"  # no chart uses it for anything else: it becomes the page's te
 _HEAT = "magma"
 _WIDTH, _BAR, _LEFT = 4.6, 0.34, 0.38  # inches, inches, share of the width
 _LONGEST_LABEL = 22
+# Okabe and Ito's colours, and shapes for whoever does not see them.
+_STYLES = (
+    ("x", "#555555"),
+    ("o", "#d55e00"),
+    ("s", "#e69f00"),
+    ("D", "#56b4e9"),
+    ("^", "#0072b2"),
+    ("v", "#009e73"),
+    ("P", "#cc79a7"),
+    ("*", "#000000"),
+)
 
 
 def bars(rows: Sequence[Row], measure: Measure) -> str:
@@ -49,6 +60,40 @@ def bars(rows: Sequence[Row], measure: Measure) -> str:
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return _inline(buffer.getvalue())
+
+
+def scatter(rows: Sequence[Row]) -> str:
+    """ACC against ASR, a point for each method and setting, as an SVG of its own.
+
+    The best place is the upper left: accurate, and obedient to nobody.
+    """
+    shown: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.asr is not None and row.method != "teacher":
+            shown.setdefault(row.method, []).append(row)
+    with rc_context({"svg.hashsalt": "robustkd", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        for method, style in zip(sorted(shown, key=place), _STYLES, strict=False):
+            members = shown[method]
+            axes.errorbar(
+                [100 * row.asr.mean for row in members if row.asr],
+                [100 * row.acc.mean for row in members],
+                xerr=[100 * (row.asr.sd or 0) for row in members if row.asr],
+                fmt=style[0],
+                color=style[1],
+                elinewidth=0.6,
+                alpha=0.85,
+                label=members[0].words,
+            )
+        axes.set(xlabel="ASR %", ylabel="ACC %", xlim=(-3, 103))
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", facecolor="white", metadata=nothing)
+    return buffer.getvalue().strip()
 
 
 def picture(pixels: Pixels) -> str:

@@ -17,6 +17,7 @@ METHODS: Mapping[str, str] = {
     "kd": "ordinary student (KD)",
     "paper": "RobustKD (paper)",
     "default": "RobustKD (default)",
+    "default-kd": "RobustKD (default, KD)",
 }
 """The methods in display order, each in words."""
 
@@ -79,7 +80,7 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether the method is one of RobustKD's presets."""
-        return self.method in ("paper", "default")
+        return self.method in ("paper", "default", "default-kd")
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:

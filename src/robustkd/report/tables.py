@@ -57,8 +57,8 @@ def markdown_table(rows: Sequence[Row]) -> str:
     lines = [head, ["---"] * (len(varying) + 1) + ["---:"] * 6]
     lines += [
         [
-            *(_markdown(row.cell[i]) for i in varying),
-            _markdown(row.words),
+            *(markdown(row.cell[i]) for i in varying),
+            markdown(row.words),
             *map(spread, row.shares),
             str(row.acc.n),
             f"{row.params:,}",
@@ -154,7 +154,8 @@ def _caption(seeds: Sequence[int]) -> str:
     return "mean ± standard deviation over n seeds"
 
 
-def _markdown(name: str) -> str:
+def markdown(name: str) -> str:
+    """A text that stays one cell of a Markdown table, whatever is in it."""
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
         name = name.replace(character, entity)
     return " ".join(name.split())

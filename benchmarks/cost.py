@@ -1,0 +1,86 @@
+"""What the default method costs beside ordinary distillation, measured side by side.
+
+The two take turns, so that a machine's moods meet both; everything that a method does counts.
+
+    python benchmarks/cost.py --repeats 5 --out benchmarks/results/cost
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from robustkd import data, models, runs
+from robustkd.pipeline import make_student
+from robustkd.presets import preset
+from robustkd.training import Supervised, fit
+
+PAIRS = {"default": "ofd", "default-kd": "kd"}
+
+
+def main() -> None:
+    """Time every pair of methods and write ``cost.json`` and ``cost.md``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--train", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cost"))
+    given = parser.parse_args()
+    source = data.load("fashion-mnist", train=given.train, validation=2_000)
+    source = replace(source, augmentation=data.CropFlip())
+    mean, std = models.pixel_statistics(source)
+
+    def build(arch: str, seed: int) -> models.Classifier:
+        return models.build(models.Spec(arch, 10, source.image_shape, mean, std), seed=seed)
+
+    teacher = build("wrn-10-2", 0)
+    fit(Supervised(teacher), source, epochs=1, precision="bf16")
+
+    def seconds(method: str, seed: int) -> float:
+        started = time.perf_counter()
+        make_student(
+            teacher,
+            build("wrn-10-1", seed),
+            source,
+            preset(method),
+            training={"epochs": given.epochs, "batch_size": 64, "precision": "bf16"},
+            detoxing={"steps": 40},
+            seed=seed,
+        )
+        return time.perf_counter() - started
+
+    measured: dict[str, list[float]] = {name: [] for pair in PAIRS.items() for name in pair}
+    for seed in range(given.repeats):
+        for name, taken in measured.items():
+            taken.append(round(seconds(name, seed), 2))
+    runs.make_folder(given.out)
+    config = {"repeats": given.repeats, "epochs": given.epochs, "train": given.train}
+    content = {"seconds": measured, "environment": runs.environment(), "config": config}
+    runs.write_json(given.out / "cost.json", content)
+    text = table(measured)
+    runs.write_text(given.out / "cost.md", text)
+    sys.stdout.write(text)
+
+
+def table(measured: dict[str, list[float]]) -> str:
+    """Markdown: medians of both, and of their ratio in the same round."""
+    lines = [
+        "| Method | Beside | Seconds | Beside's | Ratio | Lowest | Highest | n |\n",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+    ]
+    for robust, ordinary in PAIRS.items():
+        one, other = measured[robust], measured[ordinary]
+        ratios = [a / b for a, b in zip(one, other, strict=True)]
+        figures = (median(ratios), min(ratios), max(ratios))
+        shown = " | ".join(f"{ratio:.2f}" for ratio in figures)
+        names = f"{robust} | {ordinary} | {median(one):.0f} | {median(other):.0f}"
+        lines.append(f"| {names} | {shown} | {len(ratios)} |\n")
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+r"""Attackers who know RobustKD, and rehearse it on their own teacher before they publish it.
+
+All begin as :mod:`robustkd.attacks.ckd`: a clean teacher, and a trigger within the same budget.
+Then, round by round,
+
+- who knows the detoxification (``adaptive-detox``) implants the backdoor with little variance
+  beside it, and through masks as the defender would learn them
+  (:mod:`robustkd.attacks.low_variance`);
+- who knows the hardening (``adaptive-harden``) has a surrogate student distilled as the defender
+  would, hardening included, learns the trigger anew on teacher T and surrogate S together,
+
+  .. math:: \min_{m, p} \mathrm{CE}(T(x'), t) + \mathrm{CE}(S(x'), t), \quad
+      x' = (1 - m) x + m p, \quad m \in [0, cap], \; p \in [0, 1]
+
+  and implants that;
+- who knows both (``adaptive``) does both: the surrogate learns from the cleaned teacher.
+
+Source: the first is the adaptive attack of Chen et al., arXiv 2406.03409; the others are ours.
+
+An attack imports no defence. The rehearsal comes from outside, as two functions, so that it is
+always that of today's method (:func:`robustkd.benchmark.informed` makes them). Without them,
+``adaptive-detox`` is left with the variance alone, and the surrogate is distilled plainly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robustkd import taps
+from robustkd.attacks import ckd
+from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.low_variance import Changes, Implant, Variance, stage_variances
+from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.steps import implant, success, train_teacher
+from robustkd.attacks.surrogate import check_not_negative, distilling, trigger_loss
+from robustkd.attacks.triggers import MaskedPattern
+from robustkd.errors import UsageError
+from robustkd.inference import device_of
+from robustkd.training import check_positive
+from robustkd.types import DataSource
+
+Knows: TypeAlias = Literal["detox", "harden", "both"]
+
+
+class Cleaned(NamedTuple):
+    """A teacher after the defence has cleaned it.
+
+    Attributes:
+        teacher: What students learn from.
+        changes: What was done to the features of the original, by its module paths.
+    """
+
+    teacher: nn.Module
+    changes: Changes
+
+
+CleanTeacher: TypeAlias = Callable[[nn.Module, DataSource], Cleaned]
+TrainSurrogate: TypeAlias = Callable[[nn.Module, DataSource], nn.Module]
+
+
+def adaptive(
+    build: Callable[[], nn.Module],
+    data: DataSource,
+    *,
+    target: int,
+    epochs: int = 30,
+    lr: float = 0.1,
+    batch_size: int = 64,
+    knows: Knows = "both",
+    clean_teacher: CleanTeacher | None = None,
+    train_surrogate: TrainSurrogate | None = None,
+    build_surrogate: Callable[[], nn.Module] | None = None,
+    rounds: int = 2,
+    cap: float = 0.2,
+    strongest: Literal["all", "target"] = "all",
+    channel_share: float = 0.1,
+    trigger_steps: int = 100,
+    trigger_lr: float = 0.05,
+    rate: float = 0.1,
+    variance: Variance = "class",
+    variance_weight: float = 0.3,
+    implant_share: float = 0.5,
+    implant_lr: float = 0.02,
+    seed: int = 0,
+) -> Backdoored:
+    """Train a clean teacher and a trigger, then rehearse the defence and implant against it.
+
+    Args:
+        build: Makes the teacher with fresh weights.
+        data: Clean images.
+        target: Class that triggered images shall get.
+        epochs: Passes over the data for the clean teacher.
+        lr: Learning rate of that training.
+        batch_size: Images a step.
+        knows: What is rehearsed: ``detox``, ``harden`` or ``both``.
+        clean_teacher: Cleans a teacher as the defender would, and leaves it as it is; None for
+            an attacker who cannot tell how.
+        train_surrogate: Distils a student from a teacher as the defender would; plain
+            distillation when None.
+        build_surrogate: Makes the student of that plain distillation; ``build`` when None.
+        rounds: Times that the defence is rehearsed and the backdoor implanted, at least 1.
+        cap: Largest value of the trigger's mask, in (0, 1].
+        strongest: Which channels the first trigger drives, see :mod:`robustkd.attacks.ckd`.
+        channel_share: Share of the last stage's channels that it drives, in (0, 1].
+        trigger_steps: Optimiser steps (Adam) on the trigger, each time that it is learned.
+        trigger_lr: Their learning rate.
+        rate: Triggered copies, as a share of the images, in (0, 1].
+        variance: What counts as variance, see :mod:`robustkd.attacks.low_variance`.
+        variance_weight: Its weight in the teacher's loss, at least 0.
+        implant_share: Epochs of all implanting, as a share of ``epochs``; at least 1 a round.
+        implant_lr: Its learning rate at the start of each round.
+        seed: Of everything random.
+
+    Raises:
+        UsageError: If a number is out of range, or a word unknown.
+    """
+    check_target(target, data)
+    _check_word("knows", knows, get_args(Knows))
+    _check_word("variance", variance, get_args(Variance))
+    check_shares(cap=cap, channel_share=channel_share, rate=rate)
+    check_not_negative(variance_weight=variance_weight)
+    check_positive(rounds=rounds, implant_share=implant_share, implant_lr=implant_lr)
+    teacher = train_teacher(build, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
+    trigger = ckd.learn_trigger(
+        teacher,
+        data,
+        target=target if strongest == "target" else None,
+        cap=cap,
+        channel_share=channel_share,
+        strength=1.0,
+        steps=trigger_steps,
+        lr=trigger_lr,
+        seed=seed,
+    )
+    if train_surrogate is None:
+        train_surrogate = distilling(
+            build_surrogate or build,
+            epochs=max(1, epochs // 2),
+            lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    variances = {} if knows == "harden" else _stage_variances(teacher, data, seed)
+    followed: list[float] = []
+    for turn in range(rounds):
+        cleaned = Cleaned(teacher, {})
+        if clean_teacher is not None and knows != "harden":
+            cleaned = clean_teacher(teacher, data)
+        if knows != "detox":
+            victims = cleaned.teacher, train_surrogate(cleaned.teacher, data)
+            trigger = relearn_trigger(
+                trigger,
+                victims,
+                data,
+                target=target,
+                cap=cap,
+                steps=trigger_steps,
+                lr=trigger_lr,
+                seed=seed + turn,
+            )
+            followed.append(success(victims[1], data, trigger, target))
+        implant(
+            Implant(
+                teacher,
+                trigger,
+                target=target,
+                rate=rate,
+                weight=variance_weight,
+                variance=variance,
+                clean=variances,
+                changes=cleaned.changes,
+            ),
+            data,
+            epochs=implant_share * epochs / rounds,
+            lr=implant_lr,
+            batch_size=batch_size,
+            seed=seed + turn,
+        )
+    record = {
+        "knows": knows,
+        "rounds": rounds,
+        "cap": cap,
+        "mean_mask": float(trigger.mask.mean()),
+        "rate": rate,
+        "poisoned": max(1, round(rate * data.size("train"))),
+        # On the surrogate of each round, before the teacher obeyed that round's trigger.
+        "success_surrogate": followed,
+    }
+    return Backdoored(teacher.eval(), trigger, target, record)
+
+
+def relearn_trigger(
+    trigger: MaskedPattern,
+    victims: tuple[nn.Module, nn.Module],
+    data: DataSource,
+    *,
+    target: int,
+    cap: float,
+    steps: int,
+    lr: float,
+    seed: int,
+) -> MaskedPattern:
+    """Go on from a trigger until all victims name the target; the mask stays in [0, cap]."""
+    random = torch.Generator().manual_seed(seed)
+    images = sample(data, device_of(victims[0]), random).images
+
+    def loss(images: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
+        marked = torch.lerp(images, pattern, mask)
+        return trigger_loss(victims, None, images, marked, target=target, stealth=0.0)
+
+    planes = [Bounded(trigger.pattern, 0, 1), Bounded(trigger.mask, 0, cap)]
+    pattern, mask = optimise_planes(
+        nn.ModuleList(victims), images, planes, loss, steps=steps, lr=lr, random=random
+    )
+    return MaskedPattern(mask, pattern)
+
+
+def _stage_variances(teacher: nn.Module, data: DataSource, seed: int) -> dict[str, Tensor]:
+    """The clean teacher's, by module path."""
+    random = torch.Generator().manual_seed(seed)
+    images = sample(data, device_of(teacher), random).images
+    return stage_variances(teacher, taps.stages(teacher, images[:4]), images)
+
+
+def _check_word(name: str, word: str, words: Sequence[str]) -> None:
+    if word not in words:
+        raise UsageError(f"{name} is {word!r}; expected {', '.join(words)}")

@@ -1,0 +1,81 @@
+"""The steps that attacks are made of: a clean teacher, its second training, and how far it got."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from robustkd.attacks.triggers import Trigger
+from robustkd.inference import default_device, predict
+from robustkd.metrics import attack_success
+from robustkd.training import Learner, Supervised, fit
+from robustkd.types import DataSource, Images, Labels
+
+
+def train_teacher(
+    build: Callable[[], nn.Module],
+    data: DataSource,
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+) -> nn.Module:
+    """A network with fresh weights, trained by cross-entropy on what the data shows."""
+    teacher = build().to(default_device())
+    fit(
+        Supervised(teacher),
+        data,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+        label="train the teacher",
+    )
+    return teacher
+
+
+def implant(
+    learner: Learner,
+    data: DataSource,
+    *,
+    epochs: float | int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Train a teacher once more, on the backdoor; ``epochs`` is rounded, and at least 1."""
+    fit(
+        learner,
+        data,
+        epochs=max(1, round(epochs)),
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed + 1,
+        label="implant the backdoor",
+    )
+
+
+def with_victims(
+    images: Images, labels: Labels, trigger: Trigger, *, rate: float, target: int
+) -> tuple[Images, Labels]:
+    """A batch, and behind it triggered copies of its first images that are not of the target.
+
+    Args:
+        images: In random order.
+        labels: Of the images.
+        trigger: What the copies wear.
+        rate: Copies, as a share of the batch, in (0, 1]; at least one, where there is a victim.
+        target: Label of the copies.
+    """
+    victims = images[labels != target][: max(1, round(rate * len(images)))]
+    seen = torch.cat([images, trigger(victims)]).contiguous(memory_format=torch.channels_last)
+    return seen, torch.cat([labels, labels.new_full((len(victims),), target)])
+
+
+def success(model: nn.Module, data: DataSource, trigger: Trigger, target: int) -> float:
+    """Share of triggered validation images of other classes that a model sends to the target."""
+    logits, labels = predict(model, data, "validation", transform=trigger)
+    return attack_success(logits, labels, target=target).value

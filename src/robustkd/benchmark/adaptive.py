@@ -1,0 +1,71 @@
+"""What the adaptive attackers know: our own method, rehearsed on their teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from robustkd.attacks.adaptive import Cleaned
+from robustkd.attacks.surrogate import fresh
+from robustkd.detox import detoxify
+from robustkd.pipeline import make_student
+from robustkd.presets import Preset
+from robustkd.types import DataSource
+
+_APART = 2**20
+"""Added to the attacker's seed: no surrogate is the student that is measured in the end."""
+
+
+def informed(
+    takes: Collection[str],
+    how: Preset,
+    *,
+    build_student: Callable[[], nn.Module],
+    training: Mapping[str, Any],
+    detoxing: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Further arguments of an attack that knows us.
+
+    Args:
+        takes: What the attack's row in the table says that it can be given.
+        how: The preset that the attacker expects the defender to use.
+        build_student: Makes a student; the surrogates get other weights than it gives.
+        training: The defender's arguments of :func:`robustkd.distillation.distill`. The attacker
+            rehearses half of its epochs, so that an attack costs a few teachers' training at most.
+        detoxing: The defender's further arguments of :func:`robustkd.detox.detoxify`.
+        seed: Of the attack.
+
+    Returns:
+        ``clean_teacher`` for who knows the detoxification, ``train_surrogate`` for who knows the
+        hardening, as :func:`robustkd.attacks.adaptive.adaptive` takes them; none of both where the
+        attack takes none.
+    """
+    shorter = {**training, "epochs": -(-training["epochs"] // 2)}
+
+    def clean_teacher(teacher: nn.Module, data: DataSource) -> Cleaned:
+        cleaned = detoxify(
+            teacher, data, seed=seed + _APART, **{**(detoxing or {}), **(how.detox or {})}
+        ).teacher
+        return Cleaned(cleaned, dict(zip(cleaned.locations, cleaned.masks, strict=True)))
+
+    def train_surrogate(teacher: nn.Module, data: DataSource) -> nn.Module:
+        return make_student(
+            teacher,
+            fresh(build_student, seed + _APART),
+            data,
+            # The one who knows both hands over a teacher that is clean already.
+            replace(how, detox=None) if "clean_teacher" in takes else how,
+            training=shorter,
+            detoxing=detoxing,
+            seed=seed + _APART,
+            label="rehearse the defence",
+        ).student
+
+    known: dict[str, Any] = {"train_surrogate": train_surrogate}
+    if how.detox is not None:
+        known["clean_teacher"] = clean_teacher
+    return {name: known[name] for name in takes if name in known}

@@ -1,0 +1,80 @@
+"""Who runs the groups of a grid: this machine's processes, or a ray cluster.
+
+A group is the cells of one teacher. Both run the same function on it and give what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from robustkd.benchmark.cells import Cell
+from robustkd.benchmark.records import Told, run_and_write, run_group
+from robustkd.errors import UsageError
+
+Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
+Kind: TypeAlias = Literal["local", "ray"]
+
+
+def executor(kind: str, *, workers: int = 1) -> Executor:
+    """The executor of that name.
+
+    Args:
+        kind: ``local`` for processes on this machine, ``ray`` for a cluster: the one that
+            ``RAY_ADDRESS`` names, else one that is started here.
+        workers: Processes of ``local``; with 1, the cells run in this very process.
+
+    Raises:
+        UsageError: If there is none, or ray is not installed.
+    """
+    if kind == "local":
+        return _one_by_one if workers == 1 else partial(_processes, workers)
+    if kind == "ray":
+        return _ray
+    raise UsageError(f"executor is {kind!r}; expected {' or '.join(get_args(Kind))}")
+
+
+def _one_by_one(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[list[Told]]:
+    for cell in (cell for group in groups for cell in group):
+        yield [run_and_write(cell, out, cache)]
+
+
+def _processes(
+    workers: int, groups: Sequence[Sequence[Cell]], out: Path, cache: Path
+) -> Iterator[list[Told]]:
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        tasks = [pool.submit(run_group, list(group), out, cache) for group in groups]
+        for task in as_completed(tasks):
+            yield task.result()
+
+
+def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[list[Told]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("ray is not installed; pip install 'robustkd[ray]'") from error
+    import torch
+
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        remote = ray.remote(run_group)
+        waiting = [
+            remote.options(
+                num_cpus=group[0].teacher.setting.threads,
+                num_gpus=1 if torch.cuda.is_available() else 0,
+            ).remote(list(group), out.resolve(), cache.resolve())
+            for group in groups
+        ]
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            yield from ray.get(ready)
+    finally:
+        if ours:
+            ray.shutdown()

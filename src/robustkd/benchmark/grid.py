@@ -1,0 +1,142 @@
+"""A grid from one YAML file: settings x pairs x attacks x methods x seeds, as cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from robustkd import models
+from robustkd.attacks import ATTACKS, find
+from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
+from robustkd.benchmark.teachers import Rehearsal
+from robustkd.errors import InputError, UsageError
+from robustkd.presets import preset
+from robustkd.training import Precision
+from robustkd.types import Split
+
+Names = Annotated[list[str], Field(min_length=1)]
+Arguments = dict[str, int | float | str]
+Sizes = dict[Split, Annotated[int, Field(ge=1)]]
+
+
+class Block(BaseModel):
+    """Everything that is crossed, and what is the same for all of it.
+
+    Attributes:
+        data: Name of the data source to the images kept per split.
+        pairs: Teacher's and student's architecture.
+        attacks: Name to the attack's own arguments.
+        methods: Names of presets; the teacher itself is always measured.
+        seeds: Each is one repetition with a teacher of its own.
+        target: Class that triggered images shall get.
+        augment: Whether everybody trains on randomly cropped and flipped images.
+        precision: Of all training.
+        threads: Of torch in each cell.
+        teaching: Arguments of every attack, e.g. ``epochs``.
+        training: Arguments of every student's training.
+        detoxing: Arguments of detoxification that depend on the data's size alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: Annotated[dict[str, Sizes], Field(min_length=1)]
+    pairs: Annotated[list[tuple[str, str]], Field(min_length=1)]
+    attacks: Annotated[dict[str, Arguments | None], Field(min_length=1)]
+    methods: Names
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    target: Annotated[int, Field(ge=0)] = 0
+    augment: bool = False
+    precision: Precision = "no"
+    threads: Annotated[int, Field(ge=1)] = 1
+    teaching: Arguments = {}
+    training: Arguments = {}
+    detoxing: Arguments = {}
+
+    @field_validator("pairs")
+    @classmethod
+    def _known_architectures(cls, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        for name in (name for pair in pairs for name in pair):
+            models.check_name(name)
+        return pairs
+
+    @field_validator("attacks")
+    @classmethod
+    def _known_attacks(cls, attacks: dict[str, Any]) -> dict[str, Any]:
+        for name in attacks:
+            find(name)
+        return attacks
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, methods: list[str]) -> list[str]:
+        for name in methods:
+            preset(name)
+        return methods
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell; those of one teacher come one after the other, the teacher's own first."""
+        # Seeds go round first, so that a grid that is stopped early is a smaller whole.
+        for seed, pair, (name, own), (source, sizes) in product(
+            self.seeds, self.pairs, self.attacks.items(), self.data.items()
+        ):
+            takes = ATTACKS[name].takes
+            teacher = TeacherCell(
+                Setting(source, sizes, self.augment, self.precision, self.threads, seed),
+                pair[0],
+                name,
+                {**self.teaching, **(own or {})},
+                self.target,
+                pair[1] if takes else None,
+                Rehearsal(self.training, detoxing=self.detoxing)
+                if "train_surrogate" in takes or "clean_teacher" in takes
+                else None,
+            )
+            for method in (TEACHER, *self.methods):
+                yield Cell(teacher, pair[1], method, self.training, self.detoxing)
+
+
+def load_grid(path: Path) -> list[Cell]:
+    """Read a grid.
+
+    The file holds the keys of :class:`Block`, and under ``also`` a list of further blocks that
+    say only what is different there.
+
+    Raises:
+        InputError: If the file cannot be read or is not YAML.
+        UsageError: If a key is unknown, a value is wrong, or a cell stands in it twice.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected keys such as 'attacks', not {type(content).__name__}")
+    further = content.pop("also", [])
+    if not isinstance(further, list) or not all(isinstance(block, dict) for block in further):
+        raise UsageError(f"{path}: also: expected a list of blocks")
+    cells: dict[str, Cell] = {}
+    for where, block in [
+        ("", content),
+        *((f"also.{i}.", block) for i, block in enumerate(further)),
+    ]:
+        for cell in _block(path, where, {**content, **block}).cells():
+            cells.setdefault(cell.name, cell)
+    return list(cells.values())
+
+
+def _block(path: Path, where: str, content: Mapping[str, Any]) -> Block:
+    try:
+        return Block.model_validate(content)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = where + ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from error

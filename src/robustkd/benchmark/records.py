@@ -1,0 +1,99 @@
+"""The results of cells on disk: one JSON file each, of those that failed as well."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robustkd import runs
+from robustkd.benchmark.cells import Cell, run_cell
+from robustkd.benchmark.store import Store
+
+
+class Told(NamedTuple):
+    """A line on a cell that was run, and whether it ended well."""
+
+    line: str
+    well: bool
+
+
+class Gathered(NamedTuple):
+    """Results of the finished cells of a grid, in its order; names of the others."""
+
+    found: list[dict[str, Any]]
+    failed: list[str]
+    missing: list[str]
+
+
+def run_group(cells: Iterable[Cell], out: Path, cache: Path) -> list[Told]:
+    """Run the cells of one teacher one after the other.
+
+    Where the process that asked for them is gone, nobody waits for the next one.
+    """
+    parent = os.getppid()
+    told = []
+    for cell in cells:
+        if os.getppid() != parent:
+            break
+        told.append(run_and_write(cell, out, cache))
+    return told
+
+
+def run_and_write(cell: Cell, out: Path, cache: Path) -> Told:
+    """Run a cell and write its file, whether it ends well or not."""
+    try:
+        content = run_cell(cell, Store(cache))
+    except Exception as error:
+        content = {
+            "cell": cell.configuration(),
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+            "environment": runs.environment(),
+        }
+    runs.write_json(_file(cell, out), content)
+    return Told(_line(cell, content), "run" in content)
+
+
+def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """The result of a cell; None where there is none, or where the cell has failed."""
+    content = _read(cell, out)
+    return content if content is not None and "run" in content else None
+
+
+def gather(cells: Iterable[Cell], out: Path) -> Gathered:
+    """What there is of a grid."""
+    all_of_it = Gathered([], [], [])
+    for cell in cells:
+        content = _read(cell, out)
+        if content is None:
+            all_of_it.missing.append(cell.name)
+        elif "run" in content:
+            all_of_it.found.append(content)
+        else:
+            all_of_it.failed.append(cell.name)
+    return all_of_it
+
+
+def _file(cell: Cell, out: Path) -> Path:
+    return out / "cells" / f"{cell.name}.json"
+
+
+def _read(cell: Cell, out: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(_file(cell, out).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _line(cell: Cell, content: dict[str, Any]) -> str:
+    what = f"{cell.teacher.attack:<15} {cell.method:<11} seed {cell.teacher.setting.seed}"
+    if "run" not in content:
+        return f"{what}  {cell.pair}  FAILED: {content['error']}"
+    run = content["run"]
+    figures = f"ACC {run['acc']:6.1%}  ASR {run['asr']:6.1%}  {run['seconds']:4.0f} s"
+    return f"{what}  {figures}  {cell.pair}"

@@ -1,0 +1,177 @@
+"""Backdoored teachers: running an attack with all that its row of the table asks for."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from robustkd import models, runs
+from robustkd.attacks import ATTACKS, Backdoored, find, save_trigger
+from robustkd.benchmark.adaptive import informed
+from robustkd.benchmark.measure import measure
+from robustkd.errors import UsageError
+from robustkd.presets import preset
+from robustkd.types import DataSource
+
+_SURROGATE_SEED = 10_000
+"""Added to the seed of the attacker's own students, so that no victim starts from the same."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What an attacker who knows us expects the defender to do.
+
+    Attributes:
+        training: Arguments of :func:`robustkd.distillation.distill`.
+        method: Name of the preset.
+        detoxing: Arguments of :func:`robustkd.detox.detoxify` that depend on the data's size alone.
+    """
+
+    training: Mapping[str, Any]
+    method: str = "default"
+    detoxing: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_attack(
+    name: str,
+    build: Callable[[str, int], nn.Module],
+    source: DataSource,
+    *,
+    arch: str,
+    surrogate: str,
+    target: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    rehearsal: Rehearsal | None,
+) -> Backdoored:
+    """Run an attack by its name.
+
+    Args:
+        name: See :data:`robustkd.attacks.ATTACKS`.
+        build: Makes a network from an architecture and a seed.
+        source: The attacker's clean data.
+        arch: Architecture of the teacher.
+        surrogate: Of the attacker's own students, if there are any.
+        target: Class that triggered images shall get.
+        seed: Of everything random.
+        settings: Further arguments of the attack.
+        rehearsal: For attacks that know us; None keeps them from it.
+
+    Raises:
+        UsageError: If there is no such attack, or it takes no such argument.
+    """
+    attack = find(name)
+    takes = ATTACKS[name].takes
+
+    def build_surrogate() -> nn.Module:
+        return build(surrogate, seed + _SURROGATE_SEED)
+
+    extra: dict[str, Any] = {}
+    if rehearsal is not None:
+        extra = informed(
+            takes,
+            preset(rehearsal.method),
+            build_student=build_surrogate,
+            training=rehearsal.training,
+            detoxing=rehearsal.detoxing,
+            seed=seed,
+        )
+    if "build_surrogate" in takes:
+        extra["build_surrogate"] = build_surrogate
+    arguments = {**extra, **settings, "target": target, "seed": seed}
+    try:
+        return attack(lambda: build(arch, seed), source, **arguments)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in settings:
+            raise
+        raise UsageError(f"attack {name!r} has no argument {unknown[1]!r}") from error
+
+
+def attack_to_folder(
+    name: str,
+    *,
+    arch: str,
+    surrogate: str,
+    source: DataSource,
+    out: Path,
+    target: int,
+    seed: int,
+    settings: Mapping[str, str | int | float],
+) -> dict[str, Any]:
+    """A new folder with ``teacher.safetensors``, ``trigger.safetensors`` and ``results.json``.
+
+    Args:
+        name: The attack.
+        arch: Architecture of the teacher.
+        surrogate: Of the attacker's own students, if there are any.
+        source: The attacker's clean data.
+        out: The folder.
+        target: Class that triggered images shall get.
+        seed: Of everything random.
+        settings: Further arguments of the attack; a text is read as YAML reads it, so that "0.1"
+            is a number.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        UsageError: If a name is unknown, an argument wrong, or the folder not empty.
+    """
+    find(name)
+    for given in (arch, surrogate):
+        models.check_name(given)
+    folder = runs.new_folder(out)
+    read = {
+        key: yaml.safe_load(text) if isinstance(text, str) else text
+        for key, text in settings.items()
+    }
+    mean, std = models.pixel_statistics(source)
+
+    def build(arch: str, seed: int) -> nn.Module:
+        spec = models.Spec(arch, len(source.classes), source.image_shape, mean, std)
+        return models.build(spec, seed=seed)
+
+    started = time.perf_counter()
+    made = run_attack(
+        name,
+        build,
+        source,
+        arch=arch,
+        surrogate=surrogate,
+        target=target,
+        seed=seed,
+        settings=read,
+        rehearsal=Rehearsal({name: read[name] for name in ("epochs", "lr", "batch_size")}),
+    )
+    seconds = time.perf_counter() - started
+    provenance = {"attack": name, "data": source.name, "seed": seed}
+    models.save(made.teacher, folder / "teacher.safetensors", provenance=provenance)  # type: ignore[arg-type]
+    save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
+    found = measure(made.teacher, source, trigger=made.trigger, target=made.target)
+    results = {
+        "runs": [
+            {
+                "data": source.name,
+                "pair": arch,
+                "attack": name,
+                "method": "teacher",
+                "seed": seed,
+                **found.fields(),
+                "params": models.parameters(made.teacher),
+                "seconds": round(seconds, 2),
+            }
+        ],
+        "environment": runs.environment(),
+        "config": {"target": target, "surrogate": surrogate, **read},
+        "records": {"teacher": made.record, "classes": list(source.classes)},
+    }
+    runs.write_json(folder / "results.json", results)
+    return results

@@ -1,0 +1,175 @@
+"""The tables and the figure of a grid over attacks: which survive, and what each method does.
+
+An attack counts for a method where the ordinary student by the same losses inherits it; the others
+are controls, listed and left out of every average.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from robustkd.report.figures import scatter
+from robustkd.report.headline import INHERITED
+from robustkd.report.rows import METHODS, Cell, Row, Statistic, by_cell, place
+from robustkd.report.tables import UNKNOWN, markdown, percent, spread
+
+ORDINARY: Mapping[str, str] = {
+    "paper": "ofd",
+    "default": "ofd",
+    "default-kd": "kd",
+}
+"""Each defended method, and the ordinary student that learns by the same losses."""
+_EXCESS = 0.20
+"""An attack this far above a clean student's ASR is inherited and not the trigger's own doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A method over all settings whose attack the ordinary student inherits.
+
+    Attributes:
+        method: The method.
+        settings: How many there are.
+        asr: Mean of the settings' mean ASR.
+        ordinary_asr: The same of the ordinary student.
+        worst: Largest ASR of any seed.
+        lost: Accuracy of the ordinary student minus that of the method, mean over settings.
+    """
+
+    method: str
+    settings: int
+    asr: float
+    ordinary_asr: float
+    worst: float
+    lost: float
+
+
+def grid_files(rows: Sequence[Row]) -> dict[str, str]:
+    """Name to content of everything that a grid's results are shown in."""
+    return {
+        "attacks.md": attack_table(rows),
+        "summary.md": summary_table(rows),
+        "table.csv": csv_table(rows),
+        "acc-asr.svg": scatter(rows) + "\n",
+    }
+
+
+def inherited(members: Iterable[Row], ordinary: str) -> bool:
+    """Whether an ordinary student of this setting obeys the trigger often enough to count."""
+    row = _find(members, ordinary)
+    return row is not None and row.asr is not None and row.asr.mean >= INHERITED
+
+
+def summaries(rows: Sequence[Row]) -> list[Summary]:
+    """One summary for each defended method with any setting that counts."""
+    found = []
+    for method, ordinary in ORDINARY.items():
+        duels = [
+            (own, other)
+            for members in by_cell(rows).values()
+            if inherited(members, ordinary)
+            and (own := _find(members, method)) is not None
+            and own.asr is not None
+            and (other := _find(members, ordinary)) is not None
+        ]
+        if duels:
+            found.append(
+                Summary(
+                    method,
+                    len(duels),
+                    fmean(own.asr.mean for own, _ in duels if own.asr),
+                    fmean(other.asr.mean for _, other in duels if other.asr),
+                    max(own.asr.highest for own, _ in duels if own.asr),
+                    fmean(other.acc.mean - own.acc.mean for own, other in duels),
+                )
+            )
+    return found
+
+
+def summary_table(rows: Sequence[Row]) -> str:
+    """Markdown: one line for each defended method over the attacks that survive."""
+    head = ["Method", "Attacks", "ASR % ordinary", "ASR %", "ASR % worst seed", "ACC points lost"]
+    lines = [
+        [
+            METHODS.get(found.method, found.method),
+            str(found.settings),
+            percent(found.ordinary_asr),
+            percent(found.asr),
+            percent(found.worst),
+            percent(found.lost),
+        ]
+        for found in summaries(rows)
+    ]
+    return _markdown(head, lines, numbers=5)
+
+
+def attack_table(rows: Sequence[Row]) -> str:
+    """Markdown: one line an attack, ACC / ASR of each method, and what became of the attack."""
+    cells = by_cell(rows)
+    several = [i for i in range(2) if len({cell[i] for cell in cells}) > 1]
+    methods = sorted({row.method for row in rows}, key=place)
+    head = [("Data", "Pair")[i] for i in several]
+    head += ["Attack", *(METHODS.get(method, method) for method in methods), "n", "Verdict"]
+    lines = []
+    for cell, members in cells.items():
+        shown = [_figures(_find(members, method)) for method in methods]
+        seeds = sorted({row.acc.n for row in members})
+        counts = "-".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
+        names = [cell[i] for i in several]
+        lines.append([*names, cell.attack, *shown, counts, verdict(members)])
+    return _markdown(head, lines, numbers=0)
+
+
+def verdict(members: Sequence[Row]) -> str:
+    """What the ordinary students did with the backdoor, beside one that never met the teacher."""
+    known = [
+        row.asr.mean for row in members if row.method in ORDINARY.values() and row.asr is not None
+    ]
+    clean = _find(members, "no-teacher")
+    if not known:
+        return UNKNOWN
+    if max(known) < INHERITED:
+        return "control"
+    if clean is not None and clean.asr is not None and max(known) - clean.asr.mean < _EXCESS:
+        return "fools clean students"
+    return "survives"
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """Everything, one line for each method and setting, with fractions and not percentages."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [*Cell._fields, "method", "n"]
+        + [f"{measure}_{part}" for measure in ("acc", "asr", "ra") for part in _PARTS]
+    )
+    for row in rows:
+        parts = [part for measure in row.shares for part in _parts(measure)]
+        writer.writerow([*row.cell, row.method, row.acc.n, *parts])
+    return text.getvalue()
+
+
+_PARTS = ("mean", "sd", "lowest", "highest")
+
+
+def _parts(value: Statistic | None) -> list[str]:
+    known = [getattr(value, part, None) for part in _PARTS]
+    return ["" if part is None else f"{part:.6f}" for part in known]
+
+
+def _figures(row: Row | None) -> str:
+    return UNKNOWN if row is None else f"{percent(row.acc.mean)} / {spread(row.asr)}"
+
+
+def _find(members: Iterable[Row], method: str) -> Row | None:
+    return next((row for row in members if row.method == method), None)
+
+
+def _markdown(head: list[str], lines: list[list[str]], *, numbers: int) -> str:
+    rule = ["---"] * (len(head) - numbers) + ["---:"] * numbers
+    escaped = [[markdown(text) for text in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, rule, *escaped])

@@ -1,0 +1,185 @@
+"""The grid as it runs: two executors, one killed in the middle, one with a cell that fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from robustkd import cli
+from robustkd.benchmark import Cell, load_grid, run_cell, run_grid, write_tables
+from robustkd.benchmark.executors import executor
+from robustkd.benchmark.records import gather
+from robustkd.benchmark.store import Store
+from robustkd.errors import UsageError
+
+SMOKE = Path(__file__).parents[2] / "benchmarks" / "smoke.yaml"
+TABLES = ("attacks.md", "summary.md", "table.csv", "acc-asr.svg")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def bench(out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "robustkd.cli", "bench", str(SMOKE), "--out", str(out), *more]
+
+
+def tables(folder: Path) -> dict[str, str]:
+    return {name: (folder / name).read_text() for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The smoke grid, run by its command in one piece."""
+    out = tmp_path_factory.mktemp("grid") / "whole"
+    done = subprocess.run(bench(out), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "14 cells done, 0 before, 0 failed" in done.stderr
+    return out
+
+
+def test_every_cell_has_a_result_and_every_table_every_method(whole):
+    cells = load_grid(SMOKE)
+    found, failed, missing = gather(cells, whole)
+    assert (len(found), failed, missing) == (len(cells), [], [])
+    assert len((whole / "table.csv").read_text().splitlines()) == 1 + len(cells)
+    text = (whole / "attacks.md").read_text()
+    assert text.count("\n") == 2 + 2
+    for words in ("ordinary student (OFD)", "RobustKD (default, KD)"):
+        assert words in text
+
+
+def test_a_ray_cluster_gives_the_same_tables(whole, tmp_path):
+    done = subprocess.run(
+        bench(tmp_path, "--executor", "ray"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert tables(tmp_path) == tables(whole)
+
+
+def test_two_processes_give_the_same_tables(whole, tmp_path):
+    done = subprocess.run(
+        bench(tmp_path, "--workers", "2"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert tables(tmp_path) == tables(whole)
+
+
+def test_killed_in_the_middle_and_run_again_no_cell_is_lost_and_tables_are_the_same(
+    whole, tmp_path
+):
+    cells = tmp_path / "cells"
+    process = subprocess.Popen(bench(tmp_path), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(list(cells.glob("*.json"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = {file: file.stat().st_mtime_ns for file in cells.glob("*.json")}
+    assert 4 <= len(kept) < 14
+    done = subprocess.run(
+        bench(tmp_path), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert f"{14 - len(kept)} cells done, {len(kept)} before, 0 failed" in done.stderr
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert tables(tmp_path) == tables(whole)
+
+
+def test_tables_alone_are_made_again_from_the_cells(whole, capsys):
+    before = tables(whole)
+    for name in TABLES:
+        (whole / name).unlink()
+    cli.main(["bench", str(SMOKE), "--out", str(whole), "--tables-only"])
+    assert tables(whole) == before
+    assert "badnets" in capsys.readouterr().out
+
+
+def test_tables_of_nothing_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="holds no result of this grid; run it without"):
+        write_tables(load_grid(SMOKE), tmp_path)
+
+
+# Single cells.
+
+
+def small(**change: object) -> list[Cell]:
+    """The teacher and the ordinary student of the smoke grid's first attack."""
+    cells = [cell for cell in load_grid(SMOKE) if cell.teacher.attack == "badnets"]
+    return [replace(cell, teacher=replace(cell.teacher, **change)) for cell in cells][:3]
+
+
+def test_a_cell_that_fails_is_written_down_and_stops_no_other(tmp_path):
+    good, bad = small(), small(attacking={"epochs": 1, "lr": 1e30})
+    told: list[str] = []
+    counts = run_grid(
+        [*bad[:2], *good[:2]],
+        tmp_path,
+        cache=tmp_path / "cache",
+        executor=executor("local"),
+        tell=told.append,
+    )
+    assert counts == (0, 2, 2)
+    assert "FAILED: TrainingError: the training's loss is" in told[0]
+    failed = gather(bad[:1], tmp_path).failed
+    assert failed == [bad[0].name]
+    again = run_grid(
+        [*bad[:1], *good[:2]], tmp_path, cache=tmp_path / "cache", executor=executor("local")
+    )
+    assert again == (2, 0, 1)
+
+
+def test_an_argument_that_no_attack_has_is_told(tmp_path):
+    (cell, *_) = small(attacking={"epochs": 1, "colour": 3})
+    with pytest.raises(UsageError, match=r"^attack 'badnets' has no argument 'colour'$"):
+        run_cell(cell, Store(tmp_path))
+
+
+def test_one_teacher_and_one_student_without_a_teacher_serve_all(whole):
+    kept = [folder for folder in (whole / "cache").iterdir() if folder.is_dir()]
+    # 2 teachers, 5 methods each, and one student that met neither.
+    assert len(kept) == 2 + 2 * 5 + 1
+
+
+def test_a_cell_is_a_pure_function_of_its_configuration(tmp_path):
+    cell = small()[2]
+    one, other = (run_cell(cell, Store(tmp_path / name)) for name in "ab")
+    for content in (one, other):
+        del content["run"]["seconds"], content["environment"]
+        content["record"].pop("seconds", None)
+    assert one == other
+
+
+@pytest.mark.parametrize("text", ["partial", "other"])
+def test_a_store_makes_a_thing_once_and_never_shows_half_of_it(tmp_path, text):
+    store, made = Store(tmp_path), []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "file").write_text(text)
+        if len(made) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch("key", make)
+    assert not (tmp_path / "key").exists()
+    folder = store.fetch("key", make)
+    assert store.fetch("key", make) == folder == tmp_path / "key"
+    assert len(made) == 2
+    assert [file.name for file in folder.iterdir()] == ["file"]
+
+
+def test_an_unknown_executor_is_refused():
+    with pytest.raises(UsageError, match=r"^executor is 'slurm'; expected local or ray$"):
+        executor("slurm")

@@ -1,0 +1,159 @@
+"""A grid's file: what it becomes, what is refused, and what a cell's name depends on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from robustkd.benchmark import Cell, load_grid
+from robustkd.benchmark.cells import TEACHER
+from robustkd.errors import InputError, UsageError
+from robustkd.presets import PRESETS
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BLOCK = {
+    "data": {"digits": {"train": 40}},
+    "pairs": [["wrn-10-1", "wrn-10-1"]],
+    "attacks": {"badnets": None, "adba": {"cap": 0.2}},
+    "methods": ["ofd", "default"],
+    "seeds": [0, 1],
+    "teaching": {"epochs": 2},
+    "training": {"epochs": 1},
+}
+
+
+def load(folder: Path, content: object) -> list[Cell]:
+    file = folder / "grid.yaml"
+    file.write_text(
+        content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+    )
+    return load_grid(file)
+
+
+def test_everything_is_crossed_with_the_teacher_first_and_seeds_outermost(tmp_path):
+    cells = load(tmp_path, BLOCK)
+    seen = [(c.teacher.setting.seed, c.teacher.attack, c.method) for c in cells]
+    assert seen == [
+        (seed, attack, method)
+        for seed in (0, 1)
+        for attack in ("badnets", "adba")
+        for method in (TEACHER, "ofd", "default")
+    ]
+
+
+def test_an_attack_gets_its_own_arguments_over_those_of_all(tmp_path):
+    cells = load(
+        tmp_path, BLOCK | {"attacks": {"badnets": None, "adba": {"epochs": 7, "cap": 0.2}}}
+    )
+    arguments = {cell.teacher.attack: cell.teacher.attacking for cell in cells}
+    assert arguments == {"badnets": {"epochs": 2}, "adba": {"epochs": 7, "cap": 0.2}}
+
+
+def test_only_attacks_with_students_of_their_own_know_the_students_architecture(tmp_path):
+    cells = load(tmp_path, BLOCK | {"pairs": [["wrn-16-1", "wrn-10-1"]]})
+    known = {cell.teacher.attack: cell.teacher.surrogate for cell in cells}
+    assert known == {"badnets": None, "adba": "wrn-10-1"}
+
+
+def test_further_blocks_say_what_is_different_and_repeat_no_cell(tmp_path):
+    also = [{"seeds": [1, 2], "attacks": {"badnets": None}}]
+    cells = load(tmp_path, BLOCK | {"also": also})
+    assert len(cells) == 12 + 3
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert [cell.teacher.setting.seed for cell in cells[12:]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["compact", "smoke"])
+def test_the_committed_grids_are_grids(name):
+    cells = load_grid(BENCHMARKS / f"{name}.yaml")
+    assert len({cell.name for cell in cells}) == len(cells) > 10
+
+
+# Names.
+
+
+def test_a_name_follows_from_everything_that_the_result_follows_from(tmp_path):
+    cell = load(tmp_path, BLOCK)[1]
+    setting = cell.teacher.setting
+    changed = [
+        replace(cell, student="wrn-16-1"),
+        replace(cell, method="default"),
+        replace(cell, training={"epochs": 2}),
+        replace(cell, detoxing={"steps": 2}),
+        *(
+            replace(cell, teacher=replace(cell.teacher, **change))
+            for change in (
+                {"arch": "wrn-16-1"},
+                {"attack": "blend"},
+                {"attacking": {"epochs": 3}},
+                {"target": 1},
+                {"setting": replace(setting, seed=1)},
+                {"setting": replace(setting, threads=2)},
+                {"setting": replace(setting, precision="bf16")},
+                {"setting": replace(setting, sizes={"train": 41})},
+            )
+        ),
+    ]
+    names = {cell.name, *(other.name for other in changed)}
+    assert len(names) == 1 + len(changed)
+    assert replace(cell, training=dict(cell.training)).name == cell.name
+
+
+def test_the_teachers_own_cell_does_not_depend_on_how_students_learn(tmp_path):
+    cell = load(tmp_path, BLOCK)[0]
+    assert cell.method == TEACHER
+    assert replace(cell, training={"epochs": 9}, detoxing={"steps": 9}).name == cell.name
+
+
+def test_what_a_name_follows_from_can_be_written_down(tmp_path):
+    for cell in load(tmp_path, BLOCK | {"methods": list(PRESETS)}):
+        assert json.loads(json.dumps(cell.configuration()))["method"] == cell.method
+
+
+def test_a_preset_that_changes_is_another_cell(tmp_path, monkeypatch):
+    cell = load(tmp_path, BLOCK)[2]
+    before = cell.name
+    changed = replace(PRESETS["default"], hardening={"epsilon": 0.5})
+    monkeypatch.setitem(PRESETS, "default", changed)
+    assert cell.name != before
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sedes": [1]}, "sedes: extra inputs are not permitted"),
+        ({"seeds": []}, "seeds: list should have at least 1 item after validation, not 0"),
+        ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0"),
+        ({"attacks": {"badnet": None}}, "unknown attack 'badnet'; did you mean 'badnets'?"),
+        ({"methods": ["defualt"]}, "unknown method 'defualt'; did you mean 'default'?"),
+        (
+            {"data": {"digits": {"tests": 3}}},
+            "data.digits.tests.[key]: input should be 'train', 'validation' or 'test'",
+        ),
+        (
+            {"also": [{"threads": 0}]},
+            "also.0.threads: input should be greater than or equal to 1",
+        ),
+        ({"also": 3}, "also: expected a list of blocks"),
+    ],
+)
+def test_wrong_keys_and_values_are_named(change, message, tmp_path):
+    with pytest.raises(UsageError) as error:
+        load(tmp_path, BLOCK | change)
+    assert str(error.value) == f"{tmp_path / 'grid.yaml'}: {message}"
+
+
+def test_a_file_that_is_no_grid_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"grid.yaml: not YAML \("):
+        load(tmp_path, "a: [")
+    with pytest.raises(UsageError, match=r"grid.yaml: expected keys such as 'attacks', not list$"):
+        load(tmp_path, "[1]")
+    with pytest.raises(InputError, match=r"none.yaml: cannot be read \(No such file"):
+        load_grid(tmp_path / "none.yaml")
