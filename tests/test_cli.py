@@ -154,6 +154,44 @@ def test_evaluate_counts_under_a_trigger(robustkd, files):
     ]
 
 
+def test_list_shows_the_taps_of_an_architecture(robustkd):
+    asked = "list", "--taps", "wrn-10-1", "--image", "1", "28", "28"
+    shown = json.loads(robustkd(*asked, "--json").out)
+    assert shown == {
+        "wrn-10-1": {"images": "1 x 28 x 28", "parameters": "77,562", "MMACs": "9.3"},
+        "taps": {
+            "network.groups.1.0.bn1": "16 x 28 x 28 (NCHW)",
+            "network.groups.2.0.bn1": "32 x 14 x 14 (NCHW)",
+            "network.bn": "64 x 7 x 7 (NCHW)",
+        },
+    }
+    assert set(robustkd(*asked).out.split()) >= {*shown, *shown["taps"], "77,562"}
+    published = json.loads(robustkd("list", "--taps", "timm/mobilenetv3_small_050", "--json").out)
+    assert published["timm/mobilenetv3_small_050"]["mean"] == "0.485, 0.456, 0.406"
+    refused(
+        robustkd("list", "--taps", "torchvision/resnet19"),
+        2,
+        "torchvision has no classifier 'resnet19'; did you mean 'resnet18'?",
+    )
+
+
+def test_own_code_is_named_on_the_command_line(robustkd, files, tmp_path):
+    own = "robustkd.benchmark.pairs:example_network"
+    said = robustkd("list", "--taps", own, "--image", "1", "16", "16", "--json")
+    assert json.loads(said.out)[own]["parameters"] == "24,170"
+    model = models.build(models.Spec(models.OwnCode(own), 10, (1, 16, 16)), seed=0)
+    models.save(model, tmp_path / "m")
+    said = robustkd("evaluate", tmp_path / "m", "--data", "digits", "--arch", own, "--json")
+    assert said.code == 0
+    refused(
+        robustkd("evaluate", tmp_path / "m", "--data", "digits"),
+        3,
+        f"{tmp_path / 'm'} has a damaged model description: architecture {own!r} is code, which "
+        "runs only where you name it yourself: with --arch or --student, or as models.OwnCode in "
+        "Python",
+    )
+
+
 def test_list_names_everything_within_80_columns(robustkd):
     said = robustkd("list")
     assert (said.code, said.err) == (0, "")

@@ -346,6 +346,16 @@ def test_stages_are_found_by_probing():
     assert len(record.mean_mask) == len(record.variance_ratio) == 3
 
 
+def test_a_transformers_tokens_are_masked_saved_and_read_again(tmp_path):
+    images = torch.randint(256, (6, 3, 32, 32)).to(torch.uint8)
+    data = InMemory("toy", ("a", "b"), *[Labelled(images, torch.arange(6) % 2)] * 3)
+    teacher = build(Spec("timm/deit_tiny_patch16_224", 2, (3, 32, 32)), seed=0)
+    made = detoxify(teacher, data, steps=2, raises=0, batch_size=6).teacher
+    assert [tuple(mask.mask.shape) for mask in made.masks] == [(5, 192)] * 4
+    save_detoxified(made, tmp_path / "m")
+    assert torch.equal(load_detoxified(tmp_path / "m")(images / 255), made(images / 255))
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

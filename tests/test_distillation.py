@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher):
         (
             {"student_taps": ["network.head"]},
             "module 'network.head' gives features of shape (10,); expected channels x height x "
-            "width: tap a convolutional stage",
+            "width or tokens x channels: tap a stage",
         ),
         (
             {"hardening": UniversalPerturbations(7, (1, 8, 8))},

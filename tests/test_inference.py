@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustkd import inference
 from robustkd.data import CropFlip, InMemory, Labelled
 from robustkd.inference import accuracy_on, device_of, predict
 
@@ -87,3 +88,13 @@ def test_accuracy_counts_hits():
 def test_device_is_that_of_the_parameters():
     assert device_of(nn.Flatten()) == torch.device("cpu")
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+def test_features_are_kept_within_a_gibibyte(monkeypatch):
+    data = source(90)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(32, 3))
+    one_batch = 30 * 2 * 4 * 4 * 4
+    for most, batches in ((2**30, 3), (3 * one_batch, 3), (3 * one_batch - 1, 2), (1, 1)):
+        monkeypatch.setattr(inference, "_MOST_BYTES", most)
+        (kept,) = inference.features_on(model, ["0"], data, batch_size=30, batches=5)
+        assert [tuple(part.shape) for part in kept] == [(30, 2, 4, 4)] * batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from robustkd import data, losses, taps
 from robustkd.errors import UsageError
+from robustkd.layout import Layout
 from robustkd.objective import NEEDS_FEATURES, TERMS, Objective, Outputs, Pair, margins, pair_of
 
 DATA = data.load("digits", train=90, validation=10, test=10)
@@ -158,6 +160,49 @@ def test_connectors_bridge_sizes_bilinearly(name):
 
 
 @pytest.mark.parametrize("name", ["ofd", "fitnet"])
+def test_connectors_average_a_larger_student(name):
+    connector = term(name, pair(((1, 4, 4),), ((1, 2, 2),))).connectors[0].eval()
+    nn.init.ones_(connector.conv.weight)
+    bridged = connector(torch.arange(16.0).reshape(1, 1, 4, 4))
+    # 0, 1, 4, 5 in the first quarter, and so on.
+    assert bridged.flatten().tolist() == pytest.approx([2.5, 4.5, 10.5, 12.5], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ofd", "fitnet"])
+def test_tokens_and_channels_last_count_as_maps(name):
+    """The same numbers in any layout give the same loss."""
+    maps = ((4, 4, 4), (8, 2, 2))
+    layouts = (Layout("NHWC", 4, (4, 4)), Layout("NTC", 8, (2, 2)))
+    plain, learnt = pair(maps, maps), outputs(maps)
+    laid_out = replace(plain, student_layouts=layouts, teacher_layouts=layouts)
+
+    def moved(shown: Outputs) -> Outputs:
+        first, second = shown.features
+        return shown._replace(
+            features=(first.permute(0, 2, 3, 1), second.flatten(2).transpose(1, 2))
+        )
+
+    found = []
+    for of, change in ((plain, lambda shown: shown), (laid_out, moved)):
+        torch.manual_seed(0)
+        found.append(Objective({name: 1.0}, of)(change(learnt), change(outputs(maps, 1)))[name])
+    torch.testing.assert_close(*found)
+
+
+def test_tokens_are_measured_channel_by_channel():
+    class Tokens(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(2).transpose(1, 2)
+
+    model = nn.Sequential(nn.Conv2d(1, 3, 4, 4), Tokens(), nn.Flatten(), nn.Linear(48, 4))
+    with torch.no_grad():
+        convolved = model[0](next(DATA.batches("train", batch_size=90)).images)
+    (found,) = margins(model, ["1"], DATA)
+    assert found.tolist() == pytest.approx(naive_margin(convolved), rel=1e-4)
+    assert pair_of(model, ["1"], model, ["0"], DATA, temperature=4.0).student == ((3, 4, 4),)
+
+
+@pytest.mark.parametrize("name", ["ofd", "fitnet"])
 def test_a_student_of_other_sizes_learns_all_the_same(name):
     small = ((4, 4, 4), (8, 2, 2), (16, 1, 1))
     student = outputs(small, learns=True)
@@ -256,8 +301,8 @@ def test_a_wrn_is_paired_stage_by_stage():
         ),
         (
             lambda: pair_of(network(), ["0"], network(), ["5"], DATA, temperature=4.0),
-            "module '5' gives features of shape (4,); expected channels x height x width: "
-            "tap a convolutional stage",
+            "module '5' gives features of shape (4,); expected channels x height x width or "
+            "tokens x channels: tap a stage",
         ),
     ],
 )

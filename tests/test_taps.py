@@ -1,4 +1,4 @@
-"""Taps on networks that one can solve by hand, and on torchvision's."""
+"""Taps on networks that one can solve by hand, and on those of every kind."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import OrderedDict
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from robustkd import taps
 from robustkd.errors import UsageError
+from robustkd.inference import layouts_of
 from robustkd.models import Spec, build
 
 
@@ -32,6 +32,10 @@ def named(**parts: nn.Module) -> nn.Sequential:
 def chain(*, inplace: bool = False) -> nn.Sequential:
     """The mean over the pixels of 3 max(2 x, 0)."""
     return named(first=times(2), relu=nn.ReLU(inplace), triple=times(3))
+
+
+def wider(channels: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, 2, 1)
 
 
 class Shortcut(nn.Module):
@@ -177,45 +181,86 @@ def test_stages_of_a_wrn_are_its_groups_before_relu(arch):
     assert hooks(model) == 0
 
 
+def holds(model: nn.Module, name: str, images: Tensor) -> bool:
+    """Whether other images get the logits of these when the module's output is held."""
+    module, outputs = taps.module_at(model, name), []
+    keep = module.register_forward_hook(lambda _m, _i, output: outputs.append(output.clone()))
+    logits = model(images)
+    keep.remove()
+    hold = module.register_forward_hook(lambda _m, _i, _o: outputs[0].clone())
+    same = torch.equal(model(images.flip(0)), logits)
+    hold.remove()
+    return same and not torch.equal(model(images.flip(0)), logits)
+
+
 @pytest.mark.parametrize(
-    ("arch", "resolutions"),
+    ("arch", "size", "resolutions"),
     [
-        ("resnet18", [32, 16, 8, 4, 2]),
-        ("mobilenet_v2", [32, 16, 8, 4, 2]),
-        ("squeezenet1_1", [31, 15, 7, 3]),
+        ("wrn-16-2", 16, [16, 8, 4]),
+        ("pyramidnet-14-12", 16, [16, 8, 4]),
+        ("resnet-18", 32, [32, 16, 8, 4]),
+        ("torchvision/resnet18", 64, [32, 16, 8, 4, 2]),
+        ("torchvision/mobilenet_v2", 64, [32, 16, 8, 4, 2]),
+        ("torchvision/squeezenet1_1", 64, [31, 15, 7, 3]),
+        ("torchvision/densenet121", 64, [32, 16, 8, 4, 2]),
+        ("timm/mobilenetv3_small_050", 64, [32, 16, 8, 4, 2]),
+        ("timm/convnext_atto", 64, [16, 8, 4, 2]),
+        ("timm/pvt_v2_b0", 64, [16, 8, 4, 2]),
+        ("timm/swin_tiny_patch4_window7_224", 64, [16, 8, 4, 2]),
+        ("timm/deit_tiny_patch16_224", 64, [4, 4, 4, 4]),
+        ("torchvision/swin_t", 64, [16, 8, 4, 2]),
     ],
 )
-def test_stages_of_torchvision_are_bottlenecks(arch, resolutions):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(arch, weights=None, num_classes=7).eval()
-        images = torch.rand(3, 3, 64, 64)
-    found = taps.stages(model, images)
-    modules = dict(model.named_modules())
-    sizes = []
+def test_stages_are_bottlenecks_of_falling_resolution(arch, size, resolutions):
+    model = build(Spec(arch, 7, (3, size, size)), seed=0).eval()
     with torch.no_grad():
-        logits = model(images)
-        assert not torch.equal(model(images.flip(0)), logits)
-        for name in found:
-            outputs: list[Tensor] = []
-            keep = modules[name].register_forward_hook(
-                lambda _m, _i, output, outputs=outputs: outputs.append(output.clone())
-            )
-            model(images)
-            keep.remove()
-            (held,) = outputs
-            sizes.append(held.shape[-1])
-            hold = modules[name].register_forward_hook(lambda _m, _i, _o, held=held: held.clone())
-            assert torch.equal(model(images.flip(0)), logits), name
-            hold.remove()
-    assert sizes == resolutions
+        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.bias.uniform_(-0.1, 0.5)  # fresh statistics leave deep networks all but constant
+        images = torch.rand(3, 3, size, size)
+        found = taps.stages(model, images)
+        assert all(holds(model, name, images) for name in found), found
+        shapes = [layout.size for layout in layouts_of(model, found, images)]
+    assert shapes == [(side, side) for side in resolutions]
+    assert hooks(model) == 0
+
+
+def test_a_transformer_is_divided_into_quarters():
+    model = build(Spec("timm/deit_tiny_patch16_224", 7, (3, 32, 32)), seed=0)
+    found = taps.stages(model, torch.rand(2, 3, 32, 32))
+    assert found == tuple(
+        f"network.{part}" for part in ("blocks.2", "blocks.5", "blocks.8", "norm")
+    )
+
+
+def test_what_the_images_show_does_not_matter():
+    model = build(Spec("wrn-10-1", 3, (1, 8, 8)), seed=0)
+    assert taps.stages(model, torch.zeros(1, 1, 8, 8)) == taps.stages(model, torch.rand(5, 1, 8, 8))
+
+
+def test_normalised_images_are_no_stage():
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.normalise, self.halve = times(2), nn.Conv2d(1, 1, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.halve(self.normalise(x)).flatten(1)
+
+    assert taps.stages(Normalised(), torch.rand(2, 1, 4, 4)) == ("halve",)
+
+
+def test_stages_are_found_inside_no_grad_and_of_frozen_networks():
+    model = build(Spec("wrn-10-1", 3, (1, 8, 8)), seed=0).requires_grad_(False)
+    with torch.no_grad():
+        assert len(taps.stages(model, torch.rand(2, 1, 8, 8))) == 3
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_branch_is_no_stage():
     class Branches(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.left, self.right = times(2), times(3), times(5)
+            self.stem, self.left, self.right = wider(), wider(2), wider(2)
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
@@ -224,23 +269,20 @@ def test_a_branch_is_no_stage():
     assert taps.stages(Branches(), torch.rand(2, 1, 4, 4)) == ("stem",)
 
 
+class Detached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = wider()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stem(x).detach().flatten(1)
+
+
 @pytest.mark.parametrize(
-    ("model", "images", "text"),
-    [
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(16, 3)),
-            torch.arange(32.0).reshape(2, 1, 4, 4),
-            "no stage found in Sequential; name the taps yourself",
-        ),
-        (chain(), torch.rand(1, 1, 4, 4), "probing needs at least 2 images; got 1"),
-        (
-            chain(),
-            torch.ones(2, 1, 4, 4),
-            "probing needs different images; the logits of all given are the same",
-        ),
-    ],
+    "model", [nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Detached()], ids=["flat", "detached"]
 )
-def test_probing_refuses_what_it_cannot_judge(model, images, text):
+def test_probing_refuses_what_it_cannot_judge(model):
+    text = f"no stage found in {type(model).__name__}; name the taps yourself"
     with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
-        taps.stages(model, images)
+        taps.stages(model, torch.rand(2, 1, 4, 4))
     assert hooks(model) == 0

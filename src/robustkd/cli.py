@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 _USAGE, _INTERRUPTED = 2, 130
 # Twice a seed and one more still fit into torch's generators.
 _LARGEST_SEED = 2**62 - 1
+
+
+def _named(_type: object, tokens: Sequence[Token]) -> str:
+    """An architecture; the user's own code if it was typed, never if it stands in a file."""
+    (token,) = tokens
+    if ":" not in token.value or token.source != "cli":
+        return token.value
+    from robustkd.models import OwnCode
+
+    return OwnCode(token.value)
+
+
+_Arch: TypeAlias = Annotated[str, Parameter(converter=_named)]
 
 app = App(
     name="robustkd",
@@ -127,9 +140,9 @@ def distill(
     teacher: Path,
     /,
     *,
-    arch: str,
+    arch: _Arch,
     data: str,
-    student: str,
+    student: _Arch,
     out: Path,
     method: str = "default",
     epochs: int = 30,
@@ -146,7 +159,8 @@ def distill(
 
     Args:
         teacher: The teacher's file: safetensors, or a PyTorch checkpoint (zip format).
-        arch: Architecture of the teacher, e.g. ``wrn-16-2``.
+        arch: Architecture of the teacher, e.g. ``wrn-16-2`` or ``timm/resnet18``, see
+            ``robustkd list``; ``package.module:callable`` for your own code.
         data: Name of the clean data, see ``robustkd list``; or a folder of images, with
             train/CLASS/, val/CLASS/ and test/CLASS/, or with CLASS/ alone; or hf:NAME@REVISION.
         student: Architecture of the student.
@@ -195,6 +209,7 @@ def evaluate(
     /,
     *,
     data: str,
+    arch: _Arch | None = None,
     trigger: Path | None = None,
     data_root: Path | None = None,
     images: ImageFlags = _IMAGES,
@@ -205,6 +220,7 @@ def evaluate(
     Args:
         student: A model's file, written by robustkd.
         data: Name or folder of the data, as in ``distill``.
+        arch: Architecture, where that is your own code: ``package.module:callable``.
         trigger: A trigger's file, written beside a backdoored teacher.
         data_root: Folder of the data set's files, where they are not found by themselves.
         images: How images are read.
@@ -214,7 +230,7 @@ def evaluate(
     from robustkd.attacks import load_trigger
     from robustkd.benchmark import measure
 
-    model = models.load(student)
+    model = models.load(student, arch=arch)
     source = _open_data(data, data_root, images)
     models.check_fits(
         model.spec, student, classes=len(source.classes), image_shape=source.image_shape
@@ -285,14 +301,14 @@ def attack(
     name: str,
     /,
     *,
-    arch: str,
+    arch: _Arch,
     data: str,
     out: Path,
     target: int = 0,
     epochs: int = 30,
     batch_size: int = 64,
     lr: float = 0.1,
-    surrogate: str | None = None,
+    surrogate: _Arch | None = None,
     settings: Annotated[dict[str, str], Parameter(name="--set", negative="")] | None = None,
     seed: int = 0,
     data_root: Path | None = None,
@@ -341,20 +357,27 @@ def attack(
 
 
 @app.command(name="list")
-def list_(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def list_(
+    *,
+    taps: _Arch | None = None,
+    image: tuple[int, int, int] | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
     """Show what there is: data, models, methods, losses and attacks.
 
     Args:
+        taps: Architecture whose taps, parameters and operations are shown instead.
+        image: Channels, height and width of its images; its published ones, or 3 32 32.
         as_json: Print it as JSON.
     """
-    from robustkd.catalogue import catalogue
+    from robustkd import catalogue
 
-    there_is = catalogue()
+    shown = catalogue.describe(taps, image_shape=image) if taps else catalogue.catalogue()
     if as_json:
-        _print_json(there_is)
+        _print_json(shown)
         return
     console = Console(highlight=False)
-    for kind, entries in there_is.items():
+    for kind, entries in shown.items():
         lines = Table.grid(padding=(0, 2))
         lines.add_column(min_width=16, no_wrap=True)
         lines.add_column()

@@ -4,8 +4,9 @@ Source: Chen, Zhao, Zheng, Li, Xiang, Guo, *Robust Knowledge Distillation Based 
 Variance Against Backdoored Teacher Model*, Applied Soft Computing 2024, arXiv 2406.03409,
 doi 10.1016/j.asoc.2024.111907.
 
-For each stage l with features :math:`F_l` (N x C x H x W), a mask :math:`m_l` in [0, cap] and a
-pattern :math:`p_l` (both C x H x W) give the cleaned features
+For each stage l with features :math:`F_l` (N x C x H x W, or N x T x C of tokens), a mask
+:math:`m_l` in [0, cap] and a pattern :math:`p_l` (both of one image's shape) give the cleaned
+features
 
 .. math:: F'_l = (1 - m_l) F_l + m_l p_l,
 
@@ -39,7 +40,7 @@ from torch import Tensor, nn
 
 from robustkd import taps
 from robustkd.errors import TrainingError, UsageError
-from robustkd.inference import accuracy_on, device_of
+from robustkd.inference import accuracy_on, device_of, features_on
 from robustkd.masking import DetoxifiedTeacher, FeatureMask
 from robustkd.progress import track
 from robustkd.training import Precision, check_positive, mixed
@@ -196,7 +197,7 @@ def detoxify(
         raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(Ratio))}")
     device = device_of(teacher)
     names = tuple(stages) if stages is not None else _found_stages(teacher, clean)
-    means, variances = _statistics(teacher, clean, names, batch_size, device)
+    means, variances = _statistics(teacher, clean, names, batch_size)
     for variance, name in zip(variances, names, strict=True):
         if not (variance > ALIVE).any():
             raise UsageError(f"the features of {name!r} do not vary on clean images; leave it out")
@@ -209,7 +210,7 @@ def detoxify(
     before = accuracy_on(teacher, clean, "validation").value
 
     def measure() -> tuple[float, tuple[float, ...]]:
-        _, cleaned = _statistics(masked, clean, masked.taps, batch_size, device)
+        _, cleaned = _statistics(masked, clean, masked.taps, batch_size)
         ratios = tuple(float(ratio) for ratio in cleaning.ratios(cleaned))
         return accuracy_on(masked, clean, "validation").value, ratios
 
@@ -290,17 +291,9 @@ def _statistics(
     clean: DataSource,
     names: Sequence[str],
     batch_size: int,
-    device: torch.device,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Mean and variance over clean images at every position of every stage, each C x H x W."""
-    order = torch.Generator().manual_seed(0)
-    batches = clean.batches("train", batch_size=batch_size, device=device, shuffle=order)
-    kept: list[list[Tensor]] = [[] for _ in names]
-    with taps.frozen_modes(teacher), taps.read(teacher, names) as features:
-        for batch, _ in zip(batches, range(_STATISTICS_BATCHES), strict=False):
-            teacher(batch.images)
-            for stage, name in zip(kept, names, strict=True):
-                stage.append(features[name])
+    """Mean and variance over clean images at every position of every stage, shaped as one is."""
+    kept = features_on(teacher, names, clean, batch_size=batch_size, batches=_STATISTICS_BATCHES)
     stages = [torch.cat(stage) for stage in kept]
     variances = [stage.var(0, unbiased=len(stage) > 1) for stage in stages]
     return [stage.mean(0) for stage in stages], variances

@@ -20,7 +20,10 @@ _INITIAL_MASK = 0.02
 
 
 class FeatureMask(nn.Module):
-    """``(1 - mask) * features + mask * pattern``, both C x H x W and broadcast over the batch.
+    """``(1 - mask) * features + mask * pattern``, broadcast over the batch.
+
+    Mask and pattern have the shape of one image's features, whatever their layout: C x H x W of a
+    convolutional stage, T x C of tokens.
 
     Args:
         pattern: What masked features become; a copy is learnt further.
@@ -105,16 +108,21 @@ def save_detoxified(
     files.write_safetensors(path, teacher.state_dict(), description)
 
 
-def load_detoxified(path: Path) -> DetoxifiedTeacher:
+def load_detoxified(path: Path, *, arch: str | None = None) -> DetoxifiedTeacher:
     """Read a cleaned teacher that :func:`save_detoxified` wrote.
 
+    Args:
+        path: The file.
+        arch: The architecture in the user's word, as for :func:`robustkd.models.load`.
+
     Raises:
+        UsageError: If the architecture is unknown.
         InputError: If the file is damaged, or its tensors do not fit its own description.
     """
     tensors, description = files.read_safetensors(path)
     part = "teacher."
     own = {n.removeprefix(part): tensor for n, tensor in tensors.items() if n.startswith(part)}
-    inner = files.restore(own, description, path)
+    inner = files.restore(own, description, path, arch=arch)
     try:
         caps = {str(name): float(cap) for name, cap in description["masks"]}
         # On the meta device: shapes cost nothing, whatever the file claims.

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from robustkd import losses, taps
 from robustkd.errors import UsageError
-from robustkd.inference import device_of
+from robustkd.inference import device_of, features_on, layouts_of, stage_layout
+from robustkd.layout import Layout
 from robustkd.types import DataSource, Features, Logits, PerSample
 
 # OFD's CIFAR runs divide the sum over a WRN-28-4's stages by 1000; these are its elements, each
@@ -44,24 +45,32 @@ class Pair:
     """What a term may know of student and teacher before training.
 
     Attributes:
-        student: Shape of each of the student's stages, without the batch axis.
+        student: Shape of each of the student's stages as maps: channels, height and width.
         teacher: Of each of the teacher's stages; as many.
         margins: Measures the mean negative response per channel of each teacher stage.
         temperature: Of soft targets, above 0.
+        student_layouts: How the student's features become maps; none if they are maps.
+        teacher_layouts: Likewise the teacher's.
     """
 
     student: tuple[tuple[int, ...], ...]
     teacher: tuple[tuple[int, ...], ...]
     margins: Callable[[], list[Tensor]]
     temperature: float
+    student_layouts: tuple[Layout, ...] = ()
+    teacher_layouts: tuple[Layout, ...] = ()
 
 
 class _Connector(nn.Module):
-    """1x1 convolution and BatchNorm from the student's stage to the shape of the teacher's."""
+    """1x1 convolution and BatchNorm from the student's stage to the shape of the teacher's.
+
+    A smaller student is enlarged bilinearly; a larger one is averaged over areas, so that every
+    position of it has a part.
+    """
 
     def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
         super().__init__()
-        self.size = tuple(teacher[1:])
+        self.size = (teacher[1], teacher[2])
         self.conv = nn.Conv2d(student[0], teacher[0], 1, bias=False)
         self.norm = nn.BatchNorm2d(teacher[0])
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
@@ -70,6 +79,8 @@ class _Connector(nn.Module):
         mapped: Tensor = self.norm(self.conv(features))
         if tuple(mapped.shape[2:]) == self.size:
             return mapped
+        if mapped.shape[2] >= self.size[0] and mapped.shape[3] >= self.size[1]:
+            return nn.functional.adaptive_avg_pool2d(mapped, self.size)
         return nn.functional.interpolate(mapped, self.size, mode="bilinear", align_corners=False)
 
 
@@ -200,13 +211,22 @@ class Objective(nn.Module):
         check_weights(weights)
         self.weights = dict(weights)
         self.terms = nn.ModuleDict({name: TERMS[name](pair) for name in weights})
+        self._layouts = pair.student_layouts, pair.teacher_layouts
 
     def forward(self, student: Outputs, teacher: Outputs) -> dict[str, Float[Tensor, ""]]:
-        """Weighted batch mean of each term, by name."""
+        """Weighted batch mean of each term, by name; features come as the networks give them."""
+        student, teacher = map(_as_maps, (student, teacher), self._layouts)
         return {
             name: self.weights[name] * term(student, teacher).mean()
             for name, term in self.terms.items()
         }
+
+
+def _as_maps(outputs: Outputs, layouts: tuple[Layout, ...]) -> Outputs:
+    if not layouts:
+        return outputs
+    pairs = zip(layouts, outputs.features, strict=True)
+    return Outputs(outputs.logits, tuple(layout.maps(features) for layout, features in pairs))
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
@@ -245,19 +265,15 @@ def _batchnorm(model: nn.Module, name: str) -> nn.BatchNorm2d | None:
 def _measured(teacher: nn.Module, names: Sequence[str], clean: DataSource) -> list[Tensor]:
     if not names:
         return []
-    stages: list[list[Tensor]] = [[] for _ in names]
-    batches = clean.batches(
-        "train",
-        batch_size=64,
-        device=device_of(teacher),
-        shuffle=torch.Generator().manual_seed(0),
-    )
-    with taps.frozen_modes(teacher), taps.read(teacher, names) as features:
-        for batch, _ in zip(batches, range(_MARGIN_BATCHES), strict=False):
-            teacher(batch.images)
-            for stage, name in zip(stages, names, strict=True):
-                stage.append(features[name])
-    return [losses.measured_margin(stage) for stage in stages]
+    stages = features_on(teacher, names, clean, batch_size=64, batches=_MARGIN_BATCHES)
+    layouts = [
+        stage_layout(name, stage[0], clean.image_shape)
+        for name, stage in zip(names, stages, strict=True)
+    ]
+    return [
+        losses.measured_margin(map(layout.maps, stage))
+        for layout, stage in zip(layouts, stages, strict=True)
+    ]
 
 
 def pair_of(
@@ -276,23 +292,13 @@ def pair_of(
         )
     device = device_of(teacher)
     batch = next(iter(clean.batches("train", batch_size=2, device=device)))
+    student_layouts = layouts_of(student, student_taps, batch.images.to(device_of(student)))
+    teacher_layouts = layouts_of(teacher, teacher_taps, batch.images)
     return Pair(
-        student=_shapes(student, student_taps, batch.images.to(device_of(student))),
-        teacher=_shapes(teacher, teacher_taps, batch.images),
+        student=tuple(layout.shape for layout in student_layouts),
+        teacher=tuple(layout.shape for layout in teacher_layouts),
         margins=partial(margins, teacher, teacher_taps, clean),
         temperature=temperature,
+        student_layouts=student_layouts,
+        teacher_layouts=teacher_layouts,
     )
-
-
-@torch.no_grad()
-def _shapes(model: nn.Module, names: Sequence[str], images: Tensor) -> tuple[tuple[int, ...], ...]:
-    with taps.frozen_modes(model), taps.read(model, names) as features:
-        model(images)
-        shapes = tuple(tuple(features[name].shape[1:]) for name in names)
-    for name, shape in zip(names, shapes, strict=True):
-        if len(shape) != 3:
-            raise UsageError(
-                f"module {name!r} gives features of shape {shape}; expected channels x height x "
-                "width: tap a convolutional stage"
-            )
-    return shapes

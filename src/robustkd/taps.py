@@ -7,15 +7,21 @@ inside ``with`` blocks and are always removed.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from robustkd.errors import UsageError
+from robustkd.layout import layout_of
 from robustkd.types import Features, Images
+
+_Output: TypeAlias = tuple[torch.autograd.graph.Node, int]
+_ACTIVATIONS = (nn.ReLU.__module__, "timm.layers.activations", "timm.layers.activations_me")
+_QUARTERS = 4
 
 
 def module_at(model: nn.Module, name: str) -> nn.Module:
@@ -111,65 +117,132 @@ def rewrite(model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]])
 
 
 def stages(model: nn.Module, example: Images) -> tuple[str, ...]:
-    """Find the stage outputs of a convolutional network by probing.
+    """Find the stage outputs of any network on images, by running it once.
 
-    For every spatial resolution above 1 x 1, the last module through which all information
-    passes: with its output held, the logits no longer depend on the input. Where such a module
-    is an activation, the module before it is taken if it is such a bottleneck as well, so that
-    features before ReLU are read where the network has them.
+    A bottleneck is a module through which all information passes: every path from the pixels to
+    the logits goes through its output, as autograd's graph shows. For every resolution above
+    1 x 1, the last bottleneck is a stage; where it is an activation, the module before it is taken
+    if it is a bottleneck as well, so that features before ReLU are read where the network has them.
+    Where all bottlenecks have one resolution, as in a vision transformer, the blocks that repeat
+    are divided into four stages.
 
     Args:
-        model: Any network on images.
-        example: Two or more different images, N x C x H x W.
+        model: Any network on images: convolutional (N x C x H x W, or N x H x W x C) or of tokens
+            (N x T x C), see :mod:`robustkd.layout`.
+        example: One or more images, N x C x H x W; what is on them does not matter.
 
     Returns:
-        Module paths in the order in which they run, one per resolution.
+        Module paths in the order in which they run.
 
     Raises:
-        UsageError: If there are fewer than two images, if the network tells none of them from
-            the next, or if no stage is found.
+        UsageError: If no stage is found.
     """
-    if len(example) < 2:
-        raise UsageError(f"probing needs at least 2 images; got {len(example)}")
-    with torch.no_grad(), frozen_modes(model):
-        if torch.equal(model(example), model(example.roll(1, dims=0))):
-            raise UsageError("probing needs different images; the logits of all given are the same")
-        levels = _levels(model, example)
-        found = [_last_bottleneck(model, names, example) for names in levels]
-    taps = tuple(name for name in found if name is not None)
-    if not taps:
+    with frozen_modes(model):
+        order, levels = _levels(model, example[:2])
+    lasts = [(last, level) for level in levels if (last := _last_bottleneck(model, level))]
+    if not lasts:
         raise UsageError(f"no stage found in {type(model).__name__}; name the taps yourself")
-    return taps
+    if len(lasts) == 1:
+        return _quarters(model, *lasts[0])
+    return tuple(sorted((last for last, _ in lasts), key=order.index))
 
 
-def _levels(model: nn.Module, example: Images) -> list[list[str]]:
-    """Paths of modules that ran once, grouped by the resolution of their output, in order."""
-    ran: list[tuple[str, tuple[int, ...]]] = []
+class _Level(NamedTuple):
+    """Modules whose outputs have one resolution, in order, and those that are bottlenecks."""
+
+    names: list[str]
+    bottlenecks: list[str]
+
+
+def _levels(model: nn.Module, example: Images) -> tuple[list[str], list[_Level]]:
+    """Modules in the order in which they ended, and those that ran once by resolution.
+
+    Of several modules with the very same output, a level has the innermost.
+    """
+    ran: list[tuple[str, _Output, tuple[int, int]]] = []
+    image = (example.shape[2], example.shape[3])
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                ran.append((name, tuple(output.shape[2:])))
+            # What has the shape of the images is images still, as normalised ones are.
+            if not isinstance(output, Tensor) or output.shape == example.shape:
+                return
+            if output.ndim < 3 or len(output) != len(example):
+                return
+            layout = layout_of(tuple(output.shape[1:]), image)
+            if layout is not None and output.grad_fn is not None:
+                ran.append((name, (output.grad_fn, output.output_nr), layout.size))
 
         return hook
 
+    pixels = example.detach().clone().requires_grad_()
     with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_out_of_place(model))
         for name, module in model.named_modules():
             if name:
                 stack.callback(module.register_forward_hook(note(name)).remove)
-        model(example)
-    names = [name for name, _ in ran]
-    levels: dict[tuple[int, ...], list[str]] = {}
-    for name, resolution in ran:
-        if names.count(name) == 1 and max(resolution) > 1:
-            levels.setdefault(resolution, []).append(name)
-    return list(levels.values())
+        logits = model(pixels)
+    everything = _bottlenecks(logits, pixels)
+    times = Counter(name for name, _, _ in ran)
+    seen: set[_Output] = set()
+    levels: dict[tuple[int, int], _Level] = {}
+    for name, output, size in ran:
+        if times[name] > 1 or max(size) == 1 or output in seen:
+            continue
+        seen.add(output)
+        level = levels.setdefault(size, _Level([], []))
+        level.names.append(name)
+        if output in everything:
+            level.bottlenecks.append(name)
+    return [name for name, _, _ in ran], list(levels.values())
 
 
-def _last_bottleneck(model: nn.Module, names: list[str], example: Images) -> str | None:
+def _bottlenecks(logits: Tensor, pixels: Tensor) -> set[_Output]:
+    """Outputs in autograd's graph that lie on every path from ``pixels`` to ``logits``.
+
+    In an order in which every output comes after all that use it, these are the ones over which
+    no edge leaps.
+    """
+    if logits.grad_fn is None:
+        return set()
+    root: _Output = (logits.grad_fn, logits.output_nr)
+    order, inputs = _towards(root, pixels)
+    place = {output: index for index, output in enumerate(order)}
+    found, furthest = set(), 0
+    for index, output in enumerate(order):
+        if furthest <= index:
+            found.add(output)
+        furthest = max([furthest, *(place[used] for used in inputs[output])])
+    return found
+
+
+def _towards(root: _Output, pixels: Tensor) -> tuple[list[_Output], dict[_Output, list[_Output]]]:
+    """All that leads from ``pixels`` to ``root``, users first, and what each is computed from."""
+    inputs: dict[_Output, list[_Output]] = {}
+    finished: list[_Output] = []
+    leads: dict[_Output, bool] = {}
+    # Depth first with a stack of its own: networks are deeper than Python may recurse.
+    pending = [(root, False)]
+    while pending:
+        output, done = pending.pop()
+        if done:
+            used = [other for other in inputs[output] if leads[other]]
+            inputs[output] = used
+            leads[output] = bool(used) or getattr(output[0], "variable", None) is pixels
+            if leads[output]:
+                finished.append(output)
+        elif output not in inputs:
+            inputs[output] = [(node, k) for node, k in output[0].next_functions if node is not None]
+            pending.append((output, True))
+            pending.extend((other, False) for other in inputs[output])
+    return finished[::-1], inputs
+
+
+def _last_bottleneck(model: nn.Module, level: _Level) -> str | None:
     last: str | None = None
-    for name in reversed(names):
-        if _holds_all(model, name, example):
+    for name in reversed(level.names):
+        if name in level.bottlenecks:
             last = name
             if not _is_activation(module_at(model, name)):
                 return last
@@ -178,15 +251,15 @@ def _last_bottleneck(model: nn.Module, names: list[str], example: Images) -> str
     return last
 
 
+def _quarters(model: nn.Module, last: str, level: _Level) -> tuple[str, ...]:
+    """Ends of the quarters of the blocks that repeat most often; only ``last`` of too few."""
+    kinds = Counter(type(module_at(model, name)) for name in level.bottlenecks)
+    kind, count = kinds.most_common(1)[0]
+    if count < _QUARTERS:
+        return (last,)
+    blocks = [name for name in level.bottlenecks if type(module_at(model, name)) is kind]
+    return (*(blocks[k * count // _QUARTERS - 1] for k in range(1, _QUARTERS)), last)
+
+
 def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == nn.ReLU.__module__
-
-
-def _holds_all(model: nn.Module, name: str, example: Images) -> bool:
-    """Whether the logits of other images become those of ``example`` when the tap is held."""
-    with read(model, [name]) as features:
-        logits = model(example)
-        held = features[name]
-    others = example.roll(1, dims=0)
-    with _out_of_place(model), rewrite(model, {name: lambda _output: held}):
-        return torch.equal(model(others), logits)
+    return type(module).__module__ in _ACTIVATIONS

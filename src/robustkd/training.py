@@ -106,7 +106,7 @@ def fit(
         weight_decay: L2 penalty on every weight.
         schedule: How the learning rate falls, step by step.
         precision: Mixed precision, as accelerate names it.
-        seed: Of order and augmentation.
+        seed: Of order, augmentation and dropout.
         label: What the progress line says.
         after_backward: Called between the backward pass and the optimiser's step.
         validate: Called after each epoch, gives a figure to maximise; the weights of the best
@@ -152,7 +152,8 @@ def fit(
 
     records: list[dict[str, float]] = []
     best: tuple[float, dict[str, Tensor]] | None = None
-    with track(label, steps) as update:
+    with torch.random.fork_rng(devices=[]), track(label, steps) as update:
+        torch.manual_seed(seed)  # of dropout and stochastic depth, in networks that have them
         for epoch in range(epochs):
             learner.train()
             batches = data.batches(

@@ -90,3 +90,14 @@ def test_committed_tables_are_up_to_date(name, tmp_path):
     shutil.copy(ROOT / name, copy)
     assert "<!-- table: " in copy.read_text()
     assert not fill_tables(copy, ROOT), "run `make docs`"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"pairs": [{"teacher": "wrn-10-1"}]}'])
+def test_damaged_pairs_are_named(content, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: pairs.json pairs -->\n<!-- end -->\n")
+    with pytest.raises(InputError, match=r"pairs\.json: cannot be read: No such file"):
+        fill_tables(page, tmp_path)
+    (tmp_path / "pairs.json").write_text(content)
+    with pytest.raises(InputError, match=r"pairs\.json: is not what robustkd\.benchmark\.pairs"):
+        fill_tables(page, tmp_path)

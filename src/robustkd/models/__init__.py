@@ -7,13 +7,18 @@
 
 from robustkd.models.classifier import Classifier, Normalise, Spec, pixel_statistics
 from robustkd.models.files import check_fits, load, save, write_safetensors
-from robustkd.models.table import FAMILIES, build, check_name, parameters
+from robustkd.models.own import OwnCode
+from robustkd.models.size import macs, parameters
+from robustkd.models.table import FAMILIES, build, check_name
 from robustkd.models.teacher import Teacher, TeacherFile, load_teacher, read_teacher
+from robustkd.models.zoo import Preprocessing, normalisation, preprocessing
 
 __all__ = [
     "FAMILIES",
     "Classifier",
     "Normalise",
+    "OwnCode",
+    "Preprocessing",
     "Spec",
     "Teacher",
     "TeacherFile",
@@ -22,8 +27,11 @@ __all__ = [
     "check_name",
     "load",
     "load_teacher",
+    "macs",
+    "normalisation",
     "parameters",
     "pixel_statistics",
+    "preprocessing",
     "read_teacher",
     "save",
     "write_safetensors",

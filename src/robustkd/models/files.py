@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robustkd.errors import InputError, UsageError
 from robustkd.models.classifier import Classifier, Spec
-from robustkd.models.table import build
+from robustkd.models.table import build, check_name
 
 _KEY = "robustkd"
 _FORMAT = 1
@@ -109,17 +109,29 @@ def save(model: Classifier, path: Path, *, provenance: Mapping[str, Any] | None 
     write_safetensors(path, model.state_dict(), description)
 
 
-def load(path: Path) -> Classifier:
+def load(path: Path, *, arch: str | None = None) -> Classifier:
     """Read a model that :func:`save` wrote, in eval mode; no code in the file is ever run.
 
+    Args:
+        path: The file.
+        arch: Its architecture in the user's word. It is needed where that is the user's own code
+            (:class:`robustkd.models.OwnCode`), since a file cannot name code; else the file's own
+            word will do.
+
     Raises:
-        InputError: If the file is damaged, or its tensors do not fit its own description.
+        UsageError: If the architecture is unknown.
+        InputError: If the file is damaged or of another architecture, or its tensors do not fit
+            its own description.
     """
-    return restore(*read_safetensors(path), path)
+    return restore(*read_safetensors(path), path, arch=arch)
 
 
 def restore(
-    tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    path: Path,
+    *,
+    arch: str | None = None,
 ) -> Classifier:
     """Build the model that a description's ``spec`` names and fill it, in eval mode.
 
@@ -127,11 +139,15 @@ def restore(
         tensors: Every parameter and buffer by name.
         description: What :func:`read_safetensors` read.
         path: Where both came from; for messages.
+        arch: The architecture in the user's word, which the description's must be.
 
     Raises:
+        UsageError: If the user's architecture is unknown.
         InputError: If the description is damaged, or the tensors do not fit it.
     """
-    spec = described_spec(description, path)
+    if arch is not None:
+        check_name(arch)
+    spec = described_spec(description, path, arch)
     try:
         # Without memory behind it: a file of 1 kB may claim an architecture of 1 TB.
         with torch.device("meta"):
@@ -164,18 +180,24 @@ def check_fits(spec: Spec, path: Path, *, classes: int, image_shape: tuple[int, 
         )
 
 
-def described_spec(description: Mapping[str, Any], path: Path) -> Spec:
-    """What a file of ours says that it holds.
+def described_spec(description: Mapping[str, Any], path: Path, arch: str | None = None) -> Spec:
+    """What a file of ours says that it holds, with the user's own word for its architecture.
 
     Raises:
-        InputError: If it says nothing that could be built.
+        InputError: If it says nothing that could be built, or names another architecture.
     """
     said = description.get("spec")
     try:
         if not isinstance(said, dict):
             raise TypeError("no spec")
+        named = str(said["arch"])
+        if arch is not None and named != arch:
+            raise InputError(
+                f"{path} is a model of architecture {quoted(named)}, not {str(arch)!r}: "
+                "name the one that it was trained with"
+            )
         return Spec(
-            arch=str(said["arch"]),
+            arch=arch or named,
             classes=int(said["classes"]),
             image_shape=tuple(int(v) for v in said["image_shape"]),  # type: ignore[arg-type]
             mean=tuple(float(v) for v in said["mean"]),

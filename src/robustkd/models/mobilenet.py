@@ -1,9 +1,10 @@
-"""MobileNetV2 for images of any size.
+"""MobileNets for images of any size.
 
-Source: Sandler et al., *MobileNetV2: Inverted Residuals and Linear Bottlenecks*, CVPR 2018,
-arXiv 1801.04381; the network itself is torchvision's, so that its weights fit. Differences, for
-images below 96 pixels: the strides, since 32 of the paper's would leave nothing of a small image,
-and no dropout.
+Sources: Howard et al., *MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
+Applications*, 2017, arXiv 1704.04861; Sandler et al., *MobileNetV2: Inverted Residuals and Linear
+Bottlenecks*, CVPR 2018, arXiv 1801.04381, the network itself is torchvision's, so that its weights
+fit. Differences, for images below 96 pixels: the strides, since the papers' factor of 32 would
+leave nothing of a small image, and no dropout.
 """
 
 from __future__ import annotations
@@ -24,8 +25,14 @@ _GROUPS = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+# Channels and stride of each depthwise separable convolution, as in table 1 of the first paper.
+_SEPARABLE = (
+    (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
+    *[(512, 1)] * 5, (1024, 2), (1024, 1),
+)  # fmt: skip
 # The stem loses its stride first, then the last group its own: features of 4 x 4 are left of 28 to
 # 47 pixels, at half the cost of keeping the early groups at full size.
+_WIDEST = 4
 _NO_STEM_STRIDE_BELOW = 96
 _NO_LAST_STRIDE_BELOW = 48
 
@@ -45,8 +52,7 @@ def mobilenet_v2(
     Raises:
         UsageError: If the width is out of range.
     """
-    if not 0 < width <= 4:
-        raise UsageError(f"MobileNetV2 width is {width}; expected above 0 and at most 4")
+    _check_width("MobileNetV2", width)
     from torchvision.models import MobileNetV2
 
     small = min(size) < _NO_STEM_STRIDE_BELOW
@@ -65,3 +71,41 @@ def mobilenet_v2(
     )
     nn.init.kaiming_normal_(stem[0].weight, mode="fan_out")
     return network
+
+
+def _activated(inputs: int, outputs: int, size: int, stride: int, groups: int) -> nn.Sequential:
+    convolution = nn.Conv2d(
+        inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False
+    )
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def mobilenet_v1(
+    width: float | int = 1.0, *, channels: int, classes: int, size: tuple[int, int]
+) -> nn.Module:
+    """MobileNetV1 with fresh weights; arguments and refusals are those of :func:`mobilenet_v2`.
+
+    Features shrink by 32 from 96 pixels on, by 16 from 48 on, by 8 below.
+    """
+    _check_width("MobileNetV1", width)
+    small, smallest = min(size) < _NO_STEM_STRIDE_BELOW, min(size) < _NO_LAST_STRIDE_BELOW
+    inputs = max(8, int(32 * width))
+    layers = [_activated(channels, inputs, 3, 1 if small else 2, 1)]
+    for number, (full, stride) in enumerate(_SEPARABLE):
+        last = number == len(_SEPARABLE) - 2
+        layers.append(_activated(inputs, inputs, 3, 1 if last and smallest else stride, inputs))
+        outputs = max(8, int(full * width))
+        layers.append(_activated(inputs, outputs, 1, 1, 1))
+        inputs = outputs
+    return nn.Sequential(
+        nn.Sequential(*layers),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(inputs, classes),
+    )
+
+
+def _check_width(name: str, width: float | int) -> None:
+    if not 0 < width <= _WIDEST:
+        raise UsageError(f"{name} width is {width}; expected above 0 and at most {_WIDEST}")

@@ -1,9 +1,11 @@
-"""Residual networks for small images, of 6 n + 2 layers.
+"""Residual networks: those of 6 n + 2 layers for small images, and ResNet-18 to 152.
 
 Source: He, Zhang, Ren and Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016,
-arXiv 1512.03385, section 4.2 (shortcuts of option A: subsampled, new channels zero). Differences:
-one or three input channels, any image size; and every ReLU that ends a block there begins the
-next one here, which computes the same, but lets a block's output be read before its ReLU.
+arXiv 1512.03385. The first are of section 4.2 (shortcuts of option A: subsampled, new channels
+zero); differences: one or three input channels, any image size; and every ReLU that ends a block
+there begins the next one here, which computes the same, but lets a block's output be read before
+its ReLU. The second are of table 1, by torchvision, so that its weights fit; for images below 96
+pixels the stem is a 3x3 convolution of stride 1 without pooling, as is usual on CIFAR.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from robustkd.errors import UsageError
 
 _WIDTHS = (16, 16, 32, 64)
+_SMALL = 96
 
 
 class _Block(nn.Module):
@@ -77,3 +80,25 @@ class SmallResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)))))
         logits: Tensor = self.fc(self.pool(self.relu(x)).flatten(1))
         return logits
+
+
+def large_resnet(depth: int, *, channels: int, classes: int, size: tuple[int, int]) -> nn.Module:
+    """ResNet-18, 34, 50, 101 or 152 with fresh weights.
+
+    Args:
+        depth: One of these five.
+        channels: Of the input, 1 or 3.
+        classes: Number of logits.
+        size: Height and width of the images in pixels; features shrink by 32 from 96 pixels on,
+            by 8 below.
+    """
+    from torchvision import models
+
+    network: nn.Module = models.get_model(f"resnet{depth}", weights=None, num_classes=classes)
+    if min(size) < _SMALL:
+        network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    else:
+        network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return network

@@ -12,9 +12,12 @@ from torch import nn
 
 from robustkd.errors import UsageError
 from robustkd.models.classifier import Classifier, Spec
-from robustkd.models.mobilenet import mobilenet_v2
-from robustkd.models.resnet import SmallResNet
+from robustkd.models.mobilenet import mobilenet_v1, mobilenet_v2
+from robustkd.models.own import OwnCode
+from robustkd.models.pyramidnet import PyramidNet
+from robustkd.models.resnet import SmallResNet, large_resnet
 from robustkd.models.wrn import WideResNet
+from robustkd.models.zoo import timm_network, torchvision_network
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,72 @@ class Family:
     build: Callable[..., nn.Module]
 
 
+def _size(spec: Spec) -> tuple[int, int]:
+    return spec.image_shape[1], spec.image_shape[2]
+
+
 def _wide_resnet(spec: Spec, depth: str, width: str) -> nn.Module:
     channels = spec.image_shape[0]
     return WideResNet(int(depth), int(width), channels=channels, classes=spec.classes)
+
+
+def _pyramidnet(spec: Spec, depth: str, alpha: str | None, bottleneck: str | None) -> nn.Module:
+    if alpha is None:
+        if depth not in _PYRAMIDS:
+            short = " and ".join(f"pyramidnet-{known}" for known in _PYRAMIDS)
+            raise UsageError(
+                f"{spec.arch!r} has no alpha, which only {short} go without; expected "
+                "pyramidnet-DEPTH-ALPHA[-bottleneck]"
+            )
+        alpha, bottleneck = _PYRAMIDS[depth]
+    return PyramidNet(
+        int(depth),
+        int(alpha),
+        bottleneck=bottleneck is not None,
+        channels=spec.image_shape[0],
+        classes=spec.classes,
+    )
+
+
+def _large_resnet(spec: Spec, depth: str) -> nn.Module:
+    channels = spec.image_shape[0]
+    return large_resnet(int(depth), channels=channels, classes=spec.classes, size=_size(spec))
 
 
 def _small_resnet(spec: Spec, depth: str) -> nn.Module:
     return SmallResNet(int(depth), channels=spec.image_shape[0], classes=spec.classes)
 
 
-def _mobilenet_v2(spec: Spec, width: str | None) -> nn.Module:
-    channels, *size = spec.image_shape
-    return mobilenet_v2(
-        float(width or 1), channels=channels, classes=spec.classes, size=(size[0], size[1])
-    )
+def _mobilenet(spec: Spec, version: str, width: str | None) -> nn.Module:
+    make = mobilenet_v1 if version == "1" else mobilenet_v2
+    channels = spec.image_shape[0]
+    return make(float(width or 1), channels=channels, classes=spec.classes, size=_size(spec))
 
 
+def _of_torchvision(spec: Spec, name: str) -> nn.Module:
+    return torchvision_network(name, classes=spec.classes, image_shape=spec.image_shape)
+
+
+def _of_timm(spec: Spec, name: str) -> nn.Module:
+    return timm_network(name, classes=spec.classes, image_shape=spec.image_shape)
+
+
+def _own_code(spec: Spec) -> nn.Module:
+    if not isinstance(spec.arch, OwnCode):
+        raise UsageError(
+            f"architecture {spec.arch!r} is code, which runs only where you name it yourself: "
+            "with --arch or --student, or as models.OwnCode in Python"
+        )
+    return spec.arch.build(classes=spec.classes, image_shape=spec.image_shape)
+
+
+# What the paper of RobustKD calls PyramidNet-110 and PyramidNet-200, in full.
+_PYRAMIDS: dict[str, tuple[str, str | None]] = {
+    "110": ("84", None),
+    "200": ("240", "-bottleneck"),
+}
+
+# The first pattern that fits counts: ResNet-50 and 152 are 6 n + 2 as well.
 FAMILIES: dict[str, Family] = {
     "wide-resnet": Family(
         "wrn-DEPTH-WIDTH",
@@ -57,19 +110,50 @@ FAMILIES: dict[str, Family] = {
         ("wrn-10-1", "wrn-16-2", "wrn-28-4"),
         _wide_resnet,
     ),
+    "pyramidnet": Family(
+        "pyramidnet-DEPTH-ALPHA[-bottleneck]",
+        r"pyramidnet-([0-9]{1,3})(?:-([0-9]{1,3})(-bottleneck)?)?",
+        ("pyramidnet-14-12", "pyramidnet-20-12-bottleneck"),
+        _pyramidnet,
+    ),
+    "resnet": Family(
+        "resnet-18|34|50|101|152",
+        r"resnet-(18|34|50|101|152)",
+        ("resnet-18",),
+        _large_resnet,
+    ),
     "small-resnet": Family(
         "resnet-DEPTH",
         r"resnet-([0-9]{1,4})",
         ("resnet-8", "resnet-14", "resnet-20"),
         _small_resnet,
     ),
-    "mobilenet-v2": Family(
-        "mobilenet-v2[-WIDTH]",
-        r"mobilenet-v2(?:-([0-9]{1,2}(?:\.[0-9]{1,3})?))?",
-        ("mobilenet-v2", "mobilenet-v2-0.25"),
-        _mobilenet_v2,
+    "mobilenet": Family(
+        "mobilenet-v1|v2[-WIDTH]",
+        r"mobilenet-v([12])(?:-([0-9]{1,2}(?:\.[0-9]{1,3})?))?",
+        ("mobilenet-v1-0.25", "mobilenet-v2", "mobilenet-v2-0.25"),
+        _mobilenet,
+    ),
+    "torchvision": Family(
+        "torchvision/NAME",
+        r"torchvision/(\w{1,99})",
+        ("torchvision/shufflenet_v2_x0_5",),
+        _of_torchvision,
+    ),
+    "timm": Family(
+        "timm/NAME",
+        r"timm/([\w.]{1,99})",
+        ("timm/mobilenetv3_small_050",),
+        _of_timm,
+    ),
+    "own-code": Family(
+        "PACKAGE.MODULE:CALLABLE",
+        r"[\w.]{1,199}:[\w.]{1,99}",
+        (),
+        _own_code,
     ),
 }
+"""Architectures by family; contract tests run over the examples."""
 
 
 def check_name(arch: str) -> tuple[Family, tuple[str | None, ...]]:
@@ -107,8 +191,3 @@ def build(spec: Spec, *, seed: int) -> Classifier:
         network = family.build(spec, *parts)
     model = Classifier(spec, network)
     return model.to(memory_format=torch.channels_last)
-
-
-def parameters(model: nn.Module) -> int:
-    """Count the learnable numbers of a model."""
-    return sum(parameter.numel() for parameter in model.parameters())

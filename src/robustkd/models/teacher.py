@@ -22,7 +22,6 @@ from robustkd.models.files import (
     check_values,
     described_spec,
     parse_description,
-    quoted,
     restore,
 )
 from robustkd.models.table import build, check_name
@@ -143,8 +142,8 @@ def read_teacher(
     given = (mean, std) if mean else None
     if found.description:
         description = parse_description(found.description, path)
-        _check_word(described_spec(description, path), spec, path, given=given)
-        return Teacher(restore(tensors, description, path), facts)
+        _check_word(described_spec(description, path, arch), spec, path, given=given)
+        return Teacher(restore(tensors, description, path, arch=arch), facts)
     weights = plain.match(tensors, spec, path)
     check_values(weights.tensors, path)
     normalisation, source = _normalisation(given, weights.normalisation, statistics, path)
@@ -192,11 +191,6 @@ def _other(tensor: Tensor) -> bool:
 
 def _check_word(said: Spec, spec: Spec, path: Path, *, given: plain.Normalisation | None) -> None:
     """Refuse a file of ours that says otherwise than the user."""
-    if said.arch != spec.arch:
-        raise InputError(
-            f"{path} is a model of architecture {quoted(said.arch)}, not {spec.arch!r}: "
-            "name the one that it was trained with"
-        )
     check_fits(said, path, classes=spec.classes, image_shape=spec.image_shape)
     if given not in (None, (said.mean, said.std)):
         raise UsageError(

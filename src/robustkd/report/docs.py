@@ -2,7 +2,8 @@
 
 A table stands between ``<!-- table: PLACE -->`` and ``<!-- end -->``. The place is a folder with a
 ``results.json``, or a JSON file with a list of rows that all have the same keys. Behind a folder
-may stand which of its tables is meant: ``methods`` (if nothing does), ``attacks`` or ``summary``.
+may stand which of its tables is meant: ``methods`` (if nothing does), ``attacks`` or ``summary``;
+behind a file ``pairs``, for the tables of architectures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from robustkd.errors import InputError, RobustKDError, UsageError
 from robustkd.report.grid import attack_table, summary_table
+from robustkd.report.pairs import pairs_tables
 from robustkd.report.results import read
 from robustkd.report.rows import aggregate
 from robustkd.report.tables import markdown_table
@@ -38,13 +40,16 @@ def fill_tables(page: Path, root: Path) -> bool:
     """
 
     def table(found: re.Match[str]) -> str:
-        place = root / found[2]
-        if place.suffix == ".json":
-            return f"{found[1]}{plain_table(place)}{found[4]}"
-        kind = found[3] or "methods"
-        if kind not in _KINDS:
+        place, kind = root / found[2], found[3] or "methods"
+        if kind == "pairs":
+            made = pairs_tables(place)
+        elif place.suffix == ".json":
+            made = plain_table(place)
+        elif kind in _KINDS:
+            made = _KINDS[kind](aggregate(read(place).runs))
+        else:
             raise UsageError(f"{page}: table {kind!r}; expected one of {', '.join(_KINDS)}")
-        return f"{found[1]}{_KINDS[kind](aggregate(read(place).runs))}{found[4]}"
+        return f"{found[1]}{made}{found[4]}"
 
     before = page.read_text(encoding="utf-8")
     after = _TABLE.sub(table, before)
