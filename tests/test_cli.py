@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -319,7 +320,7 @@ def test_a_missing_option_is_one_line(robustkd, files):
 
 
 def test_an_unknown_command_is_one_line(robustkd):
-    available = "Available commands: demo, distill, evaluate, list."
+    available = "Available commands: demo, distill, evaluate, bench, attack, list."
     refused(
         robustkd("distil"),
         2,

@@ -52,12 +52,12 @@ def run(teacher_file: Path, out: Path, **changes) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(teacher_file, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
-    out = tmp_path_factory.mktemp("runs") / "default"
-    how = PRESETS["default"]
+    out = tmp_path_factory.mktemp("runs") / "both"
+    how = PRESETS["both"]
     brief = replace(how, detox={**how.detox, "steps": 2})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "default", brief)
-        return out, run(teacher_file, out, method="default", seed=5)
+        patch.setitem(PRESETS, "both", brief)
+        return out, run(teacher_file, out, method="both", seed=5)
 
 
 def test_the_folder_is_complete_and_the_results_are_those_on_disk(finished):
@@ -75,7 +75,7 @@ def test_the_report_reads_what_was_measured(finished, teacher_file):
     rows = report.read(out).runs
     assert [(row.method, row.asr, row.ra) for row in rows] == [
         ("teacher", None, None),
-        ("default", None, None),
+        ("both", None, None),
     ]
     saved = (models.load(teacher_file), models.load(out / "student.safetensors"))
     for row, model in zip(rows, saved, strict=True):
@@ -87,7 +87,7 @@ def test_the_report_reads_what_was_measured(finished, teacher_file):
     assert results["config"] == {
         "arch": "wrn-10-1",
         "student": "wrn-10-1",
-        "method": "default",
+        "method": "both",
         "data": "digits",
         "seed": 5,
         "training": {"epochs": 1, "batch_size": 64},
@@ -111,7 +111,7 @@ def test_a_plain_teacher_is_normalised_as_the_data_where_nobody_says(teacher_fil
     assert results["runs"][0]["acc"] == accuracy_on(trained, CLEAN, "test").value
 
 
-def test_the_default_method_cleans_and_hardens(finished):
+def test_the_method_both_cleans_and_hardens(finished):
     _, results = finished
     detox = results["records"]["detox"]
     assert len(detox["stages"]) == len(detox["mean_mask"]) == 3
@@ -167,8 +167,8 @@ def test_a_teacher_near_chance_stops_before_anything_is_made(tmp_path):
     ("changes", "message"),
     [
         ({"method": "papr"}, "unknown method 'papr'; did you mean 'paper'?"),
-        ({"student_arch": "resnet"}, "unknown architecture 'resnet'; expected wrn-DEPTH-WIDTH: "),
-        ({"arch": "wrn10"}, "unknown architecture 'wrn10'; expected wrn-DEPTH-WIDTH: "),
+        ({"student_arch": "resnet"}, "unknown architecture 'resnet'; expected wrn-DEPTH-WIDTH, "),
+        ({"arch": "wrn10"}, "unknown architecture 'wrn10'; expected wrn-DEPTH-WIDTH, "),
     ],
 )
 def test_unknown_names_stop_before_anything_is_made(changes, message, teacher_file, tmp_path):

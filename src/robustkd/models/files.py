@@ -23,7 +23,7 @@ from robustkd.models.table import build, check_name
 
 _KEY = "robustkd"
 _FORMAT = 1
-_LONGEST = 200
+_LONGEST = 400
 
 
 def write_safetensors(
