@@ -312,6 +312,7 @@ def attack(
     settings: Annotated[dict[str, str], Parameter(name="--set", negative="")] | None = None,
     seed: int = 0,
     data_root: Path | None = None,
+    images: ImageFlags = _IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Make a backdoored teacher and its trigger, for research.
@@ -319,7 +320,7 @@ def attack(
     Args:
         name: The attack, see ``robustkd list``.
         arch: Architecture of the teacher.
-        data: Name of the attacker's clean data.
+        data: Name or folder of the attacker's clean data, as in ``distill``.
         out: New folder for teacher.safetensors, trigger.safetensors and results.json.
         target: Class that triggered images shall get.
         epochs: Passes over the training images for the teacher's own training.
@@ -330,16 +331,16 @@ def attack(
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.
         seed: The same seed gives the same teacher, byte for byte.
         data_root: Folder of the data set's files, where they are not found by themselves.
+        images: How images are read.
         as_json: Print the results as JSON.
     """
     _check_training(epochs, batch_size, lr, seed)
-    from robustkd import data as sources
     from robustkd.benchmark.teachers import attack_to_folder
 
     results = attack_to_folder(
         name,
         arch=arch,
-        source=sources.load(data, root=data_root),
+        source=_open_data(data, data_root, images),
         out=out,
         target=target,
         surrogate=surrogate or arch,
