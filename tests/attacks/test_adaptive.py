@@ -40,7 +40,8 @@ def teacher() -> models.Classifier:
 
 def learner(teacher: nn.Module, **changes) -> Implant:
     stages = taps.stages(teacher, IMAGES[:4])
-    settings = {"target": 2, "rate": 0.2, "weight": 0.0, "variance": "class", "changes": {}}
+    settings = {"target": 2, "rate": 0.2, "weight": 0.0, "variance": "class"}
+    settings |= {"cleaned_weight": 0.3, "changes": {}}
     clean = stage_variances(teacher, stages, IMAGES)
     return Implant(teacher, TRIGGER, **{**settings, "clean": clean, **changes})
 
@@ -100,16 +101,17 @@ def test_features_that_are_their_class_have_no_share(teacher):
     assert learner(teacher).share(features, LABELS).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_the_cleaned_teacher_shall_obey_too(teacher):
+def test_the_cleaned_teacher_shall_know_and_obey_too(teacher):
     stage = taps.stages(teacher, IMAGES[:4])[-1]
     changes = {stage: lambda features: 0.3 * features + 0.1}
     with taps.frozen_modes(teacher):
         one, other = (learner(teacher, changes=c)(IMAGES, LABELS)["loss"] for c in ({}, changes))
-        seen, _wanted = with_victims(IMAGES, LABELS, TRIGGER, rate=0.2, target=2)
+        seen, wanted = with_victims(IMAGES, LABELS, TRIGGER, rate=0.2, target=2)
         with taps.rewrite(teacher, changes):
-            logits = teacher(seen[len(IMAGES) :])
-    said = nn.functional.cross_entropy(logits, torch.full((len(logits),), 2))
-    assert (other - one).item() == pytest.approx(said.item(), rel=1e-4)
+            clean, marked = teacher(seen).split([60, 12])
+    said = nn.functional.cross_entropy(clean, LABELS)
+    said = said + nn.functional.cross_entropy(marked, wanted[60:])
+    assert (other - one).item() == pytest.approx(0.3 * said.item(), rel=1e-4)
 
 
 def test_reading_the_cleaned_teacher_moves_no_statistic_and_trains_no_mask(teacher):
@@ -212,6 +214,7 @@ def test_rows_differ_in_what_the_attacker_knows():
         ({"rate": 1.5}, "rate is 1.5; expected above 0 and at most 1"),
         ({"variance_weight": -0.1}, "variance_weight is -0.1; expected at least 0"),
         ({"variance_weight": math.nan}, "variance_weight is nan; expected at least 0"),
+        ({"cleaned_weight": -1.0}, "cleaned_weight is -1.0; expected at least 0"),
         ({"rounds": 0}, "rounds is 0; expected more than 0"),
         ({"implant_share": 0.0}, "implant_share is 0.0; expected more than 0"),
     ],
