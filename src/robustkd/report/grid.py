@@ -102,7 +102,7 @@ def summary_table(rows: Sequence[Row]) -> str:
             percent(found.ordinary_asr),
             percent(found.asr),
             percent(found.worst),
-            percent(found.lost),
+            percent(round(found.lost, 3) + 0.0),  # no minus before a zero
         ]
         for found in summaries(rows)
     ]
