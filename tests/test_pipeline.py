@@ -149,8 +149,8 @@ def test_a_teacher_near_chance_stops_before_anything_is_made(tmp_path):
     ("changes", "message"),
     [
         ({"method": "papr"}, "unknown method 'papr'; did you mean 'paper'?"),
-        ({"student_arch": "resnet"}, "unknown architecture 'resnet'; expected wrn-DEPTH-WIDTH: "),
-        ({"arch": "wrn10"}, "unknown architecture 'wrn10'; expected wrn-DEPTH-WIDTH: "),
+        ({"student_arch": "resnet"}, "unknown architecture 'resnet'; expected wrn-DEPTH-WIDTH, "),
+        ({"arch": "wrn10"}, "unknown architecture 'wrn10'; expected wrn-DEPTH-WIDTH, "),
     ],
 )
 def test_unknown_names_stop_before_anything_is_made(changes, message, teacher_file, tmp_path):
