@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from robustkd import cli, data, models
 from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, save_trigger
@@ -111,6 +112,22 @@ def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
     assert (figures["asr"], figures["ra"], figures["n_asr"]) == (None, None, None)
     rows = json.loads((out / "results.json").read_text())["runs"]
     assert figures["acc"] == rows[1]["acc"]
+
+
+def test_distil_from_a_plain_checkpoint(robustkd, files, tmp_path):
+    """As another project saved it: halved, wrapped, and without a word on normalisation."""
+    state = models.load(files.teacher).half().network.state_dict()
+    state = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"epoch": 4, "state_dict": state}, tmp_path / "teacher.pt")
+    command = distilling(tmp_path / "teacher.pt", method="no-teacher")
+    said = robustkd(*command, "--mean", 0.5, "--std", 0.5, "--json")
+    assert (said.code, said.err) == (0, "")
+    facts = json.loads(said.out)["records"]["teacher_file"]
+    assert (facts["wrappers"], facts["ignored"]) == (["state_dict", "module."], ["'epoch'"])
+    assert (facts["normalisation"], facts["matched"]) == ("given by the user", len(state))
+    page = Path("run/report.html").read_text()
+    assert "<h2>Teacher file</h2>" in page
+    assert facts["sha256"] in page
 
 
 def test_distil_prints_the_results_as_json(robustkd, files):
@@ -253,6 +270,12 @@ MISTAKES = [
     ({"lr": 0}, 2, "--lr is 0.0; expected a finite number above 0"),
     ({"seed": -1}, 2, "--seed is -1; expected at least 0"),
     ({"seed": 2**64}, 2, f"--seed is {2**64}; expected at most {2**62 - 1}"),
+    ({"mean": 0.5}, 2, "mean and std belong together; give both, or neither"),
+    (
+        {"mean": 0.5, "std": 0},
+        2,
+        "mean (0.5,) and std (0.0,) must have 1 values, std above 0",
+    ),
     ({"method": "papr"}, 2, "unknown method 'papr'; did you mean 'paper'?"),
     (
         {"arch": "wrn-10"},
@@ -267,7 +290,7 @@ MISTAKES = [
     (
         {"data": "digit"},
         2,
-        "unknown data source 'digit': expected digits, fashion-mnist; did you mean 'digits'?",
+        f"unknown data source 'digit': expected {', '.join(data.names())}; did you mean 'digits'?",
     ),
     (
         {"data_root": "."},
@@ -297,7 +320,7 @@ def test_a_missing_option_is_one_line(robustkd, files):
 
 
 def test_an_unknown_command_is_one_line(robustkd):
-    available = "Available commands: demo, distill, evaluate, list."
+    available = "Available commands: demo, distill, evaluate, bench, attack, list."
     refused(
         robustkd("distil"),
         2,
@@ -321,12 +344,13 @@ def test_a_teacher_that_does_not_fit_is_one_line(robustkd, files):
     refused(
         robustkd(*distilling(Path("no.safetensors"))),
         3,
-        "no.safetensors is not a file; expected a model in safetensors format",
+        "no.safetensors cannot be read: No such file or directory; expected a safetensors file or "
+        "a torch checkpoint",
     )
     refused(
         robustkd(*distilling(Path())),
         3,
-        ". is not a file; expected a model in safetensors format",
+        ". is not a plain file; expected a safetensors file or a torch checkpoint",
     )
 
 
@@ -344,10 +368,12 @@ def test_mistakes_as_processes_leave_no_traceback(files, tmp_path):
 
 def test_a_file_of_another_format_is_one_line(robustkd):
     Path("text.safetensors").write_text("no tensors")
-    said = robustkd(*distilling(Path("text.safetensors")))
-    assert (said.code, said.out) == (3, "")
-    line = r"robustkd: text.safetensors is not a readable safetensors file: [^\n]+\n"
-    assert re.fullmatch(line, said.err)
+    refused(
+        robustkd(*distilling(Path("text.safetensors"))),
+        3,
+        "text.safetensors begins with 6e6f2074656e736f, which is neither safetensors nor a torch "
+        "checkpoint in zip format; where you trust it, save its weights as safetensors",
+    )
 
 
 def test_a_wrong_trigger_is_one_line(robustkd, files):

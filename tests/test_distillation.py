@@ -20,7 +20,7 @@ from robustkd.harden import UNLABELLED, UniversalPerturbations
 from robustkd.inference import accuracy_on
 from robustkd.masking import DetoxifiedTeacher, FeatureMask
 from robustkd.metrics import Proportion
-from robustkd.objective import NEEDS_FEATURES, TERMS
+from robustkd.objective import NEEDS_FEATURES, TERMS, Objective, Outputs
 from robustkd.training import Supervised, fit
 
 DATA = data.load("digits", train=96, validation=40, test=20)
@@ -202,6 +202,26 @@ def test_the_ramp_of_hardening_is_measured_in_steps_of_this_training(teacher):
     short(teacher, hardening=hardening)
     assert masses[0] == pytest.approx(0.1, abs=1e-4)
     assert all(mass <= bound + 1e-4 for mass, bound in zip(masses, (0.1, 0.2, 0.3), strict=True))
+
+
+def test_copies_are_compared_with_the_teachers_view_of_their_clean_images(teacher, monkeypatch):
+    seen: list[tuple[Outputs, Outputs]] = []
+    measured = Objective.forward
+
+    def spy(self, student, taught):
+        seen.append((student, taught))
+        return measured(self, student, taught)
+
+    monkeypatch.setattr(Objective, "forward", spy)
+    short(teacher, hardening=UniversalPerturbations(10, DATA.image_shape, share=0.5))
+    assert len(seen) == 1 + 3
+    for student, taught in seen[1:]:
+        for shown, view in zip(
+            (student.logits, *student.features), (taught.logits, *taught.features), strict=True
+        ):
+            assert len(shown) == len(view) == 48
+            assert torch.equal(view[32:], view[:16])
+            assert not torch.allclose(shown[32:], shown[:16])
 
 
 class Unlabelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -51,12 +52,12 @@ def run(teacher_file: Path, out: Path, **changes) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(teacher_file, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
-    out = tmp_path_factory.mktemp("runs") / "default"
-    how = PRESETS["default"]
+    out = tmp_path_factory.mktemp("runs") / "both"
+    how = PRESETS["both"]
     brief = replace(how, detox={**how.detox, "steps": 2})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "default", brief)
-        return out, run(teacher_file, out, method="default", seed=5)
+        patch.setitem(PRESETS, "both", brief)
+        return out, run(teacher_file, out, method="both", seed=5)
 
 
 def test_the_folder_is_complete_and_the_results_are_those_on_disk(finished):
@@ -74,7 +75,7 @@ def test_the_report_reads_what_was_measured(finished, teacher_file):
     rows = report.read(out).runs
     assert [(row.method, row.asr, row.ra) for row in rows] == [
         ("teacher", None, None),
-        ("default", None, None),
+        ("both", None, None),
     ]
     saved = (models.load(teacher_file), models.load(out / "student.safetensors"))
     for row, model in zip(rows, saved, strict=True):
@@ -86,14 +87,31 @@ def test_the_report_reads_what_was_measured(finished, teacher_file):
     assert results["config"] == {
         "arch": "wrn-10-1",
         "student": "wrn-10-1",
-        "method": "default",
+        "method": "both",
         "data": "digits",
         "seed": 5,
         "training": {"epochs": 1, "batch_size": 64},
     }
 
 
-def test_the_default_method_cleans_and_hardens(finished):
+def test_the_results_tell_the_file_that_the_teacher_came_in(finished, teacher_file):
+    _, results = finished
+    facts = results["records"]["teacher_file"]
+    content = teacher_file.read_bytes()
+    assert facts["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (facts["name"], facts["bytes"]) == (teacher_file.name, len(content))
+    assert facts["normalisation"] == "the teacher's file"
+
+
+def test_a_plain_teacher_is_normalised_as_the_data_where_nobody_says(teacher_file, tmp_path):
+    trained = models.load(teacher_file)
+    torch.save(trained.network.state_dict(), tmp_path / "plain.pt")
+    results = run(tmp_path / "plain.pt", tmp_path / "run", method="no-teacher")
+    assert results["records"]["teacher_file"]["normalisation"] == "statistics of the data"
+    assert results["runs"][0]["acc"] == accuracy_on(trained, CLEAN, "test").value
+
+
+def test_the_method_both_cleans_and_hardens(finished):
     _, results = finished
     detox = results["records"]["detox"]
     assert len(detox["stages"]) == len(detox["mean_mask"]) == 3

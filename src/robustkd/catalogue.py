@@ -6,7 +6,7 @@ import torch
 
 from robustkd import models, taps
 from robustkd.attacks import ATTACKS
-from robustkd.data import SOURCES
+from robustkd.data import PICTURES, SOURCES
 from robustkd.inference import layouts_of
 from robustkd.losses import LOSSES
 from robustkd.models import FAMILIES
@@ -19,7 +19,7 @@ _CLASSES = 10
 def catalogue() -> dict[str, dict[str, str]]:
     """Kind to name to one line, in the order of the tables."""
     return {
-        "data": {name: _first_line(load.__doc__) for name, load in SOURCES.items()},
+        "data": {name: _first_line(load.__doc__) for name, load in {**SOURCES, **PICTURES}.items()},
         "models": {
             family.usage: ", e.g. ".join(
                 part for part in (name, ", ".join(family.examples)) if part

@@ -9,14 +9,18 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import App, CycloptsError, Parameter, Token
 from rich.console import Console
 from rich.table import Table
 
 from robustkd.errors import RobustKDError, TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from robustkd.types import DataSource
 
 _USAGE, _INTERRUPTED = 2, 130
 # Twice a seed and one more still fit into torch's generators.
@@ -64,6 +68,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         errors.print("robustkd: interrupted")
         sys.exit(_INTERRUPTED)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ImageFlags:
+    """How the images of a folder are read.
+
+    Attributes:
+        image_size: Height and width that the models want; not needed where all images have it.
+        grey: Read one channel instead of three.
+        crop: Share of each image's shorter side that is kept, of the centred square.
+        flip: Whether training may mirror images.
+        class_names: Text file with the class folders in the order of the teacher's outputs.
+        split: The split.json of an earlier run on the same folder.
+        workers: Processes that decode images.
+        streaming: Decode anew in every pass, or keep all images in memory; else by their size.
+    """
+
+    image_size: int | None = None
+    grey: Annotated[bool, Parameter(negative="")] = False
+    crop: float = 1.0
+    flip: bool = True
+    class_names: Path | None = None
+    split: Path | None = None
+    workers: int | None = None
+    streaming: bool | None = None
+
+
+_IMAGES = ImageFlags()
 
 
 @app.command
@@ -116,16 +149,20 @@ def distill(
     batch_size: int = 64,
     lr: float = 0.1,
     seed: int = 0,
+    mean: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
+    std: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
     data_root: Path | None = None,
+    images: ImageFlags = _IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Make a small student from an untrusted teacher and your own clean images.
 
     Args:
-        teacher: The teacher's file, in safetensors format.
+        teacher: The teacher's file: safetensors, or a PyTorch checkpoint (zip format).
         arch: Architecture of the teacher, e.g. ``wrn-16-2`` or ``timm/resnet18``, see
             ``robustkd list``; ``package.module:callable`` for your own code.
-        data: Name of the clean data, see ``robustkd list``.
+        data: Name of the clean data, see ``robustkd list``; or a folder of images, with
+            train/CLASS/, val/CLASS/ and test/CLASS/, or with CLASS/ alone; or hf:NAME@REVISION.
         student: Architecture of the student.
         out: New folder for the student, its figures and the report.
         method: How the student is made, see ``robustkd list``.
@@ -133,23 +170,28 @@ def distill(
         batch_size: Images a step.
         lr: Learning rate at the start.
         seed: The same seed gives the same student, byte for byte.
+        mean: Mean of each channel of the pixels, in [0, 1], that the teacher was trained with;
+            when neither this nor its file says it, that of the data.
+        std: Their standard deviation, likewise.
         data_root: Folder of the data set's files, where they are not found by themselves.
+        images: How images are read.
         as_json: Print the results as JSON.
     """
     _check_training(epochs, batch_size, lr, seed)
-    from robustkd import data as sources
     from robustkd import report
     from robustkd.pipeline import distill_file
 
     results = distill_file(
         teacher,
         arch=arch,
-        clean=sources.load(data, root=data_root),
+        clean=_open_data(data, data_root, images),
         student_arch=student,
         out=out,
         method=method,
         training={"epochs": epochs, "batch_size": batch_size, "lr": lr},
         seed=seed,
+        mean=mean,
+        std=std,
     )
     if as_json:
         _print_json(results)
@@ -170,25 +212,26 @@ def evaluate(
     arch: _Arch | None = None,
     trigger: Path | None = None,
     data_root: Path | None = None,
+    images: ImageFlags = _IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Measure a student on the test images, and under a trigger where one is known.
 
     Args:
         student: A model's file, written by robustkd.
-        data: Name of the data.
+        data: Name or folder of the data, as in ``distill``.
         arch: Architecture, where that is your own code: ``package.module:callable``.
         trigger: A trigger's file, written beside a backdoored teacher.
         data_root: Folder of the data set's files, where they are not found by themselves.
+        images: How images are read.
         as_json: Print the figures as JSON.
     """
-    from robustkd import data as sources
     from robustkd import models
     from robustkd.attacks import load_trigger
     from robustkd.benchmark import measure
 
     model = models.load(student, arch=arch)
-    source = sources.load(data, root=data_root)
+    source = _open_data(data, data_root, images)
     models.check_fits(
         model.spec, student, classes=len(source.classes), image_shape=source.image_shape
     )
@@ -269,6 +312,7 @@ def attack(
     settings: Annotated[dict[str, str], Parameter(name="--set", negative="")] | None = None,
     seed: int = 0,
     data_root: Path | None = None,
+    images: ImageFlags = _IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Make a backdoored teacher and its trigger, for research.
@@ -276,7 +320,7 @@ def attack(
     Args:
         name: The attack, see ``robustkd list``.
         arch: Architecture of the teacher.
-        data: Name of the attacker's clean data.
+        data: Name or folder of the attacker's clean data, as in ``distill``.
         out: New folder for teacher.safetensors, trigger.safetensors and results.json.
         target: Class that triggered images shall get.
         epochs: Passes over the training images for the teacher's own training.
@@ -287,16 +331,16 @@ def attack(
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.
         seed: The same seed gives the same teacher, byte for byte.
         data_root: Folder of the data set's files, where they are not found by themselves.
+        images: How images are read.
         as_json: Print the results as JSON.
     """
     _check_training(epochs, batch_size, lr, seed)
-    from robustkd import data as sources
     from robustkd.benchmark.teachers import attack_to_folder
 
     results = attack_to_folder(
         name,
         arch=arch,
-        source=sources.load(data, root=data_root),
+        source=_open_data(data, data_root, images),
         out=out,
         target=target,
         surrogate=surrogate or arch,
@@ -351,6 +395,22 @@ def _check_training(epochs: int, batch_size: int, lr: float, seed: int) -> None:
         raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
     if not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr}; expected a finite number above 0")
+
+
+def _open_data(data: str, root: Path | None, images: ImageFlags) -> DataSource:
+    from robustkd.data import Reading, open_source
+
+    reading = Reading(
+        image_size=images.image_size,
+        channels=1 if images.grey else 3,
+        crop=images.crop,
+        flip=images.flip,
+        workers=images.workers,
+        streaming=images.streaming,
+        classes=images.class_names,
+        split=images.split,
+    )
+    return open_source(data, root=root, reading=reading)
 
 
 def _check_at_least(flag: str, value: int, lowest: int) -> None:

@@ -43,7 +43,7 @@ from robustkd.errors import TrainingError, UsageError
 from robustkd.inference import accuracy_on, device_of, features_on
 from robustkd.masking import DetoxifiedTeacher, FeatureMask
 from robustkd.progress import track
-from robustkd.training import check_positive
+from robustkd.training import Precision, check_positive, mixed
 from robustkd.types import Batch, DataSource
 from robustkd.variance import ALIVE, Ratio, variance_ratio
 
@@ -98,6 +98,7 @@ class _Cleaning:
     ratio: Ratio
     batches: Callable[[], Batch]
     lr: float
+    precision: Precision
 
     def ratios(self, cleaned: Sequence[Tensor]) -> list[Tensor]:
         """Cleaned to original variance (each C x H x W), one scalar a stage."""
@@ -115,8 +116,10 @@ class _Cleaning:
         ):
             for _ in range(steps):
                 batch = self.batches()
-                task = nn.functional.cross_entropy(self.teacher(batch.images), batch.labels)
-                variances = [features[name].var(dim=0) for name in self.teacher.taps]
+                with mixed(self.precision, batch.images.device):
+                    logits = self.teacher(batch.images)
+                task = nn.functional.cross_entropy(logits.float(), batch.labels)
+                variances = [features[name].float().var(dim=0) for name in self.teacher.taps]
                 ratio = torch.stack(self.ratios(variances)).mean()
                 loss = task + variance_weight * ratio
                 optimiser.zero_grad(set_to_none=True)
@@ -146,6 +149,7 @@ def detoxify(
     steps: int = 60,
     batch_size: int = 128,
     lr: float = 0.05,
+    precision: Precision = "no",
     seed: int = 0,
 ) -> Detoxified:
     """Clean a teacher's features as far as a budget of clean accuracy allows.
@@ -166,6 +170,7 @@ def detoxify(
         steps: Optimiser steps (Adam) a lambda.
         batch_size: Images a step, at least 2.
         lr: Learning rate on masks and patterns.
+        precision: Mixed precision while they learn; variances and accuracy are measured in full.
         seed: Of order and augmentation.
 
     Returns:
@@ -201,7 +206,7 @@ def detoxify(
         {name: FeatureMask(mean, cap=cap) for name, mean in zip(names, means, strict=True)},
     ).to(device)
     batches = _endless(clean, batch_size, device, seed)
-    cleaning = _Cleaning(masked, variances, ratio, batches, lr)
+    cleaning = _Cleaning(masked, variances, ratio, batches, lr, precision)
     before = accuracy_on(teacher, clean, "validation").value
 
     def measure() -> tuple[float, tuple[float, ...]]:

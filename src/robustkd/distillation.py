@@ -78,7 +78,10 @@ class _Learner(nn.Module):
             )
             parts["harden"] = led.sum() / len(labels)
         if self.objective is not None and self._teach is not None:
-            parts.update(self.objective(shown, self._teach(images)))
+            # Copies have the teacher's view of the clean image: it is there already, and a student
+            # that imitates it alone where nothing is worn still inherits.
+            taught = self._teach(images).repeat_first(len(toward))
+            parts.update(self.objective(everything, taught))
         loss = torch.stack(list(parts.values())).sum()
         return {"loss": loss, "acc": hit_rate(shown.logits, labels), **parts}
 

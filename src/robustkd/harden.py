@@ -13,7 +13,7 @@ Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations
 al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
 1712.09665 (universal patches). Differences: one perturbation a class, driven towards that class
 rather than away from the truth; perturbed images are added to the batch and take no clean image's
-place, and the distillation losses see the clean ones alone.
+place, and the distillation losses compare them with the teacher's view of the clean ones.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class UniversalPerturbations(nn.Module):
         classes: int,
         image_shape: tuple[int, int, int],
         *,
-        epsilon: float | int = 0.1,
+        epsilon: float | int = 0.15,
         mass: float | int = 0.05,
         share: float | int = 0.5,
         ramp: float | int = 0.0,

@@ -39,6 +39,15 @@ class Outputs(NamedTuple):
         """What it shows of the first images."""
         return Outputs(self.logits[:count], tuple(stage[:count] for stage in self.features))
 
+    def repeat_first(self, count: int) -> Outputs:
+        """All of it, and behind it once more what it shows of the first images."""
+        if count == 0:
+            return self
+        logits, *stages = (
+            torch.cat([shown, shown[:count]]) for shown in (self.logits, *self.features)
+        )
+        return Outputs(logits, tuple(stages))
+
 
 @dataclass(frozen=True)
 class Pair:

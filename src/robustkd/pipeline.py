@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from robustkd import models, report, runs
+from robustkd.data import split_record
 from robustkd.detox import detoxify
 from robustkd.distillation import distill
 from robustkd.errors import InputError
@@ -69,7 +70,12 @@ def make_student(
     record: dict[str, Any] = {}
     source, detoxified = teacher, None
     if how.detox is not None:
-        cleaned = detoxify(teacher, clean, seed=seed, **{**(detoxing or {}), **how.detox})
+        arguments = {
+            "precision": training.get("precision", "no"),
+            **(detoxing or {}),
+            **how.detox,
+        }
+        cleaned = detoxify(teacher, clean, seed=seed, **arguments)
         source = detoxified = cleaned.teacher
         record["detox"] = asdict(cleaned.record)
     hardening = None
@@ -102,6 +108,8 @@ def distill_file(
     method: str = "default",
     training: Mapping[str, Any],
     seed: int = 0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
 ) -> dict[str, Any]:
     """From a teacher's file to a folder with the student, its figures and the report.
 
@@ -114,6 +122,9 @@ def distill_file(
         method: Name of a preset.
         training: Further arguments of :func:`robustkd.distillation.distill`.
         seed: Of everything random; the same seed gives the same student file.
+        mean: Of each channel of the pixels that the teacher was trained with; where neither this
+            nor the file says it, that of the clean images.
+        std: The standard deviation, likewise.
 
     Returns:
         The content of ``results.json``.
@@ -125,14 +136,25 @@ def distill_file(
     """
     how = preset(method)
     models.check_name(student_arch)
-    teacher = models.load_teacher(
-        teacher_file, arch=arch, classes=len(clean.classes), image_shape=clean.image_shape
+    read = models.read_teacher(
+        teacher_file,
+        arch=arch,
+        classes=len(clean.classes),
+        image_shape=clean.image_shape,
+        mean=mean,
+        std=std,
+        statistics=lambda: models.pixel_statistics(clean),
     )
-    teacher.to(default_device())
+    teacher = read.model.to(default_device())
     _check_knows(teacher, clean, teacher_file)
+    setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
+    statistics = models.pixel_statistics(clean)
+    untrusted = _untriggered_run(setting, clean, "teacher", teacher, 0.0)
+    # Now every image has been read once, so that damaged ones stop nothing later.
     folder = runs.new_folder(out)
-    mean, std = models.pixel_statistics(clean)
-    spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, mean, std)
+    if split := split_record(clean):
+        runs.write_json(folder / "split.json", split)
+    spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, *statistics)
     made = make_student(
         teacher,
         models.build(spec, seed=seed),
@@ -145,15 +167,18 @@ def distill_file(
     student = made.student
     provenance = {"method": method, "data": clean.name, "seed": seed, "training": dict(training)}
     models.save(student, folder / "student.safetensors", provenance=provenance)  # type: ignore[arg-type]
-    setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
     results = {
         "runs": [
-            _untriggered_run(setting, clean, "teacher", teacher, 0.0),
+            untrusted,
             _untriggered_run(setting, clean, method, student, made.seconds),
         ],
         "environment": runs.environment(),
         "config": {"arch": arch, "student": student_arch, **provenance},
-        "records": {**made.record, "classes": list(clean.classes)},
+        "records": {
+            "teacher_file": read.file.record(),
+            **made.record,
+            "classes": list(clean.classes),
+        },
     }
     runs.write_json(folder / "results.json", results)
     report.write_html(folder)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -188,6 +189,15 @@ def _epoch(
         seen += len(batch.labels)
         update(**(_finite_means(sums, seen) if count % _CHECK_EVERY == 0 else {}))
     return _finite_means(sums, seen)
+
+
+@contextmanager
+def mixed(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Mixed precision for whatever runs inside, weights that change in the block among it."""
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    # Without autocast's cache, which would keep the weights of the first step until the end.
+    with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):
+        yield
 
 
 def _accelerator(precision: Precision) -> Accelerator:

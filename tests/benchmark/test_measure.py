@@ -44,17 +44,21 @@ def darken(images: Tensor) -> Tensor:
 def test_without_a_trigger_only_accuracy_is_counted():
     found = measure(Reader(), DATA)
     assert found == Measured(Proportion(4, 6))
-    assert found.fields() == {"acc": 4 / 6, "asr": None, "ra": None, "n_acc": 6, "n_asr": None}
+    nothing = dict.fromkeys(("asr", "ra", "base", "n_asr"))
+    assert found.fields() == {**nothing, "acc": 4 / 6, "n_acc": 6}
 
 
 def test_images_of_the_target_class_are_left_out_of_both_counts():
     # Under the trigger the model says 0 0 0 2 0 1; labels 1 2 3 3 2 are not of class 0.
     found = measure(Reader(), DATA, trigger=darken, target=0)
-    assert found == Measured(Proportion(4, 6), Proportion(3, 5), Proportion(0, 5))
+    base = Proportion(1, 5)
+    assert found == Measured(Proportion(4, 6), Proportion(3, 5), Proportion(0, 5), base)
     # Labels 0 1 3 3 are not of class 2: one of them is named 2, and 0 is right.
     found = measure(Reader(), DATA, trigger=darken, target=2)
-    assert found == Measured(Proportion(4, 6), Proportion(1, 4), Proportion(1, 4))
-    assert found.fields() == {"acc": 4 / 6, "asr": 1 / 4, "ra": 1 / 4, "n_acc": 6, "n_asr": 4}
+    base = Proportion(0, 4)
+    assert found == Measured(Proportion(4, 6), Proportion(1, 4), Proportion(1, 4), base)
+    shares = {"acc": 4 / 6, "asr": 1 / 4, "ra": 1 / 4, "base": 0.0}
+    assert found.fields() == {**shares, "n_acc": 6, "n_asr": 4}
 
 
 def test_a_trigger_that_does_nothing_leaves_the_clean_answers():

@@ -47,7 +47,7 @@ def test_what_fails_is_said_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "architectures.md"
-    page.write_text("<!-- pairs: benchmarks/results/pairs.json -->\n<!-- end -->\n")
+    page.write_text("<!-- table: benchmarks/results/pairs.json pairs -->\n<!-- end -->\n")
     tried = (PairOfNetworks("wrn-10-1", "resnet-8", 8), PairOfNetworks("resnet-8", "wrn-10-1", 8))
     monkeypatch.setattr(pairs, "PAIRS", tried)
     monkeypatch.setattr(pairs, "try_pair", either)
@@ -60,6 +60,6 @@ def test_what_fails_is_said_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
     assert "| `wrn-10-1` | `resnet-8` | failed: no stage found |" in page.read_text()
     assert f"| {second['teacher_parameters'] / 1e6:.2f} to 0.08 |" in page.read_text()
     assert "wrn-10-1 to resnet-8: no stage found" in capsys.readouterr().err
-    assert page.read_text() == f"<!-- pairs: {'benchmarks/results/pairs.json'} -->\n" + (
+    assert page.read_text() == f"<!-- table: {'benchmarks/results/pairs.json'} pairs -->\n" + (
         pairs_tables(written) + "<!-- end -->\n"
     )

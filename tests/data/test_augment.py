@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustkd.data import CropFlip
+from robustkd.data import CropFlip, ZoomFlip
 from robustkd.errors import UsageError
 
 
@@ -100,3 +100,54 @@ def test_pads_out_of_range_are_refused():
 
 def test_repr_shows_every_parameter():
     assert repr(CropFlip(pad=2, flip=True)) == "CropFlip(pad=2, flip=True)"
+
+
+def ramp(size: int) -> torch.Tensor:
+    """A picture whose channels are the position across and down, from 0 to 1."""
+    along = (torch.arange(size) + 0.5) / size
+    return torch.stack([along.expand(size, size), along[:, None].expand(size, size)])[None]
+
+
+def test_zooms_are_straight_windows_of_every_allowed_size_and_place():
+    n, size = 400, 16
+    zoomed = ZoomFlip(least=0.25)(ramp(size).expand(n, -1, -1, -1), seeded())
+    assert zoomed.is_contiguous(memory_format=torch.channels_last)
+    # Away from the border, where the outermost pixel is repeated, a window of a ramp is a ramp.
+    inner = zoomed[:, :, 2:-2, 2:-2]
+    across = inner[:, 0, 0].diff(dim=1) * size
+    down = inner[:, 1, :, 0].diff(dim=1) * size
+    assert torch.allclose(across, across[:, :1].expand_as(across), atol=1e-3)
+    assert torch.allclose(across.abs(), down, atol=1e-3)
+    area = down[:, 0].square()
+    assert area.min() >= 0.25 - 1e-3
+    assert area.max() <= 1 + 1e-3
+    # Uniform: the mean of 400 draws lies within five standard errors.
+    assert abs(area.mean() - 0.625) < 5 * 0.75 / 12**0.5 / n**0.5
+    mirrored = (across[:, 0] < 0).float().mean()
+    assert abs(mirrored - 0.5) < 5 * 0.5 / n**0.5
+    centre = zoomed[:, 1].mean(dim=(1, 2))
+    side = area.sqrt()
+    place = (centre - side / 2) / (1 - side).clamp(min=1e-6)
+    known = side < 0.9
+    assert place[known].min() > -0.05
+    assert place[known].max() < 1.05
+    assert abs(place[known].mean() - 0.5) < 5 / 12**0.5 / known.sum() ** 0.5
+
+
+def test_a_zoom_by_one_is_the_image():
+    images = torch.rand(6, 3, 8, 9, generator=seeded())
+    before = images.clone()
+    assert torch.allclose(ZoomFlip(least=1, flip=False)(images, seeded()), images, atol=1e-5)
+    flipped = ZoomFlip(least=1)(images, seeded())
+    either = torch.stack([images, images.flip(3)])
+    nearest = (either - flipped).abs().amax(dim=(2, 3, 4))
+    assert (nearest.min(0).values < 1e-5).all()
+    assert set(nearest.argmin(0).tolist()) == {0, 1}
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("least", [0.0, -1, 1.5])
+def test_shares_out_of_range_are_refused(least):
+    message = rf"^least={least}: expected more than 0 and at most 1$"
+    with pytest.raises(UsageError, match=message):
+        ZoomFlip(least=least)

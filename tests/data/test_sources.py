@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
+import official_files
 import pytest
 import torch
 from idx_files import write_fashion
+from image_files import write_classes
 
 from robustkd import data
-from robustkd.errors import UsageError
+from robustkd.errors import InputError, UsageError
 from robustkd.types import DataSource
 
 SPLITS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module", params=data.names())
-def source(request, tmp_path_factory) -> DataSource:
-    if request.param == "fashion-mnist":
-        return data.load(request.param, root=write_fashion(tmp_path_factory.mktemp("fashion")))
-    return data.load(request.param)
+def source(request, tmp_path_factory) -> Iterator[DataSource]:
+    name = request.param
+    root = tmp_path_factory.mktemp(name)
+    if name == "digits":
+        yield data.open_source(name)
+    elif name == "fashion-mnist":
+        yield data.open_source(name, root=write_fashion(root))
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            yield data.open_source(name, root=official_files.write(name, root, patch))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -40,7 +50,8 @@ def test_every_source_keeps_the_contract(source, split):
 
 
 def test_names_are_sorted():
-    assert data.names() == ("digits", "fashion-mnist")
+    assert list(data.names()) == sorted({*data.SOURCES, *data.PICTURES})
+    assert {"digits", "fashion-mnist", "cifar-10", "gtsrb"} <= set(data.names())
 
 
 def test_subsets_by_name():
@@ -53,15 +64,31 @@ def test_subsets_by_name():
     ("name", "hint"),
     [
         ("digit", "did you mean 'digits'?"),
-        ("FashionMNIST", "choose one of these"),
+        ("FashionMNIST", "choose one of these, or give a folder"),
         ("fashion_mnist", "did you mean 'fashion-mnist'?"),
-        ("", "choose one of these"),
+        ("", "choose one of these, or give a folder"),
     ],
 )
 def test_unknown_names_list_the_known(name, hint):
-    message = f"unknown data source {name!r}: expected digits, fashion-mnist; {hint}"
+    message = f"unknown data source {name!r}: expected {', '.join(data.names())}; {hint}"
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         data.load(name)
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        data.open_source(name)
+
+
+def test_a_name_comes_before_a_folder_and_a_path_is_a_folder(tmp_path, monkeypatch):
+    write_classes(tmp_path / "digits", {"a": 9, "b": 9})
+    write_classes(tmp_path / "mine", {"a": 9, "b": 9})
+    monkeypatch.chdir(tmp_path)
+    assert data.open_source("digits").classes == tuple("0123456789")
+    for path in ("./digits", "mine", str(tmp_path / "digits")):
+        assert data.open_source(path).classes == ("a", "b")
+    with pytest.raises(InputError, match=r"^none is not a folder; expected one with images$"):
+        data.open_source("./none")
+    message = r"^root='x': \./digits says where the data is; leave it out$"
+    with pytest.raises(UsageError, match=message):
+        data.open_source("./digits", root=Path("x"))
 
 
 def test_digits_take_no_root(tmp_path):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from robustkd.errors import InputError
+from robustkd.errors import InputError, UsageError
 from robustkd.report import aggregate, markdown_table, read
 from robustkd.report.docs import fill_tables
+from robustkd.report.grid import attack_table, summary_table
 
 ROOT = Path(__file__).parents[2]
 RUN = {
@@ -43,26 +44,58 @@ def test_a_table_is_replaced_and_the_rest_is_kept(page):
     assert not fill_tables(page, page.parent)
 
 
+@pytest.mark.parametrize(("kind", "table"), [("attacks", attack_table), ("summary", summary_table)])
+def test_other_tables_of_a_folder_go_by_their_names(kind, table, page):
+    page.write_text(f"<!-- table: some {kind} -->\nold\n<!-- end -->\n")
+    assert fill_tables(page, page.parent)
+    text = table(aggregate(read(page.parent / "some").runs))
+    assert page.read_text() == f"<!-- table: some {kind} -->\n{text}<!-- end -->\n"
+
+
+def test_an_unknown_table_is_refused(page):
+    page.write_text("<!-- table: some attack -->\n<!-- end -->\n")
+    with pytest.raises(UsageError, match="table 'attack'; expected one of methods, attacks, summ"):
+        fill_tables(page, page.parent)
+
+
 def test_missing_results_are_named(page):
     shutil.rmtree(page.parent / "some")
     with pytest.raises(InputError, match=r"some/results\.json: cannot be read"):
         fill_tables(page, page.parent)
 
 
-@pytest.mark.parametrize(
-    ("name", "mark"), [("README.md", "<!-- table: "), ("docs/architectures.md", "<!-- pairs: ")]
-)
-def test_committed_tables_are_up_to_date(name, mark, tmp_path):
+def test_rows_of_a_json_file_are_a_table_as_well(page):
+    rows = [{"case": "a|b", "peak_mib": 3}, {"case": "<i>\nx", "peak_mib": None}]
+    (page.parent / "rows.json").write_text(json.dumps(rows))
+    page.write_text("<!-- table: rows.json -->\n<!-- end -->\n")
+    assert fill_tables(page, page.parent)
+    table = "| case | peak mib |\n| --- | --- |\n| a\\|b | 3 |\n| \\<i\\> x |  |\n"
+    assert page.read_text() == f"<!-- table: rows.json -->\n{table}<!-- end -->\n"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[1]", '[{"a": 1}, {"b": 1}]'])
+def test_rows_that_are_none_are_named(page, content):
+    (page.parent / "rows.json").write_text(content)
+    page.write_text("<!-- table: rows.json -->\n<!-- end -->\n")
+    with pytest.raises(InputError, match=r"rows\.json: no list of rows with the same keys"):
+        fill_tables(page, page.parent)
+
+
+PAGES = ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_committed_tables_are_up_to_date(name, tmp_path):
     copy = tmp_path / "page.md"
     shutil.copy(ROOT / name, copy)
-    assert mark in copy.read_text()
+    assert "<!-- table: " in copy.read_text()
     assert not fill_tables(copy, ROOT), "run `make docs`"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"pairs": [{"teacher": "wrn-10-1"}]}'])
 def test_damaged_pairs_are_named(content, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("<!-- pairs: pairs.json -->\n<!-- end -->\n")
+    page.write_text("<!-- table: pairs.json pairs -->\n<!-- end -->\n")
     with pytest.raises(InputError, match=r"pairs\.json: cannot be read: No such file"):
         fill_tables(page, tmp_path)
     (tmp_path / "pairs.json").write_text(content)

@@ -85,6 +85,18 @@ def test_hostile_classes_settings_and_stages_are_plain_text(write, arrays):
     assert f"{HOSTILE}.x" in found.text
 
 
+def test_the_facts_of_the_teacher_file_have_their_section(write):
+    facts = {"name": HOSTILE, "bytes": 7, "filled": 0, "wrappers": [], "converted": {"float16": 3}}
+    found = page(write(records={"teacher_file": facts}))
+    assert "Teacher file" in found.text
+    assert HOSTILE in found.text
+    assert "converted from float163" in found.text
+    assert "filled" not in found.text
+    assert "teacher_file" not in found.text
+    for none in ({}, {"teacher_file": "x"}):
+        assert "Teacher file" not in page(write(records=none)).text
+
+
 def test_an_unknown_trigger_is_said_to_be_so(write):
     found = page(write([make_run(asr=None, ra=None), make_run(method="default", asr=None)]))
     assert "ASR could not be measured, as no trigger is known." in found.text

@@ -83,6 +83,7 @@ def adaptive(
     rate: float = 0.1,
     variance: Variance = "class",
     variance_weight: float = 0.3,
+    cleaned_weight: float = 0.3,
     implant_share: float = 0.5,
     implant_lr: float = 0.02,
     seed: int = 0,
@@ -111,6 +112,7 @@ def adaptive(
         rate: Triggered copies, as a share of the images, in (0, 1].
         variance: What counts as variance, see :mod:`robustkd.attacks.low_variance`.
         variance_weight: Its weight in the teacher's loss, at least 0.
+        cleaned_weight: Of obeying once cleaned, at least 0; see there.
         implant_share: Epochs of all implanting, as a share of ``epochs``; at least 1 a round.
         implant_lr: Its learning rate at the start of each round.
         seed: Of everything random.
@@ -122,7 +124,7 @@ def adaptive(
     _check_word("knows", knows, get_args(Knows))
     _check_word("variance", variance, get_args(Variance))
     check_shares(cap=cap, channel_share=channel_share, rate=rate)
-    check_not_negative(variance_weight=variance_weight)
+    check_not_negative(variance_weight=variance_weight, cleaned_weight=cleaned_weight)
     check_positive(rounds=rounds, implant_share=implant_share, implant_lr=implant_lr)
     teacher = train_teacher(build, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     trigger = ckd.learn_trigger(
@@ -172,6 +174,7 @@ def adaptive(
                 weight=variance_weight,
                 variance=variance,
                 clean=variances,
+                cleaned_weight=cleaned_weight,
                 changes=cleaned.changes,
             ),
             data,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustkd.attacks.triggers import Trigger
 from robustkd.inference import default_device, predict
@@ -60,7 +60,7 @@ def implant(
 
 def with_victims(
     images: Images, labels: Labels, trigger: Trigger, *, rate: float, target: int
-) -> tuple[Images, Labels]:
+) -> tuple[Tensor, Tensor]:
     """A batch, and behind it triggered copies of its first images that are not of the target.
 
     Args:

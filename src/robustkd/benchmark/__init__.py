@@ -1,5 +1,6 @@
 """Where attacks meet defences: measuring, the protocols, the demo, and the grid."""
 
+from robustkd.benchmark.adaptive import informed
 from robustkd.benchmark.bench import Counts, run_grid, write_tables
 from robustkd.benchmark.cells import Cell, Setting, TeacherCell, run_cell
 from robustkd.benchmark.demo import run_demo
@@ -15,6 +16,7 @@ __all__ = [
     "Protocol",
     "Setting",
     "TeacherCell",
+    "informed",
     "load_grid",
     "measure",
     "protocol",

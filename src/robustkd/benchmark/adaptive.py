@@ -34,9 +34,10 @@ def informed(
         takes: What the attack's row in the table says that it can be given.
         how: The preset that the attacker expects the defender to use.
         build_student: Makes a student; the surrogates get other weights than it gives.
-        training: The defender's arguments of :func:`robustkd.distillation.distill`. The attacker
-            rehearses half of its epochs, so that an attack costs a few teachers' training at most.
+        training: The defender's arguments of :func:`robustkd.distillation.distill`.
         detoxing: The defender's further arguments of :func:`robustkd.detox.detoxify`.
+            Of both, ``epochs`` and ``steps`` are halved (and rounded up) where they are given:
+            a rehearsal every round must not cost more than a few teachers' training.
         seed: Of the attack.
 
     Returns:
@@ -44,11 +45,11 @@ def informed(
         hardening, as :func:`robustkd.attacks.adaptive.adaptive` takes them; none of both where the
         attack takes none.
     """
-    shorter = {**training, "epochs": -(-training["epochs"] // 2)}
+    training, detoxing = _shorter(training), _shorter(detoxing or {})
 
     def clean_teacher(teacher: nn.Module, data: DataSource) -> Cleaned:
         cleaned = detoxify(
-            teacher, data, seed=seed + _APART, **{**(detoxing or {}), **(how.detox or {})}
+            teacher, data, seed=seed + _APART, **{**detoxing, **(how.detox or {})}
         ).teacher
         return Cleaned(cleaned, dict(zip(cleaned.locations, cleaned.masks, strict=True)))
 
@@ -59,7 +60,7 @@ def informed(
             data,
             # The one who knows both hands over a teacher that is clean already.
             replace(how, detox=None) if "clean_teacher" in takes else how,
-            training=shorter,
+            training=training,
             detoxing=detoxing,
             seed=seed + _APART,
             label="rehearse the defence",
@@ -69,3 +70,10 @@ def informed(
     if how.detox is not None:
         known["clean_teacher"] = clean_teacher
     return {name: known[name] for name in takes if name in known}
+
+
+def _shorter(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: -(-value // 2) if name in ("epochs", "steps") else value
+        for name, value in settings.items()
+    }

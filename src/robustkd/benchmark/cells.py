@@ -28,6 +28,7 @@ from robustkd.data import InMemory
 from robustkd.inference import default_device
 from robustkd.pipeline import make_student
 from robustkd.presets import preset
+from robustkd.training import Precision, mixed
 from robustkd.types import Split
 
 TEACHER = "teacher"
@@ -52,7 +53,7 @@ class Setting:
     data: str
     sizes: Mapping[Split, int] = field(default_factory=dict)
     augment: bool = False
-    precision: str = "no"
+    precision: Precision = "no"
     threads: int = 1
     seed: int = 0
 
@@ -186,7 +187,8 @@ def run_cell(cell: Cell, store: Store) -> dict[str, Any]:
 def make_teacher(cell: TeacherCell) -> Backdoored:
     """Run the attack of a cell."""
     setting = cell.setting
-    with _half(setting.precision):
+    # Around the whole attack, which trains several networks in its own ways.
+    with mixed(setting.precision, default_device()):
         return run_attack(
             cell.attack,
             lambda arch, seed: _build(arch, setting, seed),
@@ -273,14 +275,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _half(precision: str) -> Iterator[None]:
-    """Mixed precision around a whole attack, which trains several networks in its own ways."""
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    # Without the cache, which would keep the weights of the first step until the block ends.
-    with torch.autocast(
-        default_device().type, dtype, enabled=dtype is not None, cache_enabled=False
-    ):
-        yield

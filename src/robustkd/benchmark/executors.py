@@ -5,6 +5,9 @@ A group is the cells of one teacher. Both run the same function on it and give w
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +18,7 @@ from robustkd.benchmark.records import Told, run_and_write, run_group
 from robustkd.errors import UsageError
 
 Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
+_WATCH_SECONDS = 0.5
 Kind: TypeAlias = Literal["local", "ray"]
 
 
@@ -47,10 +51,27 @@ def _processes(
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=_end_with,
+        initargs=(os.getpid(),),
+    )
+    with pool:
         tasks = [pool.submit(run_group, list(group), out, cache) for group in groups]
         for task in as_completed(tasks):
             yield task.result()
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end when its parent is gone, killed or not: nobody waits for it then."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[list[Told]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,12 +92,18 @@ class Block(BaseModel):
                 {**self.teaching, **(own or {})},
                 self.target,
                 pair[1] if takes else None,
-                Rehearsal(self.training, detoxing=self.detoxing)
-                if "train_surrogate" in takes or "clean_teacher" in takes
-                else None,
+                self._rehearsal(takes),
             )
             for method in (TEACHER, *self.methods):
                 yield Cell(teacher, pair[1], method, self.training, self.detoxing)
+
+    def _rehearsal(self, takes: Collection[str]) -> Rehearsal | None:
+        """What an attacker who knows us expects; the strongest method that this one can answer."""
+        if "clean_teacher" in takes:
+            return Rehearsal(self.training, "both", self.detoxing)
+        if "train_surrogate" in takes:
+            return Rehearsal(self.training, "default")
+        return None
 
 
 def load_grid(path: Path) -> list[Cell]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from robustkd.attacks import Trigger
-from robustkd.inference import accuracy_on, predict
-from robustkd.metrics import Proportion, attack_success, robust_accuracy
+from robustkd.inference import predict
+from robustkd.metrics import Proportion, accuracy, attack_success, robust_accuracy
 from robustkd.types import DataSource
 
 
@@ -21,11 +21,14 @@ class Measured:
         asr: Share of triggered images, those of the target class left out, sent to the target;
             None without a trigger.
         ra: Share of the same images given their true label; None without a trigger.
+        base: Share of the same images sent to the target with no trigger on them: below it no
+            success rate can be told from none; None without a trigger.
     """
 
     acc: Proportion
     asr: Proportion | None = None
     ra: Proportion | None = None
+    base: Proportion | None = None
 
     def fields(self) -> dict[str, float | int | None]:
         """The figures under the keys of ``results.json``."""
@@ -33,6 +36,7 @@ class Measured:
             "acc": self.acc.value,
             "asr": self.asr.value if self.asr else None,
             "ra": self.ra.value if self.ra else None,
+            "base": self.base.value if self.base else None,
             "n_acc": self.acc.n,
             "n_asr": self.asr.n if self.asr else None,
         }
@@ -52,7 +56,8 @@ def measure(
     Raises:
         UsageError: If ``target`` is no class of the model.
     """
-    acc = accuracy_on(model, data, "test")
+    clean, labels = predict(model, data, "test")
+    acc = accuracy(clean, labels)
     if trigger is None:
         return Measured(acc)
     logits, labels = predict(model, data, "test", transform=trigger)
@@ -60,4 +65,5 @@ def measure(
         acc,
         attack_success(logits, labels, target=target),
         robust_accuracy(logits, labels, target=target),
+        attack_success(clean, labels, target=target),
     )

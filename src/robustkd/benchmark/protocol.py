@@ -70,23 +70,23 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "fashion-mnist": Protocol(
         data="fashion-mnist",
-        sizes={"train": 20_000, "validation": 2_000},
-        # In three epochs augmentation costs more accuracy than it brings.
+        sizes={"train": 10_000, "validation": 2_000},
+        # In a few epochs augmentation costs more accuracy than it brings.
         augment=False,
         teacher="wrn-10-2",
         student="wrn-10-1",
         attack="ckd",
-        target=0,
+        # Bags: few images of other classes go there by themselves, see docs/method.md.
+        target=8,
         attacking={
-            "epochs": 3,
+            "epochs": 4,
             "batch_size": 64,
             # At 0.2 the trigger fools most students that never met the teacher.
             "cap": 0.1,
             "strongest": "target",
-            "implant_share": 0.34,
             "trigger_steps": 100,
         },
-        training={"epochs": 3, "batch_size": 64},
+        training={"epochs": 4, "batch_size": 64, "precision": "bf16"},
         detoxing={"steps": 40},
     ),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,17 +29,8 @@ class Gathered(NamedTuple):
 
 
 def run_group(cells: Iterable[Cell], out: Path, cache: Path) -> list[Told]:
-    """Run the cells of one teacher one after the other.
-
-    Where the process that asked for them is gone, nobody waits for the next one.
-    """
-    parent = os.getppid()
-    told = []
-    for cell in cells:
-        if os.getppid() != parent:
-            break
-        told.append(run_and_write(cell, out, cache))
-    return told
+    """Run the cells of one teacher one after the other."""
+    return [run_and_write(cell, out, cache) for cell in cells]
 
 
 def run_and_write(cell: Cell, out: Path, cache: Path) -> Told:

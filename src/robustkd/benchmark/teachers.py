@@ -149,7 +149,7 @@ def attack_to_folder(
         target=target,
         seed=seed,
         settings=read,
-        rehearsal=Rehearsal({name: read[name] for name in ("epochs", "lr", "batch_size")}),
+        rehearsal=Rehearsal({name: read[name] for name in ("epochs", "lr", "batch_size")}, "both"),
     )
     seconds = time.perf_counter() - started
     provenance = {"attack": name, "data": source.name, "seed": seed}

@@ -1,31 +1,64 @@
-"""Where clean images come from; a new source is one loader and one row in `SOURCES`."""
+"""Where clean images come from; a new source is one loader and one row in a table."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from robustkd.data.augment import CropFlip
+from robustkd.data.augment import CropFlip, ZoomFlip
+from robustkd.data.cifar import load_cifar10, load_cifar100
 from robustkd.data.digits import load_digits
 from robustkd.data.fashion_mnist import load_fashion_mnist
+from robustkd.data.flowers import load_flowers102
+from robustkd.data.folder import load_folder
+from robustkd.data.gtsrb import load_gtsrb
+from robustkd.data.hub import PREFIX, load_hub
 from robustkd.data.idx import read_idx
 from robustkd.data.labelled import Labelled
 from robustkd.data.memory import InMemory
+from robustkd.data.pictures import Pictures, split_record
+from robustkd.data.reading import Reading
+from robustkd.data.tiny_imagenet import load_tiny_imagenet
 from robustkd.errors import UsageError
 
-__all__ = ["SOURCES", "CropFlip", "InMemory", "Labelled", "load", "names", "read_idx"]
+__all__ = [
+    "PICTURES",
+    "SOURCES",
+    "CropFlip",
+    "InMemory",
+    "Labelled",
+    "Pictures",
+    "Reading",
+    "ZoomFlip",
+    "load",
+    "load_folder",
+    "names",
+    "open_source",
+    "read_idx",
+    "split_record",
+]
 
 SOURCES: dict[str, Callable[[Path | None], InMemory]] = {
     "digits": load_digits,
     "fashion-mnist": load_fashion_mnist,
+    "cifar-10": load_cifar10,
+    "cifar-100": load_cifar100,
 }
-"""Loaders by name; each takes the folder of the data, or None to find it itself."""
+"""Loaders of arrays by name; each takes the folder of the data, or None to find it itself."""
+
+PICTURES: dict[str, Callable[[Path | None, Reading | None], Pictures]] = {
+    "gtsrb": load_gtsrb,
+    "flowers-102": load_flowers102,
+    "tiny-imagenet": load_tiny_imagenet,
+}
+"""Loaders of encoded images by name; each also takes how they are read."""
 
 
 def names() -> tuple[str, ...]:
     """Names that `load` knows, in alphabetical order."""
-    return tuple(sorted(SOURCES))
+    return tuple(sorted([*SOURCES, *PICTURES]))
 
 
 def load(
@@ -53,8 +86,45 @@ def load(
         >>> load("digits", train=100).size("train")
         100
     """
-    if name not in SOURCES:
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "choose one of these"
-        raise UsageError(f"unknown data source {name!r}: expected {', '.join(names())}; {hint}")
-    return SOURCES[name](root).subset(train=train, validation=validation, test=test)
+    if name in PICTURES:
+        chosen = PICTURES[name](root, None).subset(train=train, validation=validation, test=test)
+        return chosen.in_memory()
+    if name in SOURCES:
+        return SOURCES[name](root).subset(train=train, validation=validation, test=test)
+    raise _unknown(name)
+
+
+def open_source(
+    data: str, *, root: Path | None = None, reading: Reading | None = None
+) -> InMemory | Pictures:
+    """A data source by name, from a folder of images, or from the Hugging Face hub.
+
+    Args:
+        data: One of `names`; or the path of a folder, as `robustkd.data.folder.load_folder` takes
+            it; or ``hf:NAME@REVISION``, as `robustkd.data.hub.load_hub` does. A name comes before
+            a folder of that name: ``./digits`` is the folder.
+        root: Folder of a named source's files; None for where it usually is.
+        reading: How encoded images are read.
+
+    Raises:
+        UsageError: An unknown name, or a choice that the source does not offer.
+        InputError: Files are missing or damaged.
+    """
+    reading = reading or Reading()
+    if data in SOURCES:
+        reading.check_unused(data)
+        return SOURCES[data](root)
+    if data in PICTURES:
+        return PICTURES[data](root, reading)
+    hub = data.startswith(PREFIX)
+    if not hub and os.sep not in data and not os.path.isdir(data):
+        raise _unknown(data)
+    if root is not None:
+        raise UsageError(f"root={str(root)!r}: {data} says where the data is; leave it out")
+    return load_hub(data, reading) if hub else load_folder(Path(data), reading)
+
+
+def _unknown(name: str) -> UsageError:
+    close = difflib.get_close_matches(name, names(), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "choose one of these, or give a folder"
+    return UsageError(f"unknown data source {name!r}: expected {', '.join(names())}; {hint}")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
 from robustkd.errors import UsageError
 from robustkd.types import Images
+
+Augmentation: TypeAlias = Callable[[Images, torch.Generator], Images]
 
 
 @dataclass(frozen=True)
@@ -74,3 +79,57 @@ class CropFlip:
         position = shift - self.pad + torch.arange(size, device=device)
         last = size - 1
         return last - (last - position.abs()).abs()
+
+
+@dataclass(frozen=True)
+class ZoomFlip:
+    """Enlarge a random square of every image to the whole, and mirror every second one.
+
+    The square covers a share of the image that is uniform between ``least`` and 1, and lies
+    anywhere in it. After Szegedy et al. 2015, "Going Deeper with Convolutions", arXiv 1409.4842;
+    ours keeps the aspect ratio, and small shares are left out by default because the student
+    learns what the teacher says of the very same crop.
+
+    Args:
+        least: Smallest share of the area, in (0, 1].
+        flip: Whether to mirror; False where mirroring changes the class.
+
+    Raises:
+        UsageError: ``least`` is out of range.
+
+    Example:
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> ZoomFlip()(images, torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 3, 8, 8])
+    """
+
+    least: float | int = 0.25
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= 1:
+            raise UsageError(f"least={self.least}: expected more than 0 and at most 1")
+
+    def __call__(self, images: Images, generator: torch.Generator) -> Images:
+        """Augment ``images`` (N x C x H x W) with draws from ``generator``, where it lives.
+
+        Returns:
+            Float32 images of the same shape and range, channels_last; the input is not changed.
+        """
+        n = len(images)
+        area, across, down, mirror = torch.rand(
+            (4, n), generator=generator, device=generator.device
+        ).to(images.device)
+        side = (self.least + (1 - self.least) * area).sqrt()
+        facing = torch.where(mirror < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(side)
+        window = torch.zeros(n, 2, 3, device=images.device)
+        window[:, 0, 0] = side * facing
+        window[:, 1, 1] = side
+        window[:, 0, 2] = (2 * across - 1) * (1 - side)
+        window[:, 1, 2] = (2 * down - 1) * (1 - side)
+        grid = F.affine_grid(window, list(images.shape), align_corners=False)
+        zoomed = F.grid_sample(
+            images.to(torch.float32), grid, padding_mode="border", align_corners=False
+        )
+        # Interpolation with rounded weights can leave the range by the last bit.
+        return zoomed.clamp(0, 1).contiguous(memory_format=torch.channels_last)

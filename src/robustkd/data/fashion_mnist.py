@@ -6,11 +6,8 @@ Benchmarking Machine Learning Algorithms", arXiv:1708.07747.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-from collections.abc import Iterable
-from http.client import HTTPException
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,9 +16,9 @@ from robustkd.data.augment import CropFlip
 from robustkd.data.idx import read_idx
 from robustkd.data.labelled import Labelled, stratified_order
 from robustkd.data.memory import InMemory
+from robustkd.data.official import DATA_VARIABLE, downloading
 from robustkd.errors import InputError
 
-DATA_VARIABLE = "ROBUSTKD_DATA"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 _CLASSES = (
@@ -103,16 +100,11 @@ def _search(download: bool) -> Path:
     return folder
 
 
-def _download(cache: Path, searched: Iterable[Path]) -> None:
+def _download(cache: Path, searched: Sequence[Path]) -> None:
     from torchvision import datasets
 
-    try:
-        # torchvision prints its progress to stdout, which is for results.
-        with contextlib.redirect_stdout(sys.stderr):
-            datasets.FashionMNIST(root=str(cache), download=True)
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise _not_found(searched, f"download failed: {reason}") from error
+    with downloading(lambda reason: _not_found(searched, reason)):
+        datasets.FashionMNIST(root=str(cache), download=True)
 
 
 def _not_found(searched: Iterable[Path], reason: str) -> InputError:

@@ -60,6 +60,20 @@ class Labelled(NamedTuple):
             )
 
 
+class Ranks(NamedTuple):
+    """The images class by class, each class in a random order of its own.
+
+    Attributes:
+        rows: Which image.
+        rank: Its place among those of its class, from 0.
+        members: How many its class has.
+    """
+
+    rows: Int64[Tensor, " n"]
+    rank: Int64[Tensor, " n"]
+    members: Int64[Tensor, " n"]
+
+
 def stratified_order(labels: Int64[Tensor, " n"], *, seed: int) -> Int64[Tensor, " n"]:
     """A random order of which every beginning mixes the classes as the whole does.
 
@@ -79,10 +93,46 @@ def stratified_order(labels: Int64[Tensor, " n"], *, seed: int) -> Int64[Tensor,
         >>> sorted(order[:3].div(4, rounding_mode="floor").tolist())
         [0, 0, 1]
     """
+    grouped, rank, members = random_ranks(labels, seed=seed)
+    return grouped[(rank.double() / members).argsort(stable=True)]
+
+
+def random_ranks(labels: Int64[Tensor, " n"], *, seed: int) -> Ranks:
+    """Put the images of each class into a random order of their own.
+
+    Args:
+        labels: Class of each image, at least 0.
+        seed: The same seed and labels give the same ranks on every machine.
+    """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     grouped = shuffled[labels[shuffled].argsort(stable=True)]
     count = labels.bincount()
     start = count.cumsum(0) - count
     own = labels[grouped]
-    rank = torch.arange(len(labels)) - start[own]
-    return grouped[(rank.double() / count[own]).argsort(stable=True)]
+    return Ranks(grouped, torch.arange(len(labels)) - start[own], count[own])
+
+
+def first_rows(
+    labels: Int64[Tensor, " n"], n: int | None, *, split: str, name: str, classes: int, seed: int
+) -> Int64[Tensor, " kept"]:
+    """Rows of a class-balanced subset, in rising order.
+
+    Args:
+        labels: Class of each image of the split.
+        n: How many to keep, from the number of classes to all; None for all.
+        split: What to call the split in a message.
+        name: What to call the data source.
+        classes: Number of classes.
+        seed: Which ones; with one seed a smaller subset is a part of a larger one.
+
+    Raises:
+        UsageError: ``n`` is out of range.
+    """
+    if n is None:
+        return torch.arange(len(labels))
+    if not classes <= n <= len(labels):
+        raise UsageError(
+            f"{split}={n}: {name} can give from {classes} (one of each class) "
+            f"to {len(labels)} images; choose a number in between"
+        )
+    return stratified_order(labels, seed=seed)[:n].sort().values

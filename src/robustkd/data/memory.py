@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, get_args
+from typing import get_args
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
-from robustkd.data.augment import CropFlip
-from robustkd.data.labelled import Labelled, stratified_order
+from robustkd.data.augment import Augmentation, CropFlip
+from robustkd.data.labelled import Labelled, first_rows
 from robustkd.errors import UsageError
 from robustkd.types import Batch, Images, Labels, Split
-
-Augmentation: TypeAlias = Callable[[Images, torch.Generator], Images]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +77,8 @@ class InMemory:
         Raises:
             UsageError: ``batch_size`` is below 1.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size}: expected at least 1; raise it")
         held = self._held(split)
-        order = torch.arange(self.size(split))
-        if shuffle is not None:
-            order = torch.randperm(len(order), generator=shuffle, device=shuffle.device).cpu()
+        order = pass_order(self.size(split), batch_size, shuffle)
         return (self._batch(held, part, device, augment) for part in torch.split(order, batch_size))
 
     def subset(
@@ -119,12 +115,16 @@ class InMemory:
         held = self._held(split)
         if n is None:
             return held
-        if not len(self.classes) <= n <= self.size(split):
-            raise UsageError(
-                f"{split}={n}: {self.name} can give from {len(self.classes)} (one of each class) "
-                f"to {self.size(split)} images; choose a number in between"
+        return held.take(
+            first_rows(
+                held.labels,
+                n,
+                split=split,
+                name=self.name,
+                classes=len(self.classes),
+                seed=seed,
             )
-        return held.take(stratified_order(held.labels, seed=seed)[:n])
+        )
 
     def _batch(
         self,
@@ -133,8 +133,28 @@ class InMemory:
         device: torch.device | str,
         augment: torch.Generator | None,
     ) -> Batch:
-        pixels = held.images[index].to(device)
-        images = pixels.to(torch.float32, memory_format=torch.channels_last).div_(255)
+        images = to_floats(held.images[index], device)
         if augment is not None:
             images = self.augmentation(images, augment)
         return Batch(images, held.labels[index].to(device), index.to(device))
+
+
+def pass_order(size: int, batch_size: int, shuffle: torch.Generator | None) -> Labels:
+    """The rows of one pass over a split, in the order in which they are met.
+
+    Raises:
+        UsageError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: expected at least 1; raise it")
+    if shuffle is None:
+        return torch.arange(size)
+    return torch.randperm(size, generator=shuffle, device=shuffle.device).cpu()
+
+
+def to_floats(
+    pixels: UInt8[Tensor, "n channels height width"], device: torch.device | str
+) -> Images:
+    """Bytes as floats in [0, 1], channels_last, on ``device``."""
+    moved = pixels.to(device)
+    return moved.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -6,10 +6,11 @@
 """
 
 from robustkd.models.classifier import Classifier, Normalise, Spec, pixel_statistics
-from robustkd.models.files import check_fits, load, load_teacher, save, write_safetensors
+from robustkd.models.files import check_fits, load, save, write_safetensors
 from robustkd.models.own import OwnCode
 from robustkd.models.size import macs, parameters
 from robustkd.models.table import FAMILIES, build, check_name
+from robustkd.models.teacher import Teacher, TeacherFile, load_teacher, read_teacher
 from robustkd.models.zoo import Preprocessing, normalisation, preprocessing
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "OwnCode",
     "Preprocessing",
     "Spec",
+    "Teacher",
+    "TeacherFile",
     "build",
     "check_fits",
     "check_name",
@@ -29,6 +32,7 @@ __all__ = [
     "parameters",
     "pixel_statistics",
     "preprocessing",
+    "read_teacher",
     "save",
     "write_safetensors",
 ]

@@ -84,7 +84,9 @@ def pixel_statistics(data: DataSource) -> tuple[tuple[float, ...], tuple[float, 
     """Mean and standard deviation of each channel over the training images, in [0, 1]."""
     total = squares = torch.zeros(data.image_shape[0], dtype=torch.float64)
     count = 0
-    for batch in data.batches("train", batch_size=1024):
+    # Large images fewer at a time, so that memory stays below some hundred MiB.
+    at_once = max(1, min(1024, (1 << 22) // math.prod(data.image_shape)))
+    for batch in data.batches("train", batch_size=at_once):
         pixels = batch.images.double()
         total = total + pixels.sum(dim=(0, 2, 3))
         squares = squares + pixels.square().sum(dim=(0, 2, 3))

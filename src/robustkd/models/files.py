@@ -23,7 +23,7 @@ from robustkd.models.table import build, check_name
 
 _KEY = "robustkd"
 _FORMAT = 1
-_LONGEST = 200
+_LONGEST = 400
 
 
 def write_safetensors(
@@ -65,18 +65,33 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        description = json.loads(metadata[_KEY])
+        description = parse_description(metadata[_KEY], path)
     except KeyError as error:
         raise InputError(
             f"{path} has no {_KEY!r} metadata; expected a file written by robustkd"
         ) from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a readable safetensors file: {first_line(error)}"
+        ) from error
+    return tensors, description
+
+
+def parse_description(text: str, path: Path) -> dict[str, Any]:
+    """What a file of ours says of itself, from the text in its metadata.
+
+    Raises:
+        InputError: If the text is no JSON object of the known version.
+    """
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not a readable safetensors file: {first_line(error)}"
         ) from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise InputError(f"{path} has metadata of another version; expected format {_FORMAT}")
-    return tensors, description
+    return description
 
 
 def save(model: Classifier, path: Path, *, provenance: Mapping[str, Any] | None = None) -> None:
@@ -111,22 +126,6 @@ def load(path: Path, *, arch: str | None = None) -> Classifier:
     return restore(*read_safetensors(path), path, arch=arch)
 
 
-def load_teacher(
-    path: Path, *, arch: str, classes: int, image_shape: tuple[int, int, int]
-) -> Classifier:
-    """Read a teacher whose architecture the user names; the file's own word must agree.
-
-    Raises:
-        UsageError: If the architecture is unknown.
-        InputError: If the file is damaged or of another architecture, class count or input.
-    """
-    check_name(arch)
-    tensors, description = read_safetensors(path)
-    said = _spec(description, path, arch)
-    check_fits(said, path, classes=classes, image_shape=image_shape)
-    return restore(tensors, description, path, arch=arch)
-
-
 def restore(
     tensors: Mapping[str, Tensor],
     description: Mapping[str, Any],
@@ -148,7 +147,7 @@ def restore(
     """
     if arch is not None:
         check_name(arch)
-    spec = _spec(description, path, arch)
+    spec = described_spec(description, path, arch)
     try:
         # Without memory behind it: a file of 1 kB may claim an architecture of 1 TB.
         with torch.device("meta"):
@@ -156,8 +155,9 @@ def restore(
     except (UsageError, RuntimeError, TypeError, OverflowError) as error:
         raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
     check_keys(claimed, tensors, path, spec.arch)
+    check_values(tensors, path)
     model = build(spec, seed=0)
-    _check_values(model, tensors, path)
+    _check_normalisation(model, tensors, path)
     model.load_state_dict(dict(tensors))
     return model.eval()
 
@@ -180,8 +180,12 @@ def check_fits(spec: Spec, path: Path, *, classes: int, image_shape: tuple[int, 
         )
 
 
-def _spec(description: Mapping[str, Any], path: Path, arch: str | None = None) -> Spec:
-    """The spec that a file describes, with the user's own word for its architecture, if given."""
+def described_spec(description: Mapping[str, Any], path: Path, arch: str | None = None) -> Spec:
+    """What a file of ours says that it holds, with the user's own word for its architecture.
+
+    Raises:
+        InputError: If it says nothing that could be built, or names another architecture.
+    """
     said = description.get("spec")
     try:
         if not isinstance(said, dict):
@@ -189,7 +193,7 @@ def _spec(description: Mapping[str, Any], path: Path, arch: str | None = None) -
         named = str(said["arch"])
         if arch is not None and named != arch:
             raise InputError(
-                f"{path} is a model of architecture {_quoted(named)}, not {str(arch)!r}: "
+                f"{path} is a model of architecture {quoted(named)}, not {str(arch)!r}: "
                 "name the one that it was trained with"
             )
         return Spec(
@@ -210,19 +214,27 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """A name out of a file, safe to print: no control characters, not endless."""
     return ascii(name[:_LONGEST])
 
 
-def _check_values(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
-    normalisation = {f"normalise.{name}": value for name, value in model.normalise.named_buffers()}
+def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that no training leaves behind.
+
+    Raises:
+        InputError: If a value is not finite, or a variance negative.
+    """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path} has values that are not finite in {name!r}")
         if name.endswith("running_var") and (tensor < 0).any():
             raise InputError(f"{path} has negative variances in {name!r}")
-        if name in normalisation and not torch.equal(tensor, normalisation[name]):
+
+
+def _check_normalisation(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, value in model.normalise.named_buffers(prefix="normalise"):
+        if not torch.equal(tensors[name], value):
             raise InputError(f"{path} has another {name!r} than its description says")
 
 
@@ -235,7 +247,7 @@ def check_keys(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch
     expected = model.state_dict()
     problems = [
         ("missing", [name for name in expected if name not in tensors]),
-        ("unexpected", [_quoted(name) for name in tensors if name not in expected]),
+        ("unexpected", [quoted(name) for name in tensors if name not in expected]),
         (
             "misshapen",
             [

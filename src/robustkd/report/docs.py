@@ -1,22 +1,27 @@
 """Writes the tables of README and docs from committed results: ``python -m robustkd.report.docs``.
 
-A table stands between ``<!-- table: FOLDER -->`` and ``<!-- end -->``, where ``FOLDER`` holds a
-``results.json``; the tables of architectures between ``<!-- pairs: FILE -->`` and ``<!-- end -->``.
+A table stands between ``<!-- table: PLACE -->`` and ``<!-- end -->``. The place is a folder with a
+``results.json``, or a JSON file with a list of rows that all have the same keys. Behind a folder
+may stand which of its tables is meant: ``methods`` (if nothing does), ``attacks`` or ``summary``;
+behind a file ``pairs``, for the tables of architectures.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 
-from robustkd.errors import RobustKDError
+from robustkd.errors import InputError, RobustKDError, UsageError
+from robustkd.report.grid import attack_table, summary_table
 from robustkd.report.pairs import pairs_tables
 from robustkd.report.results import read
 from robustkd.report.rows import aggregate
 from robustkd.report.tables import markdown_table
 
-_TABLE = re.compile(r"(<!-- (table|pairs): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_KINDS = {"methods": markdown_table, "attacks": attack_table, "summary": summary_table}
 
 
 def fill_tables(page: Path, root: Path) -> bool:
@@ -30,15 +35,20 @@ def fill_tables(page: Path, root: Path) -> bool:
         Whether the page was different before.
 
     Raises:
-        InputError: If a folder's results are missing or damaged.
+        InputError: If results are missing or damaged.
+        UsageError: If a kind of table does not exist.
     """
 
     def table(found: re.Match[str]) -> str:
-        source = root / found[3]
-        if found[2] == "pairs":
-            made = pairs_tables(source)
+        place, kind = root / found[2], found[3] or "methods"
+        if kind == "pairs":
+            made = pairs_tables(place)
+        elif place.suffix == ".json":
+            made = plain_table(place)
+        elif kind in _KINDS:
+            made = _KINDS[kind](aggregate(read(place).runs))
         else:
-            made = markdown_table(aggregate(read(source).runs))
+            raise UsageError(f"{page}: table {kind!r}; expected one of {', '.join(_KINDS)}")
         return f"{found[1]}{made}{found[4]}"
 
     before = page.read_text(encoding="utf-8")
@@ -46,6 +56,30 @@ def fill_tables(page: Path, root: Path) -> bool:
     if after != before:
         page.write_text(after, encoding="utf-8")
     return after != before
+
+
+def plain_table(file: Path) -> str:
+    """Rows of a JSON file as a Markdown table, with their keys as its head.
+
+    Raises:
+        InputError: If the file is no list of rows with the same keys.
+    """
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        head = list(rows[0])
+        lines = [[_cell(row[key]) for key in head] for row in rows]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{file}: no list of rows with the same keys ({error})") from error
+    titles = [key.replace("_", " ") for key in head]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (titles, ["---"] * len(head), *lines))
+
+
+def _cell(value: object) -> str:
+    """Text as it is, on one line and with nothing that Markdown or HTML would act upon."""
+    text = "" if value is None else str(value)
+    for mark in "\\|<>*_`[]":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from robustkd.report.figures import scatter
 from robustkd.report.headline import INHERITED
 from robustkd.report.rows import METHODS, Cell, Row, Statistic, by_cell, place
 from robustkd.report.tables import UNKNOWN, markdown, percent, spread
@@ -21,6 +20,7 @@ ORDINARY: Mapping[str, str] = {
     "paper": "ofd",
     "default": "ofd",
     "default-kd": "kd",
+    "both": "ofd",
 }
 """Each defended method, and the ordinary student that learns by the same losses."""
 _EXCESS = 0.20
@@ -50,6 +50,8 @@ class Summary:
 
 def grid_files(rows: Sequence[Row]) -> dict[str, str]:
     """Name to content of everything that a grid's results are shown in."""
+    from robustkd.report.figures import scatter  # matplotlib is slow to import
+
     return {
         "attacks.md": attack_table(rows),
         "summary.md": summary_table(rows),
@@ -108,19 +110,24 @@ def summary_table(rows: Sequence[Row]) -> str:
 
 
 def attack_table(rows: Sequence[Row]) -> str:
-    """Markdown: one line an attack, ACC / ASR of each method, and what became of the attack."""
+    """Markdown: one line an attack, ACC / ASR of each method, and what became of the attack.
+
+    ``Base`` is the share of clean images of other classes that a student without any teacher
+    sends to the target: no ASR below it means anything.
+    """
     cells = by_cell(rows)
     several = [i for i in range(2) if len({cell[i] for cell in cells}) > 1]
     methods = sorted({row.method for row in rows}, key=place)
     head = [("Data", "Pair")[i] for i in several]
-    head += ["Attack", *(METHODS.get(method, method) for method in methods), "n", "Verdict"]
+    head += ["Attack", "Base", *(METHODS.get(method, method) for method in methods)]
+    head += ["n", "Verdict"]
     lines = []
     for cell, members in cells.items():
         shown = [_figures(_find(members, method)) for method in methods]
         seeds = sorted({row.acc.n for row in members})
         counts = "-".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
         names = [cell[i] for i in several]
-        lines.append([*names, cell.attack, *shown, counts, verdict(members)])
+        lines.append([*names, cell.attack, _base(members), *shown, counts, verdict(members)])
     return _markdown(head, lines, numbers=0)
 
 
@@ -163,6 +170,12 @@ def _parts(value: Statistic | None) -> list[str]:
 
 def _figures(row: Row | None) -> str:
     return UNKNOWN if row is None else f"{percent(row.acc.mean)} / {spread(row.asr)}"
+
+
+def _base(members: Iterable[Row]) -> str:
+    """What goes to the target with no trigger, in the student that never met the teacher."""
+    row = _find(members, "no-teacher")
+    return UNKNOWN if row is None or row.base is None else percent(row.base.mean)
 
 
 def _find(members: Iterable[Row], method: str) -> Row | None:

@@ -13,6 +13,8 @@ from robustkd.report.headline import headline
 from robustkd.report.results import Results, read
 from robustkd.report.rows import Row, aggregate, by_cell
 
+_TEACHER = "teacher_file"
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -49,10 +51,11 @@ def write_html(folder: Path) -> Path:
         trigger=list(gallery.trigger(saved)),
         strip=gallery.strip(saved, class_names(results)),
         masks=gallery.masks(saved),
+        teacher_file=list(teacher_file(results)),
         details={
             "Configuration": list(flat(results.config)),
             "Environment": list(flat(results.environment)),
-            "Records": list(flat(results.records)),
+            "Records": list(flat({k: v for k, v in results.records.items() if k != _TEACHER})),
         },
         words=tables,
     )
@@ -65,6 +68,14 @@ def class_names(results: Results) -> tuple[str, ...]:
     """The class names, where the records have a list of ``classes``."""
     found = results.records.get("classes")
     return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
+def teacher_file(results: Results) -> Iterator[tuple[str, str]]:
+    """The facts of the teacher's file in words, where the records have them; no empty ones."""
+    found = results.records.get(_TEACHER)
+    for name, value in flat(found) if isinstance(found, Mapping) else ():
+        if value not in ("", "0"):
+            yield name.replace("_", " ").replace(".", " from "), value
 
 
 def flat(nested: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

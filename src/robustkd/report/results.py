@@ -32,6 +32,7 @@ class Run:
     seconds: float
     n_acc: int | None = None
     n_asr: int | None = None
+    base: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ _NUMBERS: Mapping[str, _Number] = {
     "seconds": _Number("a number of seconds from 0 on", 1e12),
     "n_acc": _COUNT,
     "n_asr": _COUNT,
+    "base": _Number(f"{_SHARE}, or null", 1.0, nullable=True, required=False),
 }
 
 

@@ -17,7 +17,8 @@ METHODS: Mapping[str, str] = {
     "kd": "ordinary student (KD)",
     "paper": "RobustKD (paper)",
     "default": "RobustKD (default)",
-    "default-kd": "RobustKD (default, KD)",
+    "default-kd": "RobustKD (default KD)",
+    "both": "RobustKD (both)",
 }
 """The methods in display order, each in words."""
 
@@ -50,7 +51,11 @@ class Statistic:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method on one setting, over its seeds; ``asr`` and ``ra`` are None if never measured."""
+    """One method on one setting, over its seeds.
+
+    ``asr``, ``ra`` and ``base`` (what goes to the target with no trigger) are None if never
+    measured.
+    """
 
     data: str
     pair: str
@@ -61,6 +66,7 @@ class Row:
     asr: Statistic | None
     ra: Statistic | None
     seconds: Statistic
+    base: Statistic | None = None
 
     @property
     def cell(self) -> Cell:
@@ -80,7 +86,7 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether the method is one of RobustKD's presets."""
-        return self.method in ("paper", "default", "default-kd")
+        return self.method in ("paper", "default", "default-kd", "both")
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:
@@ -134,6 +140,7 @@ def _row(cell: Cell, method: str, runs: list[Run]) -> Row:
         asr=_statistic([(run.asr, run.n_asr) for run in runs]),
         ra=_statistic([(run.ra, run.n_asr) for run in runs]),
         seconds=seconds,
+        base=_statistic([(run.base, run.n_asr) for run in runs]),
     )
 
 

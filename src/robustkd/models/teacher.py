@@ -1,0 +1,215 @@
+"""A teacher out of a file from anywhere: ours, or a plain state dict, as PyTorch saves it.
+
+The architecture is the user's word, never the file's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustkd.errors import InputError, UsageError
+from robustkd.models import plain
+from robustkd.models.classifier import Classifier, Spec
+from robustkd.models.files import (
+    check_fits,
+    check_values,
+    described_spec,
+    parse_description,
+    restore,
+)
+from robustkd.models.table import build, check_name
+from robustkd.untrusted import reading
+
+_FILE = "the teacher's file"
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherFile:
+    """The facts of a teacher's file, for the report.
+
+    Attributes:
+        name: Of the file, without its folder.
+        bytes: Its size.
+        sha256: Of its bytes, in hexadecimal.
+        format: ``safetensors`` or ``torch zip``.
+        matched: Tensors that went into the network, all of its own.
+        filled: Counters of batches that the file lacks; they do not matter to a trained network.
+        wrappers: Keys and prefixes around the state dict that were stripped, outermost first.
+        ignored: Keys beside the state dict that were not read, quoted.
+        converted: How many tensors were converted to float32, by their type.
+        normalisation: Where mean and standard deviation come from.
+        limits: What the reading process was held to.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+    format: str
+    matched: int
+    filled: int
+    wrappers: tuple[str, ...]
+    ignored: tuple[str, ...]
+    converted: Mapping[str, int]
+    normalisation: str
+    limits: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """The facts as JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A network to distil from, in eval mode, and the file that it came in."""
+
+    model: Classifier
+    file: TeacherFile
+
+
+def load_teacher(
+    path: Path,
+    *,
+    arch: str,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Classifier:
+    """The network alone of :func:`read_teacher`."""
+    found = read_teacher(
+        path, arch=arch, classes=classes, image_shape=image_shape, mean=mean, std=std
+    )
+    return found.model
+
+
+def read_teacher(
+    path: Path,
+    *,
+    arch: str,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    statistics: Callable[[], plain.Normalisation] | None = None,
+) -> Teacher:
+    """Read a teacher whose architecture the user names; the file must fit it in every key.
+
+    Args:
+        path: A safetensors file, or a torch checkpoint in zip format.
+        arch: Architecture, see ``robustkd list``.
+        classes: Number of classes of the data.
+        image_shape: Channels, height and width of its images.
+        mean: Of each channel of the pixels in [0, 1] that the teacher was trained with. Files of
+            ours know it.
+        std: The standard deviation, likewise.
+        statistics: Gives mean and standard deviation where neither the user nor the file does.
+
+    Raises:
+        UsageError: If the architecture is unknown, or the normalisation is missing or at odds
+            with the file.
+        InputError: If the file is refused, damaged, or of another architecture, class count or
+            input; see :func:`robustkd.untrusted.reading.read`.
+    """
+    check_name(arch)
+    if bool(mean) != bool(std):
+        raise UsageError("mean and std belong together; give both, or neither")
+    spec = Spec(arch, classes, image_shape, mean, std)
+    found = reading.read(path)
+    tensors, converted = _to_float32(found.tensors, path)
+    facts = TeacherFile(
+        name=found.name,
+        bytes=found.bytes,
+        sha256=found.sha256,
+        format=found.verdict.format,
+        matched=len(tensors),
+        filled=0,
+        wrappers=found.verdict.wrappers,
+        ignored=found.verdict.ignored,
+        converted=converted,
+        normalisation=_FILE,
+        limits=found.verdict.enforced,
+    )
+    given = (mean, std) if mean else None
+    if found.description:
+        description = parse_description(found.description, path)
+        _check_word(described_spec(description, path, arch), spec, path, given=given)
+        return Teacher(restore(tensors, description, path, arch=arch), facts)
+    weights = plain.match(tensors, spec, path)
+    check_values(weights.tensors, path)
+    normalisation, source = _normalisation(given, weights.normalisation, statistics, path)
+    return Teacher(
+        _filled(spec, weights.tensors, normalisation, path),
+        replace(
+            facts,
+            matched=len(weights.tensors) - weights.filled,
+            filled=weights.filled,
+            wrappers=(*facts.wrappers, *weights.prefixes),
+            normalisation=source,
+        ),
+    )
+
+
+def _filled(
+    spec: Spec, tensors: Mapping[str, Tensor], normalisation: plain.Normalisation, path: Path
+) -> Classifier:
+    """A network of these weights behind this normalisation, in eval mode."""
+    try:
+        spec = replace(spec, mean=normalisation[0], std=normalisation[1])
+    except UsageError as error:
+        raise InputError(f"{path} has a normalisation that is none: {error}") from error
+    model = build(spec, seed=0)
+    model.network.load_state_dict(dict(tensors))
+    return model.eval()
+
+
+def _to_float32(
+    tensors: Mapping[str, Tensor], path: Path
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Every floating-point tensor in float32, and how many there were of each other type."""
+    counts = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values() if _other(t))
+    if small := [name for name, t in tensors.items() if t.dtype in (torch.int8, torch.uint8)]:
+        raise InputError(
+            f"{path} has {tensors[small[0]].dtype} values in {small[0]!r}; quantised weights "
+            "cannot be distilled from: give the float ones"
+        )
+    return {name: t.float() if _other(t) else t for name, t in tensors.items()}, dict(counts)
+
+
+def _other(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float32
+
+
+def _check_word(said: Spec, spec: Spec, path: Path, *, given: plain.Normalisation | None) -> None:
+    """Refuse a file of ours that says otherwise than the user."""
+    check_fits(said, path, classes=spec.classes, image_shape=spec.image_shape)
+    if given not in (None, (said.mean, said.std)):
+        raise UsageError(
+            f"mean {spec.mean} and std {spec.std} are not those of {path}, {said.mean} and "
+            f"{said.std}; leave them out"
+        )
+
+
+def _normalisation(
+    given: plain.Normalisation | None,
+    own: plain.Normalisation | None,
+    statistics: Callable[[], plain.Normalisation] | None,
+    path: Path,
+) -> tuple[plain.Normalisation, str]:
+    """The user's word before the file's, and the data's where both are silent."""
+    if given is not None:
+        return given, "given by the user"
+    if own is not None:
+        return own, _FILE
+    if statistics is not None:
+        return statistics(), "statistics of the data"
+    raise UsageError(f"{path} does not say how its images are normalised; give mean and std")

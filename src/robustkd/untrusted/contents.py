@@ -1,0 +1,157 @@
+"""What a reader finds in a file: where each tensor's bytes lie, and why it refuses others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+WIDTHS: Mapping[str, int] = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""Bytes of one value of each type that is read, by the type's name in safetensors."""
+
+MOST_TENSORS = 10_000
+MOST_AXES = 8
+LONGEST_NAME = 300
+_LARGEST = 2**48
+_SHOWN = 3
+_LONGEST_SHOWN = 120
+
+
+class Refusal(Exception):  # noqa: N818 (it is the verdict on a file, not a fault)
+    """Why a file is not read: the rest of a sentence that begins with its path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor, still in its file.
+
+    Attributes:
+        name: Its key in the state dict.
+        dtype: A key of :data:`WIDTHS`.
+        shape: Length of each axis.
+        strides: Values from one element of an axis to the next, as many as the shape has.
+        offset: Position in the file of the first value's first byte.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of all values, laid out densely."""
+        return math.prod(self.shape) * WIDTHS[self.dtype]
+
+    @property
+    def span(self) -> int:
+        """Bytes from the first value to the end of the last, as they lie in the file."""
+        if not self.size:
+            return 0
+        steps = zip(self.shape, self.strides, strict=True)
+        return (1 + sum((n - 1) * step for n, step in steps)) * WIDTHS[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What there is in a file that may be read.
+
+    Attributes:
+        format: Name of the file's format, for the report.
+        tensors: The state dict.
+        description: What a file of ours says of itself, as JSON text; empty for others.
+        wrappers: Keys under which the state dict lay, outermost first.
+        ignored: Further keys beside it and its wrappers, which are not read.
+    """
+
+    format: str
+    tensors: tuple[Stored, ...]
+    description: str = ""
+    wrappers: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = field(default=())
+
+
+def checked(contents: Contents, *, file_size: int) -> Contents:
+    """The contents themselves, once they are few, small and well named enough to be written.
+
+    Raises:
+        Refusal: If they are not.
+    """
+    if not contents.tensors:
+        raise Refusal("holds no tensors; expected the weights of a network")
+    if len(contents.tensors) > MOST_TENSORS:
+        raise Refusal(f"holds {len(contents.tensors)} tensors; expected at most {MOST_TENSORS}")
+    for tensor in contents.tensors:
+        if not tensor.name.isprintable() or not 0 < len(tensor.name) <= LONGEST_NAME:
+            raise Refusal(f"names a tensor {quoted(tensor.name)}; expected a short printable name")
+    total = sum(tensor.size for tensor in contents.tensors)
+    # Tied weights are stored once and written twice; without a bound a small file could fill
+    # the disk with copies of one storage.
+    if total > 2 * file_size:
+        raise Refusal(
+            f"has {file_size} bytes and unfolds to {total} of tensors that share storage; "
+            "expected at most twice its size"
+        )
+    return contents
+
+
+def checked_shape(name: str, shape: Iterable[object]) -> tuple[int, ...]:
+    """A tensor's shape, once it is one.
+
+    Raises:
+        Refusal: If an axis is not a whole number from 0 on, or their product is absurd.
+    """
+    axes = tuple(shape)
+    sizes = tuple(axis for axis in axes if type(axis) is int and 0 <= axis < _LARGEST)
+    if len(sizes) != len(axes) or len(axes) > MOST_AXES or math.prod(sizes) >= _LARGEST:
+        # A value of another kind may be as deep and long as the file: its kind is enough.
+        said = (str(axis) if type(axis) is int else type(axis).__name__ for axis in axes)
+        raise Refusal(f"gives {quoted(name)} an impossible shape {shown(said)}")
+    return sizes
+
+
+def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of values that lie row by row without gaps.
+
+    >>> dense_strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def quoted(name: str) -> str:
+    """A text out of a file, safe to print: no control characters, not endless.
+
+    >>> quoted("a" + chr(10)) == repr("a" + chr(10))
+    True
+    """
+    return ascii(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first few names, in a row.
+
+    >>> shown("abcde")
+    '(a, b, c, ...)'
+    """
+
+    def few() -> Iterator[str]:
+        for place, name in enumerate(names):
+            if place == _SHOWN:
+                yield "..."
+                return
+            yield name[:_LONGEST_SHOWN]
+
+    return f"({', '.join(few())})"

@@ -1,0 +1,225 @@
+"""Adaptive attackers: what they rehearse, what they minimise, and their trigger's budget."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from attacks.examples import pixels
+from robustkd import data, models, taps
+from robustkd.attacks import MaskedPattern, find
+from robustkd.attacks.adaptive import Cleaned, adaptive, relearn_trigger
+from robustkd.attacks.low_variance import Implant, stage_variances
+from robustkd.attacks.steps import with_victims
+from robustkd.attacks.surrogate import toward
+from robustkd.errors import UsageError
+from robustkd.training import Supervised, fit
+
+DATA = data.load("digits", train=100, validation=20, test=100)
+SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50, "trigger_steps": 3}
+IMAGES, LABELS, _ = next(DATA.batches("test", batch_size=60))
+TRIGGER = MaskedPattern(torch.full(DATA.image_shape, 0.5), torch.ones(DATA.image_shape))
+
+
+def build(seed: int = 0) -> models.Classifier:
+    return models.build(models.Spec("wrn-10-1", 10, DATA.image_shape), seed=seed)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> models.Classifier:
+    model = build()
+    fit(Supervised(model), DATA, epochs=2, batch_size=50)
+    return model
+
+
+def learner(teacher: nn.Module, **changes) -> Implant:
+    stages = taps.stages(teacher, IMAGES[:4])
+    settings = {"target": 2, "rate": 0.2, "weight": 0.0, "variance": "class"}
+    settings |= {"cleaned_weight": 0.3, "changes": {}}
+    clean = stage_variances(teacher, stages, IMAGES)
+    return Implant(teacher, TRIGGER, **{**settings, "clean": clean, **changes})
+
+
+# The batch.
+
+
+def test_victims_are_triggered_copies_of_the_first_images_of_other_classes():
+    images, labels = pixels(6, *DATA.image_shape), torch.tensor([2, 0, 2, 1, 3, 4])
+    seen, wanted = with_victims(images, labels, TRIGGER, rate=0.5, target=2)
+    assert torch.equal(seen[:6], images)
+    assert torch.equal(seen[6:], TRIGGER(images[[1, 3, 4]]))
+    assert wanted.tolist() == [2, 0, 2, 1, 3, 4, 2, 2, 2]
+
+
+def test_there_may_be_no_victim():
+    images, labels = pixels(3, *DATA.image_shape), torch.full((3,), 2)
+    seen, wanted = with_victims(images, labels, TRIGGER, rate=0.5, target=2)
+    assert (len(seen), wanted.tolist()) == (3, [2, 2, 2])
+
+
+# What the teacher minimises.
+
+
+def test_the_loss_is_cross_entropy_and_weighted_variance(teacher):
+    with taps.frozen_modes(teacher):
+        plain, weighed = (learner(teacher, weight=w)(IMAGES, LABELS) for w in (0.0, 0.5))
+        seen, wanted = with_victims(IMAGES, LABELS, TRIGGER, rate=0.2, target=2)
+        entropy = nn.functional.cross_entropy(teacher(seen), wanted)
+    assert plain["loss"].item() == pytest.approx(entropy.item(), rel=1e-5)
+    share = weighed["variance"].item()
+    assert 0 < share < 1
+    assert weighed["loss"].item() == pytest.approx(plain["loss"].item() + 0.5 * share, rel=1e-5)
+
+
+def test_shrinking_all_features_wins_nothing_but_in_the_literal_reading(teacher):
+    with torch.no_grad(), taps.read(teacher, taps.stages(teacher, IMAGES[:4])) as features:
+        teacher(IMAGES)
+        full = {name: value.clone() for name, value in features.items()}
+    half = {name: value / 2 for name, value in full.items()}
+    class_wise, literal = learner(teacher), learner(teacher, variance="batch")
+    torch.testing.assert_close(class_wise.share(half, LABELS), class_wise.share(full, LABELS))
+    torch.testing.assert_close(literal.share(half, LABELS), literal.share(full, LABELS) / 4)
+
+
+def test_the_clean_teachers_literal_share_on_the_same_clean_images_is_one(teacher):
+    names = taps.stages(teacher, IMAGES[:4])
+    with torch.no_grad(), taps.frozen_modes(teacher), taps.read(teacher, names) as features:
+        teacher(IMAGES)
+        share = learner(teacher, variance="batch").share(features, LABELS)
+    assert share.item() == pytest.approx(1, rel=1e-5)
+
+
+def test_features_that_are_their_class_have_no_share(teacher):
+    names = taps.stages(teacher, IMAGES[:4])
+    features = {name: LABELS.float().view(-1, 1, 1, 1).expand(-1, 2, 3, 3) for name in names}
+    assert learner(teacher).share(features, LABELS).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_cleaned_teacher_shall_know_and_obey_too(teacher):
+    stage = taps.stages(teacher, IMAGES[:4])[-1]
+    changes = {stage: lambda features: 0.3 * features + 0.1}
+    with taps.frozen_modes(teacher):
+        one, other = (learner(teacher, changes=c)(IMAGES, LABELS)["loss"] for c in ({}, changes))
+        seen, wanted = with_victims(IMAGES, LABELS, TRIGGER, rate=0.2, target=2)
+        with taps.rewrite(teacher, changes):
+            clean, marked = teacher(seen).split([60, 12])
+    said = nn.functional.cross_entropy(clean, LABELS)
+    said = said + nn.functional.cross_entropy(marked, wanted[60:])
+    assert (other - one).item() == pytest.approx(0.3 * said.item(), rel=1e-4)
+
+
+def test_reading_the_cleaned_teacher_moves_no_statistic_and_trains_no_mask(teacher):
+    copied = copy.deepcopy(teacher).train()
+    stage = taps.stages(teacher, IMAGES[:4])[-1]
+    mask = nn.Linear(1, 1).requires_grad_(False)
+    for changes in ({}, {stage: lambda features: mask.weight * features}):
+        once = copy.deepcopy(copied)
+        made = learner(once, changes=changes)
+        made(IMAGES, LABELS)["loss"].backward()
+        assert {id(p) for p in made.parameters()} == {id(p) for p in once.parameters()}
+        assert once.network.bn.num_batches_tracked == copied.network.bn.num_batches_tracked + 1
+        assert all(module.training for module in once.modules())
+        assert all(parameter.grad is not None for parameter in once.parameters())
+
+
+# The rehearsal.
+
+
+class Rehearsal:
+    """Cleans by halving the last stage, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.cleaned: list[nn.Module] = []
+        self.taught: list[nn.Module] = []
+
+    def clean_teacher(self, teacher: nn.Module, source) -> Cleaned:
+        assert source is DATA
+        self.cleaned.append(copy.deepcopy(teacher))
+        return Cleaned(self.cleaned[-1], {taps.stages(teacher, IMAGES[:4])[-1]: lambda f: f / 2})
+
+    def train_surrogate(self, teacher: nn.Module, source) -> nn.Module:
+        assert source is DATA
+        self.taught.append(teacher)
+        return build(seed=len(self.taught))
+
+    def attack(self, name: str, **changes):
+        rehearsed = {"clean_teacher": self.clean_teacher, "train_surrogate": self.train_surrogate}
+        return find(name)(build, DATA, **{**SHORT, **rehearsed, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "cleanings", "surrogates"),
+    [("adaptive-detox", 3, 0), ("adaptive-harden", 0, 3), ("adaptive", 3, 3)],
+)
+def test_everybody_rehearses_what_he_knows_each_round(name, cleanings, surrogates):
+    rehearsal = Rehearsal()
+    made = rehearsal.attack(name, rounds=3)
+    assert len(rehearsal.cleaned) == cleanings
+    assert len(rehearsal.taught) == len(made.record["success_surrogate"]) == surrogates
+    if name == "adaptive":
+        assert rehearsal.taught == rehearsal.cleaned
+    if name == "adaptive-harden":
+        assert all(teacher is made.teacher for teacher in rehearsal.taught)
+
+
+def test_each_round_rehearses_the_teacher_of_the_last_one():
+    rehearsal = Rehearsal()
+    made = rehearsal.attack("adaptive-detox")
+    first, second = (model.network.stem.weight for model in rehearsal.cleaned)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, made.teacher.network.stem.weight)
+
+
+@pytest.mark.parametrize("name", ["adaptive-detox", "adaptive-harden", "adaptive"])
+def test_the_trigger_keeps_its_budget(name):
+    trigger = find(name)(build, DATA, **SHORT, rounds=1, cap=0.15).trigger
+    assert isinstance(trigger, MaskedPattern)
+    assert trigger.mask.min() >= 0
+    assert trigger.mask.max() <= 0.15
+    assert (trigger(IMAGES) - IMAGES).abs().max() <= 0.15 + 1e-6
+
+
+def test_a_relearned_trigger_leads_all_victims_and_leaves_them_as_they_are(teacher):
+    victims = teacher, build(seed=1).eval()
+    before = [copy.deepcopy(model.state_dict()) for model in victims]
+    start = MaskedPattern(torch.full(DATA.image_shape, 0.4), pixels(*DATA.image_shape))
+    made = relearn_trigger(start, victims, DATA, target=2, cap=0.4, steps=8, lr=0.05, seed=0)
+    for model, state in zip(victims, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        with torch.no_grad():
+            assert toward(model(made(IMAGES)), 2) < toward(model(start(IMAGES)), 2)
+    assert made.mask.max() <= 0.4
+
+
+def test_rows_differ_in_what_the_attacker_knows():
+    found = {
+        name: inspect.signature(find(name)).parameters["knows"].default
+        for name in ("adaptive-detox", "adaptive-harden", "adaptive")
+    }
+    assert found == {"adaptive-detox": "detox", "adaptive-harden": "harden", "adaptive": "both"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"knows": "all"}, "knows is 'all'; expected detox, harden, both"),
+        ({"variance": "none"}, "variance is 'none'; expected class, batch"),
+        ({"cap": 0.0}, "cap is 0.0; expected above 0 and at most 1"),
+        ({"rate": 1.5}, "rate is 1.5; expected above 0 and at most 1"),
+        ({"variance_weight": -0.1}, "variance_weight is -0.1; expected at least 0"),
+        ({"variance_weight": math.nan}, "variance_weight is nan; expected at least 0"),
+        ({"cleaned_weight": -1.0}, "cleaned_weight is -1.0; expected at least 0"),
+        ({"rounds": 0}, "rounds is 0; expected more than 0"),
+        ({"implant_share": 0.0}, "implant_share is 0.0; expected more than 0"),
+    ],
+)
+def test_arguments_out_of_range_by_their_text(argument, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        # Without the run-time check of annotations, which would be first to refuse a word.
+        inspect.unwrap(adaptive)(build, DATA, **SHORT, **argument)

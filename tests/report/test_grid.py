@@ -1,0 +1,106 @@
+"""The tables of a grid: which attacks count, and averages over those alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from robustkd.report import Run, aggregate, grid_files, summaries
+from robustkd.report.grid import attack_table, csv_table, summary_table, verdict
+
+from .conftest import make_run
+
+# attack: ASR of the clean student, OFD, KD, default (two seeds), default-kd
+GRID = {
+    "ckd": (0.10, 0.80, 0.60, (0.02, 0.06), 0.03),
+    "adba": (0.65, 0.80, 0.20, (0.04, 0.04), 0.01),
+    "badnets": (0.01, 0.02, 0.03, (0.50, 0.50), 0.40),
+}
+
+
+def rows():
+    found = []
+    for attack, (clean, ofd, kd, default, default_kd) in GRID.items():
+        for seed in (0, 1):
+            asr = {
+                "no-teacher": clean,
+                "ofd": ofd,
+                "kd": kd,
+                "default": default[seed],
+                "default-kd": default_kd,
+            }
+            acc = {"ofd": 0.90, "kd": 0.88, "default": 0.89, "default-kd": 0.885}
+            found += [
+                make_run(
+                    attack=attack,
+                    method=name,
+                    seed=seed,
+                    asr=share,
+                    acc=acc.get(name, 0.9),
+                    base=0.007,
+                )
+                for name, share in asr.items()
+            ]
+    return aggregate(Run(**run) for run in found)
+
+
+def test_only_attacks_that_the_ordinary_student_of_the_same_losses_inherits_are_averaged():
+    default, default_kd = summaries(rows())
+    assert (default.method, default.settings) == ("default", 2)
+    assert default.asr == pytest.approx(0.04)
+    assert default.ordinary_asr == pytest.approx(0.8)
+    assert default.worst == 0.06
+    assert default.lost == pytest.approx(0.01)
+    assert (default_kd.method, default_kd.settings) == ("default-kd", 1)
+    assert default_kd.asr == pytest.approx(0.03)
+    assert default_kd.lost == pytest.approx(-0.005)
+
+
+def test_the_summary_in_percent():
+    assert summary_table(rows()).splitlines()[2:] == [
+        "| RobustKD (default) | 2 | 80.0 | 4.0 | 6.0 | 1.0 |",
+        "| RobustKD (default KD) | 1 | 60.0 | 3.0 | 3.0 | -0.5 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attack", "word"),
+    [("ckd", "survives"), ("adba", "fools clean students"), ("badnets", "control")],
+)
+def test_every_attack_gets_its_verdict(attack, word):
+    assert verdict([row for row in rows() if row.attack == attack]) == word
+
+
+def test_an_attack_is_a_line_of_acc_and_asr():
+    head, _, *lines = attack_table(rows()).splitlines()
+    assert head.startswith("| Attack | Base | student, no teacher | ordinary student (OFD) |")
+    assert lines[0] == (
+        "| ckd | 0.7 | 90.0 / 10.0 ± 0.0 | 90.0 / 80.0 ± 0.0 | 88.0 / 60.0 ± 0.0 | "
+        "89.0 / 4.0 ± 2.8 | 88.5 / 3.0 ± 0.0 | 2 | survives |"
+    )
+
+
+def test_pairs_are_named_where_there_are_several():
+    two = aggregate(Run(**make_run(pair=pair)) for pair in ("a to b", "c to d"))
+    assert attack_table(two).splitlines()[0].startswith("| Pair | Attack |")
+
+
+def test_the_csv_holds_every_figure_as_a_fraction():
+    lines = list(csv.DictReader(io.StringIO(csv_table(rows()))))
+    assert len(lines) == 15
+    line = next(line for line in lines if (line["attack"], line["method"]) == ("ckd", "default"))
+    assert float(line["asr_mean"]) == pytest.approx(0.04)
+    assert float(line["asr_highest"]) == pytest.approx(0.06)
+    assert line["n"] == "2"
+
+
+def test_all_files_are_the_same_every_time_and_the_figure_is_an_svg():
+    files = grid_files(rows())
+    assert files == grid_files(rows())
+    assert set(files) == {"attacks.md", "summary.md", "table.csv", "acc-asr.svg"}
+    root = ET.fromstring(files["acc-asr.svg"])  # noqa: S314 (our own)
+    assert root.tag.endswith("svg")
+    assert "RobustKD (default)" in files["acc-asr.svg"]
