@@ -77,7 +77,7 @@ def test_stages_are_its_groups_before_relu():
     model = small("resnet-14", size=16)
     images = torch.rand(3, 3, 16, 16)
     found = taps.stages(model, images)
-    assert found == ("network.layer1", "network.layer2", "network.layer3")
+    assert found == ("network.layer1.1", "network.layer2.1", "network.layer3.1")
     with taps.read(model.eval(), found) as features:
         model(images)
     shapes = [tuple(features[name].shape[1:]) for name in found]

@@ -215,3 +215,19 @@ def test_the_global_generator_is_left_alone(tmp_path):
     before = torch.get_rng_state()
     read(path)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("channels", "source"), [(3, "published for the architecture"), (1, None)])
+def test_a_library_says_how_its_images_are_normalised(channels, source, tmp_path):
+    """A plain state dict of timm's, whose normalisation nobody gives."""
+    made = build(Spec("timm/resnet10t", 4, (channels, 32, 32)), seed=0)
+    torch.save(made.network.state_dict(), tmp_path / "t.pth")
+    found = read_teacher(
+        tmp_path / "t.pth",
+        arch="timm/resnet10t",
+        classes=4,
+        image_shape=(channels, 32, 32),
+        statistics=lambda: ((0.25,), (0.125,)),
+    )
+    assert found.file.normalisation == (source or "statistics of the data")
+    assert found.model.spec.mean == ((0.485, 0.456, 0.406) if source else (0.25,))

@@ -10,16 +10,13 @@ import torch
 import torchvision
 from torch import nn
 
-from robustkd.data import InMemory, Labelled
 from robustkd.errors import UsageError
 from robustkd.models import (
     Spec,
     build,
     load,
     macs,
-    normalisation,
     parameters,
-    pixel_statistics,
     preprocessing,
     save,
 )
@@ -82,18 +79,6 @@ def test_nothing_is_fetched(monkeypatch):
 )
 def test_published_preprocessing(arch, expected):
     assert preprocessing(arch) == expected
-
-
-def test_normalisation_is_the_published_one_or_measured():
-    def source(channels: int) -> InMemory:
-        pixels = torch.arange(6 * channels * 4).remainder(256).to(torch.uint8)
-        held = Labelled(pixels.view(6, channels, 2, 2), torch.arange(6) % 2)
-        return InMemory("toy", ("a", "b"), held, held, held)
-
-    colour, grey = source(3), source(1)
-    assert normalisation("timm/resnet18", colour) == IMAGENET
-    assert normalisation("timm/resnet18", grey) == pixel_statistics(grey)
-    assert normalisation("wrn-16-2", colour) == pixel_statistics(colour)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from robustkd.models.own import OwnCode
 from robustkd.models.size import macs, parameters
 from robustkd.models.table import FAMILIES, build, check_name
 from robustkd.models.teacher import Teacher, TeacherFile, load_teacher, read_teacher
-from robustkd.models.zoo import Preprocessing, normalisation, preprocessing
+from robustkd.models.zoo import Preprocessing, preprocessing
 
 __all__ = [
     "FAMILIES",
@@ -28,7 +28,6 @@ __all__ = [
     "load",
     "load_teacher",
     "macs",
-    "normalisation",
     "parameters",
     "pixel_statistics",
     "preprocessing",

@@ -25,6 +25,7 @@ from robustkd.models.files import (
     restore,
 )
 from robustkd.models.table import build, check_name
+from robustkd.models.zoo import preprocessing
 from robustkd.untrusted import reading
 
 _FILE = "the teacher's file"
@@ -112,7 +113,8 @@ def read_teacher(
         mean: Of each channel of the pixels in [0, 1] that the teacher was trained with. Files of
             ours know it.
         std: The standard deviation, likewise.
-        statistics: Gives mean and standard deviation where neither the user nor the file does.
+        statistics: Gives mean and standard deviation where neither the user, nor the file, nor
+            torchvision or timm for the architecture does.
 
     Raises:
         UsageError: If the architecture is unknown, or the normalisation is missing or at odds
@@ -146,7 +148,9 @@ def read_teacher(
         return Teacher(restore(tensors, description, path, arch=arch), facts)
     weights = plain.match(tensors, spec, path)
     check_values(weights.tensors, path)
-    normalisation, source = _normalisation(given, weights.normalisation, statistics, path)
+    normalisation, source = _normalisation(
+        given, weights.normalisation, _published(arch, image_shape[0]), statistics, path
+    )
     return Teacher(
         _filled(spec, weights.tensors, normalisation, path),
         replace(
@@ -199,17 +203,28 @@ def _check_word(said: Spec, spec: Spec, path: Path, *, given: plain.Normalisatio
         )
 
 
+def _published(arch: str, channels: int) -> plain.Normalisation | None:
+    """What the library's own weights of the architecture were trained with, if in that colour."""
+    found = preprocessing(arch)
+    if found is None or len(found.mean) != channels:
+        return None
+    return found.mean, found.std
+
+
 def _normalisation(
     given: plain.Normalisation | None,
     own: plain.Normalisation | None,
+    published: plain.Normalisation | None,
     statistics: Callable[[], plain.Normalisation] | None,
     path: Path,
 ) -> tuple[plain.Normalisation, str]:
-    """The user's word before the file's, and the data's where both are silent."""
+    """The user's word before the file's, then the library's, then the data's."""
     if given is not None:
         return given, "given by the user"
     if own is not None:
         return own, _FILE
+    if published is not None:
+        return published, "published for the architecture"
     if statistics is not None:
         return statistics(), "statistics of the data"
     raise UsageError(f"{path} does not say how its images are normalised; give mean and std")

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from robustkd.errors import UsageError
-from robustkd.models.classifier import pixel_statistics
-from robustkd.types import DataSource
 
 
 class Preprocessing(NamedTuple):
@@ -98,20 +96,6 @@ def preprocessing(arch: str) -> Preprocessing | None:
     crop = default.transforms()
     size = crop.crop_size[0]
     return Preprocessing((3, size, size), tuple(crop.mean), tuple(crop.std))
-
-
-def normalisation(arch: str, data: DataSource) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation for a teacher from elsewhere: the published ones, if any.
-
-    Measured on the training pixels where nothing is published, or the images are grey.
-
-    Raises:
-        UsageError: If the library has no such architecture.
-    """
-    published = preprocessing(arch)
-    if published is None or data.image_shape[0] != len(published.mean):
-        return pixel_statistics(data)
-    return published.mean, published.std
 
 
 def with_input_channels(network: nn.Module, channels: int) -> nn.Module:
