@@ -40,6 +40,8 @@ CANDIDATES: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
     "ball 0.1, patch 0.05, quarter": (None, {"epsilon": 0.1, "mass": 0.05, "share": 0.25}),
     "ball 0.1, patch 0.05, half": (None, {"epsilon": 0.1, "mass": 0.05, "share": 0.5}),
     "ball 0.1, patch 0.05, all": (None, {"epsilon": 0.1, "mass": 0.05, "share": 1.0}),
+    "ball 0.15, patch 0.05, quarter": (None, {"epsilon": 0.15, "mass": 0.05, "share": 0.25}),
+    "ball 0.15, patch 0.05, half": (None, {"epsilon": 0.15, "mass": 0.05, "share": 0.5}),
     "ball 0.15, patch 0.05, all": (None, {"epsilon": 0.15, "mass": 0.05, "share": 1.0}),
     "ball 0.15, patch 0.1, all": (None, {"epsilon": 0.15, "mass": 0.1, "share": 1.0}),
     "detox, ball 0.1, patch 0.05, half": (DETOX, {"epsilon": 0.1, "mass": 0.05, "share": 0.5}),
