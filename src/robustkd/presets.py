@@ -38,7 +38,7 @@ class Preset:
 _PAPER: Mapping[str, Any] = MappingProxyType(
     {"cap": 0.2, "ratio": "stage", "accuracy_budget": 0.035}
 )
-# Chosen on clean validation images alone, see docs/method.md.
+# How it was chosen: docs/method.md.
 _HARDENING: Mapping[str, Any] = MappingProxyType({"epsilon": 0.15, "mass": 0.05, "share": 0.5})
 
 PRESETS: dict[str, Preset] = {
