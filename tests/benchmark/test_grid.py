@@ -77,7 +77,7 @@ def test_the_committed_grids_are_grids(name):
 
 
 def test_a_name_follows_from_everything_that_the_result_follows_from(tmp_path):
-    cell = load(tmp_path, BLOCK)[1]
+    cell = replace(load(tmp_path, BLOCK)[1], method="both")
     setting = cell.teacher.setting
     changed = [
         replace(cell, student="wrn-16-1"),
@@ -107,6 +107,12 @@ def test_the_teachers_own_cell_does_not_depend_on_how_students_learn(tmp_path):
     cell = load(tmp_path, BLOCK)[0]
     assert cell.method == TEACHER
     assert replace(cell, training={"epochs": 9}, detoxing={"steps": 9}).name == cell.name
+
+
+def test_a_method_that_cleans_nothing_does_not_depend_on_how_others_clean(tmp_path):
+    cell = load(tmp_path, BLOCK)[1]
+    assert PRESETS[cell.method].detox is None
+    assert replace(cell, detoxing={"steps": 9}).name == cell.name
 
 
 def test_what_a_name_follows_from_can_be_written_down(tmp_path):

@@ -9,7 +9,13 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from robustkd.report import Run, aggregate, grid_files, summaries
-from robustkd.report.grid import attack_table, csv_table, summary_table, verdict
+from robustkd.report.grid import (
+    ablation_table,
+    attack_table,
+    csv_table,
+    summary_table,
+    verdict,
+)
 
 from .conftest import make_run
 
@@ -83,6 +89,27 @@ def test_an_attack_is_a_line_of_acc_and_asr():
     )
 
 
+def test_the_ablation_has_the_attacks_that_are_inherited_and_whole():
+    asr = {
+        "ckd": {"ofd": 0.8, "paper": 0.4, "default": 0.02, "both": 0.01},
+        "latent": {"ofd": 0.6, "paper": 0.2, "default": 0.04, "both": 0.03},
+        "badnets": {"ofd": 0.02, "paper": 0.02, "default": 0.01, "both": 0.01},  # a control
+        "adba": {"ofd": 0.8, "paper": 0.4, "default": 0.02},  # not finished
+    }
+    found = aggregate(
+        Run(**make_run(attack=attack, method=method, asr=share, acc=0.9))
+        for attack, shares in asr.items()
+        for method, share in shares.items()
+    )
+    head, _, *lines = ablation_table(found).splitlines()
+    assert head == "| Attack | neither | detoxification | hardening | both | n |"
+    assert lines == [
+        "| ckd | 90.0 / 80.0 | 90.0 / 40.0 | 90.0 / 2.0 | 90.0 / 1.0 | 1 |",
+        "| latent | 90.0 / 60.0 | 90.0 / 20.0 | 90.0 / 4.0 | 90.0 / 3.0 | 1 |",
+        "| mean | 90.0 / 70.0 | 90.0 / 30.0 | 90.0 / 3.0 | 90.0 / 2.0 |  |",
+    ]
+
+
 def test_pairs_are_named_where_there_are_several():
     two = aggregate(Run(**make_run(pair=pair)) for pair in ("a to b", "c to d"))
     assert attack_table(two).splitlines()[0].startswith("| Pair | Attack |")
@@ -100,7 +127,13 @@ def test_the_csv_holds_every_figure_as_a_fraction():
 def test_all_files_are_the_same_every_time_and_the_figure_is_an_svg():
     files = grid_files(rows())
     assert files == grid_files(rows())
-    assert set(files) == {"attacks.md", "summary.md", "table.csv", "acc-asr.svg"}
+    assert set(files) == {
+        "attacks.md",
+        "summary.md",
+        "ablation.md",
+        "table.csv",
+        "acc-asr.svg",
+    }
     root = ET.fromstring(files["acc-asr.svg"])  # noqa: S314 (our own)
     assert root.tag.endswith("svg")
     assert "RobustKD (default)" in files["acc-asr.svg"]

@@ -122,13 +122,9 @@ class Cell:
         if self.method == TEACHER:
             own = asdict(replace(self, training={}, detoxing={}))
             return {"format": _FORMAT, **own}
-        how = preset(self.method)
-        parts = {"losses": how.losses, "detox": how.detox, "hardening": how.hardening}
-        return {
-            "format": _FORMAT,
-            **asdict(self),
-            "preset": {name: None if part is None else dict(part) for name, part in parts.items()},
-        }
+        # A method that cleans nothing is the same however long the others clean.
+        own = self if preset(self.method).detox is not None else replace(self, detoxing={})
+        return {"format": _FORMAT, **asdict(own), "preset": _parts(self.method)}
 
 
 def _parts(method: str) -> dict[str, Any]:

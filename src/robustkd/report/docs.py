@@ -2,8 +2,8 @@
 
 A table stands between ``<!-- table: PLACE -->`` and ``<!-- end -->``. The place is a folder with a
 ``results.json``, or a JSON file with a list of rows that all have the same keys. Behind a folder
-may stand which of its tables is meant: ``methods`` (if nothing does), ``attacks`` or ``summary``;
-behind a file ``pairs``, for the tables of architectures.
+may stand which of its tables is meant: ``methods`` (if nothing does), ``attacks``, ``summary`` or
+``ablation``; behind a file ``pairs``, for the tables of architectures.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ import sys
 from pathlib import Path
 
 from robustkd.errors import InputError, RobustKDError, UsageError
-from robustkd.report.grid import attack_table, summary_table
+from robustkd.report.grid import ablation_table, attack_table, summary_table
 from robustkd.report.pairs import pairs_tables
 from robustkd.report.results import read
 from robustkd.report.rows import aggregate
 from robustkd.report.tables import markdown_table
 
 _TABLE = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
-_KINDS = {"methods": markdown_table, "attacks": attack_table, "summary": summary_table}
+_KINDS = {
+    "methods": markdown_table,
+    "attacks": attack_table,
+    "summary": summary_table,
+    "ablation": ablation_table,
+}
 
 
 def fill_tables(page: Path, root: Path) -> bool:

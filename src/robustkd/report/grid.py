@@ -23,6 +23,13 @@ ORDINARY: Mapping[str, str] = {
     "both": "ofd",
 }
 """Each defended method, and the ordinary student that learns by the same losses."""
+PARTS: Mapping[str, str] = {
+    "neither": "ofd",
+    "detoxification": "paper",
+    "hardening": "default",
+    "both": "both",
+}
+"""What of RobustKD each method by OFD has."""
 _EXCESS = 0.20
 """An attack this far above a clean student's ASR is inherited and not the trigger's own doing."""
 
@@ -55,6 +62,7 @@ def grid_files(rows: Sequence[Row]) -> dict[str, str]:
     return {
         "attacks.md": attack_table(rows),
         "summary.md": summary_table(rows),
+        "ablation.md": ablation_table(rows),
         "table.csv": csv_table(rows),
         "acc-asr.svg": scatter(rows) + "\n",
     }
@@ -129,6 +137,35 @@ def attack_table(rows: Sequence[Row]) -> str:
         names = [cell[i] for i in several]
         lines.append([*names, cell.attack, _base(members), *shown, counts, verdict(members)])
     return _markdown(head, lines, numbers=0)
+
+
+def ablation_table(rows: Sequence[Row]) -> str:
+    """Markdown: ACC / ASR with neither part, with each alone and with both.
+
+    One line for each setting that the ordinary student inherits and all four students were
+    measured on, and their means last.
+    """
+    cells = by_cell(rows)
+    several = [i for i in range(2) if len({cell[i] for cell in cells}) > 1]
+    head = [("Data", "Pair")[i] for i in several]
+    whole: list[tuple[list[str], list[Row]]] = []
+    for cell, members in cells.items():
+        four = [row for method in PARTS.values() if (row := _find(members, method)) is not None]
+        if len(four) == len(PARTS) and inherited(members, PARTS["neither"]):
+            whole.append(([cell[i] for i in several] + [cell.attack], four))
+    lines = [
+        [*names, *map(_figures, four), "-".join(sorted({str(row.acc.n) for row in four}))]
+        for names, four in whole
+    ]
+    if whole:
+        columns = list(zip(*(four for _, four in whole), strict=True))
+        means = [
+            f"{percent(fmean(row.acc.mean for row in column))} / "
+            f"{percent(fmean(row.asr.mean for row in column if row.asr))}"
+            for column in columns
+        ]
+        lines.append([*("" for _ in several), "mean", *means, ""])
+    return _markdown([*head, "Attack", *PARTS, "n"], lines, numbers=0)
 
 
 def verdict(members: Sequence[Row]) -> str:
