@@ -5,18 +5,18 @@ trained against it, on the user's clean training images, with the student standi
 is how often they lead validation images to their class. The candidate with few successes that
 costs little validation accuracy is the default.
 
-    python benchmarks/choose_default.py --teacher TEACHER.safetensors
+    python benchmarks/choose_default.py --teacher TEACHER.safetensors --losses kd --seed 1
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from robustkd import data, models, runs, taps
 from robustkd.data import InMemory
 from robustkd.harden import UniversalPerturbations, withstand
-from robustkd.inference import accuracy_on, predict
+from robustkd.inference import accuracy_on, device_of, predict
 from robustkd.metrics import attack_success
 from robustkd.pipeline import make_student
 from robustkd.presets import Preset
+from robustkd.training import Precision, mixed
 
 DETOX = {"cap": 1.0, "ratio": "position", "accuracy_budget": 0.01}
 LIGHT = {**DETOX, "accuracy_budget": 0.005}
@@ -37,13 +38,19 @@ CANDIDATES: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
     "detox": (DETOX, None),
     "ball 0.1, half": (None, {"epsilon": 0.1, "mass": 0, "share": 0.5}),
     "ball 0.15, half": (None, {"epsilon": 0.15, "mass": 0, "share": 0.5}),
-    "ball 0.1, patch 0.05, quarter": (None, {"epsilon": 0.1, "mass": 0.05, "share": 0.25}),
-    "ball 0.1, patch 0.05, half": (None, {"epsilon": 0.1, "mass": 0.05, "share": 0.5}),
-    "ball 0.1, patch 0.05, all": (None, {"epsilon": 0.1, "mass": 0.05, "share": 1.0}),
-    "ball 0.15, patch 0.05, quarter": (None, {"epsilon": 0.15, "mass": 0.05, "share": 0.25}),
-    "ball 0.15, patch 0.05, half": (None, {"epsilon": 0.15, "mass": 0.05, "share": 0.5}),
-    "ball 0.15, patch 0.05, all": (None, {"epsilon": 0.15, "mass": 0.05, "share": 1.0}),
-    "ball 0.15, patch 0.1, all": (None, {"epsilon": 0.15, "mass": 0.1, "share": 1.0}),
+    **{
+        f"ball {epsilon}, patch {mass}, {words}": (
+            None,
+            {"epsilon": epsilon, "mass": mass, "share": share, "distilled": distilled},
+        )
+        for epsilon, mass in ((0.1, 0.05), (0.15, 0.05), (0.15, 0.1))
+        for distilled, copies in ((True, ""), (False, ", labels alone"))
+        for share, words in (
+            (0.25, f"quarter{copies}"),
+            (0.5, f"half{copies}"),
+            (1.0, f"all{copies}"),
+        )
+    },
     "detox, ball 0.1, patch 0.05, half": (DETOX, {"epsilon": 0.1, "mass": 0.05, "share": 0.5}),
     "light detox, ball 0.15, patch 0.05, all": (
         LIGHT,
@@ -53,36 +60,56 @@ CANDIDATES: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
 """Name to arguments of detoxification and of hardening."""
 _STEPS = 60
 _BATCH = 256
+_PRECISION: Precision = "bf16"
 
 
 def main() -> None:
     """Measure the candidates that are not measured yet and write ``choice.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--losses", choices=("ofd", "kd"), default="ofd")
     parser.add_argument("--only", nargs="*", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/choice.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/choice"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     source = data.load("fashion-mnist", train=given.train, validation=5_000)
     source = replace(source, augmentation=data.CropFlip())
+    runs.make_folder(given.out)
+    file = given.out / f"{given.losses}.json"
     for name in given.only:
-        rows = json.loads(given.out.read_text()) if given.out.exists() else []
-        if (name, given.seed) in {(row["Candidate"], row["Seed"]) for row in rows}:
-            continue
-        found = measure(name, models.load(given.teacher), source, given.epochs, given.seed)
-        rows = json.loads(given.out.read_text()) if given.out.exists() else []
-        rows.append(found)
-        rows.sort(key=lambda row: (list(CANDIDATES).index(row["Candidate"]), row["Seed"]))
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_text(given.out, json.dumps(rows, indent=1) + "\n")
+        rows = json.loads(file.read_text()) if file.exists() else []
+        if (name, given.seed) not in {(row["candidate"], row["seed"]) for row in rows}:
+            teacher = models.load(given.teacher)
+            rows.append(measure(name, given.losses, teacher, source, given.epochs, given.seed))
+            rows.sort(key=lambda row: (list(CANDIDATES).index(row["candidate"]), row["seed"]))
+            runs.write_text(file, json.dumps(rows, indent=1) + "\n")
+            runs.write_text(file.with_suffix(".md"), table(rows))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: mean and sample standard deviation over seeds, one line a candidate."""
+    measures = [key for key in rows[0] if key not in ("candidate", "seed")]
+    lines = [
+        f"| candidate | {' | '.join(measures)} | n |\n",
+        f"| --- | {'---: | ' * len(measures)}---: |\n",
+    ]
+    for name in dict.fromkeys(row["candidate"] for row in rows):
+        own = [row for row in rows if row["candidate"] == name]
+        shown = []
+        for measure_ in measures:
+            values = [100 * row[measure_] for row in own]
+            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+            shown.append(f"{fmean(values):.1f}{spread}")
+        lines.append(f"| {name} | {' | '.join(shown)} | {len(own)} |\n")
+    return "".join(lines)
 
 
 def measure(
-    name: str, teacher: nn.Module, source: InMemory, epochs: int, seed: int
+    name: str, losses: str, teacher: nn.Module, source: InMemory, epochs: int, seed: int
 ) -> dict[str, str | int | float]:
     """Distil by one candidate and count what its perturbations can do."""
     detox, hardening = CANDIDATES[name]
@@ -92,22 +119,18 @@ def measure(
         teacher,
         models.build(spec, seed=seed + 1),
         source,
-        Preset(name, losses={"ofd": 1.0}, detox=detox, hardening=hardening),
-        training={"epochs": epochs, "batch_size": 64, "precision": "bf16"},
+        Preset(name, losses={losses: 1.0}, detox=detox, hardening=hardening),
+        training={"epochs": epochs, "batch_size": 64, "precision": _PRECISION},
         detoxing={"steps": 40},
         seed=seed,
     )
     student = made.student.requires_grad_(False)
-    led = {
-        "Ball 0.1": led_share(student, source, epsilon=0.1, mass=0),
-        "Patch 0.05": led_share(student, source, epsilon=0, mass=0.05),
-    }
-    accuracy = accuracy_on(student, source, "validation").value
     return {
-        "Candidate": name,
-        "Seed": seed,
-        "Validation ACC %": f"{accuracy:.1%}"[:-1],
-        **{f"{kind}, led %": f"{share:.1%}"[:-1] for kind, share in led.items()},
+        "candidate": name,
+        "seed": seed,
+        "validation ACC": accuracy_on(student, source, "validation").value,
+        "led by ball 0.1": led_share(student, source, epsilon=0.1, mass=0),
+        "led by patch 0.05": led_share(student, source, epsilon=0, mass=0.05),
     }
 
 
@@ -116,7 +139,8 @@ def led_share(student: nn.Module, source: InMemory, **bounds: float) -> float:
     classes = len(source.classes)
     perturbations = UniversalPerturbations(classes, source.image_shape, share=1.0, seed=9, **bounds)
     done = 0
-    with taps.frozen_modes(student):
+    # Half precision tells a class as well, in half of the time.
+    with taps.frozen_modes(student), mixed(_PRECISION, device_of(student)):
         while done < _STEPS:
             order = torch.Generator().manual_seed(done)
             for images, labels, _rows in source.batches("train", batch_size=_BATCH, shuffle=order):

@@ -204,7 +204,10 @@ def test_the_ramp_of_hardening_is_measured_in_steps_of_this_training(teacher):
     assert all(mass <= bound + 1e-4 for mass, bound in zip(masses, (0.1, 0.2, 0.3), strict=True))
 
 
-def test_copies_are_compared_with_the_teachers_view_of_their_clean_images(teacher, monkeypatch):
+@pytest.mark.parametrize(("distilled", "compared"), [(True, 48), (False, 32)])
+def test_copies_are_compared_with_the_teachers_view_of_their_clean_images_where_distilled(
+    distilled, compared, teacher, monkeypatch
+):
     seen: list[tuple[Outputs, Outputs]] = []
     measured = Objective.forward
 
@@ -213,15 +216,17 @@ def test_copies_are_compared_with_the_teachers_view_of_their_clean_images(teache
         return measured(self, student, taught)
 
     monkeypatch.setattr(Objective, "forward", spy)
-    short(teacher, hardening=UniversalPerturbations(10, DATA.image_shape, share=0.5))
+    hardening = UniversalPerturbations(10, DATA.image_shape, share=0.5, distilled=distilled)
+    short(teacher, hardening=hardening)
     assert len(seen) == 1 + 3
     for student, taught in seen[1:]:
         for shown, view in zip(
             (student.logits, *student.features), (taught.logits, *taught.features), strict=True
         ):
-            assert len(shown) == len(view) == 48
-            assert torch.equal(view[32:], view[:16])
-            assert not torch.allclose(shown[32:], shown[:16])
+            assert len(shown) == len(view) == compared
+            copies = compared - 32
+            assert torch.equal(view[32:], view[:copies])
+            assert not distilled or not torch.allclose(shown[32:], shown[:copies])
 
 
 class Unlabelled:

@@ -78,10 +78,12 @@ class _Learner(nn.Module):
             )
             parts["harden"] = led.sum() / len(labels)
         if self.objective is not None and self._teach is not None:
-            # Copies have the teacher's view of the clean image: it is there already, and a student
-            # that imitates it alone where nothing is worn still inherits.
-            taught = self._teach(images).repeat_first(len(toward))
-            parts.update(self.objective(everything, taught))
+            taught, compared = self._teach(images), shown
+            if all(hardening.distilled for hardening in self._hardening):
+                # Copies have the teacher's view of the clean image: it is there already, and a
+                # student that imitates it alone where nothing is worn may still inherit.
+                taught, compared = taught.repeat_first(len(toward)), everything
+            parts.update(self.objective(compared, taught))
         loss = torch.stack(list(parts.values())).sum()
         return {"loss": loss, "acc": hit_rate(shown.logits, labels), **parts}
 

@@ -13,7 +13,8 @@ Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations
 al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
 1712.09665 (universal patches). Differences: one perturbation a class, driven towards that class
 rather than away from the truth; perturbed images are added to the batch and take no clean image's
-place, and the distillation losses compare them with the teacher's view of the clean ones.
+place, and the distillation losses compare them with the teacher's view of the clean ones, unless
+the copies learn from their labels alone.
 """
 
 from __future__ import annotations
@@ -150,6 +151,8 @@ class UniversalPerturbations(nn.Module):
         epsilon: Radius of the L-infinity ball in pixel units, in [0, 1]; 0 for no such family.
         mass: Largest mean of the masks of patterns, in [0, 1]; 0 for no such family.
         share: Copies that are added to a batch, as a share of it, in (0, 1].
+        distilled: Whether the distillation losses compare copies with the teacher's view of the
+            clean image as well; if not, copies learn from their labels alone.
         ramp: Share of all steps over which both bounds grow to their size, in [0, 1].
         seed: Of the first perturbations and of the classes drawn.
 
@@ -165,6 +168,7 @@ class UniversalPerturbations(nn.Module):
         epsilon: float | int = 0.15,
         mass: float | int = 0.05,
         share: float | int = 0.5,
+        distilled: bool = True,
         ramp: float | int = 0.0,
         seed: int = 0,
     ) -> None:
@@ -176,7 +180,7 @@ class UniversalPerturbations(nn.Module):
         if epsilon == mass == 0:
             raise UsageError("epsilon and mass are both 0; expected at least one above")
         self.shape = (classes, *image_shape)
-        self.share, self.ramp = share, ramp
+        self.share, self.distilled, self.ramp = share, distilled, ramp
         self._random = torch.Generator().manual_seed(seed)
         self.families = nn.ModuleList()
         if epsilon > 0:

@@ -123,8 +123,9 @@ class Cell:
             own = asdict(replace(self, training={}, detoxing={}))
             return {"format": _FORMAT, **own}
         # A method that cleans nothing is the same however long the others clean.
-        own = self if preset(self.method).detox is not None else replace(self, detoxing={})
-        return {"format": _FORMAT, **asdict(own), "preset": _parts(self.method)}
+        cleans = preset(self.method).detox is not None
+        relevant = self if cleans else replace(self, detoxing={})
+        return {"format": _FORMAT, **asdict(relevant), "preset": _parts(self.method)}
 
 
 def _parts(method: str) -> dict[str, Any]:
