@@ -11,7 +11,7 @@ import pytest
 from robustkd.errors import InputError, UsageError
 from robustkd.report import aggregate, markdown_table, read
 from robustkd.report.docs import fill_tables
-from robustkd.report.grid import attack_table, summary_table
+from robustkd.report.grid import ablation_table, attack_table, summary_table
 
 ROOT = Path(__file__).parents[2]
 RUN = {
@@ -44,7 +44,10 @@ def test_a_table_is_replaced_and_the_rest_is_kept(page):
     assert not fill_tables(page, page.parent)
 
 
-@pytest.mark.parametrize(("kind", "table"), [("attacks", attack_table), ("summary", summary_table)])
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [("attacks", attack_table), ("summary", summary_table), ("ablation", ablation_table)],
+)
 def test_other_tables_of_a_folder_go_by_their_names(kind, table, page):
     page.write_text(f"<!-- table: some {kind} -->\nold\n<!-- end -->\n")
     assert fill_tables(page, page.parent)
@@ -71,6 +74,15 @@ def test_rows_of_a_json_file_are_a_table_as_well(page):
     assert fill_tables(page, page.parent)
     table = "| case | peak mib |\n| --- | --- |\n| a\\|b | 3 |\n| \\<i\\> x |  |\n"
     assert page.read_text() == f"<!-- table: rows.json -->\n{table}<!-- end -->\n"
+
+
+def test_a_markdown_file_is_taken_as_it_is(page):
+    page.write_text("<!-- table: made.md -->\nold\n<!-- end -->\n")
+    with pytest.raises(InputError, match=r"made\.md: cannot be read"):
+        fill_tables(page, page.parent)
+    (page.parent / "made.md").write_text("| a |\n| --- |\n")
+    assert fill_tables(page, page.parent)
+    assert page.read_text() == "<!-- table: made.md -->\n| a |\n| --- |\n<!-- end -->\n"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[1]", '[{"a": 1}, {"b": 1}]'])

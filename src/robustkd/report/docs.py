@@ -1,7 +1,8 @@
 """Writes the tables of README and docs from committed results: ``python -m robustkd.report.docs``.
 
 A table stands between ``<!-- table: PLACE -->`` and ``<!-- end -->``. The place is a folder with a
-``results.json``, or a JSON file with a list of rows that all have the same keys. Behind a folder
+``results.json``, a JSON file with a list of rows that all have the same keys, or a Markdown file
+that a benchmark wrote, which is taken as it is. Behind a folder
 may stand which of its tables is meant: ``methods`` (if nothing does), ``attacks``, ``summary`` or
 ``ablation``; behind a file ``pairs``, for the tables of architectures.
 """
@@ -50,6 +51,8 @@ def fill_tables(page: Path, root: Path) -> bool:
             made = pairs_tables(place)
         elif place.suffix == ".json":
             made = plain_table(place)
+        elif place.suffix == ".md":
+            made = _text(place)
         elif kind in _KINDS:
             made = _KINDS[kind](aggregate(read(place).runs))
         else:
@@ -61,6 +64,13 @@ def fill_tables(page: Path, root: Path) -> bool:
     if after != before:
         page.write_text(after, encoding="utf-8")
     return after != before
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
 
 
 def plain_table(file: Path) -> str:
