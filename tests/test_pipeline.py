@@ -21,7 +21,20 @@ from robustkd.presets import PRESETS, Preset
 from robustkd.training import Supervised, fit
 
 CLEAN = data.load("digits", train=200, validation=60, test=50)
-FILES = ["metrics.jsonl", "report.html", "results.json", "student.safetensors"]
+FILES = [
+    ".lock",
+    "checkpoint.safetensors",
+    "config.yaml",
+    "detoxified.safetensors",
+    "environment.json",
+    "metrics.jsonl",
+    "report.html",
+    "results.json",
+    "run.json",
+    "run.log",
+    "student.safetensors",
+    "tensorboard",
+]
 
 
 def build(seed: int, arch: str = "wrn-10-1") -> models.Classifier:
