@@ -361,7 +361,8 @@ def _logged(folder: Path) -> Iterator[None]:
         yield
         _log.info("finished")
     except BaseException as error:
-        _log.error("%s", error or type(error).__name__)
+        # No error to the log's other readers: whoever catches it says so himself.
+        _log.info("stopped: %s", error or type(error).__name__)
         raise
     finally:
         for handler in handlers:

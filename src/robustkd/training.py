@@ -275,6 +275,7 @@ class _Loop:
                 "epoch": self.epoch,
                 "taken": self.taken,
                 "seen": self.seen,
+                "scalars": list(self.sums),
                 "records": self.records,
                 "best": None if self.best is None else self.best[0],
                 "scaler": None if scaler is None else scaler.state_dict(),
@@ -297,8 +298,9 @@ class _Loop:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         if values["best"] is not None:
             self.best = values["best"], state.part("best")
-        device = self.accelerator.device
-        self.sums = {name: total.to(device) for name, total in state.part("sums").items()}
+        sums, device = state.part("sums"), self.accelerator.device
+        # In the order in which they came, which is that of the record.
+        self.sums = {name: sums[name].to(device) for name in values["scalars"]}
         began, self._then = state.part("began"), state.part("random")
         self.order.set_state(began["order"])
         self.crops.set_state(began["crops"])
