@@ -29,13 +29,11 @@ class Kill:
     """One run that was killed, perhaps more than once, and ended by its successors.
 
     Attributes:
-        method: How the student was made.
-        after: Seconds from the start, or from the resumption, to each kill.
+        after: Seconds from the making of the folder, or from the resumption, to each kill.
         stood: What the folder held at each kill: epochs done, and its newest file.
         identical: Whether student and metrics are those of the run that was left alone.
     """
 
-    method: str
     after: tuple[float, ...]
     stood: tuple[str, ...]
     identical: bool
@@ -51,10 +49,10 @@ def make_teacher(path: Path) -> None:
     models.save(model, path)
 
 
-def flags(teacher: Path, method: str, epochs: int) -> list[str]:
+def flags(teacher: Path, epochs: int) -> list[str]:
     """The command's, without the folder."""
     named = {"arch": "wrn-10-1", "student": "wrn-10-1", "data": "digits", "seed": 3}
-    named |= {"method": method, "epochs": epochs, "batch-size": 32}
+    named |= {"epochs": epochs, "batch-size": 32}
     return [
         str(teacher),
         *(part for name, value in named.items() for part in (f"--{name}", str(value))),
@@ -77,14 +75,16 @@ def run(arguments: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def kill_after(arguments: list[str], seconds: float) -> bool:
-    """Start a command and kill it after so many seconds; whether it was still there."""
+def kill_after(arguments: list[str], folder: Path, seconds: float) -> bool:
+    """Start a command and kill it so long after its folder is there; whether it still ran."""
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    while not (folder / "config.yaml").exists() and process.poll() is None:
+        time.sleep(0.01)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -110,25 +110,50 @@ def going_on(folder: Path, begin: list[str]) -> list[str]:
     return ["--resume", str(folder)] if begun else [*begin, "--out", str(folder)]
 
 
-def kills(
-    work: Path, teacher: Path, moments: list[list[float]], method: str, epochs: int
-) -> Iterator[Kill]:
-    """Kill a run at each list of moments, as shares of the undisturbed run's seconds."""
-    begin = flags(teacher, method, epochs)
-    alone = work / f"alone-{method}"
-    whole = run([*begin, "--out", str(alone)])
-    expected = digests(alone)
+@dataclass(frozen=True)
+class Alone:
+    """A run that nobody disturbed.
+
+    Attributes:
+        begin: The arguments that begin it, without its folder.
+        folder: Where it is.
+        before: Seconds until the folder was there.
+        whole: Seconds until the end.
+    """
+
+    begin: list[str]
+    folder: Path
+    before: float
+    whole: float
+
+
+def undisturbed(begin: list[str], folder: Path) -> Alone:
+    """Run a command to its end and measure it."""
+    started = time.time()
+    whole = run([*begin, "--out", str(folder)])
+    return Alone(begin, folder, (folder / "config.yaml").stat().st_mtime - started, whole)
+
+
+def kills(work: Path, alone: Alone, moments: list[list[float]]) -> Iterator[Kill]:
+    """Kill a run at each list of moments: shares of the time between its folder and its end.
+
+    Before the folder is there, nothing is that could be damaged.
+    """
+    expected = digests(alone.folder)
     for number, shares in enumerate(moments):
-        folder = work / f"{method}-{number}"
-        stood = []
+        folder = work / f"killed-{number}"
+        after, stood = [], []
         for share in shares:
-            if not kill_after(going_on(folder, begin), share * whole):
+            resumed = (folder / "config.yaml").exists()
+            seconds = share * (alone.whole - alone.before) + (alone.before if resumed else 0.0)
+            if not kill_after(going_on(folder, alone.begin), folder, seconds):
                 break
+            after.append(round(seconds, 3))
             stood.append(standing(folder))
-        run(going_on(folder, begin))
-        left = sorted(path.name for path in folder.rglob("*") if path.suffix == ".partial")
+        run(going_on(folder, alone.begin))
+        left = list(folder.rglob("*.partial"))
         identical = digests(folder) == expected and not left
-        yield Kill(method, tuple(share * whole for share in shares), tuple(stood), identical)
+        yield Kill(tuple(after), tuple(stood), identical)
 
 
 def main() -> None:
@@ -139,16 +164,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     draw = random.Random(chosen.seed)  # noqa: S311 (moments, no secrets)
-    half = chosen.kills // 2
     found: list[Kill] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         make_teacher(work / "teacher.safetensors")
-        for method, count in (("default", chosen.kills - half), ("both", half)):
-            moments = spread(count, draw)
-            for kill in kills(work, work / "teacher.safetensors", moments, method, epochs=4):
-                found.append(kill)
-                sys.stderr.write(f"{kill}\n")
+        alone = undisturbed(flags(work / "teacher.safetensors", epochs=4), work / "alone")
+        for kill in kills(work, alone, spread(chosen.kills, draw)):
+            found.append(kill)
+            sys.stderr.write(f"{kill}\n")
     content = {"seed": chosen.seed, "kills": [asdict(kill) for kill in found]}
     chosen.out.write_text(json.dumps(content, indent=1) + "\n")
     if not all(kill.identical for kill in found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ def save_state(state: State, path: Path) -> None:
     Raises:
         WriteError: If it cannot be written.
     """
-    files.write_safetensors(path, state.tensors, {"state": dict(state.values)})
+    # As text within the description, which would sort the names in each record.
+    files.write_safetensors(path, state.tensors, {"state": json.dumps(state.values)})
 
 
 def load_state(path: Path) -> State:
@@ -70,7 +72,6 @@ def load_state(path: Path) -> State:
         InputError: If the file is damaged, or no such state.
     """
     tensors, description = files.read_safetensors(path)
-    values = description.get("state")
-    if not isinstance(values, dict):
+    if not isinstance(text := description.get("state"), str):
         raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
-    return State(tensors, values)
+    return State(tensors, json.loads(text))
