@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from robustkd.presets import Preset, preset
 from robustkd.types import DataSource, Split
 
 _NEAR_CHANCE = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,6 @@ def distill_file(
     """
     choices: dict[str, Any] = {"method": method, "seed": seed, "mean": mean, "std": std}
     ready = prepare(teacher_file, arch=arch, clean=clean, student_arch=student_arch, **choices)
-    tell(ready.line(clean))
     setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
     # Now every image is read once, so that damaged ones stop nothing later.
     untrusted = _untriggered_run(setting, clean, "teacher", ready.teacher, 0.0)
@@ -228,6 +230,8 @@ def distill_file(
         if run.finished:
             tell(f"{out} was finished before")
             return runs.read_json(out / runs.RESULTS)
+        tell(ready.line(clean))
+        _log.info("%s", ready.line(clean))
         made = make_student(
             ready.teacher, ready.student, clean, ready.how, training=training, seed=seed, run=run
         )

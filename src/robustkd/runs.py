@@ -248,10 +248,11 @@ def opened(
         write_text(path, _as_yaml(config or {}))
     run = Run(folder)
     with _locked(folder), _logged(folder), _how_to_go_on(folder, begun), run.interrupts.watched():
+        _note_environment(folder / _ENVIRONMENT)
         if split:
             write_json(folder / "split.json", split)
-        _note_environment(folder / _ENVIRONMENT)
-        write_json(folder / _BEGUN, begun)
+        if not (folder / _BEGUN).exists():
+            write_json(folder / _BEGUN, begun)
         yield run
 
 
