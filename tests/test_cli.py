@@ -277,8 +277,12 @@ def test_own_code_is_typed_again_for_a_config_and_for_a_resumption(robustkd, fil
         ("a: [", 3, "c.yaml cannot be read as YAML: while parsing a flow node expected the node "),
         ("- 1", 3, "c.yaml holds no flags; expected lines such as 'epochs: 30'"),
         ("!!python/object/apply:os.system ['touch x']", 3, "c.yaml cannot be read as YAML: could "),
-        ("colour: red", 2, 'Unknown option: "colour" from c.yaml.'),
-        ("epochs: many", 2, 'Invalid value for --epochs from c.yaml: unable to convert "many" int'),
+        ("colour: red", 2, 'Unknown option: "[colour]" from c.yaml.'),
+        (
+            "seed: many",
+            2,
+            'Invalid value for [seed] from c.yaml: unable to convert "many" into',
+        ),
     ],
 )
 def test_a_mistake_in_a_config_is_one_line(text, code, message, robustkd, files):
@@ -316,7 +320,7 @@ def test_a_run_is_resumed_with_the_same_teacher_and_settings(robustkd, files, tm
     )
     was = sha256(teacher.read_bytes()).hexdigest()
     model = models.load(teacher)
-    model.network.fc.bias.data += 1e-3
+    model.network.head.bias.data += 1e-3
     models.save(model, teacher)
     now = sha256(teacher.read_bytes()).hexdigest()
     refused(

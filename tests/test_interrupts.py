@@ -47,6 +47,17 @@ def test_one_that_nobody_has_asked_for_ends_the_block():
     assert watched(signal.SIGINT, 1, deferring=True) == 1
 
 
+def test_who_no_longer_asks_is_ended_by_what_waits():
+    found = Interrupts()
+    found.deferring = True
+    found.no_longer_wait()
+    with found.watched():
+        assert watched(signal.SIGINT, 1, deferring=False) == 0
+    found.asked = True
+    with pytest.raises(KeyboardInterrupt):
+        found.no_longer_wait()
+
+
 def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     before = [signal.getsignal(number) for number in NUMBERS]

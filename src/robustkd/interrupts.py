@@ -45,6 +45,16 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
 
+    def no_longer_wait(self) -> None:
+        """From here on an interrupt ends the work at once.
+
+        Raises:
+            KeyboardInterrupt: If one waits.
+        """
+        self.deferring = False
+        if self.asked:
+            raise KeyboardInterrupt
+
     def _come(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         if not self.deferring or self.asked:

@@ -15,6 +15,7 @@ from torch import nn
 
 from robustkd import models, report, runs
 from robustkd.data import split_record
+from robustkd.data.listing import shown
 from robustkd.detox import detoxify
 from robustkd.distillation import distill
 from robustkd.errors import InputError
@@ -134,7 +135,7 @@ class Prepared:
         """What a user should see before hours of training."""
         file = self.file
         return (
-            f"teacher: {file.name}, {file.format}, {file.bytes:,} bytes, sha256 "
+            f"teacher: {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
             f"{file.sha256[:12]}; {file.matched} tensors matched; right on {self.knows} of "
             f"{self.knows.n} validation images of {clean.name}"
         )
@@ -235,6 +236,7 @@ def distill_file(
         made = make_student(
             ready.teacher, ready.student, clean, ready.how, training=training, seed=seed, run=run
         )
+        run.interrupts.no_longer_wait()
         provenance = {
             "method": method,
             "data": clean.name,

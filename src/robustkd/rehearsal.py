@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -22,6 +22,9 @@ from robustkd.pipeline import Prepared, make_student, prepare
 from robustkd.types import Batch, DataSource, Split
 
 _BATCHES = 3
+
+Phases: TypeAlias = dict[str, dict[str, float | int]]
+"""Of each phase ``steps``, ``seconds a step`` and ``seconds``."""
 
 
 @dataclass
@@ -66,7 +69,7 @@ class _Few:
                 self.took.append(time.perf_counter() - started)
 
     @contextmanager
-    def timed(self, phases: dict[str, dict[str, float]], name: str, steps: int) -> Iterator[None]:
+    def timed(self, phases: Phases, name: str, steps: int) -> Iterator[None]:
         """Note how long so many steps will take, as those of the block did."""
         self.took.clear()
         yield
@@ -127,11 +130,9 @@ def rehearse(
     }
 
 
-def _phases(
-    ready: Prepared, clean: DataSource, training: Mapping[str, Any], seed: int
-) -> dict[str, dict[str, float]]:
+def _phases(ready: Prepared, clean: DataSource, training: Mapping[str, Any], seed: int) -> Phases:
     """Steps and seconds of each phase of the run, from a few steps of each."""
-    phases: dict[str, dict[str, float]] = {}
+    phases: Phases = {}
     how, teacher = ready.how, ready.teacher
     usual = {
         name: parameter.default

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -325,7 +326,7 @@ def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, Any]]) -> Itera
     # Own code is never taken from a file, so it must be typed again.
     own = {name: begun.get("settings", {}).get(name) for name in ("arch", "student")}
     typed = "".join(f" --{name} {value}" for name, value in own.items() if value and ":" in value)
-    command = f"robustkd distill --resume {folder}{typed}"
+    command = f"robustkd distill --resume {shlex.quote(str(folder))}{typed}"
     try:
         yield
     except KeyboardInterrupt:
