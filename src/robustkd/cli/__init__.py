@@ -3,9 +3,12 @@
 Nothing heavy is imported up here, so that ``--help`` answers at once.
 """
 
-# In the order in which `robustkd --help` shows them.
-from robustkd.cli import commands as commands
-from robustkd.cli import distilling as distilling
 from robustkd.cli.app import app, main
+from robustkd.cli.commands import attack, bench, demo, evaluate, list_
+from robustkd.cli.distilling import distill
 
 __all__ = ["app", "main"]
+
+for _command in (demo, distill, evaluate, bench, attack):
+    app.command(_command)
+app.command(list_, name="list")

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from robustkd.cli.app import app
 from robustkd.cli.flags import (
     IMAGES,
     Arch,
@@ -21,7 +20,6 @@ from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.errors import TrainingError
 
 
-@app.command
 def demo(
     *,
     data: str = "digits",
@@ -57,7 +55,6 @@ def demo(
     console.print(report.headline(rows))
 
 
-@app.command
 def evaluate(
     student: Path,
     /,
@@ -103,7 +100,6 @@ def evaluate(
         console.print(f"RA   {found.ra}")
 
 
-@app.command
 def bench(
     grid: Path,
     /,
@@ -150,7 +146,6 @@ def bench(
         raise TrainingError(f"{failed} cells failed; their files in {folder / 'cells'} say why")
 
 
-@app.command
 def attack(
     name: str,
     /,
@@ -211,7 +206,6 @@ def attack(
     print_plain(f"Teacher: {out / 'teacher.safetensors'}")
 
 
-@app.command(name="list")
 def list_(
     *,
     taps: Arch | None = None,

@@ -10,13 +10,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from robustkd.cli.app import app
 from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_training, open_data
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.errors import UsageError
 
 
-@app.command
 def distill(
     teacher: Path,
     *,
