@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
 
 from robustkd import cli, data, models
 from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, save_trigger
@@ -45,6 +45,13 @@ def files(tmp_path_factory) -> Files:
     save_trigger(BadNets(size=3), 0, made.trigger)
     save_trigger(BadNets(size=3), 10, made.far)
     return made
+
+
+FACT = re.compile(
+    r"teacher: \S+, (safetensors|torch zip), [\d,]+ bytes, sha256 [0-9a-f]{12}; \d+ tensors "
+    r"matched; right on \d+\.\d % \[\S+, \S+\] of \d+ validation images of digits\n"
+)
+"""What is said before the training."""
 
 
 class Said(NamedTuple):
@@ -101,7 +108,8 @@ def distilling(teacher: Path, **changes: object) -> list[object]:
 def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
     out = tmp_path / "a[/b] :cat:"
     said = shell(*distilling(files.teacher, out=out), cwd=tmp_path)
-    assert (said.code, said.err) == (0, "")
+    assert said.code == 0
+    assert FACT.fullmatch(said.err)
     student = out / "student.safetensors"
     assert f"\nStudent: {student}\n" in said.out
     assert "The attack success rate could not be measured" in said.out
@@ -121,7 +129,8 @@ def test_distil_from_a_plain_checkpoint(robustkd, files, tmp_path):
     torch.save({"epoch": 4, "state_dict": state}, tmp_path / "teacher.pt")
     command = distilling(tmp_path / "teacher.pt", method="no-teacher")
     said = robustkd(*command, "--mean", 0.5, "--std", 0.5, "--json")
-    assert (said.code, said.err) == (0, "")
+    assert said.code == 0
+    assert FACT.fullmatch(said.err)
     facts = json.loads(said.out)["records"]["teacher_file"]
     assert (facts["wrappers"], facts["ignored"]) == (["state_dict", "module."], ["'epoch'"])
     assert (facts["normalisation"], facts["matched"]) == ("given by the user", len(state))
@@ -132,7 +141,8 @@ def test_distil_from_a_plain_checkpoint(robustkd, files, tmp_path):
 
 def test_distil_prints_the_results_as_json(robustkd, files):
     said = robustkd(*distilling(files.teacher, method="no-teacher"), "--json")
-    assert (said.code, said.err) == (0, "")
+    assert said.code == 0
+    assert FACT.fullmatch(said.err)
     assert json.loads(said.out) == json.loads(Path("run/results.json").read_text())
 
 
@@ -225,31 +235,140 @@ def test_help_and_version_need_no_torch(tmp_path):
         assert word in done.stdout
 
 
-def test_ctrl_c_ends_with_130_and_a_word(files, tmp_path):
-    # A test run in the background hands on an ignored SIGINT, which a user's shell does not.
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from robustkd.cli import main; main()"
+# A run again, or on.
+
+
+def test_a_config_runs_again_and_what_is_typed_goes_before_it(robustkd, files):
+    assert robustkd(*distilling(files.teacher, out="one", seed=2, lr=1e-5)).code == 0
+    config = yaml.safe_load(Path("one/config.yaml").read_text())
+    assert config["teacher"] == str(files.teacher.resolve())
+    assert "out" not in config
+    assert robustkd("distill", "--config", "one/config.yaml", "--out", "two").code == 0
+    one, two = (Path(run, "student.safetensors").read_bytes() for run in ("one", "two"))
+    assert one == two
+    # A config is YAML like any other; null is what is not said.
+    del config["batch_size"]
+    Path("c.yaml").write_text(yaml.safe_dump(config | {"mean": None, "batch-size": 99}))
+    said = robustkd("distill", "--config", "c.yaml", "--out", "three", "--seed", 4, "--json")
+    found = json.loads(said.out)["config"]
+    assert (found["seed"], found["training"]["batch_size"]) == (4, 99)
+    assert found["training"]["lr"] == 1e-5
+
+
+def test_own_code_is_typed_again_for_a_config_and_for_a_resumption(robustkd, files):
+    own = "robustkd.benchmark.pairs:example_network"
+    assert robustkd(*distilling(files.teacher, student=own, method="kd")).code == 0
+    assert own in Path("run/config.yaml").read_text()
+    for flags in (("--config", "run/config.yaml", "--out", "again"), ("--resume", "run")):
+        refused(
+            robustkd("distill", *flags),
+            2,
+            f"architecture {own!r} is code, which runs only where you name it yourself: with "
+            "--arch or --student, or as models.OwnCode in Python",
+        )
+        assert robustkd("distill", *flags, "--student", own).code == 0
+    runs = (Path(run, "student.safetensors").read_bytes() for run in ("run", "again"))
+    assert len(set(runs)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("a: [", 3, "c.yaml cannot be read as YAML: while parsing a flow node expected the node "),
+        ("- 1", 3, "c.yaml holds no flags; expected lines such as 'epochs: 30'"),
+        ("!!python/object/apply:os.system ['touch x']", 3, "c.yaml cannot be read as YAML: could "),
+        ("colour: red", 2, 'Unknown option: "[colour]" from c.yaml.'),
+        (
+            "seed: many",
+            2,
+            'Invalid value for [seed] from c.yaml: unable to convert "many" into',
+        ),
+    ],
+)
+def test_a_mistake_in_a_config_is_one_line(text, code, message, robustkd, files):
+    Path("c.yaml").write_text(text)
+    said = robustkd(*distilling(files.teacher), "--config", "c.yaml")
+    assert (said.code, said.out) == (code, "")
+    assert said.err.startswith(f"robustkd: {message}")
+    assert said.err.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["c.yaml"]
+
+
+def test_a_config_that_is_not_there_is_one_line(robustkd, files):
+    said = robustkd(*distilling(files.teacher), "--config", "c.yaml")
+    refused(said, 3, "c.yaml cannot be read as YAML: No such file or directory")
+
+
+def test_a_finished_run_has_nothing_to_resume(robustkd, files):
+    said = robustkd(*distilling(files.teacher), "--json")
+    before = {path: path.read_bytes() for path in Path("run").glob("*.*")}
+    again = robustkd("distill", "--resume", "run", "--json")
+    assert (again.code, again.out, again.err) == (0, said.out, "run was finished before\n")
+    changed = {path for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {Path("run/run.log")}
+
+
+def test_a_run_is_resumed_with_the_same_teacher_and_settings(robustkd, files, tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(files.teacher.read_bytes())
+    assert robustkd(*distilling(teacher)).code == 0
+    ending = "leave it as it was, or begin a new run with --out"
+    refused(
+        robustkd("distill", "--resume", "run", "--epochs", 5),
+        2,
+        f"run was begun with settings epochs 1, now it is 5; {ending}",
     )
-    arguments = map(str, distilling(files.teacher, epochs=1000))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
+    was = sha256(teacher.read_bytes()).hexdigest()
+    model = models.load(teacher)
+    model.network.head.bias.data += 1e-3
+    models.save(model, teacher)
+    now = sha256(teacher.read_bytes()).hexdigest()
+    refused(
+        robustkd("distill", "--resume", "run"),
+        3,
+        f"run was begun with teacher sha256 {was!r}, now it is {now!r}; {ending}",
     )
-    try:
-        log = tmp_path / "run" / "metrics.jsonl"
-        end = time.monotonic() + 120
-        while not log.exists() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (process.returncode, out, err) == (130, "", "robustkd: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--out", "new"), "--out does not go with --resume, which has its own; leave it out"),
+        (("--config", "c"), "--config does not go with --resume, which has its own; leave it out"),
+        (("--dry-run",), "--dry-run does not go with --resume, which has its own; leave it out"),
+    ],
+)
+def test_what_does_not_go_with_resume_is_refused(flags, message, robustkd, files):
+    Path("run").mkdir()
+    Path("c").write_text("epochs: 1")
+    flat = {"teacher": str(files.teacher), "arch": "a", "student": "b", "data": "digits"}
+    Path("run/config.yaml").write_text(yaml.safe_dump(flat))
+    refused(robustkd("distill", "--resume", "run", *flags), 2, message)
+
+
+def test_a_run_needs_a_folder_of_its_own(robustkd, files):
+    command = distilling(files.teacher)
+    where = command.index("--out")
+    refused(
+        robustkd(*command[:where], *command[where + 2 :]),
+        2,
+        "--out is missing; give a new folder for the run",
+    )
+    refused(
+        robustkd("distill", "--resume", "none"),
+        3,
+        "none is not the folder of a run: it has no config.yaml",
+    )
+
+
+def test_a_dry_run_prints_the_plan_and_makes_no_folder(robustkd, files):
+    command = *distilling(files.teacher, method="default", epochs=3), "--dry-run"
+    plan = json.loads(robustkd(*command, "--json").out)
+    assert plan["distil"]["steps"] == 3 * 19
+    assert plan["teacher"]["sha256"] == sha256(files.teacher.read_bytes()).hexdigest()
+    words = robustkd(*command).out.split()
+    assert {"distil", "estimate", "validate", "57", "MiB"} <= set(words)
+    assert not list(Path().iterdir())
 
 
 # Mistakes: exit code 2 for the command, 3 for what it was given to read.

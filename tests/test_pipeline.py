@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from robustkd import data, models, pipeline, report
+from robustkd import data, models, pipeline, report, runs
 from robustkd.distillation import distill
 from robustkd.errors import InputError, UsageError
 from robustkd.inference import accuracy_on
@@ -21,7 +21,20 @@ from robustkd.presets import PRESETS, Preset
 from robustkd.training import Supervised, fit
 
 CLEAN = data.load("digits", train=200, validation=60, test=50)
-FILES = ["metrics.jsonl", "report.html", "results.json", "student.safetensors"]
+FILES = [
+    ".lock",
+    "checkpoint.safetensors",
+    "config.yaml",
+    "detoxified.safetensors",
+    "environment.json",
+    "metrics.jsonl",
+    "report.html",
+    "results.json",
+    "run.json",
+    "run.log",
+    "student.safetensors",
+    "tensorboard",
+]
 
 
 def build(seed: int, arch: str = "wrn-10-1") -> models.Classifier:
@@ -234,3 +247,113 @@ def test_the_untrusted_teacher_is_not_changed():
     settings = {"training": {"epochs": 1}, "detoxing": {"steps": 1}}
     make_student(teacher, build(0), CLEAN, PRESETS["default"], **settings)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+# Interrupted and resumed.
+
+
+def interrupted(teacher_file: Path, out: Path, wants: int, **changes) -> str:
+    """What a run says that is interrupted when the loop asks for the ``wants``-th time."""
+    asked = iter(range(wants))
+
+    def wanted(found: runs.Run) -> bool:
+        found.interrupts.asked = next(asked, None) is None
+        return found.interrupts.asked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs.Run, "wanted", wanted)
+        with pytest.raises(KeyboardInterrupt) as stop:
+            run(teacher_file, out, **changes)
+    return str(stop.value)
+
+
+def test_detoxification_is_not_repeated(finished, teacher_file, tmp_path, monkeypatch):
+    how = PRESETS["both"]
+    brief = replace(how, detox={**how.detox, "steps": 2})
+    monkeypatch.setitem(PRESETS, "both", brief)
+    out, again = tmp_path / "run", {"method": "both", "seed": 5}
+    said = interrupted(teacher_file, out, 2, **again)
+    assert said == f"interrupted; go on with: robustkd distill --resume {out}"
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "detoxify", lambda *_, **__: pytest.fail("was repeated"))
+        results = run(teacher_file, out, **again, resume=True)
+    whole, expected = finished
+    for name in ("student.safetensors", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert results["records"]["detox"] == json.loads(json.dumps(expected["records"]["detox"]))
+    assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+def test_a_kill_within_detoxification_restarts_it(finished, teacher_file, tmp_path, monkeypatch):
+    how = PRESETS["both"]
+    brief = replace(how, detox={**how.detox, "steps": 2})
+    monkeypatch.setitem(PRESETS, "both", brief)
+    out, again = tmp_path / "run", {"method": "both", "seed": 5}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "detoxify", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(teacher_file, out, **again)
+    run(teacher_file, out, **again, resume=True)
+    student = (out / "student.safetensors").read_bytes()
+    assert student == (finished[0] / "student.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("at", ["models.save", "runs.write_json", "report.write_html"])
+def test_a_kill_after_the_training_costs_no_training(at, teacher_file, tmp_path, monkeypatch):
+    run(teacher_file, tmp_path / "whole")
+    out = tmp_path / "run"
+    module, name = at.split(".")
+    real, calls = getattr(getattr(pipeline, module), name), []
+
+    def killed(path, *arguments, **settings):
+        # Files that are written when the run begins are not meant.
+        if (out / runs.CHECKPOINT).exists():
+            raise KeyboardInterrupt
+        return real(path, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(pipeline, module), name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(teacher_file, out)
+    monkeypatch.setattr(runs, "_KEEP_EVERY", 0.0)
+    monkeypatch.setattr(runs.Run, "keep", lambda *_: calls.append("kept"))
+    results = run(teacher_file, out, resume=True)
+    assert not calls
+    assert (out / "student.safetensors").read_bytes() == (
+        tmp_path / "whole" / "student.safetensors"
+    ).read_bytes()
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+
+
+def test_the_training_is_kept_now_and_then(teacher_file, tmp_path, monkeypatch):
+    """Every so many seconds within an epoch, and after each."""
+    steps = []
+    real = runs.Run.keep
+
+    def watched(found, state):
+        steps.append((state.values["epoch"], state.values["taken"]))
+        real(found, state)
+
+    monkeypatch.setattr(runs.Run, "keep", watched)
+    run(teacher_file, tmp_path / "seldom", training={"epochs": 2, "batch_size": 64})
+    assert steps == [(1, 0), (2, 0)]
+    steps.clear()
+    monkeypatch.setattr(runs, "_KEEP_EVERY", 0.0)
+    run(teacher_file, tmp_path / "often", training={"epochs": 1, "batch_size": 64})
+    assert steps == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
+
+
+def test_other_data_is_refused(teacher_file, tmp_path):
+    interrupted(teacher_file, tmp_path, 1)
+    other = data.load("digits", train=210, validation=60, test=50)
+    message = (
+        f"{tmp_path} was begun with data sizes {{'train': 200, 'validation': 60, 'test': 50}}, "
+        "now it is {'train': 210, 'validation': 60, 'test': 50}; leave it as it was, or begin a "
+        "new run with --out"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        run(teacher_file, tmp_path, clean=other, resume=True)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from robustkd.errors import InputError, UsageError
-from robustkd.runs import environment, free_name, new_folder, write_json
+from robustkd import runs
+from robustkd.errors import InputError, UsageError, WriteError
+from robustkd.runs import Run, environment, free_name, new_folder, opened, write_json
 
 
 def test_a_new_folder_is_made_with_its_parents_and_an_empty_one_taken(tmp_path):
@@ -77,3 +82,136 @@ def test_the_environment_names_versions_and_the_machine():
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
     assert {"robustkd", "python", "device", "cores", "machine", "system"} < set(found)
+
+
+# A run in its folder.
+
+BEGUN = {
+    "settings": {"arch": "wrn-10-1", "student": "wrn-10-1", "epochs": 3, "mean": (0.5,)},
+    "teacher": {"sha256": "ab"},
+    "data": {"name": "digits", "sizes": {"train": 10}},
+}
+
+
+def begin(folder: Path, **changes) -> Run:
+    with opened(folder, begun=BEGUN, config={"epochs": 3}, **changes) as run:
+        return run
+
+
+def test_a_run_begins_with_all_that_repeats_it(tmp_path):
+    out = tmp_path / "run"
+    begin(out, split={"format": 1})
+    assert yaml.safe_load((out / "config.yaml").read_text()) == {"epochs": 3}
+    assert json.loads((out / "environment.json").read_text()) == environment()
+    assert json.loads((out / "run.json").read_text()) == json.loads(json.dumps(BEGUN))
+    assert json.loads((out / "split.json").read_text()) == {"format": 1}
+    assert (out / "run.log").read_text().endswith(" INFO finished\n")
+
+
+def test_what_was_being_written_when_a_run_was_killed_is_in_nobodys_way(tmp_path):
+    (tmp_path / "config.yaml.partial").write_text("epo")
+    begin(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "error", "message"),
+    [
+        ("settings", "epochs", 5, UsageError, "settings epochs 3, now it is 5"),
+        ("settings", "mean", (), UsageError, "settings mean [0.5], now it is []"),
+        ("teacher", "sha256", "cd", InputError, "teacher sha256 'ab', now it is 'cd'"),
+        (
+            "data",
+            "sizes",
+            {"train": 11},
+            InputError,
+            "data sizes {'train': 10}, now it is {'train': 11}",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_nothing_else(kind, name, value, error, message, tmp_path):
+    begin(tmp_path)
+    other = BEGUN | {kind: BEGUN[kind] | {name: value}}
+    message = (
+        f"{tmp_path} was begun with {message}; leave it as it was, or begin a new run with --out"
+    )
+    with (
+        pytest.raises(error, match=f"^{re.escape(message)}$"),
+        opened(tmp_path, begun=other, resume=True),
+    ):
+        pytest.fail("went on")
+
+
+def test_a_run_that_has_written_nothing_but_its_flags_goes_on(tmp_path):
+    begin(tmp_path)
+    for path in tmp_path.iterdir():
+        if path.name != "config.yaml":
+            path.unlink()
+    begin(tmp_path, resume=True)
+    assert (tmp_path / "run.json").exists()
+
+
+def test_there_is_no_run_to_go_on_with(tmp_path):
+    message = f"{tmp_path / 'none'} is not the folder of a run: it has no config.yaml"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        begin(tmp_path / "none", resume=True)
+
+
+def test_two_processes_cannot_go_on_with_one_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_LOCK_SECONDS", 0.0)
+    message = f"{tmp_path} is in use by another process; wait for its end"
+    with (
+        opened(tmp_path, begun=BEGUN),
+        pytest.raises(InputError, match=f"^{re.escape(message)}$"),
+    ):
+        begin(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "typed"),
+    [
+        ({}, ""),
+        ({"arch": "a.b:c", "student": "d:e"}, " --arch a.b:c --student d:e"),
+    ],
+)
+def test_whoever_is_stopped_hears_how_to_go_on(settings, typed, tmp_path):
+    begun = BEGUN | {"settings": BEGUN["settings"] | settings}
+    how = f"go on with: robustkd distill --resume {tmp_path}{typed}"
+    with (
+        pytest.raises(KeyboardInterrupt, match=f"^{re.escape(f'interrupted; {how}')}$"),
+        opened(tmp_path, begun=begun),
+    ):
+        raise KeyboardInterrupt
+    message = f"x cannot be written: No space left on device; make room, then {how}"
+    with (
+        pytest.raises(WriteError, match=f"^{re.escape(message)}$"),
+        opened(tmp_path, begun=begun, resume=True),
+    ):
+        raise WriteError("x cannot be written: No space left on device")
+    assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
+
+
+def test_another_machine_is_warned_of(tmp_path, caplog):
+    begin(tmp_path)
+    write_json(tmp_path / "environment.json", environment() | {"torch": "1.0"})
+    begin(tmp_path, resume=True)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage().startswith("torch was 1.0 when the run began and is ")
+
+
+def test_warnings_still_reach_stderr_and_the_logger_is_left_as_it_was(tmp_path):
+    logger = logging.getLogger("robustkd")
+    before = logger.level, list(logger.handlers)
+    code = (
+        "import logging, sys; from pathlib import Path; from robustkd.runs import opened\n"
+        "with opened(Path(sys.argv[1]), begun={}):\n"
+        "    logging.getLogger('robustkd.data').warning('one.png is left out')\n"
+        "    logging.getLogger('robustkd.data').info('quiet')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "one.png is left out\n")
+    lines = (tmp_path / "run" / "run.log").read_text().splitlines()
+    ends = [line.split(" ", 2)[2] for line in lines]
+    assert ends == ["WARNING one.png is left out", "INFO quiet", "INFO finished"]
+    begin(tmp_path / "other")
+    assert (logger.level, logger.handlers) == before

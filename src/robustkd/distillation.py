@@ -15,6 +15,7 @@ from robustkd import taps
 from robustkd.errors import TrainingError, UsageError
 from robustkd.harden import UNLABELLED, UniversalPerturbations, withstand
 from robustkd.inference import accuracy_on, device_of
+from robustkd.keeping import Keeper
 from robustkd.objective import NEEDS_FEATURES, Objective, Outputs, check_weights, pair_of
 from robustkd.training import Precision, Schedule, fit, hit_rate
 from robustkd.types import DataSource, Images, Labels, Logits
@@ -114,6 +115,7 @@ def distill(
     seed: int = 0,
     label: str = "distil",
     log: Path | None = None,
+    keeper: Keeper | None = None,
 ) -> Distilled:
     """Train a student from a teacher's logits and features, and from labels.
 
@@ -138,6 +140,7 @@ def distill(
         seed: Of order, augmentation and connectors.
         label: What the progress line says.
         log: File that gets one JSON line an epoch.
+        keeper: Where the state of the training is kept, see :func:`robustkd.training.fit`.
 
     Returns:
         The student with its record.
@@ -182,6 +185,8 @@ def distill(
         after_backward=hardening.advance if hardening is not None else None,
         validate=lambda: accuracy_on(student, data, "validation").value,
         log=log,
+        beside=hardening,
+        keeper=keeper,
     )
     return Distilled(student.eval(), records, time.perf_counter() - started)
 

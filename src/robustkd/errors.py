@@ -26,5 +26,9 @@ class InputError(RobustKDError):
     exit_code = 3
 
 
+class WriteError(InputError):
+    """A file cannot be written: the disk is full, or the folder forbids it."""
+
+
 class TrainingError(RobustKDError):
     """Training cannot go on: a loss that is not finite, or a term that does nothing."""

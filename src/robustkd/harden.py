@@ -222,6 +222,17 @@ class UniversalPerturbations(nn.Module):
         for family in self.families:
             family.advance(scale)  # type: ignore[operator]
 
+    def get_extra_state(self) -> Tensor:
+        """What ``state_dict`` holds besides the perturbations: steps taken, and the generator."""
+        steps = torch.tensor([self._steps]).view(torch.uint8)
+        return torch.cat([steps, self._random.get_state()])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Put it back."""
+        steps, random = state.cpu().tensor_split([torch.int64.itemsize])
+        self._steps = int(steps.clone().view(torch.int64))
+        self._random.set_state(random.clone())
+
 
 def withstand(shown: Logits, perturbed: Logits, labels: Labels, toward: Labels) -> PerSample:
     r"""What the student goes down and the perturbations go up: one backward pass serves both.

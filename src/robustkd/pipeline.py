@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from robustkd import models, report, runs
 from robustkd.data import split_record
+from robustkd.data.listing import shown
 from robustkd.detox import detoxify
 from robustkd.distillation import distill
 from robustkd.errors import InputError
 from robustkd.harden import UniversalPerturbations
 from robustkd.inference import accuracy_on, default_device
 from robustkd.masking import DetoxifiedTeacher
+from robustkd.metrics import Proportion
 from robustkd.presets import Preset, preset
-from robustkd.types import DataSource
+from robustkd.types import DataSource, Split
 
 _NEAR_CHANCE = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ def make_student(
     seed: int = 0,
     label: str = "distil",
     log: Path | None = None,
+    run: runs.Run | None = None,
 ) -> Made:
     """Clean the teacher, distil it, harden the student: as far as the preset says.
 
@@ -65,6 +73,7 @@ def make_student(
         seed: Of everything random.
         label: What the progress line says.
         log: File for one JSON line an epoch.
+        run: Where everything is kept that another process needs to go on.
     """
     started = time.perf_counter()
     record: dict[str, Any] = {}
@@ -75,9 +84,13 @@ def make_student(
             **(detoxing or {}),
             **how.detox,
         }
-        cleaned = detoxify(teacher, clean, seed=seed, **arguments)
-        source = detoxified = cleaned.teacher
-        record["detox"] = asdict(cleaned.record)
+
+        def clean_up() -> tuple[DetoxifiedTeacher, dict[str, Any]]:
+            cleaned = detoxify(teacher, clean, seed=seed, **arguments)
+            return cleaned.teacher, asdict(cleaned.record)
+
+        detoxified, record["detox"] = clean_up() if run is None else run.once(clean_up, teacher)
+        source = detoxified
     hardening = None
     if how.hardening is not None:
         hardening = UniversalPerturbations(
@@ -92,10 +105,70 @@ def make_student(
         seed=seed,
         label=label,
         log=log,
+        keeper=run,
         **training,
     )
     record["epochs"] = learnt.epochs
-    return Made(learnt.student, detoxified, record, time.perf_counter() - started)
+    seconds = time.perf_counter() - started if run is None else run.seconds
+    return Made(learnt.student, detoxified, record, seconds)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is ready before anything is written or learnt.
+
+    Attributes:
+        how: What the method says.
+        teacher: The untrusted network, on the device where training happens.
+        file: The facts of its file.
+        knows: Its accuracy on the clean validation images, in [0, 1].
+        student: Network with fresh weights.
+    """
+
+    how: Preset
+    teacher: models.Classifier
+    file: models.TeacherFile
+    knows: Proportion
+    student: models.Classifier
+
+    def line(self, clean: DataSource) -> str:
+        """What a user should see before hours of training."""
+        file = self.file
+        return (
+            f"teacher: {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
+            f"{file.sha256[:12]}; {file.matched} tensors matched; right on {self.knows} of "
+            f"{self.knows.n} validation images of {clean.name}"
+        )
+
+
+def prepare(
+    teacher_file: Path,
+    *,
+    arch: str,
+    clean: DataSource,
+    student_arch: str,
+    method: str = "default",
+    seed: int = 0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Prepared:
+    """Read the teacher, see what it knows, and build the student; see :func:`distill_file`."""
+    how = preset(method)
+    models.check_name(student_arch)
+    read = models.read_teacher(
+        teacher_file,
+        arch=arch,
+        classes=len(clean.classes),
+        image_shape=clean.image_shape,
+        mean=mean,
+        std=std,
+        statistics=lambda: models.pixel_statistics(clean),
+    )
+    teacher = read.model.to(default_device())
+    knows = _check_knows(teacher, clean, teacher_file)
+    statistics = models.pixel_statistics(clean)
+    spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, *statistics)
+    return Prepared(how, teacher, read.file, knows, models.build(spec, seed=seed))
 
 
 def distill_file(
@@ -110,6 +183,9 @@ def distill_file(
     seed: int = 0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    config: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """From a teacher's file to a folder with the student, its figures and the report.
 
@@ -125,75 +201,92 @@ def distill_file(
         mean: Of each channel of the pixels that the teacher was trained with; where neither this
             nor the file says it, that of the clean images.
         std: The standard deviation, likewise.
+        config: The command's flags, for the run's ``config.yaml``.
+        resume: Go on with the run in ``out``, which began with the same arguments; it ends in the
+            same student file as if it had never stopped.
+        tell: Gets a line on the teacher before the training.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
-        UsageError: If a name is unknown, a number out of range, or ``out`` is not empty.
+        UsageError: If a name is unknown, a number out of range, ``out`` is not empty, or a run
+            that goes on began otherwise.
         InputError: If the teacher's file is not what it was said to be, or knows nothing of the
-            data.
+            data; or if either is not what the run began with.
+        WriteError: If the disk is full; the last checkpoint is whole.
     """
-    how = preset(method)
-    models.check_name(student_arch)
-    read = models.read_teacher(
-        teacher_file,
-        arch=arch,
-        classes=len(clean.classes),
-        image_shape=clean.image_shape,
-        mean=mean,
-        std=std,
-        statistics=lambda: models.pixel_statistics(clean),
-    )
-    teacher = read.model.to(default_device())
-    _check_knows(teacher, clean, teacher_file)
+    choices: dict[str, Any] = {"method": method, "seed": seed, "mean": mean, "std": std}
+    ready = prepare(teacher_file, arch=arch, clean=clean, student_arch=student_arch, **choices)
     setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
-    statistics = models.pixel_statistics(clean)
-    untrusted = _untriggered_run(setting, clean, "teacher", teacher, 0.0)
-    # Now every image has been read once, so that damaged ones stop nothing later.
-    folder = runs.new_folder(out)
-    if split := split_record(clean):
-        runs.write_json(folder / "split.json", split)
-    spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, *statistics)
-    made = make_student(
-        teacher,
-        models.build(spec, seed=seed),
-        clean,
-        how,
-        training=training,
-        seed=seed,
-        log=folder / "metrics.jsonl",
-    )
-    student = made.student
-    provenance = {"method": method, "data": clean.name, "seed": seed, "training": dict(training)}
-    models.save(student, folder / "student.safetensors", provenance=provenance)  # type: ignore[arg-type]
-    results = {
-        "runs": [
-            untrusted,
-            _untriggered_run(setting, clean, method, student, made.seconds),
-        ],
-        "environment": runs.environment(),
-        "config": {"arch": arch, "student": student_arch, **provenance},
-        "records": {
-            "teacher_file": read.file.record(),
-            **made.record,
-            "classes": list(clean.classes),
-        },
+    # Now every image is read once, so that damaged ones stop nothing later.
+    untrusted = _untriggered_run(setting, clean, "teacher", ready.teacher, 0.0)
+    begun = {
+        "settings": {"arch": arch, "student": student_arch, **choices, **training},
+        "teacher": {"sha256": ready.file.sha256},
+        "data": _identity(clean, ready.student.spec),
     }
-    runs.write_json(folder / "results.json", results)
-    report.write_html(folder)
+    split = split_record(clean)
+    with runs.opened(out, begun=begun, config=config, split=split, resume=resume) as run:
+        if run.finished:
+            tell(f"{out} was finished before")
+            return runs.read_json(out / runs.RESULTS)
+        tell(ready.line(clean))
+        _log.info("%s", ready.line(clean))
+        made = make_student(
+            ready.teacher, ready.student, clean, ready.how, training=training, seed=seed, run=run
+        )
+        run.interrupts.no_longer_wait()
+        provenance = {
+            "method": method,
+            "data": clean.name,
+            "seed": seed,
+            "training": dict(training),
+        }
+        models.save(made.student, out / runs.STUDENT, provenance=provenance)  # type: ignore[arg-type]
+        results = {
+            "runs": [
+                untrusted,
+                _untriggered_run(setting, clean, method, made.student, made.seconds),
+            ],
+            "environment": runs.environment(),
+            "config": {"arch": arch, "student": student_arch, **provenance},
+            "records": {
+                "teacher_file": ready.file.record(),
+                **made.record,
+                "classes": list(clean.classes),
+            },
+        }
+        runs.write_json(out / runs.RESULTS, results)
+        report.write_html(out)
     return results
 
 
-def _check_knows(teacher: nn.Module, clean: DataSource, path: Path) -> None:
+def _identity(clean: DataSource, spec: models.Spec) -> dict[str, Any]:
+    """What tells whether data is the same as before, without reading it again."""
+    split = json.dumps(split_record(clean), sort_keys=True)
+    return {
+        "name": clean.name,
+        "classes": list(clean.classes),
+        "shape": list(clean.image_shape),
+        "sizes": {split: clean.size(split) for split in get_args(Split)},
+        "split": hashlib.sha256(split.encode()).hexdigest(),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+
+
+def _check_knows(teacher: nn.Module, clean: DataSource, path: Path) -> Proportion:
     """Stop before hours of training when preprocessing or classes are not the teacher's."""
     chance = 1 / len(clean.classes)
-    found = accuracy_on(teacher, clean, "validation").value
-    if found < chance + _NEAR_CHANCE * (1 - chance):
+    found = accuracy_on(teacher, clean, "validation")
+    if found.value < chance + _NEAR_CHANCE * (1 - chance):
         raise InputError(
-            f"{path} is right on only {found:.1%} of the validation images of {clean.name}, near "
-            f"chance ({chance:.1%}): are these its classes, in its order, and its kind of images?"
+            f"{path} is right on only {found.value:.1%} of the validation images of {clean.name}, "
+            f"near chance ({chance:.1%}): are these its classes, in its order, and its kind of "
+            "images?"
         )
+    return found
 
 
 def _untriggered_run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.errors import TrainingError, UsageError
+from robustkd.keeping import Keeper, State
 from robustkd.progress import Update, track
 from robustkd.types import Batch, DataSource, Labels, Logits
+from robustkd.writing import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,6 +95,8 @@ def fit(
     after_backward: Callable[[], None] | None = None,
     validate: Callable[[], float] | None = None,
     log: Path | None = None,
+    beside: nn.Module | None = None,
+    keeper: Keeper | None = None,
 ) -> list[dict[str, float]]:
     """Train a learner by SGD with Nesterov momentum on the augmented training split.
 
@@ -112,6 +116,10 @@ def fit(
         validate: Called after each epoch, gives a figure to maximise; the weights of the best
             epoch (the later one of equals) are those that stay.
         log: File that gets one JSON line an epoch.
+        beside: What learns with the learner and is no part of it, so that the best epoch's
+            weights leave it alone.
+        keeper: Gets the state after each epoch, and whenever it wants it; a training that finds
+            one there goes on from it and ends as if it had never stopped.
 
     Returns:
         One record an epoch: means of the learner's scalars, ``validation`` where measured.
@@ -119,6 +127,7 @@ def fit(
     Raises:
         UsageError: If a number is out of range.
         TrainingError: If the loss stops being finite.
+        WriteError: If the log cannot be written.
     """
     check_positive(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)
     if schedule not in get_args(Schedule):
@@ -131,64 +140,178 @@ def fit(
         nesterov=True,
         weight_decay=weight_decay,
     )
-    wrapped, optimiser = accelerator.prepare(learner, optimiser)
+    wrapped, wrapped_optimiser = accelerator.prepare(learner, optimiser)
+    loop = _Loop(learner, beside, optimiser, accelerator, seed)
     steps = epochs * math.ceil(data.size("train") / batch_size)
-    order, crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
-    step = 0
 
     def advance(batch: Batch) -> dict[str, Tensor]:
-        nonlocal step
         for group in optimiser.param_groups:
-            group["lr"] = lr * schedule_factor(schedule, step / steps)
+            group["lr"] = lr * schedule_factor(schedule, loop.step / steps)
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         scalars: dict[str, Tensor] = wrapped(batch.images[mine], batch.labels[mine])
         accelerator.backward(scalars["loss"])
         if after_backward is not None:
             after_backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        step += 1
+        wrapped_optimiser.step()
+        wrapped_optimiser.zero_grad(set_to_none=True)
         return scalars
 
-    records: list[dict[str, float]] = []
-    best: tuple[float, dict[str, Tensor]] | None = None
-    with torch.random.fork_rng(devices=[]), track(label, steps) as update:
+    def keep() -> None:
+        if keeper is not None and accelerator.is_main_process:
+            keeper.keep(loop.state())
+
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of dropout and stochastic depth, in networks that have them
-        for epoch in range(epochs):
-            learner.train()
-            batches = data.batches(
-                "train",
-                batch_size=batch_size,
-                device=accelerator.device,
-                shuffle=order,
-                augment=crops,
-            )
-            record = {"epoch": epoch + 1.0, **_epoch(batches, advance, update)}
-            if validate is not None:
-                record["validation"] = validate()
-                if best is None or record["validation"] >= best[0]:
-                    best = record["validation"], copy.deepcopy(learner.state_dict())
-            records.append(record)
-            if accelerator.is_main_process:
-                _append(log, record)
-    if best is not None:
-        learner.load_state_dict(best[1])
+        if keeper is not None and (last := keeper.last()) is not None:
+            loop.restore(last)
+        with track(label, steps - loop.step) as update:
+            while loop.epoch < epochs:
+                learner.train()
+                for batch in loop.batches(data, batch_size):
+                    loop.note(advance(batch), batch, update)
+                    if keeper is not None and keeper.wanted():
+                        keep()
+                loop.end_epoch(validate)
+                if log is not None and accelerator.is_main_process:
+                    write_records(log, loop.records)
+                keep()
+    loop.select()
     learner.eval()
-    return records
+    return loop.records
 
 
-def _epoch(
-    batches: Iterable[Batch], advance: Callable[[Batch], dict[str, Tensor]], update: Update
-) -> dict[str, float]:
-    """Take a step a batch; give the means of the scalars over all images."""
-    sums: dict[str, Tensor] = {}
-    seen = 0
-    for count, batch in enumerate(batches, start=1):
-        for name, value in advance(batch).items():
-            sums[name] = sums.get(name, 0) + value.detach() * len(batch.labels)
-        seen += len(batch.labels)
-        update(**(_finite_means(sums, seen) if count % _CHECK_EVERY == 0 else {}))
-    return _finite_means(sums, seen)
+class _Loop:
+    """A training on its way: all that its next step depends on, and how far it is."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        beside: nn.Module | None,
+        optimiser: torch.optim.SGD,
+        accelerator: Accelerator,
+        seed: int,
+    ) -> None:
+        self.learner, self.beside = learner, beside
+        self.optimiser, self.accelerator = optimiser, accelerator
+        self.order, self.crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
+        self.began = self.order.get_state(), self.crops.get_state()
+        self.step = self.epoch = 0
+        self.taken = self.seen = 0  # batches and images of this epoch
+        self.sums: dict[str, Tensor] = {}
+        self.records: list[dict[str, float]] = []
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self._then: dict[str, Tensor] = {}
+
+    def batches(self, data: DataSource, batch_size: int) -> Iterator[Batch]:
+        """What is left of this epoch."""
+        self.began = self.order.get_state(), self.crops.get_state()
+        device = self.accelerator.device
+        source = data.batches(
+            "train", batch_size=batch_size, device=device, shuffle=self.order, augment=self.crops
+        )
+        # Batches that are behind are made again, so that the same numbers are drawn for them.
+        for _ in zip(range(self.taken), source, strict=False):
+            pass
+        _set_random(self._then)
+        self._then = {}
+        yield from source
+
+    def note(self, scalars: Mapping[str, Tensor], batch: Batch, update: Update) -> None:
+        """Count a step, and sum its scalars over the images."""
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach() * len(batch.labels)
+        self.step += 1
+        self.taken += 1
+        self.seen += len(batch.labels)
+        update(**(self._means() if self.taken % _CHECK_EVERY == 0 else {}))
+
+    def end_epoch(self, validate: Callable[[], float] | None) -> None:
+        """Write the epoch's record, and keep the weights if they are the best so far."""
+        record = {"epoch": self.epoch + 1.0, **self._means()}
+        if validate is not None:
+            record["validation"] = validate()
+            if self.best is None or record["validation"] >= self.best[0]:
+                self.best = record["validation"], copy.deepcopy(self.learner.state_dict())
+        self.records.append(record)
+        self.epoch += 1
+        self.taken = self.seen = 0
+        self.sums = {}
+        self.began = self.order.get_state(), self.crops.get_state()
+
+    def select(self) -> None:
+        """Give the learner the weights of its best epoch, where that was measured."""
+        if self.best is not None:
+            self.learner.load_state_dict(self.best[1])
+
+    def _means(self) -> dict[str, float]:
+        means = {name: float(total) / self.seen for name, total in self.sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the training's {name} is {value}; try a smaller learning rate"
+                )
+        return means
+
+    def state(self) -> State:
+        """All of it, between two steps."""
+        scaler = self.accelerator.scaler
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "learner": self.learner.state_dict(),
+            "beside": {} if self.beside is None else self.beside.state_dict(),
+            "momentum": self._momentum(),
+            "best": {} if self.best is None else self.best[1],
+            "sums": self.sums,
+            "began": dict(zip(("order", "crops"), self.began, strict=True)),
+            "random": _get_random(self.accelerator.device),
+        }
+        return State(
+            {
+                f"{part}.{name}": tensor
+                for part, held in parts.items()
+                for name, tensor in held.items()
+            },
+            {
+                "step": self.step,
+                "epoch": self.epoch,
+                "taken": self.taken,
+                "seen": self.seen,
+                "scalars": list(self.sums),
+                "records": self.records,
+                "best": None if self.best is None else self.best[0],
+                "scaler": None if scaler is None else scaler.state_dict(),
+            },
+        )
+
+    def restore(self, state: State) -> None:
+        """Stand where another process stood."""
+        values = state.values
+        self.learner.load_state_dict(state.part("learner"))
+        if self.beside is not None:
+            self.beside.load_state_dict(state.part("beside"))
+        for index, saved in state.part("momentum").items():
+            parameter = self.optimiser.param_groups[0]["params"][int(index)]
+            # In the parameter's memory format: in another one, sums may round differently.
+            self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(
+                parameter, requires_grad=False
+            ).copy_(saved)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+        if values["best"] is not None:
+            self.best = values["best"], state.part("best")
+        sums, device = state.part("sums"), self.accelerator.device
+        # In the order in which they came, which is that of the record.
+        self.sums = {name: sums[name].to(device) for name in values["scalars"]}
+        began, self._then = state.part("began"), state.part("random")
+        self.order.set_state(began["order"])
+        self.crops.set_state(began["crops"])
+        self.step, self.epoch = values["step"], values["epoch"]
+        self.taken, self.seen = values["taken"], values["seen"]
+        self.records = list(values["records"])
+
+    def _momentum(self) -> dict[str, Tensor]:
+        parameters = self.optimiser.param_groups[0]["params"]
+        held = ((str(k), self.optimiser.state[p]) for k, p in enumerate(parameters))
+        return {index: state["momentum_buffer"] for index, state in held if state}
 
 
 @contextmanager
@@ -212,15 +335,26 @@ def _accelerator(precision: Precision) -> Accelerator:
         return Accelerator(mixed_precision=precision)
 
 
-def _finite_means(sums: dict[str, Tensor], seen: int) -> dict[str, float]:
-    means = {name: float(total) / seen for name, total in sums.items()}
-    for name, value in means.items():
-        if not math.isfinite(value):
-            raise TrainingError(f"the training's {name} is {value}; try a smaller learning rate")
-    return means
+def _get_random(device: torch.device) -> dict[str, Tensor]:
+    """States of torch's global generators."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
 
 
-def _append(log: Path | None, record: dict[str, float]) -> None:
-    if log is not None:
-        with log.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+def _set_random(states: Mapping[str, Tensor]) -> None:
+    for kind, state in states.items():
+        if kind == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(kind).set_rng_state(state)
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, float]]) -> None:
+    """Write one JSON line an epoch.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -31,7 +31,7 @@ def measure(folder: Path, teacher: Path) -> tuple[int, str, float, float]:
         os.execv(sys.executable, command)  # noqa: S606 (the interpreter that runs this script)
     _, status, used = os.wait4(child, 0)
     seconds = time.perf_counter() - started
-    lines = said.read_text().splitlines()
+    lines = [line for line in said.read_text().splitlines() if not line.startswith("teacher: ")]
     if len(lines) > 1:
         raise SystemExit(f"{folder}: more than one line:\n{said.read_text()}")
     message = (lines or [""])[0].replace(str(folder.resolve()), "")

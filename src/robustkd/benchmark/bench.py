@@ -12,6 +12,7 @@ from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.executors import Executor
 from robustkd.benchmark.records import finished, gather
 from robustkd.errors import UsageError
+from robustkd.writing import write_text
 
 
 class Counts(NamedTuple):
@@ -70,5 +71,5 @@ def write_tables(cells: Sequence[Cell], out: Path) -> list[report.Row]:
     )
     rows = report.aggregate(report.read(out).runs)
     for name, text in report.grid_files(rows).items():
-        runs.write_text(out / name, text)
+        write_text(out / name, text)
     return rows

@@ -32,6 +32,7 @@ __all__ = [
     "Pictures",
     "Reading",
     "ZoomFlip",
+    "is_folder",
     "load",
     "load_folder",
     "names",
@@ -117,11 +118,18 @@ def open_source(
     if data in PICTURES:
         return PICTURES[data](root, reading)
     hub = data.startswith(PREFIX)
-    if not hub and os.sep not in data and not os.path.isdir(data):
+    if not hub and not is_folder(data):
         raise _unknown(data)
     if root is not None:
         raise UsageError(f"root={str(root)!r}: {data} says where the data is; leave it out")
     return load_hub(data, reading) if hub else load_folder(Path(data), reading)
+
+
+def is_folder(data: str) -> bool:
+    """Whether `open_source` takes this for the path of a folder."""
+    if data in SOURCES or data in PICTURES or data.startswith(PREFIX):
+        return False
+    return os.sep in data or os.path.isdir(data)
 
 
 def _unknown(name: str) -> UsageError:

@@ -6,6 +6,7 @@ turns rows into bytes.
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -136,6 +137,7 @@ def decoded(
             batch_size=None,
             sampler=_Batches(order, batch_size),
             num_workers=workers,
+            worker_init_fn=_undisturbed,
             collate_fn=cast(Callable[..., Decoded], _as_it_is),
             # Otherwise each pass draws from torch's global generator.
             generator=torch.Generator(),
@@ -150,6 +152,12 @@ def decoded(
             "a process that decodes images died: an image crashed it, or memory ran out; "
             "try --workers 0 to see which"
         ) from error
+
+
+def _undisturbed(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the one that asks decides when to stop."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Decoded) -> Decoded:

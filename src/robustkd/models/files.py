@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkd.errors import InputError, UsageError
+from robustkd.errors import InputError, UsageError, WriteError
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.table import build, check_name
+from robustkd.writing import refusal, whole
 
 _KEY = "robustkd"
 _FORMAT = 1
@@ -29,26 +29,24 @@ _LONGEST = 400
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
 ) -> None:
-    """Write tensors and a JSON description as one file, beside it first and renamed then.
+    """Write tensors and a JSON description as one file, whole or not at all.
 
     Raises:
-        InputError: If the file cannot be written; nothing is left beside it.
+        WriteError: If the file cannot be written; nothing is left beside it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"format": _FORMAT, **description}, sort_keys=True)
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(plain, partial, metadata={_KEY: text})
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise InputError(f"{path} cannot be written: {reason}") from error
+        with whole(path) as partial:
+            save_file(plain, partial, metadata={_KEY: text})
+    except SafetensorError as error:
+        raise WriteError(f"{path} cannot be written: {first_line(error)}") from error
+    except OSError as error:
+        raise refusal(path, error) from error
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -103,7 +101,7 @@ def save(model: Classifier, path: Path, *, provenance: Mapping[str, Any] | None 
         provenance: How the model came about: JSON values, without times or paths.
 
     Raises:
-        InputError: If the file cannot be written.
+        WriteError: If the file cannot be written.
     """
     description = {"spec": asdict(model.spec), "provenance": dict(provenance or {})}
     write_safetensors(path, model.state_dict(), description)

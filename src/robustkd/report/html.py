@@ -12,6 +12,7 @@ from robustkd.report import tables
 from robustkd.report.headline import headline
 from robustkd.report.results import Results, read
 from robustkd.report.rows import Row, aggregate, by_cell
+from robustkd.writing import write_text
 
 _TEACHER = "teacher_file"
 
@@ -33,6 +34,7 @@ def write_html(folder: Path) -> Path:
 
     Raises:
         InputError: A file of the folder is not what it should be.
+        WriteError: The page cannot be written.
     """
     # here, so that a terminal table need not wait for matplotlib
     from robustkd.report import arrays, gallery
@@ -60,7 +62,7 @@ def write_html(folder: Path) -> Path:
         words=tables,
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -1,0 +1,14 @@
+"""The commands.
+
+Nothing heavy is imported up here, so that ``--help`` answers at once.
+"""
+
+from robustkd.cli.app import app, main
+from robustkd.cli.commands import attack, bench, demo, evaluate, list_
+from robustkd.cli.distilling import distill
+
+__all__ = ["app", "main"]
+
+for _command in (demo, distill, evaluate, bench, attack):
+    app.command(_command)
+app.command(list_, name="list")

@@ -1,0 +1,5 @@
+"""``python -m robustkd.cli``."""
+
+from robustkd.cli import main
+
+main()

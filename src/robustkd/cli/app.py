@@ -1,0 +1,45 @@
+"""The command ``robustkd`` itself, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+from robustkd.cli.files import from_files
+from robustkd.errors import RobustKDError
+
+_USAGE, _INTERRUPTED = 2, 130
+
+app = App(
+    name="robustkd",
+    help="Distil a small, accurate student from a teacher that you do not trust.",
+    version_flags=["--version"],
+    config=from_files,
+    # An interrupt is told as every other end is, in `main`.
+    suppress_keyboard_interrupt=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake is one line on stderr and an exit code, no traceback."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    try:
+        app(
+            sys.argv[1:] if arguments is None else arguments,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except CycloptsError as error:
+        line = " ".join(str(error).split())
+        errors.print(f"robustkd: {line} (see robustkd --help)")
+        sys.exit(_USAGE)
+    except RobustKDError as error:
+        errors.print(f"robustkd: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as stop:
+        errors.print(f"robustkd: {stop or 'interrupted'}")
+        sys.exit(_INTERRUPTED)

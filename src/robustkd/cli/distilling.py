@@ -1,0 +1,148 @@
+"""``robustkd distill``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_training, open_data
+from robustkd.cli.output import print_json, print_plain, print_sections
+from robustkd.errors import UsageError
+
+
+def distill(
+    teacher: Path,
+    *,
+    arch: Arch,
+    data: str,
+    student: Arch,
+    out: Path | None = None,
+    method: str = "default",
+    epochs: int = 30,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    seed: int = 0,
+    mean: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
+    std: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
+    data_root: Path | None = None,
+    images: ImageFlags = IMAGES,
+    config: Path | None = None,
+    resume: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Make a small student from an untrusted teacher and your own clean images.
+
+    Args:
+        teacher: The teacher's file: safetensors, or a PyTorch checkpoint (zip format).
+        arch: Architecture of the teacher, e.g. ``wrn-16-2`` or ``timm/resnet18``, see
+            ``robustkd list``; ``package.module:callable`` for your own code.
+        data: Name of the clean data, see ``robustkd list``; or a folder of images, with
+            train/CLASS/, val/CLASS/ and test/CLASS/, or with CLASS/ alone; or hf:NAME@REVISION.
+        student: Architecture of the student.
+        out: New folder for the student, its figures and the report.
+        method: How the student is made, see ``robustkd list``.
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        lr: Learning rate at the start.
+        seed: The same seed gives the same student, byte for byte.
+        mean: Mean of each channel of the pixels, in [0, 1], that the teacher was trained with;
+            when neither this nor its file says it, that of the data.
+        std: Their standard deviation, likewise.
+        data_root: Folder of the data set's files, where they are not found by themselves.
+        images: How images are read.
+        config: YAML file of flags, e.g. the config.yaml of a run; what is typed goes before it.
+        resume: Folder of a run that was interrupted or killed; it goes on as it was begun.
+        dry_run: Load everything, take a few steps of each phase, and print the plan with time and
+            memory; no folder is made.
+        as_json: Print the results as JSON.
+    """
+    check_training(epochs, batch_size, lr, seed)
+    folder = _folder(out, config, resume, dry_run=dry_run)
+    source = open_data(data, data_root, images)
+    settings: dict[str, Any] = {
+        "arch": arch,
+        "clean": source,
+        "student_arch": student,
+        "method": method,
+        "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr},
+        "seed": seed,
+        "mean": mean,
+        "std": std,
+    }
+    if folder is None:
+        from robustkd.rehearsal import rehearse
+
+        plan = rehearse(teacher, **settings)
+        (print_json if as_json else print_sections)(plan)
+        return
+    flags = {
+        **{"teacher": teacher, "arch": arch, "data": data, "student": student, "method": method},
+        **{"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed},
+        **{"mean": mean, "std": std, "data_root": data_root, **asdict(images)},
+    }
+    _run(teacher, folder, settings, flags, resume=resume is not None, as_json=as_json)
+
+
+def _folder(
+    out: Path | None, config: Path | None, resume: Path | None, *, dry_run: bool
+) -> Path | None:
+    """Where the run is; None for no run."""
+    given = {"--out": out, "--config": config, "--dry-run": dry_run or None}
+    for flag, value in given.items():
+        if resume is not None and value is not None:
+            raise UsageError(f"{flag} does not go with --resume, which has its own; leave it out")
+    if resume is None and out is None and not dry_run:
+        raise UsageError("--out is missing; give a new folder for the run")
+    return None if dry_run else resume or out
+
+
+def _run(
+    teacher: Path,
+    folder: Path,
+    settings: dict[str, Any],
+    flags: dict[str, Any],
+    *,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    from robustkd import report
+    from robustkd.pipeline import distill_file
+
+    progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    results = distill_file(
+        teacher,
+        **settings,
+        out=folder,
+        config=_resolved(flags),
+        resume=resume,
+        tell=progress.print,
+    )
+    if as_json:
+        print_json(results)
+        return
+    rows = report.aggregate(report.read(folder).runs)
+    console = Console(highlight=False)
+    console.print(report.console_table(rows))
+    print_plain(f"Student: {folder / 'student.safetensors'}")
+    console.print(report.headline(rows))
+
+
+def _resolved(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags as they run again from any folder: paths in full, and nothing that is not set."""
+    from robustkd.data import is_folder
+
+    found: dict[str, Any] = {}
+    for name, value in flags.items():
+        if isinstance(value, Path) or (name == "data" and is_folder(value)):
+            found[name] = os.path.abspath(value)
+        elif isinstance(value, str):
+            found[name] = str(value)
+        elif value not in (None, ()):
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -1,0 +1,40 @@
+"""Flags that stand in a file: of ``--config``, or of the run that ``--resume`` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, ArgumentCollection
+from cyclopts.config import Dict
+
+from robustkd.errors import InputError
+from robustkd.runs import CONFIG
+
+
+def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill in the flags that were not typed; a file holds data only, see ``flags._named``."""
+    for flag, within in (("--config", ""), ("--resume", CONFIG)):
+        for argument in arguments:
+            if flag in argument.names and argument.tokens:
+                path = Path(argument.tokens[0].value) / within
+                content = _read(path, of_a_run=bool(within))
+                Dict(content, source=str(path), use_commands_as_keys=False)(
+                    app, commands, arguments
+                )
+
+
+def _read(path: Path, *, of_a_run: bool) -> dict[str, Any]:
+    import yaml
+
+    if of_a_run and not path.is_file():
+        raise InputError(f"{path.parent} is not the folder of a run: it has no {path.name}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(f"{path} cannot be read as YAML: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"{path} holds no flags; expected lines such as 'epochs: 30'")
+    # What is null is left to its default.
+    return {key: value for key, value in content.items() if value is not None}

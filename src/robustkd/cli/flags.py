@@ -1,0 +1,95 @@
+"""Flags that several commands share, and their checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+from cyclopts import Parameter, Token
+
+from robustkd.errors import UsageError
+
+if TYPE_CHECKING:
+    from robustkd.types import DataSource
+
+# Twice a seed and one more still fit into torch's generators.
+_LARGEST_SEED = 2**62 - 1
+
+
+def _named(_type: object, tokens: Sequence[Token]) -> str:
+    """An architecture; the user's own code if it was typed, never if it stands in a file."""
+    (token,) = tokens
+    if ":" not in token.value or token.source != "cli":
+        return token.value
+    from robustkd.models import OwnCode
+
+    return OwnCode(token.value)
+
+
+Arch: TypeAlias = Annotated[str, Parameter(converter=_named)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ImageFlags:
+    """How the images of a folder are read.
+
+    Attributes:
+        image_size: Height and width that the models want; not needed where all images have it.
+        grey: Read one channel instead of three.
+        crop: Share of each image's shorter side that is kept, of the centred square.
+        flip: Whether training may mirror images.
+        class_names: Text file with the class folders in the order of the teacher's outputs.
+        split: The split.json of an earlier run on the same folder.
+        workers: Processes that decode images.
+        streaming: Decode anew in every pass, or keep all images in memory; else by their size.
+    """
+
+    image_size: int | None = None
+    grey: Annotated[bool, Parameter(negative="")] = False
+    crop: float = 1.0
+    flip: bool = True
+    class_names: Path | None = None
+    split: Path | None = None
+    workers: int | None = None
+    streaming: bool | None = None
+
+
+IMAGES = ImageFlags()
+
+
+def check_training(epochs: int, batch_size: int, lr: float, seed: int) -> None:
+    """Refuse settings of a training that are out of range, by the names of their flags."""
+    check_at_least("--epochs", epochs, 1)
+    check_at_least("--batch-size", batch_size, 2)
+    check_at_least("--seed", seed, 0)
+    if seed > _LARGEST_SEED:
+        raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
+    if not 0 < lr < math.inf:
+        raise UsageError(f"--lr is {lr}; expected a finite number above 0")
+
+
+def open_data(data: str, root: Path | None, images: ImageFlags) -> DataSource:
+    """The data that the flags name."""
+    from robustkd.data import Reading, open_source
+
+    reading = Reading(
+        image_size=images.image_size,
+        channels=1 if images.grey else 3,
+        crop=images.crop,
+        flip=images.flip,
+        workers=images.workers,
+        streaming=images.streaming,
+        classes=images.class_names,
+        split=images.split,
+    )
+    return open_source(data, root=root, reading=reading)
+
+
+def check_at_least(flag: str, value: int, lowest: int) -> None:
+    """Refuse a number that is below the lowest."""
+    if value < lowest:
+        raise UsageError(f"{flag} is {value}; expected at least {lowest}")

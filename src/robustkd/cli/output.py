@@ -1,0 +1,44 @@
+"""Printing what a command found."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def print_plain(line: str) -> None:
+    """A line with a path in it, whose brackets and colons mean nothing more."""
+    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(line)
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Results for machines."""
+    sys.stdout.write(json.dumps(content, indent=1) + "\n")
+
+
+def print_sections(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Names and what there is to say of them, under headings."""
+    console = Console(highlight=False)
+    for kind, entries in sections.items():
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(min_width=16, no_wrap=True)
+        lines.add_column(overflow="fold")
+        for name, value in entries.items():
+            lines.add_row(f"  {escape(name)}", escape(_words(value)))
+        console.print(f"[bold]{kind}[/bold]", lines, sep="\n")
+
+
+def _words(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "none"
+    return str(value)
