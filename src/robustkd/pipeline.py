@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from robustkd import models, report, runs
-from robustkd.data import split_record
+from robustkd.data import split_text
 from robustkd.detox import detoxify
 from robustkd.distillation import distill
 from robustkd.errors import InputError
@@ -152,8 +152,8 @@ def distill_file(
     untrusted = _untriggered_run(setting, clean, "teacher", teacher, 0.0)
     # Now every image has been read once, so that damaged ones stop nothing later.
     folder = runs.new_folder(out)
-    if split := split_record(clean):
-        runs.write_json(folder / "split.json", split)
+    if split := split_text(clean):
+        runs.write_lines(folder / "split.json", split)
     spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, *statistics)
     made = make_student(
         teacher,

@@ -108,4 +108,4 @@ def _annotated(root: Path, classes: Sequence[str]) -> Listing:
             f"{shown(path)} gives {name!r} the class {class_of.get(name)!r}, expected one of "
             f"the folders in {_TRAIN}; correct it"
         )
-    return list_files(root, [Folder(_ANNOTATED, names, labels)])
+    return list_files(root, [Folder(_ANNOTATED, names, labels)], classes=len(classes))

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from robustkd.data.filenames import SortedNames
 from robustkd.data.listing import Folder, Listing, list_files, shown
 from robustkd.errors import InputError
 
@@ -106,7 +107,7 @@ def scan(root: Path, part: str, classes: Sequence[str]) -> Listing:
     Raises:
         InputError: A class has no image, or there is something that is refused.
     """
-    return list_files(root, _walk(root, part, classes))
+    return list_files(root, _walk(root, part, classes), classes=len(classes))
 
 
 def image_names(root: Path, path: str) -> list[str]:
@@ -115,7 +116,7 @@ def image_names(root: Path, path: str) -> list[str]:
     Raises:
         InputError: As `scan`.
     """
-    return _sorted_entries(root, path)[0]
+    return list(_sorted_entries(root, path)[0])
 
 
 def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
@@ -136,17 +137,18 @@ def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
             )
 
 
-def _sorted_entries(root: Path, path: str) -> tuple[list[str], list[str]]:
+def _sorted_entries(root: Path, path: str) -> tuple[SortedNames, list[str]]:
     """Names of the image files and of the folders in one folder."""
-    files, folders = [], []
-    for entry in _entries(root / path):
-        if _is_folder(entry, root):
-            folders.append(entry.name)
-        elif entry.name.lower().endswith(EXTENSIONS):
-            files.append(entry.name)
-    files.sort()
-    folders.sort()
-    return files, folders
+    folders: list[str] = []
+
+    def files() -> Iterator[str]:
+        for entry in _entries(root / path):
+            if _is_folder(entry, root):
+                folders.append(entry.name)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield entry.name
+
+    return SortedNames(files()), sorted(folders)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
