@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,54 @@ def test_images_of_several_sizes_need_a_choice(tmp_path):
 def test_choices_out_of_range_are_refused(choice, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         Reading(**choice)
+
+
+def without_its_file(path: Path) -> None:
+    path.unlink()
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def with_a_file_for_its_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("change", "row", "reason"),
+    [
+        (without_its_file, 2, "No such file or directory"),
+        (as_folder, 2, "not a file any more"),
+        (as_fifo, 2, "not a file any more"),
+        (with_a_file_for_its_folder, 0, "Not a directory"),
+    ],
+)
+def test_what_changes_after_it_was_listed_is_named(tmp_path, change, row, reason):
+    root = write_splits(tmp_path / "mine", {"train": {"a": 9, "b": 9}})
+    data = load_folder(root, Reading(streaming=True, workers=0))
+    path = names(data, "train")[2]
+    change(root / path)
+    message = (
+        f"mine train: 1 of 14 images cannot be decoded, the last {names(data, 'train')[row]} "
+        f"({reason}); expected at most 1%: replace or remove them"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        list(data.batches("train", batch_size=4))
+
+
+def test_a_file_of_the_user_is_read_only_as_far_as_it_may_reach(tmp_path):
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    endless = Path("/dev/zero")
+    use = "use the split.json of a run"
+    refused(folder, f"{endless} cannot be read as a split (it is too large); {use}", split=endless)
+    refused(
+        folder, f"{endless} cannot be read as text (it is too large); correct it", classes=endless
+    )

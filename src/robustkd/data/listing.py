@@ -6,7 +6,9 @@ page by page as it touches the objects' reference counts. An array and a file do
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -70,7 +72,7 @@ class Listing:
     def open(self, row: int) -> Stream:
         """The file at ``row``, opened."""
         # A Path enters each of its parts into the interpreter's table of strings, which then grows.
-        return open(os.path.join(self.root, self.name(row)), "rb")
+        return open(os.path.join(self.root, self.name(row)), "rb", opener=_open_file)
 
     def name(self, row: int) -> str:
         """The path at ``row`` relative to the root, with ``/`` between its parts."""
@@ -100,6 +102,15 @@ def list_files(root: Path, folders: Iterable[Folder], *, classes: int) -> Listin
 def _smallest_type(classes: int) -> str:
     """Code of the smallest signed type that holds every label."""
     return "b" if classes <= 1 << 7 else "h" if classes <= 1 << 15 else "i"
+
+
+def _open_file(path: str, flags: int) -> int:
+    """Open what is still a file: a FIFO in its place would block for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file any more")
+    return descriptor
 
 
 def shown(text: str | Path) -> str:

@@ -18,6 +18,7 @@ from jaxtyping import Int32, UInt8
 
 from robustkd.data.labelled import class_sizes, random_ranks, slices
 from robustkd.data.listing import Encoded, shown
+from robustkd.data.scan import read_text, reason
 from robustkd.errors import InputError
 
 HeldOut: TypeAlias = Literal["validation", "test"]
@@ -127,12 +128,10 @@ def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError("it is too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, most=_MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{shown(path)} cannot be read as a split ({' '.join(str(error).split())}); use the "
+            f"{shown(path)} cannot be read as a split ({reason(error)}); use the "
             "split.json of a run"
         ) from error
     if not isinstance(content, dict) or content.get("format") != 1:
