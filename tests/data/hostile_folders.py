@@ -35,7 +35,7 @@ class Case:
         name: What is in it.
         spoil: Does it.
         message: What the one line says after ``robustkd: ``, with {root} for the folder, # for a
-            number and @ for a path; None where the folder is as good as before.
+            number and @ for a long path; None where the folder is as good as before.
     """
 
     name: str

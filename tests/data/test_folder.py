@@ -146,6 +146,7 @@ def test_a_split_that_was_written_down_stays_when_images_are_added(tmp_path):
     }
     assert names(load_folder(folder), "test") != names(data, "test")
     assert written(grown) == written(data)
+    assert "".join(split_text(data)) == json.dumps(written(data), indent=1) + "\n"
 
 
 def test_a_split_that_does_not_fit_is_refused(tmp_path):

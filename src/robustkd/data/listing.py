@@ -21,6 +21,8 @@ from jaxtyping import Int
 from robustkd.data.decode import Stream
 from robustkd.data.filenames import Names
 
+_MOST_SHOWN = 600
+
 
 @runtime_checkable
 class Encoded(Protocol):
@@ -116,10 +118,15 @@ def _open_file(path: str, flags: int) -> int:
 def shown(text: str | Path) -> str:
     r"""A name from a stranger's folder on one line, with nothing in it that steers a terminal.
 
+    The middle of a very long one is left out.
+
     >>> shown("cat\n\x1b[2J.png")
     'cat\\n\\x1b[2J.png'
     """
+    text = os.fspath(text)
+    if len(text) > _MOST_SHOWN:
+        text = f"{text[: _MOST_SHOWN // 2]}...{text[-_MOST_SHOWN // 2 :]}"
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-        for letter in os.fspath(text)
+        for letter in text
     )
