@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import starmap
 
 import torch
 from torch import nn
@@ -45,18 +46,29 @@ def predict(
         split: Which of them; they are not augmented.
         transform: Applied to every batch of images first.
     """
-    logits, labels = [], []
     with torch.inference_mode(), frozen_modes(model):
-        for batch in data.batches(split, batch_size=_BATCH, device=device_of(model)):
-            images = batch.images if transform is None else transform(batch.images)
-            logits.append(model(images).cpu())
-            labels.append(batch.labels.cpu())
+        found = list(_outputs(model, data, split, transform))
+    logits, labels = zip(*found, strict=True)
     return torch.cat(logits).float(), torch.cat(labels)
 
 
 def accuracy_on(model: nn.Module, data: DataSource, split: Split) -> Proportion:
-    """Clean accuracy of a model on a split."""
-    return accuracy(*predict(model, data, split))
+    """Clean accuracy of a model on a split, counted batch by batch."""
+    with torch.inference_mode(), frozen_modes(model):
+        counts = starmap(accuracy, _outputs(model, data, split))
+        return sum(counts, start=Proportion(0, 0))
+
+
+def _outputs(
+    model: nn.Module,
+    data: DataSource,
+    split: Split,
+    transform: Callable[[Images], Images] | None = None,
+) -> Iterator[tuple[Logits, Labels]]:
+    """Logits and labels of each batch, on the CPU."""
+    for batch in data.batches(split, batch_size=_BATCH, device=device_of(model)):
+        images = batch.images if transform is None else transform(batch.images)
+        yield model(images).cpu(), batch.labels.cpu()
 
 
 @torch.no_grad()

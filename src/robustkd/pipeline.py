@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from typing import Any, get_args
 from torch import nn
 
 from robustkd import models, report, runs
-from robustkd.data import split_record
+from robustkd.data import split_text
 from robustkd.data.listing import shown
 from robustkd.detox import detoxify
 from robustkd.distillation import distill
@@ -226,7 +225,7 @@ def distill_file(
         "teacher": {"sha256": ready.file.sha256},
         "data": _identity(clean, ready.student.spec),
     }
-    split = split_record(clean)
+    split = split_text(clean)
     with runs.opened(out, begun=begun, config=config, split=split, resume=resume) as run:
         if run.finished:
             tell(f"{out} was finished before")
@@ -264,13 +263,15 @@ def distill_file(
 
 def _identity(clean: DataSource, spec: models.Spec) -> dict[str, Any]:
     """What tells whether data is the same as before, without reading it again."""
-    split = json.dumps(split_record(clean), sort_keys=True)
+    split = hashlib.sha256()
+    for text in split_text(clean) or ():
+        split.update(text.encode())
     return {
         "name": clean.name,
         "classes": list(clean.classes),
         "shape": list(clean.image_shape),
-        "sizes": {split: clean.size(split) for split in get_args(Split)},
-        "split": hashlib.sha256(split.encode()).hexdigest(),
+        "sizes": {part: clean.size(part) for part in get_args(Split)},
+        "split": split.hexdigest(),
         "mean": list(spec.mean),
         "std": list(spec.std),
     }

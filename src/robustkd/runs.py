@@ -8,14 +8,14 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustkd.errors import InputError, UsageError, WriteError
-from robustkd.writing import PARTIAL, refusal, write_text
+from robustkd.writing import PARTIAL, refusal, write_lines, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -217,7 +217,7 @@ def opened(
     *,
     begun: Mapping[str, Mapping[str, Any]],
     config: Mapping[str, Any] | None = None,
-    split: Mapping[str, Any] | None = None,
+    split: Iterable[str] | None = None,
     resume: bool = False,
 ) -> Iterator[Run]:
     """Begin a run in a new folder, or go on with the one that is there.
@@ -227,7 +227,7 @@ def opened(
         begun: What decides on the student, in JSON values by kind: ``settings``, ``teacher``,
             ``data``. A run that goes on must have begun with the same.
         config: The command's flags, written so that ``--config`` and ``--resume`` read them.
-        split: Which images are held out, where we have chosen them.
+        split: Which images are held out, as the text of a file, where we have chosen them.
         resume: Go on, instead of beginning.
 
     Yields:
@@ -250,8 +250,8 @@ def opened(
     run = Run(folder)
     with _locked(folder), _logged(folder), _how_to_go_on(folder, begun), run.interrupts.watched():
         _note_environment(folder / _ENVIRONMENT)
-        if split:
-            write_json(folder / "split.json", split)
+        if split is not None:
+            write_lines(folder / "split.json", split)
         if not (folder / _BEGUN).exists():
             write_json(folder / _BEGUN, begun)
         yield run

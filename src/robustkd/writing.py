@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,13 +38,18 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole.
+    """Write a text file as :func:`write_lines` does."""
+    write_lines(path, [text])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file whole, piece by piece.
 
     Raises:
         WriteError: If it cannot be written.
     """
-    with whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    with whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
 
 
 def refusal(path: Path, error: OSError) -> WriteError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,8 @@ class Case:
     Attributes:
         name: What is in it.
         spoil: Does it.
-        message: What the one line says after ``robustkd: ``, with {root} for the folder; None
-            where the folder is as good as before.
+        message: What the one line says after ``robustkd: ``, with {root} for the folder, # for a
+            number and @ for a long path; None where the folder is as good as before.
     """
 
     name: str
@@ -129,6 +130,42 @@ def missing_class(part: str) -> str:
     )
 
 
+def nothing(root: Path) -> None:
+    for split in COUNTS:
+        shutil.rmtree(root / split)
+
+
+def only_images(root: Path) -> None:
+    nothing(root)
+    (root / "000.png").write_bytes(b"")
+
+
+def capital_extensions(root: Path) -> None:
+    for path in sorted(root.glob("*/*/*.png")):
+        path.rename(path.with_suffix(".PNG"))
+
+
+def nest(*names: str) -> Callable[[Path], None]:
+    """Folders within each other that need no path as long as their own."""
+
+    def make(root: Path) -> None:
+        place = os.open(root / "train" / "dark", os.O_RDONLY)
+        for name in names:
+            os.mkdir(name, dir_fd=place)
+            inner = os.open(name, os.O_RDONLY, dir_fd=place)
+            os.close(place)
+            place = inner
+        os.close(place)
+
+    return make
+
+
+def many_empty_folders(root: Path) -> None:
+    for number in range(10_000):
+        (root / "train" / "dark" / str(number)).mkdir()
+
+
+NO_FOLDERS = "{root} has no folders; expected train/CLASS/ or CLASS/ with images"
 NO_IMAGES = (
     "{root}/train/none: no images (.bmp, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp); add "
     "some, or remove the folder"
@@ -173,7 +210,17 @@ CASES = (
         lambda root: (root / "test" / "dark" / "003.png").write_text("no"),
         undecodable("test", "test/dark/003.png", NOT_AN_IMAGE, 20),
     ),
+    Case("nothing at all", nothing, NO_FOLDERS),
+    Case("images but no folders", only_images, NO_FOLDERS),
     Case("empty class", empty_class, NO_IMAGES),
+    Case("10,000 empty folders in a class", many_empty_folders),
+    Case("400 folders within each other", nest(*["d"] * 400)),
+    Case(
+        "a path longer than the system allows",
+        nest(*["d" * 200] * 25),
+        "{root}/train/dark/@ cannot be read (File name too long); expected a folder of images",
+    ),
+    Case("extensions in capitals", capital_extensions),
     Case(
         "one class only",
         only_one_class,
@@ -240,5 +287,10 @@ CASES = (
         "file name with newlines",
         in_train(b"", "dark/\nrobustkd: all is well.png"),
         undecodable("train", "train/dark/\\nrobustkd: all is well.png", NOT_AN_IMAGE, 81),
+    ),
+    Case(
+        "file name that is no text",
+        in_train(b"", os.fsdecode(b"dark/\xff.png")),
+        undecodable("train", "train/dark/\\udcff.png", NOT_AN_IMAGE, 81),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from robustkd.data import CropFlip, Pictures, Reading, ZoomFlip, load_folder, split_record
+from robustkd.data import CropFlip, Pictures, Reading, ZoomFlip, load_folder, split_text
 from robustkd.data.listing import Folder, list_files
 from robustkd.data.scan import EXTENSIONS, folder_names, scan
 from robustkd.errors import InputError, UsageError
@@ -26,6 +27,10 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 def names(data: Pictures, split: Split) -> list[str]:
     return [data.parts[split].name(row) for row in range(data.size(split))]
+
+
+def written(data: Pictures) -> dict[str, object]:
+    return json.loads("".join(split_text(data)))
 
 
 def refused(path: Path, message: str, **reading: object) -> None:
@@ -62,16 +67,9 @@ def test_extensions_are_those_of_image_folder():
     assert set(EXTENSIONS) == set(IMG_EXTENSIONS)
 
 
-def test_a_listing_needs_some_tens_of_bytes_a_file():
-    listing = list_files(Path("/"), [Folder("c", (f"{i:08d}.png" for i in range(9_999)), 0)])
-    held = len(listing.names) + sum(a.nbytes for a in (listing.labels, listing.ends))
-    assert held == 9_999 * (12 + 4 + 8)
-    assert listing.name(9_998) == "c/00009998.png"
-
-
 def test_names_of_other_encodings_are_kept(tmp_path):
     odd = os.fsdecode(b"caf\xe9.png")
-    listing = list_files(tmp_path, [Folder("", [odd, "b.png"], [0, 1])])
+    listing = list_files(tmp_path, [Folder("", [odd, "b.png"], [0, 1])], classes=2)
     assert [listing.name(row) for row in range(2)] == [odd, "b.png"]
 
 
@@ -81,7 +79,7 @@ def test_three_splits_with_folders(tmp_path):
     assert isinstance(data, DataSource)
     assert (data.name, data.classes, data.image_shape) == ("mine", ("a", "b"), (3, 16, 16))
     assert [data.size(split) for split in SPLITS] == [5, 3, 4]
-    assert split_record(data) is None
+    assert split_text(data) is None
     assert data.augmentation == CropFlip(pad=2, flip=True)
     for split in SPLITS:
         batch = next(data.batches(split, batch_size=9))
@@ -105,6 +103,22 @@ def test_missing_splits_are_cut_from_every_class(tmp_path):
     assert all(names(again, split) == names(data, split) for split in SPLITS)
 
 
+def test_the_cut_is_what_a_naive_one_makes(tmp_path):
+    data = load_folder(write_classes(tmp_path, {"a": 37, "b": 3, "c": 25, "d": 14}))
+    labels = [0] * 37 + [1] * 3 + [2] * 25 + [3] * 14
+    parts = {split: [] for split in SPLITS}
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+    for label in range(4):
+        own = [row for row in order if labels[row] == label]
+        each = max(1, round(len(own) * 0.1))
+        parts["validation"] += own[:each]
+        parts["test"] += own[each : 2 * each]
+        parts["train"] += own[2 * each :]
+    assert {split: data.parts[split].rows.tolist() for split in SPLITS} == {
+        split: sorted(rows) for split, rows in parts.items()
+    }
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
 def test_only_what_is_missing_is_cut(tmp_path, name):
     write_splits(tmp_path, {"train": {"a": 20, "b": 20}, name: {"a": 5, "b": 5}})
@@ -112,7 +126,7 @@ def test_only_what_is_missing_is_cut(tmp_path, name):
     given: Split = "test" if name == "test" else "validation"
     other: Split = "validation" if name == "test" else "test"
     assert [data.size(split) for split in ("train", given, other)] == [36, 10, 4]
-    record = split_record(data)
+    record = written(data)
     assert set(record) == {"format", "seed", "share", other}
     assert record[other] == names(data, other)
 
@@ -121,7 +135,7 @@ def test_a_split_that_was_written_down_stays_when_images_are_added(tmp_path):
     folder = write_classes(tmp_path / "data", {"a": 20, "b": 20})
     data = load_folder(folder)
     saved = tmp_path / "split.json"
-    saved.write_text(json.dumps(split_record(data)))
+    saved.write_text("".join(split_text(data)))
     for k in range(15):
         Image.fromarray(picture(k)).save(folder / "a" / f"0{k:02d}-new.png")
     grown = load_folder(folder, Reading(split=saved))
@@ -131,14 +145,15 @@ def test_a_split_that_was_written_down_stays_when_images_are_added(tmp_path):
         f"a/0{k:02d}-new.png" for k in range(15)
     }
     assert names(load_folder(folder), "test") != names(data, "test")
-    assert split_record(grown) == split_record(data)
+    assert written(grown) == written(data)
+    assert "".join(split_text(data)) == json.dumps(written(data), indent=1) + "\n"
 
 
 def test_a_split_that_does_not_fit_is_refused(tmp_path):
     folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
     saved = tmp_path / "split.json"
     use = "use the file of a run on this data"
-    good = split_record(load_folder(folder))
+    good = written(load_folder(folder))
     wrong = [
         ({**good, "test": ["a/none.png"]}, f"names 1 images that are not there, the first "
          f"'a/none.png'; {use}"),
@@ -250,3 +265,54 @@ def test_images_of_several_sizes_need_a_choice(tmp_path):
 def test_choices_out_of_range_are_refused(choice, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         Reading(**choice)
+
+
+def without_its_file(path: Path) -> None:
+    path.unlink()
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def with_a_file_for_its_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("change", "row", "reason"),
+    [
+        (without_its_file, 2, "No such file or directory"),
+        (as_folder, 2, "not a file any more"),
+        (as_fifo, 2, "not a file any more"),
+        (with_a_file_for_its_folder, 0, "Not a directory"),
+    ],
+)
+def test_what_changes_after_it_was_listed_is_named(tmp_path, change, row, reason):
+    root = write_splits(tmp_path / "mine", {"train": {"a": 9, "b": 9}})
+    data = load_folder(root, Reading(streaming=True, workers=0))
+    path = names(data, "train")[2]
+    change(root / path)
+    message = (
+        f"mine train: 1 of 14 images cannot be decoded, the last {names(data, 'train')[row]} "
+        f"({reason}); expected at most 1%: replace or remove them"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        list(data.batches("train", batch_size=4))
+
+
+def test_a_file_of_the_user_is_read_only_as_far_as_it_may_reach(tmp_path):
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    endless = Path("/dev/zero")
+    use = "use the split.json of a run"
+    refused(folder, f"{endless} cannot be read as a split (it is too large); {use}", split=endless)
+    refused(
+        folder, f"{endless} cannot be read as text (it is too large); correct it", classes=endless
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from image_files import picture
 from PIL import Image
 
-from robustkd.data import Reading, open_source, split_record
+from robustkd.data import Reading, open_source, split_text
 from robustkd.data.hub import load_hub
 from robustkd.errors import InputError, UsageError
 
@@ -54,7 +55,7 @@ def test_splits_labels_and_pixels(tmp_path):
     data = open_source(f"hf:{folder}@main")
     assert data.classes == ("ant", "bee")
     assert data.image_shape == (3, 12, 12)
-    assert split_record(data) is None
+    assert split_text(data) is None
     for k, split in enumerate(SPLITS):
         batch = next(data.batches(split, batch_size=99))
         assert batch.labels.tolist() == [i % 2 for i in range(data.size(split))]
@@ -68,7 +69,7 @@ def test_missing_splits_are_cut_and_workers_see_the_same(tmp_path):
     folder = write_hub(tmp_path / "insects", {"train": 40, "valid": 4})
     data = load_hub(f"hf:{folder}@v1", Reading(streaming=True, workers=2))
     assert [data.size(split) for split in SPLITS] == [36, 4, 4]
-    record = split_record(data)
+    record = json.loads("".join(split_text(data)))
     assert set(record) == {"format", "seed", "share", "test"}
     assert all(re.fullmatch(r"train/\d+", name) for name in record["test"])
     alone = load_hub(f"hf:{folder}@v1")

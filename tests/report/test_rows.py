@@ -57,3 +57,10 @@ def test_a_method_without_words_of_its_own_keeps_its_name():
     (row,) = aggregate(runs({"method": "nad"}))
     assert row.words == "nad"
     assert not row.ours
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_wilson_holds_the_share_itself(share):
+    for n in range(1, 3000):
+        low, high = wilson(share, n)
+        assert 0 <= low <= share <= high <= 1

@@ -18,7 +18,7 @@ from robustkd.data.hub import PREFIX, load_hub
 from robustkd.data.idx import read_idx
 from robustkd.data.labelled import Labelled
 from robustkd.data.memory import InMemory
-from robustkd.data.pictures import Pictures, split_record
+from robustkd.data.pictures import Pictures, split_text
 from robustkd.data.reading import Reading
 from robustkd.data.tiny_imagenet import load_tiny_imagenet
 from robustkd.errors import UsageError
@@ -38,7 +38,7 @@ __all__ = [
     "names",
     "open_source",
     "read_idx",
-    "split_record",
+    "split_text",
 ]
 
 SOURCES: dict[str, Callable[[Path | None], InMemory]] = {

@@ -49,7 +49,7 @@ def load_folder(path: Path, reading: Reading | None = None) -> Pictures:
         InputError: The folder is missing, or not of this form, or holds what leads out of it.
     """
     root = Path(os.path.realpath(path))
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"{shown(path)} is not a folder; expected one with images")
     return compose_folder(root.name or "folder", root, reading or Reading())
 
@@ -69,6 +69,10 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
             f"{shown(root)} has {' and '.join(found)} but no class folders in {_TRAIN}; expected "
             f"{_TRAIN}/CLASS/ with images"
         )
+    if not found:
+        raise InputError(
+            f"{shown(root)} has no folders; expected {_TRAIN}/CLASS/ or CLASS/ with images"
+        )
     part, classes = (_TRAIN, nested) if nested else ("", found)
     if reading.classes is not None:
         classes = read_class_names(reading.classes, classes)
@@ -80,7 +84,7 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
 
 def _given(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[HeldOut, Encoded]:
     """The splits besides train that have folders of their own."""
-    if (root / _ANNOTATIONS).is_file():
+    if os.path.isfile(root / _ANNOTATIONS):
         return {"test": _annotated(root, classes)}
     given: dict[HeldOut, Encoded] = {}
     for part in (name for name in found if name in _SPELLINGS):
@@ -108,4 +112,4 @@ def _annotated(root: Path, classes: Sequence[str]) -> Listing:
             f"{shown(path)} gives {name!r} the class {class_of.get(name)!r}, expected one of "
             f"the folders in {_TRAIN}; correct it"
         )
-    return list_files(root, [Folder(_ANNOTATED, names, labels)])
+    return list_files(root, [Folder(_ANNOTATED, names, labels)], classes=len(classes))

@@ -76,7 +76,11 @@ def listed(root: Path, samples: Sequence[tuple[str, int]]) -> Listing:
     if any(".." in path.parts for path, _ in paths):
         raise ValueError("a file of the list is outside of the folder")
     groups = groupby(paths, key=lambda sample: sample[0].parent)
-    return list_files(root, (_folder(parent, list(members)) for parent, members in groups))
+    return list_files(
+        root,
+        (_folder(parent, list(members)) for parent, members in groups),
+        classes=1 + max((label for _, label in paths), default=0),
+    )
 
 
 def _folder(parent: Path, members: Sequence[tuple[Path, int]]) -> Folder:

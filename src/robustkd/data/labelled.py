@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int, Int32, Int64, UInt8
 from torch import Tensor
 
 from robustkd.errors import InputError, UsageError
 from robustkd.types import Labels
+
+_AT_ONCE = 1 << 14
 
 
 class Labelled(NamedTuple):
@@ -60,20 +64,6 @@ class Labelled(NamedTuple):
             )
 
 
-class Ranks(NamedTuple):
-    """The images class by class, each class in a random order of its own.
-
-    Attributes:
-        rows: Which image.
-        rank: Its place among those of its class, from 0.
-        members: How many its class has.
-    """
-
-    rows: Int64[Tensor, " n"]
-    rank: Int64[Tensor, " n"]
-    members: Int64[Tensor, " n"]
-
-
 def stratified_order(labels: Int64[Tensor, " n"], *, seed: int) -> Int64[Tensor, " n"]:
     """A random order of which every beginning mixes the classes as the whole does.
 
@@ -93,23 +83,61 @@ def stratified_order(labels: Int64[Tensor, " n"], *, seed: int) -> Int64[Tensor,
         >>> sorted(order[:3].div(4, rounding_mode="floor").tolist())
         [0, 0, 1]
     """
-    grouped, rank, members = random_ranks(labels, seed=seed)
-    return grouped[(rank.double() / members).argsort(stable=True)]
+    own = labels.numpy()
+    members = class_sizes(own)
+    position = np.empty(len(own))
+    for rows, rank in random_ranks(own, seed=seed):
+        position[rows] = rank / members[own[rows]]
+    # By position, and by class where two stand at the same.
+    return torch.from_numpy(np.lexsort((own, position)))
 
 
-def random_ranks(labels: Int64[Tensor, " n"], *, seed: int) -> Ranks:
+def class_sizes(labels: Int[np.ndarray, " n"], *, classes: int = 0) -> Int64[np.ndarray, " _"]:
+    """How many images each class has.
+
+    Args:
+        labels: Class of each image, at least 0.
+        classes: Length of the result, where no label reaches further.
+    """
+    sizes = np.zeros(max(classes, 1 + int(labels.max(initial=-1))), dtype=np.int64)
+    for part in slices(len(labels)):
+        sizes += np.bincount(labels[part], minlength=len(sizes))
+    return sizes
+
+
+class Ranks(NamedTuple):
+    """The place of some images among those of their class, from 0."""
+
+    rows: Int32[np.ndarray, " some"]
+    rank: Int64[np.ndarray, " some"]
+
+
+def random_ranks(labels: Int[np.ndarray, " n"], *, seed: int) -> Iterator[Ranks]:
     """Put the images of each class into a random order of their own.
 
     Args:
         labels: Class of each image, at least 0.
         seed: The same seed and labels give the same ranks on every machine.
+
+    Yields:
+        All images once, some at a time: besides, only four bytes an image are in memory.
     """
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    grouped = shuffled[labels[shuffled].argsort(stable=True)]
-    count = labels.bincount()
-    start = count.cumsum(0) - count
-    own = labels[grouped]
-    return Ranks(grouped, torch.arange(len(labels)) - start[own], count[own])
+    n = len(labels)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
+    met = np.zeros(1 + int(labels.max(initial=-1)), dtype=np.int64)
+    for part in slices(n):
+        rows = order[part].numpy()
+        rows = rows[labels[rows].argsort(kind="stable")]
+        own = labels[rows]
+        count = np.bincount(own, minlength=len(met))
+        first = met - (count.cumsum() - count)
+        yield Ranks(rows, first[own] + np.arange(len(rows)))
+        met += count
+
+
+def slices(n: int) -> Iterator[slice]:
+    """Pieces of an array, to work on without a copy of all of it."""
+    return (slice(start, min(start + _AT_ONCE, n)) for start in range(0, n, _AT_ONCE))
 
 
 def first_rows(

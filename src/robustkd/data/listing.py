@@ -1,12 +1,14 @@
-"""Where the images of a data set are, in some tens of bytes an image.
+"""Where the images of a data set are, in a byte or two of memory an image.
 
 A list of (path, label) pairs costs hundreds of bytes an image, and every worker process copies it
-page by page as it touches the objects' reference counts. Arrays do neither.
+page by page as it touches the objects' reference counts. An array and a file do neither.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,9 +16,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Int
 
 from robustkd.data.decode import Stream
+from robustkd.data.filenames import Names
+
+_MOST_SHOWN = 600
 
 
 @runtime_checkable
@@ -58,61 +63,70 @@ class Listing:
 
     Attributes:
         root: Folder above all of them.
-        labels: Class of each file.
-        folders: Folders relative to ``root``.
-        starts: Row of the first file of each folder.
-        names: File names, one behind the other, as the file system writes them.
-        ends: Where each name ends.
+        labels: Class of each file, in the smallest type that holds all classes.
+        names: Paths of the files relative to ``root``, with ``/`` between their parts.
     """
 
     root: Path
-    labels: Int32[np.ndarray, " n"] = field(repr=False)
-    folders: tuple[str, ...] = field(repr=False)
-    starts: Int64[np.ndarray, " folders"] = field(repr=False)
-    names: bytearray = field(repr=False)
-    ends: Int64[np.ndarray, " n"] = field(repr=False)
+    labels: Int[np.ndarray, " n"] = field(repr=False)
+    names: Names = field(repr=False)
 
     def open(self, row: int) -> Stream:
         """The file at ``row``, opened."""
-        return (self.root / self.name(row)).open("rb")
+        # A Path enters each of its parts into the interpreter's table of strings, which then grows.
+        return open(os.path.join(self.root, self.name(row)), "rb", opener=_open_file)
 
     def name(self, row: int) -> str:
         """The path at ``row`` relative to the root, with ``/`` between its parts."""
-        folder = self.folders[int(self.starts.searchsorted(row, side="right")) - 1]
-        start = int(self.ends[row - 1]) if row else 0
-        name = os.fsdecode(bytes(self.names[start : int(self.ends[row])]))
-        return f"{folder}/{name}" if folder else name
+        return self.names[row]
 
 
-def list_files(root: Path, folders: Iterable[Folder]) -> Listing:
-    """Remember files in the order in which they are given; nothing is read."""
-    names, paths = bytearray(), []
-    starts, ends, labels = array("q"), array("q"), array("i")
+def list_files(root: Path, folders: Iterable[Folder], *, classes: int) -> Listing:
+    """Remember files in the order in which they are given; nothing is read.
+
+    Args:
+        root: Folder above all of them.
+        folders: The files.
+        classes: Number of classes, above every label.
+
+    Raises:
+        OverflowError: A label is far out of range.
+        InputError: There is no space for the names.
+    """
+    names, labels = Names(), array(_smallest_type(classes))
     for folder in folders:
-        starts.append(len(ends))
-        for name in folder.names:
-            names += os.fsencode(name)
-            ends.append(len(names))
+        added = names.extend(folder.names, prefix=f"{folder.path}/" if folder.path else "")
         own = folder.labels
-        labels.extend([own] * (len(ends) - starts[-1]) if isinstance(own, int) else own)
-        paths.append(folder.path)
-    return Listing(
-        root=root,
-        labels=np.asarray(labels).view(np.int32),
-        folders=tuple(paths),
-        starts=np.asarray(starts).view(np.int64),
-        names=names,
-        ends=np.asarray(ends).view(np.int64),
-    )
+        labels.extend(array(labels.typecode, [own]) * added if isinstance(own, int) else own)
+    return Listing(root, np.asarray(labels), names)
+
+
+def _smallest_type(classes: int) -> str:
+    """Code of the smallest signed type that holds every label."""
+    return "b" if classes <= 1 << 7 else "h" if classes <= 1 << 15 else "i"
+
+
+def _open_file(path: str, flags: int) -> int:
+    """Open what is still a file: a FIFO in its place would block for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file any more")
+    return descriptor
 
 
 def shown(text: str | Path) -> str:
     r"""A name from a stranger's folder on one line, with nothing in it that steers a terminal.
 
+    The middle of a very long one is left out.
+
     >>> shown("cat\n\x1b[2J.png")
     'cat\\n\\x1b[2J.png'
     """
+    text = os.fspath(text)
+    if len(text) > _MOST_SHOWN:
+        text = f"{text[: _MOST_SHOWN // 2]}...{text[-_MOST_SHOWN // 2 :]}"
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-        for letter in os.fspath(text)
+        for letter in text
     )

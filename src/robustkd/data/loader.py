@@ -14,14 +14,14 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int, Int32, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustkd.data.decode import Channels, UndecodableError, decode
 from robustkd.data.listing import Encoded
 from robustkd.errors import InputError
 
-Rows = Int64[np.ndarray, " n"]
+Rows = Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +34,20 @@ class Part:
     """
 
     files: Encoded
-    rows: Rows
+    rows: Int32[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def labels(self) -> Int64[np.ndarray, " n"]:
-        """Class of each image of the split."""
-        labels: Rows = self.files.labels[self.rows].astype(np.int64)
+    def labels(self) -> Rows:
+        """Class of each image of the split; a copy."""
+        labels: Rows = self.files.labels[self.rows]
+        return labels
+
+    def labels_at(self, rows: Rows) -> Int64[np.ndarray, " some"]:
+        """Classes of some images of the split."""
+        labels: Rows = self.files.labels[self.rows[rows]].astype(np.int64)
         return labels
 
     def name(self, row: int) -> str:
@@ -52,7 +57,7 @@ class Part:
 
 def whole(files: Encoded) -> Part:
     """All of a collection."""
-    return Part(files, np.arange(len(files.labels), dtype=np.int64))
+    return Part(files, np.arange(len(files.labels), dtype=np.int32))
 
 
 @dataclass(frozen=True)

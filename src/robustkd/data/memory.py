@@ -136,11 +136,11 @@ class InMemory:
         images = to_floats(held.images[index], device)
         if augment is not None:
             images = self.augmentation(images, augment)
-        return Batch(images, held.labels[index].to(device), index.to(device))
+        return Batch(images, held.labels[index].to(device), index.to(device, torch.int64))
 
 
 def pass_order(size: int, batch_size: int, shuffle: torch.Generator | None) -> Labels:
-    """The rows of one pass over a split, in the order in which they are met.
+    """The rows of one pass over a split, in the order in which they are met, as int32.
 
     Raises:
         UsageError: ``batch_size`` is below 1.
@@ -148,8 +148,8 @@ def pass_order(size: int, batch_size: int, shuffle: torch.Generator | None) -> L
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: expected at least 1; raise it")
     if shuffle is None:
-        return torch.arange(size)
-    return torch.randperm(size, generator=shuffle, device=shuffle.device).cpu()
+        return torch.arange(size, dtype=torch.int32)
+    return torch.randperm(size, generator=shuffle, device=shuffle.device, dtype=torch.int32).cpu()
 
 
 def to_floats(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ class Pictures:
         held: dict[str, Labelled] = {}
         for split, part in self.parts.items():
             pixels, good = self._hold(split)
-            labels = torch.from_numpy(part.labels[good])
+            labels = torch.from_numpy(part.labels_at(np.flatnonzero(good)))
             held[split] = Labelled(pixels[torch.from_numpy(good)], labels)
         return InMemory(
             name=self.name, classes=self.classes, augmentation=self.augmentation, **held
@@ -164,7 +164,7 @@ class Pictures:
         device: torch.device | str,
         augment: torch.Generator | None,
     ) -> Iterator[Batch]:
-        labels = self.parts[split].labels
+        part = self.parts[split]
         found = self._stream if self.streamed else self._recall
         for pixels, rows, _ in found(split, order, batch_size):
             if not len(rows):
@@ -172,8 +172,8 @@ class Pictures:
             images = to_floats(torch.from_numpy(pixels), device)
             if augment is not None:
                 images = self.augmentation(images, augment)
-            chosen = (torch.from_numpy(labels[rows]), torch.from_numpy(rows))
-            yield Batch(images, *(numbers.to(device) for numbers in chosen))
+            chosen = (torch.from_numpy(part.labels_at(rows)), torch.from_numpy(rows))
+            yield Batch(images, *(numbers.to(device, torch.int64) for numbers in chosen))
 
     def _stream(self, split: Split, order: Rows, batch_size: int) -> Iterator[Decoded]:
         part, reading = self.parts[split], self.reading
@@ -224,8 +224,10 @@ class Pictures:
 
     def _first(self, split: Split, n: int | None, seed: int) -> Part:
         part = self.parts[split]
+        if n is None:
+            return part
         kept = first_rows(
-            torch.from_numpy(part.labels),
+            torch.from_numpy(part.labels.astype(np.int64)),
             n,
             split=split,
             name=self.name,
@@ -235,10 +237,11 @@ class Pictures:
         return Part(part.files, part.rows[kept.numpy()])
 
 
-def split_record(source: DataSource) -> dict[str, Any] | None:
-    """The split of a source in JSON values, where it is ours and not the data set's own.
+def split_text(source: DataSource) -> Iterator[str] | None:
+    """The split of a source as JSON, where it is ours and not the data set's own.
 
-    Written to a file, it is what `Reading.split` takes.
+    Written to a file, it is what `Reading.split` takes. It comes in pieces, so that the names of a
+    large split need not be in memory together.
     """
     if not isinstance(source, Pictures) or source.made is None:
         return None

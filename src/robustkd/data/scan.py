@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from robustkd.data.filenames import SortedNames
 from robustkd.data.listing import Folder, Listing, list_files, shown
 from robustkd.errors import InputError
 
@@ -40,6 +41,24 @@ def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def read_text(path: Path, *, most: int) -> str:
+    """The content of a text file that may also be a pipe.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger, or no UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError("it is too large")
+    return content.decode("utf-8")
+
+
 def read_lines(path: Path) -> tuple[str, ...]:
     """The lines of a small text file.
 
@@ -47,12 +66,10 @@ def read_lines(path: Path) -> tuple[str, ...]:
         InputError: It is missing, large, or no text.
     """
     try:
-        if path.stat().st_size > _MOST_TEXT:
-            raise ValueError("it is too large")
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        return tuple(read_text(path, most=_MOST_TEXT).splitlines())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{shown(path)} cannot be read as text ({_reason(error)}); correct it"
+            f"{shown(path)} cannot be read as text ({reason(error)}); correct it"
         ) from error
 
 
@@ -106,7 +123,7 @@ def scan(root: Path, part: str, classes: Sequence[str]) -> Listing:
     Raises:
         InputError: A class has no image, or there is something that is refused.
     """
-    return list_files(root, _walk(root, part, classes))
+    return list_files(root, _walk(root, part, classes), classes=len(classes))
 
 
 def image_names(root: Path, path: str) -> list[str]:
@@ -115,7 +132,7 @@ def image_names(root: Path, path: str) -> list[str]:
     Raises:
         InputError: As `scan`.
     """
-    return _sorted_entries(root, path)[0]
+    return list(_sorted_entries(root, path)[0])
 
 
 def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
@@ -136,17 +153,18 @@ def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
             )
 
 
-def _sorted_entries(root: Path, path: str) -> tuple[list[str], list[str]]:
+def _sorted_entries(root: Path, path: str) -> tuple[SortedNames, list[str]]:
     """Names of the image files and of the folders in one folder."""
-    files, folders = [], []
-    for entry in _entries(root / path):
-        if _is_folder(entry, root):
-            folders.append(entry.name)
-        elif entry.name.lower().endswith(EXTENSIONS):
-            files.append(entry.name)
-    files.sort()
-    folders.sort()
-    return files, folders
+    folders: list[str] = []
+
+    def files() -> Iterator[str]:
+        for entry in _entries(root / path):
+            if _is_folder(entry, root):
+                folders.append(entry.name)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield entry.name
+
+    return SortedNames(files()), sorted(folders)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -155,7 +173,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield from (entry for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise InputError(
-            f"{shown(folder)} cannot be read ({_reason(error)}); expected a folder of images"
+            f"{shown(folder)} cannot be read ({reason(error)}); expected a folder of images"
         ) from error
 
 
@@ -167,7 +185,8 @@ def _is_folder(entry: os.DirEntry[str], root: Path) -> bool:
         goal = Path(os.path.realpath(entry.path))
         if not goal.is_relative_to(root):
             raise _refusal(entry, "is a link that leaves the folder")
-        if not goal.is_file():
+        # Unlike Path.is_file, it is false where a folder on the way may not be searched.
+        if not os.path.isfile(goal):
             raise _refusal(entry, "is a link to something else than a file")
     elif not entry.is_file():
         raise _refusal(entry, "is neither a file nor a folder")
@@ -178,7 +197,8 @@ def _refusal(entry: os.DirEntry[str], problem: str) -> InputError:
     return InputError(f"{shown(entry.path)} {problem}; replace it by a copy of what is meant")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why something failed, on one line."""
     return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-import torch
-from jaxtyping import Int64
+from jaxtyping import Int32, UInt8
 
-from robustkd.data.labelled import random_ranks
+from robustkd.data.labelled import class_sizes, random_ranks, slices
 from robustkd.data.listing import Encoded, shown
+from robustkd.data.scan import read_text, reason
 from robustkd.errors import InputError
 
 HeldOut: TypeAlias = Literal["validation", "test"]
-Rows: TypeAlias = Int64[np.ndarray, " _"]
+Rows: TypeAlias = Int32[np.ndarray, " _"]
 
 SHARE = 0.1
 """Share of each class that a split gets which is cut from the training images, at least one."""
@@ -56,30 +56,33 @@ def cut(files: Encoded, missing: Sequence[HeldOut], classes: Sequence[str], wher
     Raises:
         InputError: A class has too few images to be in every split.
     """
-    labels = torch.from_numpy(np.asarray(files.labels, dtype=np.int64))
-    found = labels.bincount(minlength=len(classes))
+    labels = files.labels
+    found = class_sizes(labels, classes=len(classes))
     least = 1 + len(missing)
     rarest = int(found.argmin())
     if found[rarest] < least:
         raise InputError(
-            f"{shown(where)}: class {classes[rarest]!r} has {int(found[rarest])} images, expected "
+            f"{shown(where)}: class {classes[rarest]!r} has {found[rarest]} images, expected "
             f"at least {least} to cut {' and '.join(missing) or 'nothing'} from them; add images "
             "or folders for these splits"
         )
-    rows, rank, members = random_ranks(labels, seed=SEED)
-    each = (members * SHARE).round().clamp(min=1)
-    turn = (rank / each).floor()
-    parts = {name: rows[turn == k] for k, name in enumerate(missing)}
-    rest = rows[turn >= len(missing)]
-    return Cut(_rising(rest), {name: _rising(part) for name, part in parts.items()})
+    each = (found.astype(np.float32) * np.float32(SHARE)).round().clip(min=1)
+    turn = np.empty(len(labels), dtype=np.uint8)
+    for rows, rank in random_ranks(labels, seed=SEED):
+        turn[rows] = np.minimum(rank // each[labels[rows]], len(missing))
+    train = _rows_of(turn, len(missing))
+    return Cut(train, {name: _rows_of(turn, k) for k, name in enumerate(missing)})
 
 
-def as_json(made: Cut, files: Encoded) -> dict[str, Any]:
-    """The split by the names of what is held out, in JSON values."""
-    named: dict[str, Any] = {
-        name: [files.name(int(row)) for row in rows] for name, rows in made.held_out.items()
-    }
-    return {"format": 1, "seed": SEED, "share": SHARE, **named}
+def as_json(made: Cut, files: Encoded) -> Iterator[str]:
+    """The split by the names of what is held out, as JSON text, line by line."""
+    yield f'{{\n "format": 1,\n "seed": {SEED},\n "share": {SHARE}'
+    for split, rows in made.held_out.items():
+        yield f',\n "{split}": ['
+        for i, row in enumerate(rows):
+            yield f"{',' if i else ''}\n  {json.dumps(files.name(int(row)))}"
+        yield "\n ]"
+    yield "\n}\n"
 
 
 def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
@@ -111,7 +114,7 @@ def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
         listed += len(names)
     if len(split_of) != listed:
         raise InputError(f"{shown(path)} names an image twice; use the file of a run")
-    rows: dict[str, array[int]] = {name: array("q") for name in ("train", *held)}
+    rows: dict[str, array[int]] = {name: array("i") for name in ("train", *held)}
     for row in range(len(files.labels)):
         rows[split_of.pop(files.name(row), "train")].append(row)
     if split_of:
@@ -119,18 +122,16 @@ def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
             f"{shown(path)} names {len(split_of)} images that are not there, the first "
             f"{min(split_of)!r}; use the file of a run on this data"
         )
-    found = {name: np.array(part, dtype=np.int64) for name, part in rows.items()}
+    found = {name: np.asarray(part) for name, part in rows.items()}
     return Cut(found["train"], {name: found[name] for name in held})
 
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError("it is too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, most=_MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{shown(path)} cannot be read as a split ({' '.join(str(error).split())}); use the "
+            f"{shown(path)} cannot be read as a split ({reason(error)}); use the "
             "split.json of a run"
         ) from error
     if not isinstance(content, dict) or content.get("format") != 1:
@@ -138,5 +139,12 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _rising(rows: torch.Tensor) -> Rows:
-    return rows.sort().values.numpy()
+def _rows_of(turn: UInt8[np.ndarray, " n"], wanted: int) -> Rows:
+    """Where ``turn`` is ``wanted``."""
+    rows = np.empty(np.count_nonzero(turn == wanted), dtype=np.int32)
+    filled = 0
+    for part in slices(len(turn)):
+        found = part.start + np.flatnonzero(turn[part] == wanted)
+        rows[filled : filled + len(found)] = found
+        filled += len(found)
+    return rows

@@ -124,7 +124,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     spread = _Z95**2 / n
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Rounding could leave a share of 0 or 1 outside, and a bar of negative length.
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def _row(cell: Cell, method: str, runs: list[Run]) -> Row:
