@@ -171,7 +171,8 @@ def distill(
         lr: Learning rate at the start.
         seed: The same seed gives the same student, byte for byte.
         mean: Mean of each channel of the pixels, in [0, 1], that the teacher was trained with;
-            when neither this nor its file says it, that of the data.
+            when neither this nor its file says it, the published one of its architecture or
+            that of the data, whichever makes it more accurate on validation images.
         std: Their standard deviation, likewise.
         data_root: Folder of the data set's files, where they are not found by themselves.
         images: How images are read.

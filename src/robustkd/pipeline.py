@@ -123,7 +123,8 @@ def distill_file(
         training: Further arguments of :func:`robustkd.distillation.distill`.
         seed: Of everything random; the same seed gives the same student file.
         mean: Of each channel of the pixels that the teacher was trained with; where neither this
-            nor the file says it, that of the clean images.
+            nor the file says it, that which is published for the architecture or that of the
+            clean images: whichever makes the teacher more accurate on the validation images.
         std: The standard deviation, likewise.
 
     Returns:
@@ -144,6 +145,7 @@ def distill_file(
         mean=mean,
         std=std,
         statistics=lambda: models.pixel_statistics(clean),
+        judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
     )
     teacher = read.model.to(default_device())
     _check_knows(teacher, clean, teacher_file)

@@ -231,3 +231,28 @@ def test_a_library_says_how_its_images_are_normalised(channels, source, tmp_path
     )
     assert found.file.normalisation == (source or "statistics of the data")
     assert found.model.spec.mean == ((0.485, 0.456, 0.406) if source else (0.25,))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "source"),
+    [
+        ((0.3, 0.8), "statistics of the data"),
+        ((0.8, 0.3), "published for the architecture"),
+        ((0.5, 0.5), "published for the architecture"),
+    ],
+)
+def test_where_nobody_says_the_more_accurate_normalisation_is_taken(accuracies, source, tmp_path):
+    """A library's network that was trained on other images than its published weights."""
+    made = build(Spec("timm/resnet10t", 4, (3, 32, 32)), seed=0)
+    torch.save(made.network.state_dict(), tmp_path / "t.pth")
+    published = dict(zip((True, False), accuracies, strict=True))
+    found = read_teacher(
+        tmp_path / "t.pth",
+        arch="timm/resnet10t",
+        classes=4,
+        image_shape=(3, 32, 32),
+        statistics=lambda: ((0.25,) * 3, (0.125,) * 3),
+        judge=lambda model: published[model.spec.mean == (0.485, 0.456, 0.406)],
+    )
+    assert found.file.normalisation == source
+    assert (found.model.spec.mean == (0.25,) * 3) == (source == "statistics of the data")
