@@ -156,7 +156,8 @@ def test_a_teacher_near_chance_stops_before_anything_is_made(tmp_path):
     share = accuracy_on(models.load(path), CLEAN, "validation").value
     message = (
         f"{path} is right on only {share:.1%} of the validation images of digits, near chance "
-        "(10.0%): are these its classes, in its order, and its kind of images?"
+        "(10.0%): are these its classes, in its order, its kind of images, and its --mean and "
+        "--std?"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         run(path, out)

@@ -38,6 +38,9 @@ def _named(_type: object, tokens: Sequence[Token]) -> str:
 
 
 _Arch: TypeAlias = Annotated[str, Parameter(converter=_named)]
+_Channels: TypeAlias = Annotated[
+    tuple[float, ...], Parameter(consume_multiple=True, negative="", show_default=False)
+]
 
 app = App(
     name="robustkd",
@@ -149,8 +152,8 @@ def distill(
     batch_size: int = 64,
     lr: float = 0.1,
     seed: int = 0,
-    mean: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
-    std: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
+    mean: _Channels = (),
+    std: _Channels = (),
     data_root: Path | None = None,
     images: ImageFlags = _IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,

@@ -194,7 +194,8 @@ def _check_knows(teacher: nn.Module, clean: DataSource, path: Path) -> None:
     if found < chance + _NEAR_CHANCE * (1 - chance):
         raise InputError(
             f"{path} is right on only {found:.1%} of the validation images of {clean.name}, near "
-            f"chance ({chance:.1%}): are these its classes, in its order, and its kind of images?"
+            f"chance ({chance:.1%}): are these its classes, in its order, its kind of images, and "
+            "its --mean and --std?"
         )
 
 

@@ -210,6 +210,15 @@ def test_a_description_of_ours_is_held_to_its_word(tmp_path):
     assert refusal(path) == f"{path} has metadata of another version; expected format 1"
 
 
+@pytest.mark.parametrize("mean", [73.0, -0.1, float("nan")])
+def test_means_of_bytes_are_refused(mean, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path / "t.pt", mean=(0.5, mean), std=(0.2, 0.2))
+    assert str(caught.value) == (
+        f"mean is (0.5, {mean}); expected values in [0, 1]: divide those of bytes by 255"
+    )
+
+
 def test_the_global_generator_is_left_alone(tmp_path):
     path = state_in(tmp_path / "t.pt", network().state_dict())
     before = torch.get_rng_state()

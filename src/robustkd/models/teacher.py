@@ -130,6 +130,8 @@ def read_teacher(
     check_name(arch)
     if bool(mean) != bool(std):
         raise UsageError("mean and std belong together; give both, or neither")
+    if not all(0 <= value <= 1 for value in mean):
+        raise UsageError(f"mean is {mean}; expected values in [0, 1]: divide those of bytes by 255")
     spec = Spec(arch, classes, image_shape, mean, std)
     found = reading.read(path)
     tensors, converted = _to_float32(found.tensors, path)
