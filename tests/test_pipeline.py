@@ -123,7 +123,7 @@ def test_nothing_in_the_folder_knows_a_trigger(finished):
     out, results = finished
     keys = re.findall(r'"([^"]+)":', json.dumps(results))
     assert not [key for key in keys if re.search("trigger|target|poison", key)]
-    assert all(row["attack"] == "unknown" for row in results["runs"])
+    assert all(row["attack"] == "trigger unknown" for row in results["runs"])
     student = (out / "student.safetensors").read_bytes()
     assert not re.search(rb"trigger|target|poison|teacher\.", student)
 

@@ -206,7 +206,7 @@ def _untriggered_run(
     acc = accuracy_on(model, clean, "test")
     return {
         **setting,
-        "attack": "unknown",
+        "attack": "trigger unknown",
         "method": method,
         "acc": acc.value,
         "asr": None,
