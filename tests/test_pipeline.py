@@ -136,7 +136,7 @@ def test_nothing_in_the_folder_knows_a_trigger(finished):
     out, results = finished
     keys = re.findall(r'"([^"]+)":', json.dumps(results))
     assert not [key for key in keys if re.search("trigger|target|poison", key)]
-    assert all(row["attack"] == "unknown" for row in results["runs"])
+    assert all(row["attack"] == "trigger unknown" for row in results["runs"])
     student = (out / "student.safetensors").read_bytes()
     assert not re.search(rb"trigger|target|poison|teacher\.", student)
 
@@ -169,7 +169,8 @@ def test_a_teacher_near_chance_stops_before_anything_is_made(tmp_path):
     share = accuracy_on(models.load(path), CLEAN, "validation").value
     message = (
         f"{path} is right on only {share:.1%} of the validation images of digits, near chance "
-        "(10.0%): are these its classes, in its order, and its kind of images?"
+        "(10.0%): are these its classes, in its order, its kind of images, and its --mean and "
+        "--std?"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         run(path, out)

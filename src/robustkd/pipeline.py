@@ -162,6 +162,7 @@ def prepare(
         mean=mean,
         std=std,
         statistics=lambda: models.pixel_statistics(clean),
+        judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
     )
     teacher = read.model.to(default_device())
     knows = _check_knows(teacher, clean, teacher_file)
@@ -198,7 +199,8 @@ def distill_file(
         training: Further arguments of :func:`robustkd.distillation.distill`.
         seed: Of everything random; the same seed gives the same student file.
         mean: Of each channel of the pixels that the teacher was trained with; where neither this
-            nor the file says it, that of the clean images.
+            nor the file says it, that which is published for the architecture or that of the
+            clean images: whichever makes the teacher more accurate on the validation images.
         std: The standard deviation, likewise.
         config: The command's flags, for the run's ``config.yaml``.
         resume: Go on with the run in ``out``, which began with the same arguments; it ends in the
@@ -284,8 +286,8 @@ def _check_knows(teacher: nn.Module, clean: DataSource, path: Path) -> Proportio
     if found.value < chance + _NEAR_CHANCE * (1 - chance):
         raise InputError(
             f"{path} is right on only {found.value:.1%} of the validation images of {clean.name}, "
-            f"near chance ({chance:.1%}): are these its classes, in its order, and its kind of "
-            "images?"
+            f"near chance ({chance:.1%}): are these its classes, in its order, its kind of images, "
+            "and its --mean and --std?"
         )
     return found
 
@@ -297,7 +299,7 @@ def _untriggered_run(
     acc = accuracy_on(model, clean, "test")
     return {
         **setting,
-        "attack": "unknown",
+        "attack": "trigger unknown",
         "method": method,
         "acc": acc.value,
         "asr": None,

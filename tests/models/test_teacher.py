@@ -210,6 +210,15 @@ def test_a_description_of_ours_is_held_to_its_word(tmp_path):
     assert refusal(path) == f"{path} has metadata of another version; expected format 1"
 
 
+@pytest.mark.parametrize("mean", [73.0, -0.1, float("nan")])
+def test_means_of_bytes_are_refused(mean, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path / "t.pt", mean=(0.5, mean), std=(0.2, 0.2))
+    assert str(caught.value) == (
+        f"mean is (0.5, {mean}); expected values in [0, 1]: divide those of bytes by 255"
+    )
+
+
 def test_the_global_generator_is_left_alone(tmp_path):
     path = state_in(tmp_path / "t.pt", network().state_dict())
     before = torch.get_rng_state()
@@ -231,3 +240,28 @@ def test_a_library_says_how_its_images_are_normalised(channels, source, tmp_path
     )
     assert found.file.normalisation == (source or "statistics of the data")
     assert found.model.spec.mean == ((0.485, 0.456, 0.406) if source else (0.25,))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "source"),
+    [
+        ((0.3, 0.8), "statistics of the data"),
+        ((0.8, 0.3), "published for the architecture"),
+        ((0.5, 0.5), "published for the architecture"),
+    ],
+)
+def test_where_nobody_says_the_more_accurate_normalisation_is_taken(accuracies, source, tmp_path):
+    """A library's network that was trained on other images than its published weights."""
+    made = build(Spec("timm/resnet10t", 4, (3, 32, 32)), seed=0)
+    torch.save(made.network.state_dict(), tmp_path / "t.pth")
+    published = dict(zip((True, False), accuracies, strict=True))
+    found = read_teacher(
+        tmp_path / "t.pth",
+        arch="timm/resnet10t",
+        classes=4,
+        image_shape=(3, 32, 32),
+        statistics=lambda: ((0.25,) * 3, (0.125,) * 3),
+        judge=lambda model: published[model.spec.mean == (0.485, 0.456, 0.406)],
+    )
+    assert found.file.normalisation == source
+    assert (found.model.spec.mean == (0.25,) * 3) == (source == "statistics of the data")

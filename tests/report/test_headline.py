@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from robustkd.presets import PRESETS
 from robustkd.report import Run, aggregate, headline
 
 from .conftest import make_rows, make_run
@@ -85,10 +86,28 @@ from .conftest import make_rows, make_run
             "These results hold neither a RobustKD student nor an ordinary one.",
             id="teacher only",
         ),
+        pytest.param(
+            {"default": None, "default_kd": (0.96, 0.02), "kd": (0.98, 0.75), "paper": (0.9, 0.5)},
+            "On this attack the ordinary student obeys the trigger on 75.0 % of images; the "
+            "RobustKD student on 2.0 %, with 2.0 points less accuracy (one seed).",
+            id="logits beside logits",
+        ),
+        pytest.param(
+            {"default": None, "ofd": None, "both": (0.96, None)},
+            "The attack success rate could not be measured, as no trigger is known: the RobustKD "
+            "student has 96.0 % accuracy (one seed).",
+            id="both alone",
+        ),
     ],
 )
 def test_one_setting(scores, said):
     assert headline(make_rows(**scores)) == said
+
+
+@pytest.mark.parametrize("method", [name for name, how in PRESETS.items() if how.losses])
+def test_no_student_with_a_teacher_is_passed_over(method):
+    rows = aggregate([Run(**make_run(method="teacher")), Run(**make_run(method=method, acc=0.5))])
+    assert "50.0 % accuracy" in headline(rows)
 
 
 def test_no_runs():

@@ -92,6 +92,8 @@ def test_the_facts_of_the_teacher_file_have_their_section(write):
     assert HOSTILE in found.text
     assert "converted from float163" in found.text
     assert "filled" not in found.text
+    facts["converted"] = {}
+    assert "converted" not in page(write(records={"teacher_file": facts})).text
     assert "teacher_file" not in found.text
     for none in ({}, {"teacher_file": "x"}):
         assert "Teacher file" not in page(write(records=none)).text
@@ -99,7 +101,7 @@ def test_the_facts_of_the_teacher_file_have_their_section(write):
 
 def test_an_unknown_trigger_is_said_to_be_so(write):
     found = page(write([make_run(asr=None, ra=None), make_run(method="default", asr=None)]))
-    assert "ASR could not be measured, as no trigger is known." in found.text
+    assert "the 95 % interval. ASR could not be measured, as no trigger is known." in found.text
     assert found.tags.count("svg") == 1
 
 

@@ -48,9 +48,18 @@ def test_several_seeds_show_mean_deviation_and_their_number():
 
 
 def test_names_are_never_markup_and_unknown_numbers_are_a_dash():
-    text = rendered(aggregate([Run(**make_run(method="[red]x[/]", asr=None, ra=None))]))
+    unknown = {"asr": None, "ra": None, "seconds": 0.0}
+    text = rendered(aggregate([Run(**make_run(method="[red]x[/]", **unknown))]))
     assert "[red]x[/]" in text
-    assert text.count(UNKNOWN) == 2
+    assert text.count(UNKNOWN) == 3
+
+
+def test_brackets_are_explained_where_there_are_any():
+    told = "in brackets the 95 % interval"
+    for n_asr, there in ((100, True), (None, False)):
+        text = rendered(aggregate([Run(**make_run(n_asr=n_asr))]))
+        assert ("[" in text, told in text) == (there, there)
+    assert told not in rendered(aggregate([Run(**make_run(asr=None, n_asr=100, n_acc=100))]))
 
 
 def test_several_settings_are_told_apart_by_what_differs():

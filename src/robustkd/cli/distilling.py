@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_training, open_data
+from robustkd.cli.flags import IMAGES, Arch, Channels, ImageFlags, check_training, open_data
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.errors import UsageError
 
@@ -27,8 +27,8 @@ def distill(
     batch_size: int = 64,
     lr: float = 0.1,
     seed: int = 0,
-    mean: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
-    std: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
+    mean: Channels = (),
+    std: Channels = (),
     data_root: Path | None = None,
     images: ImageFlags = IMAGES,
     config: Path | None = None,
@@ -52,7 +52,8 @@ def distill(
         lr: Learning rate at the start.
         seed: The same seed gives the same student, byte for byte.
         mean: Mean of each channel of the pixels, in [0, 1], that the teacher was trained with;
-            when neither this nor its file says it, that of the data.
+            when neither this nor its file says it, the published one of its architecture or
+            that of the data, whichever makes it more accurate on validation images.
         std: Their standard deviation, likewise.
         data_root: Folder of the data set's files, where they are not found by themselves.
         images: How images are read.

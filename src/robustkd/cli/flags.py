@@ -30,6 +30,9 @@ def _named(_type: object, tokens: Sequence[Token]) -> str:
 
 
 Arch: TypeAlias = Annotated[str, Parameter(converter=_named)]
+Channels: TypeAlias = Annotated[
+    tuple[float, ...], Parameter(consume_multiple=True, negative="", show_default=False)
+]
 
 
 @Parameter(name="*")

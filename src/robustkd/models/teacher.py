@@ -6,8 +6,9 @@ The architecture is the user's word, never the file's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def read_teacher(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     statistics: Callable[[], plain.Normalisation] | None = None,
+    judge: Callable[[Classifier], float] | None = None,
 ) -> Teacher:
     """Read a teacher whose architecture the user names; the file must fit it in every key.
 
@@ -113,8 +115,11 @@ def read_teacher(
         mean: Of each channel of the pixels in [0, 1] that the teacher was trained with. Files of
             ours know it.
         std: The standard deviation, likewise.
-        statistics: Gives mean and standard deviation where neither the user, nor the file, nor
-            torchvision or timm for the architecture does.
+        statistics: Gives mean and standard deviation of the data, for where neither the user nor
+            the file says them.
+        judge: Accuracy of a network on clean images. It decides between what torchvision or timm
+            publish for the architecture and the statistics of the data; without it, or where both
+            are as accurate, the published ones count.
 
     Raises:
         UsageError: If the architecture is unknown, or the normalisation is missing or at odds
@@ -125,6 +130,8 @@ def read_teacher(
     check_name(arch)
     if bool(mean) != bool(std):
         raise UsageError("mean and std belong together; give both, or neither")
+    if not all(0 <= value <= 1 for value in mean):
+        raise UsageError(f"mean is {mean}; expected values in [0, 1]: divide those of bytes by 255")
     spec = Spec(arch, classes, image_shape, mean, std)
     found = reading.read(path)
     tensors, converted = _to_float32(found.tensors, path)
@@ -148,11 +155,14 @@ def read_teacher(
         return Teacher(restore(tensors, description, path, arch=arch), facts)
     weights = plain.match(tensors, spec, path)
     check_values(weights.tensors, path)
-    normalisation, source = _normalisation(
+    guesses = _normalisations(
         given, weights.normalisation, _published(arch, image_shape[0]), statistics, path
     )
+    compared = guesses if judge is not None else islice(guesses, 1)
+    tried = {source: _filled(spec, weights.tensors, guess, path) for source, guess in compared}
+    source = _best(tried, judge)
     return Teacher(
-        _filled(spec, weights.tensors, normalisation, path),
+        tried[source],
         replace(
             facts,
             matched=len(weights.tensors) - weights.filled,
@@ -161,6 +171,13 @@ def read_teacher(
             normalisation=source,
         ),
     )
+
+
+def _best(tried: Mapping[str, Classifier], judge: Callable[[Classifier], float] | None) -> str:
+    """Under which name the most accurate network stands; the first where there is no choice."""
+    if judge is None or len(tried) == 1:
+        return next(iter(tried))
+    return max(tried, key=lambda name: judge(tried[name]))
 
 
 def _filled(
@@ -211,20 +228,22 @@ def _published(arch: str, channels: int) -> plain.Normalisation | None:
     return found.mean, found.std
 
 
-def _normalisation(
+def _normalisations(
     given: plain.Normalisation | None,
     own: plain.Normalisation | None,
     published: plain.Normalisation | None,
     statistics: Callable[[], plain.Normalisation] | None,
     path: Path,
-) -> tuple[plain.Normalisation, str]:
-    """The user's word before the file's, then the library's, then the data's."""
+) -> Iterator[tuple[str, plain.Normalisation]]:
+    """The user's word or else the file's; without either the library's, then the data's."""
     if given is not None:
-        return given, "given by the user"
-    if own is not None:
-        return own, _FILE
-    if published is not None:
-        return published, "published for the architecture"
-    if statistics is not None:
-        return statistics(), "statistics of the data"
-    raise UsageError(f"{path} does not say how its images are normalised; give mean and std")
+        yield "given by the user", given
+    elif own is not None:
+        yield _FILE, own
+    elif published is None and statistics is None:
+        raise UsageError(f"{path} does not say how its images are normalised; give mean and std")
+    else:
+        if published is not None:
+            yield "published for the architecture", published
+        if statistics is not None:
+            yield "statistics of the data", statistics()

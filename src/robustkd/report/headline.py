@@ -51,8 +51,9 @@ class _Duel:
 def headline(rows: Sequence[Row]) -> str:
     """What the results say, in a sentence or two.
 
-    Compares the RobustKD student (preset ``default``, else ``paper``) with the ordinary one
-    (``ofd``, else ``kd``) and judges by the worst seed.
+    Compares the RobustKD student (the first there is of the presets ``default``, ``default-kd``,
+    ``both`` and ``paper``) with the ordinary one, of the same losses where there is one, and judges
+    by the worst seed.
     """
     cells = by_cell(rows)
     if not cells:
@@ -71,7 +72,7 @@ def _one_setting(rows: Sequence[Row]) -> str:
     duel = _duel("", rows)
     if duel is not None:
         return _told(duel)
-    robust, ordinary = _first(rows, "default", "paper"), _first(rows, "ofd", "kd")
+    robust, ordinary = _rivals(rows)
     only = robust or ordinary
     if only is None:
         return "These results hold neither a RobustKD student nor an ordinary one."
@@ -157,12 +158,19 @@ def _beside(duel: _Duel) -> str:
 
 
 def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
-    robust, ordinary = _first(rows, "default", "paper"), _first(rows, "ofd", "kd")
+    robust, ordinary = _rivals(rows)
     if robust is None or ordinary is None or robust.asr is None or ordinary.asr is None:
         return None
     alone = _first(rows, "no-teacher")
     floor = alone.asr.mean if alone is not None and alone.asr is not None else None
     return _Duel(name, robust, ordinary, robust.asr, ordinary.asr, floor)
+
+
+def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
+    """The RobustKD student and the ordinary one that it is compared with."""
+    robust = _first(rows, "default", "default-kd", "both", "paper")
+    by_logits = robust is not None and robust.method == "default-kd"
+    return robust, _first(rows, *(("kd", "ofd") if by_logits else ("ofd", "kd")))
 
 
 def _first(rows: Iterable[Row], *methods: str) -> Row | None:

@@ -83,8 +83,8 @@ def teacher_file(results: Results) -> Iterator[tuple[str, str]]:
 def flat(nested: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """The leaves of nested mappings with their dotted names.
 
-    >>> list(flat({"a": {"b": 1, "c": [2, 3]}, "d": None}))
-    [('a.b', '1'), ('a.c', '2, 3'), ('d', 'none')]
+    >>> list(flat({"a": {"b": 1, "c": [2, 3]}, "d": None, "e": {}}))
+    [('a.b', '1'), ('a.c', '2, 3'), ('d', 'none'), ('e', '')]
     """
     for key, value in nested.items():
         if isinstance(value, Mapping) and value:
@@ -100,7 +100,7 @@ def _plain(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, list):
+    if isinstance(value, list | Mapping):
         return ", ".join(map(_plain, value))
     return str(value)
 

@@ -23,10 +23,11 @@ def console_table(rows: Sequence[Row]) -> Table:
     counts appears only where they differ.
     """
     seeds = sorted({row.acc.n for row in rows})
+    intervals = any(row.asr is not None and row.asr.interval for row in rows)
     cells = by_cell(rows)
     table = Table(
         title=Text(common_name(list(cells)), style="bold"),
-        caption=Text(_caption(seeds)),
+        caption=Text(_caption(seeds, intervals=intervals)),
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
@@ -107,9 +108,11 @@ def short_count(count: int) -> str:
 
 
 def seconds(row: Row) -> str:
-    """The mean duration, with a decimal only where it is below ten seconds."""
+    """The mean duration, with a decimal below ten seconds; zero says that none was measured."""
     mean = row.seconds.mean
-    return f"{mean:.1f}" if 0 < mean < 9.95 else f"{mean:.0f}"
+    if mean == 0:
+        return UNKNOWN
+    return f"{mean:.1f}" if mean < 9.95 else f"{mean:.0f}"
 
 
 def common_name(cells: Sequence[Cell]) -> str:
@@ -144,11 +147,11 @@ def _narrow(value: Statistic | None, *, interval: bool) -> str:
     return percent(value.mean)
 
 
-def _caption(seeds: Sequence[int]) -> str:
+def _caption(seeds: Sequence[int], *, intervals: bool) -> str:
     if not seeds:
         return "no runs"
     if seeds == [1]:
-        return "one seed; in brackets the 95 % interval"
+        return "one seed; in brackets the 95 % interval" if intervals else "one seed"
     if len(seeds) == 1:
         return f"mean ± standard deviation over n = {seeds[0]} seeds"
     return "mean ± standard deviation over n seeds"
