@@ -113,7 +113,7 @@ class ADBA:
         target: int,
         teaching: Teaching,
     ) -> MaskedPattern:
-        """Train both networks in place; after each of their steps the trigger takes one."""
+        """Train both networks in place; in each of their steps the trigger takes one as well."""
         pixels = _Pixels(
             data.image_shape,
             device_of(teacher),
