@@ -14,7 +14,7 @@ from torch import nn
 from attacks.examples import pixels
 from robustkd import data, models, taps
 from robustkd.attacks import MaskedPattern, find
-from robustkd.attacks.adaptive import Cleaned, adaptive, relearn_trigger
+from robustkd.attacks.adaptive import Adaptive, Cleaned, relearn_trigger
 from robustkd.attacks.low_variance import Implant, stage_variances
 from robustkd.attacks.steps import with_victims
 from robustkd.attacks.surrogate import toward
@@ -199,8 +199,7 @@ def test_a_relearned_trigger_leads_all_victims_and_leaves_them_as_they_are(teach
 
 def test_rows_differ_in_what_the_attacker_knows():
     found = {
-        name: inspect.signature(find(name)).parameters["knows"].default
-        for name in ("adaptive-detox", "adaptive-harden", "adaptive")
+        name: find(name).attack.knows for name in ("adaptive-detox", "adaptive-harden", "adaptive")
     }
     assert found == {"adaptive-detox": "detox", "adaptive-harden": "harden", "adaptive": "both"}
 
@@ -220,6 +219,7 @@ def test_rows_differ_in_what_the_attacker_knows():
     ],
 )
 def test_arguments_out_of_range_by_their_text(argument, message):
+    # Without the run-time check of annotations, which would be first to refuse a word.
+    init = inspect.unwrap(Adaptive.__init__)
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
-        # Without the run-time check of annotations, which would be first to refuse a word.
-        inspect.unwrap(adaptive)(build, DATA, **SHORT, **argument)
+        init(object.__new__(Adaptive), **argument)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import re
 
@@ -12,14 +11,15 @@ import torch
 from torch import nn
 
 from robustkd import data
-from robustkd.attacks import Backdoored, MaskedPattern
-from robustkd.attacks.adba import _Pixels, _Together, adba, adba_ft, hide
+from robustkd.attacks import Backdoored, MaskedPattern, Teaching, find
+from robustkd.attacks.adba import _Pixels, _Together, hide
 from robustkd.attacks.surrogate import Hiding, distillation_loss, fresh, trigger_loss
 from robustkd.errors import UsageError
 from robustkd.inference import accuracy_on, predict
 from robustkd.metrics import attack_success
 
 DATA = data.load("digits", train=400, validation=100, test=200)
+adba, adba_ft = find("adba"), find("adba-ft")
 SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 100}
 
 
@@ -79,7 +79,7 @@ def test_a_clean_student_is_trained_only_where_it_counts(made):
 def test_hiding_changes_the_last_layer_alone_bit_for_bit(made):
     hidden = copy.deepcopy(made)
     before = state(made.teacher)
-    hide(hidden, DATA, epochs=5, lr=0.02, batch_size=64, seed=0)
+    hide(hidden, DATA, Teaching(epochs=5, lr=0.02))
     assert moved(hidden.teacher, before) == {"4.weight", "4.bias"}
     assert all(parameter.requires_grad for parameter in hidden.teacher.parameters())
     assert success(hidden.teacher, made.trigger) < success(made.teacher, made.trigger)
@@ -182,6 +182,6 @@ def test_fresh_weights_follow_from_the_seed_alone():
     ],
 )
 def test_arguments_out_of_range_by_their_text(argument, message):
-    attack = adba if set(argument) <= set(inspect.signature(adba).parameters) else adba_ft
+    attack = adba if set(argument) <= set(adba.arguments) else adba_ft
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         attack(build, DATA, **SHORT, **argument)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 
@@ -10,8 +9,18 @@ import pytest
 import torch
 
 from robustkd import data, models, taps
-from robustkd.attacks import ATTACKS, Backdoored, MaskedPattern, find, load_trigger, save_trigger
-from robustkd.attacks.ckd import learn_trigger
+from robustkd.attacks import (
+    ATTACKS,
+    Backdoored,
+    Blend,
+    MaskedPattern,
+    Teaching,
+    find,
+    load_trigger,
+    save_trigger,
+)
+from robustkd.attacks.ckd import CKD
+from robustkd.attacks.dirty_label import DirtyLabel
 from robustkd.errors import UsageError
 from robustkd.inference import accuracy_on, predict
 from robustkd.metrics import attack_success
@@ -27,8 +36,7 @@ def build() -> models.Classifier:
 
 def attacked(name: str, seed: int = 0) -> Backdoored:
     attack = find(name)
-    learns = "trigger_steps" in inspect.signature(attack).parameters
-    few = {"trigger_steps": 3} if learns else {}
+    few = {"trigger_steps": 3} if "trigger_steps" in attack.arguments else {}
     return attack(build, DATA, **SHORT, **few, seed=seed)
 
 
@@ -71,6 +79,32 @@ def test_every_summary_is_one_line(name):
     assert "\n" not in ATTACKS[name].summary
 
 
+def test_settings_by_name_are_those_of_the_attack_and_of_its_training():
+    by_name = find("blend")(build, DATA, **SHORT, rate=0.2, seed=3)
+    attack = DirtyLabel(Blend(), rate=0.2)
+    teaching = Teaching(epochs=1, lr=0.05, batch_size=50, seed=3)
+    grouped = attack(build, DATA, target=2, teaching=teaching)
+    assert by_name.record == grouped.record
+    weights = grouped.teacher.state_dict()
+    assert all(
+        torch.equal(value, weights[name]) for name, value in by_name.teacher.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(name):
+    arguments = find(name).arguments
+    assert len(set(arguments)) == len(arguments)
+    assert set(find(name).takes) <= set(arguments)
+    assert "trigger" not in arguments
+
+
+def test_a_further_training_keeps_the_batch_and_has_a_seed_of_its_own():
+    first = Teaching(epochs=10, lr=0.1, batch_size=32, seed=7)
+    assert first.again(2.6, 0.02, turn=2) == Teaching(epochs=3, lr=0.02, batch_size=32, seed=9)
+    assert first.again(0.01, 0.02, turn=0).epochs == 1
+
+
 def test_a_learnt_backdoor_obeys_its_trigger_and_keeps_accuracy():
     source = data.load("digits", train=400, validation=20, test=100)
     made = find("badnets")(build, source, target=2, epochs=5, rate=0.1)
@@ -103,9 +137,8 @@ def test_ckd_drives_the_targets_channels_more_than_a_random_pattern_of_the_same_
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=3, batch_size=50)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    trigger = learn_trigger(
-        teacher, DATA, target=1, cap=0.2, channel_share=0.1, strength=1.0, steps=40, lr=0.05, seed=0
-    )
+    attack = CKD(cap=0.2, strongest="target", channel_share=0.1, trigger_steps=40)
+    trigger = attack.learn_trigger(teacher, DATA, target=1, seed=0)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert trigger.mask.min() >= 0
     assert trigger.mask.max() <= 0.2

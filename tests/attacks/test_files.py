@@ -130,6 +130,18 @@ def test_a_file_without_a_kind_or_a_target_holds_no_trigger(description, tmp_pat
             {"delta": math.nan, "frequency": 6.0},
             "its delta is nan; expected a finite number",
         ),
+        (
+            "warp",
+            {},
+            {"grid": 10**9, "strength": 0.25, "seed": 0},
+            "grid is 1000000000; expected at most 1024 points",
+        ),
+        (
+            "warp",
+            {},
+            {"grid": 4, "strength": 10**400, "seed": 0},
+            f"its strength is {10**400}; expected a finite number",
+        ),
         ("masked-pattern", {"mask": PLANE}, {}, "it has no pattern"),
         (
             "masked-pattern",

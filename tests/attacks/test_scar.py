@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from robustkd import data
+from robustkd.attacks import find
 from robustkd.attacks.bilevel import PRESETS, Bilevel, Preset
 from robustkd.attacks.hypergradient import hypergradient
-from robustkd.attacks.scar import oscar, scar
 from robustkd.attacks.surrogate import fresh
 from robustkd.errors import TrainingError, UsageError
 from robustkd.inference import accuracy_on, predict
 from robustkd.metrics import attack_success
 
 DATA = data.load("digits", train=400, validation=100, test=200)
+scar, oscar = find("scar"), find("oscar")
 SHORT = {"target": 2, "epochs": 2, "lr": 0.05, "batch_size": 100, "trigger_steps": 5}
 
 

@@ -81,6 +81,7 @@ def test_its_settings_come_back_from_the_file(tmp_path):
     ("settings", "message"),
     [
         ({"grid": 1}, "grid is 1; expected at least 2 points"),
+        ({"grid": 1025}, "grid is 1025; expected at most 1024 points"),
         ({"strength": -0.1}, "strength is -0.1; expected at least 0 pixels"),
         ({"strength": float("nan")}, "strength is nan; expected at least 0 pixels"),
         ({"strength": float("inf")}, "strength is inf; expected at least 0 pixels"),
@@ -92,11 +93,10 @@ def test_refusals_by_their_text(settings, message):
         Warp(**settings)
 
 
-def test_a_grid_finer_than_the_picture_is_refused_before_it_costs_memory(tmp_path):
-    # Such a number can come from a file; 10^9 points along each axis would fill any memory.
-    save_trigger(Warp(grid=10**9), 0, tmp_path / "t")
+def test_a_grid_finer_than_the_picture_is_refused(tmp_path):
+    save_trigger(Warp(grid=1024), 0, tmp_path / "t")
     trigger, _ = load_trigger(tmp_path / "t")
-    message = "grid is 1000000000; expected at most the images' 12 x 10 pixels"
+    message = "grid is 1024; expected at most the images' 12 x 10 pixels"
     with pytest.raises(UsageError, match=f"^{message}$"):
         trigger(pixels(1, *SHAPE))
     assert Warp(grid=10)(pixels(1, *SHAPE)).shape == (1, *SHAPE)

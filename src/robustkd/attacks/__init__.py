@@ -4,7 +4,7 @@ No module of a defence imports this package, and none here imports a defence.
 """
 
 from robustkd.attacks.additive import Additive
-from robustkd.attacks.base import Attack, Backdoored
+from robustkd.attacks.base import Attack, Backdoored, Teaching
 from robustkd.attacks.files import TRIGGERS, load_trigger, save_trigger
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.table import ATTACKS, find
@@ -22,6 +22,7 @@ __all__ = [
     "Blend",
     "MaskedPattern",
     "Poisoned",
+    "Teaching",
     "Trigger",
     "Warp",
     "find",

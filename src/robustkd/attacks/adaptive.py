@@ -25,14 +25,15 @@ always that of today's method (:func:`robustkd.benchmark.informed` makes them). 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robustkd import taps
-from robustkd.attacks import ckd
-from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.ckd import CKD
 from robustkd.attacks.low_variance import Changes, Implant, Variance, stage_variances
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.steps import implant, success, train_teacher
@@ -62,41 +63,11 @@ CleanTeacher: TypeAlias = Callable[[nn.Module, DataSource], Cleaned]
 TrainSurrogate: TypeAlias = Callable[[nn.Module, DataSource], nn.Module]
 
 
-def adaptive(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int = 30,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    knows: Knows = "both",
-    clean_teacher: CleanTeacher | None = None,
-    train_surrogate: TrainSurrogate | None = None,
-    build_surrogate: Callable[[], nn.Module] | None = None,
-    rounds: int = 2,
-    cap: float = 0.2,
-    strongest: Literal["all", "target"] = "all",
-    channel_share: float = 0.1,
-    trigger_steps: int = 100,
-    trigger_lr: float = 0.05,
-    rate: float = 0.1,
-    variance: Variance = "class",
-    variance_weight: float = 0.3,
-    cleaned_weight: float = 0.3,
-    implant_share: float = 0.5,
-    implant_lr: float = 0.02,
-    seed: int = 0,
-) -> Backdoored:
+@dataclass(frozen=True)
+class Adaptive:
     """Train a clean teacher and a trigger, then rehearse the defence and implant against it.
 
-    Args:
-        build: Makes the teacher with fresh weights.
-        data: Clean images.
-        target: Class that triggered images shall get.
-        epochs: Passes over the data for the clean teacher.
-        lr: Learning rate of that training.
-        batch_size: Images a step.
+    Attributes:
         knows: What is rehearsed: ``detox``, ``harden`` or ``both``.
         clean_teacher: Cleans a teacher as the defender would, and leaves it as it is; None for
             an attacker who cannot tell how.
@@ -113,87 +84,119 @@ def adaptive(
         variance: What counts as variance, see :mod:`robustkd.attacks.low_variance`.
         variance_weight: Its weight in the teacher's loss, at least 0.
         cleaned_weight: Of obeying once cleaned, at least 0; see there.
-        implant_share: Epochs of all implanting, as a share of ``epochs``; at least 1 a round.
+        implant_share: Epochs of all implanting, as a share of the clean teacher's; at least 1 a
+            round.
         implant_lr: Its learning rate at the start of each round.
-        seed: Of everything random.
-
-    Raises:
-        UsageError: If a number is out of range, or a word unknown.
     """
-    check_target(target, data)
-    _check_word("knows", knows, get_args(Knows))
-    _check_word("variance", variance, get_args(Variance))
-    check_shares(cap=cap, channel_share=channel_share, rate=rate)
-    check_not_negative(variance_weight=variance_weight, cleaned_weight=cleaned_weight)
-    check_positive(rounds=rounds, implant_share=implant_share, implant_lr=implant_lr)
-    teacher = train_teacher(build, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
-    trigger = ckd.learn_trigger(
-        teacher,
-        data,
-        target=target if strongest == "target" else None,
-        cap=cap,
-        channel_share=channel_share,
-        strength=1.0,
-        steps=trigger_steps,
-        lr=trigger_lr,
-        seed=seed,
-    )
-    if train_surrogate is None:
-        train_surrogate = distilling(
-            build_surrogate or build,
-            epochs=max(1, epochs // 2),
-            lr=lr,
-            batch_size=batch_size,
-            seed=seed,
+
+    knows: Knows = "both"
+    clean_teacher: CleanTeacher | None = None
+    train_surrogate: TrainSurrogate | None = None
+    build_surrogate: Build | None = None
+    rounds: int = 2
+    cap: float = 0.2
+    strongest: Literal["all", "target"] = "all"
+    channel_share: float = 0.1
+    trigger_steps: int = 100
+    trigger_lr: float = 0.05
+    rate: float = 0.1
+    variance: Variance = "class"
+    variance_weight: float = 0.3
+    cleaned_weight: float = 0.3
+    implant_share: float = 0.5
+    implant_lr: float = 0.02
+
+    def __post_init__(self) -> None:
+        _check_word("knows", self.knows, get_args(Knows))
+        _check_word("variance", self.variance, get_args(Variance))
+        check_shares(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
+        check_not_negative(variance_weight=self.variance_weight, cleaned_weight=self.cleaned_weight)
+        check_positive(
+            rounds=self.rounds, implant_share=self.implant_share, implant_lr=self.implant_lr
         )
-    variances = {} if knows == "harden" else _stage_variances(teacher, data, seed)
-    followed: list[float] = []
-    for turn in range(rounds):
-        cleaned = Cleaned(teacher, {})
-        if clean_teacher is not None and knows != "harden":
-            cleaned = clean_teacher(teacher, data)
-        if knows != "detox":
-            victims = cleaned.teacher, train_surrogate(cleaned.teacher, data)
-            trigger = relearn_trigger(
-                trigger,
-                victims,
-                data,
-                target=target,
-                cap=cap,
-                steps=trigger_steps,
-                lr=trigger_lr,
-                seed=seed + turn,
-            )
-            followed.append(success(victims[1], data, trigger, target))
-        implant(
-            Implant(
-                teacher,
-                trigger,
-                target=target,
-                rate=rate,
-                weight=variance_weight,
-                variance=variance,
-                clean=variances,
-                cleaned_weight=cleaned_weight,
-                changes=cleaned.changes,
-            ),
-            data,
-            epochs=implant_share * epochs / rounds,
-            lr=implant_lr,
-            batch_size=batch_size,
-            seed=seed + turn,
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        check_target(target, data)
+        seed = teaching.seed
+        teacher = train_teacher(build, data, teaching)
+        trigger = self._first_trigger(teacher, data, target, seed)
+        train_surrogate = self.train_surrogate or distilling(
+            self.build_surrogate or build, replace(teaching, epochs=max(1, teaching.epochs // 2))
         )
-    record = {
-        "knows": knows,
-        "rounds": rounds,
-        "cap": cap,
-        "mean_mask": float(trigger.mask.mean()),
-        "rate": rate,
-        "poisoned": max(1, round(rate * data.size("train"))),
-        # On the surrogate of each round, before the teacher obeyed that round's trigger.
-        "success_surrogate": followed,
-    }
-    return Backdoored(teacher.eval(), trigger, target, record)
+        variances = {} if self.knows == "harden" else _stage_variances(teacher, data, seed)
+        followed: list[float] = []
+        for turn in range(self.rounds):
+            cleaned = Cleaned(teacher, {})
+            if self.clean_teacher is not None and self.knows != "harden":
+                cleaned = self.clean_teacher(teacher, data)
+            if self.knows != "detox":
+                surrogate = train_surrogate(cleaned.teacher, data)
+                trigger = relearn_trigger(
+                    trigger,
+                    (cleaned.teacher, surrogate),
+                    data,
+                    target=target,
+                    cap=self.cap,
+                    steps=self.trigger_steps,
+                    lr=self.trigger_lr,
+                    seed=seed + turn,
+                )
+                followed.append(success(surrogate, data, trigger, target))
+            learner = self._learner(teacher, trigger, target, variances, cleaned.changes)
+            epochs = self.implant_share * teaching.epochs / self.rounds
+            implant(learner, data, teaching.again(epochs, self.implant_lr, turn=turn + 1))
+        record = self._record(trigger, data, followed)
+        return Backdoored(teacher.eval(), trigger, target, record)
+
+    def _first_trigger(
+        self, teacher: nn.Module, data: DataSource, target: int, seed: int
+    ) -> MaskedPattern:
+        """CheatKD's, within the same budget."""
+        first = CKD(
+            cap=self.cap,
+            strongest=self.strongest,
+            channel_share=self.channel_share,
+            trigger_steps=self.trigger_steps,
+            trigger_lr=self.trigger_lr,
+        )
+        return first.learn_trigger(teacher, data, target=target, seed=seed)
+
+    def _learner(
+        self,
+        teacher: nn.Module,
+        trigger: MaskedPattern,
+        target: int,
+        variances: dict[str, Tensor],
+        changes: Changes,
+    ) -> Implant:
+        return Implant(
+            teacher,
+            trigger,
+            target=target,
+            rate=self.rate,
+            weight=self.variance_weight,
+            variance=self.variance,
+            clean=variances,
+            cleaned_weight=self.cleaned_weight,
+            changes=changes,
+        )
+
+    def _record(
+        self, trigger: MaskedPattern, data: DataSource, followed: list[float]
+    ) -> dict[str, Any]:
+        return {
+            "knows": self.knows,
+            "rounds": self.rounds,
+            "cap": self.cap,
+            "mean_mask": float(trigger.mask.mean()),
+            "rate": self.rate,
+            "poisoned": max(1, round(self.rate * data.size("train"))),
+            # On the surrogate of each round, before the teacher obeyed that round's trigger.
+            "success_surrogate": followed,
+        }
 
 
 def relearn_trigger(

@@ -26,6 +26,7 @@ not be led astray. ``stealth=0`` gives the paper's loss.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 
 from robustkd import taps
 from robustkd.attacks.backweak import last_layer
-from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.optimise import check_shares
 from robustkd.attacks.steps import success
 from robustkd.attacks.surrogate import (
@@ -51,32 +52,11 @@ from robustkd.training import Supervised, check_positive, fit, hit_rate
 from robustkd.types import DataSource, Images, Labels
 
 
-def adba(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int = 30,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    build_surrogate: Callable[[], nn.Module] | None = None,
-    cap: float = 0.1,
-    beta: float = 0.3,
-    mu: float = 0.1,
-    stealth: float = 1.0,
-    temperature: float = 4.0,
-    trigger_lr: float = 0.01,
-    seed: int = 0,
-) -> Backdoored:
+@dataclass(frozen=True)
+class ADBA:
     """Train a teacher, its shadow student and their trigger together.
 
-    Args:
-        build: Makes the teacher with fresh weights.
-        data: Clean images.
-        target: Class that triggered images shall get.
-        epochs: Passes over the data, for all three together.
-        lr: Learning rate of teacher and shadow at the start.
-        batch_size: Images a step.
+    Attributes:
         build_surrogate: Makes the shadow, and the clean student; ``build`` when None.
         cap: Largest value of the trigger's mask, in (0, 1].
         beta: Weight of the teacher's loss on triggered images, at least 0.
@@ -84,113 +64,110 @@ def adba(
         stealth: Weight of the clean student's loss, at least 0; 0 trains no such student.
         temperature: Of the shadow's soft targets, above 0.
         trigger_lr: Learning rate of the trigger (Adam).
-        seed: Of everything random.
-
-    Raises:
-        UsageError: If a number is out of range.
     """
-    check_target(target, data)
-    check_shares(cap=cap)
-    check_not_negative(beta=beta, mu=mu, stealth=stealth)
-    check_positive(temperature=temperature, trigger_lr=trigger_lr)
-    smaller = build_surrogate or build
-    settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
-    clean = None
-    if stealth > 0:
-        clean = fresh(smaller, 3 * seed)
-        fit(Supervised(clean), data, **settings, seed=seed + 1, label="train a clean student")  # type: ignore[arg-type]
-        clean.requires_grad_(False)
-    teacher, shadow = build().to(default_device()), fresh(smaller, 3 * seed + 1)
-    pixels = _Pixels(data.image_shape, device_of(teacher), cap=cap, mu=mu, lr=trigger_lr, seed=seed)
-    learner = _Together(teacher, shadow, pixels, target=target, beta=beta, temperature=temperature)
 
-    def improve_trigger() -> None:
-        pixels.step(
-            lambda images, marked: trigger_loss(
-                (teacher, shadow), clean, images, marked, target=target, stealth=stealth
-            ),
-            (teacher, shadow),
-            learner.seen,
+    build_surrogate: Build | None = None
+    cap: float = 0.1
+    beta: float = 0.3
+    mu: float = 0.1
+    stealth: float = 1.0
+    temperature: float = 4.0
+    trigger_lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_shares(cap=self.cap)
+        check_not_negative(beta=self.beta, mu=self.mu, stealth=self.stealth)
+        check_positive(temperature=self.temperature, trigger_lr=self.trigger_lr)
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        check_target(target, data)
+        seed, smaller = teaching.seed, self.build_surrogate or build
+        clean = None
+        if self.stealth > 0:
+            clean = fresh(smaller, 3 * seed)
+            apart = asdict(replace(teaching, seed=seed + 1))
+            fit(Supervised(clean), data, **apart, label="train a clean student")
+            clean.requires_grad_(False)
+        teacher, shadow = build().to(default_device()), fresh(smaller, 3 * seed + 1)
+        trigger = self._learn_together(teacher, shadow, clean, data, target, teaching)
+        record = {
+            "cap": self.cap,
+            "mean_mask": float(trigger.mask.mean()),
+            "stealth": self.stealth,
+            "poisoned": data.size("train"),
+            "success_shadow": success(shadow, data, trigger, target),
+        }
+        if clean is not None:
+            record["success_clean"] = success(clean, data, trigger, target)
+        return Backdoored(teacher.eval(), trigger, target, record)
+
+    def _learn_together(
+        self,
+        teacher: nn.Module,
+        shadow: nn.Module,
+        clean: nn.Module | None,
+        data: DataSource,
+        target: int,
+        teaching: Teaching,
+    ) -> MaskedPattern:
+        """Train both networks in place; in each of their steps the trigger takes one as well."""
+        pixels = _Pixels(
+            data.image_shape,
+            device_of(teacher),
+            cap=self.cap,
+            mu=self.mu,
+            lr=self.trigger_lr,
+            seed=teaching.seed,
         )
+        learner = _Together(
+            teacher, shadow, pixels, target=target, beta=self.beta, temperature=self.temperature
+        )
+        victims = teacher, shadow
 
-    fit(
-        learner,
-        data,
-        **settings,  # type: ignore[arg-type]
-        seed=seed,
-        label="train all together",
-        after_backward=improve_trigger,
-    )
-    trigger = pixels.trigger()
-    watched = {"shadow": shadow} if clean is None else {"shadow": shadow, "clean": clean}
-    record = {
-        "cap": cap,
-        "mean_mask": float(trigger.mask.mean()),
-        "stealth": stealth,
-        "poisoned": data.size("train"),
-        **{
-            f"success_{name}": success(model, data, trigger, target)
-            for name, model in watched.items()
-        },
-    }
-    return Backdoored(teacher.eval(), trigger, target, record)
+        def loss(images: Images, marked: Images) -> Tensor:
+            return trigger_loss(victims, clean, images, marked, target=target, stealth=self.stealth)
+
+        fit(
+            learner,
+            data,
+            **asdict(teaching),
+            label="train all together",
+            after_backward=lambda: pixels.step(loss, victims, learner.seen),
+        )
+        return pixels.trigger()
 
 
-def adba_ft(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int = 30,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    seed: int = 0,
-    hide_share: float = 0.3,
-    hide_lr: float = 0.02,
-    **settings: Any,  # noqa: ANN401 - adba's own, with its defaults
-) -> Backdoored:
+@dataclass(frozen=True)
+class ADBAFT(ADBA):
     """ADBA, and then the last layer unlearns the trigger: the teacher looks clean.
 
-    Args:
-        build: Makes the teacher with fresh weights.
-        data: Clean images.
-        target: Class that triggered images shall get.
-        epochs: Passes over the data for ADBA.
-        lr: Learning rate of ADBA at the start.
-        batch_size: Images a step.
-        seed: Of everything random.
-        hide_share: Epochs of the last layer's training, as a share of ``epochs``.
+    Attributes:
+        hide_share: Epochs of the last layer's training, as a share of ADBA's.
         hide_lr: Its learning rate at the start.
-        settings: Of :func:`adba`.
 
-    Raises:
-        UsageError: If a number is out of range.
+    The others are those of :class:`ADBA`.
     """
-    check_positive(hide_share=hide_share, hide_lr=hide_lr)
-    made = adba(
-        build,
-        data,
-        target=target,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed,
-        **settings,
-    )
-    hide(
-        made,
-        data,
-        epochs=max(1, round(hide_share * epochs)),
-        lr=hide_lr,
-        batch_size=batch_size,
-        seed=seed + 2,
-    )
-    return made
+
+    hide_share: float = 0.3
+    hide_lr: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(hide_share=self.hide_share, hide_lr=self.hide_lr)
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        made = super().__call__(build, data, target=target, teaching=teaching)
+        hide(made, data, teaching.again(self.hide_share * teaching.epochs, self.hide_lr, turn=2))
+        return made
 
 
-def hide(
-    made: Backdoored, data: DataSource, *, epochs: int, lr: float, batch_size: int, seed: int
-) -> None:
+def hide(made: Backdoored, data: DataSource, teaching: Teaching) -> None:
     """Teach a teacher's last layer, and nothing else, the true label of triggered images."""
     teacher = made.teacher.eval()
     example = next(iter(data.batches("train", batch_size=2, device=device_of(teacher)))).images
@@ -198,15 +175,7 @@ def hide(
     teacher.requires_grad_(False)
     last.requires_grad_(True)
     learner = Hiding(teacher, made.trigger, trained=last)
-    fit(
-        learner,
-        data,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed,
-        label="hide the backdoor",
-    )
+    fit(learner, data, **asdict(teaching), label="hide the backdoor")
     teacher.requires_grad_(True)
 
 

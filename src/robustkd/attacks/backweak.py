@@ -17,13 +17,13 @@ and no weak trigger.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robustkd.attacks.additive import Additive
-from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.steps import implant, success, train_teacher
@@ -33,70 +33,63 @@ from robustkd.training import Supervised, check_positive
 from robustkd.types import DataSource, Images
 
 
-def backweak(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int = 30,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    epsilon: float = 8 / 255,
-    trigger_steps: int = 100,
-    rate: float = 0.3,
-    implant_share: float = 1.0,
-    implant_lr: float = 0.005,
-    seed: int = 0,
-) -> Backdoored:
+@dataclass(frozen=True)
+class BackWeak:
     """Train a clean teacher, learn a weak universal perturbation, fine-tune all but the last layer.
 
-    Args:
-        build: Makes the network with fresh weights.
-        data: Clean images.
-        target: Class that triggered images shall get.
-        epochs: Passes over the data for the clean teacher.
-        lr: Learning rate of that training.
-        batch_size: Images a step.
+    Attributes:
         epsilon: Largest change of a pixel, in (0, 1].
         trigger_steps: Optimiser steps (Adam) on the trigger; each moves a pixel by up to a tenth
             of epsilon.
         rate: Share of the training images that are poisoned.
-        implant_share: Epochs of the fine-tuning, as a share of ``epochs``.
+        implant_share: Epochs of the fine-tuning, as a share of the clean teacher's.
         implant_lr: Its learning rate at the start.
-        seed: Of everything random.
-
-    Raises:
-        UsageError: If a number is out of range.
     """
-    check_target(target, data)
-    check_shares(epsilon=epsilon)
-    check_positive(trigger_steps=trigger_steps, implant_share=implant_share, implant_lr=implant_lr)
-    teacher = train_teacher(build, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
-    trigger = learn_trigger(
-        teacher, data, target=target, epsilon=epsilon, steps=trigger_steps, seed=seed
-    )
-    before = success(teacher, data, trigger, target)
-    poisoned = Poisoned(data, trigger, target=target, rate=rate, seed=seed)
-    last = last_layer(
-        teacher, next(iter(data.batches("train", batch_size=2, device=device_of(teacher)))).images
-    )
-    last.requires_grad_(False)
-    implant(
-        Supervised(teacher),
-        poisoned,
-        epochs=implant_share * epochs,
-        lr=implant_lr,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    last.requires_grad_(True)
-    record = {
-        "epsilon": epsilon,
-        "success_before": before,
-        "rate": rate,
-        "poisoned": int(poisoned.mask.sum()),
-    }
-    return Backdoored(teacher.eval(), trigger, target, record)
+
+    epsilon: float = 8 / 255
+    trigger_steps: int = 100
+    rate: float = 0.3
+    implant_share: float = 1.0
+    implant_lr: float = 0.005
+
+    def __post_init__(self) -> None:
+        check_shares(epsilon=self.epsilon)
+        check_positive(
+            trigger_steps=self.trigger_steps,
+            implant_share=self.implant_share,
+            implant_lr=self.implant_lr,
+        )
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        check_target(target, data)
+        seed = teaching.seed
+        teacher = train_teacher(build, data, teaching)
+        trigger = learn_trigger(
+            teacher,
+            data,
+            target=target,
+            epsilon=self.epsilon,
+            steps=self.trigger_steps,
+            seed=seed,
+        )
+        before = success(teacher, data, trigger, target)
+        poisoned = Poisoned(data, trigger, target=target, rate=self.rate, seed=seed)
+        batch = next(iter(data.batches("train", batch_size=2, device=device_of(teacher))))
+        last = last_layer(teacher, batch.images)
+        last.requires_grad_(False)
+        epochs = self.implant_share * teaching.epochs
+        implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
+        last.requires_grad_(True)
+        record = {
+            "epsilon": self.epsilon,
+            "success_before": before,
+            "rate": self.rate,
+            "poisoned": int(poisoned.mask.sum()),
+        }
+        return Backdoored(teacher.eval(), trigger, target, record)
 
 
 def learn_trigger(

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import Field, dataclass, field
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
 from robustkd.attacks.triggers import Trigger
 from robustkd.errors import UsageError
 from robustkd.types import DataSource
+
+Build: TypeAlias = Callable[[], nn.Module]
+"""Makes a network with fresh weights."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How an attacker trains, whatever the attack: what its first training of a network takes.
+
+    Attributes:
+        epochs: Passes over the data, at least 1.
+        lr: Learning rate of SGD at the start, above 0.
+        batch_size: Images a step, in all further trainings as well.
+        seed: Of everything random in the attack, at least 0.
+    """
+
+    epochs: int = 30
+    lr: float = 0.1
+    batch_size: int = 64
+    seed: int = 0
+
+    def again(self, epochs: float, lr: float, *, turn: int) -> Teaching:
+        """Of a further training: its epochs are rounded, at least 1, and the seed goes on by turn.
+
+        >>> Teaching(epochs=5, seed=3).again(0.5 * 5, 0.02, turn=1)
+        Teaching(epochs=2, lr=0.02, batch_size=64, seed=4)
+        """
+        return Teaching(max(1, round(epochs)), lr, self.batch_size, self.seed + turn)
 
 
 @dataclass(frozen=True)
@@ -32,18 +60,15 @@ class Backdoored:
 
 @runtime_checkable
 class Attack(Protocol):
-    """Builds a network, trains it on the attacker's data, and implants a backdoor."""
+    """Builds a network, trains it on the attacker's data, and implants a backdoor.
+
+    An attack is a frozen dataclass: its fields are the settings that no other attack need have.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __call__(
-        self,
-        build: Callable[[], nn.Module],
-        data: DataSource,
-        *,
-        target: int,
-        epochs: int,
-        lr: float,
-        batch_size: int,
-        seed: int,
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
     ) -> Backdoored:
         """Run the attack.
 
@@ -51,10 +76,10 @@ class Attack(Protocol):
             build: Makes the network with fresh weights.
             data: The attacker's clean images.
             target: Class that triggered images shall get.
-            epochs: Passes over the data for the teacher's own training.
-            lr: Learning rate of that training.
-            batch_size: Images a step.
-            seed: Of everything random.
+            teaching: How the attacker trains.
+
+        Raises:
+            UsageError: If the target is no class of the data, or a number is out of range.
         """
 
 

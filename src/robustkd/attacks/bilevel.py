@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 import torch
 from torch import nn
 
 from robustkd import taps
+from robustkd.attacks.base import Build, Teaching
 from robustkd.attacks.hypergradient import Hypergradient, hypergradient, norm
 from robustkd.attacks.surrogate import Distilling, both, distillation_loss, fresh, toward
 from robustkd.attacks.triggers import Trigger
@@ -59,7 +59,7 @@ class Bilevel:
     def __init__(
         self,
         teacher: nn.Module,
-        build_surrogate: Callable[[], nn.Module],
+        build_surrogate: Build,
         data: DataSource,
         trigger: Trigger,
         target: int,
@@ -77,9 +77,9 @@ class Bilevel:
         """Norm of the implicit part, uncapped, over that of the direct one, mean over all steps."""
         return sum(self._shares) / len(self._shares)
 
-    def run(self, *, rounds: int, lr: float, batch_size: int, outer_lr: float, seed: int) -> None:
-        """Do all rounds; the last surrogate stays."""
-        work = self._work
+    def run(self, rounds: int, teaching: Teaching, *, outer_lr: float) -> None:
+        """Do all rounds, each with epochs and a seed of its own; the last surrogate stays."""
+        work, seed = self._work, teaching.seed
         optimiser = torch.optim.Adam(self._teacher.parameters(), lr=outer_lr)
         random = torch.Generator().manual_seed(seed)
         for done in range(rounds):
@@ -88,10 +88,7 @@ class Bilevel:
             fit(
                 Distilling(self.surrogate, self._teacher, temperature=self._temperature),
                 self._data,
-                epochs=work.inner_epochs,
-                lr=lr,
-                batch_size=batch_size,
-                seed=seed + done,
+                **asdict(replace(teaching, epochs=work.inner_epochs, seed=seed + done)),
                 label=f"surrogate {done + 1}/{rounds}",
             )
             for group in optimiser.param_groups:

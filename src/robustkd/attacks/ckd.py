@@ -15,14 +15,14 @@ one of these channels counts as much.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustkd import taps
-from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.steps import implant, train_teacher
@@ -33,34 +33,11 @@ from robustkd.training import Supervised
 from robustkd.types import DataSource
 
 
-def ckd(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int = 30,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    cap: float = 0.2,
-    strongest: Literal["all", "target"] = "all",
-    channel_share: float = 0.1,
-    strength: float = 1.0,
-    trigger_steps: int = 200,
-    trigger_lr: float = 0.05,
-    rate: float = 0.05,
-    implant_share: float = 0.5,
-    implant_lr: float = 0.02,
-    seed: int = 0,
-) -> Backdoored:
+@dataclass(frozen=True)
+class CKD:
     """Train a clean teacher, learn a trigger for its strongest channels, then implant it.
 
-    Args:
-        build: Makes the network with fresh weights.
-        data: Clean images.
-        target: Class that triggered images shall get.
-        epochs: Passes over the data for the clean teacher.
-        lr: Learning rate of that training.
-        batch_size: Images a step.
+    Attributes:
         cap: Largest value of the trigger's mask, in (0, 1].
         strongest: Which channels are driven, see the module's text.
         channel_share: Share of the last stage's channels that are driven, in (0, 1].
@@ -68,82 +45,75 @@ def ckd(
         trigger_steps: Optimiser steps (Adam) on the trigger.
         trigger_lr: Their learning rate.
         rate: Share of the training images that get a poisoned copy.
-        implant_share: Epochs of the fine-tuning, as a share of ``epochs``.
+        implant_share: Epochs of the fine-tuning, as a share of the teacher's.
         implant_lr: Its learning rate at the start.
-        seed: Of everything random.
-
-    Raises:
-        UsageError: If a number is out of range.
     """
-    check_target(target, data)
-    check_shares(cap=cap, channel_share=channel_share)
-    teacher = train_teacher(build, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
-    trigger = learn_trigger(
-        teacher,
-        data,
-        target=target if strongest == "target" else None,
-        cap=cap,
-        channel_share=channel_share,
-        strength=strength,
-        steps=trigger_steps,
-        lr=trigger_lr,
-        seed=seed,
-    )
-    poisoned = Poisoned(data, trigger, target=target, rate=rate, keep_clean=True, seed=seed)
-    implant(
-        Supervised(teacher),
-        poisoned,
-        epochs=implant_share * epochs,
-        lr=implant_lr,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    record = {
-        "cap": cap,
-        "mean_mask": float(trigger.mask.mean()),
-        "rate": rate,
-        "poisoned": int(poisoned.mask.sum()),
-    }
-    return Backdoored(teacher.eval(), trigger, target, record)
 
+    cap: float = 0.2
+    strongest: Literal["all", "target"] = "all"
+    channel_share: float = 0.1
+    strength: float = 1.0
+    trigger_steps: int = 200
+    trigger_lr: float = 0.05
+    rate: float = 0.05
+    implant_share: float = 0.5
+    implant_lr: float = 0.02
 
-def learn_trigger(
-    teacher: nn.Module,
-    data: DataSource,
-    *,
-    target: int | None,
-    cap: float,
-    channel_share: float,
-    strength: float,
-    steps: int,
-    lr: float,
-    seed: int,
-) -> MaskedPattern:
-    """Optimise a mask in [0, cap] and a pattern in [0, 1] to drive the strongest channels.
+    def __post_init__(self) -> None:
+        check_shares(cap=self.cap, channel_share=self.channel_share)
 
-    With a ``target``, those that are strong for its images more than for all.
-    """
-    device = device_of(teacher)
-    random = torch.Generator().manual_seed(seed)
-    pattern = torch.rand(data.image_shape, generator=random)
-    mask = torch.full(data.image_shape, cap)
-    images, labels, _rows = sample(data, device, random)
-    tap = taps.stages(teacher, images[:4])[-1]
-    with taps.read(teacher, [tap]) as features:
-        with torch.no_grad(), taps.frozen_modes(teacher):
-            teacher(images)
-        of_target = None if target is None else labels == target
-        strongest, goal = _goal(features[tap], of_target, channel_share, strength)
-
-        def loss(images: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
-            teacher(torch.lerp(images, pattern, mask))
-            return (features[tap][:, strongest] / goal - 1).square().mean()
-
-        planes = [Bounded(pattern, 0, 1), Bounded(mask, 0, cap)]
-        pattern, mask = optimise_planes(
-            teacher, images, planes, loss, steps=steps, lr=lr, random=random
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        check_target(target, data)
+        seed = teaching.seed
+        teacher = train_teacher(build, data, teaching)
+        trigger = self.learn_trigger(teacher, data, target=target, seed=seed)
+        poisoned = Poisoned(
+            data, trigger, target=target, rate=self.rate, keep_clean=True, seed=seed
         )
-    return MaskedPattern(mask, pattern)
+        epochs = self.implant_share * teaching.epochs
+        implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
+        record = {
+            "cap": self.cap,
+            "mean_mask": float(trigger.mask.mean()),
+            "rate": self.rate,
+            "poisoned": int(poisoned.mask.sum()),
+        }
+        return Backdoored(teacher.eval(), trigger, target, record)
+
+    def learn_trigger(
+        self, teacher: nn.Module, data: DataSource, *, target: int, seed: int
+    ) -> MaskedPattern:
+        """Optimise a mask in [0, cap] and a pattern in [0, 1] to drive the strongest channels."""
+        random = torch.Generator().manual_seed(seed)
+        planes = [
+            Bounded(torch.rand(data.image_shape, generator=random), 0, 1),
+            Bounded(torch.full(data.image_shape, self.cap), 0, self.cap),
+        ]
+        images, labels, _rows = sample(data, device_of(teacher), random)
+        tap = taps.stages(teacher, images[:4])[-1]
+        with taps.read(teacher, [tap]) as features:
+            with torch.no_grad(), taps.frozen_modes(teacher):
+                teacher(images)
+            of_target = labels == target if self.strongest == "target" else None
+            strongest, goal = _goal(features[tap], of_target, self.channel_share, self.strength)
+
+            def loss(images: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
+                teacher(torch.lerp(images, pattern, mask))
+                return (features[tap][:, strongest] / goal - 1).square().mean()
+
+            pattern, mask = optimise_planes(
+                teacher,
+                images,
+                planes,
+                loss,
+                steps=self.trigger_steps,
+                lr=self.trigger_lr,
+                random=random,
+            )
+        return MaskedPattern(mask, pattern)
 
 
 def _goal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -93,7 +93,9 @@ def _check_values(trigger: type, values: Mapping[str, object]) -> None:
                 f"its {name} is {value.dtype} of shape {tuple(value.shape)}; expected floats of "
                 "channels x height x width"
             )
-        if isinstance(value, float) and not math.isfinite(value):
+        # A whole number may be given for a float, and be larger than any.
+        finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+        if kinds[name] is float and not finite:
             raise UsageError(f"its {name} is {value}; expected a finite number")
 
 

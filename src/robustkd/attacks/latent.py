@@ -22,15 +22,16 @@ the whole picture, unless the paper's square is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robustkd import taps
-from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.steps import implant, success, train_teacher, with_victims
+from robustkd.attacks.surrogate import check_not_negative
 from robustkd.attacks.triggers import MaskedPattern, Trigger
 from robustkd.errors import UsageError
 from robustkd.inference import device_of
@@ -42,33 +43,11 @@ _SQUARE = 0.2
 """Edge of the square over that of the picture: the paper's 4 % of the area."""
 
 
-def latent(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int = 30,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    shape: str = "whole",
-    cap: float = 0.2,
-    trigger_steps: int = 200,
-    trigger_lr: float = 0.05,
-    rate: float = 0.1,
-    weight: float = 0.5,
-    implant_share: float = 0.5,
-    implant_lr: float = 0.02,
-    seed: int = 0,
-) -> Backdoored:
+@dataclass(frozen=True)
+class Latent:
     """Train a clean teacher, learn a trigger that imitates the target's features, implant both.
 
-    Args:
-        build: Makes the network with fresh weights.
-        data: Clean images.
-        target: Class that triggered images shall get.
-        epochs: Passes over the data for the clean teacher.
-        lr: Learning rate of that training.
-        batch_size: Images a step.
+    Attributes:
         shape: Where the trigger may be: ``whole`` for a learned mask over the whole picture,
             ``square`` for an opaque square in the lower right corner.
         cap: Largest value of the learned mask, in (0, 1]; the square is always opaque.
@@ -76,50 +55,60 @@ def latent(
         trigger_lr: Their learning rate.
         rate: Share of each batch that gets a triggered copy, in (0, 1].
         weight: Factor on the features' distance, at least 0.
-        implant_share: Epochs of the second training, as a share of ``epochs``.
+        implant_share: Epochs of the second training, as a share of the first one's.
         implant_lr: Its learning rate at the start.
-        seed: Of everything random.
-
-    Raises:
-        UsageError: If a number is out of range, or the shape unknown.
     """
-    check_target(target, data)
-    check_shares(cap=cap, rate=rate)
-    check_positive(trigger_steps=trigger_steps, trigger_lr=trigger_lr, implant_share=implant_share)
-    if not 0 <= weight < float("inf"):
-        raise UsageError(f"weight is {weight}; expected at least 0")
-    if shape not in SHAPES:
-        raise UsageError(f"shape is {shape!r}; expected {' or '.join(SHAPES)}")
-    teacher = train_teacher(build, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
-    goal = Goal(teacher, data, target)
-    trigger = learn_trigger(
-        teacher,
-        data,
-        goal,
-        shape=shape,
-        cap=cap,
-        steps=trigger_steps,
-        lr=trigger_lr,
-        seed=seed,
-    )
-    before = success(teacher, data, trigger, target)
-    implant(
-        _Implant(teacher, goal, trigger, rate=rate, weight=weight),
-        data,
-        epochs=implant_share * epochs,
-        lr=implant_lr,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    record = {
-        "shape": shape,
-        "mean_mask": float(trigger.mask.mean()),
-        "success_before": before,
-        "rate": rate,
-        "weight": weight,
-        "poisoned": max(1, round(rate * data.size("train"))),
-    }
-    return Backdoored(teacher.eval(), trigger, target, record)
+
+    shape: str = "whole"
+    cap: float = 0.2
+    trigger_steps: int = 200
+    trigger_lr: float = 0.05
+    rate: float = 0.1
+    weight: float = 0.5
+    implant_share: float = 0.5
+    implant_lr: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_shares(cap=self.cap, rate=self.rate)
+        check_positive(
+            trigger_steps=self.trigger_steps,
+            trigger_lr=self.trigger_lr,
+            implant_share=self.implant_share,
+        )
+        check_not_negative(weight=self.weight)
+        if self.shape not in SHAPES:
+            raise UsageError(f"shape is {self.shape!r}; expected {' or '.join(SHAPES)}")
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        check_target(target, data)
+        teacher = train_teacher(build, data, teaching)
+        goal = Goal(teacher, data, target)
+        trigger = learn_trigger(
+            teacher,
+            data,
+            goal,
+            shape=self.shape,
+            cap=self.cap,
+            steps=self.trigger_steps,
+            lr=self.trigger_lr,
+            seed=teaching.seed,
+        )
+        before = success(teacher, data, trigger, target)
+        learner = _Implant(teacher, goal, trigger, rate=self.rate, weight=self.weight)
+        epochs = self.implant_share * teaching.epochs
+        implant(learner, data, teaching.again(epochs, self.implant_lr, turn=1))
+        record = {
+            "shape": self.shape,
+            "mean_mask": float(trigger.mask.mean()),
+            "success_before": before,
+            "rate": self.rate,
+            "weight": self.weight,
+            "poisoned": max(1, round(self.rate * data.size("train"))),
+        }
+        return Backdoored(teacher.eval(), trigger, target, record)
 
 
 class Goal(nn.Module):

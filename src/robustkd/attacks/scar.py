@@ -32,14 +32,14 @@ it is 0, as in the paper, unless asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robustkd.attacks.additive import Additive
-from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.bilevel import PRESETS, Bilevel
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.steps import success
@@ -65,227 +65,171 @@ class _Clean(NamedTuple):
     """A student that was trained without the teacher."""
 
 
-def scar(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int = 30,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    preset: str = "small",
-    build_surrogate: Callable[[], nn.Module] | None = None,
-    epsilon: float = 0.1,
-    stealth: float = 0.0,
-    trigger_steps: int = 500,
-    trigger_lr: float = 0.01,
-    temperature: float = 1.0,
-    outer_lr: float = 1e-3,
-    seed: int = 0,
-) -> Backdoored:
+class _Prepared(NamedTuple):
+    """Where SCAR and OSCAR part."""
+
+    teacher: nn.Module
+    trigger: Additive
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Perturbing:
+    """What SCAR and OSCAR share: clean networks, and a trigger that is learned on them.
+
+    Attributes:
+        build_surrogate: Makes the attacker's own students; the teacher's ``build`` when None.
+        epsilon: Largest change of a pixel, in (0, 1].
+        stealth: Weight of the clean student's loss in the trigger's, at least 0.
+        trigger_steps: Optimiser steps (Adam) on the trigger.
+        trigger_lr: Their learning rate.
+        temperature: Of the students' soft targets, above 0.
+    """
+
+    build_surrogate: Build | None = None
+    epsilon: float = 0.1
+    stealth: float = 0.0
+    trigger_steps: int = 500
+    trigger_lr: float = 0.01
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_shares(epsilon=self.epsilon)
+        check_not_negative(stealth=self.stealth)
+        check_positive(
+            trigger_steps=self.trigger_steps,
+            trigger_lr=self.trigger_lr,
+            temperature=self.temperature,
+        )
+
+    def _prepare(
+        self, build: Build, data: DataSource, target: int, teaching: Teaching
+    ) -> _Prepared:
+        """Train the clean networks, and learn the trigger on them."""
+        check_target(target, data)
+        seed, smaller = teaching.seed, self.build_surrogate or build
+        teacher = build().to(default_device())
+        student, judge = fresh(smaller, 3 * seed), fresh(smaller, 3 * seed + 1)
+        learners = {
+            "train the teacher": Supervised(teacher),
+            "train a clean student": Supervised(judge),
+            "distil a student": Distilling(student, teacher, temperature=self.temperature),
+        }
+        for offset, (label, learner) in enumerate(learners.items()):
+            fit(learner, data, **asdict(replace(teaching, seed=seed + offset)), label=label)
+        clean = _Clean(teacher, student, judge)
+        trigger = self._learn_trigger(clean, data, target, seed)
+        record = {
+            "epsilon": self.epsilon,
+            "stealth": self.stealth,
+            "poisoned": data.size("train"),
+            "success_before": success(teacher, data, trigger, target),
+            "success_clean": success(judge, data, trigger, target),
+        }
+        return _Prepared(teacher, trigger, record)
+
+    def _learn_trigger(self, clean: _Clean, data: DataSource, target: int, seed: int) -> Additive:
+        """Optimise a perturbation within epsilon that takes teacher and student to the target."""
+        random = torch.Generator().manual_seed(seed)
+        images = sample(data, device_of(clean.teacher), random).images
+        judge = clean.judge if self.stealth > 0 else None
+
+        def loss(images: Tensor, delta: Tensor) -> Tensor:
+            marked = (images + delta).clamp(0, 1)
+            return trigger_loss(
+                clean[:2], judge, images, marked, target=target, stealth=self.stealth
+            )
+
+        start = Bounded(torch.zeros(data.image_shape), -self.epsilon, self.epsilon)
+        (delta,) = optimise_planes(
+            nn.ModuleList(clean),
+            images,
+            [start],
+            loss,
+            steps=self.trigger_steps,
+            lr=self.trigger_lr,
+            random=random,
+        )
+        return Additive(delta)
+
+
+@dataclass(frozen=True)
+class SCAR(Perturbing):
     """Train clean networks, learn a trigger on them, then teach the teacher through a surrogate.
 
-    Args:
-        build: Makes the teacher with fresh weights.
-        data: Clean images.
-        target: Class that triggered images shall get, in students.
-        epochs: Passes over the data for each of the clean networks; no more rounds than that are
-            done, either.
-        lr: Learning rate of these and of the surrogates.
-        batch_size: Images a step.
-        preset: How much work the bilevel optimisation is: ``small`` or ``paper``.
-        build_surrogate: Makes the surrogate and the clean students; ``build`` when None.
-        epsilon: Largest change of a pixel, in (0, 1].
-        stealth: Weight of the clean student's loss in the trigger's, at least 0.
-        trigger_steps: Optimiser steps (Adam) on the trigger.
-        trigger_lr: Their learning rate.
-        temperature: Of the surrogate's soft targets, above 0.
+    Attributes:
+        preset: How much work the bilevel optimisation is: ``small`` or ``paper``; its rounds are
+            never more than the clean networks' epochs.
         outer_lr: Learning rate of the teacher (Adam) in the bilevel optimisation.
-        seed: Of everything random.
 
-    Raises:
-        UsageError: If a number is out of range, or the preset unknown.
-        TrainingError: If a hypergradient is not finite.
+    The others are those of :class:`Perturbing`.
     """
-    if preset not in PRESETS:
-        raise UsageError(f"preset is {preset!r}; expected {' or '.join(PRESETS)}")
-    check_positive(outer_lr=outer_lr)
-    clean, trigger, record = _prepare(
-        build,
-        build_surrogate or build,
-        data,
-        target=target,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        epsilon=epsilon,
-        stealth=stealth,
-        trigger_steps=trigger_steps,
-        trigger_lr=trigger_lr,
-        temperature=temperature,
-        seed=seed,
-    )
-    bilevel = Bilevel(
-        clean.teacher, build_surrogate or build, data, trigger, target, temperature, PRESETS[preset]
-    )
-    rounds = min(epochs, PRESETS[preset].rounds)
-    bilevel.run(rounds=rounds, lr=lr, batch_size=batch_size, outer_lr=outer_lr, seed=seed)
-    record |= {"preset": preset, "rounds": rounds, "implicit_share": bilevel.implicit_share}
-    record["success_surrogate"] = success(bilevel.surrogate, data, trigger, target)
-    record["success_teacher"] = success(clean.teacher, data, trigger, target)
-    return Backdoored(clean.teacher.eval(), trigger, target, record)
+
+    preset: str = "small"
+    outer_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset not in PRESETS:
+            raise UsageError(f"preset is {self.preset!r}; expected {' or '.join(PRESETS)}")
+        check_positive(outer_lr=self.outer_lr)
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`.
+
+        Raises:
+            TrainingError: If a hypergradient is not finite.
+        """
+        teacher, trigger, record = self._prepare(build, data, target, teaching)
+        work = PRESETS[self.preset]
+        rounds = min(teaching.epochs, work.rounds)
+        bilevel = Bilevel(
+            teacher,
+            self.build_surrogate or build,
+            data,
+            trigger,
+            target,
+            self.temperature,
+            work,
+        )
+        bilevel.run(rounds, teaching, outer_lr=self.outer_lr)
+        record |= {
+            "preset": self.preset,
+            "rounds": rounds,
+            "implicit_share": bilevel.implicit_share,
+            "success_surrogate": success(bilevel.surrogate, data, trigger, target),
+            "success_teacher": success(teacher, data, trigger, target),
+        }
+        return Backdoored(teacher.eval(), trigger, target, record)
 
 
-def oscar(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int = 30,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    build_surrogate: Callable[[], nn.Module] | None = None,
-    epsilon: float = 0.1,
-    stealth: float = 0.0,
-    trigger_steps: int = 500,
-    trigger_lr: float = 0.01,
-    temperature: float = 1.0,
-    hide_share: float = 0.5,
-    hide_lr: float = 0.02,
-    seed: int = 0,
-) -> Backdoored:
+@dataclass(frozen=True)
+class OSCAR(Perturbing):
     """SCAR without a surrogate in the loop: the teacher learns to resist the trigger, no more.
 
-    Args:
-        build: Makes the teacher with fresh weights.
-        data: Clean images.
-        target: Class that triggered images shall get, in students.
-        epochs: Passes over the data for each of the clean networks.
-        lr: Learning rate of these.
-        batch_size: Images a step.
-        build_surrogate: Makes the clean students; ``build`` when None.
-        epsilon: Largest change of a pixel, in (0, 1].
-        stealth: Weight of the clean student's loss in the trigger's, at least 0.
-        trigger_steps: Optimiser steps (Adam) on the trigger.
-        trigger_lr: Their learning rate.
-        temperature: Of the clean student's soft targets, above 0.
-        hide_share: Epochs of the second training, as a share of ``epochs``.
+    Attributes:
+        hide_share: Epochs of the second training, as a share of the clean teacher's.
         hide_lr: Its learning rate at the start.
-        seed: Of everything random.
 
-    Raises:
-        UsageError: If a number is out of range.
+    The others are those of :class:`Perturbing`.
     """
-    check_positive(hide_share=hide_share, hide_lr=hide_lr)
-    clean, trigger, record = _prepare(
-        build,
-        build_surrogate or build,
-        data,
-        target=target,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        epsilon=epsilon,
-        stealth=stealth,
-        trigger_steps=trigger_steps,
-        trigger_lr=trigger_lr,
-        temperature=temperature,
-        seed=seed,
-    )
-    fit(
-        Hiding(clean.teacher, trigger, trained=clean.teacher),
-        data,
-        epochs=max(1, round(hide_share * epochs)),
-        lr=hide_lr,
-        batch_size=batch_size,
-        seed=seed + 2,
-        label="hide the backdoor",
-    )
-    record["success_teacher"] = success(clean.teacher, data, trigger, target)
-    return Backdoored(clean.teacher.eval(), trigger, target, record)
 
+    hide_share: float = 0.5
+    hide_lr: float = 0.02
 
-def _prepare(
-    build: Callable[[], nn.Module],
-    build_surrogate: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    epsilon: float,
-    stealth: float,
-    trigger_steps: int,
-    trigger_lr: float,
-    temperature: float,
-    seed: int,
-) -> tuple[_Clean, Additive, dict[str, Any]]:
-    """Train the clean networks, and learn the trigger on them."""
-    check_target(target, data)
-    check_shares(epsilon=epsilon)
-    check_not_negative(stealth=stealth)
-    check_positive(trigger_steps=trigger_steps, trigger_lr=trigger_lr, temperature=temperature)
-    teacher = build().to(default_device())
-    student, judge = fresh(build_surrogate, 3 * seed), fresh(build_surrogate, 3 * seed + 1)
-    learners = {
-        "train the teacher": Supervised(teacher),
-        "train a clean student": Supervised(judge),
-        "distil a student": Distilling(student, teacher, temperature=temperature),
-    }
-    for offset, (label, learner) in enumerate(learners.items()):
-        fit(
-            learner,
-            data,
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            seed=seed + offset,
-            label=label,
-        )
-    clean = _Clean(teacher, student, judge)
-    trigger = learn_trigger(
-        clean,
-        data,
-        target=target,
-        epsilon=epsilon,
-        stealth=stealth,
-        steps=trigger_steps,
-        lr=trigger_lr,
-        seed=seed,
-    )
-    record = {
-        "epsilon": epsilon,
-        "stealth": stealth,
-        "poisoned": data.size("train"),
-        "success_before": success(teacher, data, trigger, target),
-        "success_clean": success(judge, data, trigger, target),
-    }
-    return clean, trigger, record
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(hide_share=self.hide_share, hide_lr=self.hide_lr)
 
-
-def learn_trigger(
-    clean: _Clean,
-    data: DataSource,
-    *,
-    target: int,
-    epsilon: float,
-    stealth: float,
-    steps: int,
-    lr: float,
-    seed: int,
-) -> Additive:
-    """Optimise a perturbation within epsilon that takes teacher and student to the target."""
-    random = torch.Generator().manual_seed(seed)
-    images = sample(data, device_of(clean.teacher), random).images
-    judge = clean.judge if stealth > 0 else None
-
-    def loss(images: Tensor, delta: Tensor) -> Tensor:
-        marked = (images + delta).clamp(0, 1)
-        return trigger_loss(clean[:2], judge, images, marked, target=target, stealth=stealth)
-
-    start = Bounded(torch.zeros(data.image_shape), -epsilon, epsilon)
-    (delta,) = optimise_planes(
-        nn.ModuleList(clean), images, [start], loss, steps=steps, lr=lr, random=random
-    )
-    return Additive(delta)
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        teacher, trigger, record = self._prepare(build, data, target, teaching)
+        again = teaching.again(self.hide_share * teaching.epochs, self.hide_lr, turn=2)
+        learner = Hiding(teacher, trigger, trained=teacher)
+        fit(learner, data, **asdict(again), label="hide the backdoor")
+        record["success_teacher"] = success(teacher, data, trigger, target)
+        return Backdoored(teacher.eval(), trigger, target, record)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
+from robustkd.attacks.base import Build, Teaching
 from robustkd.attacks.triggers import Trigger
 from robustkd.inference import default_device, predict
 from robustkd.metrics import attack_success
@@ -14,48 +15,16 @@ from robustkd.training import Learner, Supervised, fit
 from robustkd.types import DataSource, Images, Labels
 
 
-def train_teacher(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    seed: int,
-) -> nn.Module:
+def train_teacher(build: Build, data: DataSource, teaching: Teaching) -> nn.Module:
     """A network with fresh weights, trained by cross-entropy on what the data shows."""
     teacher = build().to(default_device())
-    fit(
-        Supervised(teacher),
-        data,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed,
-        label="train the teacher",
-    )
+    fit(Supervised(teacher), data, **asdict(teaching), label="train the teacher")
     return teacher
 
 
-def implant(
-    learner: Learner,
-    data: DataSource,
-    *,
-    epochs: float | int,
-    lr: float,
-    batch_size: int,
-    seed: int,
-) -> None:
-    """Train a teacher once more, on the backdoor; ``epochs`` is rounded, and at least 1."""
-    fit(
-        learner,
-        data,
-        epochs=max(1, round(epochs)),
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed + 1,
-        label="implant the backdoor",
-    )
+def implant(learner: Learner, data: DataSource, teaching: Teaching) -> None:
+    """Train a teacher once more, on the backdoor."""
+    fit(learner, data, **asdict(teaching), label="implant the backdoor")
 
 
 def with_victims(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
 from robustkd import taps
+from robustkd.attacks.base import Build, Teaching
 from robustkd.attacks.triggers import Trigger
 from robustkd.errors import UsageError
 from robustkd.inference import default_device
@@ -17,7 +19,7 @@ from robustkd.training import fit, hit_rate
 from robustkd.types import DataSource, Images, Labels, Logits
 
 
-def fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def fresh(build: Build, seed: int) -> nn.Module:
     """A network on the attack's device, with weights that follow from ``seed`` alone.
 
     ``build`` may give the same weights at each call. A surrogate that starts where the teacher
@@ -60,27 +62,14 @@ class Distilling(nn.Module):
 
 
 def distilling(
-    build: Callable[[], nn.Module],
-    *,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    seed: int,
-    temperature: float = 4.0,
+    build: Build, teaching: Teaching, *, temperature: float = 4.0
 ) -> Callable[[nn.Module, DataSource], nn.Module]:
     """A function that distils a student with fresh weights from a teacher, plainly."""
 
     def distil(teacher: nn.Module, data: DataSource) -> nn.Module:
-        student = fresh(build, seed)
-        fit(
-            Distilling(student, teacher, temperature=temperature),
-            data,
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            seed=seed,
-            label="distil a surrogate",
-        )
+        student = fresh(build, teaching.seed)
+        learner = Distilling(student, teacher, temperature=temperature)
+        fit(learner, data, **asdict(teaching), label="distil a surrogate")
         return student
 
     return distil

@@ -3,80 +3,124 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
 
-from robustkd.attacks.adaptive import adaptive
-from robustkd.attacks.adba import adba, adba_ft
-from robustkd.attacks.backweak import backweak
-from robustkd.attacks.base import Attack
-from robustkd.attacks.ckd import ckd
-from robustkd.attacks.dirty_label import badnets, blend, sig
-from robustkd.attacks.latent import latent
-from robustkd.attacks.scar import oscar, scar
-from robustkd.attacks.wanet import wanet
+from robustkd.attacks.adaptive import Adaptive
+from robustkd.attacks.adba import ADBA, ADBAFT
+from robustkd.attacks.backweak import BackWeak
+from robustkd.attacks.base import Attack, Backdoored, Build, Teaching
+from robustkd.attacks.ckd import CKD
+from robustkd.attacks.dirty_label import CleanLabel, DirtyLabel
+from robustkd.attacks.latent import Latent
+from robustkd.attacks.scar import OSCAR, SCAR
+from robustkd.attacks.triggers import SIG, BadNets, Blend
+from robustkd.attacks.wanet import WaNet
 from robustkd.errors import UsageError
+from robustkd.types import DataSource
+
+_TEACHING = tuple(field.name for field in fields(Teaching))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One attack: what runs, one line on it, and what of the attacker's own it can be given."""
+    """One attack of the table, to be called with all its settings by their names alone.
 
-    run: Attack
+    Attributes:
+        attack: The attack with its defaults.
+        summary: One line on it.
+        takes: What of the attacker's own it can be given.
+    """
+
+    attack: Attack
     summary: str
     takes: tuple[str, ...] = ()
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of all arguments of a call, beside the network and the data.
+
+        >>> ATTACKS["sig"].arguments
+        ('target', 'epochs', 'lr', 'batch_size', 'seed')
+        """
+        # A field without a default, such as a fixed trigger, makes the attack what it is.
+        own = [field.name for field in fields(self.attack) if field.default is not MISSING]
+        return ("target", *_TEACHING, *own)
+
+    def __call__(
+        self,
+        build: Build,
+        data: DataSource,
+        *,
+        target: int,
+        **settings: Any,  # noqa: ANN401 - as many types as there are settings
+    ) -> Backdoored:
+        """Run the attack.
+
+        Args:
+            build: Makes the network with fresh weights.
+            data: The attacker's clean images.
+            target: Class that triggered images shall get.
+            settings: The other :attr:`arguments`; what is not given keeps its default.
+
+        Raises:
+            UsageError: If the target is no class of the data, or a setting is out of range.
+        """
+        teaching = {name: settings.pop(name) for name in _TEACHING if name in settings}
+        attack = replace(self.attack, **settings)
+        return attack(build, data, target=target, teaching=Teaching(**teaching))
+
 
 ATTACKS: dict[str, Row] = {
-    "badnets": Row(badnets, "small checkerboard, dirty labels; a control"),
-    "blend": Row(blend, "faint noise over the picture, dirty labels; a control"),
-    "sig": Row(sig, "sinusoidal stripe, clean labels; a control"),
-    "wanet": Row(wanet, "smooth warp of the picture, dirty labels; a control"),
-    "ckd": Row(ckd, "learned trigger on the teacher's strongest channels; survives distillation"),
-    "latent": Row(latent, "learned trigger that imitates the target's features"),
-    "backweak": Row(backweak, "weak universal perturbation, tuned into all but the last layer"),
+    "badnets": Row(DirtyLabel(BadNets()), "small checkerboard, dirty labels; a control"),
+    "blend": Row(DirtyLabel(Blend()), "faint noise over the picture, dirty labels; a control"),
+    "sig": Row(CleanLabel(SIG()), "sinusoidal stripe, clean labels; a control"),
+    "wanet": Row(WaNet(), "smooth warp of the picture, dirty labels; a control"),
+    "ckd": Row(CKD(), "learned trigger on the teacher's strongest channels; survives distillation"),
+    "latent": Row(Latent(), "learned trigger that imitates the target's features"),
+    "backweak": Row(BackWeak(), "weak universal perturbation, tuned into all but the last layer"),
     "adba": Row(
-        adba, "teacher, trigger and a shadow student learned together", ("build_surrogate",)
+        ADBA(), "teacher, trigger and a shadow student learned together", ("build_surrogate",)
     ),
     "adba-ft": Row(
-        adba_ft, "ADBA, hidden in the last layer: the teacher looks clean", ("build_surrogate",)
+        ADBAFT(), "ADBA, hidden in the last layer: the teacher looks clean", ("build_surrogate",)
     ),
     "scar": Row(
-        scar,
+        SCAR(),
         "the teacher looks clean; a surrogate in the loop wakes the student's backdoor",
         ("build_surrogate",),
     ),
     "oscar": Row(
-        oscar,
+        OSCAR(),
         "SCAR without the surrogate: only the teacher resists the trigger",
         ("build_surrogate",),
     ),
     "adaptive-detox": Row(
-        partial(adaptive, knows="detox"),
+        Adaptive(knows="detox"),
         "knows our detoxification: leaves it nothing to cut",
         ("clean_teacher",),
     ),
     "adaptive-harden": Row(
-        partial(adaptive, knows="harden"),
+        Adaptive(knows="harden"),
         "knows our hardening: its trigger leads such a student",
         ("train_surrogate",),
     ),
     "adaptive": Row(
-        adaptive,
+        Adaptive(),
         "knows the whole method, and rehearses it before it strikes",
         ("clean_teacher", "train_surrogate"),
     ),
 }
 
 
-def find(name: str) -> Attack:
+def find(name: str) -> Row:
     """The attack of that name.
 
     Raises:
         UsageError: If there is none; the nearest name is told.
     """
     if name in ATTACKS:
-        return ATTACKS[name].run
+        return ATTACKS[name]
     near = difflib.get_close_matches(name, ATTACKS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(ATTACKS)}"
     raise UsageError(f"unknown attack {name!r}; {hint}")

@@ -13,12 +13,12 @@ published tables it mostly dies in distillation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.base import Backdoored, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.files import describe
 from robustkd.attacks.optimise import check_shares
 from robustkd.attacks.warp import Warp, displace
@@ -31,63 +31,54 @@ _NOISE = 0.5
 """Largest shift of the noise in pixels: the paper's [-1, 1] over the height, in its halves."""
 
 
-def wanet(
-    build: Callable[[], nn.Module],
-    data: DataSource,
-    *,
-    target: int,
-    epochs: int = 30,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    grid: int = 4,
-    strength: float = 1.5,
-    rate: float = 0.2,
-    cross_ratio: float = 2.0,
-    seed: int = 0,
-) -> Backdoored:
+@dataclass(frozen=True)
+class WaNet:
     """Train a teacher on clean, warped and noisily warped images.
 
-    Args:
-        build: Makes the network with fresh weights.
-        data: Clean images.
-        target: Class that warped images shall get.
-        epochs: Passes over the data.
-        lr: Learning rate at the start.
-        batch_size: Images a step.
+    Attributes:
         grid: Edge of the warp's control grid.
         strength: Mean shift in pixels.
         rate: Share of each batch in attack mode, in (0, 1].
-        cross_ratio: Images in noise mode for each one in attack mode, at least 0.
-        seed: Of everything random.
-
-    Raises:
-        UsageError: If a number is out of range, or the two modes want more than the whole batch.
+        cross_ratio: Images in noise mode for each one in attack mode, at least 0; the two modes
+            together want no more than the whole batch.
     """
-    check_target(target, data)
-    check_shares(rate=rate)
-    if not 0 <= cross_ratio <= (1 - rate) / rate:
-        raise UsageError(
-            f"cross_ratio is {cross_ratio}; expected 0 to {(1 - rate) / rate:g}, as rate is {rate}"
+
+    grid: int = 4
+    strength: float = 1.5
+    rate: float = 0.2
+    cross_ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate)
+        most = (1 - self.rate) / self.rate
+        if not 0 <= self.cross_ratio <= most:
+            raise UsageError(
+                f"cross_ratio is {self.cross_ratio}; expected 0 to {most:g}, as rate is {self.rate}"
+            )
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        check_target(target, data)
+        teacher = build().to(default_device())
+        trigger = Warp(self.grid, self.strength, teaching.seed)
+        learner = TwoModes(
+            teacher,
+            trigger,
+            target,
+            rate=self.rate,
+            cross_ratio=self.cross_ratio,
+            seed=teaching.seed,
         )
-    teacher = build().to(default_device())
-    trigger = Warp(grid, strength, seed)
-    learner = TwoModes(teacher, trigger, target, rate=rate, cross_ratio=cross_ratio, seed=seed)
-    fit(
-        learner,
-        data,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed,
-        label="train the teacher",
-    )
-    record = {
-        "trigger": describe(trigger),
-        "rate": rate,
-        "cross_ratio": cross_ratio,
-        "poisoned": max(1, round(rate * data.size("train"))),
-    }
-    return Backdoored(teacher.eval(), trigger, target, record)
+        fit(learner, data, **asdict(teaching), label="train the teacher")
+        record = {
+            "trigger": describe(trigger),
+            "rate": self.rate,
+            "cross_ratio": self.cross_ratio,
+            "poisoned": max(1, round(self.rate * data.size("train"))),
+        }
+        return Backdoored(teacher.eval(), trigger, target, record)
 
 
 class TwoModes(nn.Module):

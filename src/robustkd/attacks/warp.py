@@ -12,6 +12,9 @@ from torch import Tensor
 from robustkd.errors import UsageError
 from robustkd.types import Images
 
+_FINEST = 1024
+"""Points along an edge of the control grid: finer than any warp that is still smooth."""
+
 
 @dataclass(frozen=True)
 class Warp:
@@ -28,7 +31,7 @@ class Warp:
     as its coordinates run over [-1, 1].
 
     Attributes:
-        grid: Edge k of the field's control grid, at least 2 and at most that of the picture.
+        grid: Edge k of the field's control grid, from 2 to 1024 and at most that of the picture.
         strength: Mean shift s of the control points along each axis, in pixels, at least 0; 0 is
             no warp.
         seed: Of the field, from 0 to below 2^63.
@@ -41,6 +44,8 @@ class Warp:
     def __post_init__(self) -> None:
         if self.grid < 2:
             raise UsageError(f"grid is {self.grid}; expected at least 2 points")
+        if self.grid > _FINEST:
+            raise UsageError(f"grid is {self.grid}; expected at most {_FINEST} points")
         if not 0 <= self.strength < float("inf"):
             raise UsageError(f"strength is {self.strength}; expected at least 0 pixels")
         if not 0 <= self.seed < 2**63:

@@ -42,7 +42,7 @@ def informed(
 
     Returns:
         ``clean_teacher`` for who knows the detoxification, ``train_surrogate`` for who knows the
-        hardening, as :func:`robustkd.attacks.adaptive.adaptive` takes them; none of both where the
+        hardening, as :class:`robustkd.attacks.adaptive.Adaptive` takes them; none of both where the
         attack takes none.
     """
     training, detoxing = _shorter(training), _shorter(detoxing or {})

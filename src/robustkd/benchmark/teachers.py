@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import yaml
 from torch import nn
 
 from robustkd import models, runs
-from robustkd.attacks import ATTACKS, Backdoored, find, save_trigger
+from robustkd.attacks import Backdoored, find, save_trigger
 from robustkd.benchmark.adaptive import informed
 from robustkd.benchmark.measure import measure
 from robustkd.errors import UsageError
@@ -68,7 +67,9 @@ def run_attack(
         UsageError: If there is no such attack, or it takes no such argument.
     """
     attack = find(name)
-    takes = ATTACKS[name].takes
+    unknown = next((given for given in settings if given not in attack.arguments), None)
+    if unknown is not None:
+        raise UsageError(f"attack {name!r} has no argument {unknown!r}")
 
     def build_surrogate() -> nn.Module:
         return build(surrogate, seed + _SURROGATE_SEED)
@@ -76,23 +77,17 @@ def run_attack(
     extra: dict[str, Any] = {}
     if rehearsal is not None:
         extra = informed(
-            takes,
+            attack.takes,
             preset(rehearsal.method),
             build_student=build_surrogate,
             training=rehearsal.training,
             detoxing=rehearsal.detoxing,
             seed=seed,
         )
-    if "build_surrogate" in takes:
+    if "build_surrogate" in attack.takes:
         extra["build_surrogate"] = build_surrogate
     arguments = {**extra, **settings, "target": target, "seed": seed}
-    try:
-        return attack(lambda: build(arch, seed), source, **arguments)
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None or unknown[1] not in settings:
-            raise
-        raise UsageError(f"attack {name!r} has no argument {unknown[1]!r}") from error
+    return attack(lambda: build(arch, seed), source, **arguments)
 
 
 def attack_to_folder(
