@@ -18,7 +18,8 @@ import torch
 from robustkd import models
 from robustkd.detox import detoxify
 from robustkd.inference import accuracy_on
-from robustkd.pipeline import Prepared, make_student, prepare
+from robustkd.intake import Prepared, prepare
+from robustkd.pipeline import make_student
 from robustkd.types import Batch, DataSource, Split
 
 _BATCHES = 3

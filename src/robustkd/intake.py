@@ -1,0 +1,112 @@
+"""What comes in: the teacher's file and the clean data, read and checked before a run begins."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import nn
+
+from robustkd import models
+from robustkd.data import split_text
+from robustkd.data.listing import shown
+from robustkd.errors import InputError
+from robustkd.inference import accuracy_on, default_device
+from robustkd.metrics import Proportion
+from robustkd.presets import Preset, preset
+from robustkd.types import DataSource, Split
+
+_NEAR_CHANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is ready before anything is written or learnt.
+
+    Attributes:
+        how: What the method says.
+        teacher: The untrusted network, on the device where training happens.
+        file: The facts of its file.
+        knows: Its accuracy on the clean validation images, in [0, 1].
+        student: Network with fresh weights.
+    """
+
+    how: Preset
+    teacher: models.Classifier
+    file: models.TeacherFile
+    knows: Proportion
+    student: models.Classifier
+
+    def line(self, clean: DataSource) -> str:
+        """What a user should see before hours of training."""
+        file = self.file
+        return (
+            f"teacher: {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
+            f"{file.sha256[:12]}; {file.matched} tensors matched; right on {self.knows} of "
+            f"{self.knows.n} validation images of {clean.name}"
+        )
+
+
+def prepare(
+    teacher_file: Path,
+    *,
+    arch: str,
+    clean: DataSource,
+    student_arch: str,
+    method: str = "default",
+    seed: int = 0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Prepared:
+    """Read the teacher, see what it knows, and build the student.
+
+    Arguments and errors are those of :func:`robustkd.pipeline.distill_file`.
+    """
+    how = preset(method)
+    models.check_name(student_arch)
+    read = models.read_teacher(
+        teacher_file,
+        arch=arch,
+        classes=len(clean.classes),
+        image_shape=clean.image_shape,
+        mean=mean,
+        std=std,
+        statistics=lambda: models.pixel_statistics(clean),
+        judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
+    )
+    teacher = read.model.to(default_device())
+    knows = _check_knows(teacher, clean, teacher_file)
+    statistics = models.pixel_statistics(clean)
+    spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, *statistics)
+    return Prepared(how, teacher, read.file, knows, models.build(spec, seed=seed))
+
+
+def identity(clean: DataSource, spec: models.Spec) -> dict[str, Any]:
+    """What tells whether data is the same as before, without reading it again."""
+    split = hashlib.sha256()
+    for text in split_text(clean) or ():
+        split.update(text.encode())
+    return {
+        "name": clean.name,
+        "classes": list(clean.classes),
+        "shape": list(clean.image_shape),
+        "sizes": {part: clean.size(part) for part in get_args(Split)},
+        "split": split.hexdigest(),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+
+
+def _check_knows(teacher: nn.Module, clean: DataSource, path: Path) -> Proportion:
+    """Stop before hours of training when preprocessing or classes are not the teacher's."""
+    chance = 1 / len(clean.classes)
+    found = accuracy_on(teacher, clean, "validation")
+    if found.value < chance + _NEAR_CHANCE * (1 - chance):
+        raise InputError(
+            f"{path} is right on only {found.value:.1%} of the validation images of {clean.name}, "
+            f"near chance ({chance:.1%}): are these its classes, in its order, its kind of images, "
+            "and its --mean and --std?"
+        )
+    return found
