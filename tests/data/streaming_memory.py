@@ -23,7 +23,7 @@ from PIL import Image
 
 CLASSES = 10
 SIZES = (2_000, 20_000, 200_000)
-ROUNDS = 3
+ROUNDS = 2
 _VARIANTS = 50
 _WARM_UP = 40
 
@@ -172,7 +172,7 @@ def _spreads(runs: list[dict[str, float]]) -> dict[str, str]:
     for key in runs[0]:
         values = sorted(run[key] for run in runs)
         middle, least, most = statistics.median(values), values[0], values[-1]
-        spreads[key] = f"{middle:.2f} ({least:.2f} to {most:.2f})"
+        spreads[key] = f"{middle:z.2f} ({least:z.2f} to {most:z.2f})"
     return spreads
 
 
