@@ -150,7 +150,7 @@ def kills(work: Path, alone: Alone, moments: list[list[float]]) -> Iterator[Kill
             while not kill_after(going_on(folder, alone.begin), folder, seconds):
                 # The machine was busier when time was measured: that run again, and earlier.
                 shutil.rmtree(folder)
-                seconds *= 0.7
+                after, stood, seconds = [], [], 0.7 * seconds
             after.append(round(seconds, 3))
             stood.append(standing(folder))
         run(going_on(folder, alone.begin))
