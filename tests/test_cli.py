@@ -582,6 +582,7 @@ def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(r
         ("badnets", {"arch": "wrn-11-1"}, None),
         ("badnets", {"target": 10}, "target class is 10; expected 0 to 9"),
         ("badnets", {"set.colour": 3}, "attack 'badnets' has no argument 'colour'"),
+        ("badnets", {"set.seed": 3}, "attack 'badnets' has no argument 'seed'"),
         ("badnets", {"epochs": 0}, "--epochs is 0; expected at least 1"),
     ],
 )

@@ -15,6 +15,7 @@ from attacks.examples import pixels
 from robustkd import data, models, taps
 from robustkd.attacks import MaskedPattern, find
 from robustkd.attacks.adaptive import Adaptive, Cleaned, relearn_trigger
+from robustkd.attacks.ckd import CKD
 from robustkd.attacks.low_variance import Implant, stage_variances
 from robustkd.attacks.steps import with_victims
 from robustkd.attacks.surrogate import toward
@@ -223,3 +224,10 @@ def test_arguments_out_of_range_by_their_text(argument, message):
     init = inspect.unwrap(Adaptive.__init__)
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         init(object.__new__(Adaptive), **argument)
+
+
+@pytest.mark.parametrize("attack", [Adaptive, CKD])
+def test_a_wrong_word_for_the_strongest_channels_is_told(attack):
+    init = inspect.unwrap(attack.__init__)
+    with pytest.raises(UsageError, match=r"^strongest is 'last'; expected all, target$"):
+        init(object.__new__(attack), strongest="last")

@@ -67,7 +67,7 @@ def test_every_trigger_is_frozen_and_names_its_numbers(kind):
     assert repr(trigger).startswith(f"{type(trigger).__name__}({name}=")
 
 
-@given(st.integers(0, 9), FRACTIONS, st.floats(0, 20), st.integers(1, 3))
+@given(st.integers(0, 9), FRACTIONS, st.floats(0.1, 1000), st.integers(1, 3))
 @settings(max_examples=25, deadline=None)
 def test_parametric_triggers_keep_the_range_at_any_setting(seed, share, frequency, size):
     images = pixels(3, 1, 4, 6, seed=seed)
@@ -160,6 +160,10 @@ PLANE = torch.zeros(1, 2, 2)
         (lambda: Blend(seed=-1), "seed is -1; expected 0 to below 2^63"),
         (lambda: Blend(seed=2**63), f"seed is {2**63}; expected 0 to below 2^63"),
         (lambda: SIG(-0.1), "delta is -0.1; expected above 0 and at most 1"),
+        (
+            lambda: SIG(frequency=1e308),
+            "frequency is 1e+308; expected above 0 and at most 1000",
+        ),
         (
             lambda: MaskedPattern(PLANE, torch.zeros(1, 2, 3)),
             "mask is (1, 2, 2) and pattern (1, 2, 3); expected equal shapes",

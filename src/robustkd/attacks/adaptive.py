@@ -24,7 +24,7 @@ always that of today's method (:func:`robustkd.benchmark.informed` makes them). 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -32,14 +32,13 @@ import torch
 from torch import Tensor, nn
 
 from robustkd import taps
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
-from robustkd.attacks.ckd import CKD
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target, check_word
+from robustkd.attacks.ckd import CKD, Strongest
 from robustkd.attacks.low_variance import Changes, Implant, Variance, stage_variances
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.steps import implant, success, train_teacher
 from robustkd.attacks.surrogate import check_not_negative, distilling, trigger_loss
 from robustkd.attacks.triggers import MaskedPattern
-from robustkd.errors import UsageError
 from robustkd.inference import device_of
 from robustkd.training import check_positive
 from robustkd.types import DataSource
@@ -95,7 +94,7 @@ class Adaptive:
     build_surrogate: Build | None = None
     rounds: int = 2
     cap: float = 0.2
-    strongest: Literal["all", "target"] = "all"
+    strongest: Strongest = "all"
     channel_share: float = 0.1
     trigger_steps: int = 100
     trigger_lr: float = 0.05
@@ -107,8 +106,9 @@ class Adaptive:
     implant_lr: float = 0.02
 
     def __post_init__(self) -> None:
-        _check_word("knows", self.knows, get_args(Knows))
-        _check_word("variance", self.variance, get_args(Variance))
+        check_word("knows", self.knows, get_args(Knows))
+        check_word("strongest", self.strongest, get_args(Strongest))
+        check_word("variance", self.variance, get_args(Variance))
         check_shares(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
         check_not_negative(variance_weight=self.variance_weight, cleaned_weight=self.cleaned_weight)
         check_positive(
@@ -230,8 +230,3 @@ def _stage_variances(teacher: nn.Module, data: DataSource, seed: int) -> dict[st
     random = torch.Generator().manual_seed(seed)
     images = sample(data, device_of(teacher), random).images
     return stage_variances(teacher, taps.stages(teacher, images[:4]), images)
-
-
-def _check_word(name: str, word: str, words: Sequence[str]) -> None:
-    if word not in words:
-        raise UsageError(f"{name} is {word!r}; expected {', '.join(words)}")

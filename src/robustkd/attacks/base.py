@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
@@ -81,6 +81,16 @@ class Attack(Protocol):
         Raises:
             UsageError: If the target is no class of the data, or a number is out of range.
         """
+
+
+def check_word(name: str, word: str, words: Sequence[str]) -> None:
+    """Refuse a word that is none of those there are.
+
+    Raises:
+        UsageError: Naming them.
+    """
+    if word not in words:
+        raise UsageError(f"{name} is {word!r}; expected {', '.join(words)}")
 
 
 def check_target(target: int, data: DataSource) -> None:

@@ -16,13 +16,13 @@ one of these channels counts as much.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robustkd import taps
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target, check_word
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.steps import implant, train_teacher
@@ -31,6 +31,8 @@ from robustkd.errors import UsageError
 from robustkd.inference import device_of
 from robustkd.training import Supervised
 from robustkd.types import DataSource
+
+Strongest: TypeAlias = Literal["all", "target"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class CKD:
     """
 
     cap: float = 0.2
-    strongest: Literal["all", "target"] = "all"
+    strongest: Strongest = "all"
     channel_share: float = 0.1
     strength: float = 1.0
     trigger_steps: int = 200
@@ -60,6 +62,7 @@ class CKD:
     implant_lr: float = 0.02
 
     def __post_init__(self) -> None:
+        check_word("strongest", self.strongest, get_args(Strongest))
         check_shares(cap=self.cap, channel_share=self.channel_share)
 
     def __call__(

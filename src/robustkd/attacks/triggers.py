@@ -19,6 +19,8 @@ from robustkd.types import Images
 Plane = Float[Tensor, "_ _ _"]
 """Channels, height and width; that two of them agree is for their user to check."""
 
+_MOST_PERIODS = 1000
+
 
 @runtime_checkable
 class Trigger(Protocol):
@@ -98,7 +100,7 @@ class SIG:
 
     Attributes:
         delta: Amplitude in pixel units, in (0, 1]; 20/255 in the paper's milder runs.
-        frequency: Periods across the width.
+        frequency: Periods across the width, above 0 and at most 1000.
     """
 
     delta: float = 40 / 255
@@ -106,6 +108,10 @@ class SIG:
 
     def __post_init__(self) -> None:
         _check_share("delta", self.delta)
+        if not 0 < self.frequency <= _MOST_PERIODS:
+            raise UsageError(
+                f"frequency is {self.frequency}; expected above 0 and at most {_MOST_PERIODS}"
+            )
 
     def __call__(self, images: Images) -> Images:
         """Add the stripe and clip."""

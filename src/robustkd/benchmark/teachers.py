@@ -67,7 +67,9 @@ def run_attack(
         UsageError: If there is no such attack, or it takes no such argument.
     """
     attack = find(name)
-    unknown = next((given for given in settings if given not in attack.arguments), None)
+    # Target and seed have places of their own, where they count.
+    known = set(attack.arguments) - {"target", "seed"}
+    unknown = next((given for given in settings if given not in known), None)
     if unknown is not None:
         raise UsageError(f"attack {name!r} has no argument {unknown!r}")
 
