@@ -160,11 +160,17 @@ def test_a_verdict_in_order_is_believed(monkeypatch):
 
 
 def test_an_interrupt_leaves_no_process(monkeypatch):
+    started: list[int] = []
+    start = os.posix_spawn
+    monkeypatch.setattr(
+        os, "posix_spawn", lambda *a, **k: started.append(start(*a, **k)) or started[-1]
+    )
     monkeypatch.setattr(sandbox.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run("while True: pass", monkeypatch)
+    (process,) = started
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(process, os.WNOHANG)
 
 
 def test_the_process_sees_no_secrets_of_ours(monkeypatch):
