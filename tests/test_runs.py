@@ -100,7 +100,7 @@ def begin(folder: Path, **changes) -> Run:
 
 def test_a_run_begins_with_all_that_repeats_it(tmp_path):
     out = tmp_path / "run"
-    begin(out, split={"format": 1})
+    begin(out, split=iter(['{"format"', ": 1}"]))
     assert yaml.safe_load((out / "config.yaml").read_text()) == {"epochs": 3}
     assert json.loads((out / "environment.json").read_text()) == environment()
     assert json.loads((out / "run.json").read_text()) == json.loads(json.dumps(BEGUN))
