@@ -385,6 +385,20 @@ def test_a_dry_run_prints_the_plan_and_makes_no_folder(robustkd, files):
     assert not list(Path().iterdir())
 
 
+def test_a_name_that_steers_a_terminal_is_spelt_out(robustkd, files):
+    hostile = "\x1b]0;:cat:[b]\n.pt"
+    Path(hostile).write_bytes(files.teacher.read_bytes())
+    said = robustkd(*distilling(hostile), "--dry-run")
+    assert said.code == 0
+    assert "  name            \\x1b]0;:cat:[b]\\n.pt " in said.out
+    refused(
+        robustkd(*distilling("\x1b[2J\n")),
+        3,
+        "\\x1b[2J\\n cannot be read: No such file or directory; expected a safetensors file or a "
+        "torch checkpoint",
+    )
+
+
 # Mistakes: exit code 2 for the command, 3 for what it was given to read.
 
 
