@@ -271,17 +271,31 @@ def test_own_code_is_typed_again_for_a_config_and_for_a_resumption(robustkd, fil
     assert len(set(runs)) == 1
 
 
+def test_no_name_of_a_file_makes_it_the_command_line(robustkd, files):
+    """cyclopts says ``cli`` of what was typed, and a file may be called so."""
+    own = "robustkd.benchmark.pairs:example_network"
+    flags = {"teacher": str(files.teacher), "arch": "wrn-10-1", "student": own, "data": "digits"}
+    Path("cli").write_text(yaml.safe_dump(flags))
+    refused(
+        robustkd("distill", "--config", "cli", "--dry-run"),
+        2,
+        f"architecture {own!r} is code, which runs only where you name it yourself: with "
+        "--arch or --student, or as models.OwnCode in Python",
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
         ("a: [", 3, "c.yaml cannot be read as YAML: while parsing a flow node expected the node "),
         ("- 1", 3, "c.yaml holds no flags; expected lines such as 'epochs: 30'"),
         ("!!python/object/apply:os.system ['touch x']", 3, "c.yaml cannot be read as YAML: could "),
-        ("colour: red", 2, 'Unknown option: "[colour]" from c.yaml.'),
+        ("lr: 0.1\nseed: 1\nlr: 0.2", 3, "c.yaml says 'lr' twice; leave one of them"),
+        ("colour: red", 2, 'Unknown option: "[colour]" from file c.yaml.'),
         (
             "seed: many",
             2,
-            'Invalid value for [seed] from c.yaml: unable to convert "many" into',
+            'Invalid value for [seed] from file c.yaml: unable to convert "many" into',
         ),
     ],
 )
@@ -369,6 +383,20 @@ def test_a_dry_run_prints_the_plan_and_makes_no_folder(robustkd, files):
     words = robustkd(*command).out.split()
     assert {"distil", "estimate", "validate", "57", "MiB"} <= set(words)
     assert not list(Path().iterdir())
+
+
+def test_a_name_that_steers_a_terminal_is_spelt_out(robustkd, files):
+    hostile = "\x1b]0;:cat:[b]\n.pt"
+    Path(hostile).write_bytes(files.teacher.read_bytes())
+    said = robustkd(*distilling(hostile), "--dry-run")
+    assert said.code == 0
+    assert "  name            \\x1b]0;:cat:[b]\\n.pt " in said.out
+    refused(
+        robustkd(*distilling("\x1b[2J\n")),
+        3,
+        "\\x1b[2J\\n cannot be read: No such file or directory; expected a safetensors file or a "
+        "torch checkpoint",
+    )
 
 
 # Mistakes: exit code 2 for the command, 3 for what it was given to read.

@@ -94,6 +94,17 @@ def test_a_training_goes_on_from_any_state(stop, tmp_path):
     assert [list(record.items()) for record in continued] == [list(r.items()) for r in records]
 
 
+def test_a_state_of_other_networks_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(Stopping(tmp_path / "state", 0))
+    message = (
+        "the state that was kept does not fit the networks, whose code has changed since; put it "
+        "back, or begin a new run with --out"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        fit(Supervised(nn.Linear(8, 3)), DATA, epochs=1, keeper=Stopping(tmp_path / "state", None))
+
+
 def distilled(keeper: Stopping | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     spec = Spec("wrn-10-1", 3, (3, 8, 8))
     hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, seed=4)

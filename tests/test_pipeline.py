@@ -16,6 +16,7 @@ from robustkd import data, models, pipeline, report, runs
 from robustkd.distillation import distill
 from robustkd.errors import InputError, UsageError
 from robustkd.inference import accuracy_on
+from robustkd.intake import identity
 from robustkd.pipeline import distill_file, make_student
 from robustkd.presets import PRESETS, Preset
 from robustkd.training import Supervised, fit
@@ -358,3 +359,12 @@ def test_other_data_is_refused(teacher_file, tmp_path):
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         run(teacher_file, tmp_path, clean=other, resume=True)
+
+
+def test_the_same_images_mirrored_or_not_are_other_data():
+    """Else a run could go on with ``--no-flip``, and end in a student that nothing repeats."""
+    spec = build(0).spec
+    again = data.load("digits", train=200, validation=60, test=50)
+    assert identity(again, spec) == identity(CLEAN, spec)
+    mirrored = replace(again, augmentation=replace(again.augmentation, flip=True))
+    assert identity(mirrored, spec) != identity(CLEAN, spec)

@@ -100,7 +100,7 @@ def begin(folder: Path, **changes) -> Run:
 
 def test_a_run_begins_with_all_that_repeats_it(tmp_path):
     out = tmp_path / "run"
-    begin(out, split=['{"format": ', "1}"])
+    begin(out, split=iter(['{"format"', ": 1}"]))
     assert yaml.safe_load((out / "config.yaml").read_text()) == {"epochs": 3}
     assert json.loads((out / "environment.json").read_text()) == environment()
     assert json.loads((out / "run.json").read_text()) == json.loads(json.dumps(BEGUN))
@@ -111,6 +111,21 @@ def test_a_run_begins_with_all_that_repeats_it(tmp_path):
 def test_what_was_being_written_when_a_run_was_killed_is_in_nobodys_way(tmp_path):
     (tmp_path / "config.yaml.partial").write_text("epo")
     begin(tmp_path)
+
+
+def test_what_safetensors_left_at_a_kill_is_gone_when_the_run_goes_on(tmp_path):
+    code = (
+        "import os, signal, sys, threading, torch; from safetensors.torch import save_file\n"
+        "def kill():\n"
+        "    while not {n for n in os.listdir(sys.argv[1]) if n.startswith('.tmp')}: pass\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "threading.Thread(target=kill).start()\n"
+        "save_file({'a': torch.zeros(50_000_000)}, sys.argv[1] + '/checkpoint.safetensors')\n"
+    )
+    begin(tmp_path)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    begin(tmp_path, resume=True)
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp")]
 
 
 @pytest.mark.parametrize(

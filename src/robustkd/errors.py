@@ -32,3 +32,15 @@ class WriteError(InputError):
 
 class TrainingError(RobustKDError):
     """Training cannot go on: a loss that is not finite, or a term that does nothing."""
+
+
+def printable(text: str) -> str:
+    r"""Text on one line, with nothing in it that steers a terminal.
+
+    >>> printable("cat\n\x1b[2J.png")
+    'cat\\n\\x1b[2J.png'
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )

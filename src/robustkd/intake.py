@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -88,12 +88,15 @@ def identity(clean: DataSource, spec: models.Spec) -> dict[str, Any]:
     split = hashlib.sha256()
     for text in split_text(clean) or ():
         split.update(text.encode())
+    augmentation = getattr(clean, "augmentation", None)
     return {
         "name": clean.name,
         "classes": list(clean.classes),
         "shape": list(clean.image_shape),
         "sizes": {part: clean.size(part) for part in get_args(Split)},
         "split": split.hexdigest(),
+        # Others say nothing of themselves that another process would say again.
+        "augmentation": repr(augmentation) if is_dataclass(augmentation) else None,
         "mean": list(spec.mean),
         "std": list(spec.std),
     }

@@ -32,6 +32,8 @@ _BEGUN = "run.json"
 _ENVIRONMENT = "environment.json"
 _DETOXIFIED = "detoxified.safetensors"
 _LAST = "report.html"
+_LEFT = ".tmp??????"
+"""What safetensors was writing to when a run was killed."""
 
 _KEEP_EVERY = 300.0
 _LOCK_SECONDS = 15.0
@@ -249,6 +251,8 @@ def opened(
         write_text(path, _as_yaml(config or {}))
     run = Run(folder)
     with _locked(folder), _logged(folder), _how_to_go_on(folder, begun), run.interrupts.watched():
+        for left in folder.glob(_LEFT):
+            left.unlink(missing_ok=True)
         _note_environment(folder / _ENVIRONMENT)
         if split is not None:
             write_lines(folder / "split.json", split)

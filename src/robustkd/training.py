@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from robustkd.errors import TrainingError, UsageError
+from robustkd.errors import InputError, TrainingError, UsageError
 from robustkd.keeping import Keeper, State
 from robustkd.progress import Update, track
 from robustkd.types import Batch, DataSource, Labels, Logits
@@ -127,6 +127,7 @@ def fit(
     Raises:
         UsageError: If a number is out of range.
         TrainingError: If the loss stops being finite.
+        InputError: If the keeper's state is that of other networks.
         WriteError: If the log cannot be written.
     """
     check_positive(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)
@@ -283,11 +284,21 @@ class _Loop:
         )
 
     def restore(self, state: State) -> None:
-        """Stand where another process stood."""
+        """Stand where another process stood.
+
+        Raises:
+            InputError: If its networks were others.
+        """
         values = state.values
-        self.learner.load_state_dict(state.part("learner"))
-        if self.beside is not None:
-            self.beside.load_state_dict(state.part("beside"))
+        try:
+            self.learner.load_state_dict(state.part("learner"))
+            if self.beside is not None:
+                self.beside.load_state_dict(state.part("beside"))
+        except RuntimeError as error:
+            raise InputError(
+                "the state that was kept does not fit the networks, whose code has changed since; "
+                "put it back, or begin a new run with --out"
+            ) from error
         for index, saved in state.part("momentum").items():
             parameter = self.optimiser.param_groups[0]["params"][int(index)]
             # In the parameter's memory format: in another one, sums may round differently.

@@ -288,6 +288,22 @@ def test_a_file_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_whoever_may_read_other_files_may_read_a_model(tmp_path):
+    (tmp_path / "other").touch()
+    save(model(), tmp_path / "m")
+    assert (tmp_path / "m").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_tensors_that_share_memory_are_written_one_by_one(tmp_path):
+    """As those of a network with tied weights, or with a layer under two names."""
+    shared = torch.arange(6.0)
+    tensors = {"one": shared, "other": shared, "part": shared[2:4], "rows": shared.view(2, 3).T}
+    write_safetensors(tmp_path / "m", tensors, {})
+    found, _ = read_safetensors(tmp_path / "m")
+    assert list(found) == list(tensors)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
 def test_metadata_is_one_json_object(tmp_path):
     save(model(), tmp_path / "m")
     raw = (tmp_path / "m").read_bytes()

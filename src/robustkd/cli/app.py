@@ -9,7 +9,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from robustkd.cli.files import from_files
-from robustkd.errors import RobustKDError
+from robustkd.errors import RobustKDError, printable
 
 _USAGE, _INTERRUPTED = 2, 130
 
@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except CycloptsError as error:
         line = " ".join(str(error).split())
-        errors.print(f"robustkd: {line} (see robustkd --help)")
+        errors.print(f"robustkd: {printable(line)} (see robustkd --help)")
         sys.exit(_USAGE)
     except RobustKDError as error:
-        errors.print(f"robustkd: {error}")
+        errors.print(f"robustkd: {printable(str(error))}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt as stop:
-        errors.print(f"robustkd: {stop or 'interrupted'}")
+        errors.print(f"robustkd: {printable(str(stop)) or 'interrupted'}")
         sys.exit(_INTERRUPTED)

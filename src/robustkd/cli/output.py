@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robustkd.errors import printable
+
 
 def print_plain(line: str) -> None:
     """A line with a path in it, whose brackets and colons mean nothing more."""
@@ -24,7 +26,7 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 def print_sections(sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Names and what there is to say of them, under headings."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for kind, entries in sections.items():
         lines = Table.grid(padding=(0, 2))
         lines.add_column(min_width=16, no_wrap=True)
@@ -41,4 +43,4 @@ def _words(value: object) -> str:
         return ", ".join(f"{name} {_words(part)}" for name, part in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(_words, value)) or "none"
-    return str(value)
+    return printable(str(value))

@@ -20,6 +20,7 @@ from jaxtyping import Int
 
 from robustkd.data.decode import Stream
 from robustkd.data.filenames import Names
+from robustkd.errors import printable
 
 _MOST_SHOWN = 600
 
@@ -126,7 +127,4 @@ def shown(text: str | Path) -> str:
     text = os.fspath(text)
     if len(text) > _MOST_SHOWN:
         text = f"{text[: _MOST_SHOWN // 2]}...{text[-_MOST_SHOWN // 2 :]}"
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-        for letter in text
-    )
+    return printable(text)

@@ -37,16 +37,32 @@ def write_safetensors(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = _apart(tensors)
     text = json.dumps({"format": _FORMAT, **description}, sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode
             save_file(plain, partial, metadata={_KEY: text})
+            # It makes files for their owner alone; who else may read them is the umask's to say.
+            partial.chmod(mode)
     except SafetensorError as error:
         raise WriteError(f"{path} cannot be written: {first_line(error)}") from error
     except OSError as error:
         raise refusal(path, error) from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU with memory of their own each, as the format wants them."""
+    apart: dict[str, Tensor] = {}
+    used: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if memory in used else plain
+        used.add(memory)
+    return apart
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
