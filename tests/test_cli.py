@@ -410,6 +410,8 @@ SEE = "(see robustkd --help)"
 ARCHS = ", ".join(family.usage for family in models.FAMILIES.values())
 MISTAKES = [
     ({"epochs": -1}, 2, "--epochs is -1; expected at least 1"),
+    ({"epochs": 1.5}, 2, "--epochs is 1.5; expected a whole number"),
+    ({"image-size": "inf"}, 2, "--image-size is inf; expected a whole number"),
     ({"epochs": "abc"}, 2, f'Invalid value for --epochs: unable to convert "abc" into int. {SEE}'),
     ({"batch_size": 1}, 2, "--batch-size is 1; expected at least 2"),
     ({"lr": "nan"}, 2, "--lr is nan; expected a finite number above 0"),

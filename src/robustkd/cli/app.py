@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from robustkd.cli.files import from_files
+from robustkd.cli.flags import check_whole
 from robustkd.errors import RobustKDError, printable
 
 _USAGE, _INTERRUPTED = 2, 130
@@ -17,7 +18,7 @@ app = App(
     name="robustkd",
     help="Distil a small, accurate student from a teacher that you do not trust.",
     version_flags=["--version"],
-    config=from_files,
+    config=(from_files, check_whole),
     # An interrupt is told as every other end is, in `main`.
     suppress_keyboard_interrupt=False,
 )

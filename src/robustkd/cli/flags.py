@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias, get_args
 
-from cyclopts import Parameter, Token
+from cyclopts import App, ArgumentCollection, Parameter, Token
 
 from robustkd.errors import UsageError
 
@@ -62,6 +63,22 @@ class ImageFlags:
 
 
 IMAGES = ImageFlags()
+
+
+def check_whole(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse fractions where a whole number belongs, which cyclopts would round."""
+    for argument in arguments:
+        if _of_whole_numbers(argument.hint):
+            for token in argument.tokens:
+                with suppress(ValueError):
+                    if not float(token.value).is_integer():
+                        raise UsageError(
+                            f"{argument.name} is {token.value}; expected a whole number"
+                        )
+
+
+def _of_whole_numbers(hint: object) -> bool:
+    return hint is int or any(map(_of_whole_numbers, get_args(hint)))
 
 
 def check_training(epochs: int, batch_size: int, lr: float, seed: int) -> None:
