@@ -427,6 +427,12 @@ MISTAKES = [
     ),
     ({"method": "papr"}, 2, "unknown method 'papr'; did you mean 'paper'?"),
     (
+        {"teacher_taps": "network.bm"},
+        2,
+        "no module 'network.bm' in Classifier; did you mean 'network.bn'?",
+    ),
+    ({"student_taps": "x"}, 2, "no module 'x' in Classifier"),
+    (
         {"arch": "wrn-10"},
         2,
         f"unknown architecture 'wrn-10'; expected {ARCHS}: did you mean 'wrn-10-1'?",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from robustkd import data, models, pipeline, report, runs
+from robustkd import data, distillation, models, pipeline, report, runs
 from robustkd.distillation import distill
 from robustkd.errors import InputError, UsageError
 from robustkd.inference import accuracy_on
@@ -82,6 +82,25 @@ def test_the_folder_is_complete_and_the_results_are_those_on_disk(finished):
     lines = (out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == results["records"]["epochs"]
     assert "RobustKD" in (out / "report.html").read_text()
+
+
+def test_named_taps_are_what_is_cleaned_and_imitated(teacher_file, tmp_path, monkeypatch):
+    named = ("network.groups.1.0.bn1", "network.bn")
+    brief = replace(PRESETS["paper"], detox={**PRESETS["paper"].detox, "steps": 1, "raises": 0})
+    monkeypatch.setitem(PRESETS, "paper", brief)
+    made: list[tuple[str, ...]] = []
+    paired = distillation.pair_of
+
+    def watched(student, student_taps, *others, **settings):
+        made.append(student_taps)
+        return paired(student, student_taps, *others, **settings)
+
+    monkeypatch.setattr(distillation, "pair_of", watched)
+    taps = {"teacher_taps": named, "student_taps": named[1:]}
+    results = run(teacher_file, tmp_path / "run", method="paper", **taps)
+    assert tuple(results["records"]["detox"]["stages"]) == named
+    # Of two of the teacher's and one of the student's, the last of each.
+    assert made == [named[1:]]
 
 
 def test_the_report_reads_what_was_measured(finished, teacher_file):

@@ -157,7 +157,8 @@ def detoxify(
     Args:
         teacher: The network; it is not changed.
         clean: Clean images; masks learn on ``train``, lambda is chosen on ``validation``.
-        stages: Module paths to mask, in order; found by probing when None.
+        stages: Module paths to mask, in order; the teacher's own ``taps`` or found by probing
+            when None.
         cap: Largest value of a mask, in (0, 1].
         ratio: How the variance of a stage is compared, see the module's text.
         accuracy_budget: Share of clean validation accuracy to give at most, in [0, 1).
@@ -196,7 +197,8 @@ def detoxify(
     if ratio not in get_args(Ratio):
         raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(Ratio))}")
     device = device_of(teacher)
-    names = tuple(stages) if stages is not None else _found_stages(teacher, clean)
+    named = stages if stages is not None else getattr(teacher, "taps", None)
+    names = tuple(named) if named is not None else _found_stages(teacher, clean)
     means, variances = _statistics(teacher, clean, names, batch_size)
     for variance, name in zip(variances, names, strict=True):
         if not (variance > ALIVE).any():

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from robustkd import models
+from robustkd import models, taps
 from robustkd.data import split_text
 from robustkd.data.listing import shown
 from robustkd.errors import InputError
@@ -59,6 +59,8 @@ def prepare(
     seed: int = 0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    teacher_taps: tuple[str, ...] = (),
+    student_taps: tuple[str, ...] = (),
 ) -> Prepared:
     """Read the teacher, see what it knows, and build the student.
 
@@ -77,10 +79,19 @@ def prepare(
         judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
     )
     teacher = read.model.to(default_device())
+    _name_taps(teacher, teacher_taps)
     knows = _check_knows(teacher, clean, teacher_file)
     statistics = models.pixel_statistics(clean)
     spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, *statistics)
-    return Prepared(how, teacher, read.file, knows, models.build(spec, seed=seed))
+    student = models.build(spec, seed=seed)
+    _name_taps(student, student_taps)
+    return Prepared(how, teacher, read.file, knows, student)
+
+
+def _name_taps(model: models.Classifier, names: tuple[str, ...]) -> None:
+    for name in names:
+        taps.module_at(model, name)
+    model.taps = names or None
 
 
 def identity(clean: DataSource, spec: models.Spec) -> dict[str, Any]:

@@ -119,6 +119,8 @@ def distill_file(
     seed: int = 0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    teacher_taps: tuple[str, ...] = (),
+    student_taps: tuple[str, ...] = (),
     config: Mapping[str, Any] | None = None,
     resume: bool = False,
     tell: Callable[[str], None] = lambda _: None,
@@ -138,6 +140,8 @@ def distill_file(
             nor the file says it, that which is published for the architecture or that of the
             clean images: whichever makes the teacher more accurate on the validation images.
         std: The standard deviation, likewise.
+        teacher_taps: Module paths of the teacher's stages; none to find them.
+        student_taps: Of the student's; the last stages of both are paired.
         config: The command's flags, for the run's ``config.yaml``.
         resume: Go on with the run in ``out``, which began with the same arguments; it ends in the
             same student file as if it had never stopped.
@@ -153,7 +157,10 @@ def distill_file(
             data; or if either is not what the run began with.
         WriteError: If the disk is full; the last checkpoint is whole.
     """
-    choices: dict[str, Any] = {"method": method, "seed": seed, "mean": mean, "std": std}
+    choices: dict[str, Any] = {
+        **{"method": method, "seed": seed, "mean": mean, "std": std},
+        **{"teacher_taps": teacher_taps, "student_taps": student_taps},
+    }
     ready = prepare(teacher_file, arch=arch, clean=clean, student_arch=student_arch, **choices)
     setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
     # Now every image is read once, so that damaged ones stop nothing later.

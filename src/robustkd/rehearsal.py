@@ -89,6 +89,8 @@ def rehearse(
     seed: int = 0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    teacher_taps: tuple[str, ...] = (),
+    student_taps: tuple[str, ...] = (),
 ) -> dict[str, dict[str, Any]]:
     """Load everything, take a few real steps of each phase, and write nothing.
 
@@ -113,6 +115,8 @@ def rehearse(
         seed=seed,
         mean=mean,
         std=std,
+        teacher_taps=teacher_taps,
+        student_taps=student_taps,
     )
     loading = time.perf_counter() - started
     phases = _phases(ready, clean, training, seed)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from robustkd.cli.flags import IMAGES, Arch, Channels, ImageFlags, check_training, open_data
+from robustkd.cli.flags import IMAGES, Arch, Channels, ImageFlags, Paths, check_training, open_data
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.errors import UsageError
 
@@ -29,6 +29,8 @@ def distill(
     seed: int = 0,
     mean: Channels = (),
     std: Channels = (),
+    teacher_taps: Paths = (),
+    student_taps: Paths = (),
     data_root: Path | None = None,
     images: ImageFlags = IMAGES,
     config: Path | None = None,
@@ -55,6 +57,9 @@ def distill(
             when neither this nor its file says it, the published one of its architecture or
             that of the data, whichever makes it more accurate on validation images.
         std: Their standard deviation, likewise.
+        teacher_taps: Modules whose outputs are the teacher's stages, see ``robustkd list --taps``,
+            which says what is taken when none is named.
+        student_taps: Those of the student; of both, the last that have a partner are used.
         data_root: Folder of the data set's files, where they are not found by themselves.
         images: How images are read.
         config: YAML file of flags, e.g. the config.yaml of a run; what is typed goes before it.
@@ -75,6 +80,8 @@ def distill(
         "seed": seed,
         "mean": mean,
         "std": std,
+        "teacher_taps": teacher_taps,
+        "student_taps": student_taps,
     }
     if folder is None:
         from robustkd.rehearsal import rehearse
@@ -85,7 +92,8 @@ def distill(
     flags = {
         **{"teacher": teacher, "arch": arch, "data": data, "student": student, "method": method},
         **{"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed},
-        **{"mean": mean, "std": std, "data_root": data_root, **asdict(images)},
+        **{"mean": mean, "std": std, "teacher_taps": teacher_taps, "student_taps": student_taps},
+        **{"data_root": data_root, **asdict(images)},
     }
     _run(teacher, folder, settings, flags, resume=resume is not None, as_json=as_json)
 

@@ -34,6 +34,9 @@ Arch: TypeAlias = Annotated[str, Parameter(converter=_named)]
 Channels: TypeAlias = Annotated[
     tuple[float, ...], Parameter(consume_multiple=True, negative="", show_default=False)
 ]
+Paths: TypeAlias = Annotated[
+    tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)
+]
 
 
 @Parameter(name="*")

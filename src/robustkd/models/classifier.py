@@ -66,7 +66,13 @@ class Normalise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A network with its normalisation in front and its description beside it."""
+    """A network with its normalisation in front and its description beside it.
+
+    Attributes:
+        taps: Module paths of its stages, where somebody has named them; None to find them.
+    """
+
+    taps: tuple[str, ...] | None = None
 
     def __init__(self, spec: Spec, network: nn.Module) -> None:
         super().__init__()
