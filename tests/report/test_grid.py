@@ -110,6 +110,17 @@ def test_the_ablation_has_the_attacks_that_are_inherited_and_whole():
     ]
 
 
+def test_seeds_are_counted_from_the_fewest_to_the_most():
+    seeds = {"ofd": 2, "paper": 10, "default": 3, "both": 2}
+    found = aggregate(
+        Run(**make_run(method=method, seed=seed, asr=0.5))
+        for method, count in seeds.items()
+        for seed in range(count)
+    )
+    assert ablation_table(found).splitlines()[2].endswith("| 2-10 |")
+    assert "| 2-10 | " in attack_table(found)
+
+
 def test_pairs_are_named_where_there_are_several():
     two = aggregate(Run(**make_run(pair=pair)) for pair in ("a to b", "c to d"))
     assert attack_table(two).splitlines()[0].startswith("| Pair | Attack |")

@@ -31,12 +31,9 @@ def _named(_type: object, tokens: Sequence[Token]) -> str:
 
 
 Arch: TypeAlias = Annotated[str, Parameter(converter=_named)]
-Channels: TypeAlias = Annotated[
-    tuple[float, ...], Parameter(consume_multiple=True, negative="", show_default=False)
-]
-Paths: TypeAlias = Annotated[
-    tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)
-]
+_SEVERAL = Parameter(consume_multiple=True, negative="", show_default=False)
+Channels: TypeAlias = Annotated[tuple[float, ...], _SEVERAL]
+Paths: TypeAlias = Annotated[tuple[str, ...], _SEVERAL]
 
 
 @Parameter(name="*")

@@ -132,10 +132,10 @@ def attack_table(rows: Sequence[Row]) -> str:
     lines = []
     for cell, members in cells.items():
         shown = [_figures(_find(members, method)) for method in methods]
-        seeds = sorted({row.acc.n for row in members})
-        counts = "-".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
         names = [cell[i] for i in several]
-        lines.append([*names, cell.attack, _base(members), *shown, counts, verdict(members)])
+        lines.append(
+            [*names, cell.attack, _base(members), *shown, _counts(members), verdict(members)]
+        )
     return _markdown(head, lines, numbers=0)
 
 
@@ -153,10 +153,7 @@ def ablation_table(rows: Sequence[Row]) -> str:
         four = [row for method in PARTS.values() if (row := _find(members, method)) is not None]
         if len(four) == len(PARTS) and inherited(members, PARTS["neither"]):
             whole.append(([cell[i] for i in several] + [cell.attack], four))
-    lines = [
-        [*names, *map(_figures, four), "-".join(sorted({str(row.acc.n) for row in four}))]
-        for names, four in whole
-    ]
+    lines = [[*names, *map(_figures, four), _counts(four)] for names, four in whole]
     if whole:
         columns = list(zip(*(four for _, four in whole), strict=True))
         means = [
@@ -207,6 +204,12 @@ def _parts(value: Statistic | None) -> list[str]:
 
 def _figures(row: Row | None) -> str:
     return UNKNOWN if row is None else f"{percent(row.acc.mean)} / {spread(row.asr)}"
+
+
+def _counts(members: Iterable[Row]) -> str:
+    """How many seeds, from the fewest to the most."""
+    seeds = [row.acc.n for row in members]
+    return "-".join(str(n) for n in dict.fromkeys((min(seeds), max(seeds))))
 
 
 def _base(members: Iterable[Row]) -> str:
