@@ -64,7 +64,7 @@ _PRECISION: Precision = "bf16"
 
 
 def main() -> None:
-    """Measure the candidates that are not measured yet; write ``kd`` or ``ofd``, as JSON and table."""
+    """Measure the candidates that are not measured yet; write a JSON file and a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--losses", choices=("ofd", "kd"), default="ofd")
