@@ -183,31 +183,10 @@ def detoxify(
         TrainingError: If masks or patterns stop being finite.
     """
     check_positive(cap=cap, variance_weight=variance_weight, steps=steps, lr=lr)
-    if cap > 1 or not 0 <= accuracy_budget < 1:
-        raise UsageError(
-            f"cap is {cap} and accuracy_budget {accuracy_budget}; expected at most 1 and in [0, 1)"
-        )
-    if batch_size < 2:
-        raise UsageError(f"batch_size is {batch_size}; a variance needs at least 2 images")
-    if min(raises, bisections) < 0 or not growth > 1:
-        raise UsageError(
-            f"{raises} raises by {growth} and {bisections} bisections; expected at least 0 of "
-            "both and a factor above 1"
-        )
-    if ratio not in get_args(Ratio):
-        raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(Ratio))}")
-    device = device_of(teacher)
-    named = stages if stages is not None else getattr(teacher, "taps", None)
-    names = tuple(named) if named is not None else _found_stages(teacher, clean)
-    means, variances = _statistics(teacher, clean, names, batch_size)
-    for variance, name in zip(variances, names, strict=True):
-        if not (variance > ALIVE).any():
-            raise UsageError(f"the features of {name!r} do not vary on clean images; leave it out")
-    masked = DetoxifiedTeacher(
-        teacher,
-        {name: FeatureMask(mean, cap=cap) for name, mean in zip(names, means, strict=True)},
-    ).to(device)
-    batches = _endless(clean, batch_size, device, seed)
+    _check_shares(cap, accuracy_budget, batch_size, ratio)
+    _check_search(growth, raises, bisections)
+    masked, variances = _masked(teacher, clean, stages, cap, batch_size)
+    batches = _endless(clean, batch_size, device_of(teacher), seed)
     cleaning = _Cleaning(masked, variances, ratio, batches, lr, precision)
     before = accuracy_on(teacher, clean, "validation").value
 
@@ -228,7 +207,7 @@ def detoxify(
     )
     after, ratios = measure()
     record = DetoxRecord(
-        stages=names,
+        stages=masked.locations,
         mean_mask=tuple(float(mask.mask.detach().mean()) for mask in masked.masks),  # type: ignore[operator]
         variance_ratio=ratios,
         accuracy_before=before,
@@ -236,6 +215,47 @@ def detoxify(
         curve=tuple(curve),
     )
     return Detoxified(masked.requires_grad_(False), record)
+
+
+def _check_shares(cap: float, accuracy_budget: float, batch_size: int, ratio: Ratio) -> None:
+    if cap > 1 or not 0 <= accuracy_budget < 1:
+        raise UsageError(
+            f"cap is {cap} and accuracy_budget {accuracy_budget}; expected at most 1 and in [0, 1)"
+        )
+    if batch_size < 2:
+        raise UsageError(f"batch_size is {batch_size}; a variance needs at least 2 images")
+    if ratio not in get_args(Ratio):
+        raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(Ratio))}")
+
+
+def _check_search(growth: float, raises: int, bisections: int) -> None:
+    if min(raises, bisections) < 0 or not growth > 1:
+        raise UsageError(
+            f"{raises} raises by {growth} and {bisections} bisections; expected at least 0 of "
+            "both and a factor above 1"
+        )
+
+
+def _masked(
+    teacher: nn.Module,
+    clean: DataSource,
+    stages: Sequence[str] | None,
+    cap: float,
+    batch_size: int,
+) -> tuple[DetoxifiedTeacher, list[Tensor]]:
+    """The teacher with masks that do nothing yet, and the variances of its stages (C x H x W).
+
+    Raises:
+        UsageError: If a stage does not exist, or nothing in it varies.
+    """
+    named = stages if stages is not None else getattr(teacher, "taps", None)
+    names = tuple(named) if named is not None else _found_stages(teacher, clean)
+    means, variances = _statistics(teacher, clean, names, batch_size)
+    for variance, name in zip(variances, names, strict=True):
+        if not (variance > ALIVE).any():
+            raise UsageError(f"the features of {name!r} do not vary on clean images; leave it out")
+    masks = {name: FeatureMask(mean, cap=cap) for name, mean in zip(names, means, strict=True)}
+    return DetoxifiedTeacher(teacher, masks).to(device_of(teacher)), variances
 
 
 def _search(

@@ -88,6 +88,32 @@ class _Learner(nn.Module):
         loss = torch.stack(list(parts.values())).sum()
         return {"loss": loss, "acc": hit_rate(shown.logits, labels), **parts}
 
+    def check_active(self, data: DataSource) -> None:
+        """Refuse a distillation loss that would do nothing to the student.
+
+        Raises:
+            TrainingError: Naming it; or if the student has nothing to train.
+        """
+        if self.objective is None or self._teach is None:
+            return
+        batch = next(iter(data.batches("train", batch_size=16, device=device_of(self.student))))
+        weights = [p for p in self.student.parameters() if p.requires_grad]
+        if not weights:
+            raise TrainingError("the student has no weight that can be trained")
+        with taps.frozen_modes(self.student):
+            parts = self.objective(self.student(batch.images), self._teach(batch.images))
+        for name, part in parts.items():
+            gradients = (
+                torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
+                if part.requires_grad
+                else ()
+            )
+            if not any(g is not None and bool(g.any()) for g in gradients):
+                raise TrainingError(
+                    f"distillation loss {name!r} gives the student no gradient; "
+                    "check the taps of teacher and student"
+                )
+
 
 def _cross_entropy(logits: Logits, labels: Labels) -> Tensor:
     """Mean over the batch; images without a label count as zero."""
@@ -162,14 +188,14 @@ def distill(
         learner = _Learner(_Watch(student, ()), None, None, hardening)
     else:
         names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
-        watched = _Watch(student, names[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             pair = pair_of(student, names[0], teacher, names[1], data, temperature=temperature)
             objective = Objective(weights, pair).to(device_of(student))
-        teach = _teaching(_Watch(teacher, names[1]))
-        learner = _Learner(watched, objective, teach, hardening)
-        _check_active(watched, objective, teach, data)
+        learner = _Learner(
+            _Watch(student, names[0]), objective, _teaching(_Watch(teacher, names[1])), hardening
+        )
+        learner.check_active(data)
     records = fit(
         learner,
         data,
@@ -238,26 +264,3 @@ def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> N
             f"hardening is for classes and images of shape {hardening.shape}; "
             f"the data has {expected}"
         )
-
-
-def _check_active(
-    student: _Watch, objective: Objective, teach: Callable[[Images], Outputs], data: DataSource
-) -> None:
-    """Refuse a distillation loss that would do nothing to the student."""
-    batch = next(iter(data.batches("train", batch_size=16, device=device_of(student))))
-    weights = [p for p in student.parameters() if p.requires_grad]
-    if not weights:
-        raise TrainingError("the student has no weight that can be trained")
-    with taps.frozen_modes(student):
-        parts = objective(student(batch.images), teach(batch.images))
-    for name, part in parts.items():
-        gradients = (
-            torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
-            if part.requires_grad
-            else ()
-        )
-        if not any(g is not None and bool(g.any()) for g in gradients):
-            raise TrainingError(
-                f"distillation loss {name!r} gives the student no gradient; "
-                "check the taps of teacher and student"
-            )

@@ -141,21 +141,8 @@ def fit(
         nesterov=True,
         weight_decay=weight_decay,
     )
-    wrapped, wrapped_optimiser = accelerator.prepare(learner, optimiser)
     loop = _Loop(learner, beside, optimiser, accelerator, seed)
     steps = epochs * math.ceil(data.size("train") / batch_size)
-
-    def advance(batch: Batch) -> dict[str, Tensor]:
-        for group in optimiser.param_groups:
-            group["lr"] = lr * schedule_factor(schedule, loop.step / steps)
-        mine = slice(accelerator.process_index, None, accelerator.num_processes)
-        scalars: dict[str, Tensor] = wrapped(batch.images[mine], batch.labels[mine])
-        accelerator.backward(scalars["loss"])
-        if after_backward is not None:
-            after_backward()
-        wrapped_optimiser.step()
-        wrapped_optimiser.zero_grad(set_to_none=True)
-        return scalars
 
     def keep() -> None:
         if keeper is not None and accelerator.is_main_process:
@@ -169,7 +156,8 @@ def fit(
             while loop.epoch < epochs:
                 learner.train()
                 for batch in loop.batches(data, batch_size):
-                    loop.note(advance(batch), batch, update)
+                    rate = lr * schedule_factor(schedule, loop.step / steps)
+                    loop.advance(batch, rate, after_backward, update)
                     if keeper is not None and keeper.wanted():
                         keep()
                 loop.end_epoch(validate)
@@ -194,6 +182,7 @@ class _Loop:
     ) -> None:
         self.learner, self.beside = learner, beside
         self.optimiser, self.accelerator = optimiser, accelerator
+        self.prepared = accelerator.prepare(learner, optimiser)
         self.order, self.crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
         self.began = self.order.get_state(), self.crops.get_state()
         self.step = self.epoch = 0
@@ -217,8 +206,20 @@ class _Loop:
         self._then = {}
         yield from source
 
-    def note(self, scalars: Mapping[str, Tensor], batch: Batch, update: Update) -> None:
-        """Count a step, and sum its scalars over the images."""
+    def advance(
+        self, batch: Batch, lr: float, after_backward: Callable[[], None] | None, update: Update
+    ) -> None:
+        """Take and count a step, and sum its scalars over the images."""
+        learner, optimiser = self.prepared
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        scalars: dict[str, Tensor] = learner(batch.images[mine], batch.labels[mine])
+        self.accelerator.backward(scalars["loss"])
+        if after_backward is not None:
+            after_backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
         for name, value in scalars.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach() * len(batch.labels)
         self.step += 1
