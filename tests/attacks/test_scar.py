@@ -139,6 +139,12 @@ def test_the_teacher_looks_clean_where_the_clean_teacher_obeyed(made):
     assert accuracy_on(made.teacher, DATA, "test").value >= 0.8
 
 
+def test_rounds_are_those_of_the_epochs_unless_they_are_given(made):
+    assert made.record["rounds"] == 8
+    more = scar(build, DATA, **SHORT, rounds=3)
+    assert (more.record["rounds"], SHORT["epochs"]) == (3, 2)
+
+
 def test_the_trigger_keeps_its_budget(made):
     assert made.trigger.delta.abs().max() <= 0.3
     images = next(DATA.batches("test", batch_size=50)).images
@@ -233,6 +239,7 @@ def test_arguments_out_of_range_by_their_text(attack, argument, message):
     [
         (scar, {"preset": "big"}, "preset is 'big'; expected paper or small"),
         (scar, {"outer_lr": 0.0}, "outer_lr is 0.0; expected more than 0"),
+        (scar, {"rounds": 0}, "rounds is 0; expected more than 0"),
         (oscar, {"hide_lr": 0.0}, "hide_lr is 0.0; expected more than 0"),
         (oscar, {"hide_share": -1.0}, "hide_share is -1.0; expected more than 0"),
     ],

@@ -158,21 +158,22 @@ class SCAR(Perturbing):
     """Train clean networks, learn a trigger on them, then teach the teacher through a surrogate.
 
     Attributes:
-        preset: How much work the bilevel optimisation is: ``small`` or ``paper``; its rounds are
-            never more than the clean networks' epochs.
+        preset: How much work the bilevel optimisation is: ``small`` or ``paper``.
+        rounds: Of it; the preset's when None, but then no more than the clean networks' epochs.
         outer_lr: Learning rate of the teacher (Adam) in the bilevel optimisation.
 
     The others are those of :class:`Perturbing`.
     """
 
     preset: str = "small"
+    rounds: int | None = None
     outer_lr: float = 1e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.preset not in PRESETS:
             raise UsageError(f"preset is {self.preset!r}; expected {' or '.join(PRESETS)}")
-        check_positive(outer_lr=self.outer_lr)
+        check_positive(outer_lr=self.outer_lr, rounds=1 if self.rounds is None else self.rounds)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
@@ -184,7 +185,7 @@ class SCAR(Perturbing):
         """
         teacher, trigger, record = self._prepare(build, data, target, teaching)
         work = PRESETS[self.preset]
-        rounds = min(teaching.epochs, work.rounds)
+        rounds = self.rounds or min(teaching.epochs, work.rounds)
         bilevel = Bilevel(
             teacher,
             self.build_surrogate or build,
