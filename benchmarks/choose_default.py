@@ -43,7 +43,7 @@ CANDIDATES: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
             None,
             {"epsilon": epsilon, "mass": mass, "share": share, "distilled": distilled},
         )
-        for epsilon, mass in ((0.1, 0.05), (0.15, 0.05), (0.15, 0.1))
+        for epsilon, mass in ((0.1, 0.05), (0.15, 0.05), (0.15, 0.1), (0.2, 0.05), (0.25, 0.05))
         for distilled, copies in ((True, ""), (False, ", labels alone"))
         for share, words in (
             (0.25, f"quarter{copies}"),
@@ -58,6 +58,12 @@ CANDIDATES: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
     ),
 }
 """Name to arguments of detoxification and of hardening."""
+ATTACKS = {
+    "led by ball 0.1": {"epsilon": 0.1, "mass": 0.0},
+    "led by ball 0.2": {"epsilon": 0.2, "mass": 0.0},
+    "led by patch 0.05": {"epsilon": 0.0, "mass": 0.05},
+}
+"""What is tried against a finished student. 0.2 is the largest mask of published triggers."""
 _STEPS = 60
 _BATCH = 256
 _PRECISION: Precision = "bf16"
@@ -129,8 +135,7 @@ def measure(
         "candidate": name,
         "seed": seed,
         "validation ACC": accuracy_on(student, source, "validation").value,
-        "led by ball 0.1": led_share(student, source, epsilon=0.1, mass=0),
-        "led by patch 0.05": led_share(student, source, epsilon=0, mass=0.05),
+        **{name: led_share(student, source, **bounds) for name, bounds in ATTACKS.items()},
     }
 
 

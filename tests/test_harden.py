@@ -169,6 +169,22 @@ def test_a_step_in_the_ball_goes_up_the_gradient_solved_by_hand():
     assert torch.equal(family.delta[0], before[0])
 
 
+def test_a_step_in_the_ball_remembers_directions_and_forgets_sizes():
+    """After +1 and +1, a single -1 is outvoted, however large: -1 + 0.9 + 0.81 is above 0."""
+    family = ball(classes=2)
+    started = family.delta.clone()
+    for slope in (1.0, 1.0, -1000.0):
+        family(torch.full((2, *SHAPE), 0.5), torch.zeros(2, dtype=torch.int64))
+        family.delta.grad = torch.zeros_like(family.delta)
+        family.delta.grad[0] = slope
+        before = family.delta.detach().clone()
+        with torch.no_grad():
+            family.advance(1.0)
+        expected = (before[0] + 0.1 * family.epsilon).clamp(max=family.epsilon)
+        torch.testing.assert_close(family.delta[0], expected)
+    assert torch.equal(family.delta[1], started[1])
+
+
 def test_a_step_of_the_mask_gathers_it_where_the_gradient_is_largest():
     family = patch(mass=0.25, classes=1)
     family(torch.full((2, *SHAPE), 0.5), torch.zeros(2, dtype=torch.int64))

@@ -11,7 +11,7 @@ L-infinity ball, and patterns behind a mask of bounded mass.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Shafahi et
 al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
-1712.09665 (universal patches). Differences: one perturbation a class, driven towards that class
+1712.09665 (universal patches); Dong et al. 2018, arXiv 1710.06081 (momentum). Differences: one perturbation a class, driven towards that class
 rather than away from the truth; perturbed images are added to the batch and take no clean image's
 place, and the distillation losses compare them with the teacher's view of the clean ones, unless
 the copies learn from their labels alone.
@@ -33,6 +33,8 @@ UNLABELLED = -1
 """The label of an image that has none."""
 _STEP = 0.1
 """Length of a step, as a share of the range of what is stepped."""
+_MOMENTUM = 0.9
+"""What stays of the earlier gradients of an addition: one batch shows it a few images a class."""
 
 
 class Perturbed(NamedTuple):
@@ -53,6 +55,7 @@ class Ball(nn.Module):
     """
 
     delta: Float[Tensor, "classes channels height width"]
+    pull: Float[Tensor, "classes channels height width"]
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Ball(nn.Module):
         self.epsilon = epsilon
         start = torch.rand((classes, *image_shape), generator=random) * 2 - 1
         self.register_buffer("delta", start * epsilon)
+        self.register_buffer("pull", torch.zeros_like(start))
 
     def forward(self, images: Images, toward: Labels) -> Images:
         """The images with the additions of their classes, in [0, 1]."""
@@ -72,9 +76,18 @@ class Ball(nn.Module):
         return (images + self.delta[toward]).clamp(0, 1)
 
     def advance(self, scale: float) -> None:
-        """Step by the sign of the gradient, and back into ``scale`` times the ball."""
+        """Step by the sign of all gradients so far, and back into ``scale`` times the ball.
+
+        Older gradients count less, and each counts for its direction and not for its size. What
+        no image wore stays where it is.
+        """
         radius = scale * self.epsilon
-        moved = self.delta + _STEP * radius * _slope(self.delta).sign()
+        slope = _slope(self.delta)
+        size = slope.abs().mean(dim=(1, 2, 3), keepdim=True)
+        worn = size > 0
+        pulled = _MOMENTUM * self.pull.to(slope.device) + slope / size.clamp_min(1e-30)
+        self.pull = torch.where(worn, pulled, self.pull.to(slope.device))
+        moved = self.delta + _STEP * radius * self.pull.sign() * worn
         self.delta = moved.clamp(-radius, radius)
 
 
