@@ -11,10 +11,10 @@ L-infinity ball, and patterns behind a mask of bounded mass.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Shafahi et
 al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
-1712.09665 (universal patches); Dong et al. 2018, arXiv 1710.06081 (momentum). Differences: one perturbation a class, driven towards that class
-rather than away from the truth; perturbed images are added to the batch and take no clean image's
-place, and the distillation losses compare them with the teacher's view of the clean ones, unless
-the copies learn from their labels alone.
+1712.09665 (universal patches); Dong et al. 2018, arXiv 1710.06081 (momentum). Differences: one
+perturbation a class, driven towards that class rather than away from the truth; perturbed images
+are added to the batch and take no clean image's place; they learn from their labels alone, or from
+the teacher's view of the clean ones as well.
 """
 
 from __future__ import annotations
@@ -178,10 +178,10 @@ class UniversalPerturbations(nn.Module):
         classes: int,
         image_shape: tuple[int, int, int],
         *,
-        epsilon: float | int = 0.15,
+        epsilon: float | int = 0.2,
         mass: float | int = 0.05,
-        share: float | int = 0.5,
-        distilled: bool = True,
+        share: float | int = 1.0,
+        distilled: bool = False,
         ramp: float | int = 0.0,
         seed: int = 0,
     ) -> None:
