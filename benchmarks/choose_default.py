@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -33,31 +33,44 @@ from robustkd.training import Precision, mixed
 
 DETOX = {"cap": 1.0, "ratio": "position", "accuracy_budget": 0.01}
 LIGHT = {**DETOX, "accuracy_budget": 0.005}
-CANDIDATES: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]] = {
-    "ordinary": (None, None),
-    "detox": (DETOX, None),
-    "ball 0.1, half": (None, {"epsilon": 0.1, "mass": 0, "share": 0.5}),
-    "ball 0.15, half": (None, {"epsilon": 0.15, "mass": 0, "share": 0.5}),
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to make a student: arguments of its parts, and the weight of distillation."""
+
+    detox: Mapping[str, Any] | None = None
+    hardening: Mapping[str, Any] | None = None
+    weight: float = 1.0
+
+
+CANDIDATES = {
+    "ordinary": Candidate(),
+    "detox": Candidate(DETOX),
     **{
-        f"ball {epsilon}, patch {mass}, {words}": (
+        f"ball {epsilon}, half": Candidate(
+            None, {"epsilon": epsilon, "mass": 0, "share": 0.5, "distilled": True}
+        )
+        for epsilon in (0.1, 0.15)
+    },
+    **{
+        f"ball {epsilon}, patch {mass}, {words}": Candidate(
             None,
             {"epsilon": epsilon, "mass": mass, "share": share, "distilled": distilled},
+            weight,
         )
         for epsilon, mass in ((0.1, 0.05), (0.15, 0.05), (0.15, 0.1), (0.2, 0.05), (0.25, 0.05))
         for distilled, copies in ((True, ""), (False, ", labels alone"))
-        for share, words in (
-            (0.25, f"quarter{copies}"),
-            (0.5, f"half{copies}"),
-            (1.0, f"all{copies}"),
-        )
+        for share, much in ((0.25, "quarter"), (0.5, "half"), (1.0, "all"))
+        for weight, words in ((1.0, f"{much}{copies}"), (0.3, f"{much}{copies}, light"))
     },
-    "detox, ball 0.1, patch 0.05, half": (DETOX, {"epsilon": 0.1, "mass": 0.05, "share": 0.5}),
-    "light detox, ball 0.15, patch 0.05, all": (
-        LIGHT,
-        {"epsilon": 0.15, "mass": 0.05, "share": 1.0},
+    "detox, ball 0.1, patch 0.05, half": Candidate(
+        DETOX, {"epsilon": 0.1, "mass": 0.05, "share": 0.5, "distilled": True}
+    ),
+    "light detox, ball 0.15, patch 0.05, all": Candidate(
+        LIGHT, {"epsilon": 0.15, "mass": 0.05, "share": 1.0, "distilled": True}
     ),
 }
-"""Name to arguments of detoxification and of hardening."""
 ATTACKS = {
     "led by ball 0.1": {"epsilon": 0.1, "mass": 0.0},
     "led by ball 0.2": {"epsilon": 0.2, "mass": 0.0},
@@ -118,14 +131,14 @@ def measure(
     name: str, losses: str, teacher: nn.Module, source: InMemory, epochs: int, seed: int
 ) -> dict[str, str | int | float]:
     """Distil by one candidate and count what its perturbations can do."""
-    detox, hardening = CANDIDATES[name]
+    how = CANDIDATES[name]
     mean, std = models.pixel_statistics(source)
     spec = models.Spec("wrn-10-1", len(source.classes), source.image_shape, mean, std)
     made = make_student(
         teacher,
         models.build(spec, seed=seed + 1),
         source,
-        Preset(name, losses={losses: 1.0}, detox=detox, hardening=hardening),
+        Preset(name, losses={losses: how.weight}, detox=how.detox, hardening=how.hardening),
         training={"epochs": epochs, "batch_size": 64, "precision": _PRECISION},
         detoxing={"steps": 40},
         seed=seed,
