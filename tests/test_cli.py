@@ -385,6 +385,17 @@ def test_a_dry_run_prints_the_plan_and_makes_no_folder(robustkd, files):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_used_folder_is_told_before_anything_is_read(robustkd, flags):
+    Path("run").mkdir()
+    Path("run/old").touch()
+    refused(
+        robustkd(*distilling(Path("no.safetensors")), *flags),
+        2,
+        "output folder run is not empty; give a new one with --out",
+    )
+
+
 def test_a_name_that_steers_a_terminal_is_spelt_out(robustkd, files):
     hostile = "\x1b]0;:cat:[b]\n.pt"
     Path(hostile).write_bytes(files.teacher.read_bytes())

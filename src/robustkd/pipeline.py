@@ -157,6 +157,8 @@ def distill_file(
             data; or if either is not what the run began with.
         WriteError: If the disk is full; the last checkpoint is whole.
     """
+    if not resume:
+        runs.check_free(out)
     choices: dict[str, Any] = {
         **{"method": method, "seed": seed, "mean": mean, "std": std},
         **{"teacher_taps": teacher_taps, "student_taps": student_taps},

@@ -48,9 +48,18 @@ def new_folder(path: Path) -> Path:
         UsageError: If it exists and holds anything, other than a file that was never finished.
         InputError: If it cannot be made.
     """
-    if any(found.suffix != PARTIAL for found in make_folder(path).iterdir()):
+    check_free(path)
+    return make_folder(path)
+
+
+def check_free(path: Path) -> None:
+    """Refuse a folder that holds anything, before a run that takes hours.
+
+    Raises:
+        UsageError: If it exists and holds anything, other than a file that was never finished.
+    """
+    if path.is_dir() and any(found.suffix != PARTIAL for found in path.iterdir()):
         raise UsageError(f"output folder {path} is not empty; give a new one with --out")
-    return path
 
 
 def free_name(path: Path) -> Path:

@@ -108,6 +108,10 @@ def _folder(
             raise UsageError(f"{flag} does not go with --resume, which has its own; leave it out")
     if resume is None and out is None and not dry_run:
         raise UsageError("--out is missing; give a new folder for the run")
+    if out is not None:
+        from robustkd.runs import check_free
+
+        check_free(out)
     return None if dry_run else resume or out
 
 
