@@ -37,11 +37,11 @@ LIGHT = {**DETOX, "accuracy_budget": 0.005}
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make a student: arguments of its parts, and the weight of distillation."""
+    """One way to make a student: arguments of its parts, and losses other than the given one."""
 
     detox: Mapping[str, Any] | None = None
     hardening: Mapping[str, Any] | None = None
-    weight: float = 1.0
+    losses: Mapping[str, float] | None = None
 
 
 CANDIDATES = {
@@ -57,12 +57,20 @@ CANDIDATES = {
         f"ball {epsilon}, patch {mass}, {words}": Candidate(
             None,
             {"epsilon": epsilon, "mass": mass, "share": share, "distilled": distilled},
-            weight,
         )
         for epsilon, mass in ((0.1, 0.05), (0.15, 0.05), (0.15, 0.1), (0.2, 0.05), (0.25, 0.05))
         for distilled, copies in ((True, ""), (False, ", labels alone"))
-        for share, much in ((0.25, "quarter"), (0.5, "half"), (1.0, "all"))
-        for weight, words in ((1.0, f"{much}{copies}"), (0.3, f"{much}{copies}, light"))
+        for share, words in (
+            (0.25, f"quarter{copies}"),
+            (0.5, f"half{copies}"),
+            (1.0, f"all{copies}"),
+        )
+    },
+    **{
+        f"ball 0.2, patch 0.05, all, labels alone, {words}": Candidate(
+            None, {"epsilon": 0.2, "mass": 0.05, "share": 1.0, "distilled": False}, losses
+        )
+        for words, losses in (("light", {"ofd": 0.3}), ("mixed", {"kd": 1.0, "ofd": 0.3}))
     },
     "detox, ball 0.1, patch 0.05, half": Candidate(
         DETOX, {"epsilon": 0.1, "mass": 0.05, "share": 0.5, "distilled": True}
@@ -138,7 +146,12 @@ def measure(
         teacher,
         models.build(spec, seed=seed + 1),
         source,
-        Preset(name, losses={losses: how.weight}, detox=how.detox, hardening=how.hardening),
+        Preset(
+            name,
+            losses=how.losses or {losses: 1.0},
+            detox=how.detox,
+            hardening=how.hardening,
+        ),
         training={"epochs": epochs, "batch_size": 64, "precision": _PRECISION},
         detoxing={"steps": 40},
         seed=seed,

@@ -43,8 +43,8 @@ _PAPER: Mapping[str, Any] = MappingProxyType(
 _HARDENING: Mapping[str, Any] = MappingProxyType(
     {"epsilon": 0.2, "mass": 0.05, "share": 1.0, "distilled": False}
 )
-# At its full weight, the features of an untrusted teacher outweigh what the perturbations teach.
-_OFD_LIGHT: Mapping[str, float] = MappingProxyType({"ofd": 0.3})
+# At its full weight, OFD outweighs what the perturbations teach; beside it, logits give accuracy.
+_MIX: Mapping[str, float] = MappingProxyType({"kd": 1.0, "ofd": 0.3})
 
 PRESETS: dict[str, Preset] = {
     "no-teacher": Preset("labels alone, no teacher"),
@@ -56,8 +56,8 @@ PRESETS: dict[str, Preset] = {
         detox=_PAPER,
     ),
     "default": Preset(
-        "OFD into a student hardened against universal perturbations",
-        losses=_OFD_LIGHT,
+        "soft targets and OFD into a student hardened against universal perturbations",
+        losses=_MIX,
         hardening=_HARDENING,
     ),
     "default-kd": Preset(
@@ -67,7 +67,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "both": Preset(
         "detoxified teacher as in paper, hardened student as in default",
-        losses=_OFD_LIGHT,
+        losses=_MIX,
         detox=_PAPER,
         hardening=_HARDENING,
     ),

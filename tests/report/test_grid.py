@@ -59,10 +59,20 @@ def test_only_attacks_that_the_ordinary_student_of_the_same_losses_inherits_are_
     assert default.asr == pytest.approx(0.04)
     assert default.ordinary_asr == pytest.approx(0.8)
     assert default.worst == 0.06
-    assert default.lost == pytest.approx(0.01)
+    assert default.lost == pytest.approx(0.01)  # beside OFD, which is the more accurate one
     assert (default_kd.method, default_kd.settings) == ("default-kd", 1)
     assert default_kd.asr == pytest.approx(0.03)
     assert default_kd.lost == pytest.approx(-0.005)
+
+
+def test_a_method_of_both_losses_counts_where_either_ordinary_student_inherits():
+    shares = {"ofd": (0.88, 0.1), "kd": (0.90, 0.7), "default": (0.89, 0.02), "paper": (0.9, 0.0)}
+    found = aggregate(
+        Run(**make_run(method=method, acc=acc, asr=asr)) for method, (acc, asr) in shares.items()
+    )
+    (only,) = summaries(found)
+    assert (only.method, only.settings, only.ordinary_asr) == ("default", 1, 0.7)
+    assert only.lost == pytest.approx(0.01)
 
 
 def test_the_summary_in_percent():

@@ -10,19 +10,20 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 
 from robustkd.report.headline import INHERITED
 from robustkd.report.rows import METHODS, Cell, Row, Statistic, by_cell, place
 from robustkd.report.tables import UNKNOWN, markdown, percent, spread
 
-ORDINARY: Mapping[str, str] = {
-    "paper": "ofd",
-    "default": "ofd",
-    "default-kd": "kd",
-    "both": "ofd",
+ORDINARY: Mapping[str, tuple[str, ...]] = {
+    "paper": ("ofd",),
+    "default": ("ofd", "kd"),
+    "default-kd": ("kd",),
+    "both": ("ofd", "kd"),
 }
-"""Each defended method, and the ordinary student that learns by the same losses."""
+"""Each defended method, and the ordinary students that learn by its losses."""
 PARTS: Mapping[str, str] = {
     "neither": "ofd",
     "detoxification": "paper",
@@ -42,9 +43,10 @@ class Summary:
         method: The method.
         settings: How many there are.
         asr: Mean of the settings' mean ASR.
-        ordinary_asr: The same of the ordinary student.
+        ordinary_asr: The same of the ordinary student; of two, the one that obeys more.
         worst: Largest ASR of any seed.
-        lost: Accuracy of the ordinary student minus that of the method, mean over settings.
+        lost: Accuracy of the ordinary student, of two the more accurate one, minus that of the
+            method; mean over settings.
     """
 
     method: str
@@ -68,10 +70,9 @@ def grid_files(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def inherited(members: Iterable[Row], ordinary: str) -> bool:
-    """Whether an ordinary student of this setting obeys the trigger often enough to count."""
-    row = _find(members, ordinary)
-    return row is not None and row.asr is not None and row.asr.mean >= INHERITED
+def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
+    """Whether one of these ordinary students obeys the trigger often enough to count."""
+    return any(asr >= INHERITED for _, asr in _measured(members, ordinary))
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -79,12 +80,11 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     found = []
     for method, ordinary in ORDINARY.items():
         duels = [
-            (own, other)
+            (own, _measured(members, ordinary))
             for members in by_cell(rows).values()
             if inherited(members, ordinary)
             and (own := _find(members, method)) is not None
             and own.asr is not None
-            and (other := _find(members, ordinary)) is not None
         ]
         if duels:
             found.append(
@@ -92,12 +92,22 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
                     method,
                     len(duels),
                     fmean(own.asr.mean for own, _ in duels if own.asr),
-                    fmean(other.asr.mean for _, other in duels if other.asr),
+                    fmean(max(asr for _, asr in others) for _, others in duels),
                     max(own.asr.highest for own, _ in duels if own.asr),
-                    fmean(other.acc.mean - own.acc.mean for own, other in duels),
+                    fmean(max(acc for acc, _ in others) - own.acc.mean for own, others in duels),
                 )
             )
     return found
+
+
+def _measured(members: Iterable[Row], methods: Iterable[str]) -> list[tuple[float, float]]:
+    """ACC and ASR, mean over seeds, of these methods where both are known."""
+    rows = list(members)
+    return [
+        (row.acc.mean, row.asr.mean)
+        for method in methods
+        if (row := _find(rows, method)) is not None and row.asr is not None
+    ]
 
 
 def summary_table(rows: Sequence[Row]) -> str:
@@ -151,7 +161,7 @@ def ablation_table(rows: Sequence[Row]) -> str:
     whole: list[tuple[list[str], list[Row]]] = []
     for cell, members in cells.items():
         four = [row for method in PARTS.values() if (row := _find(members, method)) is not None]
-        if len(four) == len(PARTS) and inherited(members, PARTS["neither"]):
+        if len(four) == len(PARTS) and inherited(members, [PARTS["neither"]]):
             whole.append(([cell[i] for i in several] + [cell.attack], four))
     lines = [[*names, *map(_figures, four), _counts(four)] for names, four in whole]
     if whole:
@@ -167,9 +177,8 @@ def ablation_table(rows: Sequence[Row]) -> str:
 
 def verdict(members: Sequence[Row]) -> str:
     """What the ordinary students did with the backdoor, beside one that never met the teacher."""
-    known = [
-        row.asr.mean for row in members if row.method in ORDINARY.values() and row.asr is not None
-    ]
+    ordinary = dict.fromkeys(chain.from_iterable(ORDINARY.values()))
+    known = [asr for _, asr in _measured(members, ordinary)]
     clean = _find(members, "no-teacher")
     if not known:
         return UNKNOWN
