@@ -128,6 +128,29 @@ def test_a_preset_that_changes_is_another_cell(tmp_path, monkeypatch):
     assert cell.name != before
 
 
+@pytest.mark.parametrize(
+    ("attack", "part", "other"),
+    [
+        ("adaptive-harden", {"hardening": {"epsilon": 0.5}}, True),
+        ("adaptive", {"hardening": {"epsilon": 0.5}}, True),
+        ("adaptive-detox", {"hardening": {"epsilon": 0.5}}, False),
+        ("adaptive-detox", {"detox": {"cap": 0.5}}, True),
+        ("ckd", {"hardening": {"epsilon": 0.5}}, False),
+    ],
+)
+def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
+    attack, part, other, tmp_path, monkeypatch
+):
+    """The ordinary students of a teacher that met another defence are others as well."""
+    cells = load(tmp_path, {**BLOCK, "attacks": {attack: {}}, "methods": ["no-teacher", "kd"]})
+    before = [(cell.name, cell.teacher.configuration()) for cell in cells]
+    for name in ("default", "both"):
+        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], **part))
+    after = [(cell.name, cell.teacher.configuration()) for cell in cells]
+    assert [one[0] != two[0] for one, two in zip(before, after, strict=True)] == [other] * 6
+    assert (before[0][1] != after[0][1]) is other
+
+
 # Refusals.
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from robustkd import data, models, runs
-from robustkd.attacks import Backdoored, load_trigger, save_trigger
+from robustkd.attacks import Backdoored, find, load_trigger, save_trigger
 from robustkd.benchmark.measure import measure
 from robustkd.benchmark.store import Store
 from robustkd.benchmark.teachers import Rehearsal, run_attack
@@ -82,10 +82,16 @@ class TeacherCell:
 
     def configuration(self) -> dict[str, Any]:
         """All that the teacher follows from, in JSON values."""
-        content = {"format": _FORMAT, **asdict(self)}
-        if self.rehearsal is not None:
-            content["rehearsed"] = _parts(self.rehearsal.method)
-        return content
+        return {"format": _FORMAT, **asdict(self), **self.rehearsed()}
+
+    def rehearsed(self) -> dict[str, Any]:
+        """What an attacker who knows us has met of us: other teachers come of another defence."""
+        if self.rehearsal is None:
+            return {}
+        parts = _parts(self.rehearsal.method)
+        if "train_surrogate" not in find(self.attack).takes:
+            parts = {"detox": parts["detox"]}
+        return {"rehearsed": parts}
 
 
 @dataclass(frozen=True)
@@ -119,13 +125,19 @@ class Cell:
 
     def configuration(self) -> dict[str, Any]:
         """All that the result follows from, in JSON values."""
+        teacher = self.teacher.rehearsed()
         if self.method == TEACHER:
             own = asdict(replace(self, training={}, detoxing={}))
-            return {"format": _FORMAT, **own}
+            return {"format": _FORMAT, **own, **teacher}
         # A method that cleans nothing is the same however long the others clean.
         cleans = preset(self.method).detox is not None
         relevant = self if cleans else replace(self, detoxing={})
-        return {"format": _FORMAT, **asdict(relevant), "preset": _parts(self.method)}
+        return {
+            "format": _FORMAT,
+            **asdict(relevant),
+            **teacher,
+            "preset": _parts(self.method),
+        }
 
 
 def _parts(method: str) -> dict[str, Any]:
@@ -242,6 +254,7 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, d
     if not how.losses:
         # It never meets a teacher, so it is the same for all of them.
         configuration["teacher"] = {"format": _FORMAT, **asdict(setting)}
+        configuration.pop("rehearsed", None)
     folder = store.fetch(digest({**configuration, "kind": "student"}), make)
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     return models.load(folder / "model.safetensors").to(default_device()), made
