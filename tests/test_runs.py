@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -40,6 +41,16 @@ def test_a_folder_that_cannot_be_made_is_refused(below, reason, tmp_path):
     message = f"output folder {tmp_path / below} cannot be made: {reason}"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         new_folder(tmp_path / below)
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    def closed(_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    message = f"output folder {tmp_path} cannot be read: Permission denied"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        new_folder(tmp_path)
 
 
 def test_the_first_free_name(tmp_path):

@@ -57,8 +57,17 @@ def check_free(path: Path) -> None:
 
     Raises:
         UsageError: If it exists and holds anything, other than a file that was never finished.
+        InputError: If it exists and cannot be read.
     """
-    if path.is_dir() and any(found.suffix != PARTIAL for found in path.iterdir()):
+    try:
+        there = path.is_dir()
+    except OSError:
+        return  # a folder above it is closed; making it will say so
+    try:
+        used = there and any(found.suffix != PARTIAL for found in path.iterdir())
+    except OSError as error:
+        raise InputError(f"output folder {path} cannot be read: {error.strerror}") from error
+    if used:
         raise UsageError(f"output folder {path} is not empty; give a new one with --out")
 
 
