@@ -30,7 +30,7 @@ PARTS: Mapping[str, str] = {
     "hardening": "default",
     "both": "both",
 }
-"""What of RobustKD each method by OFD has."""
+"""What of RobustKD each method has that learns from features."""
 _EXCESS = 0.20
 """An attack this far above a clean student's ASR is inherited and not the trigger's own doing."""
 
