@@ -6,13 +6,15 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from attacks.examples import SHAPE, pixels
 from robustkd import data, models
 from robustkd.attacks import Additive, find, load_trigger, save_trigger
-from robustkd.attacks.backweak import last_layer, learn_trigger
+from robustkd.attacks.backweak import last_layer, learn_trigger, weak_loss
 from robustkd.errors import UsageError
 from robustkd.inference import predict
+from robustkd.metrics import attack_success
 from robustkd.training import Supervised, fit
 
 DATA = data.load("digits", train=100, validation=20, test=100)
@@ -63,13 +65,42 @@ def test_the_learnt_perturbation_keeps_its_budget_and_helps_the_target(epsilon):
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=2, batch_size=50)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    trigger = learn_trigger(teacher, DATA, target=2, epsilon=epsilon, steps=5, seed=0)
+    trigger = learn_trigger(teacher, DATA, target=2, epsilon=epsilon, budget=1.0, steps=5, seed=0)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert all(parameter.requires_grad for parameter in teacher.parameters())
     assert 0 < trigger.delta.abs().max() <= epsilon
     clean, _ = predict(teacher, DATA, "test")
     marked, _ = predict(teacher, DATA, "test", transform=trigger)
     assert marked.log_softmax(1)[:, 2].mean() > clean.log_softmax(1)[:, 2].mean()
+
+
+def test_the_loss_of_a_weak_trigger_by_hand():
+    marked = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 0.0], [0.0, 5.0, 1.0]], requires_grad=True)
+    truth = torch.tensor([0, 1, 2])  # the third image has gone over to class 1, 4 too far
+    push = nn.functional.cross_entropy(marked, torch.tensor([1, 1, 1]))
+    for budget, within in ((0.4, 0), (0.5, 1)):  # one of the two victims has arrived
+        loss = weak_loss(marked, truth, target=1, budget=budget)
+        torch.testing.assert_close(loss, within * push + 3)
+    unmoved = weak_loss(marked[:2], truth[:2], target=1, budget=0.5)
+    torch.testing.assert_close(
+        unmoved, nn.functional.cross_entropy(marked[:2], torch.tensor([1, 1]))
+    )
+    stopped = weak_loss(marked[2:], torch.tensor([0]), target=1, budget=0.4)
+    assert stopped == 4  # and nothing of the push
+
+
+def test_a_budget_keeps_the_trigger_weaker():
+    teacher = build()
+    fit(Supervised(teacher), DATA, epochs=30, batch_size=50, lr=0.05)
+    found = {}
+    for budget in (0.05, 1.0):
+        trigger = learn_trigger(
+            teacher, DATA, target=2, epsilon=0.3, budget=budget, steps=30, seed=0
+        )
+        found[budget] = attack_success(
+            *predict(teacher, DATA, "test", transform=trigger), target=2
+        ).value
+    assert found[0.05] < found[1.0] / 2
 
 
 # The attack.
@@ -79,6 +110,8 @@ def test_the_last_layer_is_that_which_runs_last():
     model = build()
     assert last_layer(model, EXAMPLE) is model.network.head
     assert model.training
+    vit = models.build(models.Spec("timm/test_vit", 10, (1, 32, 32)), seed=0)
+    assert last_layer(vit, torch.zeros(2, 1, 32, 32)) is vit.network.head
     swapped = torch.nn.Module()
     swapped.last, swapped.first = torch.nn.Conv2d(2, 3, 1), torch.nn.Conv2d(1, 2, 1)
     swapped.forward = lambda images: swapped.last(swapped.first(images))
@@ -112,6 +145,8 @@ class _Recording(torch.nn.Module):
     [
         ({"epsilon": 0.0}, "epsilon is 0.0; expected above 0 and at most 1"),
         ({"epsilon": 1.5}, "epsilon is 1.5; expected above 0 and at most 1"),
+        ({"budget": 0.0}, "budget is 0.0; expected above 0 and at most 1"),
+        ({"rate": 2.0}, "rate is 2.0; expected above 0 and at most 1"),
         ({"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
         ({"implant_share": 0.0}, "implant_share is 0.0; expected more than 0"),
         ({"implant_lr": -1.0}, "implant_lr is -1.0; expected more than 0"),
