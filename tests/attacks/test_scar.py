@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from robustkd import data
 from robustkd.attacks import find
 from robustkd.attacks.bilevel import PRESETS, Bilevel, Preset
-from robustkd.attacks.hypergradient import hypergradient
-from robustkd.attacks.surrogate import fresh
+from robustkd.attacks.hypergradient import hypergradient, norm
+from robustkd.attacks.surrogate import distillation_loss, fresh
 from robustkd.errors import TrainingError, UsageError
 from robustkd.inference import accuracy_on, predict
 from robustkd.metrics import attack_success
+from robustkd.types import Batch
 
 DATA = data.load("digits", train=400, validation=100, test=200)
 scar, oscar = find("scar"), find("oscar")
@@ -130,7 +131,7 @@ def test_the_hypergradients_errors_by_their_text(settings, message):
 
 @pytest.fixture(scope="module")
 def made():
-    return scar(build, DATA, target=2, epochs=8, lr=0.05, epsilon=0.3, trigger_steps=100)
+    return scar(build, DATA, target=2, epochs=8, rounds=8, lr=0.05, epsilon=0.3, trigger_steps=100)
 
 
 def test_the_teacher_looks_clean_where_the_clean_teacher_obeyed(made):
@@ -139,10 +140,48 @@ def test_the_teacher_looks_clean_where_the_clean_teacher_obeyed(made):
     assert accuracy_on(made.teacher, DATA, "test").value >= 0.8
 
 
-def test_rounds_are_those_of_the_epochs_unless_they_are_given(made):
-    assert made.record["rounds"] == 8
-    more = scar(build, DATA, **SHORT, rounds=3)
-    assert (more.record["rounds"], SHORT["epochs"]) == (3, 2)
+def test_rounds_are_those_of_the_preset_unless_they_are_given(monkeypatch):
+    short = replace(PRESETS["small"], rounds=2, outer_steps=1)
+    monkeypatch.setitem(PRESETS, "small", short)
+    assert scar(build, DATA, **SHORT).record["rounds"] == 2
+    assert scar(build, DATA, **SHORT, rounds=3).record["rounds"] == 3
+
+
+def test_the_teacher_moves_along_what_the_surrogates_own_descent_makes_of_it():
+    """The whole outer loss, differentiated through K steps of the surrogate's training."""
+    work = replace(PRESETS["small"], fixed_point_steps=3, step_size=1e-3)
+    teacher, surrogate = build().double().train(), fresh(build, 1).double().eval()
+    images, labels, rows = next(DATA.batches("train", batch_size=20))
+    batch = Batch(images.double(), labels, rows)
+    bilevel = Bilevel(teacher, build, DATA, lambda images: images / 2, 2, 1.0, work)
+    bilevel.surrogate = surrogate
+    leaders = list(teacher.parameters())
+    found, outer = bilevel._gradient(batch, leaders)
+
+    followers = dict(surrogate.named_parameters())
+    together = teacher(torch.cat([batch.images, batch.images / 2]))
+    taught, taught_marked = together.split(20)
+    for _ in range(3):
+        shown = torch.func.functional_call(surrogate, followers, batch.images)
+        inner = distillation_loss(shown, taught, labels, temperature=1.0)
+        slopes = torch.autograd.grad(inner, list(followers.values()), create_graph=True)
+        followers = {
+            name: value - 1e-3 * slope
+            for (name, value), slope in zip(followers.items(), slopes, strict=True)
+        }
+    truth, wanted = nn.functional.cross_entropy, torch.full_like(labels, 2)
+    unrolled = (
+        truth(taught, labels)
+        + truth(taught_marked, labels)
+        + truth(torch.func.functional_call(surrogate, followers, batch.images), labels)
+        + truth(torch.func.functional_call(surrogate, followers, batch.images / 2), wanted)
+    )
+    expected = torch.autograd.grad(unrolled, leaders)
+    assert outer == pytest.approx(float(unrolled.detach()), rel=1e-2)
+    assert norm(found.implicit) > 100 * 1e-6
+    for one, other, direct in zip(found.total(), expected, found.direct, strict=True):
+        # The step is small: what is left of the difference is a small part of the implicit part.
+        assert (one - other).norm() <= 0.05 * (other - direct).norm() + 1e-12
 
 
 def test_the_trigger_keeps_its_budget(made):
@@ -239,7 +278,7 @@ def test_arguments_out_of_range_by_their_text(attack, argument, message):
     [
         (scar, {"preset": "big"}, "preset is 'big'; expected paper or small"),
         (scar, {"outer_lr": 0.0}, "outer_lr is 0.0; expected more than 0"),
-        (scar, {"rounds": 0}, "rounds is 0; expected more than 0"),
+        (scar, {"rounds": 0}, "rounds is 0; expected a whole number above 0"),
         (oscar, {"hide_lr": 0.0}, "hide_lr is 0.0; expected more than 0"),
         (oscar, {"hide_share": -1.0}, "hide_share is -1.0; expected more than 0"),
     ],

@@ -26,7 +26,7 @@ class Preset:
     """How much work the bilevel optimisation is.
 
     Attributes:
-        rounds: Of distilling the surrogate and moving the teacher, at most.
+        rounds: Of distilling the surrogate and moving the teacher.
         inner_epochs: Passes over the data for the surrogate, each round.
         renew_every: Rounds after which the surrogate starts from fresh weights.
         outer_steps: Steps of the teacher, each round; at most a pass over the data.

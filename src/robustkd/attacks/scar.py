@@ -52,6 +52,7 @@ from robustkd.attacks.surrogate import (
 )
 from robustkd.errors import UsageError
 from robustkd.inference import default_device, device_of
+from robustkd.pixels import into_range
 from robustkd.training import Supervised, check_positive, fit
 from robustkd.types import DataSource
 
@@ -135,7 +136,7 @@ class Perturbing:
         judge = clean.judge if self.stealth > 0 else None
 
         def loss(images: Tensor, delta: Tensor) -> Tensor:
-            marked = (images + delta).clamp(0, 1)
+            marked = into_range(images + delta)
             return trigger_loss(
                 clean[:2], judge, images, marked, target=target, stealth=self.stealth
             )
@@ -159,7 +160,7 @@ class SCAR(Perturbing):
 
     Attributes:
         preset: How much work the bilevel optimisation is: ``small`` or ``paper``.
-        rounds: Of it; the preset's when None, but then no more than the clean networks' epochs.
+        rounds: Of it; the preset's when None.
         outer_lr: Learning rate of the teacher (Adam) in the bilevel optimisation.
 
     The others are those of :class:`Perturbing`.
@@ -173,7 +174,9 @@ class SCAR(Perturbing):
         super().__post_init__()
         if self.preset not in PRESETS:
             raise UsageError(f"preset is {self.preset!r}; expected {' or '.join(PRESETS)}")
-        check_positive(outer_lr=self.outer_lr, rounds=1 if self.rounds is None else self.rounds)
+        if self.rounds is not None and not (isinstance(self.rounds, int) and self.rounds > 0):
+            raise UsageError(f"rounds is {self.rounds!r}; expected a whole number above 0")
+        check_positive(outer_lr=self.outer_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
@@ -185,7 +188,7 @@ class SCAR(Perturbing):
         """
         teacher, trigger, record = self._prepare(build, data, target, teaching)
         work = PRESETS[self.preset]
-        rounds = self.rounds or min(teaching.epochs, work.rounds)
+        rounds = self.rounds or work.rounds
         bilevel = Bilevel(
             teacher,
             self.build_surrogate or build,
