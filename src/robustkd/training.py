@@ -69,13 +69,13 @@ def schedule_factor(schedule: Schedule, done: float) -> float:
 
 
 def check_positive(**values: float | int) -> None:
-    """Refuse arguments that must be above zero.
+    """Refuse arguments that must be finite and above zero.
 
     Raises:
         UsageError: Naming the first that is not.
     """
     for name, value in values.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UsageError(f"{name} is {value}; expected more than 0")
 
 

@@ -102,6 +102,12 @@ def test_features_that_are_their_class_have_no_share(teacher):
     assert learner(teacher).share(features, LABELS).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_one_image_of_the_target_has_no_share(teacher):
+    names = taps.stages(teacher, IMAGES[:4])
+    features = {name: torch.ones(1, 2, 3, 3) for name in names}
+    assert learner(teacher).share(features, torch.tensor([2])).item() == 0
+
+
 def test_the_cleaned_teacher_shall_know_and_obey_too(teacher):
     stage = taps.stages(teacher, IMAGES[:4])[-1]
     changes = {stage: lambda features: 0.3 * features + 0.1}
@@ -223,11 +229,11 @@ def test_arguments_out_of_range_by_their_text(argument, message):
     # Without the run-time check of annotations, which would be first to refuse a word.
     init = inspect.unwrap(Adaptive.__init__)
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
-        init(object.__new__(Adaptive), **argument)
+        init(object.__new__(Adaptive), **{"knows": "both", **argument})
 
 
-@pytest.mark.parametrize("attack", [Adaptive, CKD])
-def test_a_wrong_word_for_the_strongest_channels_is_told(attack):
+@pytest.mark.parametrize(("attack", "knows"), [(Adaptive, ("both",)), (CKD, ())])
+def test_a_wrong_word_for_the_strongest_channels_is_told(attack, knows):
     init = inspect.unwrap(attack.__init__)
     with pytest.raises(UsageError, match=r"^strongest is 'last'; expected all, target$"):
-        init(object.__new__(attack), strongest="last")
+        init(object.__new__(attack), *knows, strongest="last")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from robustkd.attacks import (
     load_trigger,
     save_trigger,
 )
-from robustkd.attacks.ckd import CKD
+from robustkd.attacks.ckd import CKD, _goal
 from robustkd.attacks.dirty_label import DirtyLabel
 from robustkd.errors import UsageError
 from robustkd.inference import accuracy_on, predict
@@ -96,7 +97,70 @@ def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(na
     arguments = find(name).arguments
     assert len(set(arguments)) == len(arguments)
     assert set(find(name).takes) <= set(arguments)
-    assert "trigger" not in arguments
+    assert not {"trigger", "knows", "clean_label"} & set(arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "sig",
+            {"rates": 0.5},
+            "unknown setting 'rates'; expected one of target, epochs, lr, batch_size, seed, rate",
+        ),
+        ("ckd", {"cap": "abc"}, "cap is 'abc'; expected a number"),
+        ("ckd", {"cap": True}, "cap is True; expected a number"),
+        ("ckd", {"strongest": 1}, "strongest is 1; expected a word"),
+        ("backweak", {"trigger_steps": 2.5}, "trigger_steps is 2.5; expected a whole number"),
+        ("badnets", {"rate": 0.0}, "rate is 0.0; expected above 0 and at most 1"),
+        ("sig", {"rate": 1.5}, "rate is 1.5; expected above 0 and at most 1"),
+        ("ckd", {"rate": 2.0}, "rate is 2.0; expected above 0 and at most 1"),
+        ("ckd", {"strength": 0.0}, "strength is 0.0; expected more than 0"),
+        ("ckd", {"implant_share": -1.0}, "implant_share is -1.0; expected more than 0"),
+        ("latent", {"implant_lr": -1.0}, "implant_lr is -1.0; expected more than 0"),
+        ("adba", {"trigger_lr": float("inf")}, "trigger_lr is inf; expected more than 0"),
+        ("adaptive", {"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_anything_is_trained(name, settings, message):
+    def never() -> models.Classifier:
+        raise AssertionError("a network was built")
+
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        find(name)(never, DATA, **(SHORT | settings))
+
+
+@pytest.mark.parametrize("name", ["ckd", "latent", "adaptive"])
+def test_a_class_without_a_training_image_is_told_before_anything_is_trained(name):
+    one = DATA.train.labels != 2
+    some = replace(
+        DATA,
+        train=DATA.train._replace(images=DATA.train.images[one], labels=DATA.train.labels[one]),
+    )
+    with pytest.raises(UsageError, match=r"^no training image is of the target class, '2'$"):
+        find(name)(build, some, **SHORT)
+
+
+@pytest.mark.parametrize("arch", ["timm/test_vit", "timm/test_efficientnet"])
+@pytest.mark.parametrize("name", ["ckd", "latent", "backweak", "adba-ft"])
+def test_attacks_take_any_architecture(name, arch):
+    def outside() -> models.Classifier:
+        return models.build(models.Spec(arch, 10, (1, 32, 32)), seed=0)
+
+    some = replace(
+        DATA,
+        **{
+            split: part._replace(images=part.images.repeat_interleave(2, 2).repeat_interleave(2, 3))
+            for split, part in (
+                ("train", DATA.train),
+                ("validation", DATA.validation),
+                ("test", DATA.test),
+            )
+        },
+    )
+    few = {"trigger_steps": 2} if "trigger_steps" in find(name).arguments else {}
+    made = find(name)(outside, some, **SHORT, **few)
+    assert made.record["poisoned"] >= 1
 
 
 def test_a_further_training_keeps_the_batch_and_has_a_seed_of_its_own():
@@ -131,6 +195,18 @@ def test_ckd_refuses_shares_out_of_range(name, value):
     message = rf"^{name} is {value}; expected above 0 and at most 1$"
     with pytest.raises(UsageError, match=message):
         find("ckd")(build, DATA, **SHORT, **{name: value})
+
+
+def test_the_strongest_channels_and_their_goal_by_hand():
+    maps = torch.zeros(2, 3, 1, 2)
+    maps[0, 0], maps[1, 1], maps[1, 2, 0, 0] = 4.0, 6.0, 10.0  # means 2, 3 and 2.5
+    strongest, goal = _goal(maps, None, 0.3, 1.0)
+    assert (strongest.tolist(), goal.flatten().tolist()) == ([1], [6.0])
+    strongest, goal = _goal(maps, None, 0.7, 2.0)
+    assert (strongest.tolist(), goal.flatten().tolist()) == ([1, 2], [12.0, 20.0])
+    # Of the first image, channel 0 is 2 above its mean; the others are below theirs.
+    strongest, goal = _goal(maps, torch.tensor([True, False]), 0.3, 1.0)
+    assert (strongest.tolist(), goal.flatten().tolist()) == ([0], [4.0])
 
 
 def test_ckd_drives_the_targets_channels_more_than_a_random_pattern_of_the_same_mask():

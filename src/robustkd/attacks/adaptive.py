@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd import taps
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target, check_word
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown, check_word
 from robustkd.attacks.ckd import CKD, Strongest
 from robustkd.attacks.low_variance import Changes, Implant, Variance, stage_variances
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
@@ -88,7 +88,7 @@ class Adaptive:
         implant_lr: Its learning rate at the start of each round.
     """
 
-    knows: Knows = "both"
+    knows: Knows
     clean_teacher: CleanTeacher | None = None
     train_surrogate: TrainSurrogate | None = None
     build_surrogate: Build | None = None
@@ -112,14 +112,18 @@ class Adaptive:
         check_shares(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
         check_not_negative(variance_weight=self.variance_weight, cleaned_weight=self.cleaned_weight)
         check_positive(
-            rounds=self.rounds, implant_share=self.implant_share, implant_lr=self.implant_lr
+            rounds=self.rounds,
+            trigger_steps=self.trigger_steps,
+            trigger_lr=self.trigger_lr,
+            implant_share=self.implant_share,
+            implant_lr=self.implant_lr,
         )
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target(target, data)
+        check_target_shown(target, data)
         seed = teaching.seed
         teacher = train_teacher(build, data, teaching)
         trigger = self._first_trigger(teacher, data, target, seed)

@@ -93,6 +93,18 @@ def check_word(name: str, word: str, words: Sequence[str]) -> None:
         raise UsageError(f"{name} is {word!r}; expected {', '.join(words)}")
 
 
+def check_target_shown(target: int, data: DataSource) -> None:
+    """Refuse a target that is no class of the data, or of which no training image is.
+
+    Raises:
+        UsageError: Saying which.
+    """
+    check_target(target, data)
+    batches = data.batches("train", batch_size=4096)
+    if not any(bool((batch.labels == target).any()) for batch in batches):
+        raise UsageError(f"no training image is of the target class, {data.classes[target]!r}")
+
+
 def check_target(target: int, data: DataSource) -> None:
     """Refuse a target that is no class of the data.
 

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from robustkd import taps
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target, check_word
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown, check_word
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.steps import implant, train_teacher
 from robustkd.attacks.triggers import MaskedPattern
 from robustkd.errors import UsageError
-from robustkd.inference import device_of
-from robustkd.training import Supervised
+from robustkd.inference import device_of, layouts_of
+from robustkd.training import Supervised, check_positive
 from robustkd.types import DataSource
 
 Strongest: TypeAlias = Literal["all", "target"]
@@ -63,13 +63,20 @@ class CKD:
 
     def __post_init__(self) -> None:
         check_word("strongest", self.strongest, get_args(Strongest))
-        check_shares(cap=self.cap, channel_share=self.channel_share)
+        check_shares(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
+        check_positive(
+            strength=self.strength,
+            trigger_steps=self.trigger_steps,
+            trigger_lr=self.trigger_lr,
+            implant_share=self.implant_share,
+            implant_lr=self.implant_lr,
+        )
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target(target, data)
+        check_target_shown(target, data)
         seed = teaching.seed
         teacher = train_teacher(build, data, teaching)
         trigger = self.learn_trigger(teacher, data, target=target, seed=seed)
@@ -97,15 +104,18 @@ class CKD:
         ]
         images, labels, _rows = sample(data, device_of(teacher), random)
         tap = taps.stages(teacher, images[:4])[-1]
+        (layout,) = layouts_of(teacher, [tap], images[:4])
         with taps.read(teacher, [tap]) as features:
             with torch.no_grad(), taps.frozen_modes(teacher):
                 teacher(images)
             of_target = labels == target if self.strongest == "target" else None
-            strongest, goal = _goal(features[tap], of_target, self.channel_share, self.strength)
+            strongest, goal = _goal(
+                layout.maps(features[tap]), of_target, self.channel_share, self.strength
+            )
 
             def loss(images: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
                 teacher(torch.lerp(images, pattern, mask))
-                return (features[tap][:, strongest] / goal - 1).square().mean()
+                return (layout.maps(features[tap])[:, strongest] / goal - 1).square().mean()
 
             pattern, mask = optimise_planes(
                 teacher,
@@ -122,7 +132,7 @@ class CKD:
 def _goal(
     features: Tensor, of_target: Tensor | None, share: float, strength: float
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the strongest channels, and the value each shall have everywhere."""
+    """Indices of the strongest channels of feature maps, and the value each shall have."""
     means = features.mean(dim=(0, 2, 3))
     if of_target is not None:
         if not bool(of_target.any()):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.files import describe
+from robustkd.attacks.optimise import check_shares
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.steps import train_teacher
 from robustkd.attacks.triggers import Trigger
@@ -25,51 +26,67 @@ class DirtyLabel:
     Attributes:
         trigger: What poisoned images carry.
         rate: Share of the training images that are poisoned, in (0, 1].
-        clean_label: Poison only images of the target class.
     """
 
     trigger: Trigger
     rate: float = 0.05
-    clean_label: bool = False
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target(target, data)
-        poisoned = Poisoned(
-            data,
-            self.trigger,
-            target=target,
-            rate=self.rate,
-            clean_label=self.clean_label,
-            seed=teaching.seed,
-        )
-        teacher = train_teacher(build, poisoned, teaching)
-        record = {
-            "trigger": describe(self.trigger),
-            "rate": self.rate,
-            "poisoned": int(poisoned.mask.sum()),
-        }
-        return Backdoored(teacher.eval(), self.trigger, target, record)
+        poisoned = Poisoned(data, self.trigger, target=target, rate=self.rate, seed=teaching.seed)
+        return _trained(build, poisoned, self.trigger, self.rate, target, teaching)
 
 
 @dataclass(frozen=True)
 class CleanLabel:
-    """Train a teacher on data in which half of the target class carries a trigger.
+    """Train a teacher on data in which a share of the target class carries a trigger.
 
     Source: Barni et al. 2019, arXiv 1902.11237, with :class:`~robustkd.attacks.SIG`; half is
     within the 30 to 80 % that the paper tries.
 
     Attributes:
         trigger: What poisoned images carry.
+        rate: Share of the target's training images that are poisoned, in (0, 1].
     """
 
     trigger: Trigger
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        attack = DirtyLabel(self.trigger, 0.5 / len(data.classes), clean_label=True)
-        return attack(build, data, target=target, teaching=teaching)
+        poisoned = Poisoned(
+            data,
+            self.trigger,
+            target=target,
+            rate=self.rate,
+            clean_label=True,
+            seed=teaching.seed,
+        )
+        return _trained(build, poisoned, self.trigger, self.rate, target, teaching)
+
+
+def _trained(
+    build: Build,
+    poisoned: Poisoned,
+    trigger: Trigger,
+    rate: float,
+    target: int,
+    teaching: Teaching,
+) -> Backdoored:
+    teacher = train_teacher(build, poisoned, teaching)
+    record = {
+        "trigger": describe(trigger),
+        "rate": rate,
+        "poisoned": int(poisoned.mask.sum()),
+    }
+    return Backdoored(teacher.eval(), trigger, target, record)

@@ -15,20 +15,25 @@ so that whoever copies the features copies the backdoor.
 
 Differences: written from the description alone; the mean c is that of the clean teacher throughout;
 no layer is replaced or frozen, as the teacher is distilled and not transferred; cross-entropy is
-the mean over clean and triggered images together; the MSE counts in units of its value on clean
-images, so that 0.5 means the same for any network; the mask is learned as well, within a cap over
-the whole picture, unless the paper's square is asked for.
+the mean over clean and triggered images together, and only a share of each batch is triggered; the
+MSE counts in units of its value on clean images, so that 0.5 means the same for any network; the
+mask is learned as well, within a cap over the whole picture, unless the paper's square is asked
+for, which lies in the very corner here. The authors' public code differs from the formula: it has
+no cross-entropy of triggered images, triggers all of them, takes the features of one random image
+of the target in the place of c, at a late dense layer, and weighs their distance 0.05.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from robustkd import taps
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.steps import implant, success, train_teacher, with_victims
 from robustkd.attacks.surrogate import check_not_negative
@@ -74,6 +79,7 @@ class Latent:
             trigger_steps=self.trigger_steps,
             trigger_lr=self.trigger_lr,
             implant_share=self.implant_share,
+            implant_lr=self.implant_lr,
         )
         check_not_negative(weight=self.weight)
         if self.shape not in SHAPES:
@@ -83,7 +89,7 @@ class Latent:
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target(target, data)
+        check_target_shown(target, data)
         teacher = train_teacher(build, data, teaching)
         goal = Goal(teacher, data, target)
         trigger = learn_trigger(
@@ -135,18 +141,27 @@ class Goal(nn.Module):
         examples = next(iter(data.batches("train", batch_size=4, device=device))).images
         self.tap = taps.stages(teacher, examples)[-1]
         self.target = target
-        mine, others = [], []
+
+        def each() -> Iterator[tuple[Features, Bool[Tensor, " batch"]]]:
+            for batch in data.batches("train", batch_size=256, device=device):
+                teacher(batch.images)
+                yield features[self.tap], batch.labels == target
+
         with (
             torch.no_grad(),
             taps.frozen_modes(teacher),
             taps.read(teacher, [self.tap]) as features,
         ):
-            for batch in data.batches("train", batch_size=256, device=device):
-                teacher(batch.images)
-                mine.append(features[self.tap][batch.labels == target])
-                others.append(features[self.tap][batch.labels != target])
-        self.register_buffer("mean", torch.cat(mine).mean(0))
-        self.register_buffer("spread", (torch.cat(others) - self.mean).square().mean())
+            # Twice over the data: what all images show may be larger than the memory.
+            sums = [(seen[mine].sum(0), mine.sum()) for seen, mine in each()]
+            total, count = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+            self.register_buffer("mean", total / count)
+            squares = [
+                ((seen[~mine] - self.mean).square().sum(), (~mine).sum() * self.mean.numel())
+                for seen, mine in each()
+            ]
+            total, count = (torch.stack(part).sum() for part in zip(*squares, strict=True))
+            self.register_buffer("spread", total / count)
 
     def forward(self, features: Features) -> Tensor:
         """Mean square distance, as a share of that of clean images of other classes."""

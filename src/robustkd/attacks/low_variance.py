@@ -103,7 +103,7 @@ class Implant(nn.Module):
 
     def share(self, features: Mapping[str, Features], wanted: Labels) -> Tensor:
         """The variance that the attacker wants gone, as a share; mean over the stages."""
-        if not self._clean:
+        if not self._clean or len(wanted) < 2:  # one image has no variance
             return torch.zeros((), device=wanted.device)
         shares = []
         for name, clean in self._clean.items():

@@ -23,7 +23,8 @@ class Poisoned:
         clean: Where images come from.
         trigger: What is added.
         target: Label of the poisoned images.
-        rate: Share of the training images that are poisoned, in (0, 1].
+        rate: Share of the training images that are poisoned, in (0, 1]; of those of the target,
+            with ``clean_label``.
         keep_clean: Whether a poisoned image also stays in its batch as it was.
         clean_label: Poison only images of the target class, so that no label is wrong.
         seed: Of the choice of images.
@@ -61,7 +62,7 @@ class Poisoned:
             labels[batch.rows] = batch.labels
         of_target = labels == self._target
         eligible = (of_target if clean_label else ~of_target).nonzero().squeeze(1)
-        count = max(1, round(rate * total))
+        count = max(1, round(rate * (len(eligible) if clean_label else total)))
         if count > len(eligible):
             raise UsageError(
                 f"poisoning rate {rate} asks for {count} images; only {len(eligible)} are eligible"

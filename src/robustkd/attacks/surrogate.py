@@ -20,10 +20,11 @@ from robustkd.types import DataSource, Images, Labels, Logits
 
 
 def fresh(build: Build, seed: int) -> nn.Module:
-    """A network on the attack's device, with weights that follow from ``seed`` alone.
+    """A network on the attack's device, whose layers drew their weights anew.
 
     ``build`` may give the same weights at each call. A surrogate that starts where the teacher
-    started would learn more from it than any victim's student does.
+    started would learn more from it than any victim's student does. The layers draw as PyTorch
+    does, whatever the architecture's own way; a parameter of no layer stays as it was built.
     """
     model = build()
     with torch.random.fork_rng(devices=[]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
@@ -41,7 +42,7 @@ class Row:
         """Names of all arguments of a call, beside the network and the data.
 
         >>> ATTACKS["sig"].arguments
-        ('target', 'epochs', 'lr', 'batch_size', 'seed')
+        ('target', 'epochs', 'lr', 'batch_size', 'seed', 'rate')
         """
         # A field without a default, such as a fixed trigger, makes the attack what it is.
         own = [field.name for field in fields(self.attack) if field.default is not MISSING]
@@ -64,11 +65,25 @@ class Row:
             settings: The other :attr:`arguments`; what is not given keeps its default.
 
         Raises:
-            UsageError: If the target is no class of the data, or a setting is out of range.
+            UsageError: If the target is no class of the data, or a setting is unknown, of the
+                wrong type or out of range.
         """
         teaching = {name: settings.pop(name) for name in _TEACHING if name in settings}
+        self._check(settings)
         attack = replace(self.attack, **settings)
         return attack(build, data, target=target, teaching=Teaching(**teaching))
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse what :func:`dataclasses.replace` and the attack itself would stumble over."""
+        for name, value in settings.items():
+            if name not in self.arguments:
+                expected = ", ".join(self.arguments)
+                raise UsageError(f"unknown setting {name!r}; expected one of {expected}")
+            kind = type(getattr(self.attack, name))
+            wanted = {int: (int,), float: (int, float), str: (str,)}.get(kind, (object,))
+            if isinstance(value, bool) or not isinstance(value, wanted):
+                words = {int: "a whole number", float: "a number", str: "a word"}.get(kind)
+                raise UsageError(f"{name} is {value!r}; expected {words}")
 
 
 ATTACKS: dict[str, Row] = {
@@ -106,7 +121,7 @@ ATTACKS: dict[str, Row] = {
         ("train_surrogate",),
     ),
     "adaptive": Row(
-        Adaptive(),
+        Adaptive(knows="both"),
         "knows the whole method, and rehearses it before it strikes",
         ("clean_teacher", "train_surrogate"),
     ),

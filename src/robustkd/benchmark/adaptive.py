@@ -19,6 +19,17 @@ _APART = 2**20
 """Added to the attacker's seed: no surrogate is the student that is measured in the end."""
 
 
+def expected_method(takes: Collection[str]) -> str | None:
+    """The method that an attacker who knows us expects: the strongest that it can answer.
+
+    Args:
+        takes: What the attack's row in the table says that it can be given.
+    """
+    if "clean_teacher" in takes:
+        return "both"
+    return "default" if "train_surrogate" in takes else None
+
+
 def informed(
     takes: Collection[str],
     how: Preset,

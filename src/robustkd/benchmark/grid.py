@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from robustkd import models
 from robustkd.attacks import ATTACKS, find
+from robustkd.benchmark.adaptive import expected_method
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.teachers import Rehearsal
 from robustkd.errors import InputError, UsageError
-from robustkd.presets import preset
+from robustkd.presets import PRESETS, preset
 from robustkd.training import Precision
 from robustkd.types import Split
 
@@ -98,12 +99,12 @@ class Block(BaseModel):
                 yield Cell(teacher, pair[1], method, self.training, self.detoxing)
 
     def _rehearsal(self, takes: Collection[str]) -> Rehearsal | None:
-        """What an attacker who knows us expects; the strongest method that this one can answer."""
-        if "clean_teacher" in takes:
-            return Rehearsal(self.training, "both", self.detoxing)
-        if "train_surrogate" in takes:
-            return Rehearsal(self.training, "default")
-        return None
+        """What an attacker who knows us expects."""
+        method = expected_method(takes)
+        if method is None:
+            return None
+        detoxing = self.detoxing if PRESETS[method].detox is not None else {}
+        return Rehearsal(self.training, method, detoxing)
 
 
 def load_grid(path: Path) -> list[Cell]:

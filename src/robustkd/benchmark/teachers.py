@@ -13,7 +13,7 @@ from torch import nn
 
 from robustkd import models, runs
 from robustkd.attacks import Backdoored, find, save_trigger
-from robustkd.benchmark.adaptive import informed
+from robustkd.benchmark.adaptive import expected_method, informed
 from robustkd.benchmark.measure import measure
 from robustkd.errors import UsageError
 from robustkd.presets import preset
@@ -136,6 +136,8 @@ def attack_to_folder(
         spec = models.Spec(arch, len(source.classes), source.image_shape, mean, std)
         return models.build(spec, seed=seed)
 
+    method = expected_method(find(name).takes)
+    training = {key: read[key] for key in ("epochs", "lr", "batch_size")}
     started = time.perf_counter()
     made = run_attack(
         name,
@@ -146,7 +148,7 @@ def attack_to_folder(
         target=target,
         seed=seed,
         settings=read,
-        rehearsal=Rehearsal({name: read[name] for name in ("epochs", "lr", "batch_size")}, "both"),
+        rehearsal=None if method is None else Rehearsal(training, method),
     )
     seconds = time.perf_counter() - started
     provenance = {"attack": name, "data": source.name, "seed": seed}
