@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from robustkd import cli
-from robustkd.benchmark import Cell, load_grid, run_cell, run_grid, write_tables
+from robustkd.benchmark import Cell, cells, executors, load_grid, run_cell, run_grid, write_tables
+from robustkd.benchmark.cells import NoTeacherError, TeacherCell
 from robustkd.benchmark.executors import executor
-from robustkd.benchmark.records import gather
+from robustkd.benchmark.records import gather, run_each
 from robustkd.benchmark.store import Store
-from robustkd.errors import UsageError
+from robustkd.errors import TrainingError, UsageError
 
 SMOKE = Path(__file__).parents[2] / "benchmarks" / "smoke.yaml"
 TABLES = ("attacks.md", "summary.md", "table.csv", "acc-asr.svg")
@@ -80,14 +81,14 @@ def test_two_processes_give_the_same_tables(whole, tmp_path):
 def test_killed_in_the_middle_and_run_again_no_cell_is_lost_and_tables_are_the_same(
     whole, tmp_path
 ):
-    cells = tmp_path / "cells"
+    folder = tmp_path / "cells"
     process = subprocess.Popen(bench(tmp_path), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while len(list(cells.glob("*.json"))) < 4 and time.monotonic() < deadline:
+    while len(list(folder.glob("*.json"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    kept = {file: file.stat().st_mtime_ns for file in cells.glob("*.json")}
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("*.json")}
     assert 4 <= len(kept) < 14
     done = subprocess.run(
         bench(tmp_path), env=ENVIRONMENT, capture_output=True, text=True, check=False
@@ -95,6 +96,33 @@ def test_killed_in_the_middle_and_run_again_no_cell_is_lost_and_tables_are_the_s
     assert f"{14 - len(kept)} cells done, {len(kept)} before, 0 failed" in done.stderr
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert tables(tmp_path) == tables(whole)
+
+
+def test_interrupted_all_processes_end_at_once(tmp_path):
+    folder = tmp_path / "cells"
+    process = subprocess.Popen(
+        bench(tmp_path, "--workers", "2"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while len(list(folder.glob("*.json"))) < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    kept = len(list(folder.glob("*.json")))
+    assert 1 <= kept < 14
+    time.sleep(3)
+    assert len(list(folder.glob("*.json"))) == kept  # no worker has gone on
+
+
+def test_a_worker_that_is_killed_is_told(tmp_path, monkeypatch):
+    groups = [small()[:1]]
+    monkeypatch.setattr(executors, "run_group", _die)
+    with pytest.raises(TrainingError, match=r"^a worker process was killed, perhaps for want of"):
+        list(executor("local", workers=2)(groups, tmp_path, tmp_path))
+
+
+def _die(*_group: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_tables_alone_are_made_again_from_the_cells(whole, capsys):
@@ -132,6 +160,7 @@ def test_a_cell_that_fails_is_written_down_and_stops_no_other(tmp_path):
     )
     assert counts == (0, 2, 2)
     assert "FAILED: TrainingError: the training's loss is" in told[0]
+    assert "FAILED: TrainingError: the training's loss is" in told[1]  # the teacher's student
     failed = gather(bad[:1], tmp_path).failed
     assert failed == [bad[0].name]
     again = run_grid(
@@ -140,10 +169,27 @@ def test_a_cell_that_fails_is_written_down_and_stops_no_other(tmp_path):
     assert again == (2, 0, 1)
 
 
+def test_a_teacher_that_fails_is_tried_once(tmp_path, monkeypatch):
+    tried = []
+
+    def broken(cell: TeacherCell) -> None:
+        tried.append(cell)
+        raise TrainingError("no")
+
+    monkeypatch.setattr(cells, "make_teacher", broken)
+    (tmp_path / "cells").mkdir()
+    told = list(run_each(small(), tmp_path, tmp_path / "cache"))
+    assert len(tried) == 1
+    assert [one.well for one in told] == [False] * 3
+    assert all("FAILED: TrainingError: no" in one.line for one in told)
+    assert gather(small(), tmp_path).failed == [cell.name for cell in small()]
+
+
 def test_an_argument_that_no_attack_has_is_told(tmp_path):
     (cell, *_) = small(attacking={"epochs": 1, "colour": 3})
-    with pytest.raises(UsageError, match=r"^attack 'badnets' has no argument 'colour'$"):
+    with pytest.raises(NoTeacherError) as error:
         run_cell(cell, Store(tmp_path))
+    assert str(error.value.__cause__) == "attack 'badnets' has no argument 'colour'"
 
 
 def test_one_teacher_and_one_student_without_a_teacher_serve_all(whole):

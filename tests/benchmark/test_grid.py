@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from robustkd.attacks import ATTACKS
 from robustkd.benchmark import Cell, load_grid
 from robustkd.benchmark.cells import TEACHER
 from robustkd.errors import InputError, UsageError
@@ -67,13 +68,34 @@ def test_further_blocks_say_what_is_different_and_repeat_no_cell(tmp_path):
     assert [cell.teacher.setting.seed for cell in cells[12:]] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("name", ["compact", "smoke"])
+def test_two_cells_that_would_be_one_line_of_a_table_are_refused(tmp_path):
+    also = [{"seeds": [0], "attacks": {"badnets": None}, "training": {"epochs": 2}}]
+    with pytest.raises(UsageError, match=r"two different cells of digits, wrn-10-1 to wrn-10-1, "):
+        load(tmp_path, BLOCK | {"also": also})
+
+
+def test_no_is_a_precision_though_yaml_reads_it_as_a_truth_value(tmp_path):
+    file = tmp_path / "grid.yaml"
+    file.write_text(yaml.safe_dump(BLOCK) + "precision: no\n")
+    assert load_grid(file)[0].teacher.setting.precision == "no"
+
+
+@pytest.mark.parametrize("name", ["compact", "digits", "smoke", "strong"])
 def test_the_committed_grids_are_grids(name):
     cells = load_grid(BENCHMARKS / f"{name}.yaml")
     assert len({cell.name for cell in cells}) == len(cells) > 10
 
 
 # Names.
+
+
+def test_an_attack_that_was_revised_makes_other_cells_of_its_own(tmp_path, monkeypatch):
+    cells = load(tmp_path, BLOCK)
+    before = [cell.name for cell in cells]
+    monkeypatch.setitem(ATTACKS, "adba", replace(ATTACKS["adba"], revision=1))
+    for cell, name in zip(cells, before, strict=True):
+        assert (cell.name != name) == (cell.teacher.attack == "adba")
+        assert cell.teacher.configuration().get("revision") == cell.configuration().get("revision")
 
 
 def test_a_name_follows_from_everything_that_the_result_follows_from(tmp_path):
@@ -171,6 +193,23 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
             "also.0.threads: input should be greater than or equal to 1",
         ),
         ({"also": 3}, "also: expected a list of blocks"),
+        (
+            {"training": {"epoch": 4}},
+            "training has no 'epoch'; expected "
+            "epochs, batch_size, lr, momentum, weight_decay, schedule, temperature",
+        ),
+        (
+            {"detoxing": {"cap": 0.9}},  # the preset's own
+            "detoxing has no 'cap'; expected "
+            "variance_weight, growth, raises, bisections, steps, batch_size, lr",
+        ),
+        ({"teaching": {"epochz": 4}}, "attack 'badnets' has no argument 'epochz'"),
+        ({"attacks": {"ckd": {"cap": "x"}}}, "cap is 'x'; expected a number"),
+        ({"attacks": {"ckd": {"cap": 2.0}}}, "cap is 2.0; expected above 0 and at most 1"),
+        (
+            {"attacks": {"adba": {"build_surrogate": 3}}},
+            "attack 'adba' has no argument 'build_surrogate'",
+        ),
     ],
 )
 def test_wrong_keys_and_values_are_named(change, message, tmp_path):

@@ -90,6 +90,17 @@ def test_every_attack_gets_its_verdict(attack, word):
     assert verdict([row for row in rows() if row.attack == attack]) == word
 
 
+@pytest.mark.parametrize(("acc", "useful"), [(0.81, True), (0.79, False)])
+def test_a_teacher_that_nobody_would_use_proves_nothing(acc, useful):
+    shares = {"teacher": 1.0, "no-teacher": 0.1, "ofd": 0.8, "kd": 0.8, "default": 0.02}
+    found = aggregate(
+        Run(**make_run(method=name, asr=asr, acc=acc if name == "teacher" else 0.9))
+        for name, asr in shares.items()
+    )
+    assert verdict(found) == ("survives" if useful else "useless teacher")
+    assert len(summaries(found)) == useful
+
+
 def test_an_attack_is_a_line_of_acc_and_asr():
     head, _, *lines = attack_table(rows()).splitlines()
     assert head.startswith("| Attack | Base | student, no teacher | ordinary student (OFD) |")

@@ -93,6 +93,12 @@ from .conftest import make_rows, make_run
             id="logits beside logits",
         ),
         pytest.param(
+            {"ofd": (0.976, 0.1), "kd": (0.98, 0.75), "default": (0.97, 0.02)},
+            "On this attack the ordinary student obeys the trigger on 75.0 % of images; the "
+            "RobustKD student on 2.0 %, with 1.0 points less accuracy (one seed).",
+            id="of two the one that obeys more",
+        ),
+        pytest.param(
             {"default": None, "ofd": None, "both": (0.96, None)},
             "The attack success rate could not be measured, as no trigger is known: the RobustKD "
             "student has 96.0 % accuracy (one seed).",

@@ -31,11 +31,13 @@ class Row:
         attack: The attack with its defaults.
         summary: One line on it.
         takes: What of the attacker's own it can be given.
+        revision: Counts the changes after which the same settings make another teacher.
     """
 
     attack: Attack
     summary: str
     takes: tuple[str, ...] = ()
+    revision: int = 0
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -69,12 +71,16 @@ class Row:
                 wrong type or out of range.
         """
         teaching = {name: settings.pop(name) for name in _TEACHING if name in settings}
-        self._check(settings)
+        self.check(settings)
         attack = replace(self.attack, **settings)
         return attack(build, data, target=target, teaching=Teaching(**teaching))
 
-    def _check(self, settings: Mapping[str, Any]) -> None:
-        """Refuse what :func:`dataclasses.replace` and the attack itself would stumble over."""
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings of the attack's own that it does not have or that are wrong.
+
+        Raises:
+            UsageError: Naming the first.
+        """
         for name, value in settings.items():
             if name not in self.arguments:
                 expected = ", ".join(self.arguments)
@@ -84,16 +90,19 @@ class Row:
             if isinstance(value, bool) or not isinstance(value, wanted):
                 words = {int: "a whole number", float: "a number", str: "a word"}.get(kind)
                 raise UsageError(f"{name} is {value!r}; expected {words}")
+        replace(self.attack, **settings)
 
 
 ATTACKS: dict[str, Row] = {
     "badnets": Row(DirtyLabel(BadNets()), "small checkerboard, dirty labels; a control"),
     "blend": Row(DirtyLabel(Blend()), "faint noise over the picture, dirty labels; a control"),
-    "sig": Row(CleanLabel(SIG()), "sinusoidal stripe, clean labels; a control"),
+    "sig": Row(CleanLabel(SIG()), "sinusoidal stripe, clean labels; a control", revision=1),
     "wanet": Row(WaNet(), "smooth warp of the picture, dirty labels; a control"),
     "ckd": Row(CKD(), "learned trigger on the teacher's strongest channels; survives distillation"),
     "latent": Row(Latent(), "learned trigger that imitates the target's features"),
-    "backweak": Row(BackWeak(), "weak universal perturbation, tuned into all but the last layer"),
+    "backweak": Row(
+        BackWeak(), "weak universal perturbation, tuned into all but the last layer", revision=1
+    ),
     "adba": Row(
         ADBA(), "teacher, trigger and a shadow student learned together", ("build_surrogate",)
     ),
@@ -104,16 +113,19 @@ ATTACKS: dict[str, Row] = {
         SCAR(),
         "the teacher looks clean; a surrogate in the loop wakes the student's backdoor",
         ("build_surrogate",),
+        revision=1,
     ),
     "oscar": Row(
         OSCAR(),
         "SCAR without the surrogate: only the teacher resists the trigger",
         ("build_surrogate",),
+        revision=1,
     ),
     "adaptive-detox": Row(
         Adaptive(knows="detox"),
         "knows our detoxification: leaves it nothing to cut",
         ("clean_teacher",),
+        revision=1,
     ),
     "adaptive-harden": Row(
         Adaptive(knows="harden"),
@@ -124,6 +136,7 @@ ATTACKS: dict[str, Row] = {
         Adaptive(knows="both"),
         "knows the whole method, and rehearses it before it strikes",
         ("clean_teacher", "train_surrogate"),
+        revision=1,
     ),
 }
 

@@ -37,6 +37,10 @@ _FORMAT = 1
 """Part of every hash: what the same configuration means changes with it."""
 
 
+class NoTeacherError(Exception):
+    """A teacher could not be made; why is its cause."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What all cells of a setting share.
@@ -82,7 +86,12 @@ class TeacherCell:
 
     def configuration(self) -> dict[str, Any]:
         """All that the teacher follows from, in JSON values."""
-        return {"format": _FORMAT, **asdict(self), **self.rehearsed()}
+        return {"format": _FORMAT, **asdict(self), **self.made_by()}
+
+    def made_by(self) -> dict[str, Any]:
+        """What of today's code the teacher follows from: its attack's revision, and our method."""
+        revision = find(self.attack).revision
+        return {**({"revision": revision} if revision else {}), **self.rehearsed()}
 
     def rehearsed(self) -> dict[str, Any]:
         """What an attacker who knows us has met of us: other teachers come of another defence."""
@@ -125,7 +134,7 @@ class Cell:
 
     def configuration(self) -> dict[str, Any]:
         """All that the result follows from, in JSON values."""
-        teacher = self.teacher.rehearsed()
+        teacher = self.teacher.made_by()
         if self.method == TEACHER:
             own = asdict(replace(self, training={}, detoxing={}))
             return {"format": _FORMAT, **own, **teacher}
@@ -160,11 +169,17 @@ def digest(configuration: Mapping[str, Any]) -> str:
 def run_cell(cell: Cell, store: Store) -> dict[str, Any]:
     """Make what the cell needs and is not there yet, and measure it.
 
+    Raises:
+        NoTeacherError: If the teacher cannot be made, and so no cell of it; with the cause.
+
     Returns:
         ``run`` with the keys of ``results.json``, ``cell``, ``record`` and ``environment``.
     """
     with _threads(cell.teacher.setting.threads):
-        backdoored, attacked = _teacher(cell.teacher, store)
+        try:
+            backdoored, attacked = _teacher(cell.teacher, store)
+        except Exception as error:
+            raise NoTeacherError from error
         if cell.method == TEACHER:
             model, made = backdoored.teacher, attacked
         else:
@@ -254,7 +269,8 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, d
     if not how.losses:
         # It never meets a teacher, so it is the same for all of them.
         configuration["teacher"] = {"format": _FORMAT, **asdict(setting)}
-        configuration.pop("rehearsed", None)
+        for name in cell.teacher.made_by():
+            del configuration[name]
     folder = store.fetch(digest({**configuration, "kind": "student"}), make)
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     return models.load(folder / "model.safetensors").to(default_device()), made

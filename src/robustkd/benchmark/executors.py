@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from robustkd.benchmark.cells import Cell
-from robustkd.benchmark.records import Told, run_and_write, run_group
-from robustkd.errors import UsageError
+from robustkd.benchmark.records import Told, run_each, run_group
+from robustkd.errors import TrainingError, UsageError
 
 Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
 _WATCH_SECONDS = 0.5
@@ -41,15 +41,17 @@ def executor(kind: str, *, workers: int = 1) -> Executor:
 
 
 def _one_by_one(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[list[Told]]:
-    for cell in (cell for group in groups for cell in group):
-        yield [run_and_write(cell, out, cache)]
+    for group in groups:
+        for told in run_each(group, out, cache):
+            yield [told]
 
 
 def _processes(
     workers: int, groups: Sequence[Sequence[Cell]], out: Path, cache: Path
 ) -> Iterator[list[Told]]:
     from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import active_children, get_context
 
     pool = ProcessPoolExecutor(
         workers,
@@ -57,10 +59,21 @@ def _processes(
         initializer=_end_with,
         initargs=(os.getpid(),),
     )
-    with pool:
-        tasks = [pool.submit(run_group, list(group), out, cache) for group in groups]
+    tasks = [pool.submit(run_group, list(group), out, cache) for group in groups]
+    try:
         for task in as_completed(tasks):
             yield task.result()
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a worker process was killed, perhaps for want of memory; what is finished stays: "
+            "run it again, with fewer --workers"
+        ) from error
+    except BaseException:
+        for child in active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _end_with(parent: int) -> None:

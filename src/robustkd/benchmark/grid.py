@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from robustkd import models
-from robustkd.attacks import ATTACKS, find
+from robustkd import data, models
+from robustkd.attacks import ATTACKS
 from robustkd.benchmark.adaptive import expected_method
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
-from robustkd.benchmark.teachers import Rehearsal
+from robustkd.benchmark.teachers import Rehearsal, check_settings
 from robustkd.errors import InputError, UsageError
 from robustkd.presets import PRESETS, preset
 from robustkd.training import Precision
@@ -23,6 +30,9 @@ from robustkd.types import Split
 Names = Annotated[list[str], Field(min_length=1)]
 Arguments = dict[str, int | float | str]
 Sizes = dict[Split, Annotated[int, Field(ge=1)]]
+# What no preset decides, and no other key of the grid.
+_TRAINING = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "temperature")
+_DETOXING = ("variance_weight", "growth", "raises", "bisections", "steps", "batch_size", "lr")
 
 
 class Block(BaseModel):
@@ -65,12 +75,28 @@ class Block(BaseModel):
             models.check_name(name)
         return pairs
 
-    @field_validator("attacks")
+    @field_validator("data")
     @classmethod
-    def _known_attacks(cls, attacks: dict[str, Any]) -> dict[str, Any]:
-        for name in attacks:
-            find(name)
-        return attacks
+    def _known_data(cls, sources: dict[str, Any]) -> dict[str, Any]:
+        for name in sources:
+            if name not in data.names():
+                raise UsageError(f"unknown data {name!r}; expected {', '.join(data.names())}")
+        return sources
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, precision: object) -> object:
+        return "no" if precision is False else precision  # as YAML reads it
+
+    @model_validator(mode="after")
+    def _known_arguments(self) -> Block:
+        for key, known in (("training", _TRAINING), ("detoxing", _DETOXING)):
+            for name in getattr(self, key):
+                if name not in known:
+                    raise UsageError(f"{key} has no {name!r}; expected {', '.join(known)}")
+        for name, own in self.attacks.items():
+            check_settings(name, {**self.teaching, **(own or {})})
+        return self
 
     @field_validator("methods")
     @classmethod
@@ -115,7 +141,8 @@ def load_grid(path: Path) -> list[Cell]:
 
     Raises:
         InputError: If the file cannot be read or is not YAML.
-        UsageError: If a key is unknown, a value is wrong, or a cell stands in it twice.
+        UsageError: If a key is unknown, a value is wrong, or two cells would be one line of the
+            tables; a cell that stands there twice is run once.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -135,6 +162,13 @@ def load_grid(path: Path) -> list[Cell]:
     ]:
         for cell in _block(path, where, {**content, **block}).cells():
             cells.setdefault(cell.name, cell)
+    lines: dict[tuple[object, ...], str] = {}
+    for name, cell in cells.items():
+        setting = cell.teacher.setting
+        line = (setting.data, cell.pair, cell.teacher.attack, cell.method, setting.seed)
+        if lines.setdefault(line, name) != name:
+            words = ", ".join(map(str, line))
+            raise UsageError(f"{path}: two different cells of {words}; put them into two grids")
     return list(cells.values())
 
 

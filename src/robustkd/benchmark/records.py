@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkd import runs
-from robustkd.benchmark.cells import Cell, run_cell
+from robustkd.benchmark.cells import Cell, NoTeacherError, run_cell
 from robustkd.benchmark.store import Store
 
 
@@ -30,22 +30,33 @@ class Gathered(NamedTuple):
 
 def run_group(cells: Iterable[Cell], out: Path, cache: Path) -> list[Told]:
     """Run the cells of one teacher one after the other."""
-    return [run_and_write(cell, out, cache) for cell in cells]
+    return list(run_each(cells, out, cache))
 
 
-def run_and_write(cell: Cell, out: Path, cache: Path) -> Told:
-    """Run a cell and write its file, whether it ends well or not."""
-    try:
-        content = run_cell(cell, Store(cache))
-    except Exception as error:
-        content = {
-            "cell": cell.configuration(),
-            "error": f"{type(error).__name__}: {error}",
-            "traceback": traceback.format_exc(),
-            "environment": runs.environment(),
-        }
-    runs.write_json(_file(cell, out), content)
-    return Told(_line(cell, content), "run" in content)
+def run_each(cells: Iterable[Cell], out: Path, cache: Path) -> Iterator[Told]:
+    """Run the cells of one teacher and write their files, whether they end well or not.
+
+    A teacher that fails is tried once; all its cells have failed then.
+    """
+    no_teacher: dict[str, str] | None = None
+    for cell in cells:
+        try:
+            if no_teacher is None:
+                content = run_cell(cell, Store(cache))
+            else:
+                content = {**no_teacher, "cell": cell.configuration()}
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, NoTeacherError) else error
+            told = {
+                "error": f"{type(cause).__name__}: {cause}",
+                "traceback": traceback.format_exc(),
+            }
+            if isinstance(error, NoTeacherError):
+                no_teacher = told
+            content = {**told, "cell": cell.configuration()}
+        content.setdefault("environment", runs.environment())
+        runs.write_json(_file(cell, out), content)
+        yield Told(_line(cell, content), "run" in content)
 
 
 def finished(cell: Cell, out: Path) -> dict[str, Any] | None:

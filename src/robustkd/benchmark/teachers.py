@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from robustkd import models, runs
-from robustkd.attacks import Backdoored, find, save_trigger
+from robustkd.attacks import Backdoored, Teaching, find, save_trigger
 from robustkd.benchmark.adaptive import expected_method, informed
 from robustkd.benchmark.measure import measure
 from robustkd.errors import UsageError
@@ -66,12 +66,8 @@ def run_attack(
     Raises:
         UsageError: If there is no such attack, or it takes no such argument.
     """
+    check_settings(name, settings)
     attack = find(name)
-    # Target and seed have places of their own, where they count.
-    known = set(attack.arguments) - {"target", "seed"}
-    unknown = next((given for given in settings if given not in known), None)
-    if unknown is not None:
-        raise UsageError(f"attack {name!r} has no argument {unknown!r}")
 
     def build_surrogate() -> nn.Module:
         return build(surrogate, seed + _SURROGATE_SEED)
@@ -90,6 +86,37 @@ def run_attack(
         extra["build_surrogate"] = build_surrogate
     arguments = {**extra, **settings, "target": target, "seed": seed}
     return attack(lambda: build(arch, seed), source, **arguments)
+
+
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse arguments of an attack that it does not take or that are wrong.
+
+    Args:
+        name: Of the attack.
+        settings: Arguments of its training and its own, beside target and seed, which have places
+            of their own, and what an attacker who knows us is given.
+
+    Raises:
+        UsageError: If there is no such attack, or naming the argument.
+    """
+    attack = find(name)
+    known = set(attack.arguments) - {"target", "seed", *attack.takes}
+    unknown = next((given for given in settings if given not in known), None)
+    if unknown is not None:
+        raise UsageError(f"attack {name!r} has no argument {unknown!r}")
+    teaching = {field.name for field in fields(Teaching)}
+    attack.check({key: value for key, value in settings.items() if key not in teaching})
+
+
+def _value(name: str, given: str | int | float) -> str | int | float:
+    """An argument's value, of a text as YAML reads it."""
+    try:
+        read = yaml.safe_load(given) if isinstance(given, str) else given
+    except yaml.YAMLError:
+        read = None
+    if not isinstance(read, str | int | float):
+        raise UsageError(f"{name} is {given!r}; expected a number or a word")
+    return read
 
 
 def attack_to_folder(
@@ -122,14 +149,11 @@ def attack_to_folder(
     Raises:
         UsageError: If a name is unknown, an argument wrong, or the folder not empty.
     """
-    find(name)
     for given in (arch, surrogate):
         models.check_name(given)
+    read = {key: _value(key, given) for key, given in settings.items()}
+    check_settings(name, read)
     folder = runs.new_folder(out)
-    read = {
-        key: yaml.safe_load(text) if isinstance(text, str) else text
-        for key, text in settings.items()
-    }
     mean, std = models.pixel_statistics(source)
 
     def build(arch: str, seed: int) -> nn.Module:

@@ -14,16 +14,9 @@ from itertools import chain
 from statistics import fmean
 
 from robustkd.report.headline import INHERITED
-from robustkd.report.rows import METHODS, Cell, Row, Statistic, by_cell, place
+from robustkd.report.rows import METHODS, ORDINARY, Cell, Row, Statistic, by_cell, place
 from robustkd.report.tables import UNKNOWN, markdown, percent, spread
 
-ORDINARY: Mapping[str, tuple[str, ...]] = {
-    "paper": ("ofd",),
-    "default": ("ofd", "kd"),
-    "default-kd": ("kd",),
-    "both": ("ofd", "kd"),
-}
-"""Each defended method, and the ordinary students that learn by its losses."""
 PARTS: Mapping[str, str] = {
     "neither": "ofd",
     "detoxification": "paper",
@@ -31,6 +24,8 @@ PARTS: Mapping[str, str] = {
     "both": "both",
 }
 """What of RobustKD each method has that learns from features."""
+_USELESS = 0.10
+"""A teacher this much less accurate than a student without one would be noticed, not used."""
 _EXCESS = 0.20
 """An attack this far above a clean student's ASR is inherited and not the trigger's own doing."""
 
@@ -71,8 +66,21 @@ def grid_files(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
-    """Whether one of these ordinary students obeys the trigger often enough to count."""
-    return any(asr >= INHERITED for _, asr in _measured(members, ordinary))
+    """Whether one of these ordinary students obeys the trigger often enough to count.
+
+    None does whose teacher is of no use: nobody distils from it.
+    """
+    members = list(members)
+    return not useless(members) and any(asr >= INHERITED for _, asr in _measured(members, ordinary))
+
+
+def useless(members: Iterable[Row]) -> bool:
+    """Whether the teacher is far less accurate than a student that never met one."""
+    members = list(members)
+    teacher, alone = _find(members, "teacher"), _find(members, "no-teacher")
+    return (
+        teacher is not None and alone is not None and alone.acc.mean - teacher.acc.mean > _USELESS
+    )
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -182,6 +190,8 @@ def verdict(members: Sequence[Row]) -> str:
     clean = _find(members, "no-teacher")
     if not known:
         return UNKNOWN
+    if useless(members):
+        return "useless teacher"
     if max(known) < INHERITED:
         return "control"
     if clean is not None and clean.asr is not None and max(known) - clean.asr.mean < _EXCESS:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from robustkd.report.rows import Row, Statistic, by_cell
+from robustkd.report.rows import ORDINARY, Row, Statistic, by_cell
 from robustkd.report.tables import own_name, percent
 
 INHERITED = 0.30
@@ -52,8 +52,8 @@ def headline(rows: Sequence[Row]) -> str:
     """What the results say, in a sentence or two.
 
     Compares the RobustKD student (the first there is of the presets ``default``, ``default-kd``,
-    ``both`` and ``paper``) with the ordinary one, of the same losses where there is one, and judges
-    by the worst seed.
+    ``both`` and ``paper``) with the ordinary one of its losses, of two the one that obeys more, and
+    judges by the worst seed.
     """
     cells = by_cell(rows)
     if not cells:
@@ -169,8 +169,10 @@ def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
 def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
     """The RobustKD student and the ordinary one that it is compared with."""
     robust = _first(rows, "default", "default-kd", "both", "paper")
-    by_logits = robust is not None and robust.method == "default-kd"
-    return robust, _first(rows, *(("kd", "ofd") if by_logits else ("ofd", "kd")))
+    own = ORDINARY[robust.method] if robust is not None else ()
+    known = [row for row in rows if row.method in own and row.asr is not None]
+    most = max(known, key=lambda row: row.asr.mean if row.asr else 0, default=None)
+    return robust, most or _first(rows, *own, "ofd", "kd")
 
 
 def _first(rows: Iterable[Row], *methods: str) -> Row | None:

@@ -22,6 +22,14 @@ METHODS: Mapping[str, str] = {
 }
 """The methods in display order, each in words."""
 
+ORDINARY: Mapping[str, tuple[str, ...]] = {
+    "paper": ("ofd",),
+    "default": ("ofd", "kd"),
+    "default-kd": ("kd",),
+    "both": ("ofd", "kd"),
+}
+"""Each defended method, and the ordinary students that learn by its losses."""
+
 _Z95 = 1.959963984540054
 
 
