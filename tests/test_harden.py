@@ -248,6 +248,27 @@ def test_a_gradient_that_overflowed_moves_nothing_and_spoils_nothing(make):
         torch.testing.assert_close(value, before[name])
 
 
+def test_copies_grow_fewer_over_the_fade_until_a_tenth_is_left():
+    perturbations = UniversalPerturbations(2, SHAPE, share=0.5, fade=0.5)
+    images, labels = torch.rand(80, *SHAPE), torch.zeros(80, dtype=torch.int64)
+    perturbations.begin(8)
+    counts = []
+    for _ in range(9):  # a step more than was said
+        seen, toward = perturbations.perturb(images, labels)
+        assert len(seen) == 80 + len(toward)
+        counts.append(len(toward))
+        perturbations.advance()
+    assert counts == [40, 40, 40, 40, 40, 31, 22, 13, 4]
+
+
+def test_without_a_beginning_nothing_fades():
+    perturbations = UniversalPerturbations(2, SHAPE, fade=1.0)
+    for _ in range(3):
+        seen, _ = perturbations.perturb(torch.rand(6, *SHAPE), torch.zeros(6, dtype=torch.int64))
+        assert len(seen) == 12
+        perturbations.advance()
+
+
 def test_bounds_grow_over_the_ramp():
     perturbations = UniversalPerturbations(2, SHAPE, epsilon=0.4, mass=0.4, ramp=0.5)
     perturbations.begin(8)
@@ -339,6 +360,7 @@ def test_withstand_stays_finite_for_huge_logits():
         ({"share": -0.5}, "share is -0.5; expected more than 0"),
         ({"share": 1.5}, "share is 1.5; expected 0 to 1"),
         ({"ramp": 2.0}, "ramp is 2.0; expected 0 to 1"),
+        ({"fade": -0.1}, "fade is -0.1; expected 0 to 1"),
         ({"epsilon": 0, "mass": 0}, "epsilon and mass are both 0; expected at least one above"),
     ],
 )

@@ -33,6 +33,8 @@ UNLABELLED = -1
 """The label of an image that has none."""
 _STEP = 0.1
 """Length of a step, as a share of the range of what is stepped."""
+_LEAST = 0.1
+"""Share of the copies that a fade leaves at its end."""
 _MOMENTUM = 0.9
 """What stays of the earlier gradients of an addition: one batch shows it a few images a class."""
 
@@ -167,6 +169,8 @@ class UniversalPerturbations(nn.Module):
         distilled: Whether the distillation losses compare copies with the teacher's view of the
             clean image as well; if not, copies learn from their labels alone.
         ramp: Share of all steps over which both bounds grow to their size, in [0, 1].
+        fade: Share of all steps, the last ones, over which copies grow fewer until a tenth is
+            left, in [0, 1]. BatchNorm's statistics and the loss are those of clean images then.
         seed: Of the first perturbations and of the classes drawn.
 
     Raises:
@@ -183,36 +187,39 @@ class UniversalPerturbations(nn.Module):
         share: float | int = 1.0,
         distilled: bool = False,
         ramp: float | int = 0.0,
+        fade: float | int = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_positive(share=share)
-        for name, value in {"epsilon": epsilon, "mass": mass, "share": share, "ramp": ramp}.items():
+        bounds = {"epsilon": epsilon, "mass": mass, "share": share, "ramp": ramp, "fade": fade}
+        for name, value in bounds.items():
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; expected 0 to 1")
         if epsilon == mass == 0:
             raise UsageError("epsilon and mass are both 0; expected at least one above")
         self.shape = (classes, *image_shape)
-        self.share, self.distilled, self.ramp = share, distilled, ramp
+        self.share, self.distilled, self.ramp, self.fade = share, distilled, ramp, fade
         self._random = torch.Generator().manual_seed(seed)
         self.families = nn.ModuleList()
         if epsilon > 0:
             self.families.append(Ball(classes, image_shape, epsilon, self._random))
         if mass > 0:
             self.families.append(Patch(classes, image_shape, mass, self._random))
-        self._steps, self._ramp_steps = 0, 0.0
+        self._steps = self._all_steps = 0
 
     def begin(self, steps: int) -> None:
-        """Start the ramp for a training of so many steps."""
-        self._steps, self._ramp_steps = 0, self.ramp * steps
+        """Start ramp and fade for a training of so many steps."""
+        self._steps, self._all_steps = 0, steps
 
     def perturb(self, images: Images, labels: Labels) -> Perturbed:
         """Add copies of the first images, each led to a random class that is not its own.
 
-        Each family gets its part of the copies. Images stay in [0, 1]; the copies carry gradients
-        to the perturbations. An image whose label is :data:`UNLABELLED` may be led to any class.
+        They are the share of the batch, fewer during the fade, and at least one. Each family gets
+        its part of them. Images stay in [0, 1]; the copies carry gradients to the perturbations.
+        An image whose label is :data:`UNLABELLED` may be led to any class.
         """
-        count = max(1, round(self.share * len(images)))
+        count = max(1, round(self._left() * self.share * len(images)))
         classes = self.shape[0]
         own = labels[:count]
         shift = torch.randint(1, classes, (count,), generator=self._random).to(labels.device)
@@ -231,9 +238,18 @@ class UniversalPerturbations(nn.Module):
     def advance(self) -> None:
         """Step every perturbation that was worn up the gradient of the last backward pass."""
         self._steps += 1
-        scale = min(1.0, self._steps / self._ramp_steps) if self._ramp_steps else 1.0
+        ramp = self.ramp * self._all_steps
+        scale = min(1.0, self._steps / ramp) if ramp else 1.0
         for family in self.families:
             family.advance(scale)  # type: ignore[operator]
+
+    def _left(self) -> float:
+        """How many of the copies are still made, as a share of them."""
+        fading = self.fade * self._all_steps
+        if not fading:
+            return 1.0
+        over = 1 - (self._all_steps - self._steps) / fading
+        return 1 - (1 - _LEAST) * min(1.0, max(0.0, over))
 
     def get_extra_state(self) -> Tensor:
         """What ``state_dict`` holds besides the perturbations: steps taken, and the generator."""
