@@ -148,11 +148,9 @@ def measure(
 ) -> dict[str, str | int | float]:
     """Distil by one candidate and count what its perturbations can do."""
     how = CANDIDATES[name]
-    mean, std = models.pixel_statistics(source)
-    spec = models.Spec("wrn-10-1", len(source.classes), source.image_shape, mean, std)
     made = make_student(
         teacher,
-        models.build(spec, seed=seed + 1),
+        models.builder(source)("wrn-10-1", seed + 1),
         source,
         Preset(
             name,

@@ -32,11 +32,7 @@ def main() -> None:
     given = parser.parse_args()
     source = data.load("fashion-mnist", train=given.train, validation=2_000)
     source = replace(source, augmentation=data.CropFlip())
-    mean, std = models.pixel_statistics(source)
-
-    def build(arch: str, seed: int) -> models.Classifier:
-        return models.build(models.Spec(arch, 10, source.image_shape, mean, std), seed=seed)
-
+    build = models.builder(source)
     teacher = build("wrn-10-2", 0)
     fit(Supervised(teacher), source, epochs=1, precision="bf16")
 

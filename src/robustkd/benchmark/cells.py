@@ -21,7 +21,7 @@ from torch import nn
 
 from robustkd import data, models, runs
 from robustkd.attacks import Backdoored, find, load_trigger, save_trigger
-from robustkd.benchmark.measure import measure
+from robustkd.benchmark.measure import measured_run
 from robustkd.benchmark.store import Store
 from robustkd.benchmark.teachers import Rehearsal, run_attack
 from robustkd.data import InMemory
@@ -184,24 +184,20 @@ def run_cell(cell: Cell, store: Store) -> dict[str, Any]:
             model, made = backdoored.teacher, attacked
         else:
             model, made = _student(cell, backdoored.teacher, store)
-        found = measure(
+        run = measured_run(
             model,
             _source(cell.teacher.setting),
-            trigger=backdoored.trigger,
-            target=backdoored.target,
+            backdoored,
+            data=cell.teacher.setting.data,
+            pair=cell.pair,
+            attack=cell.teacher.attack,
+            method=cell.method,
+            seed=cell.teacher.setting.seed,
+            seconds=made["seconds"],
         )
         environment = runs.environment()
     return {
-        "run": {
-            "data": cell.teacher.setting.data,
-            "pair": cell.pair,
-            "attack": cell.teacher.attack,
-            "method": cell.method,
-            "seed": cell.teacher.setting.seed,
-            **found.fields(),
-            "params": models.parameters(model),
-            "seconds": made["seconds"],
-        },
+        "run": run,
         "cell": cell.configuration(),
         "record": made["record"],
         "environment": environment,
@@ -287,10 +283,7 @@ def _source(setting: Setting) -> InMemory:
 
 
 def _build(arch: str, setting: Setting, seed: int) -> models.Classifier:
-    source = _source(setting)
-    mean, std = models.pixel_statistics(source)
-    spec = models.Spec(arch, len(source.classes), source.image_shape, mean, std)
-    return models.build(spec, seed=seed)
+    return models.builder(_source(setting))(arch, seed)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import nn
 
 from robustkd import models, runs
 from robustkd.attacks import Backdoored, MaskedPattern, find, save_trigger
-from robustkd.benchmark.measure import measure
+from robustkd.benchmark.measure import measured_run
 from robustkd.benchmark.protocol import Protocol
 from robustkd.inference import device_of
 from robustkd.masking import DetoxifiedTeacher
@@ -36,15 +36,10 @@ class _Story:
     seed: int
     data: DataSource
     folder: Path
-    pixels: tuple[tuple[float, ...], tuple[float, ...]]
+    build: Callable[[str, int], models.Classifier]
     found: list[dict[str, Any]] = field(default_factory=list)
     records: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-    def build(self, arch: str, seed: int) -> models.Classifier:
-        mean, std = self.pixels
-        spec = models.Spec(arch, len(self.data.classes), self.data.image_shape, mean, std)
-        return models.build(spec, seed=seed)
 
     def attack(self) -> Backdoored:
         """Train the backdoored teacher and keep it with its trigger."""
@@ -91,21 +86,19 @@ class _Story:
         provenance = {"method": method, "seed": self.seed, "attack": self.setting.attack}
         path = self.folder / f"{method}.safetensors"
         models.save(model, path, provenance=provenance)  # type: ignore[arg-type]
-        figures = measure(
-            model, self.data, trigger=backdoored.trigger, target=backdoored.target
-        ).fields()
         setting = self.setting
         self.found.append(
-            {
-                "data": setting.data,
-                "pair": setting.pair,
-                "attack": setting.attack,
-                "method": method,
-                "seed": self.seed,
-                **figures,
-                "params": models.parameters(model),
-                "seconds": round(seconds, 2),
-            }
+            measured_run(
+                model,
+                self.data,
+                backdoored,
+                data=setting.data,
+                pair=setting.pair,
+                attack=setting.attack,
+                method=method,
+                seed=self.seed,
+                seconds=seconds,
+            )
         )
         self.records[f"{method}/{self.seed}"] = record
         images, _ = _samples(self.data, backdoored.target)
@@ -157,12 +150,12 @@ def run_demo(
     """
     data = setting.load(root)
     runs.new_folder(out)
-    pixels = models.pixel_statistics(data)
+    build = models.builder(data)
     found: list[dict[str, Any]] = []
     records: dict[str, Any] = {}
     for seed in range(seeds):
         folder = runs.new_folder(out / f"seed-{seed}")
-        story = _Story(setting, seed, data, folder, pixels)
+        story = _Story(setting, seed, data, folder, build)
         for line in _tell_story(story):
             tell(line)
         found += story.found

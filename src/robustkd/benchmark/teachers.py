@@ -14,7 +14,7 @@ from torch import nn
 from robustkd import models, runs
 from robustkd.attacks import Backdoored, Teaching, find, save_trigger
 from robustkd.benchmark.adaptive import expected_method, informed
-from robustkd.benchmark.measure import measure
+from robustkd.benchmark.measure import measured_run
 from robustkd.errors import UsageError
 from robustkd.presets import preset
 from robustkd.types import DataSource
@@ -154,18 +154,12 @@ def attack_to_folder(
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
     folder = runs.new_folder(out)
-    mean, std = models.pixel_statistics(source)
-
-    def build(arch: str, seed: int) -> nn.Module:
-        spec = models.Spec(arch, len(source.classes), source.image_shape, mean, std)
-        return models.build(spec, seed=seed)
-
     method = expected_method(find(name).takes)
     training = {key: read[key] for key in ("epochs", "lr", "batch_size")}
     started = time.perf_counter()
     made = run_attack(
         name,
-        build,
+        models.builder(source),
         source,
         arch=arch,
         surrogate=surrogate,
@@ -175,23 +169,22 @@ def attack_to_folder(
         rehearsal=None if method is None else Rehearsal(training, method),
     )
     seconds = time.perf_counter() - started
+    run = measured_run(
+        made.teacher,
+        source,
+        made,
+        data=source.name,
+        pair=arch,
+        attack=name,
+        method="teacher",
+        seed=seed,
+        seconds=seconds,
+    )
     provenance = {"attack": name, "data": source.name, "seed": seed}
     models.save(made.teacher, folder / "teacher.safetensors", provenance=provenance)  # type: ignore[arg-type]
     save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
-    found = measure(made.teacher, source, trigger=made.trigger, target=made.target)
     results = {
-        "runs": [
-            {
-                "data": source.name,
-                "pair": arch,
-                "attack": name,
-                "method": "teacher",
-                "seed": seed,
-                **found.fields(),
-                "params": models.parameters(made.teacher),
-                "seconds": round(seconds, 2),
-            }
-        ],
+        "runs": [run],
         "environment": runs.environment(),
         "config": {"target": target, "surrogate": surrogate, **read},
         "records": {"teacher": made.record, "classes": list(source.classes)},

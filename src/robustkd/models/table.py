@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from robustkd.errors import UsageError
-from robustkd.models.classifier import Classifier, Spec
+from robustkd.models.classifier import Classifier, Spec, pixel_statistics
 from robustkd.models.mobilenet import mobilenet_v1, mobilenet_v2
 from robustkd.models.own import OwnCode
 from robustkd.models.pyramidnet import PyramidNet
 from robustkd.models.resnet import SmallResNet, large_resnet
 from robustkd.models.wrn import WideResNet
 from robustkd.models.zoo import timm_network, torchvision_network
+from robustkd.types import DataSource
 
 
 @dataclass(frozen=True)
@@ -191,3 +192,16 @@ def build(spec: Spec, *, seed: int) -> Classifier:
         network = family.build(spec, *parts)
     model = Classifier(spec, network)
     return model.to(memory_format=torch.channels_last)
+
+
+def builder(data: DataSource) -> Callable[[str, int], Classifier]:
+    """A function that builds a network for these images, from an architecture and a seed.
+
+    Pixels are normalised by the statistics of the training images; see :func:`build`.
+    """
+    mean, std = pixel_statistics(data)
+
+    def made(arch: str, seed: int) -> Classifier:
+        return build(Spec(arch, len(data.classes), data.image_shape, mean, std), seed=seed)
+
+    return made
