@@ -122,7 +122,7 @@ ATTACKS: dict[str, Row] = {
         revision=1,
     ),
     "adaptive-detox": Row(
-        Adaptive(knows="detox"),
+        Adaptive(knows="detox", implant_lr=0.002),
         "knows our detoxification: leaves it nothing to cut",
         ("clean_teacher",),
         revision=1,
@@ -133,7 +133,7 @@ ATTACKS: dict[str, Row] = {
         ("train_surrogate",),
     ),
     "adaptive": Row(
-        Adaptive(knows="both"),
+        Adaptive(knows="both", implant_lr=0.002),
         "knows the whole method, and rehearses it before it strikes",
         ("clean_teacher", "train_surrogate"),
         revision=1,
