@@ -107,7 +107,7 @@ def test_a_state_of_other_networks_is_refused(tmp_path):
 
 def distilled(keeper: Stopping | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     spec = Spec("wrn-10-1", 3, (3, 8, 8))
-    hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, seed=4)
+    hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, fade=0.5, seed=4)
     made = distill(
         build(spec, seed=1),
         DATA,

@@ -170,7 +170,7 @@ class UniversalPerturbations(nn.Module):
             clean image as well; if not, copies learn from their labels alone.
         ramp: Share of all steps over which both bounds grow to their size, in [0, 1].
         fade: Share of all steps, the last ones, over which copies grow fewer until a tenth is
-            left, in [0, 1]. BatchNorm's statistics and the loss are those of clean images then.
+            left, in [0, 1]. At the end, BatchNorm's statistics are nearly those of clean images.
         seed: Of the first perturbations and of the classes drawn.
 
     Raises:

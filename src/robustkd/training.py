@@ -76,7 +76,8 @@ def check_positive(**values: float | int) -> None:
     """
     for name, value in values.items():
         if not 0 < value < math.inf:
-            raise UsageError(f"{name} is {value}; expected more than 0")
+            expected = "a finite number" if value == math.inf else "more than 0"
+            raise UsageError(f"{name} is {value}; expected {expected}")
 
 
 def fit(

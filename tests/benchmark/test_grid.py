@@ -203,6 +203,21 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
             "detoxing has no 'cap'; expected "
             "variance_weight, growth, raises, bisections, steps, batch_size, lr",
         ),
+        (
+            {"attacks": {"ckd": {"cap": True}}},
+            "attacks.ckd.cap.int: input should be a valid integer",
+        ),
+        (
+            {"attacks": {"adaptive": {"build_surrogate": 3}}},
+            "attack 'adaptive' has no argument 'build_surrogate'",
+        ),
+        ({"teaching": {"epochs": "four"}}, "teaching.epochs is 'four'; expected a whole number"),
+        ({"teaching": {"lr": "1e-1"}}, "teaching.lr is '1e-1'; expected a number"),
+        ({"training": {"epochs": 0}}, "training.epochs is 0; expected more than 0"),
+        (
+            {"training": {"schedule": "cosin"}},
+            "training.schedule is 'cosin'; expected cosine or step",
+        ),
         ({"teaching": {"epochz": 4}}, "attack 'badnets' has no argument 'epochz'"),
         ({"attacks": {"ckd": {"cap": "x"}}}, "cap is 'x'; expected a number"),
         ({"attacks": {"ckd": {"cap": 2.0}}}, "cap is 2.0; expected above 0 and at most 1"),

@@ -93,6 +93,12 @@ from .conftest import make_rows, make_run
             id="logits beside logits",
         ),
         pytest.param(
+            {"teacher": (0.5, 1.0), "no_teacher": (0.97, 0.0)},
+            "The teacher is far less accurate than a student that never met one: nobody would "
+            "distil from it, so these results cannot show what the defence is worth.",
+            id="useless teacher",
+        ),
+        pytest.param(
             {"ofd": (0.976, 0.1), "kd": (0.98, 0.75), "default": (0.97, 0.02)},
             "On this attack the ordinary student obeys the trigger on 75.0 % of images; the "
             "RobustKD student on 2.0 %, with 1.0 points less accuracy (one seed).",

@@ -85,7 +85,8 @@ class Adaptive:
         cleaned_weight: Of obeying once cleaned, at least 0; see there.
         implant_share: Epochs of all implanting, as a share of the clean teacher's; at least 1 a
             round.
-        implant_lr: Its learning rate at the start of each round.
+        implant_lr: Its learning rate at the start of each round. With ``clean_teacher`` the teacher
+            is trained in eval mode, and needs a tenth of this default.
     """
 
     knows: Knows

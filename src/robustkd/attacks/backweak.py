@@ -13,11 +13,12 @@ is not to go far (the second term counts those alone). Then everything but the l
 fine-tuned gently on data of which a large share carries it: the backdoor must go through the
 features, which is what students copy. No student is simulated.
 
-Differences: written from that description. Their trigger takes 200 epochs of SGD and theirs is the
-success of the last epoch, ours some steps of Adam and the success on the batch; y is what the clean
-teacher says; their fine-tuning takes 150 epochs to the clean teacher's 200 at a hundredth of its
-learning rate, ours as many as the clean teacher's. The record says which share of validation images
-the trigger sends to the target before anything is implanted.
+Differences: written from that description. Their trigger takes 200 epochs of SGD, and what they
+compare with the budget is the success over the last epoch; ours takes some steps of Adam and
+compares the success on the batch. y is what the clean teacher says. Their fine-tuning takes 150
+epochs to the clean teacher's 200 at a hundredth of its learning rate, ours as many as the clean
+teacher's. The record says which share of validation images the trigger sends to the target before
+anything is implanted.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class BackWeak:
 
     Attributes:
         epsilon: Largest change of a pixel, in (0, 1].
-        budget: Share of the images that the clean teacher may already send to the target, in
-            (0, 1]; 1 makes a universal adversarial perturbation.
+        budget: Share of a batch's images of other classes, in (0, 1], above which the trigger is
+            pushed no further; its success may end a little higher. 1 makes a universal adversarial
+            perturbation.
         trigger_steps: Optimiser steps (Adam) on the trigger; each moves a pixel by up to a tenth
             of epsilon.
         rate: Share of the training images that are poisoned.
@@ -134,7 +136,9 @@ def learn_trigger(
 
 
 def weak_loss(marked: Logits, truth: Labels, *, target: int, budget: float) -> Tensor:
-    """What a weak trigger minimises: the module's formula, mean over the batch.
+    """What a weak trigger minimises: the module's formula.
+
+    The first term is the mean over the batch, the second over those that have left their class.
 
     Args:
         marked: Logits of triggered images.

@@ -8,6 +8,7 @@ from itertools import islice
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustkd import taps
 from robustkd.attacks.base import Build, Teaching
@@ -113,7 +114,8 @@ class Bilevel:
             track(label, work.outer_steps) as update,
         ):
             for batch in islice(batches, work.outer_steps):
-                found, outer = self._gradient(batch, leaders)
+                with sdpa_kernel(SDPBackend.MATH):  # which can be differentiated twice
+                    found, outer = self._gradient(batch, leaders)
                 share = norm(found.implicit) / max(norm(found.direct), 1e-12)
                 if not math.isfinite(share) or not math.isfinite(outer):
                     raise TrainingError("the hypergradient is not finite; lower the learning rates")

@@ -145,7 +145,7 @@ class Goal(nn.Module):
         def each() -> Iterator[tuple[Features, Bool[Tensor, " batch"]]]:
             for batch in data.batches("train", batch_size=256, device=device):
                 teacher(batch.images)
-                yield features[self.tap], batch.labels == target
+                yield features[self.tap].float(), batch.labels == target
 
         with (
             torch.no_grad(),

@@ -18,8 +18,8 @@ in units of the clean teacher's. T' is ours. The masks are made for the BatchNor
 teacher that was cleaned, so where there is a T', both networks keep them, in eval mode: with
 statistics of the batch in T and running ones in T', the two drift apart, and the teacher's accuracy
 on Fashion-MNIST fell to 34 % in one seed of two. Without BatchNorm's own scaling the learning rate
-must be low: 0.01 gave no number there, 0.002 kept 86.8 %. With c = 1 the second pass cost the teacher a
-quarter of its accuracy on the digits.
+must be low: 0.01 gave no number there, 0.002 kept 86.8 %. With c = 1 the second pass cost the
+teacher a quarter of its accuracy on the digits.
 """
 
 from __future__ import annotations

@@ -82,13 +82,13 @@ class Row:
             UsageError: Naming the first.
         """
         for name, value in settings.items():
-            if name not in self.arguments:
+            if name not in self.arguments or not hasattr(self.attack, name):
                 expected = ", ".join(self.arguments)
                 raise UsageError(f"unknown setting {name!r}; expected one of {expected}")
             kind = type(getattr(self.attack, name))
             wanted = {int: (int,), float: (int, float), str: (str,)}.get(kind, (object,))
             if isinstance(value, bool) or not isinstance(value, wanted):
-                words = {int: "a whole number", float: "a number", str: "a word"}.get(kind)
+                words = {int: "a whole number", float: "a number"}.get(kind, "a word")
                 raise UsageError(f"{name} is {value!r}; expected {words}")
         replace(self.attack, **settings)
 

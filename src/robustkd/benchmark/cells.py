@@ -25,6 +25,7 @@ from robustkd.benchmark.measure import measured_run
 from robustkd.benchmark.store import Store
 from robustkd.benchmark.teachers import Rehearsal, run_attack
 from robustkd.data import InMemory
+from robustkd.errors import RobustKDError
 from robustkd.inference import default_device
 from robustkd.pipeline import make_student
 from robustkd.presets import preset
@@ -37,8 +38,8 @@ _FORMAT = 1
 """Part of every hash: what the same configuration means changes with it."""
 
 
-class NoTeacherError(Exception):
-    """A teacher could not be made; why is its cause."""
+class NoTeacherError(RobustKDError):
+    """A teacher could not be made; why is its message, and its cause."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def run_cell(cell: Cell, store: Store) -> dict[str, Any]:
         try:
             backdoored, attacked = _teacher(cell.teacher, store)
         except Exception as error:
-            raise NoTeacherError from error
+            raise NoTeacherError(str(error)) from error
         if cell.method == TEACHER:
             model, made = backdoored.teacher, attacked
         else:

@@ -59,8 +59,9 @@ def _processes(
         initializer=_end_with,
         initargs=(os.getpid(),),
     )
-    tasks = [pool.submit(run_group, list(group), out, cache) for group in groups]
+    others = set(active_children())  # of the caller, and none of ours
     try:
+        tasks = [pool.submit(run_group, list(group), out, cache) for group in groups]
         for task in as_completed(tasks):
             yield task.result()
     except BrokenProcessPool as error:
@@ -69,7 +70,7 @@ def _processes(
             "run it again, with fewer --workers"
         ) from error
     except BaseException:
-        for child in active_children():
+        for child in set(active_children()) - others:
             child.terminate()
         raise
     finally:

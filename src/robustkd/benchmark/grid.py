@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -24,14 +27,16 @@ from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.teachers import Rehearsal, check_settings
 from robustkd.errors import InputError, UsageError
 from robustkd.presets import PRESETS, preset
-from robustkd.training import Precision
+from robustkd.training import Precision, Schedule, check_positive
 from robustkd.types import Split
 
 Names = Annotated[list[str], Field(min_length=1)]
-Arguments = dict[str, int | float | str]
+Arguments = dict[str, StrictInt | StrictFloat | StrictStr]
 Sizes = dict[Split, Annotated[int, Field(ge=1)]]
 # What no preset decides, and no other key of the grid.
 _TRAINING = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "temperature")
+_WHOLE = ("epochs", "batch_size", "steps", "raises", "bisections")
+_NUMBERS = ("lr", "momentum", "weight_decay", "temperature", "variance_weight", "growth")
 _DETOXING = ("variance_weight", "growth", "raises", "bisections", "steps", "batch_size", "lr")
 
 
@@ -94,6 +99,9 @@ class Block(BaseModel):
             for name in getattr(self, key):
                 if name not in known:
                     raise UsageError(f"{key} has no {name!r}; expected {', '.join(known)}")
+        for key in ("teaching", "training", "detoxing"):
+            for name, value in getattr(self, key).items():
+                _check_value(f"{key}.{name}", name, value)
         for name, own in self.attacks.items():
             check_settings(name, {**self.teaching, **(own or {})})
         return self
@@ -131,6 +139,19 @@ class Block(BaseModel):
             return None
         detoxing = self.detoxing if PRESETS[method].detox is not None else {}
         return Rehearsal(self.training, method, detoxing)
+
+
+def _check_value(where: str, name: str, value: int | float | str) -> None:
+    """Refuse a value of an argument of trainings that only a training would find wrong."""
+    if name == "schedule":
+        if value not in get_args(Schedule):
+            raise UsageError(f"{where} is {value!r}; expected {' or '.join(get_args(Schedule))}")
+    elif name in _WHOLE and not isinstance(value, int):
+        raise UsageError(f"{where} is {value!r}; expected a whole number")
+    elif name in _NUMBERS and isinstance(value, str):
+        raise UsageError(f"{where} is {value!r}; expected a number")
+    elif name in ("epochs", "batch_size", "lr", "steps"):
+        check_positive(**{where: value})  # type: ignore[arg-type]
 
 
 def load_grid(path: Path) -> list[Cell]:

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from robustkd import models, runs
-from robustkd.attacks import Backdoored, Teaching, find, save_trigger
+from robustkd.attacks import ATTACKS, Backdoored, Teaching, find, save_trigger
 from robustkd.benchmark.adaptive import expected_method, informed
 from robustkd.benchmark.measure import measured_run
 from robustkd.errors import UsageError
@@ -93,14 +93,15 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
 
     Args:
         name: Of the attack.
-        settings: Arguments of its training and its own, beside target and seed, which have places
-            of their own, and what an attacker who knows us is given.
+        settings: Names of arguments of its training, and arguments of its own; target and seed have
+            places of their own, and what an attacker who knows us is given is none of the user's.
 
     Raises:
         UsageError: If there is no such attack, or naming the argument.
     """
     attack = find(name)
-    known = set(attack.arguments) - {"target", "seed", *attack.takes}
+    given_by_us = {taken for row in ATTACKS.values() for taken in row.takes}
+    known = set(attack.arguments) - {"target", "seed"} - given_by_us
     unknown = next((given for given in settings if given not in known), None)
     if unknown is not None:
         raise UsageError(f"attack {name!r} has no argument {unknown!r}")
@@ -169,6 +170,9 @@ def attack_to_folder(
         rehearsal=None if method is None else Rehearsal(training, method),
     )
     seconds = time.perf_counter() - started
+    provenance = {"attack": name, "data": source.name, "seed": seed}
+    models.save(made.teacher, folder / "teacher.safetensors", provenance=provenance)  # type: ignore[arg-type]
+    save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
     run = measured_run(
         made.teacher,
         source,
@@ -180,9 +184,6 @@ def attack_to_folder(
         seed=seed,
         seconds=seconds,
     )
-    provenance = {"attack": name, "data": source.name, "seed": seed}
-    models.save(made.teacher, folder / "teacher.safetensors", provenance=provenance)  # type: ignore[arg-type]
-    save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
     results = {
         "runs": [run],
         "environment": runs.environment(),

@@ -14,7 +14,16 @@ from itertools import chain
 from statistics import fmean
 
 from robustkd.report.headline import INHERITED
-from robustkd.report.rows import METHODS, ORDINARY, Cell, Row, Statistic, by_cell, place
+from robustkd.report.rows import (
+    METHODS,
+    ORDINARY,
+    Cell,
+    Row,
+    Statistic,
+    by_cell,
+    place,
+    useless,
+)
 from robustkd.report.tables import UNKNOWN, markdown, percent, spread
 
 PARTS: Mapping[str, str] = {
@@ -24,8 +33,6 @@ PARTS: Mapping[str, str] = {
     "both": "both",
 }
 """What of RobustKD each method has that learns from features."""
-_USELESS = 0.10
-"""A teacher this much less accurate than a student without one would be noticed, not used."""
 _EXCESS = 0.20
 """An attack this far above a clean student's ASR is inherited and not the trigger's own doing."""
 
@@ -72,15 +79,6 @@ def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
     """
     members = list(members)
     return not useless(members) and any(asr >= INHERITED for _, asr in _measured(members, ordinary))
-
-
-def useless(members: Iterable[Row]) -> bool:
-    """Whether the teacher is far less accurate than a student that never met one."""
-    members = list(members)
-    teacher, alone = _find(members, "teacher"), _find(members, "no-teacher")
-    return (
-        teacher is not None and alone is not None and alone.acc.mean - teacher.acc.mean > _USELESS
-    )
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from robustkd.report.rows import ORDINARY, Row, Statistic, by_cell
+from robustkd.report.rows import ORDINARY, Row, Statistic, by_cell, useless
 from robustkd.report.tables import own_name, percent
 
 INHERITED = 0.30
@@ -63,12 +63,18 @@ def headline(rows: Sequence[Row]) -> str:
     duels = [
         duel
         for cell, members in cells.items()
-        if (duel := _duel(own_name(cell, list(cells)), members)) is not None
+        if not useless(members)
+        and (duel := _duel(own_name(cell, list(cells)), members)) is not None
     ]
     return _many_settings(duels, total=len(cells))
 
 
 def _one_setting(rows: Sequence[Row]) -> str:
+    if useless(rows):
+        return (
+            "The teacher is far less accurate than a student that never met one: nobody would "
+            "distil from it, so these results cannot show what the defence is worth."
+        )
     duel = _duel("", rows)
     if duel is not None:
         return _told(duel)

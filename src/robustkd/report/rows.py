@@ -30,6 +30,8 @@ ORDINARY: Mapping[str, tuple[str, ...]] = {
 }
 """Each defended method, and the ordinary students that learn by its losses."""
 
+_USELESS = 0.10
+"""A teacher this much less accurate than a student without one would be noticed, not used."""
 _Z95 = 1.959963984540054
 
 
@@ -173,3 +175,12 @@ def place(method: str) -> tuple[int, str]:
     """Where a method stands: those of `METHODS` first, in their order, then the others by name."""
     known = list(METHODS)
     return (known.index(method) if method in known else len(known), method)
+
+
+def useless(members: Iterable[Row]) -> bool:
+    """Whether the teacher is far less accurate than a student that never met one."""
+    found = {row.method: row for row in members}
+    teacher, alone = found.get("teacher"), found.get("no-teacher")
+    return (
+        teacher is not None and alone is not None and alone.acc.mean - teacher.acc.mean > _USELESS
+    )
