@@ -28,14 +28,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.additive import Additive
+from robustkd.attacks.additive import Additive, into_range
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.steps import implant, success, train_teacher
 from robustkd.attacks.surrogate import toward
 from robustkd.inference import device_of
-from robustkd.pixels import into_range
 from robustkd.taps import frozen_modes
 from robustkd.training import Supervised, check_positive
 from robustkd.types import DataSource, Images, Labels, Logits

@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.additive import Additive
+from robustkd.attacks.additive import Additive, into_range
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.bilevel import PRESETS, Bilevel
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
@@ -52,7 +52,6 @@ from robustkd.attacks.surrogate import (
 )
 from robustkd.errors import UsageError
 from robustkd.inference import default_device, device_of
-from robustkd.pixels import into_range
 from robustkd.training import Supervised, check_positive, fit
 from robustkd.types import DataSource
 
