@@ -290,7 +290,7 @@ def test_no_name_of_a_file_makes_it_the_command_line(robustkd, files):
         ("a: [", 3, "c.yaml cannot be read as YAML: while parsing a flow node expected the node "),
         ("- 1", 3, "c.yaml holds no flags; expected lines such as 'epochs: 30'"),
         ("!!python/object/apply:os.system ['touch x']", 3, "c.yaml cannot be read as YAML: could "),
-        ("lr: 0.1\nseed: 1\nlr: 0.2", 3, "c.yaml says 'lr' twice; leave one of them"),
+        ("lr: 0.1\nseed: 1\nlr: 0.2", 3, "c.yaml says 'lr' twice, in line 3; leave one of them"),
         ("colour: red", 2, 'Unknown option: "[colour]" from file c.yaml.'),
         (
             "seed: many",
@@ -310,7 +310,7 @@ def test_a_mistake_in_a_config_is_one_line(text, code, message, robustkd, files)
 
 def test_a_config_that_is_not_there_is_one_line(robustkd, files):
     said = robustkd(*distilling(files.teacher), "--config", "c.yaml")
-    refused(said, 3, "c.yaml cannot be read as YAML: No such file or directory")
+    refused(said, 3, "c.yaml cannot be read: No such file or directory")
 
 
 def test_a_finished_run_has_nothing_to_resume(robustkd, files):
@@ -644,7 +644,7 @@ def test_a_mistake_in_attack_is_one_line(name, changes, message, robustkd):
 @pytest.mark.parametrize(
     ("text", "flags", "code", "message"),
     [
-        ("a: [", [], 3, "grid.yaml: not YAML ("),
+        ("a: [", [], 3, "grid.yaml cannot be read as YAML: while parsing"),
         ("seeds: 3", [], 2, "grid.yaml: data: field required"),
         ("seeds: 3", ["--workers", "0"], 2, "--workers is 0; expected at least 1"),
     ],

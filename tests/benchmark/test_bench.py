@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,28 @@ def test_a_worker_that_is_killed_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "run_group", _die)
     with pytest.raises(TrainingError, match=r"^a worker process was killed, perhaps for want of"):
         list(executor("local", workers=2)(groups, tmp_path, tmp_path))
+
+
+def test_a_grid_that_ends_early_ends_its_own_processes_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "run_group", _sleep)
+    ours = get_context("spawn").Process(target=time.sleep, args=(600,))
+    ours.start()
+    try:
+        told = executor("local", workers=2)([[], small()[:1]], tmp_path, tmp_path)
+        assert next(told) == []
+        began = time.monotonic()
+        told.close()
+        assert time.monotonic() - began < 60
+        assert ours.is_alive()
+        assert set(active_children()) == {ours}
+    finally:
+        ours.kill()
+        ours.join()
+
+
+def _sleep(group: list[Cell], *_folders: object) -> list[object]:
+    time.sleep(600 * len(group))
+    return []
 
 
 def _die(*_group: object) -> None:

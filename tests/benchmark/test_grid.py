@@ -234,9 +234,14 @@ def test_wrong_keys_and_values_are_named(change, message, tmp_path):
 
 
 def test_a_file_that_is_no_grid_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"grid.yaml: not YAML \("):
+    with pytest.raises(InputError, match=r"grid.yaml cannot be read as YAML: while parsing"):
         load(tmp_path, "a: [")
     with pytest.raises(UsageError, match=r"grid.yaml: expected keys such as 'attacks', not list$"):
         load(tmp_path, "[1]")
-    with pytest.raises(InputError, match=r"none.yaml: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"none.yaml cannot be read: No such file"):
         load_grid(tmp_path / "none.yaml")
+
+
+def test_an_attack_that_stands_there_twice_is_not_quietly_the_last(tmp_path):
+    with pytest.raises(InputError, match=r"says 'ckd' twice, in line 3; leave one of them$"):
+        load(tmp_path, "attacks:\n  ckd: {cap: 0.1}\n  ckd: {cap: 0.2}\n")

@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -25,10 +24,11 @@ from robustkd.attacks import ATTACKS
 from robustkd.benchmark.adaptive import expected_method
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.teachers import Rehearsal, check_settings
-from robustkd.errors import InputError, UsageError
+from robustkd.errors import UsageError
 from robustkd.presets import PRESETS, preset
 from robustkd.training import Precision, Schedule, check_positive
 from robustkd.types import Split
+from robustkd.yaml_files import read_yaml
 
 Names = Annotated[list[str], Field(min_length=1)]
 Arguments = dict[str, StrictInt | StrictFloat | StrictStr]
@@ -161,16 +161,11 @@ def load_grid(path: Path) -> list[Cell]:
     say only what is different there.
 
     Raises:
-        InputError: If the file cannot be read or is not YAML.
+        InputError: If the file cannot be read, is not YAML, or says a key twice.
         UsageError: If a key is unknown, a value is wrong, or two cells would be one line of the
             tables; a cell that stands there twice is run once.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected keys such as 'attacks', not {type(content).__name__}")
     further = content.pop("also", [])

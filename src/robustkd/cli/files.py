@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
 from robustkd.errors import InputError
 from robustkd.runs import CONFIG
-
-if TYPE_CHECKING:
-    from yaml import Node
+from robustkd.yaml_files import read_yaml
 
 
 def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -29,28 +27,10 @@ def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollectio
 
 
 def _read(path: Path, *, of_a_run: bool) -> dict[str, Any]:
-    import yaml
-
     if of_a_run and not path.is_file():
         raise InputError(f"{path.parent} is not the folder of a run: it has no {path.name}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        twice = _twice(yaml.compose(text, yaml.SafeLoader))
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"{path} cannot be read as YAML: {reason}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path} holds no flags; expected lines such as 'epochs: 30'")
-    if twice is not None:
-        raise InputError(f"{path} says {twice!r} twice; leave one of them")
     # What is null is left to its default.
     return {key: value for key, value in content.items() if value is not None}
-
-
-def _twice(node: Node | None) -> str | None:
-    """The first key that stands twice in a mapping, of which YAML would take the last."""
-    from yaml import MappingNode
-
-    keys = [key.value for key, _ in node.value] if isinstance(node, MappingNode) else []
-    return next((key for k, key in enumerate(keys) if key in keys[:k]), None)
