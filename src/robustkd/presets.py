@@ -53,6 +53,7 @@ PRESETS: dict[str, Preset] = {
     "no-teacher": Preset("labels alone, no teacher"),
     "ofd": Preset("ordinary feature distillation (OFD)", losses={"ofd": 1.0}),
     "kd": Preset("ordinary logit distillation (soft targets)", losses={"kd": 1.0}),
+    "mix": Preset("ordinary soft targets and OFD, the losses of default", losses=_MIX),
     "paper": Preset(
         "detoxified teacher, then OFD, as in arXiv 2406.03409",
         losses={"ofd": 1.0},

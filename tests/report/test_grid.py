@@ -112,10 +112,10 @@ def test_an_attack_is_a_line_of_acc_and_asr():
 
 def test_the_ablation_has_the_attacks_that_are_inherited_and_whole():
     asr = {
-        "ckd": {"ofd": 0.8, "paper": 0.4, "default": 0.02, "both": 0.01},
-        "latent": {"ofd": 0.6, "paper": 0.2, "default": 0.04, "both": 0.03},
-        "badnets": {"ofd": 0.02, "paper": 0.02, "default": 0.01, "both": 0.01},  # a control
-        "adba": {"ofd": 0.8, "paper": 0.4, "default": 0.02},  # not finished
+        "ckd": {"ofd": 0.8, "paper": 0.4, "mix": 0.7, "default": 0.02, "both": 0.01},
+        "latent": {"ofd": 0.1, "paper": 0.0, "mix": 0.5, "default": 0.04, "both": 0.03},
+        "badnets": {"ofd": 0.1, "paper": 0.1, "mix": 0.2, "default": 0.0, "both": 0.0},  # a control
+        "adba": {"ofd": 0.8, "paper": 0.4, "mix": 0.7, "default": 0.02},  # not finished
     }
     found = aggregate(
         Run(**make_run(attack=attack, method=method, asr=share, acc=0.9))
@@ -123,16 +123,16 @@ def test_the_ablation_has_the_attacks_that_are_inherited_and_whole():
         for method, share in shares.items()
     )
     head, _, *lines = ablation_table(found).splitlines()
-    assert head == "| Attack | neither | detoxification | hardening | both | n |"
+    assert head == "| Attack | OFD | OFD, detoxified | mix | mix, hardened | mix, both | n |"
     assert lines == [
-        "| ckd | 90.0 / 80.0 | 90.0 / 40.0 | 90.0 / 2.0 | 90.0 / 1.0 | 1 |",
-        "| latent | 90.0 / 60.0 | 90.0 / 20.0 | 90.0 / 4.0 | 90.0 / 3.0 | 1 |",
-        "| mean | 90.0 / 70.0 | 90.0 / 30.0 | 90.0 / 3.0 | 90.0 / 2.0 |  |",
+        "| ckd | 90.0 / 80.0 | 90.0 / 40.0 | 90.0 / 70.0 | 90.0 / 2.0 | 90.0 / 1.0 | 1 |",
+        "| latent | 90.0 / 10.0 | 90.0 / 0.0 | 90.0 / 50.0 | 90.0 / 4.0 | 90.0 / 3.0 | 1 |",
+        "| mean | 90.0 / 45.0 | 90.0 / 20.0 | 90.0 / 60.0 | 90.0 / 3.0 | 90.0 / 2.0 |  |",
     ]
 
 
 def test_seeds_are_counted_from_the_fewest_to_the_most():
-    seeds = {"ofd": 2, "paper": 10, "default": 3, "both": 2}
+    seeds = {"ofd": 2, "paper": 10, "mix": 2, "default": 3, "both": 2}
     found = aggregate(
         Run(**make_run(method=method, seed=seed, asr=0.5))
         for method, count in seeds.items()

@@ -27,7 +27,7 @@ def widest_rows(seeds):
     )
 
 
-@pytest.mark.parametrize("seeds", [(1,) * 8, (3,) * 8, (1, 2, 3, 4, 5, 6, 7, 8)])
+@pytest.mark.parametrize("seeds", [(1,) * 9, (3,) * 9, (1, 2, 3, 4, 5, 6, 7, 8, 9)])
 def test_eighty_columns_hold_every_cell_on_one_line(seeds):
     rows = widest_rows(seeds)
     lines = rendered(rows).splitlines()

@@ -27,12 +27,13 @@ from robustkd.report.rows import (
 from robustkd.report.tables import UNKNOWN, markdown, percent, spread
 
 PARTS: Mapping[str, str] = {
-    "neither": "ofd",
-    "detoxification": "paper",
-    "hardening": "default",
-    "both": "both",
+    "OFD": "ofd",
+    "OFD, detoxified": "paper",
+    "mix": "mix",
+    "mix, hardened": "default",
+    "mix, both": "both",
 }
-"""What of RobustKD each method has that learns from features."""
+"""The methods that show what each part does, by their losses and the parts that they have."""
 _EXCESS = 0.20
 """An attack this far above a clean student's ASR is inherited and not the trigger's own doing."""
 
@@ -158,7 +159,7 @@ def attack_table(rows: Sequence[Row]) -> str:
 def ablation_table(rows: Sequence[Row]) -> str:
     """Markdown: ACC / ASR with neither part, with each alone and with both.
 
-    One line for each setting that the ordinary student inherits and all four students were
+    One line for each setting that an ordinary student inherits and all of these students were
     measured on, and their means last.
     """
     cells = by_cell(rows)
@@ -166,12 +167,12 @@ def ablation_table(rows: Sequence[Row]) -> str:
     head = [("Data", "Pair")[i] for i in several]
     whole: list[tuple[list[str], list[Row]]] = []
     for cell, members in cells.items():
-        four = [row for method in PARTS.values() if (row := _find(members, method)) is not None]
-        if len(four) == len(PARTS) and inherited(members, [PARTS["neither"]]):
-            whole.append(([cell[i] for i in several] + [cell.attack], four))
-    lines = [[*names, *map(_figures, four), _counts(four)] for names, four in whole]
+        shown = [row for method in PARTS.values() if (row := _find(members, method)) is not None]
+        if len(shown) == len(PARTS) and inherited(members, ORDINARY["both"]):
+            whole.append(([cell[i] for i in several] + [cell.attack], shown))
+    lines = [[*names, *map(_figures, shown), _counts(shown)] for names, shown in whole]
     if whole:
-        columns = list(zip(*(four for _, four in whole), strict=True))
+        columns = list(zip(*(shown for _, shown in whole), strict=True))
         means = [
             f"{percent(fmean(row.acc.mean for row in column))} / "
             f"{percent(fmean(row.asr.mean for row in column if row.asr))}"

@@ -178,7 +178,7 @@ def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
     own = ORDINARY[robust.method] if robust is not None else ()
     known = [row for row in rows if row.method in own and row.asr is not None]
     most = max(known, key=lambda row: row.asr.mean if row.asr else 0, default=None)
-    return robust, most or _first(rows, *own, "ofd", "kd")
+    return robust, most or _first(rows, *own, "ofd", "kd", "mix")
 
 
 def _first(rows: Iterable[Row], *methods: str) -> Row | None:

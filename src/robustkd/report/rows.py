@@ -15,6 +15,7 @@ METHODS: Mapping[str, str] = {
     "no-teacher": "student, no teacher",
     "ofd": "ordinary student (OFD)",
     "kd": "ordinary student (KD)",
+    "mix": "ordinary student (mix)",
     "paper": "RobustKD (paper)",
     "default": "RobustKD (default)",
     "default-kd": "RobustKD (default KD)",
@@ -24,9 +25,9 @@ METHODS: Mapping[str, str] = {
 
 ORDINARY: Mapping[str, tuple[str, ...]] = {
     "paper": ("ofd",),
-    "default": ("ofd", "kd"),
+    "default": ("ofd", "kd", "mix"),
     "default-kd": ("kd",),
-    "both": ("ofd", "kd"),
+    "both": ("ofd", "kd", "mix"),
 }
 """Each defended method, and the ordinary students that learn by its losses."""
 
