@@ -16,7 +16,7 @@ from torch import nn
 from robustkd import data, distillation, models
 from robustkd.distillation import Distilled, distill
 from robustkd.errors import TrainingError, UsageError
-from robustkd.harden import UNLABELLED, UniversalPerturbations
+from robustkd.harden import UNLABELLED, UniversalPerturbations, withstand
 from robustkd.inference import accuracy_on
 from robustkd.masking import DetoxifiedTeacher, FeatureMask
 from robustkd.metrics import Proportion
@@ -227,6 +227,21 @@ def test_copies_are_compared_with_the_teachers_view_of_their_clean_images_where_
             copies = compared - 32
             assert torch.equal(view[32:], view[:copies])
             assert not distilled or not torch.allclose(shown[32:], shown[:copies])
+
+
+@pytest.mark.parametrize("recovered", [True, False])
+def test_copies_learn_to_keep_their_label_only_where_they_are_to_be_recovered(
+    recovered, teacher, monkeypatch
+):
+    asked: list[bool] = []
+
+    def spy(*logits_and_labels, recovered):
+        asked.append(recovered)
+        return withstand(*logits_and_labels, recovered=recovered)
+
+    monkeypatch.setattr(distillation, "withstand", spy)
+    short(teacher, hardening=UniversalPerturbations(10, DATA.image_shape, recovered=recovered))
+    assert asked == [recovered] * 3
 
 
 class Unlabelled:

@@ -310,6 +310,18 @@ def test_withstand_solved_by_hand():
     assert value.tolist() == pytest.approx([2 * part for part in once])
 
 
+@pytest.mark.parametrize("recovered", [True, False])
+def test_only_a_recovered_image_is_held_to_its_label_against_classes_it_is_not_led_to(recovered):
+    shown = torch.zeros(1, 3)
+    perturbed = torch.tensor([[0.0, -2.0, 7.0]], requires_grad=True)
+    labels, toward = torch.tensor([0]), torch.tensor([1])
+    value = withstand(shown, perturbed, labels, toward, recovered=recovered)
+    kept = math.log(1 + math.exp(-2) + math.exp(7)) if recovered else 0
+    assert value.tolist() == pytest.approx([kept + math.log1p(math.exp(-2))])
+    value.sum().backward()
+    assert bool(perturbed.grad[0, 2]) == recovered
+
+
 def test_without_labels_the_students_word_on_the_clean_image_counts():
     shown = torch.tensor([[0.0, 5.0, 0.0], [9.0, 0.0, 0.0]], requires_grad=True)
     perturbed = torch.randn(2, 3, generator=random(), requires_grad=True)
@@ -323,19 +335,20 @@ def test_without_labels_the_students_word_on_the_clean_image_counts():
 
 def test_an_image_led_to_what_it_is_taken_for_is_only_kept_there():
     shown, perturbed = torch.tensor([[0.0, 5.0]]), torch.tensor([[1.0, 2.0]])
-    value = withstand(shown, perturbed, torch.tensor([UNLABELLED]), torch.tensor([1]))
+    own = torch.tensor([UNLABELLED]), torch.tensor([1])
+    value = withstand(shown, perturbed, *own)
     assert value.tolist() == pytest.approx([math.log1p(math.exp(-1))])
+    assert withstand(shown, perturbed, *own, recovered=False).tolist() == [0.0]
 
 
-@given(st.integers(0, 100), st.floats(-50, 50))
+@given(st.integers(0, 100), st.floats(-50, 50), st.booleans())
 @settings(max_examples=20, deadline=None)
-def test_withstand_ignores_shifts_and_pulls_the_right_way(seed, shift):
+def test_withstand_ignores_shifts_and_pulls_the_right_way(seed, shift, recovered):
     logits = torch.randn(4, 5, generator=random(seed)).requires_grad_()
     labels, toward = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 3, 0, 1])
-    value = withstand(logits, logits, labels, toward)
-    torch.testing.assert_close(
-        withstand(logits, logits + shift, labels, toward), value, rtol=1e-3, atol=1e-4
-    )
+    value = withstand(logits, logits, labels, toward, recovered=recovered)
+    shifted = withstand(logits, logits + shift, labels, toward, recovered=recovered)
+    torch.testing.assert_close(shifted, value, rtol=1e-3, atol=1e-4)
     value.sum().backward()
     rows = torch.arange(4)
     assert (logits.grad[rows, toward] > 0).all()

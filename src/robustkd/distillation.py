@@ -72,10 +72,14 @@ class _Learner(nn.Module):
         everything: Outputs = self.student(seen)
         shown = everything.first(len(images))
         parts = {"ce": _cross_entropy(shown.logits, labels)}
-        if self._hardening:
+        for hardening in self._hardening:
             copies = len(toward)
             led = withstand(
-                shown.logits[:copies], everything.logits[len(images) :], labels[:copies], toward
+                shown.logits[:copies],
+                everything.logits[len(images) :],
+                labels[:copies],
+                toward,
+                recovered=hardening.recovered,
             )
             parts["harden"] = led.sum() / len(labels)
         if self.objective is not None and self._teach is not None:

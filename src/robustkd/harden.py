@@ -14,7 +14,7 @@ al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al.
 1712.09665 (universal patches); Dong et al. 2018, arXiv 1710.06081 (momentum). Differences: one
 perturbation a class, driven towards that class rather than away from the truth; perturbed images
 are added to the batch and take no clean image's place; they learn from their labels alone, or from
-the teacher's view of the clean ones as well.
+the teacher's view of the clean ones as well, or only not to go where they are led to.
 """
 
 from __future__ import annotations
@@ -168,6 +168,7 @@ class UniversalPerturbations(nn.Module):
         share: Copies that are added to a batch, as a share of it, in (0, 1].
         distilled: Whether the distillation losses compare copies with the teacher's view of the
             clean image as well; if not, copies learn from their labels alone.
+        recovered: Whether copies shall keep their label, or only not go where they are led to.
         ramp: Share of all steps over which both bounds grow to their size, in [0, 1].
         fade: Share of all steps, the last ones, over which copies grow fewer until a tenth is
             left, in [0, 1]. At the end, BatchNorm's statistics are nearly those of clean images.
@@ -186,6 +187,7 @@ class UniversalPerturbations(nn.Module):
         mass: float | int = 0.05,
         share: float | int = 1.0,
         distilled: bool = False,
+        recovered: bool = True,
         ramp: float | int = 0.0,
         fade: float | int = 0.0,
         seed: int = 0,
@@ -199,7 +201,8 @@ class UniversalPerturbations(nn.Module):
         if epsilon == mass == 0:
             raise UsageError("epsilon and mass are both 0; expected at least one above")
         self.shape = (classes, *image_shape)
-        self.share, self.distilled, self.ramp, self.fade = share, distilled, ramp, fade
+        self.share, self.ramp, self.fade = share, ramp, fade
+        self.distilled, self.recovered = distilled, recovered
         self._random = torch.Generator().manual_seed(seed)
         self.families = nn.ModuleList()
         if epsilon > 0:
@@ -263,22 +266,28 @@ class UniversalPerturbations(nn.Module):
         self._random.set_state(random.clone())
 
 
-def withstand(shown: Logits, perturbed: Logits, labels: Labels, toward: Labels) -> PerSample:
+def withstand(
+    shown: Logits, perturbed: Logits, labels: Labels, toward: Labels, *, recovered: bool = True
+) -> PerSample:
     r"""What the student goes down and the perturbations go up: one backward pass serves both.
 
     .. math:: \mathrm{CE}(z', y) + \log(1 + e^{z'_t - z'_y})
 
     with the perturbed image's logits z', and y its label or, where it has none, what the student
     says of the clean image. The second term, how far the perturbation's class t beats y, is left
-    out where both are the same.
+    out where both are the same; the first one where the image need not be ``recovered``.
 
     Args:
         shown: Logits of the clean images.
         perturbed: Of the same images, perturbed.
         labels: Their labels; -1 for none.
         toward: Classes that the perturbations lead to.
+        recovered: Whether the perturbed image shall keep its label. To demand only that it does
+            not go to t asks less of a small student, and leaves more for the clean images.
     """
     truth = torch.where(labels == UNLABELLED, shown.detach().argmax(1), labels)
     gap = perturbed.gather(1, toward[:, None]) - perturbed.gather(1, truth[:, None])
     astray = nn.functional.softplus(gap.squeeze(1)) * (toward != truth)
+    if not recovered:
+        return astray
     return nn.functional.cross_entropy(perturbed, truth, reduction="none") + astray

@@ -43,9 +43,9 @@ _PAPER: Mapping[str, Any] = MappingProxyType(
 _HARDENING: Mapping[str, Any] = MappingProxyType(
     {"epsilon": 0.2, "mass": 0.05, "share": 1.0, "distilled": False}
 )
-# By soft targets alone, copies to the end cost accuracy; fewer of them give half of it back, for a
-# student that is a little easier to lead. Beside OFD they cost little to begin with.
-_FADING: Mapping[str, Any] = MappingProxyType({**_HARDENING, "fade": 0.5})
+# By soft targets alone, copies to the end that shall keep their label cost accuracy: they fade, and
+# shall only not go where they are led to. Beside OFD they cost little to begin with.
+_FADING: Mapping[str, Any] = MappingProxyType({**_HARDENING, "recovered": False, "fade": 0.5})
 # At its full weight, OFD outweighs what the perturbations teach; beside it, logits give accuracy.
 _MIX: Mapping[str, float] = MappingProxyType({"kd": 1.0, "ofd": 0.3})
 
