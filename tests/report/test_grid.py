@@ -82,6 +82,21 @@ def test_the_summary_in_percent():
     ]
 
 
+def test_pairs_are_summed_up_apart():
+    shares = {"ofd": (0.9, 0.8), "default": (0.88, 0.02)}
+    found = aggregate(
+        Run(**make_run(pair=pair, method=method, acc=acc - k / 10 * (method == "default"), asr=asr))
+        for k, pair in enumerate(("a to b", "c to d"))
+        for method, (acc, asr) in shares.items()
+    )
+    head, _, *lines = summary_table(found).splitlines()
+    assert head.startswith("| Pair | Method | Attacks |")
+    assert lines == [
+        "| a to b | RobustKD (default) | 1 | 80.0 | 2.0 | 2.0 | 2.0 |",
+        "| c to d | RobustKD (default) | 1 | 80.0 | 2.0 | 2.0 | 12.0 |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("attack", "word"),
     [("ckd", "survives"), ("adba", "fools clean students"), ("badnets", "control")],

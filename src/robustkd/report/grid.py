@@ -40,18 +40,22 @@ _EXCESS = 0.20
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A method over all settings whose attack the ordinary student inherits.
+    """A method over all attacks on a pair that the ordinary student inherits.
 
     Attributes:
+        data: Name of the data set.
+        pair: Teacher's and student's architecture.
         method: The method.
-        settings: How many there are.
-        asr: Mean of the settings' mean ASR.
+        settings: How many such attacks there are.
+        asr: Mean of their mean ASR.
         ordinary_asr: The same of the ordinary student; of two, the one that obeys more.
         worst: Largest ASR of any seed.
         lost: Accuracy of the ordinary student, of two the more accurate one, minus that of the
-            method; mean over settings.
+            method; mean over the attacks.
     """
 
+    data: str
+    pair: str
     method: str
     settings: int
     asr: float
@@ -83,28 +87,42 @@ def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
-    """One summary for each defended method with any setting that counts."""
-    found = []
-    for method, ordinary in ORDINARY.items():
-        duels = [
-            (own, _measured(members, ordinary))
-            for members in by_cell(rows).values()
-            if inherited(members, ordinary)
-            and (own := _find(members, method)) is not None
-            and own.asr is not None
-        ]
-        if duels:
-            found.append(
-                Summary(
-                    method,
-                    len(duels),
-                    fmean(own.asr.mean for own, _ in duels if own.asr),
-                    fmean(max(asr for _, asr in others) for _, others in duels),
-                    max(own.asr.highest for own, _ in duels if own.asr),
-                    fmean(max(acc for acc, _ in others) - own.acc.mean for own, others in duels),
-                )
-            )
-    return found
+    """One summary for each pair and defended method with any attack that counts.
+
+    Pairs are kept apart: what a method costs one student says little of what it costs another.
+    """
+    pairs: dict[tuple[str, str], list[list[Row]]] = {}
+    for cell, members in by_cell(rows).items():
+        pairs.setdefault((cell.data, cell.pair), []).append(members)
+    found = [
+        _summary(pair, method, ordinary, settings)
+        for pair, settings in pairs.items()
+        for method, ordinary in ORDINARY.items()
+    ]
+    return [summary for summary in found if summary is not None]
+
+
+def _summary(
+    pair: tuple[str, str], method: str, ordinary: Iterable[str], settings: Iterable[list[Row]]
+) -> Summary | None:
+    duels = [
+        (own.acc.mean, own.asr, _measured(members, ordinary))
+        for members in settings
+        if inherited(members, ordinary)
+        and (own := _find(members, method)) is not None
+        and own.asr is not None
+    ]
+    if not duels:
+        return None
+    return Summary(
+        *pair,
+        method,
+        len(duels),
+        fmean(asr.mean for _, asr, _ in duels),
+        fmean(max(asr for _, asr in others) for _, _, others in duels),
+        max(asr.highest for _, asr, _ in duels),
+        fmean(max(acc for acc, _ in others) - acc for acc, _, others in duels),
+    )
 
 
 def _measured(members: Iterable[Row], methods: Iterable[str]) -> list[tuple[float, float]]:
@@ -118,10 +136,23 @@ def _measured(members: Iterable[Row], methods: Iterable[str]) -> list[tuple[floa
 
 
 def summary_table(rows: Sequence[Row]) -> str:
-    """Markdown: one line for each defended method over the attacks that survive."""
-    head = ["Method", "Attacks", "ASR % ordinary", "ASR %", "ASR % worst seed", "ACC points lost"]
+    """Markdown: one line for each pair and defended method, over the attacks that survive."""
+    all_summaries = summaries(rows)
+    several = [
+        name for name in ("data", "pair") if len({getattr(s, name) for s in all_summaries}) > 1
+    ]
+    head = [
+        *map(str.capitalize, several),
+        "Method",
+        "Attacks",
+        "ASR % ordinary",
+        "ASR %",
+        "ASR % worst seed",
+        "ACC points lost",
+    ]
     lines = [
         [
+            *(getattr(found, name) for name in several),
             METHODS.get(found.method, found.method),
             str(found.settings),
             percent(found.ordinary_asr),
@@ -129,7 +160,7 @@ def summary_table(rows: Sequence[Row]) -> str:
             percent(found.worst),
             percent(round(found.lost, 3) + 0.0),  # no minus before a zero
         ]
-        for found in summaries(rows)
+        for found in all_summaries
     ]
     return _markdown(head, lines, numbers=5)
 
