@@ -48,9 +48,9 @@ class Summary:
         method: The method.
         settings: How many such attacks there are.
         asr: Mean of their mean ASR.
-        ordinary_asr: The same of the ordinary student; of two, the one that obeys more.
+        ordinary_asr: The same of the ordinary student; of several, the one that obeys most.
         worst: Largest ASR of any seed.
-        lost: Accuracy of the ordinary student, of two the more accurate one, minus that of the
+        lost: Accuracy of the ordinary student, of several the most accurate, minus that of the
             method; mean over the attacks.
     """
 

@@ -52,8 +52,8 @@ def headline(rows: Sequence[Row]) -> str:
     """What the results say, in a sentence or two.
 
     Compares the RobustKD student (the first there is of the presets ``default``, ``default-kd``,
-    ``both`` and ``paper``) with the ordinary one of its losses, of two the one that obeys more, and
-    judges by the worst seed.
+    ``both`` and ``paper``) with the ordinary one of its losses, of several the one that obeys
+    most, and judges by the worst seed.
     """
     cells = by_cell(rows)
     if not cells:
