@@ -255,6 +255,22 @@ def test_a_config_runs_again_and_what_is_typed_goes_before_it(robustkd, files):
     assert found["training"]["lr"] == 1e-5
 
 
+@pytest.mark.parametrize(
+    ("student", "given", "used"),
+    [
+        ("wrn-10-1", {}, 0.1),
+        ("mobilenet-v2-0.25", {}, 0.02),
+        ("mobilenet-v2-0.25", {"lr": 0.3}, 0.3),
+    ],
+)
+def test_the_learning_rate_is_the_student_s_unless_it_is_given(
+    robustkd, files, student, given, used
+):
+    said = robustkd(*distilling(files.teacher, student=student, method="kd", **given), "--json")
+    assert json.loads(said.out)["config"]["training"]["lr"] == used
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["lr"] == used
+
+
 def test_own_code_is_typed_again_for_a_config_and_for_a_resumption(robustkd, files):
     own = "robustkd.benchmark.pairs:example_network"
     assert robustkd(*distilling(files.teacher, student=own, method="kd")).code == 0

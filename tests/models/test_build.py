@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from robustkd.data import InMemory, Labelled
 from robustkd.errors import UsageError
-from robustkd.models import FAMILIES, Spec, build, check_name, parameters, pixel_statistics
+from robustkd.models import (
+    FAMILIES,
+    Spec,
+    build,
+    check_name,
+    learning_rate,
+    parameters,
+    pixel_statistics,
+)
 
 EXAMPLES = [arch for family in FAMILIES.values() for arch in family.examples]
 USAGES = ", ".join(family.usage for family in FAMILIES.values())
@@ -228,3 +236,8 @@ def test_refusals_say_what_is_wrong(make, text):
 def test_a_name_of_endless_digits_is_refused_at_once():
     with pytest.raises(UsageError, match=r"^unknown architecture 'wrn-1111"):
         check_name("wrn-" + "1" * 5000 + "-1")
+
+
+@pytest.mark.parametrize("arch", [*EXAMPLES, "torchvision/mobilenet_v3_small"])
+def test_mobilenets_of_every_library_learn_slowly(arch):
+    assert learning_rate(arch) == (0.02 if "mobilenet" in arch else 0.1)

@@ -15,6 +15,7 @@ from robustkd.cli.flags import (
     check_at_least,
     check_training,
     open_data,
+    rate_for,
 )
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.errors import TrainingError
@@ -156,7 +157,7 @@ def attack(
     target: int = 0,
     epochs: int = 30,
     batch_size: int = 64,
-    lr: float = 0.1,
+    lr: float | None = None,
     surrogate: Arch | None = None,
     settings: Annotated[dict[str, str], Parameter(name="--set", negative="")] | None = None,
     seed: int = 0,
@@ -174,7 +175,7 @@ def attack(
         target: Class that triggered images shall get.
         epochs: Passes over the training images for the teacher's own training.
         batch_size: Images a step.
-        lr: Learning rate at the start.
+        lr: Learning rate at the start; 0.1, and 0.02 for MobileNets, when it is not given.
         surrogate: Architecture of the attacker's own students, for attacks that train any; the
             teacher's when it is not given.
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.
@@ -184,6 +185,7 @@ def attack(
         as_json: Print the results as JSON.
     """
     check_training(epochs, batch_size, lr, seed)
+    lr = rate_for(arch) if lr is None else lr
     from robustkd.benchmark.teachers import attack_to_folder
 
     results = attack_to_folder(

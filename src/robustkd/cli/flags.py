@@ -81,15 +81,22 @@ def _of_whole_numbers(hint: object) -> bool:
     return hint is int or any(map(_of_whole_numbers, get_args(hint)))
 
 
-def check_training(epochs: int, batch_size: int, lr: float, seed: int) -> None:
+def check_training(epochs: int, batch_size: int, lr: float | None, seed: int) -> None:
     """Refuse settings of a training that are out of range, by the names of their flags."""
     check_at_least("--epochs", epochs, 1)
     check_at_least("--batch-size", batch_size, 2)
     check_at_least("--seed", seed, 0)
     if seed > _LARGEST_SEED:
         raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
-    if not 0 < lr < math.inf:
+    if lr is not None and not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr}; expected a finite number above 0")
+
+
+def rate_for(arch: str) -> float:
+    """The learning rate of a network that was given none."""
+    from robustkd.models import learning_rate
+
+    return learning_rate(arch)
 
 
 def open_data(data: str, root: Path | None, images: ImageFlags) -> DataSource:
