@@ -162,7 +162,7 @@ def distill(
         hardening: Perturbations that the student learns to withstand; None for none.
         epochs: Passes over the training split, at least 1.
         batch_size: Images a step.
-        lr: Learning rate at the start.
+        lr: Learning rate at the start; :func:`robustkd.models.learning_rate` knows the student's.
         momentum: Of SGD with Nesterov momentum.
         weight_decay: L2 penalty.
         schedule: ``cosine`` or ``step``.

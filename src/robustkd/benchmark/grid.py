@@ -54,7 +54,7 @@ class Block(BaseModel):
         precision: Of all training.
         threads: Of torch in each cell.
         teaching: Arguments of every attack, e.g. ``epochs``.
-        training: Arguments of every student's training.
+        training: Arguments of every student's training; without ``lr``, its architecture's own.
         detoxing: Arguments of detoxification that depend on the data's size alone.
     """
 
