@@ -239,5 +239,6 @@ def test_a_name_of_endless_digits_is_refused_at_once():
 
 
 @pytest.mark.parametrize("arch", [*EXAMPLES, "torchvision/mobilenet_v3_small"])
-def test_mobilenets_of_every_library_learn_slowly(arch):
-    assert learning_rate(arch) == (0.02 if "mobilenet" in arch else 0.1)
+def test_mobilenets_and_shufflenets_of_every_library_learn_slowly(arch):
+    slow = "mobilenet" in arch or "shufflenet" in arch
+    assert learning_rate(arch) == (0.02 if slow else 0.1)

@@ -175,7 +175,8 @@ def attack(
         target: Class that triggered images shall get.
         epochs: Passes over the training images for the teacher's own training.
         batch_size: Images a step.
-        lr: Learning rate at the start; 0.1, and 0.02 for MobileNets, when it is not given.
+        lr: Learning rate at the start; when it is not given 0.1, and 0.02 for MobileNets and
+            ShuffleNets.
         surrogate: Architecture of the attacker's own students, for attacks that train any; the
             teacher's when it is not given.
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.

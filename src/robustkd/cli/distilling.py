@@ -60,7 +60,8 @@ def distill(
         method: How the student is made, see ``robustkd list``.
         epochs: Passes over the training images.
         batch_size: Images a step.
-        lr: Learning rate at the start; 0.1, and 0.02 for MobileNets, when it is not given.
+        lr: Learning rate at the start; when it is not given 0.1, and 0.02 for MobileNets and
+            ShuffleNets.
         seed: The same seed gives the same student, byte for byte.
         mean: Mean of each channel of the pixels, in [0, 1], that the teacher was trained with;
             when neither this nor its file says it, the published one of its architecture or
