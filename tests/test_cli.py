@@ -17,6 +17,8 @@ import yaml
 
 from robustkd import cli, data, models
 from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, save_trigger
+from robustkd.benchmark import teachers
+from robustkd.errors import TrainingError
 from robustkd.metrics import Proportion
 from robustkd.presets import PRESETS
 from robustkd.training import Supervised, fit
@@ -625,6 +627,28 @@ def test_attack_leaves_a_teacher_and_a_trigger_that_evaluate_agrees_on(robustkd)
         ).out
     )
     assert {name: run[name] for name in found} == found
+
+
+@pytest.mark.parametrize(
+    ("arch", "given", "rates"),
+    [
+        ("mobilenet-v2-0.25", {"surrogate": "wrn-10-1"}, (0.02, 0.1)),
+        ("wrn-10-1", {"surrogate": "mobilenet-v2-0.25"}, (0.1, 0.02)),
+        ("mobilenet-v2-0.25", {"lr": 0.3}, (0.3, 0.3)),
+    ],
+)
+def test_an_attacker_trains_everybody_at_their_own_rate_unless_it_is_given(
+    robustkd, monkeypatch, arch, given, rates
+):
+    asked = []
+
+    def spy(*_: object, **how: object) -> None:
+        asked.append((how["settings"]["lr"], how["rehearsal"].training["lr"]))
+        raise TrainingError("enough")
+
+    monkeypatch.setattr(teachers, "run_attack", spy)
+    assert robustkd(*attacking("adaptive-harden", arch=arch, **given)).code == 1
+    assert asked == [rates]
 
 
 def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(robustkd):

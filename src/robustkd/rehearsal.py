@@ -123,7 +123,11 @@ def rehearse(
     seconds = loading + sum(phase["seconds"] for phase in phases.values())
     return {
         "teacher": {"arch": arch, **ready.file.record(), "accuracy": ready.knows.value},
-        "student": {"arch": student_arch, "parameters": models.parameters(ready.student)},
+        "student": {
+            "arch": student_arch,
+            "parameters": models.parameters(ready.student),
+            "learning rate": training.get("lr", models.USUAL_RATE),
+        },
         "data": {
             "name": clean.name,
             "classes": len(clean.classes),

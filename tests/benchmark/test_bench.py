@@ -214,28 +214,6 @@ def test_a_teacher_that_fails_is_tried_once(tmp_path, monkeypatch):
     assert gather(small(), tmp_path).failed == [cell.name for cell in small()]
 
 
-@pytest.mark.parametrize(
-    ("student", "training", "rate"),
-    [
-        ("wrn-10-1", {}, 0.1),
-        ("mobilenet-v2-0.25", {}, 0.02),
-        ("mobilenet-v2-0.25", {"lr": 0.3}, 0.3),
-    ],
-)
-def test_students_learn_at_a_rate_of_their_own(student, training, rate, tmp_path, monkeypatch):
-    asked = []
-
-    def spy(*_: object, training: dict[str, object], **__: object) -> None:
-        asked.append(training["lr"])
-        raise TrainingError("enough")
-
-    monkeypatch.setattr(cells, "make_student", spy)
-    cell = replace(small()[2], student=student, training={"epochs": 1, **training})
-    with pytest.raises(TrainingError, match="enough"):
-        run_cell(cell, Store(tmp_path))
-    assert asked == [rate]
-
-
 def test_an_argument_that_no_attack_has_is_told(tmp_path):
     (cell, *_) = small(attacking={"epochs": 1, "colour": 3})
     with pytest.raises(NoTeacherError) as error:

@@ -60,6 +60,20 @@ def test_only_attacks_with_students_of_their_own_know_the_students_architecture(
     assert known == {"badnets": None, "adba": "wrn-10-1"}
 
 
+@pytest.mark.parametrize("given", [{}, {"lr": 0.3}])
+def test_what_learns_at_an_unusual_rate_says_so(given, tmp_path):
+    arguments = {"teaching": {"epochs": 2, **given}, "training": {"epochs": 1, **given}}
+    block = BLOCK | arguments | {"attacks": {"badnets": None, "adaptive-harden": None}}
+    usual, slow = "wrn-10-1", "mobilenet-v2-0.25"
+    for pair in ([usual, slow], [slow, usual]):
+        rates = [given if arch == usual else {"lr": 0.02, **given} for arch in pair]
+        for cell in load(tmp_path, block | {"pairs": [pair]}):
+            assert cell.teacher.attacking == {"epochs": 2, **rates[0]}
+            assert cell.training == {"epochs": 1, **rates[1]}
+            if cell.teacher.rehearsal is not None:
+                assert cell.teacher.rehearsal.training == cell.training
+
+
 def test_further_blocks_say_what_is_different_and_repeat_no_cell(tmp_path):
     also = [{"seeds": [1, 2], "attacks": {"badnets": None}}]
     cells = load(tmp_path, BLOCK | {"also": also})

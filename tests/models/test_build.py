@@ -238,7 +238,19 @@ def test_a_name_of_endless_digits_is_refused_at_once():
         check_name("wrn-" + "1" * 5000 + "-1")
 
 
-@pytest.mark.parametrize("arch", [*EXAMPLES, "torchvision/mobilenet_v3_small"])
-def test_mobilenets_and_shufflenets_of_every_library_learn_slowly(arch):
-    slow = "mobilenet" in arch or "shufflenet" in arch
-    assert learning_rate(arch) == (0.02 if slow else 0.1)
+@pytest.mark.parametrize(
+    ("arch", "rate"),
+    [
+        ("wrn-10-1", 0.1),
+        ("resnet-18", 0.1),
+        ("mobilenet-v1", 0.02),
+        ("mobilenet-v2-0.25", 0.02),
+        ("torchvision/mobilenet_v3_small", 0.02),
+        ("torchvision/shufflenet_v2_x0_5", 0.02),
+        ("timm/resnet18", 0.1),
+        ("nets.mine:MobileNetV2", 0.02),
+        ("mobilenet_zoo.resnet:ResNet50", 0.1),
+    ],
+)
+def test_mobilenets_and_shufflenets_of_every_library_learn_slowly(arch, rate):
+    assert learning_rate(arch) == rate

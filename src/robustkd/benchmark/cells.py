@@ -112,7 +112,7 @@ class Cell:
         teacher: What is distilled from.
         student: Architecture of the student.
         method: Name of a preset, or ``teacher`` to measure the teacher itself.
-        training: Arguments of every student's training; without ``lr``, its architecture's own.
+        training: Arguments of every student's training.
         detoxing: Arguments of detoxification that depend on the data's size alone.
     """
 
@@ -249,11 +249,7 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, d
             _build(cell.student, setting, setting.seed + 1),
             _source(setting),
             how,
-            training={
-                "lr": models.learning_rate(cell.student),
-                "precision": setting.precision,
-                **cell.training,
-            },
+            training={"precision": setting.precision, **cell.training},
             detoxing=cell.detoxing,
             seed=setting.seed,
             label=cell.method,

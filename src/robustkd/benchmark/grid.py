@@ -53,7 +53,8 @@ class Block(BaseModel):
         augment: Whether everybody trains on randomly cropped and flipped images.
         precision: Of all training.
         threads: Of torch in each cell.
-        teaching: Arguments of every attack, e.g. ``epochs``.
+        teaching: Arguments of every attack, e.g. ``epochs``; without ``lr``, the teacher's
+            architecture's own.
         training: Arguments of every student's training; without ``lr``, its architecture's own.
         detoxing: Arguments of detoxification that depend on the data's size alone.
     """
@@ -124,21 +125,31 @@ class Block(BaseModel):
                 Setting(source, sizes, self.augment, self.precision, self.threads, seed),
                 pair[0],
                 name,
-                {**self.teaching, **(own or {})},
+                _at_own_rate({**self.teaching, **(own or {})}, pair[0]),
                 self.target,
                 pair[1] if takes else None,
-                self._rehearsal(takes),
+                self._rehearsal(takes, pair[1]),
             )
             for method in (TEACHER, *self.methods):
-                yield Cell(teacher, pair[1], method, self.training, self.detoxing)
+                training = _at_own_rate(self.training, pair[1])
+                yield Cell(teacher, pair[1], method, training, self.detoxing)
 
-    def _rehearsal(self, takes: Collection[str]) -> Rehearsal | None:
+    def _rehearsal(self, takes: Collection[str], student: str) -> Rehearsal | None:
         """What an attacker who knows us expects."""
         method = expected_method(takes)
         if method is None:
             return None
         detoxing = self.detoxing if PRESETS[method].detox is not None else {}
-        return Rehearsal(self.training, method, detoxing)
+        return Rehearsal(_at_own_rate(self.training, student), method, detoxing)
+
+
+def _at_own_rate(arguments: Arguments, arch: str) -> Arguments:
+    """The arguments, and the learning rate of the architecture where it is unusual and not given.
+
+    So a cell's configuration says every rate but the usual one.
+    """
+    own = models.learning_rate(arch)
+    return arguments if own == models.USUAL_RATE else {"lr": own, **arguments}
 
 
 def _check_value(where: str, name: str, value: int | float | str) -> None:

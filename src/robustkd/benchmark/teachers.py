@@ -141,8 +141,9 @@ def attack_to_folder(
         out: The folder.
         target: Class that triggered images shall get.
         seed: Of everything random.
-        settings: Further arguments of the attack; a text is read as YAML reads it, so that "0.1"
-            is a number.
+        settings: Further arguments of the attack, ``epochs`` and ``batch_size`` among them; a text
+            is read as YAML reads it, so that "0.1" is a number. Without ``lr``, teacher and
+            rehearsed students learn at the rates of their architectures.
 
     Returns:
         The content of ``results.json``.
@@ -156,7 +157,11 @@ def attack_to_folder(
     check_settings(name, read)
     folder = runs.new_folder(out)
     method = expected_method(find(name).takes)
-    training = {key: read[key] for key in ("epochs", "lr", "batch_size")}
+    training: dict[str, Any] = {
+        "lr": models.learning_rate(surrogate),
+        **{key: read[key] for key in ("epochs", "lr", "batch_size") if key in read},
+    }
+    read = {"lr": models.learning_rate(arch), **read}
     started = time.perf_counter()
     made = run_attack(
         name,

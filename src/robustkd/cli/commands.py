@@ -15,7 +15,6 @@ from robustkd.cli.flags import (
     check_at_least,
     check_training,
     open_data,
-    rate_for,
 )
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.errors import TrainingError
@@ -175,8 +174,8 @@ def attack(
         target: Class that triggered images shall get.
         epochs: Passes over the training images for the teacher's own training.
         batch_size: Images a step.
-        lr: Learning rate at the start; when it is not given 0.1, and 0.02 for MobileNets and
-            ShuffleNets.
+        lr: Learning rate at the start, of the attacker's own students as well; when it is not
+            given 0.1, and 0.02 for MobileNets and ShuffleNets.
         surrogate: Architecture of the attacker's own students, for attacks that train any; the
             teacher's when it is not given.
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.
@@ -186,7 +185,6 @@ def attack(
         as_json: Print the results as JSON.
     """
     check_training(epochs, batch_size, lr, seed)
-    lr = rate_for(arch) if lr is None else lr
     from robustkd.benchmark.teachers import attack_to_folder
 
     results = attack_to_folder(
@@ -196,7 +194,11 @@ def attack(
         out=out,
         target=target,
         surrogate=surrogate or arch,
-        settings={**(settings or {}), "epochs": epochs, "batch_size": batch_size, "lr": lr},
+        settings={
+            **(settings or {}),
+            **{"epochs": epochs, "batch_size": batch_size},
+            **({} if lr is None else {"lr": lr}),
+        },
         seed=seed,
     )
     if as_json:

@@ -72,15 +72,16 @@ def distill(
         student_taps: Those of the student; of both, the last that have a partner are used.
         data_root: Folder of the data set's files, where they are not found by themselves.
         images: How images are read.
-        config: YAML file of flags, e.g. the config.yaml of a run; what is typed goes before it.
+        config: YAML file of flags, e.g. the config.yaml of a run; what is typed goes before it. A
+            run's file says its learning rate: another kind of student may want ``--lr``.
         resume: Folder of a run that was interrupted or killed; it goes on as it was begun.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
             memory; no folder is made.
         as_json: Print the results as JSON.
     """
     check_training(epochs, batch_size, lr, seed)
-    lr = rate_for(student) if lr is None else lr
     folder = _folder(out, config, resume, dry_run=dry_run)
+    lr = rate_for(student) if lr is None else lr
     source = open_data(data, data_root, images)
     settings: dict[str, Any] = {
         "arch": arch,

@@ -9,12 +9,20 @@ from robustkd.models.classifier import Classifier, Normalise, Spec, pixel_statis
 from robustkd.models.files import check_fits, load, save, write_safetensors
 from robustkd.models.own import OwnCode
 from robustkd.models.size import macs, parameters
-from robustkd.models.table import FAMILIES, build, builder, check_name, learning_rate
+from robustkd.models.table import (
+    FAMILIES,
+    USUAL_RATE,
+    build,
+    builder,
+    check_name,
+    learning_rate,
+)
 from robustkd.models.teacher import Teacher, TeacherFile, load_teacher, read_teacher
 from robustkd.models.zoo import Preprocessing, preprocessing
 
 __all__ = [
     "FAMILIES",
+    "USUAL_RATE",
     "Classifier",
     "Normalise",
     "OwnCode",

@@ -38,9 +38,11 @@ class Family:
     build: Callable[..., nn.Module]
 
 
-_RATE, _SLOW_RATE = 0.1, 0.02
-# Small networks of depthwise convolutions, which 0.1 was seen to leave at chance or thereabouts.
-_SLOW = re.compile(r"mobilenet|shufflenet")
+USUAL_RATE = 0.1
+"""The learning rate of every training that is given none."""
+_SLOW_RATE = 0.02
+# Families that the usual rate was seen to leave at chance or thereabouts.
+_SLOW = re.compile(r"mobilenet|shufflenet", re.IGNORECASE)
 
 
 def _size(spec: Spec) -> tuple[int, int]:
@@ -181,9 +183,10 @@ def check_name(arch: str) -> tuple[Family, tuple[str | None, ...]]:
 def learning_rate(arch: str) -> float:
     """The learning rate at which fresh networks of that name learn well, by SGD with momentum.
 
-    0.1, and 0.02 for MobileNets and ShuffleNets: soft targets at 0.1 can leave one at chance.
+    0.1, and 0.02 for MobileNets and ShuffleNets of any library, or of your own code if the callable
+    is called so: soft targets at 0.1 can leave one at chance.
     """
-    return _SLOW_RATE if _SLOW.search(arch) else _RATE
+    return _SLOW_RATE if _SLOW.search(arch.rpartition(":")[2]) else USUAL_RATE
 
 
 def build(spec: Spec, *, seed: int) -> Classifier:
