@@ -80,17 +80,21 @@ CANDIDATES = {
         )
         for words, losses in (("", None), ("mixed, ", {"kd": 1.0, "ofd": 0.3}))
     },
-    "ball 0.2, patch 0.05, all, not led astray alone, fading": Candidate(
-        None,
-        {
-            "epsilon": 0.2,
-            "mass": 0.05,
-            "share": 1.0,
-            "distilled": False,
-            "recovered": False,
-            "fade": 0.5,
-        },
-    ),
+    **{
+        f"ball 0.2, patch 0.05, all, not led astray alone, {words}fading": Candidate(
+            None,
+            {
+                "epsilon": 0.2,
+                "mass": 0.05,
+                "share": 1.0,
+                "distilled": False,
+                "recovered": False,
+                "fade": 0.5,
+            },
+            losses,
+        )
+        for words, losses in (("", None), ("mixed, ", {"kd": 1.0, "ofd": 0.3}))
+    },
     "detox, ball 0.1, patch 0.05, half": Candidate(
         DETOX, {"epsilon": 0.1, "mass": 0.05, "share": 0.5, "distilled": True}
     ),

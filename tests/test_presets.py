@@ -44,6 +44,16 @@ def test_the_baselines_that_every_table_shows_are_there():
     assert PRESETS["default"].hardening
 
 
+def test_perturbations_in_python_are_those_of_the_default():
+    own = {
+        name: parameter.default
+        for name, parameter in inspect.signature(UniversalPerturbations).parameters.items()
+    }
+    hardening = PRESETS["default"].hardening
+    assert hardening == PRESETS["default-kd"].hardening
+    assert {name: own[name] for name in hardening} == hardening
+
+
 def test_the_empty_default_cannot_be_filled_by_accident():
     with pytest.raises(TypeError, match="does not support item assignment"):
         Preset("anything").losses["kd"] = 1.0
