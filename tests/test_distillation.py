@@ -216,7 +216,7 @@ def test_copies_are_compared_with_the_teachers_view_of_their_clean_images_where_
         return measured(self, student, taught)
 
     monkeypatch.setattr(Objective, "forward", spy)
-    hardening = UniversalPerturbations(10, DATA.image_shape, share=0.5, fade=0, distilled=distilled)
+    hardening = UniversalPerturbations(10, DATA.image_shape, share=0.5, distilled=distilled)
     short(teacher, hardening=hardening)
     assert len(seen) == 1 + 3
     for student, taught in seen[1:]:

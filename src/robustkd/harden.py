@@ -2,9 +2,9 @@
 
 A backdoor that a student inherits is a universal perturbation: one change of the pixels that
 sends any image to one class. So perturbations are kept for every class; a batch goes through the
-student together with copies of some of its images that wear them; the student learns not to go
-there, and the same backward pass moves each perturbation towards its class. No trigger is needed,
-and no second pass.
+student together with copies of some of its images that wear them; the student learns the true
+label there, and the same backward pass moves each perturbation towards its class. No trigger is
+needed, and no second pass.
 
 Two families, since triggers come faint and wide or strong and small: additions within an
 L-infinity ball, and patterns behind a mask of bounded mass.
@@ -187,9 +187,9 @@ class UniversalPerturbations(nn.Module):
         mass: float | int = 0.05,
         share: float | int = 1.0,
         distilled: bool = False,
-        recovered: bool = False,
+        recovered: bool = True,
         ramp: float | int = 0.0,
-        fade: float | int = 0.5,
+        fade: float | int = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
