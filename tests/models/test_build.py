@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustkd.attacks import Teaching
 from robustkd.data import InMemory, Labelled
+from robustkd.distillation import distill
 from robustkd.errors import UsageError
 from robustkd.models import (
     FAMILIES,
+    USUAL_RATE,
     Spec,
     build,
     check_name,
@@ -20,6 +24,7 @@ from robustkd.models import (
     parameters,
     pixel_statistics,
 )
+from robustkd.training import fit
 
 EXAMPLES = [arch for family in FAMILIES.values() for arch in family.examples]
 USAGES = ", ".join(family.usage for family in FAMILIES.values())
@@ -254,3 +259,8 @@ def test_a_name_of_endless_digits_is_refused_at_once():
 )
 def test_mobilenets_and_shufflenets_of_every_library_learn_slowly(arch, rate):
     assert learning_rate(arch) == rate
+
+
+def test_the_usual_rate_is_the_default_of_every_training():
+    for training in (fit, distill, Teaching):
+        assert inspect.signature(training).parameters["lr"].default == USUAL_RATE

@@ -10,16 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from robustkd.cli.flags import (
-    IMAGES,
-    Arch,
-    Channels,
-    ImageFlags,
-    Paths,
-    check_training,
-    open_data,
-    rate_for,
-)
+from robustkd.cli.flags import IMAGES, Arch, Channels, ImageFlags, Paths, check_training, open_data
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.errors import UsageError
 
@@ -81,7 +72,10 @@ def distill(
     """
     check_training(epochs, batch_size, lr, seed)
     folder = _folder(out, config, resume, dry_run=dry_run)
-    lr = rate_for(student) if lr is None else lr
+    if lr is None:
+        from robustkd.models import learning_rate
+
+        lr = learning_rate(student)
     source = open_data(data, data_root, images)
     settings: dict[str, Any] = {
         "arch": arch,

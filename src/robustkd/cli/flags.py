@@ -92,13 +92,6 @@ def check_training(epochs: int, batch_size: int, lr: float | None, seed: int) ->
         raise UsageError(f"--lr is {lr}; expected a finite number above 0")
 
 
-def rate_for(arch: str) -> float:
-    """The learning rate of a network that was given none."""
-    from robustkd.models import learning_rate
-
-    return learning_rate(arch)
-
-
 def open_data(data: str, root: Path | None, images: ImageFlags) -> DataSource:
     """The data that the flags name."""
     from robustkd.data import Reading, open_source

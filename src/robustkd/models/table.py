@@ -39,7 +39,7 @@ class Family:
 
 
 USUAL_RATE = 0.1
-"""The learning rate of every training that is given none."""
+"""The learning rate that every training has as its default."""
 _SLOW_RATE = 0.02
 # Families that the usual rate was seen to leave at chance or thereabouts.
 _SLOW = re.compile(r"mobilenet|shufflenet", re.IGNORECASE)
