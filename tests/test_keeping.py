@@ -6,6 +6,7 @@ import copy
 import os
 import re
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,22 @@ def learner() -> Supervised:
     return Supervised(network)
 
 
-def trained(keeper: Stopping | None) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    made = learner()
+class Halves(nn.Module):
+    """The same network in two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = learner().model
+        self.head = self.body.pop(-1)
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return Supervised(nn.Sequential(self.body, self.head))(images, labels)
+
+
+def trained(
+    keeper: Stopping | None, make: Callable[[], nn.Module] = learner, **how: object
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    made = make()
     done = 0 if keeper is None or (last := keeper.last()) is None else len(last.values["records"])
     figures = iter([0.5, 0.7, 0.6][done:])  # the second epoch is the best
     records = fit(
@@ -74,6 +89,7 @@ def trained(keeper: Stopping | None) -> tuple[dict[str, Tensor], list[dict[str, 
         seed=5,
         validate=lambda: next(figures),
         keeper=keeper,
+        **how,
     )
     return made.state_dict(), records
 
@@ -92,6 +108,15 @@ def test_a_training_goes_on_from_any_state(stop, tmp_path):
     resumed, continued = trained(Stopping(path, None))
     assert same(weights, resumed)
     assert [list(record.items()) for record in continued] == [list(r.items()) for r in records]
+
+
+def test_a_training_with_a_rate_for_a_part_goes_on_as_well(tmp_path):
+    how = {"make": Halves, "rates": {"head": 0.01}}
+    weights, _ = trained(None, **how)
+    assert not same(weights, trained(None, make=Halves)[0])
+    with pytest.raises(KeyboardInterrupt):
+        trained(Stopping(tmp_path / "state", 4), **how)
+    assert same(weights, trained(Stopping(tmp_path / "state", None), **how)[0])
 
 
 def test_a_state_of_other_networks_is_refused(tmp_path):

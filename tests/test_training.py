@@ -130,6 +130,23 @@ def test_the_learning_rate_falls_step_by_step_within_an_epoch(schedule):
     assert slope.w.item() == pytest.approx(expected)
 
 
+def test_a_child_learns_at_a_rate_of_its_own():
+    class Slopes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fast, self.slow = (nn.ParameterDict({"w": torch.zeros(())}) for _ in range(2))
+
+        def forward(self, images: Tensor, _labels: Tensor) -> dict[str, Tensor]:
+            return {"loss": self.fast["w"] + self.slow["w"] + 0 * images.sum()}
+
+    slopes = Slopes()
+    fit(slopes, DATA, epochs=2, batch_size=12, weight_decay=0.0, rates={"slow": 0.02})
+    assert slopes.fast["w"].item() < -0.1
+    assert slopes.slow["w"].item() == pytest.approx(0.2 * slopes.fast["w"].item())
+    with pytest.raises(UsageError, match="no child 'third' to have a rate of its own"):
+        fit(Slopes(), DATA, epochs=1, rates={"third": 0.1})
+
+
 def test_means_of_an_epoch_count_images_not_batches():
     class Counting(nn.Module):
         def __init__(self) -> None:

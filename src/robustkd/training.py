@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,7 @@ def fit(
     precision: Precision = "no",
     seed: int = 0,
     label: str = "train",
+    rates: Mapping[str, float] = MappingProxyType({}),
     after_backward: Callable[[], None] | None = None,
     validate: Callable[[], float] | None = None,
     log: Path | None = None,
@@ -113,6 +115,7 @@ def fit(
         precision: Mixed precision, as accelerate names it.
         seed: Of order, augmentation and dropout.
         label: What the progress line says.
+        rates: Learning rates of children of the learner, by their names, in the place of ``lr``.
         after_backward: Called between the backward pass and the optimiser's step.
         validate: Called after each epoch, gives a figure to maximise; the weights of the best
             epoch (the later one of equals) are those that stay.
@@ -136,12 +139,13 @@ def fit(
         raise UsageError(f"schedule is {schedule!r}; expected {' or '.join(get_args(Schedule))}")
     accelerator = _accelerator(precision)
     optimiser = torch.optim.SGD(
-        [parameter for parameter in learner.parameters() if parameter.requires_grad],
-        lr=lr,
+        _groups(learner, lr, rates),
         momentum=momentum,
         nesterov=True,
         weight_decay=weight_decay,
     )
+    for group in optimiser.param_groups:
+        group["start"] = group["lr"]
     loop = _Loop(learner, beside, optimiser, accelerator, seed)
     steps = epochs * math.ceil(data.size("train") / batch_size)
 
@@ -157,8 +161,8 @@ def fit(
             while loop.epoch < epochs:
                 learner.train()
                 for batch in loop.batches(data, batch_size):
-                    rate = lr * schedule_factor(schedule, loop.step / steps)
-                    loop.advance(batch, rate, after_backward, update)
+                    factor = schedule_factor(schedule, loop.step / steps)
+                    loop.advance(batch, factor, after_backward, update)
                     if keeper is not None and keeper.wanted():
                         keep()
                 loop.end_epoch(validate)
@@ -208,12 +212,16 @@ class _Loop:
         yield from source
 
     def advance(
-        self, batch: Batch, lr: float, after_backward: Callable[[], None] | None, update: Update
+        self,
+        batch: Batch,
+        factor: float,
+        after_backward: Callable[[], None] | None,
+        update: Update,
     ) -> None:
-        """Take and count a step, and sum its scalars over the images."""
+        """Take and count a step at a share of the first rates; sum its scalars over the images."""
         learner, optimiser = self.prepared
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["start"] * factor
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         scalars: dict[str, Tensor] = learner(batch.images[mine], batch.labels[mine])
         self.accelerator.backward(scalars["loss"])
@@ -301,8 +309,9 @@ class _Loop:
                 "the state that was kept does not fit the networks, whose code has changed since; "
                 "put it back, or begin a new run with --out"
             ) from error
+        trained = self._trained()
         for index, saved in state.part("momentum").items():
-            parameter = self.optimiser.param_groups[0]["params"][int(index)]
+            parameter = trained[int(index)]
             # In the parameter's memory format: in another one, sums may round differently.
             self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(
                 parameter, requires_grad=False
@@ -322,9 +331,27 @@ class _Loop:
         self.records = list(values["records"])
 
     def _momentum(self) -> dict[str, Tensor]:
-        parameters = self.optimiser.param_groups[0]["params"]
-        held = ((str(k), self.optimiser.state[p]) for k, p in enumerate(parameters))
+        held = ((str(k), self.optimiser.state[p]) for k, p in enumerate(self._trained()))
         return {index: state["momentum_buffer"] for index, state in held if state}
+
+    def _trained(self) -> list[nn.Parameter]:
+        groups = self.optimiser.param_groups
+        return [parameter for group in groups for parameter in group["params"]]
+
+
+def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What the optimiser trains, a group for every learning rate."""
+    check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
+    children = [name for name, _ in learner.named_children()]
+    unknown = next((name for name in rates if name not in children), None)
+    if unknown is not None:
+        raise UsageError(f"the learner has no child {unknown!r} to have a rate of its own")
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            rate = rates.get(name.partition(".")[0], lr)
+            groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
 @contextmanager

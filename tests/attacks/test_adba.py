@@ -17,6 +17,7 @@ from robustkd.attacks.surrogate import Hiding, distillation_loss, fresh, trigger
 from robustkd.errors import UsageError
 from robustkd.inference import accuracy_on, predict
 from robustkd.metrics import attack_success
+from robustkd.training import fit
 
 DATA = data.load("digits", train=400, validation=100, test=200)
 adba, adba_ft = find("adba"), find("adba-ft")
@@ -74,6 +75,21 @@ def test_the_trigger_keeps_its_budget(made):
 def test_a_clean_student_is_trained_only_where_it_counts(made):
     assert "success_clean" not in made.record
     assert "success_clean" in adba(build, DATA, **SHORT).record
+
+
+def test_shadow_and_clean_student_learn_at_a_rate_of_their_own(monkeypatch):
+    rates = {}
+
+    def spy(learner, shown, *, label, lr, **how):
+        rates[label] = lr, how.get("rates")
+        return fit(learner, shown, label=label, lr=lr, **how)
+
+    monkeypatch.setattr("robustkd.attacks.adba.fit", spy)
+    adba(build, DATA, **SHORT, surrogate_lr=0.01)
+    assert rates == {
+        "train a clean student": (0.01, None),
+        "train all together": (0.05, {"shadow": 0.01}),
+    }
 
 
 def test_hiding_changes_the_last_layer_alone_bit_for_bit(made):
@@ -177,6 +193,8 @@ def test_fresh_weights_follow_from_the_seed_alone():
         ({"stealth": math.nan}, "stealth is nan; expected at least 0"),
         ({"temperature": 0.0}, "temperature is 0.0; expected more than 0"),
         ({"trigger_lr": 0.0}, "trigger_lr is 0.0; expected more than 0"),
+        ({"surrogate_lr": 0.0}, "surrogate_lr is 0.0; expected more than 0"),
+        ({"surrogate_lr": "fast"}, "surrogate_lr is 'fast'; expected a number"),
         ({"hide_lr": -1.0}, "hide_lr is -1.0; expected more than 0"),
         ({"hide_share": 0.0}, "hide_share is 0.0; expected more than 0"),
     ],

@@ -18,6 +18,7 @@ from robustkd.attacks.surrogate import distillation_loss, fresh
 from robustkd.errors import TrainingError, UsageError
 from robustkd.inference import accuracy_on, predict
 from robustkd.metrics import attack_success
+from robustkd.training import fit
 from robustkd.types import Batch
 
 DATA = data.load("digits", train=400, validation=100, test=200)
@@ -193,6 +194,24 @@ def test_the_trigger_keeps_its_budget(made):
     assert marked.max() <= 1
 
 
+def test_the_attackers_own_students_learn_at_a_rate_of_their_own(monkeypatch):
+    rates = {}
+
+    def spy(learner, shown, *, label, lr, **how):
+        rates[label] = lr
+        return fit(learner, shown, label=label, lr=lr, **how)
+
+    for module in ("scar", "bilevel"):
+        monkeypatch.setattr(f"robustkd.attacks.{module}.fit", spy)
+    scar(build, DATA, **SHORT, rounds=1, surrogate_lr=0.01)
+    assert rates == {
+        "train the teacher": SHORT["lr"],
+        "train a clean student": 0.01,
+        "distil a student": 0.01,
+        "surrogate 1/1": 0.01,
+    }
+
+
 def test_oscar_is_the_same_trigger_on_a_teacher_that_resists_it(made):
     other = oscar(build, DATA, target=2, epochs=8, lr=0.05, epsilon=0.3, trigger_steps=100)
     assert torch.equal(other.trigger.delta, made.trigger.delta)
@@ -266,6 +285,7 @@ def test_a_gradient_that_is_not_finite_is_told(monkeypatch):
         ({"temperature": 0.0}, "temperature is 0.0; expected more than 0"),
         ({"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
         ({"trigger_lr": 0.0}, "trigger_lr is 0.0; expected more than 0"),
+        ({"surrogate_lr": -1.0}, "surrogate_lr is -1.0; expected more than 0"),
     ],
 )
 def test_arguments_out_of_range_by_their_text(attack, argument, message):

@@ -74,6 +74,17 @@ def test_what_learns_at_an_unusual_rate_says_so(given, tmp_path):
                 assert cell.teacher.rehearsal.training == cell.training
 
 
+def test_an_attackers_own_students_learn_at_their_own_rate_too(tmp_path):
+    slow = BLOCK | {"pairs": [["wrn-10-1", "mobilenet-v2-0.25"]], "attacks": {"adba": None}}
+    (rate,) = {cell.teacher.attacking.get("surrogate_lr") for cell in load(tmp_path, slow)}
+    assert rate == 0.02
+    for given in ({"surrogate_lr": 0.3}, {"lr": 0.3}):
+        own = slow | {"attacks": {"adba": given}}
+        for cell in load(tmp_path, own):
+            assert {key: cell.teacher.attacking.get(key) for key in given} == given
+            assert cell.teacher.attacking.get("surrogate_lr") == given.get("surrogate_lr")
+
+
 def test_further_blocks_say_what_is_different_and_repeat_no_cell(tmp_path):
     also = [{"seeds": [1, 2], "attacks": {"badnets": None}}]
     cells = load(tmp_path, BLOCK | {"also": also})

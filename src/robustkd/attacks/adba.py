@@ -39,6 +39,7 @@ from robustkd.attacks.optimise import check_shares
 from robustkd.attacks.steps import success
 from robustkd.attacks.surrogate import (
     Hiding,
+    at_rate,
     both,
     check_not_negative,
     distillation_loss,
@@ -58,6 +59,7 @@ class ADBA:
 
     Attributes:
         build_surrogate: Makes the shadow, and the clean student; ``build`` when None.
+        surrogate_lr: Learning rate of both at the start; the teacher's when None.
         cap: Largest value of the trigger's mask, in (0, 1].
         beta: Weight of the teacher's loss on triggered images, at least 0.
         mu: Weight of the mask's Euclidean norm, at least 0.
@@ -67,6 +69,7 @@ class ADBA:
     """
 
     build_surrogate: Build | None = None
+    surrogate_lr: float | None = None
     cap: float = 0.1
     beta: float = 0.3
     mu: float = 0.1
@@ -78,6 +81,7 @@ class ADBA:
         check_shares(cap=self.cap)
         check_not_negative(beta=self.beta, mu=self.mu, stealth=self.stealth)
         check_positive(temperature=self.temperature, trigger_lr=self.trigger_lr)
+        at_rate(Teaching(), self.surrogate_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
@@ -88,8 +92,8 @@ class ADBA:
         clean = None
         if self.stealth > 0:
             clean = fresh(smaller, 3 * seed)
-            apart = asdict(replace(teaching, seed=seed + 1))
-            fit(Supervised(clean), data, **apart, label="train a clean student")
+            apart = at_rate(replace(teaching, seed=seed + 1), self.surrogate_lr)
+            fit(Supervised(clean), data, **asdict(apart), label="train a clean student")
             clean.requires_grad_(False)
         teacher, shadow = build().to(default_device()), fresh(smaller, 3 * seed + 1)
         trigger = self._learn_together(teacher, shadow, clean, data, target, teaching)
@@ -134,6 +138,7 @@ class ADBA:
             learner,
             data,
             **asdict(teaching),
+            rates={"shadow": at_rate(teaching, self.surrogate_lr).lr},
             label="train all together",
             after_backward=lambda: pixels.step(loss, victims, learner.seen),
         )

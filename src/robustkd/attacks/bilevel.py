@@ -79,7 +79,13 @@ class Bilevel:
         return sum(self._shares) / len(self._shares)
 
     def run(self, rounds: int, teaching: Teaching, *, outer_lr: float) -> None:
-        """Do all rounds, each with epochs and a seed of its own; the last surrogate stays."""
+        """Do all rounds, each with epochs and a seed of its own; the last surrogate stays.
+
+        Args:
+            rounds: How many.
+            teaching: How the surrogate is trained.
+            outer_lr: Learning rate of the teacher.
+        """
         work, seed = self._work, teaching.seed
         optimiser = torch.optim.Adam(self._teacher.parameters(), lr=outer_lr)
         random = torch.Generator().manual_seed(seed)

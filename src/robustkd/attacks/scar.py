@@ -46,6 +46,7 @@ from robustkd.attacks.steps import success
 from robustkd.attacks.surrogate import (
     Distilling,
     Hiding,
+    at_rate,
     check_not_negative,
     fresh,
     trigger_loss,
@@ -79,6 +80,7 @@ class Perturbing:
 
     Attributes:
         build_surrogate: Makes the attacker's own students; the teacher's ``build`` when None.
+        surrogate_lr: Their learning rate at the start; the teacher's when None.
         epsilon: Largest change of a pixel, in (0, 1].
         stealth: Weight of the clean student's loss in the trigger's, at least 0.
         trigger_steps: Optimiser steps (Adam) on the trigger.
@@ -87,6 +89,7 @@ class Perturbing:
     """
 
     build_surrogate: Build | None = None
+    surrogate_lr: float | None = None
     epsilon: float = 0.1
     stealth: float = 0.0
     trigger_steps: int = 500
@@ -101,6 +104,7 @@ class Perturbing:
             trigger_lr=self.trigger_lr,
             temperature=self.temperature,
         )
+        at_rate(Teaching(), self.surrogate_lr)
 
     def _prepare(
         self, build: Build, data: DataSource, target: int, teaching: Teaching
@@ -115,8 +119,10 @@ class Perturbing:
             "train a clean student": Supervised(judge),
             "distil a student": Distilling(student, teacher, temperature=self.temperature),
         }
+        rates = None, self.surrogate_lr, self.surrogate_lr
         for offset, (label, learner) in enumerate(learners.items()):
-            fit(learner, data, **asdict(replace(teaching, seed=seed + offset)), label=label)
+            own = at_rate(replace(teaching, seed=seed + offset), rates[offset])
+            fit(learner, data, **asdict(own), label=label)
         clean = _Clean(teacher, student, judge)
         trigger = self._learn_trigger(clean, data, target, seed)
         record = {
@@ -197,7 +203,7 @@ class SCAR(Perturbing):
             self.temperature,
             work,
         )
-        bilevel.run(rounds, teaching, outer_lr=self.outer_lr)
+        bilevel.run(rounds, at_rate(teaching, self.surrogate_lr), outer_lr=self.outer_lr)
         record |= {
             "preset": self.preset,
             "rounds": rounds,

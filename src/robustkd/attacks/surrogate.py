@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from robustkd.attacks.triggers import Trigger
 from robustkd.errors import UsageError
 from robustkd.inference import default_device
 from robustkd.losses import soft_target_kl
-from robustkd.training import fit, hit_rate
+from robustkd.training import check_positive, fit, hit_rate
 from robustkd.types import DataSource, Images, Labels, Logits
 
 
@@ -34,6 +34,18 @@ def fresh(build: Build, seed: int) -> nn.Module:
             if callable(reset):
                 reset()
     return model.to(default_device())
+
+
+def at_rate(teaching: Teaching, rate: float | None) -> Teaching:
+    """The same teaching at a surrogate's own learning rate, where there is one.
+
+    Raises:
+        UsageError: If it is not above 0.
+    """
+    if rate is None:
+        return teaching
+    check_positive(surrogate_lr=rate)
+    return replace(teaching, lr=rate)
 
 
 def distillation_loss(

@@ -20,6 +20,11 @@ from robustkd.attacks.wanet import WaNet
 from robustkd.errors import UsageError
 from robustkd.types import DataSource
 
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a word"),
+}
 _TEACHING = tuple(field.name for field in fields(Teaching))
 
 
@@ -81,14 +86,16 @@ class Row:
         Raises:
             UsageError: Naming the first.
         """
+        annotated = {field.name: str(field.type) for field in fields(self.attack)}
         for name, value in settings.items():
             if name not in self.arguments or not hasattr(self.attack, name):
                 expected = ", ".join(self.arguments)
                 raise UsageError(f"unknown setting {name!r}; expected one of {expected}")
-            kind = type(getattr(self.attack, name))
-            wanted = {int: (int,), float: (int, float), str: (str,)}.get(kind, (object,))
+            default = getattr(self.attack, name)
+            unset = annotated[name].removesuffix(" | None")
+            kind = unset if default is None else type(default).__name__
+            wanted, words = _KINDS.get(kind, ((object,), "a word"))
             if isinstance(value, bool) or not isinstance(value, wanted):
-                words = {int: "a whole number", float: "a number"}.get(kind, "a word")
                 raise UsageError(f"{name} is {value!r}; expected {words}")
         replace(self.attack, **settings)
 

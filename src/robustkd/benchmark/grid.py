@@ -23,7 +23,7 @@ from robustkd import data, models
 from robustkd.attacks import ATTACKS
 from robustkd.benchmark.adaptive import expected_method
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
-from robustkd.benchmark.teachers import Rehearsal, check_settings
+from robustkd.benchmark.teachers import Rehearsal, at_own_rates, check_settings
 from robustkd.errors import UsageError
 from robustkd.presets import PRESETS, preset
 from robustkd.training import Precision, Schedule, check_positive
@@ -53,8 +53,8 @@ class Block(BaseModel):
         augment: Whether everybody trains on randomly cropped and flipped images.
         precision: Of all training.
         threads: Of torch in each cell.
-        teaching: Arguments of every attack, e.g. ``epochs``; without ``lr``, the teacher's
-            architecture's own.
+        teaching: Arguments of every attack, e.g. ``epochs``; without ``lr``, teacher and
+            attacker's students learn at their architectures' own.
         training: Arguments of every student's training; without ``lr``, its architecture's own.
         detoxing: Arguments of detoxification that depend on the data's size alone.
     """
@@ -125,7 +125,9 @@ class Block(BaseModel):
                 Setting(source, sizes, self.augment, self.precision, self.threads, seed),
                 pair[0],
                 name,
-                _at_own_rate({**self.teaching, **(own or {})}, pair[0]),
+                at_own_rates(
+                    name, {**self.teaching, **(own or {})}, arch=pair[0], surrogate=pair[1]
+                ),
                 self.target,
                 pair[1] if takes else None,
                 self._rehearsal(takes, pair[1]),

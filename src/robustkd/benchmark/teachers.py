@@ -88,6 +88,27 @@ def run_attack(
     return attack(lambda: build(arch, seed), source, **arguments)
 
 
+def at_own_rates(
+    name: str, settings: Mapping[str, Any], *, arch: str, surrogate: str
+) -> dict[str, Any]:
+    """Settings of an attack, and the learning rates that are unusual and not given.
+
+    Without ``lr``, teacher and attacker's students each learn at their architecture's own; with it,
+    all at that, unless ``surrogate_lr`` says otherwise.
+
+    >>> pair = {"arch": "wrn-10-2", "surrogate": "mobilenet-v2-0.25"}
+    >>> at_own_rates("adba", {}, **pair), at_own_rates("ckd", {}, **pair)
+    ({'surrogate_lr': 0.02}, {})
+    """
+    if "lr" in settings:
+        return dict(settings)
+    rates = {"lr": models.learning_rate(arch)}
+    if "surrogate_lr" in find(name).arguments:
+        rates["surrogate_lr"] = models.learning_rate(surrogate)
+    usual = {"lr": models.USUAL_RATE, "surrogate_lr": rates["lr"]}
+    return {**{key: rate for key, rate in rates.items() if rate != usual[key]}, **settings}
+
+
 def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     """Refuse arguments of an attack that it does not take or that are wrong.
 
@@ -142,8 +163,8 @@ def attack_to_folder(
         target: Class that triggered images shall get.
         seed: Of everything random.
         settings: Further arguments of the attack, ``epochs`` and ``batch_size`` among them; a text
-            is read as YAML reads it, so that "0.1" is a number. Without ``lr``, teacher and
-            rehearsed students learn at the rates of their architectures.
+            is read as YAML reads it, so that "0.1" is a number. Without ``lr``, teacher,
+            surrogates and rehearsed students learn at the rates of their architectures.
 
     Returns:
         The content of ``results.json``.
@@ -161,7 +182,10 @@ def attack_to_folder(
         "lr": models.learning_rate(surrogate),
         **{key: read[key] for key in ("epochs", "lr", "batch_size") if key in read},
     }
-    read = {"lr": models.learning_rate(arch), **read}
+    read = {
+        "lr": models.learning_rate(arch),
+        **at_own_rates(name, read, arch=arch, surrogate=surrogate),
+    }
     started = time.perf_counter()
     made = run_attack(
         name,
