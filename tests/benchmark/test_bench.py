@@ -12,17 +12,19 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import pytest
+import ray
 
-from robustkd import cli
+from robustkd import cli, runs
 from robustkd.benchmark import Cell, cells, executors, load_grid, run_cell, run_grid, write_tables
 from robustkd.benchmark.cells import NoTeacherError, TeacherCell
 from robustkd.benchmark.executors import executor
-from robustkd.benchmark.records import gather, run_each
+from robustkd.benchmark.records import Told, gather, run_each
 from robustkd.benchmark.store import Store
 from robustkd.errors import TrainingError, UsageError
 
 SMOKE = Path(__file__).parents[2] / "benchmarks" / "smoke.yaml"
 TABLES = ("attacks.md", "summary.md", "table.csv", "acc-asr.svg")
+RUN = {"acc": 0.9, "asr": 0.1, "seconds": 1.0}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -121,11 +123,30 @@ def test_interrupted_all_processes_end_at_once(tmp_path):
     assert len(list(folder.glob("*.json"))) == kept  # no worker has gone on
 
 
-def test_a_worker_that_is_killed_is_told(tmp_path, monkeypatch):
-    groups = [small()[:1]]
-    monkeypatch.setattr(executors, "run_group", _die)
-    with pytest.raises(TrainingError, match=r"^a worker process was killed, perhaps for want of"):
-        list(executor("local", workers=2)(groups, tmp_path, tmp_path))
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_worker_that_is_killed_is_written_down_and_stops_no_other(kind, tmp_path, monkeypatch):
+    (tmp_path / "cells").mkdir()
+    (ended, bad), good = small()[:2], small(attack="blend")[:1]
+    runs.write_json(tmp_path / "cells" / f"{ended.name}.json", {"run": RUN})
+    monkeypatch.setattr(executors, "run_group", _die_of_badnets)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker can import it
+    groups = [[ended, bad], good, good]
+    told = list(executor(kind, workers=2)(groups, tmp_path, tmp_path))
+    well = sorted([line.well for line in lines] for lines in told)
+    assert well == [[True], [True], [True, False]]
+    (message,) = (line.line for lines in told for line in lines if not line.well)
+    assert "FAILED: the process that ran it was killed, perhaps for want of memory" in message
+    assert gather([ended, bad], tmp_path).failed == [bad.name]
+
+
+def test_ray_is_not_asked_for_more_cores_than_there_are(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (cell, *_) = small()
+    many = replace(cell.teacher, setting=replace(cell.teacher.setting, threads=10_000))
+    with pytest.raises(
+        UsageError, match=r"^threads is 10000, and ray has \d+ cores here; it would"
+    ):
+        list(executor("ray")([[replace(cell, teacher=many)]], tmp_path, tmp_path))
 
 
 def test_a_grid_that_ends_early_ends_its_own_processes_alone(tmp_path, monkeypatch):
@@ -150,8 +171,10 @@ def _sleep(group: list[Cell], *_folders: object) -> list[object]:
     return []
 
 
-def _die(*_group: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def _die_of_badnets(group: list[Cell], *_folders: object) -> list[Told]:
+    if group[0].teacher.attack == "badnets":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [Told("done", well=True) for _ in group]
 
 
 def test_tables_alone_are_made_again_from_the_cells(whole, capsys):

@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from robustkd.benchmark.cells import Cell
-from robustkd.benchmark.records import Told, run_each, run_group
-from robustkd.errors import TrainingError, UsageError
+from robustkd.benchmark.records import Told, fail_group, run_each, run_group
+from robustkd.errors import UsageError
 
 Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
 _WATCH_SECONDS = 0.5
+_KILLED = "the process that ran it was killed, perhaps for want of memory"
 Kind: TypeAlias = Literal["local", "ray"]
 
 
@@ -49,8 +50,27 @@ def _one_by_one(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Ite
 def _processes(
     workers: int, groups: Sequence[Sequence[Cell]], out: Path, cache: Path
 ) -> Iterator[list[Told]]:
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    """One pool; when a worker is killed, which breaks it, what is left runs one by one."""
     from concurrent.futures.process import BrokenProcessPool
+
+    left = dict(enumerate(groups))
+    try:
+        for number, told in _pool(workers, left, out, cache):
+            del left[number]
+            yield told
+    except BrokenProcessPool:
+        # Any of those that ran may be the one that is to blame: nobody shares a pool with it now.
+        for group in left.values():
+            try:
+                yield from (told for _, told in _pool(1, {0: group}, out, cache))
+            except BrokenProcessPool:
+                yield fail_group(group, out, _KILLED)
+
+
+def _pool(
+    workers: int, groups: Mapping[int, Sequence[Cell]], out: Path, cache: Path
+) -> Iterator[tuple[int, list[Told]]]:
+    from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import active_children, get_context
 
     pool = ProcessPoolExecutor(
@@ -61,14 +81,12 @@ def _processes(
     )
     others = set(active_children())  # of the caller, and none of ours
     try:
-        tasks = [pool.submit(run_group, list(group), out, cache) for group in groups]
+        tasks = {
+            pool.submit(run_group, list(group), out, cache): number
+            for number, group in groups.items()
+        }
         for task in as_completed(tasks):
-            yield task.result()
-    except BrokenProcessPool as error:
-        raise TrainingError(
-            "a worker process was killed, perhaps for want of memory; what is finished stays: "
-            "run it again, with fewer --workers"
-        ) from error
+            yield tasks[task], task.result()
     except BaseException:
         for child in set(active_children()) - others:
             child.terminate()
@@ -93,23 +111,36 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
         import ray
     except ImportError as error:
         raise UsageError("ray is not installed; pip install 'robustkd[ray]'") from error
-    import torch
 
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        needed = max((group[0].teacher.setting.threads for group in groups), default=0)
+        if ours and "RAY_ADDRESS" not in os.environ and needed > there.get("CPU", 0):
+            raise UsageError(
+                f"threads is {needed}, and ray has {there.get('CPU', 0):.0f} cores here; "
+                "it would wait for ever"
+            )
         remote = ray.remote(run_group)
-        waiting = [
+        waiting = {
             remote.options(
                 num_cpus=group[0].teacher.setting.threads,
-                num_gpus=1 if torch.cuda.is_available() else 0,
-            ).remote(list(group), out.resolve(), cache.resolve())
+                num_gpus=1 if there.get("GPU", 0) >= 1 else 0,
+                max_retries=1,
+            ).remote(list(group), out.resolve(), cache.resolve()): group
             for group in groups
-        ]
+        }
         while waiting:
-            ready, waiting = ray.wait(waiting)
-            yield from ray.get(ready)
+            (ready,), _ = ray.wait(list(waiting))
+            group = waiting.pop(ready)
+            try:
+                yield ray.get(ready)
+            except ray.exceptions.RayTaskError:  # of our own code, and none that was foreseen
+                raise
+            except ray.exceptions.RayError as error:
+                yield fail_group(group, out, f"{_KILLED} ({type(error).__name__})")
     finally:
         if ours:
             ray.shutdown()

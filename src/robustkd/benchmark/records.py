@@ -54,9 +54,23 @@ def run_each(cells: Iterable[Cell], out: Path, cache: Path) -> Iterator[Told]:
             if isinstance(error, NoTeacherError):
                 no_teacher = told
             content = {**told, "cell": cell.configuration()}
-        content.setdefault("environment", runs.environment())
-        runs.write_json(_file(cell, out), content)
-        yield Told(_line(cell, content), "run" in content)
+        yield _write(cell, content, out)
+
+
+def fail_group(cells: Iterable[Cell], out: Path, error: str) -> list[Told]:
+    """Write down that the process of a group is gone: all its cells that have no result failed."""
+    return [
+        _write(cell, {"error": error, "cell": cell.configuration()}, out)
+        if (content := finished(cell, out)) is None
+        else Told(_line(cell, content), well=True)
+        for cell in cells
+    ]
+
+
+def _write(cell: Cell, content: dict[str, Any], out: Path) -> Told:
+    content.setdefault("environment", runs.environment())
+    runs.write_json(_file(cell, out), content)
+    return Told(_line(cell, content), "run" in content)
 
 
 def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
