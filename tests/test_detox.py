@@ -20,6 +20,7 @@ from robustkd.masking import DetoxifiedTeacher, FeatureMask, load_detoxified, sa
 from robustkd.metrics import Proportion
 from robustkd.models import Classifier, Spec, build, load, save
 from robustkd.models.files import read_safetensors, write_safetensors
+from unlabelled import Unlabelled
 
 
 def times(factor: float) -> nn.Conv2d:
@@ -268,6 +269,16 @@ def test_the_same_seed_gives_the_same_masks():
     assert torch.equal(first.mask, again.mask)
     assert torch.equal(first.pattern, again.pattern)
     assert not torch.equal(first.pattern, other.pattern)
+
+
+def test_without_labels_the_teachers_word_stands_for_them():
+    labelled, data = cleaned(steps=5), Unlabelled(source())
+    found = detoxify(
+        *(Level(), data), stages=("stage",), variance_weight=0.3, raises=0, batch_size=48, steps=5
+    )
+    # This teacher errs on no image, and without its masks it says so.
+    assert torch.equal(found.teacher.masks[0].mask, labelled.teacher.masks[0].mask)
+    assert torch.equal(found.teacher.masks[0].pattern, labelled.teacher.masks[0].pattern)
 
 
 def test_no_mask_exceeds_the_cap():

@@ -44,7 +44,7 @@ from robustkd.inference import accuracy_on, device_of, features_on
 from robustkd.masking import DetoxifiedTeacher, FeatureMask
 from robustkd.progress import track
 from robustkd.training import Precision, check_positive, mixed
-from robustkd.types import Batch, DataSource
+from robustkd.types import UNLABELLED, Batch, DataSource, Labels
 from robustkd.variance import ALIVE, Ratio, variance_ratio
 
 _STATISTICS_BATCHES = 8
@@ -107,6 +107,17 @@ class _Cleaning:
             for variance, original in zip(cleaned, self.variances, strict=True)
         ]
 
+    @torch.no_grad()
+    def truth(self, batch: Batch) -> Labels:
+        """The labels; where an image has none, what the untouched teacher says of it."""
+        missing = batch.labels == UNLABELLED
+        if not missing.any():
+            return batch.labels
+        # The masks are worn in the whole's own passes alone.
+        with mixed(self.precision, batch.images.device):
+            said = self.teacher.teacher(batch.images).argmax(1)
+        return torch.where(missing, said, batch.labels)
+
     def run(self, variance_weight: float, steps: int) -> None:
         """Take optimiser steps on masks and patterns with one lambda."""
         optimiser = torch.optim.Adam(self.teacher.masks.parameters(), lr=self.lr)
@@ -118,7 +129,7 @@ class _Cleaning:
                 batch = self.batches()
                 with mixed(self.precision, batch.images.device):
                     logits = self.teacher(batch.images)
-                task = nn.functional.cross_entropy(logits.float(), batch.labels)
+                task = nn.functional.cross_entropy(logits.float(), self.truth(batch))
                 variances = [features[name].float().var(dim=0) for name in self.teacher.taps]
                 ratio = torch.stack(self.ratios(variances)).mean()
                 loss = task + variance_weight * ratio
@@ -156,7 +167,8 @@ def detoxify(
 
     Args:
         teacher: The network; it is not changed.
-        clean: Clean images; masks learn on ``train``, lambda is chosen on ``validation``.
+        clean: Clean images; masks learn on ``train``, lambda is chosen on ``validation``, which
+            needs labels. What the teacher says stands for those that training images have not.
         stages: Module paths to mask, in order; the teacher's own ``taps`` or found by probing
             when None.
         cap: Largest value of a mask, in (0, 1].

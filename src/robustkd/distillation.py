@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from robustkd import taps
 from robustkd.errors import TrainingError, UsageError
-from robustkd.harden import UNLABELLED, UniversalPerturbations, withstand
+from robustkd.harden import UniversalPerturbations, withstand
 from robustkd.inference import accuracy_on, device_of
 from robustkd.keeping import Keeper
 from robustkd.objective import NEEDS_FEATURES, Objective, Outputs, check_weights, pair_of
 from robustkd.training import Precision, Schedule, fit, hit_rate
-from robustkd.types import DataSource, Images, Labels, Logits
+from robustkd.types import UNLABELLED, DataSource, Images, Labels, Logits
 
 
 @dataclass(frozen=True)

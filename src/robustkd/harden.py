@@ -27,10 +27,8 @@ from torch import Tensor, nn
 
 from robustkd.errors import UsageError
 from robustkd.training import check_positive
-from robustkd.types import Images, Labels, Logits, PerSample
+from robustkd.types import UNLABELLED, Images, Labels, Logits, PerSample
 
-UNLABELLED = -1
-"""The label of an image that has none."""
 _STEP = 0.1
 """Length of a step, as a share of the range of what is stepped."""
 _LEAST = 0.1
@@ -89,8 +87,13 @@ class Ball(nn.Module):
         worn = size > 0
         pulled = _MOMENTUM * self.pull.to(slope.device) + slope / size.clamp_min(1e-30)
         self.pull = torch.where(worn, pulled, self.pull.to(slope.device))
-        moved = self.delta + _STEP * radius * self.pull.sign() * worn
-        self.delta = moved.clamp(-radius, radius)
+        self.delta = self.delta + _STEP * radius * self.pull.sign() * worn
+        self.bound(scale)
+
+    def bound(self, scale: float) -> None:
+        """Bring the additions back into ``scale`` times the ball."""
+        radius = scale * self.epsilon
+        self.delta = self.delta.clamp(-radius, radius)
 
 
 class Patch(nn.Module):
@@ -131,8 +134,13 @@ class Patch(nn.Module):
         slope = _slope(self.mask)
         # Not the sign: mass shall gather where it leads furthest, and leave where it does nothing.
         largest = slope.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        self.mask = onto_mass(self.mask + _STEP * slope / largest, scale * self.mass)
+        self.mask = self.mask + _STEP * slope / largest
+        self.bound(scale)
         self.pattern = (self.pattern + _STEP * _slope(self.pattern).sign()).clamp(0, 1)
+
+    def bound(self, scale: float) -> None:
+        """Bring the masks back to ``scale`` times the mass."""
+        self.mask = onto_mass(self.mask, scale * self.mass)
 
 
 def onto_mass(
@@ -169,7 +177,8 @@ class UniversalPerturbations(nn.Module):
         distilled: Whether the distillation losses compare copies with the teacher's view of the
             clean image as well; if not, copies learn from their labels alone.
         recovered: Whether copies shall keep their label, or only not go where they are led to.
-        ramp: Share of all steps over which both bounds grow to their size, in [0, 1].
+        ramp: Share of all steps, the first ones, over which both bounds grow to their size, in
+            equal parts; in [0, 1].
         fade: Share of all steps, the last ones, over which copies grow fewer until a tenth is
             left, in [0, 1]. At the end, BatchNorm's statistics are nearly those of clean images.
         seed: Of the first perturbations and of the classes drawn.
@@ -211,16 +220,19 @@ class UniversalPerturbations(nn.Module):
             self.families.append(Patch(classes, image_shape, mass, self._random))
         self._steps = self._all_steps = 0
 
+    @torch.no_grad()
     def begin(self, steps: int) -> None:
         """Start ramp and fade for a training of so many steps."""
         self._steps, self._all_steps = 0, steps
+        for family in self.families if self.ramp else ():
+            family.bound(self._grown())  # type: ignore[operator]
 
     def perturb(self, images: Images, labels: Labels) -> Perturbed:
         """Add copies of the first images, each led to a random class that is not its own.
 
         They are the share of the batch, fewer during the fade, and at least one. Each family gets
         its part of them. Images stay in [0, 1]; the copies carry gradients to the perturbations.
-        An image whose label is :data:`UNLABELLED` may be led to any class.
+        An image whose label is :data:`robustkd.types.UNLABELLED` may be led to any class.
         """
         count = max(1, round(self._left() * self.share * len(images)))
         classes = self.shape[0]
@@ -241,10 +253,13 @@ class UniversalPerturbations(nn.Module):
     def advance(self) -> None:
         """Step every perturbation that was worn up the gradient of the last backward pass."""
         self._steps += 1
-        ramp = self.ramp * self._all_steps
-        scale = min(1.0, self._steps / ramp) if ramp else 1.0
         for family in self.families:
-            family.advance(scale)  # type: ignore[operator]
+            family.advance(self._grown())  # type: ignore[operator]
+
+    def _grown(self) -> float:
+        """What the next step may use of both bounds, as a share of them."""
+        ramp = self.ramp * self._all_steps
+        return min(1.0, (self._steps + 1) / ramp) if ramp else 1.0
 
     def _left(self) -> float:
         """How many of the copies are still made, as a share of them."""

@@ -12,6 +12,8 @@ from torch import Tensor
 Images: TypeAlias = Float[Tensor, "n channels height width"]
 """Pixels in [0, 1], NCHW; normalisation is the first layer of every model."""
 Labels: TypeAlias = Int[Tensor, " n"]
+UNLABELLED = -1
+"""The label of a training image that has none."""
 Logits: TypeAlias = Float[Tensor, "n classes"]
 Features: TypeAlias = Float[Tensor, "n ..."]
 """What a tap reads: N x C x H x W of a convolutional stage, N x T x D of a transformer block."""
