@@ -202,6 +202,11 @@ def test_parameters_without_gradient_are_left_alone():
     assert not torch.equal(made.model[1].weight, before.weight)
 
 
+def test_a_negative_weight_decay_is_refused():
+    with pytest.raises(UsageError, match=r"^weight_decay is -0.1; expected at least 0$"):
+        fit(learner(), DATA, epochs=1, weight_decay=-0.1)
+
+
 def test_every_epoch_is_a_line_of_the_log(tmp_path):
     log = tmp_path / "metrics.jsonl"
     records = fit(learner(), DATA, epochs=3, validate=lambda: 0.5, log=log)

@@ -30,6 +30,7 @@ and a trigger lives in that. Where the text leaves a choice, or we differ:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -43,7 +44,7 @@ from robustkd.errors import TrainingError, UsageError
 from robustkd.inference import accuracy_on, device_of, features_on
 from robustkd.masking import DetoxifiedTeacher, FeatureMask
 from robustkd.progress import track
-from robustkd.training import Precision, check_positive, mixed
+from robustkd.training import Precision, check_not_negative, check_positive, mixed
 from robustkd.types import UNLABELLED, Batch, DataSource, Labels
 from robustkd.variance import ALIVE, Ratio, variance_ratio
 
@@ -194,9 +195,17 @@ def detoxify(
         UsageError: If a number is out of range, or a stage does not exist or does not vary.
         TrainingError: If masks or patterns stop being finite.
     """
-    check_positive(cap=cap, variance_weight=variance_weight, steps=steps, lr=lr)
-    _check_shares(cap, accuracy_budget, batch_size, ratio)
-    _check_search(growth, raises, bisections)
+    check_positive(cap=cap)
+    _check_shares(cap, accuracy_budget, ratio)
+    check_search(
+        variance_weight=variance_weight,
+        growth=growth,
+        raises=raises,
+        bisections=bisections,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+    )
     masked, variances = _masked(teacher, clean, stages, cap, batch_size)
     batches = _endless(clean, batch_size, device_of(teacher), seed)
     cleaning = _Cleaning(masked, variances, ratio, batches, lr, precision)
@@ -229,23 +238,36 @@ def detoxify(
     return Detoxified(masked.requires_grad_(False), record)
 
 
-def _check_shares(cap: float, accuracy_budget: float, batch_size: int, ratio: Ratio) -> None:
+def _check_shares(cap: float, accuracy_budget: float, ratio: Ratio) -> None:
     if cap > 1 or not 0 <= accuracy_budget < 1:
         raise UsageError(
             f"cap is {cap} and accuracy_budget {accuracy_budget}; expected at most 1 and in [0, 1)"
         )
-    if batch_size < 2:
-        raise UsageError(f"batch_size is {batch_size}; a variance needs at least 2 images")
     if ratio not in get_args(Ratio):
         raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(Ratio))}")
 
 
-def _check_search(growth: float, raises: int, bisections: int) -> None:
-    if min(raises, bisections) < 0 or not growth > 1:
-        raise UsageError(
-            f"{raises} raises by {growth} and {bisections} bisections; expected at least 0 of "
-            "both and a factor above 1"
-        )
+def check_search(
+    *,
+    variance_weight: float | int = 1.0,
+    growth: float | int = 4.0,
+    raises: float | int = 3,
+    bisections: float | int = 2,
+    steps: float | int = 60,
+    batch_size: float | int = 128,
+    lr: float | int = 0.05,
+) -> None:
+    """Refuse what :func:`detoxify` cannot look for lambda with.
+
+    Raises:
+        UsageError: Naming the first argument that is out of range.
+    """
+    check_positive(variance_weight=variance_weight, steps=steps, lr=lr)
+    check_not_negative(raises=raises, bisections=bisections)
+    if not 1 < growth < math.inf:
+        raise UsageError(f"growth is {growth}; expected a finite number above 1")
+    if batch_size < 2:
+        raise UsageError(f"batch_size is {batch_size}; a variance needs at least 2 images")
 
 
 def _masked(

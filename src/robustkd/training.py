@@ -81,6 +81,37 @@ def check_positive(**values: float | int) -> None:
             raise UsageError(f"{name} is {value}; expected {expected}")
 
 
+def check_not_negative(**values: float | int) -> None:
+    """Refuse arguments that must be finite and at least zero.
+
+    Raises:
+        UsageError: Naming the first that is not.
+    """
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{name} is {value}; expected at least 0")
+
+
+def check_training(
+    *,
+    epochs: float | int = 1,
+    batch_size: float | int = 64,
+    lr: float | int = 0.1,
+    momentum: float | int = 0.9,
+    weight_decay: float | int = 5e-4,
+    schedule: str = "cosine",
+) -> None:
+    """Refuse what :func:`fit` cannot train with.
+
+    Raises:
+        UsageError: Naming the first argument that is out of range.
+    """
+    check_positive(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)
+    check_not_negative(weight_decay=weight_decay)
+    if schedule not in get_args(Schedule):
+        raise UsageError(f"schedule is {schedule!r}; expected {' or '.join(get_args(Schedule))}")
+
+
 def fit(
     learner: Learner,
     data: DataSource,
@@ -110,7 +141,7 @@ def fit(
         batch_size: Images a step, over all processes.
         lr: Learning rate at the start, above 0.
         momentum: Of SGD, above 0.
-        weight_decay: L2 penalty on every weight.
+        weight_decay: L2 penalty on every weight, at least 0.
         schedule: How the learning rate falls, step by step.
         precision: Mixed precision, as accelerate names it.
         seed: Of order, augmentation and dropout.
@@ -134,9 +165,14 @@ def fit(
         InputError: If the keeper's state is that of other networks.
         WriteError: If the log cannot be written.
     """
-    check_positive(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)
-    if schedule not in get_args(Schedule):
-        raise UsageError(f"schedule is {schedule!r}; expected {' or '.join(get_args(Schedule))}")
+    check_training(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+    )
     accelerator = _accelerator(precision)
     optimiser = torch.optim.SGD(
         _groups(learner, lr, rates),

@@ -37,10 +37,10 @@ from robustkd.attacks.ckd import CKD, Strongest
 from robustkd.attacks.low_variance import Changes, Implant, Variance, stage_variances
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.steps import implant, success, train_teacher
-from robustkd.attacks.surrogate import check_not_negative, distilling, trigger_loss
+from robustkd.attacks.surrogate import distilling, trigger_loss
 from robustkd.attacks.triggers import MaskedPattern
 from robustkd.inference import device_of
-from robustkd.training import check_positive
+from robustkd.training import check_not_negative, check_positive
 from robustkd.types import DataSource
 
 Knows: TypeAlias = Literal["detox", "harden", "both"]

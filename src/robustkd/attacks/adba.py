@@ -41,7 +41,6 @@ from robustkd.attacks.surrogate import (
     Hiding,
     at_rate,
     both,
-    check_not_negative,
     distillation_loss,
     fresh,
     toward,
@@ -49,7 +48,7 @@ from robustkd.attacks.surrogate import (
 )
 from robustkd.attacks.triggers import MaskedPattern
 from robustkd.inference import default_device, device_of
-from robustkd.training import Supervised, check_positive, fit, hit_rate
+from robustkd.training import Supervised, check_not_negative, check_positive, fit, hit_rate
 from robustkd.types import DataSource, Images, Labels
 
 

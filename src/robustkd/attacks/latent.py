@@ -36,11 +36,10 @@ from robustkd import taps
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.steps import implant, success, train_teacher, with_victims
-from robustkd.attacks.surrogate import check_not_negative
 from robustkd.attacks.triggers import MaskedPattern, Trigger
 from robustkd.errors import UsageError
 from robustkd.inference import device_of
-from robustkd.training import check_positive, hit_rate
+from robustkd.training import check_not_negative, check_positive, hit_rate
 from robustkd.types import DataSource, Features, Labels
 
 SHAPES = ("whole", "square")

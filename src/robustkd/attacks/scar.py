@@ -47,13 +47,12 @@ from robustkd.attacks.surrogate import (
     Distilling,
     Hiding,
     at_rate,
-    check_not_negative,
     fresh,
     trigger_loss,
 )
 from robustkd.errors import UsageError
 from robustkd.inference import default_device, device_of
-from robustkd.training import Supervised, check_positive, fit
+from robustkd.training import Supervised, check_not_negative, check_positive, fit
 from robustkd.types import DataSource
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from robustkd import taps
 from robustkd.attacks.base import Build, Teaching
 from robustkd.attacks.triggers import Trigger
-from robustkd.errors import UsageError
 from robustkd.inference import default_device
 from robustkd.losses import soft_target_kl
 from robustkd.training import check_positive, fit, hit_rate
@@ -144,14 +142,3 @@ def trigger_loss(
             seen = clean(images).argmax(1)
         loss = loss + stealth * nn.functional.cross_entropy(clean(marked), seen)
     return loss
-
-
-def check_not_negative(**values: float) -> None:
-    """Refuse arguments that must be finite and at least zero.
-
-    Raises:
-        UsageError: Naming the first that is not.
-    """
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise UsageError(f"{name} is {value}; expected at least 0")

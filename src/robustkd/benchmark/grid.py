@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -24,15 +24,16 @@ from robustkd.attacks import ATTACKS
 from robustkd.benchmark.adaptive import expected_method
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.teachers import Rehearsal, at_own_rates, check_settings
+from robustkd.detox import check_search
 from robustkd.errors import UsageError
 from robustkd.presets import PRESETS, preset
-from robustkd.training import Precision, Schedule, check_positive
+from robustkd.training import Precision, check_positive, check_training
 from robustkd.types import Split
 from robustkd.yaml_files import read_yaml
 
 Names = Annotated[list[str], Field(min_length=1)]
 Arguments = dict[str, StrictInt | StrictFloat | StrictStr]
-Sizes = dict[Split, Annotated[int, Field(ge=1)]]
+Sizes = dict[Split, Annotated[StrictInt, Field(ge=1)]]
 # What no preset decides, and no other key of the grid.
 _TRAINING = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "temperature")
 _WHOLE = ("epochs", "batch_size", "steps", "raises", "bisections")
@@ -65,11 +66,11 @@ class Block(BaseModel):
     pairs: Annotated[list[tuple[str, str]], Field(min_length=1)]
     attacks: Annotated[dict[str, Arguments | None], Field(min_length=1)]
     methods: Names
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    target: Annotated[int, Field(ge=0)] = 0
+    seeds: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+    target: Annotated[StrictInt, Field(ge=0)] = 0
     augment: bool = False
     precision: Precision = "no"
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[StrictInt, Field(ge=1, le=1024)] = 1
     teaching: Arguments = {}
     training: Arguments = {}
     detoxing: Arguments = {}
@@ -101,8 +102,7 @@ class Block(BaseModel):
                 if name not in known:
                     raise UsageError(f"{key} has no {name!r}; expected {', '.join(known)}")
         for key in ("teaching", "training", "detoxing"):
-            for name, value in getattr(self, key).items():
-                _check_value(f"{key}.{name}", name, value)
+            _check_arguments(key, getattr(self, key))
         for name, own in self.attacks.items():
             check_settings(name, {**self.teaching, **(own or {})})
         return self
@@ -154,17 +154,21 @@ def _at_own_rate(arguments: Arguments, arch: str) -> Arguments:
     return arguments if own == models.USUAL_RATE else {"lr": own, **arguments}
 
 
-def _check_value(where: str, name: str, value: int | float | str) -> None:
-    """Refuse a value of an argument of trainings that only a training would find wrong."""
-    if name == "schedule":
-        if value not in get_args(Schedule):
-            raise UsageError(f"{where} is {value!r}; expected {' or '.join(get_args(Schedule))}")
-    elif name in _WHOLE and not isinstance(value, int):
-        raise UsageError(f"{where} is {value!r}; expected a whole number")
-    elif name in _NUMBERS and isinstance(value, str):
-        raise UsageError(f"{where} is {value!r}; expected a number")
-    elif name in ("epochs", "batch_size", "lr", "steps"):
-        check_positive(**{where: value})  # type: ignore[arg-type]
+def _check_arguments(key: str, given: Arguments) -> None:
+    """Refuse arguments of trainings that only a training would find wrong, hours later."""
+    for name, value in given.items():
+        if name in _WHOLE and not isinstance(value, int):
+            raise UsageError(f"{key}.{name} is {value!r}; expected a whole number")
+        if name in _NUMBERS and isinstance(value, str):
+            raise UsageError(f"{key}.{name} is {value!r}; expected a number")
+    known = {name: value for name, value in given.items() if name in (*_TRAINING, *_DETOXING)}
+    if "temperature" in known:
+        check_positive(**{f"{key}.temperature": known.pop("temperature")})  # type: ignore[arg-type]
+    check = check_search if key == "detoxing" else check_training
+    try:
+        check(**known)  # type: ignore[arg-type]
+    except UsageError as error:
+        raise UsageError(f"{key}.{error}") from error
 
 
 def load_grid(path: Path) -> list[Cell]:
