@@ -1,5 +1,8 @@
 """The cells of a grid: each a pure function of its configuration, whose hash is its name.
 
+A configuration holds what is given and what presets say; a default that decides a result as well
+is part of the code, which ``revision`` of an attack and ``_FORMAT`` here count.
+
 Networks are kept in a store, so that the students of one teacher share it, and so that a student
 that never meets a teacher is trained once for all attacks.
 """
