@@ -17,7 +17,6 @@ from robustkd.metrics import (
     Proportion,
     accuracy,
     attack_success,
-    defence_effectiveness,
     robust_accuracy,
 )
 
@@ -165,37 +164,3 @@ def test_labels_of_other_images_are_refused_where_shapes_are_not_checked():
         UsageError, match=message("6 rows of logits and 1 labels: expected as many")
     ):
         inspect.unwrap(accuracy)(TRIGGERED, LABELS[:1])
-
-
-@pytest.mark.parametrize(
-    ("acc", "asr", "expected"),
-    [
-        ((0.9, 0.9), (1.0, 0.0), 1.0),  # attack gone at no cost
-        ((0.9, 0.9), (0.7, 0.7), 0.5),  # nothing done
-        ((1.0, 0.0), (1.0, 1.0), 0.0),  # model destroyed, attack kept
-        ((0.9, 0.8), (1.0, 0.2), 0.85),
-        ((0.8, 0.9), (1.0, 0.5), 0.75),  # gained accuracy earns nothing
-        ((0.9, 0.7), (0.1, 0.9), 0.4),  # a stronger attack costs nothing further
-    ],
-)
-def test_defence_effectiveness_solved_by_hand(acc, asr, expected):
-    value = defence_effectiveness(
-        acc_before=acc[0], acc_after=acc[1], asr_before=asr[0], asr_after=asr[1]
-    )
-    assert value == pytest.approx(expected)
-
-
-@settings(deadline=None)
-@given(SHARE, SHARE, SHARE, SHARE)
-def test_defence_effectiveness_is_a_fraction(a, b, c, d):
-    value = defence_effectiveness(acc_before=a, acc_after=b, asr_before=c, asr_after=d)
-    assert 0 <= value <= 1
-
-
-@pytest.mark.parametrize("name", ["acc_before", "acc_after", "asr_before", "asr_after"])
-@pytest.mark.parametrize("bad", [86.6, -0.1, math.nan])
-def test_defence_effectiveness_refuses_percentages(name, bad):
-    shares = dict.fromkeys(["acc_before", "acc_after", "asr_before", "asr_after"], 0.5)
-    text = message(f"{name} is {bad}: expected a fraction in [0, 1], not a percentage")
-    with pytest.raises(UsageError, match=text):
-        defence_effectiveness(**shares | {name: bad})

@@ -1,4 +1,4 @@
-"""Counting: accuracy, attack success, robust accuracy, and what a defence is worth.
+"""Counting: accuracy, attack success, robust accuracy.
 
 Counts of batches add up: ``sum(counts, start=Proportion(0, 0))``.
 """
@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustkd.errors import UsageError
+from robustkd.shares import wilson
 from robustkd.types import Labels, Logits
 
 
@@ -47,34 +48,15 @@ class Proportion:
         return self.hits / self.n
 
     def wilson(self, confidence: float = 0.95) -> tuple[float, float]:
-        r"""Wilson's score interval: the true shares that this count does not contradict.
-
-        .. math:: \frac{p + z^2 / 2n \pm z \sqrt{p (1 - p) / n + z^2 / 4 n^2}}{1 + z^2 / n}
-
-        It covers the images' sampling, not the spread over training runs.
-
-        Args:
-            confidence: Coverage, between 0 and 1, both excluded.
-
-        Returns:
-            Lower and upper end, fractions in [0, 1].
+        """The interval of :func:`robustkd.shares.wilson`.
 
         Raises:
             UsageError: If no image was counted, or the confidence is out of range.
 
-        Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference",
-        JASA 22, 1927, doi 10.1080/01621459.1927.10502953.
-
         >>> [round(end, 3) for end in Proportion(5, 10).wilson()]
         [0.237, 0.763]
         """
-        self._require_images()
-        if not 0 < confidence < 1:
-            raise UsageError(f"confidence is {confidence}: expected a fraction between 0 and 1")
-        from scipy.stats import binomtest
-
-        interval = binomtest(self.hits, self.n).proportion_ci(confidence, method="wilson")
-        return float(interval.low), float(interval.high)
+        return wilson(self.value, self.n, confidence)
 
     def _require_images(self) -> None:
         if self.n == 0:
@@ -161,44 +143,6 @@ def robust_accuracy(logits: Logits, labels: Labels, *, target: int) -> Proportio
     """
     victims = _victims(logits, labels, target)
     return _count((_predicted(logits, labels) == labels)[victims])
-
-
-def defence_effectiveness(
-    *, acc_before: float, acc_after: float, asr_before: float, asr_after: float
-) -> float:
-    r"""Attack success removed, less the accuracy paid, on one scale (DER).
-
-    .. math:: \frac{\max(0, ASR_{before} - ASR_{after}) - \max(0, ACC_{before} - ACC_{after}) + 1}
-        {2}
-
-    Args:
-        acc_before: Accuracy without the defence, a fraction.
-        acc_after: Accuracy with it.
-        asr_before: Attack success rate without the defence.
-        asr_after: Attack success rate with it.
-
-    Returns:
-        0 (accuracy lost, attack kept) to 1 (attack gone, accuracy kept); 0.5 for no defence.
-
-    Raises:
-        UsageError: If an argument is not in [0, 1].
-
-    Source: Zhu et al., "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware
-    Minimization", ICCV 2023, arXiv 2304.11823.
-
-    >>> defence_effectiveness(acc_before=0.75, acc_after=0.5, asr_before=1.0, asr_after=0.25)
-    0.75
-    """
-    shares = {
-        "acc_before": acc_before,
-        "acc_after": acc_after,
-        "asr_before": asr_before,
-        "asr_after": asr_after,
-    }
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise UsageError(f"{name} is {share}: expected a fraction in [0, 1], not a percentage")
-    return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2
 
 
 def _predicted(logits: Tensor, labels: Tensor) -> Tensor:

@@ -105,10 +105,10 @@ def test_no_is_a_precision_though_yaml_reads_it_as_a_truth_value(tmp_path):
     assert load_grid(file)[0].teacher.setting.precision == "no"
 
 
-@pytest.mark.parametrize("name", ["compact", "digits", "smoke", "strong"])
+@pytest.mark.parametrize("name", ["caps", "compact", "digits", "longer", "smoke", "strong"])
 def test_the_committed_grids_are_grids(name):
     cells = load_grid(BENCHMARKS / f"{name}.yaml")
-    assert len({cell.name for cell in cells}) == len(cells) > 10
+    assert len({cell.name for cell in cells}) == len(cells) >= 9
 
 
 # Names.

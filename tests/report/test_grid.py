@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from robustkd.report import Run, aggregate, grid_files, summaries
+from robustkd.report import METHODS, Run, aggregate, grid_files, summaries
 from robustkd.report.grid import (
     ablation_table,
     attack_table,
@@ -77,8 +77,8 @@ def test_a_method_of_both_losses_counts_where_either_ordinary_student_inherits()
 
 def test_the_summary_in_percent():
     assert summary_table(rows()).splitlines()[2:] == [
-        "| RobustKD (default) | 2 | 80.0 | 4.0 | 6.0 | 1.0 |",
-        "| RobustKD (default KD) | 1 | 60.0 | 3.0 | 3.0 | -0.5 |",
+        "| RobustKD (default) | 2 | 80.0 | 4.0 | 6.0 | 1.0 | 87.5 |",
+        "| RobustKD (default KD) | 1 | 60.0 | 3.0 | 3.0 | -0.5 | 78.5 |",
     ]
 
 
@@ -92,8 +92,8 @@ def test_pairs_are_summed_up_apart():
     head, _, *lines = summary_table(found).splitlines()
     assert head.startswith("| Pair | Method | Attacks |")
     assert lines == [
-        "| a to b | RobustKD (default) | 1 | 80.0 | 2.0 | 2.0 | 2.0 |",
-        "| c to d | RobustKD (default) | 1 | 80.0 | 2.0 | 2.0 | 12.0 |",
+        "| a to b | RobustKD (default) | 1 | 80.0 | 2.0 | 2.0 | 2.0 | 88.0 |",
+        "| c to d | RobustKD (default) | 1 | 80.0 | 2.0 | 2.0 | 12.0 | 83.0 |",
     ]
 
 
@@ -184,3 +184,11 @@ def test_all_files_are_the_same_every_time_and_the_figure_is_an_svg():
     root = ET.fromstring(files["acc-asr.svg"])  # noqa: S314 (our own)
     assert root.tag.endswith("svg")
     assert "RobustKD (default)" in files["acc-asr.svg"]
+
+
+def test_the_figure_shows_every_method_however_many_there_are():
+    methods = [*METHODS, "nad", "anp", "fine-pruning"]
+    found = aggregate(Run(**make_run(method=method, acc=0.9, asr=0.5)) for method in methods)
+    shown = grid_files(found)["acc-asr.svg"]
+    for row in found:
+        assert (row.words in shown) == (row.method != "teacher")

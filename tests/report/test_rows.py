@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from scipy.stats import binomtest
 
 from robustkd.report import METHODS, Run, aggregate, by_cell
-from robustkd.report.rows import wilson
 
 from .conftest import make_run
 
@@ -30,12 +28,6 @@ def test_a_single_seed_has_no_deviation_but_an_interval_where_images_were_counte
     assert row.acc.interval is None
 
 
-@pytest.mark.parametrize("hits", [0, 1, 37, 99, 100])
-def test_wilson_agrees_with_scipy(hits):
-    expected = binomtest(hits, 100).proportion_ci(method="wilson")
-    assert wilson(hits / 100, 100) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
 def test_seeds_without_an_asr_are_left_out_of_it():
     (row,) = aggregate(runs({"seed": 0, "asr": None}, {"seed": 1, "asr": 0.25}))
     assert (row.asr.mean, row.asr.n, row.acc.n) == (0.25, 1, 2)
@@ -57,10 +49,3 @@ def test_a_method_without_words_of_its_own_keeps_its_name():
     (row,) = aggregate(runs({"method": "nad"}))
     assert row.words == "nad"
     assert not row.ours
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_wilson_holds_the_share_itself(share):
-    for n in range(1, 3000):
-        low, high = wilson(share, n)
-        assert 0 <= low <= share <= high <= 1

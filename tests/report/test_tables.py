@@ -27,7 +27,12 @@ def widest_rows(seeds):
     )
 
 
-@pytest.mark.parametrize("seeds", [(1,) * 9, (3,) * 9, (1, 2, 3, 4, 5, 6, 7, 8, 9)])
+COUNT = len(METHODS)
+
+
+@pytest.mark.parametrize(
+    "seeds", [(1,) * COUNT, (3,) * COUNT, tuple(1 + k % 9 for k in range(COUNT))]
+)
 def test_eighty_columns_hold_every_cell_on_one_line(seeds):
     rows = widest_rows(seeds)
     lines = rendered(rows).splitlines()

@@ -127,8 +127,8 @@ class Bilevel:
                     raise TrainingError("the hypergradient is not finite; lower the learning rates")
                 self._shares.append(share)
                 weight = min(1.0, work.implicit_cap / max(share, 1e-12))
-                for leader, direct, implicit in zip(leaders, *found, strict=True):
-                    leader.grad = direct + weight * implicit
+                for leader, slope in zip(leaders, found.total(weight), strict=True):
+                    leader.grad = slope
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
                 update(loss=outer, implicit=share)

@@ -30,9 +30,9 @@ class Hypergradient(NamedTuple):
     direct: tuple[Tensor, ...]
     implicit: tuple[Tensor, ...]
 
-    def total(self) -> tuple[Tensor, ...]:
-        """The gradient."""
-        return tuple(one + other for one, other in zip(*self, strict=True))
+    def total(self, weight: float = 1.0) -> tuple[Tensor, ...]:
+        """The gradient, or one whose implicit part counts less."""
+        return tuple(direct + weight * implicit for direct, implicit in zip(*self, strict=True))
 
 
 def hypergradient(

@@ -53,7 +53,8 @@ class Setting:
         data: Name of the data source.
         sizes: Images kept per split; a split that is not named is whole.
         augment: Whether everybody trains on randomly cropped and flipped images.
-        precision: Of every network's training, attacker's and user's, as accelerate names it.
+        precision: Of every network's training, attacker's and user's, as accelerate names it; the
+            masks that an attacker rehearses learn in full.
         threads: Of torch, as the last bits of every figure depend on it.
         seed: Of everything random.
     """

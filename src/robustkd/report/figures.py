@@ -10,6 +10,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -39,6 +40,7 @@ _STYLES = (
     ("v", "#009e73"),
     ("P", "#cc79a7"),
     ("*", "#000000"),
+    ("<", "#f0e442"),
 )
 
 
@@ -74,7 +76,7 @@ def scatter(rows: Sequence[Row]) -> str:
     with rc_context({"svg.hashsalt": "robustkd", "svg.fonttype": "none"}):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        for method, style in zip(sorted(shown, key=place), _STYLES, strict=False):
+        for method, style in zip(sorted(shown, key=place), cycle(_STYLES), strict=False):
             members = shown[method]
             axes.errorbar(
                 [100 * row.asr.mean for row in members if row.asr],

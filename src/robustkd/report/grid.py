@@ -25,6 +25,7 @@ from robustkd.report.rows import (
     useless,
 )
 from robustkd.report.tables import UNKNOWN, markdown, percent, spread
+from robustkd.shares import defence_effectiveness
 
 PARTS: Mapping[str, str] = {
     "OFD": "ofd",
@@ -52,6 +53,7 @@ class Summary:
         worst: Largest ASR of any seed.
         lost: Accuracy of the ordinary student, of several the most accurate, minus that of the
             method; mean over the attacks.
+        effectiveness: Both in one figure, :func:`robustkd.shares.defence_effectiveness`.
     """
 
     data: str
@@ -62,6 +64,7 @@ class Summary:
     ordinary_asr: float
     worst: float
     lost: float
+    effectiveness: float
 
 
 def grid_files(rows: Sequence[Row]) -> dict[str, str]:
@@ -114,14 +117,21 @@ def _summary(
     ]
     if not duels:
         return None
+    best = [(max(acc for acc, _ in others), max(asr for _, asr in others)) for *_, others in duels]
     return Summary(
         *pair,
         method,
         len(duels),
         fmean(asr.mean for _, asr, _ in duels),
-        fmean(max(asr for _, asr in others) for _, _, others in duels),
+        fmean(asr for _, asr in best),
         max(asr.highest for _, asr, _ in duels),
-        fmean(max(acc for acc, _ in others) - acc for acc, _, others in duels),
+        fmean(before - acc for (acc, *_), (before, _) in zip(duels, best, strict=True)),
+        fmean(
+            defence_effectiveness(
+                acc_before=before, acc_after=acc, asr_before=obeyed, asr_after=asr.mean
+            )
+            for (acc, asr, _), (before, obeyed) in zip(duels, best, strict=True)
+        ),
     )
 
 
@@ -149,6 +159,7 @@ def summary_table(rows: Sequence[Row]) -> str:
         "ASR %",
         "ASR % worst seed",
         "ACC points lost",
+        "DER %",
     ]
     lines = [
         [
@@ -159,10 +170,11 @@ def summary_table(rows: Sequence[Row]) -> str:
             percent(found.asr),
             percent(found.worst),
             percent(round(found.lost, 3) + 0.0),  # no minus before a zero
+            percent(found.effectiveness),
         ]
         for found in all_summaries
     ]
-    return _markdown(head, lines, numbers=5)
+    return _markdown(head, lines, numbers=6)
 
 
 def attack_table(rows: Sequence[Row]) -> str:

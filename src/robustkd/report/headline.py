@@ -174,7 +174,7 @@ def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
 
 def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
     """The RobustKD student and the ordinary one that it is compared with."""
-    robust = _first(rows, "default", "default-kd", "both", "paper")
+    robust = _first(rows, "default", "default-kd", "both", "paper", "paper-0.9")
     own = ORDINARY[robust.method] if robust is not None else ()
     known = [row for row in rows if row.method in own and row.asr is not None]
     most = max(known, key=lambda row: row.asr.mean if row.asr else 0, default=None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 from robustkd.report.results import Run
+from robustkd.shares import wilson
 
 METHODS: Mapping[str, str] = {
     "teacher": "teacher as given",
@@ -17,6 +17,7 @@ METHODS: Mapping[str, str] = {
     "kd": "ordinary student (KD)",
     "mix": "ordinary student (mix)",
     "paper": "RobustKD (paper)",
+    "paper-0.9": "RobustKD (paper-0.9)",
     "default": "RobustKD (default)",
     "default-kd": "RobustKD (default KD)",
     "both": "RobustKD (both)",
@@ -25,6 +26,7 @@ METHODS: Mapping[str, str] = {
 
 ORDINARY: Mapping[str, tuple[str, ...]] = {
     "paper": ("ofd",),
+    "paper-0.9": ("ofd",),
     "default": ("ofd", "kd", "mix"),
     "default-kd": ("kd",),
     "both": ("ofd", "kd", "mix"),
@@ -33,7 +35,6 @@ ORDINARY: Mapping[str, tuple[str, ...]] = {
 
 _USELESS = 0.10
 """A teacher this much less accurate than a student without one would be noticed, not used."""
-_Z95 = 1.959963984540054
 
 
 class Cell(NamedTuple):
@@ -97,7 +98,7 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether the method is one of RobustKD's presets."""
-        return self.method in ("paper", "default", "default-kd", "both")
+        return self.method in ORDINARY
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:
@@ -123,20 +124,6 @@ def by_cell(rows: Iterable[Row]) -> dict[Cell, list[Row]]:
     for row in rows:
         cells.setdefault(row.cell, []).append(row)
     return cells
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a ``share`` of ``n`` >= 1 images (Wilson, 1927).
-
-    >>> low, high = wilson(0.5, 100)
-    >>> round(low, 3), round(high, 3)
-    (0.404, 0.596)
-    """
-    spread = _Z95**2 / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    # Rounding could leave a share of 0 or 1 outside, and a bar of negative length.
-    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def _row(cell: Cell, method: str, runs: list[Run]) -> Row:
