@@ -20,6 +20,7 @@ from robustkd.masking import DetoxifiedTeacher, FeatureMask, load_detoxified, sa
 from robustkd.metrics import Proportion
 from robustkd.models import Classifier, Spec, build, load, save
 from robustkd.models.files import read_safetensors, write_safetensors
+from robustkd.types import UNLABELLED
 from unlabelled import Unlabelled
 
 
@@ -279,6 +280,20 @@ def test_without_labels_the_teachers_word_stands_for_them():
     # This teacher errs on no image, and without its masks it says so.
     assert torch.equal(found.teacher.masks[0].mask, labelled.teacher.masks[0].mask)
     assert torch.equal(found.teacher.masks[0].pattern, labelled.teacher.masks[0].pattern)
+
+
+def test_masks_have_no_say_in_what_stands_for_a_label():
+    batch = next(source().batches("train", batch_size=48))
+    flat = FeatureMask(torch.full((3, 2, 2), 9.0), cap=1.0)  # every image is of the second class
+    nn.init.ones_(flat.mask)
+    worn = DetoxifiedTeacher(Level(), {"stage": flat})
+    assert bool((worn(batch.images).argmax(1) == 1).all())
+    cleaning = detox._Cleaning(worn, [], "position", lambda: batch, 0.05, "no")
+    some = torch.where(batch.labels == 0, UNLABELLED, batch.labels)
+    for labels in (torch.full_like(some, UNLABELLED), some):
+        assert torch.equal(cleaning.truth(batch._replace(labels=labels)), batch.labels)
+    wrong = 1 - batch.labels
+    assert torch.equal(cleaning.truth(batch._replace(labels=wrong)), wrong)
 
 
 def test_no_mask_exceeds_the_cap():

@@ -280,6 +280,9 @@ def test_bounds_grow_over_the_ramp():
         assert min(worn) > 0.05
         assert max(worn) <= bound + 1e-5
         step(perturbations, weight, images(8), torch.arange(8) % 2)
+    # A step is a tenth of the radius: both have long left the first bound behind.
+    assert one.delta.abs().max() > 0.25
+    assert other.mask.mean(dim=(1, 2, 3)).max() > 0.25
 
 
 @pytest.mark.parametrize("bounds", [{"epsilon": 0.3, "mass": 0}, {"epsilon": 0, "mass": 0.34}])

@@ -160,7 +160,7 @@ def fit(
         One record an epoch: means of the learner's scalars, ``validation`` where measured.
 
     Raises:
-        UsageError: If a number is out of range.
+        UsageError: If a number is out of range, or the learner has no child of a name in ``rates``.
         TrainingError: If the loss stops being finite.
         InputError: If the keeper's state is that of other networks.
         WriteError: If the log cannot be written.

@@ -126,17 +126,19 @@ def test_interrupted_all_processes_end_at_once(tmp_path):
 @pytest.mark.parametrize("kind", ["local", "ray"])
 def test_a_worker_that_is_killed_is_written_down_and_stops_no_other(kind, tmp_path, monkeypatch):
     (tmp_path / "cells").mkdir()
-    (ended, bad), good = small()[:2], small(attack="blend")[:1]
-    runs.write_json(tmp_path / "cells" / f"{ended.name}.json", {"run": RUN})
+    group, good = small(), small(attack="blend")[:1]
+    for cell, content in zip(group, ({"run": RUN}, {"error": "TrainingError: no"}), strict=False):
+        runs.write_json(tmp_path / "cells" / f"{cell.name}.json", content)
     monkeypatch.setattr(executors, "run_group", _die_of_badnets)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker can import it
-    groups = [[ended, bad], good, good]
-    told = list(executor(kind, workers=2)(groups, tmp_path, tmp_path))
-    well = sorted([line.well for line in lines] for lines in told)
-    assert well == [[True], [True], [True, False]]
-    (message,) = (line.line for lines in told for line in lines if not line.well)
-    assert "FAILED: the process that ran it was killed, perhaps for want of memory" in message
-    assert gather([ended, bad], tmp_path).failed == [bad.name]
+    told = list(executor(kind, workers=2)([group, good, good], tmp_path, tmp_path))
+    assert sorted(len(lines) for lines in told) == [1, 1, 3]
+    assert all(lines[0].well for lines in told)  # two of good groups, and what was finished
+    ended, erred, killed = max(told, key=len)
+    assert ended.line.startswith("badnets         teacher     seed 0  ACC  90.0%  ASR  10.0%")
+    assert erred.line.endswith("FAILED: TrainingError: no")
+    assert "FAILED: the process of its teacher's cells was killed, perhaps for want" in killed.line
+    assert gather(group, tmp_path).failed == [cell.name for cell in group[1:]]
 
 
 def test_ray_is_not_asked_for_more_cores_than_there_are(tmp_path, monkeypatch):

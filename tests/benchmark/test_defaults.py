@@ -1,11 +1,14 @@
-"""Defaults decide results and stand in no cell's name: here they are written down."""
+"""Defaults decide results and stand in no cell's name: here they are written down.
+
+Constants of modules do so as well, and are not here.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,13 @@ def settings(made: Any) -> dict[str, Any]:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that JSON can hold; of an object with fields, its own."""
     kinds = (int, float, str, type(None))
-    return {name: value for name, value in values.items() if isinstance(value, kinds)}
+    return {
+        name: plain(vars(value)) if is_dataclass(value) else value
+        for name, value in values.items()
+        if isinstance(value, kinds) or is_dataclass(value)
+    }
 
 
 def found() -> dict[str, dict[str, Any]]:

@@ -251,6 +251,13 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
             {"detoxing": {"batch_size": 1}},
             "detoxing.batch_size is 1; a variance needs at least 2 images",
         ),
+        ({"teaching": {"steps": 3}}, "attack 'badnets' has no argument 'steps'"),
+        ({"attacks": {"ckd": {"epochs": 0}}}, "attacks.ckd.epochs is 0; expected more than 0"),
+        (
+            {"attacks": {"ckd": {"epochs": "four"}}},
+            "attacks.ckd.epochs is 'four'; expected a whole number",
+        ),
+        ({"attacks": {"ckd": {"lr": -1}}}, "attacks.ckd.lr is -1; expected more than 0"),
         ({"target": True}, "target: input should be a valid integer"),
         ({"seeds": [2**40]}, "seeds.0: input should be less than 2147483648"),
         ({"threads": 10**6}, "threads: input should be less than or equal to 1024"),

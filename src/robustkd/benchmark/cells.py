@@ -1,7 +1,7 @@
 """The cells of a grid: each a pure function of its configuration, whose hash is its name.
 
-A configuration holds what is given and what presets say; a default that decides a result as well
-is part of the code, which ``revision`` of an attack and ``_FORMAT`` here count.
+A configuration holds what is given and what presets say. Where a default or the code changes so
+that results do, the ``revision`` of an attack or ``_FORMAT`` here is raised.
 
 Networks are kept in a store, so that the students of one teacher share it, and so that a student
 that never meets a teacher is trained once for all attacks.
@@ -54,7 +54,7 @@ class Setting:
         sizes: Images kept per split; a split that is not named is whole.
         augment: Whether everybody trains on randomly cropped and flipped images.
         precision: Of every network's training, attacker's and user's, as accelerate names it; the
-            masks that an attacker rehearses learn in full.
+            masks that an attacker rehearses learn in full precision.
         threads: Of torch, as the last bits of every figure depend on it.
         seed: Of everything random.
     """

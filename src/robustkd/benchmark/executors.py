@@ -19,7 +19,7 @@ from robustkd.errors import UsageError
 
 Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
 _WATCH_SECONDS = 0.5
-_KILLED = "the process that ran it was killed, perhaps for want of memory"
+_KILLED = "the process of its teacher's cells was killed, perhaps for want of memory"
 Kind: TypeAlias = Literal["local", "ray"]
 
 
@@ -28,7 +28,7 @@ def executor(kind: str, *, workers: int = 1) -> Executor:
 
     Args:
         kind: ``local`` for processes on this machine, ``ray`` for a cluster: the one that
-            ``RAY_ADDRESS`` names, else one that is started here.
+            ``RAY_ADDRESS`` names, else one that runs on this machine or is started here.
         workers: Processes of ``local``; with 1, the cells run in this very process.
 
     Raises:
@@ -116,19 +116,26 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
     if ours:
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
-        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"] for node in alive]
+        cores = max(node.get("CPU", 0) for node in nodes)
         needed = max((group[0].teacher.setting.threads for group in groups), default=0)
-        if ours and "RAY_ADDRESS" not in os.environ and needed > there.get("CPU", 0):
+        # A cluster with an address may grow; one of this machine does not.
+        if ours and "RAY_ADDRESS" not in os.environ and needed > cores:
             raise UsageError(
-                f"threads is {needed}, and ray has {there.get('CPU', 0):.0f} cores here; "
-                "it would wait for ever"
+                f"threads is {needed}, and ray has {cores:.0f} cores here; it would wait for ever"
             )
+        gone = (
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.OutOfMemoryError,
+            ray.exceptions.NodeDiedError,
+        )
         remote = ray.remote(run_group)
         waiting = {
             remote.options(
                 num_cpus=group[0].teacher.setting.threads,
-                num_gpus=1 if there.get("GPU", 0) >= 1 else 0,
-                max_retries=1,
+                num_gpus=1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0,
+                max_retries=0,  # else one that wants too much memory is tried for ever
             ).remote(list(group), out.resolve(), cache.resolve()): group
             for group in groups
         }
@@ -137,9 +144,7 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
             group = waiting.pop(ready)
             try:
                 yield ray.get(ready)
-            except ray.exceptions.RayTaskError:  # of our own code, and none that was foreseen
-                raise
-            except ray.exceptions.RayError as error:
+            except gone as error:
                 yield fail_group(group, out, f"{_KILLED} ({type(error).__name__})")
     finally:
         if ours:

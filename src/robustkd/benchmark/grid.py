@@ -104,6 +104,7 @@ class Block(BaseModel):
         for key in ("teaching", "training", "detoxing"):
             _check_arguments(key, getattr(self, key))
         for name, own in self.attacks.items():
+            _check_arguments(f"attacks.{name}", own or {})
             check_settings(name, {**self.teaching, **(own or {})})
         return self
 
@@ -161,7 +162,8 @@ def _check_arguments(key: str, given: Arguments) -> None:
             raise UsageError(f"{key}.{name} is {value!r}; expected a whole number")
         if name in _NUMBERS and isinstance(value, str):
             raise UsageError(f"{key}.{name} is {value!r}; expected a number")
-    known = {name: value for name, value in given.items() if name in (*_TRAINING, *_DETOXING)}
+    its = _DETOXING if key == "detoxing" else _TRAINING
+    known = {name: value for name, value in given.items() if name in its}
     if "temperature" in known:
         check_positive(**{f"{key}.temperature": known.pop("temperature")})  # type: ignore[arg-type]
     check = check_search if key == "detoxing" else check_training

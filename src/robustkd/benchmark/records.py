@@ -58,13 +58,15 @@ def run_each(cells: Iterable[Cell], out: Path, cache: Path) -> Iterator[Told]:
 
 
 def fail_group(cells: Iterable[Cell], out: Path, error: str) -> list[Told]:
-    """Write down that the process of a group is gone: all its cells that have no result failed."""
-    return [
-        _write(cell, {"error": error, "cell": cell.configuration()}, out)
-        if (content := finished(cell, out)) is None
-        else Told(_line(cell, content), well=True)
-        for cell in cells
-    ]
+    """Write down that the process of a group is gone: its cells without a file have failed."""
+    told = []
+    for cell in cells:
+        content = _read(cell, out)
+        if content is None:
+            told.append(_write(cell, {"error": error, "cell": cell.configuration()}, out))
+        else:
+            told.append(Told(_line(cell, content), "run" in content))
+    return told
 
 
 def _write(cell: Cell, content: dict[str, Any], out: Path) -> Told:
