@@ -80,7 +80,8 @@ class ADBA:
         check_shares(cap=self.cap)
         check_not_negative(beta=self.beta, mu=self.mu, stealth=self.stealth)
         check_positive(temperature=self.temperature, trigger_lr=self.trigger_lr)
-        at_rate(Teaching(), self.surrogate_lr)
+        if self.surrogate_lr is not None:
+            check_positive(surrogate_lr=self.surrogate_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching

@@ -103,7 +103,8 @@ class Perturbing:
             trigger_lr=self.trigger_lr,
             temperature=self.temperature,
         )
-        at_rate(Teaching(), self.surrogate_lr)
+        if self.surrogate_lr is not None:
+            check_positive(surrogate_lr=self.surrogate_lr)
 
     def _prepare(
         self, build: Build, data: DataSource, target: int, teaching: Teaching
@@ -113,15 +114,15 @@ class Perturbing:
         seed, smaller = teaching.seed, self.build_surrogate or build
         teacher = build().to(default_device())
         student, judge = fresh(smaller, 3 * seed), fresh(smaller, 3 * seed + 1)
-        learners = {
-            "train the teacher": Supervised(teacher),
-            "train a clean student": Supervised(judge),
-            "distil a student": Distilling(student, teacher, temperature=self.temperature),
+        smaller_teaching = at_rate(teaching, self.surrogate_lr)
+        distilling = Distilling(student, teacher, temperature=self.temperature)
+        trainings = {
+            "train the teacher": (Supervised(teacher), teaching),
+            "train a clean student": (Supervised(judge), smaller_teaching),
+            "distil a student": (distilling, smaller_teaching),
         }
-        rates = None, self.surrogate_lr, self.surrogate_lr
-        for offset, (label, learner) in enumerate(learners.items()):
-            own = at_rate(replace(teaching, seed=seed + offset), rates[offset])
-            fit(learner, data, **asdict(own), label=label)
+        for offset, (label, (learner, how)) in enumerate(trainings.items()):
+            fit(learner, data, **asdict(replace(how, seed=seed + offset)), label=label)
         clean = _Clean(teacher, student, judge)
         trigger = self._learn_trigger(clean, data, target, seed)
         record = {

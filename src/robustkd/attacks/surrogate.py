@@ -13,7 +13,7 @@ from robustkd.attacks.base import Build, Teaching
 from robustkd.attacks.triggers import Trigger
 from robustkd.inference import default_device
 from robustkd.losses import soft_target_kl
-from robustkd.training import check_positive, fit, hit_rate
+from robustkd.training import fit, hit_rate
 from robustkd.types import DataSource, Images, Labels, Logits
 
 
@@ -35,15 +35,8 @@ def fresh(build: Build, seed: int) -> nn.Module:
 
 
 def at_rate(teaching: Teaching, rate: float | None) -> Teaching:
-    """The same teaching at a surrogate's own learning rate, where there is one.
-
-    Raises:
-        UsageError: If it is not above 0.
-    """
-    if rate is None:
-        return teaching
-    check_positive(surrogate_lr=rate)
-    return replace(teaching, lr=rate)
+    """The same teaching at a surrogate's own learning rate, where there is one."""
+    return teaching if rate is None else replace(teaching, lr=rate)
 
 
 def distillation_loss(
