@@ -28,8 +28,8 @@ from robustkd.harden import UniversalPerturbations, withstand
 from robustkd.inference import accuracy_on, device_of, predict
 from robustkd.metrics import attack_success
 from robustkd.pipeline import make_student
+from robustkd.precision import Precision, mixed
 from robustkd.presets import Preset
-from robustkd.training import Precision, mixed
 
 DETOX = {"cap": 1.0, "ratio": "position", "accuracy_budget": 0.01}
 LIGHT = {**DETOX, "accuracy_budget": 0.005}

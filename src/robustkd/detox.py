@@ -40,11 +40,12 @@ import torch
 from torch import Tensor, nn
 
 from robustkd import taps
+from robustkd.checks import check_not_negative, check_positive
 from robustkd.errors import TrainingError, UsageError
 from robustkd.inference import accuracy_on, device_of, features_on
 from robustkd.masking import DetoxifiedTeacher, FeatureMask
+from robustkd.precision import Precision, mixed
 from robustkd.progress import track
-from robustkd.training import Precision, check_not_negative, check_positive, mixed
 from robustkd.types import UNLABELLED, Batch, DataSource, Labels
 from robustkd.variance import ALIVE, Ratio, variance_ratio
 

@@ -17,7 +17,8 @@ from robustkd.harden import UniversalPerturbations, withstand
 from robustkd.inference import accuracy_on, device_of
 from robustkd.keeping import Keeper
 from robustkd.objective import NEEDS_FEATURES, Objective, Outputs, check_weights, pair_of
-from robustkd.training import Precision, Schedule, fit, hit_rate
+from robustkd.precision import Precision
+from robustkd.training import Schedule, fit, hit_rate
 from robustkd.types import UNLABELLED, DataSource, Images, Labels, Logits
 
 

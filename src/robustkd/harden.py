@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustkd.checks import check_positive
 from robustkd.errors import UsageError
-from robustkd.training import check_positive
 from robustkd.types import UNLABELLED, Images, Labels, Logits, PerSample
 
 _STEP = 0.1

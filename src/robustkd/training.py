@@ -10,7 +10,6 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -18,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from robustkd.checks import check_not_negative, check_positive
 from robustkd.errors import InputError, TrainingError, UsageError
 from robustkd.keeping import Keeper, State
+from robustkd.precision import Precision, new_accelerator
 from robustkd.progress import Update, track
 from robustkd.types import Batch, DataSource, Labels, Logits
 from robustkd.writing import write_text
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Schedule: TypeAlias = Literal["cosine", "step"]
-Precision: TypeAlias = Literal["no", "bf16", "fp16"]
 Learner: TypeAlias = nn.Module
 """Called with images and labels; gives scalars by name, among them ``loss`` and ``acc``."""
 _CHECK_EVERY = 20
@@ -67,29 +67,6 @@ def schedule_factor(schedule: Schedule, done: float) -> float:
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 1.0 if done < 1 / 2 else 0.1 if done < 3 / 4 else 0.01
-
-
-def check_positive(**values: float | int) -> None:
-    """Refuse arguments that must be finite and above zero.
-
-    Raises:
-        UsageError: Naming the first that is not.
-    """
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            expected = "a finite number" if value == math.inf else "more than 0"
-            raise UsageError(f"{name} is {value}; expected {expected}")
-
-
-def check_not_negative(**values: float | int) -> None:
-    """Refuse arguments that must be finite and at least zero.
-
-    Raises:
-        UsageError: Naming the first that is not.
-    """
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise UsageError(f"{name} is {value}; expected at least 0")
 
 
 def check_training(
@@ -173,7 +150,7 @@ def fit(
         weight_decay=weight_decay,
         schedule=schedule,
     )
-    accelerator = _accelerator(precision)
+    accelerator = new_accelerator(precision)
     optimiser = torch.optim.SGD(
         _groups(learner, lr, rates),
         momentum=momentum,
@@ -388,27 +365,6 @@ def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dic
             rate = rates.get(name.partition(".")[0], lr)
             groups.setdefault(rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
-
-
-@contextmanager
-def mixed(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Mixed precision for whatever runs inside, weights that change in the block among it."""
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    # Without autocast's cache, which would keep the weights of the first step until the end.
-    with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):
-        yield
-
-
-def _accelerator(precision: Precision) -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    try:
-        return Accelerator(mixed_precision=precision)
-    except ValueError:
-        # The process keeps the precision of its first Accelerator and refuses any other.
-        AcceleratorState._reset_state()
-        return Accelerator(mixed_precision=precision)
 
 
 def _get_random(device: torch.device) -> dict[str, Tensor]:

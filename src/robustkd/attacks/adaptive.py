@@ -39,8 +39,8 @@ from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sa
 from robustkd.attacks.steps import implant, success, train_teacher
 from robustkd.attacks.surrogate import distilling, trigger_loss
 from robustkd.attacks.triggers import MaskedPattern
+from robustkd.checks import check_not_negative, check_positive
 from robustkd.inference import device_of
-from robustkd.training import check_not_negative, check_positive
 from robustkd.types import DataSource
 
 Knows: TypeAlias = Literal["detox", "harden", "both"]

@@ -47,8 +47,9 @@ from robustkd.attacks.surrogate import (
     trigger_loss,
 )
 from robustkd.attacks.triggers import MaskedPattern
+from robustkd.checks import check_not_negative, check_positive
 from robustkd.inference import default_device, device_of
-from robustkd.training import Supervised, check_not_negative, check_positive, fit, hit_rate
+from robustkd.training import Supervised, fit, hit_rate
 from robustkd.types import DataSource, Images, Labels
 
 

@@ -34,9 +34,10 @@ from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sa
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.steps import implant, success, train_teacher
 from robustkd.attacks.surrogate import toward
+from robustkd.checks import check_positive
 from robustkd.inference import device_of
 from robustkd.taps import frozen_modes
-from robustkd.training import Supervised, check_positive
+from robustkd.training import Supervised
 from robustkd.types import DataSource, Images, Labels, Logits
 
 _MARGIN = 1.0

@@ -27,9 +27,10 @@ from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sa
 from robustkd.attacks.poison import Poisoned
 from robustkd.attacks.steps import implant, train_teacher
 from robustkd.attacks.triggers import MaskedPattern
+from robustkd.checks import check_positive
 from robustkd.errors import UsageError
 from robustkd.inference import device_of, layouts_of
-from robustkd.training import Supervised, check_positive
+from robustkd.training import Supervised
 from robustkd.types import DataSource
 
 Strongest: TypeAlias = Literal["all", "target"]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustkd.training import check_positive
+from robustkd.checks import check_positive
 
 
 class Hypergradient(NamedTuple):

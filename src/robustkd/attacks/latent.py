@@ -37,9 +37,10 @@ from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_show
 from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
 from robustkd.attacks.steps import implant, success, train_teacher, with_victims
 from robustkd.attacks.triggers import MaskedPattern, Trigger
+from robustkd.checks import check_not_negative, check_positive
 from robustkd.errors import UsageError
 from robustkd.inference import device_of
-from robustkd.training import check_not_negative, check_positive, hit_rate
+from robustkd.training import hit_rate
 from robustkd.types import DataSource, Features, Labels
 
 SHAPES = ("whole", "square")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustkd import taps
+from robustkd.checks import check_positive
 from robustkd.errors import UsageError
 from robustkd.progress import track
-from robustkd.training import check_positive
 from robustkd.types import Batch, DataSource, Images
 
 _BATCH = 128

@@ -50,9 +50,10 @@ from robustkd.attacks.surrogate import (
     fresh,
     trigger_loss,
 )
+from robustkd.checks import check_not_negative, check_positive
 from robustkd.errors import UsageError
 from robustkd.inference import default_device, device_of
-from robustkd.training import Supervised, check_not_negative, check_positive, fit
+from robustkd.training import Supervised, fit
 from robustkd.types import DataSource
 
 

@@ -31,8 +31,8 @@ from robustkd.data import InMemory
 from robustkd.errors import RobustKDError
 from robustkd.inference import default_device
 from robustkd.pipeline import make_student
+from robustkd.precision import Precision, mixed
 from robustkd.presets import preset
-from robustkd.training import Precision, mixed
 from robustkd.types import Split
 
 TEACHER = "teacher"

@@ -24,10 +24,12 @@ from robustkd.attacks import ATTACKS
 from robustkd.benchmark.adaptive import expected_method
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.teachers import Rehearsal, at_own_rates, check_settings
+from robustkd.checks import check_positive
 from robustkd.detox import check_search
 from robustkd.errors import UsageError
+from robustkd.precision import Precision
 from robustkd.presets import PRESETS, preset
-from robustkd.training import Precision, check_positive, check_training
+from robustkd.training import check_training
 from robustkd.types import Split
 from robustkd.yaml_files import read_yaml
 
