@@ -66,34 +66,25 @@ CANDIDATES = {
             (1.0, f"all{copies}"),
         )
     },
+    "ball 0.2, patch 0.05, all, labels alone, light": Candidate(
+        None, {"epsilon": 0.2, "mass": 0.05, "share": 1.0, "distilled": False}, {"ofd": 0.3}
+    ),
     **{
-        f"ball 0.2, patch 0.05, all, labels alone, {words}": Candidate(
-            None, {"epsilon": 0.2, "mass": 0.05, "share": 1.0, "distilled": False}, losses
-        )
-        for words, losses in (("light", {"ofd": 0.3}), ("mixed", {"kd": 1.0, "ofd": 0.3}))
-    },
-    **{
-        f"ball 0.2, patch 0.05, all, labels alone, {words}fading": Candidate(
-            None,
-            {"epsilon": 0.2, "mass": 0.05, "share": 1.0, "distilled": False, "fade": 0.5},
-            losses,
-        )
-        for words, losses in (("", None), ("mixed, ", {"kd": 1.0, "ofd": 0.3}))
-    },
-    **{
-        f"ball 0.2, patch 0.05, all, not led astray alone, {words}fading": Candidate(
+        f"ball 0.2, patch 0.05, all, {aim}{words}{end}": Candidate(
             None,
             {
                 "epsilon": 0.2,
                 "mass": 0.05,
                 "share": 1.0,
                 "distilled": False,
-                "recovered": False,
-                "fade": 0.5,
+                "recovered": recovered,
+                "fade": fade,
             },
             losses,
         )
-        for words, losses in (("", None), ("mixed, ", {"kd": 1.0, "ofd": 0.3}))
+        for recovered, aim in ((True, "labels alone"), (False, "not led astray alone"))
+        for words, losses in (("", None), (", mixed", {"kd": 1.0, "ofd": 0.3}))
+        for fade, end in ((0.0, ""), (0.5, ", fading"))
     },
     "detox, ball 0.1, patch 0.05, half": Candidate(
         DETOX, {"epsilon": 0.1, "mass": 0.05, "share": 0.5, "distilled": True}
@@ -117,13 +108,16 @@ def main() -> None:
     """Measure the candidates that are not measured yet; write a JSON file and a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--student", default="wrn-10-1")
     parser.add_argument("--losses", choices=("ofd", "kd"), default="ofd")
     parser.add_argument("--only", nargs="*", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/choice"))
+    # A folder is for one teacher, student, length and rate: only candidates and seeds stand in it.
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     source = data.load("fashion-mnist", train=given.train, validation=5_000)
@@ -134,7 +128,10 @@ def main() -> None:
         rows = json.loads(file.read_text()) if file.exists() else []
         if (name, given.seed) not in {(row["candidate"], row["seed"]) for row in rows}:
             teacher = models.load(given.teacher)
-            rows.append(measure(name, given.losses, teacher, source, given.epochs, given.seed))
+            training = {"epochs": given.epochs, "lr": given.lr, "batch_size": 64}
+            rows.append(
+                measure(name, given.losses, teacher, given.student, source, training, given.seed)
+            )
             rows.sort(key=lambda row: (list(CANDIDATES).index(row["candidate"]), row["seed"]))
             runs.write_text(file, json.dumps(rows, indent=1) + "\n")
             runs.write_text(file.with_suffix(".md"), table(rows))
@@ -159,13 +156,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def measure(
-    name: str, losses: str, teacher: nn.Module, source: InMemory, epochs: int, seed: int
+    name: str,
+    losses: str,
+    teacher: nn.Module,
+    student: str,
+    source: InMemory,
+    training: Mapping[str, Any],
+    seed: int,
 ) -> dict[str, str | int | float]:
     """Distil by one candidate and count what its perturbations can do."""
     how = CANDIDATES[name]
     made = make_student(
         teacher,
-        models.builder(source)("wrn-10-1", seed + 1),
+        models.builder(source)(student, seed + 1),
         source,
         Preset(
             name,
@@ -173,16 +176,16 @@ def measure(
             detox=how.detox,
             hardening=how.hardening,
         ),
-        training={"epochs": epochs, "batch_size": 64, "precision": _PRECISION},
+        training={**training, "precision": _PRECISION},
         detoxing={"steps": 40},
         seed=seed,
     )
-    student = made.student.requires_grad_(False)
+    network = made.student.requires_grad_(False)
     return {
         "candidate": name,
         "seed": seed,
-        "validation ACC": accuracy_on(student, source, "validation").value,
-        **{name: led_share(student, source, **bounds) for name, bounds in ATTACKS.items()},
+        "validation ACC": accuracy_on(network, source, "validation").value,
+        **{name: led_share(network, source, **bounds) for name, bounds in ATTACKS.items()},
     }
 
 
