@@ -274,6 +274,31 @@ def test_the_weights_of_the_best_epoch_stay(teacher, monkeypatch, tmp_path):
     assert kept([0.5, 0.5], 2) == kept([0.1, 0.9], 2)
 
 
+@pytest.mark.parametrize(
+    ("hits", "hardened", "kept"),
+    [
+        ([30, 40, 39], True, 2),  # one of 40 images, though no error is nothing to go by
+        ([30, 40, 38], True, 1),
+        ([20, 30, 28], True, 2),  # one standard error of 30 in 40 is 2.7 images
+        ([20, 30, 27], True, 1),
+        ([20, 30, 29], False, 1),
+    ],
+)
+def test_a_hardened_student_stays_to_the_end_unless_it_gets_worse(
+    hits, hardened, kept, teacher, monkeypatch
+):
+    seen, left = [], iter(hits)
+
+    def count(student: nn.Module, *_: object) -> Proportion:
+        seen.append(student.state_dict()["network.head.weight"].clone())
+        return Proportion(next(left), 40)
+
+    monkeypatch.setattr(distillation, "accuracy_on", count)
+    how = {"hardening": perturbations()} if hardened else {}
+    found = short(teacher, epochs=3, **how)
+    assert torch.equal(found.student.state_dict()["network.head.weight"], seen[kept])
+
+
 def test_selection_looks_at_validation_images(teacher):
     found = short(teacher, epochs=3)
     figures = [record["validation"] for record in found.epochs]

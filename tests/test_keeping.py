@@ -119,6 +119,16 @@ def test_a_training_with_a_rate_for_a_part_goes_on_as_well(tmp_path):
     assert same(weights, trained(Stopping(tmp_path / "state", None), **how)[0])
 
 
+@pytest.mark.parametrize("stop", [STEPS, STEPS + EPOCHS - 1])
+def test_a_training_that_forgives_goes_on_as_well(stop, tmp_path):
+    how = {"forgiven": lambda best: best / 5}
+    weights, _ = trained(None, **how)
+    assert not same(weights, trained(None)[0])
+    with pytest.raises(KeyboardInterrupt):
+        trained(Stopping(tmp_path / "state", stop), **how)
+    assert same(weights, trained(Stopping(tmp_path / "state", None), **how)[0])
+
+
 def test_a_state_of_other_networks_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trained(Stopping(tmp_path / "state", 0))

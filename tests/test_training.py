@@ -173,6 +173,31 @@ def test_the_weights_of_the_best_epoch_stay_and_the_later_of_equals():
     assert len({tuple(each.tolist()) for each in seen}) == 4
 
 
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([0.5, 0.75, 0.625, 0.5], 2),
+        ([0.75, 0.625, 0.5, 0.25], 1),  # measured from the best, not from what was kept
+        ([0.75, 0.5, 1.0, 0.625], 2),
+        ([0.5, 0.25, 0.5, 0.375], 3),
+    ],
+)
+def test_a_later_epoch_may_be_forgiven_a_little(scores, kept):
+    made, seen, asked, left = learner(), [], [], iter(scores)
+
+    def validate() -> float:
+        seen.append(weights(made))
+        return next(left)
+
+    def forgiven(best: float) -> float:
+        asked.append(best)
+        return 0.125
+
+    fit(made, DATA, epochs=4, batch_size=16, validate=validate, forgiven=forgiven)
+    assert torch.equal(weights(made), seen[kept])
+    assert asked == [max(scores[:count]) for count in (1, 2, 3, 4)]
+
+
 def test_without_validation_the_last_weights_stay():
     made, last = learner(), []
     fit(made, DATA, epochs=2, after_backward=lambda: last.append(weights(made)))

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -152,7 +153,10 @@ def distill(
 
     Args:
         student: What is trained, in place; it starts from the weights that it has.
-        data: Clean images. ``train`` is learnt, ``validation`` picks the epoch that is kept.
+        data: Clean images. ``train`` is learnt, ``validation`` picks the epoch that is kept: the
+            most accurate one, or, with hardening, the last one that is less accurate by no more
+            than one standard error (the rule of Breiman et al. 1984, Classification and Regression
+            Trees). What a student withstands grows to the end, and validation does not see it.
         teacher: Frozen and in eval mode throughout; None trains without one.
         losses: Distillation losses by name (see ``robustkd.objective.TERMS``) with weights; the
             cross-entropy of the labels has weight 1. ``{"ofd": 1.0}`` when None.
@@ -215,11 +219,18 @@ def distill(
         label=label,
         after_backward=hardening.advance if hardening is not None else None,
         validate=lambda: accuracy_on(student, data, "validation").value,
+        forgiven=None if hardening is None else partial(_error, n=data.size("validation")),
         log=log,
         beside=hardening,
         keeper=keeper,
     )
     return Distilled(student.eval(), records, time.perf_counter() - started)
+
+
+def _error(accuracy: float, *, n: int) -> float:
+    """One standard error of an accuracy over so many images, or one image where that is more."""
+    # A little more than one image, lest rounding decides.
+    return max(math.sqrt(accuracy * (1 - accuracy) / n), 1.001 / n)
 
 
 def _paired_taps(

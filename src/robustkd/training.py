@@ -105,6 +105,7 @@ def fit(
     rates: Mapping[str, float] = MappingProxyType({}),
     after_backward: Callable[[], None] | None = None,
     validate: Callable[[], float] | None = None,
+    forgiven: Callable[[float], float] | None = None,
     log: Path | None = None,
     beside: nn.Module | None = None,
     keeper: Keeper | None = None,
@@ -127,6 +128,8 @@ def fit(
         after_backward: Called between the backward pass and the optimiser's step.
         validate: Called after each epoch, gives a figure to maximise; the weights of the best
             epoch (the later one of equals) are those that stay.
+        forgiven: How much less than the best figure the last of the epochs may have to stay in its
+            place, given the best; nothing when None.
         log: File that gets one JSON line an epoch.
         beside: What learns with the learner and is no part of it, so that the best epoch's
             weights leave it alone.
@@ -178,7 +181,7 @@ def fit(
                     loop.advance(batch, factor, after_backward, update)
                     if keeper is not None and keeper.wanted():
                         keep()
-                loop.end_epoch(validate)
+                loop.end_epoch(validate, forgiven)
                 if log is not None and accelerator.is_main_process:
                     write_records(log, loop.records)
                 keep()
@@ -249,13 +252,18 @@ class _Loop:
         self.seen += len(batch.labels)
         update(**(self._means() if self.taken % _CHECK_EVERY == 0 else {}))
 
-    def end_epoch(self, validate: Callable[[], float] | None) -> None:
-        """Write the epoch's record, and keep the weights if they are the best so far."""
+    def end_epoch(
+        self,
+        validate: Callable[[], float] | None,
+        forgiven: Callable[[float], float] | None,
+    ) -> None:
+        """Write the epoch's record, and keep the weights if they are good enough to stay."""
         record = {"epoch": self.epoch + 1.0, **self._means()}
         if validate is not None:
-            record["validation"] = validate()
-            if self.best is None or record["validation"] >= self.best[0]:
-                self.best = record["validation"], copy.deepcopy(self.learner.state_dict())
+            figure = record["validation"] = validate()
+            best = figure if self.best is None else max(figure, self.best[0])
+            if figure >= best - (0.0 if forgiven is None else forgiven(best)):
+                self.best = best, copy.deepcopy(self.learner.state_dict())
         self.records.append(record)
         self.epoch += 1
         self.taken = self.seen = 0
@@ -263,7 +271,7 @@ class _Loop:
         self.began = self.order.get_state(), self.crops.get_state()
 
     def select(self) -> None:
-        """Give the learner the weights of its best epoch, where that was measured."""
+        """Give the learner the weights that were kept, where epochs were measured."""
         if self.best is not None:
             self.learner.load_state_dict(self.best[1])
 
