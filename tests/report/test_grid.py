@@ -82,7 +82,7 @@ def test_the_summary_in_percent():
     ]
 
 
-def test_pairs_are_summed_up_apart():
+def test_pairs_are_summed_up_apart_and_then_together():
     shares = {"ofd": (0.9, 0.8), "default": (0.88, 0.02)}
     found = aggregate(
         Run(**make_run(pair=pair, method=method, acc=acc - k / 10 * (method == "default"), asr=asr))
@@ -94,7 +94,36 @@ def test_pairs_are_summed_up_apart():
     assert lines == [
         "| a to b | RobustKD (default) | 1 | 80.0 | 2.0 | 2.0 | 2.0 | 88.0 |",
         "| c to d | RobustKD (default) | 1 | 80.0 | 2.0 | 2.0 | 12.0 | 83.0 |",
+        "| all | RobustKD (default) | 2 | 80.0 | 2.0 | 2.0 | 7.0 | 85.5 |",
     ]
+
+
+def test_attacks_of_all_pairs_weigh_the_same_and_data_sets_stay_apart():
+    costs = {("x", "a to b", "ckd"): 1, ("x", "a to b", "adba"): 2, ("x", "c to d", "ckd"): 6}
+    costs |= {("y", "a to b", "ckd"): 9, ("x", "c to d", "badnets"): 50}
+    found = summaries(
+        aggregate(
+            Run(
+                **make_run(
+                    data=data,
+                    pair=pair,
+                    attack=attack,
+                    method=method,
+                    acc=0.9 - points / 100 * (method == "default"),
+                    asr=0.01 if method == "default" or attack == "badnets" else 0.8,
+                )
+            )
+            for (data, pair, attack), points in costs.items()
+            for method in ("ofd", "default")
+        )
+    )
+    lost = {(one.data, one.pair): (one.settings, round(100 * one.lost, 6)) for one in found}
+    assert lost == {
+        ("x", "a to b"): (2, 1.5),
+        ("x", "c to d"): (1, 6),
+        ("x", "all"): (3, 3),
+        ("y", "a to b"): (1, 9),
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -41,11 +42,11 @@ _EXCESS = 0.20
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A method over all attacks on a pair that the ordinary student inherits.
+    """A method over all attacks on a pair, or on all pairs, that the ordinary student inherits.
 
     Attributes:
         data: Name of the data set.
-        pair: Teacher's and student's architecture.
+        pair: Teacher's and student's architecture; ``all`` for those of all pairs.
         method: The method.
         settings: How many such attacks there are.
         asr: Mean of their mean ASR.
@@ -92,16 +93,26 @@ def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
 def summaries(rows: Sequence[Row]) -> list[Summary]:
     """One summary for each pair and defended method with any attack that counts.
 
-    Pairs are kept apart: what a method costs one student says little of what it costs another.
+    Pairs are kept apart: what a method costs one student says little of what it costs another. For
+    methods with several of them, all of a data set's attacks follow together, each counted once a
+    pair.
     """
-    pairs: dict[tuple[str, str], list[list[Row]]] = {}
+    apart: dict[tuple[str, str], list[list[Row]]] = {}
+    together: dict[tuple[str, str], list[list[Row]]] = {}
     for cell, members in by_cell(rows).items():
-        pairs.setdefault((cell.data, cell.pair), []).append(members)
-    found = [
-        _summary(pair, method, ordinary, settings)
-        for pair, settings in pairs.items()
+        apart.setdefault((cell.data, cell.pair), []).append(members)
+        together.setdefault((cell.data, "all"), []).append(members)
+    found = _of_methods(apart)
+    pairs = Counter((summary.data, summary.method) for summary in found)
+    return found + [one for one in _of_methods(together) if pairs[one.data, one.method] > 1]
+
+
+def _of_methods(settings: Mapping[tuple[str, str], list[list[Row]]]) -> list[Summary]:
+    found = (
+        _summary(pair, method, ordinary, members)
+        for pair, members in settings.items()
         for method, ordinary in ORDINARY.items()
-    ]
+    )
     return [summary for summary in found if summary is not None]
 
 
