@@ -23,7 +23,7 @@ from robustkd.benchmark.store import Store
 from robustkd.errors import TrainingError, UsageError
 
 SMOKE = Path(__file__).parents[2] / "benchmarks" / "smoke.yaml"
-TABLES = ("attacks.md", "summary.md", "table.csv", "acc-asr.svg")
+TABLES = ("headline.md", "attacks.md", "summary.md", "table.csv", "acc-asr.svg")
 RUN = {"acc": 0.9, "asr": 0.1, "seconds": 1.0}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -11,7 +11,7 @@ import pytest
 from robustkd.errors import InputError, UsageError
 from robustkd.report import aggregate, markdown_table, read
 from robustkd.report.docs import fill_tables
-from robustkd.report.grid import ablation_table, attack_table, summary_table
+from robustkd.report.grid import ablation_table, attack_table, headline_table, summary_table
 
 ROOT = Path(__file__).parents[2]
 RUN = {
@@ -46,7 +46,12 @@ def test_a_table_is_replaced_and_the_rest_is_kept(page):
 
 @pytest.mark.parametrize(
     ("kind", "table"),
-    [("attacks", attack_table), ("summary", summary_table), ("ablation", ablation_table)],
+    [
+        ("headline", headline_table),
+        ("attacks", attack_table),
+        ("summary", summary_table),
+        ("ablation", ablation_table),
+    ],
 )
 def test_other_tables_of_a_folder_go_by_their_names(kind, table, page):
     page.write_text(f"<!-- table: some {kind} -->\nold\n<!-- end -->\n")
@@ -57,7 +62,9 @@ def test_other_tables_of_a_folder_go_by_their_names(kind, table, page):
 
 def test_an_unknown_table_is_refused(page):
     page.write_text("<!-- table: some attack -->\n<!-- end -->\n")
-    with pytest.raises(UsageError, match="table 'attack'; expected one of methods, attacks, summ"):
+    with pytest.raises(
+        UsageError, match="table 'attack'; expected one of methods, headline, attacks, s"
+    ):
         fill_tables(page, page.parent)
 
 

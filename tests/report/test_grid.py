@@ -13,9 +13,11 @@ from robustkd.report.grid import (
     ablation_table,
     attack_table,
     csv_table,
+    headline_table,
     summary_table,
     verdict,
 )
+from robustkd.report.tables import UNKNOWN
 
 from .conftest import make_run
 
@@ -154,6 +156,22 @@ def test_an_attack_is_a_line_of_acc_and_asr():
     )
 
 
+def test_the_headline_has_the_attacks_that_count_and_the_student_that_obeys_most():
+    shares = {"ofd": 0.31, "kd": 0.5, "default": 0.02}
+    late = [make_run(attack="sig", method=name, asr=asr, acc=0.9) for name, asr in shares.items()]
+    found = rows() + aggregate(Run(**run) for run in late)
+    assert headline_table(found).replace(UNKNOWN, "?") == (
+        "| Attack | student, no teacher | ordinary student that obeys most | RobustKD (paper) | "
+        "RobustKD (default) | RobustKD (default KD) | n |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        "| ckd | 90.0 / 10.0 ± 0.0 | 90.0 / 80.0 ± 0.0 (ofd) | ? | 89.0 / 4.0 ± 2.8 | "
+        "88.5 / 3.0 ± 0.0 | 2 |\n"
+        "| adba | 90.0 / 65.0 ± 0.0 | 90.0 / 80.0 ± 0.0 (ofd) | ? | 89.0 / 4.0 ± 0.0 | "
+        "88.5 / 1.0 ± 0.0 | 2 |\n"
+        "| sig | ? | 90.0 / 50.0 (kd) | ? | 90.0 / 2.0 | ? | 1 |\n"
+    )
+
+
 def test_the_ablation_has_the_attacks_that_are_inherited_and_whole():
     asr = {
         "ckd": {"ofd": 0.8, "paper": 0.4, "mix": 0.7, "default": 0.02, "both": 0.01},
@@ -204,6 +222,7 @@ def test_all_files_are_the_same_every_time_and_the_figure_is_an_svg():
     files = grid_files(rows())
     assert files == grid_files(rows())
     assert set(files) == {
+        "headline.md",
         "attacks.md",
         "summary.md",
         "ablation.md",

@@ -3,8 +3,8 @@
 A table stands between ``<!-- table: PLACE -->`` and ``<!-- end -->``. The place is a folder with a
 ``results.json``, a JSON file with a list of rows that all have the same keys, or a Markdown file
 that a benchmark wrote, which is taken as it is. Behind a folder
-may stand which of its tables is meant: ``methods`` (if nothing does), ``attacks``, ``summary`` or
-``ablation``; behind a file ``pairs``, for the tables of architectures.
+may stand which of its tables is meant: ``methods`` (if nothing does), ``headline``, ``attacks``,
+``summary`` or ``ablation``; behind a file ``pairs``, for the tables of architectures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from robustkd.errors import InputError, RobustKDError, UsageError
-from robustkd.report.grid import ablation_table, attack_table, summary_table
+from robustkd.report.grid import ablation_table, attack_table, headline_table, summary_table
 from robustkd.report.pairs import pairs_tables
 from robustkd.report.results import read
 from robustkd.report.rows import aggregate
@@ -24,6 +24,7 @@ from robustkd.report.tables import markdown_table
 _TABLE = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 _KINDS = {
     "methods": markdown_table,
+    "headline": headline_table,
     "attacks": attack_table,
     "summary": summary_table,
     "ablation": ablation_table,

@@ -73,6 +73,7 @@ def grid_files(rows: Sequence[Row]) -> dict[str, str]:
     from robustkd.report.figures import scatter  # matplotlib is slow to import
 
     return {
+        "headline.md": headline_table(rows),
         "attacks.md": attack_table(rows),
         "summary.md": summary_table(rows),
         "ablation.md": ablation_table(rows),
@@ -195,19 +196,39 @@ def attack_table(rows: Sequence[Row]) -> str:
     sends to the target: no ASR below it means anything.
     """
     cells = by_cell(rows)
-    several = [i for i in range(2) if len({cell[i] for cell in cells}) > 1]
     methods = sorted({row.method for row in rows}, key=place)
-    head = [("Data", "Pair")[i] for i in several]
-    head += ["Attack", "Base", *(METHODS.get(method, method) for method in methods)]
-    head += ["n", "Verdict"]
+    head, names = _settings(cells)
+    head += ["Base", *(METHODS.get(method, method) for method in methods), "n", "Verdict"]
     lines = []
     for cell, members in cells.items():
         shown = [_figures(_find(members, method)) for method in methods]
-        names = [cell[i] for i in several]
-        lines.append(
-            [*names, cell.attack, _base(members), *shown, _counts(members), verdict(members)]
-        )
+        lines.append([*names[cell], _base(members), *shown, _counts(members), verdict(members)])
     return _markdown(head, lines, numbers=0)
+
+
+def headline_table(rows: Sequence[Row]) -> str:
+    """Markdown: ACC / ASR under the attacks that an ordinary student inherits, in few columns.
+
+    Of the ordinary students it shows the one that obeys most, and which one that is.
+    """
+    cells = by_cell(rows)
+    head, names = _settings(cells)
+    methods = ("paper", "default", "default-kd")
+    head += ["student, no teacher", "ordinary student that obeys most"]
+    lines = []
+    for cell, members in cells.items():
+        if not inherited(members, ORDINARY["default"]):
+            continue
+        obeying = max(
+            (row for row in members if row.method in ORDINARY["default"] and row.asr),
+            key=lambda row: row.asr.mean if row.asr else 0,
+        )
+        beside = [_find(members, method) for method in ("no-teacher", *methods)]
+        clean, *robust = map(_figures, beside)
+        most = f"{_figures(obeying)} ({obeying.method})"
+        counted = [obeying, *(row for row in beside if row is not None)]
+        lines.append([*names[cell], clean, most, *robust, _counts(counted)])
+    return _markdown([*head, *(METHODS[name] for name in methods), "n"], lines, numbers=0)
 
 
 def ablation_table(rows: Sequence[Row]) -> str:
@@ -217,14 +238,13 @@ def ablation_table(rows: Sequence[Row]) -> str:
     measured on, and their means last.
     """
     cells = by_cell(rows)
-    several = [i for i in range(2) if len({cell[i] for cell in cells}) > 1]
-    head = [("Data", "Pair")[i] for i in several]
+    head, names = _settings(cells)
     whole: list[tuple[list[str], list[Row]]] = []
     for cell, members in cells.items():
         shown = [row for method in PARTS.values() if (row := _find(members, method)) is not None]
         if len(shown) == len(PARTS) and inherited(members, ORDINARY["both"]):
-            whole.append(([cell[i] for i in several] + [cell.attack], shown))
-    lines = [[*names, *map(_figures, shown), _counts(shown)] for names, shown in whole]
+            whole.append((names[cell], shown))
+    lines = [[*name, *map(_figures, shown), _counts(shown)] for name, shown in whole]
     if whole:
         columns = list(zip(*(shown for _, shown in whole), strict=True))
         means = [
@@ -232,8 +252,16 @@ def ablation_table(rows: Sequence[Row]) -> str:
             f"{percent(fmean(row.asr.mean for row in column if row.asr))}"
             for column in columns
         ]
-        lines.append([*("" for _ in several), "mean", *means, ""])
-    return _markdown([*head, "Attack", *PARTS, "n"], lines, numbers=0)
+        lines.append([*("" for _ in head[1:]), "mean", *means, ""])
+    return _markdown([*head, *PARTS, "n"], lines, numbers=0)
+
+
+def _settings(cells: Iterable[Cell]) -> tuple[list[str], dict[Cell, list[str]]]:
+    """The columns that tell cells apart, and each cell's words for them; the attack is the last."""
+    cells = list(cells)
+    several = [i for i in range(2) if len({cell[i] for cell in cells}) > 1]
+    head = [*(("Data", "Pair")[i] for i in several), "Attack"]
+    return head, {cell: [*(cell[i] for i in several), cell.attack] for cell in cells}
 
 
 def verdict(members: Sequence[Row]) -> str:
