@@ -11,6 +11,7 @@ costs little validation accuracy is the default.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -112,28 +113,36 @@ def main() -> None:
     parser.add_argument("--losses", choices=("ofd", "kd"), default="ofd")
     parser.add_argument("--only", nargs="*", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, help="the student's own where none is given")
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/choice"))
-    # A folder is for one teacher, student, length and rate: only candidates and seeds stand in it.
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     source = data.load("fashion-mnist", train=given.train, validation=5_000)
     source = replace(source, augmentation=data.CropFlip())
+    training = {
+        "epochs": given.epochs,
+        "lr": given.lr or models.learning_rate(given.student),
+        "batch_size": 64,
+    }
+    teacher = hashlib.sha256(given.teacher.read_bytes()).hexdigest()
+    shared = {"teacher": teacher, "student": given.student, "train": given.train, **training}
     runs.make_folder(given.out)
     file = given.out / f"{given.losses}.json"
     for name in given.only:
-        rows = json.loads(file.read_text()) if file.exists() else []
+        kept = json.loads(file.read_text()) if file.exists() else {**shared, "rows": []}
+        rows = kept["rows"]
+        if kept != {**shared, "rows": rows}:
+            parser.error(f"{file} is of another teacher, student or training; name another --out")
         if (name, given.seed) not in {(row["candidate"], row["seed"]) for row in rows}:
-            teacher = models.load(given.teacher)
-            training = {"epochs": given.epochs, "lr": given.lr, "batch_size": 64}
+            network = models.load(given.teacher)
             rows.append(
-                measure(name, given.losses, teacher, given.student, source, training, given.seed)
+                measure(name, given.losses, network, given.student, source, training, given.seed)
             )
             rows.sort(key=lambda row: (list(CANDIDATES).index(row["candidate"]), row["seed"]))
-            runs.write_text(file, json.dumps(rows, indent=1) + "\n")
+            runs.write_json(file, kept)
             runs.write_text(file.with_suffix(".md"), table(rows))
 
 

@@ -277,11 +277,11 @@ def test_the_weights_of_the_best_epoch_stay(teacher, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("hits", "hardened", "kept"),
     [
-        ([30, 40, 39], True, 2),  # one of 40 images, though no error is nothing to go by
-        ([30, 40, 38], True, 1),
-        ([20, 30, 28], True, 2),  # one standard error of 30 in 40 is 2.7 images
-        ([20, 30, 27], True, 1),
-        ([20, 30, 29], False, 1),
+        ([30, 40, 37], True, 3),  # Wilson's interval of 40 in 40 begins at 36.5
+        ([30, 40, 36], True, 2),
+        ([20, 30, 24], True, 3),  # and that of 30 in 40 at 23.9
+        ([20, 30, 23], True, 2),
+        ([20, 30, 29], False, 2),
     ],
 )
 def test_a_hardened_student_stays_to_the_end_unless_it_gets_worse(
@@ -296,7 +296,8 @@ def test_a_hardened_student_stays_to_the_end_unless_it_gets_worse(
     monkeypatch.setattr(distillation, "accuracy_on", count)
     how = {"hardening": perturbations()} if hardened else {}
     found = short(teacher, epochs=3, **how)
-    assert torch.equal(found.student.state_dict()["network.head.weight"], seen[kept])
+    assert torch.equal(found.student.state_dict()["network.head.weight"], seen[kept - 1])
+    assert found.kept == kept
 
 
 def test_selection_looks_at_validation_images(teacher):

@@ -6,7 +6,7 @@ import copy
 import os
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -76,11 +76,14 @@ class Halves(nn.Module):
 
 
 def trained(
-    keeper: Stopping | None, make: Callable[[], nn.Module] = learner, **how: object
+    keeper: Stopping | None,
+    make: Callable[[], nn.Module] = learner,
+    scores: Sequence[float] = (0.5, 0.7, 0.6),  # the second epoch is the best
+    **how: object,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     made = make()
     done = 0 if keeper is None or (last := keeper.last()) is None else len(last.values["records"])
-    figures = iter([0.5, 0.7, 0.6][done:])  # the second epoch is the best
+    figures = iter(scores[done:])
     records = fit(
         made,
         DATA,
@@ -119,11 +122,13 @@ def test_a_training_with_a_rate_for_a_part_goes_on_as_well(tmp_path):
     assert same(weights, trained(Stopping(tmp_path / "state", None), **how)[0])
 
 
-@pytest.mark.parametrize("stop", [STEPS, STEPS + EPOCHS - 1])
-def test_a_training_that_forgives_goes_on_as_well(stop, tmp_path):
-    how = {"forgiven": lambda best: best / 5}
+@pytest.mark.parametrize("stop", range(STEPS + EPOCHS))
+@pytest.mark.parametrize(("scores", "kept"), [([0.5, 0.7, 0.6], 3), ([0.7, 0.6, 0.5], 2)])
+def test_a_training_with_enough_goes_on_as_well(scores, kept, stop, tmp_path):
+    """In the second case, what was kept when it stops is not the best, and is enough only once."""
+    how = {"scores": scores, "enough": lambda best: best - 0.125}
     weights, _ = trained(None, **how)
-    assert not same(weights, trained(None)[0])
+    assert same(weights, trained(None, scores=[float(epoch == kept) for epoch in (1, 2, 3)])[0])
     with pytest.raises(KeyboardInterrupt):
         trained(Stopping(tmp_path / "state", stop), **how)
     assert same(weights, trained(Stopping(tmp_path / "state", None), **how)[0])

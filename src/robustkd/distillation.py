@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +18,9 @@ from robustkd.inference import accuracy_on, device_of
 from robustkd.keeping import Keeper
 from robustkd.objective import NEEDS_FEATURES, Objective, Outputs, check_weights, pair_of
 from robustkd.precision import Precision
-from robustkd.training import Schedule, fit, hit_rate
+from robustkd.schedule import Schedule
+from robustkd.shares import wilson
+from robustkd.training import chosen_epoch, fit, hit_rate
 from robustkd.types import UNLABELLED, DataSource, Images, Labels, Logits
 
 
@@ -30,11 +31,13 @@ class Distilled:
     Attributes:
         student: The network that was given, trained, in eval mode.
         epochs: One record an epoch: ``loss``, ``acc``, each term, ``validation``.
+        kept: The epoch whose weights the student has, from 1.
         seconds: Wall time of the training.
     """
 
     student: nn.Module
     epochs: list[dict[str, float]]
+    kept: int
     seconds: float
 
 
@@ -154,9 +157,9 @@ def distill(
     Args:
         student: What is trained, in place; it starts from the weights that it has.
         data: Clean images. ``train`` is learnt, ``validation`` picks the epoch that is kept: the
-            most accurate one, or, with hardening, the last one that is less accurate by no more
-            than one standard error (the rule of Breiman et al. 1984, Classification and Regression
-            Trees). What a student withstands grows to the end, and validation does not see it.
+            most accurate one. It does not see what a hardened student withstands, so of that one
+            the last epoch is kept that it cannot tell from the most accurate one, by the 95 %
+            interval of :func:`robustkd.shares.wilson`.
         teacher: Frozen and in eval mode throughout; None trains without one.
         losses: Distillation losses by name (see ``robustkd.objective.TERMS``) with weights; the
             cross-entropy of the labels has weight 1. ``{"ofd": 1.0}`` when None.
@@ -205,6 +208,8 @@ def distill(
             _Watch(student, names[0]), objective, _teaching(_Watch(teacher, names[1])), hardening
         )
         learner.check_active(data)
+    n = data.size("validation")
+    enough = None if hardening is None else lambda best: wilson(best, n)[0]
     records = fit(
         learner,
         data,
@@ -219,18 +224,13 @@ def distill(
         label=label,
         after_backward=hardening.advance if hardening is not None else None,
         validate=lambda: accuracy_on(student, data, "validation").value,
-        forgiven=None if hardening is None else partial(_error, n=data.size("validation")),
+        enough=enough,
         log=log,
         beside=hardening,
         keeper=keeper,
     )
-    return Distilled(student.eval(), records, time.perf_counter() - started)
-
-
-def _error(accuracy: float, *, n: int) -> float:
-    """One standard error of an accuracy over so many images, or one image where that is more."""
-    # A little more than one image, lest rounding decides.
-    return max(math.sqrt(accuracy * (1 - accuracy) / n), 1.001 / n)
+    kept = chosen_epoch([record["validation"] for record in records], enough) + 1
+    return Distilled(student.eval(), records, kept, time.perf_counter() - started)
 
 
 def _paired_taps(

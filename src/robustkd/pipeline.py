@@ -102,7 +102,7 @@ def make_student(
         keeper=run,
         **training,
     )
-    record["epochs"] = learnt.epochs
+    record.update(epochs=learnt.epochs, kept=learnt.kept)
     seconds = time.perf_counter() - started if run is None else run.seconds
     return Made(learnt.student, detoxified, record, seconds)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,13 @@ from robustkd.errors import InputError, TrainingError, UsageError
 from robustkd.keeping import Keeper, State
 from robustkd.precision import Precision, new_accelerator
 from robustkd.progress import Update, track
+from robustkd.schedule import Schedule, schedule_factor
 from robustkd.types import Batch, DataSource, Labels, Logits
 from robustkd.writing import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Schedule: TypeAlias = Literal["cosine", "step"]
 Learner: TypeAlias = nn.Module
 """Called with images and labels; gives scalars by name, among them ``loss`` and ``acc``."""
 _CHECK_EVERY = 20
@@ -55,18 +55,20 @@ def hit_rate(logits: Logits, labels: Labels) -> Tensor:
     return (logits.detach().argmax(1) == labels).float().mean()
 
 
-def schedule_factor(schedule: Schedule, done: float) -> float:
-    """Factor on the learning rate when the share ``done`` in [0, 1] of all steps is behind.
+def chosen_epoch(figures: Sequence[float], enough: Callable[[float], float] | None = None) -> int:
+    """Which epoch's weights stay, from 0: the last one whose figure is enough.
 
-    ``cosine`` falls from 1 to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983); ``step`` divides
-    by 10 at 1/2 and at 3/4.
+    Args:
+        figures: One an epoch, to be maximised; at least one of them.
+        enough: Given the best figure, the lowest one that will do, and never lower for a better
+            one; nothing but the best when None.
 
-    >>> [schedule_factor("step", done) for done in (0.0, 0.5, 0.75)]
-    [1.0, 0.1, 0.01]
+    >>> chosen_epoch([0.7, 0.9, 0.9, 0.8]), chosen_epoch([0.7, 0.9, 0.9, 0.8], lambda best: 0.75)
+    (2, 3)
     """
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    return 1.0 if done < 1 / 2 else 0.1 if done < 3 / 4 else 0.01
+    best = max(figures)
+    least = best if enough is None else enough(best)
+    return max(epoch for epoch, figure in enumerate(figures) if figure >= least)
 
 
 def check_training(
@@ -105,7 +107,7 @@ def fit(
     rates: Mapping[str, float] = MappingProxyType({}),
     after_backward: Callable[[], None] | None = None,
     validate: Callable[[], float] | None = None,
-    forgiven: Callable[[float], float] | None = None,
+    enough: Callable[[float], float] | None = None,
     log: Path | None = None,
     beside: nn.Module | None = None,
     keeper: Keeper | None = None,
@@ -126,13 +128,12 @@ def fit(
         label: What the progress line says.
         rates: Learning rates of children of the learner, by their names, in the place of ``lr``.
         after_backward: Called between the backward pass and the optimiser's step.
-        validate: Called after each epoch, gives a figure to maximise; the weights of the best
-            epoch (the later one of equals) are those that stay.
-        forgiven: How much less than the best figure the last of the epochs may have to stay in its
-            place, given the best; nothing when None.
+        validate: Called after each epoch, gives a figure to maximise; :func:`chosen_epoch` says
+            of which epoch the weights stay.
+        enough: Given the best figure, one that is enough for a later epoch to stay in its place.
         log: File that gets one JSON line an epoch.
-        beside: What learns with the learner and is no part of it, so that the best epoch's
-            weights leave it alone.
+        beside: What learns with the learner and is no part of it, so that the choice of
+            an epoch leaves it alone.
         keeper: Gets the state after each epoch, and whenever it wants it; a training that finds
             one there goes on from it and ends as if it had never stopped.
 
@@ -181,7 +182,7 @@ def fit(
                     loop.advance(batch, factor, after_backward, update)
                     if keeper is not None and keeper.wanted():
                         keep()
-                loop.end_epoch(validate, forgiven)
+                loop.end_epoch(validate, enough)
                 if log is not None and accelerator.is_main_process:
                     write_records(log, loop.records)
                 keep()
@@ -210,7 +211,7 @@ class _Loop:
         self.taken = self.seen = 0  # batches and images of this epoch
         self.sums: dict[str, Tensor] = {}
         self.records: list[dict[str, float]] = []
-        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.best: dict[str, Tensor] | None = None
         self._then: dict[str, Tensor] = {}
 
     def batches(self, data: DataSource, batch_size: int) -> Iterator[Batch]:
@@ -255,15 +256,15 @@ class _Loop:
     def end_epoch(
         self,
         validate: Callable[[], float] | None,
-        forgiven: Callable[[float], float] | None,
+        enough: Callable[[float], float] | None,
     ) -> None:
-        """Write the epoch's record, and keep the weights if they are good enough to stay."""
+        """Write the epoch's record, and keep the weights if they are those that would stay."""
         record = {"epoch": self.epoch + 1.0, **self._means()}
         if validate is not None:
-            figure = record["validation"] = validate()
-            best = figure if self.best is None else max(figure, self.best[0])
-            if figure >= best - (0.0 if forgiven is None else forgiven(best)):
-                self.best = best, copy.deepcopy(self.learner.state_dict())
+            record["validation"] = validate()
+            figures = [each["validation"] for each in (*self.records, record)]
+            if chosen_epoch(figures, enough) == self.epoch:
+                self.best = copy.deepcopy(self.learner.state_dict())
         self.records.append(record)
         self.epoch += 1
         self.taken = self.seen = 0
@@ -273,7 +274,7 @@ class _Loop:
     def select(self) -> None:
         """Give the learner the weights that were kept, where epochs were measured."""
         if self.best is not None:
-            self.learner.load_state_dict(self.best[1])
+            self.learner.load_state_dict(self.best)
 
     def _means(self) -> dict[str, float]:
         means = {name: float(total) / self.seen for name, total in self.sums.items()}
@@ -291,7 +292,7 @@ class _Loop:
             "learner": self.learner.state_dict(),
             "beside": {} if self.beside is None else self.beside.state_dict(),
             "momentum": self._momentum(),
-            "best": {} if self.best is None else self.best[1],
+            "best": {} if self.best is None else self.best,
             "sums": self.sums,
             "began": dict(zip(("order", "crops"), self.began, strict=True)),
             "random": _get_random(self.accelerator.device),
@@ -309,7 +310,6 @@ class _Loop:
                 "seen": self.seen,
                 "scalars": list(self.sums),
                 "records": self.records,
-                "best": None if self.best is None else self.best[0],
                 "scaler": None if scaler is None else scaler.state_dict(),
             },
         )
@@ -339,8 +339,7 @@ class _Loop:
             ).copy_(saved)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(values["scaler"])
-        if values["best"] is not None:
-            self.best = values["best"], state.part("best")
+        self.best = state.part("best") or None
         sums, device = state.part("sums"), self.accelerator.device
         # In the order in which they came, which is that of the record.
         self.sums = {name: sums[name].to(device) for name in values["scalars"]}

@@ -53,7 +53,7 @@ def found() -> dict[str, dict[str, Any]]:
 
 
 def test_no_default_changes_unnoticed():
-    """Where one does: raise the attack's revision, or `_FORMAT` of the cells, and write it here.
+    """Where one does: raise the revision of the attack or of the cells, and write it here.
 
     A new argument whose default changes nothing is only written down.
     """

@@ -123,6 +123,17 @@ def test_an_attack_that_was_revised_makes_other_cells_of_its_own(tmp_path, monke
         assert cell.teacher.configuration().get("revision") == cell.configuration().get("revision")
 
 
+def test_hardening_that_was_revised_makes_other_cells_of_whoever_met_it(tmp_path, monkeypatch):
+    attacks = {name: {} for name in ("ckd", "adaptive-detox", "adaptive-harden")}
+    methods = ["kd", "paper", "default", "both"]
+    cells = load(tmp_path, {**BLOCK, "attacks": attacks, "methods": methods})
+    before = [cell.name for cell in cells]
+    monkeypatch.setattr("robustkd.benchmark.cells._HARDENED", 99)
+    for cell, name in zip(cells, before, strict=True):
+        met = cell.method in ("default", "both") or cell.teacher.attack == "adaptive-harden"
+        assert (cell.name != name) == met
+
+
 def test_a_name_follows_from_everything_that_the_result_follows_from(tmp_path):
     cell = replace(load(tmp_path, BLOCK)[1], method="both")
     setting = cell.teacher.setting

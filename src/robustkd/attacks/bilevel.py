@@ -18,7 +18,8 @@ from robustkd.attacks.triggers import Trigger
 from robustkd.errors import TrainingError
 from robustkd.inference import device_of
 from robustkd.progress import track
-from robustkd.training import fit, schedule_factor
+from robustkd.schedule import schedule_factor
+from robustkd.training import fit
 from robustkd.types import Batch, DataSource
 
 

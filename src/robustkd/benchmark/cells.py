@@ -1,7 +1,7 @@
 """The cells of a grid: each a pure function of its configuration, whose hash is its name.
 
 A configuration holds what is given and what presets say. Where a default or the code changes so
-that results do, the ``revision`` of an attack or ``_FORMAT`` here is raised.
+that results do, the ``revision`` of an attack, or ``_HARDENED`` or ``_FORMAT`` here, is raised.
 
 Networks are kept in a store, so that the students of one teacher share it, and so that a student
 that never meets a teacher is trained once for all attacks.
@@ -39,6 +39,8 @@ TEACHER = "teacher"
 """The method of the cell that measures the teacher itself."""
 _FORMAT = 1
 """Part of every hash: what the same configuration means changes with it."""
+_HARDENED = 2
+"""The same for students that are hardened, and for attackers who rehearse on one."""
 
 
 class NoTeacherError(RobustKDError):
@@ -157,7 +159,8 @@ class Cell:
 def _parts(method: str) -> dict[str, Any]:
     """What a preset does, in JSON values."""
     how = preset(method)
-    parts = {"losses": how.losses, "detox": how.detox, "hardening": how.hardening}
+    hardening = None if how.hardening is None else {**how.hardening, "revision": _HARDENED}
+    parts = {"losses": how.losses, "detox": how.detox, "hardening": hardening}
     return {name: None if part is None else dict(part) for name, part in parts.items()}
 
 

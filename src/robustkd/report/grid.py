@@ -94,25 +94,25 @@ def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
 def summaries(rows: Sequence[Row]) -> list[Summary]:
     """One summary for each pair and defended method with any attack that counts.
 
-    Pairs are kept apart: what a method costs one student says little of what it costs another. For
-    methods with several of them, all of a data set's attacks follow together, each counted once a
-    pair.
+    Pairs are kept apart: what a method costs one student says little of what it costs another. A
+    data set's last lines are over all of its pairs, for methods that have several; there every
+    attack weighs the same, so a pair with more of them weighs more.
     """
-    apart: dict[tuple[str, str], list[list[Row]]] = {}
-    together: dict[tuple[str, str], list[list[Row]]] = {}
+    pairs: dict[str, dict[str, list[list[Row]]]] = {}
     for cell, members in by_cell(rows).items():
-        apart.setdefault((cell.data, cell.pair), []).append(members)
-        together.setdefault((cell.data, "all"), []).append(members)
-    found = _of_methods(apart)
-    pairs = Counter((summary.data, summary.method) for summary in found)
-    return found + [one for one in _of_methods(together) if pairs[one.data, one.method] > 1]
+        pairs.setdefault(cell.data, {}).setdefault(cell.pair, []).append(members)
+    found: list[Summary] = []
+    for data, settings in pairs.items():
+        apart = [one for pair in settings.items() for one in _of_methods(data, *pair)]
+        several = Counter(one.method for one in apart)
+        together = _of_methods(data, "all", list(chain.from_iterable(settings.values())))
+        found += apart + [one for one in together if several[one.method] > 1]
+    return found
 
 
-def _of_methods(settings: Mapping[tuple[str, str], list[list[Row]]]) -> list[Summary]:
+def _of_methods(data: str, pair: str, settings: Sequence[list[Row]]) -> list[Summary]:
     found = (
-        _summary(pair, method, ordinary, members)
-        for pair, members in settings.items()
-        for method, ordinary in ORDINARY.items()
+        _summary((data, pair), method, ordinary, settings) for method, ordinary in ORDINARY.items()
     )
     return [summary for summary in found if summary is not None]
 
@@ -158,7 +158,7 @@ def _measured(members: Iterable[Row], methods: Iterable[str]) -> list[tuple[floa
 
 
 def summary_table(rows: Sequence[Row]) -> str:
-    """Markdown: one line for each pair and defended method, over the attacks that survive."""
+    """Markdown: one line for each pair and defended method, over the attacks that count."""
     all_summaries = summaries(rows)
     several = [
         name for name in ("data", "pair") if len({getattr(s, name) for s in all_summaries}) > 1
@@ -209,16 +209,21 @@ def attack_table(rows: Sequence[Row]) -> str:
 def headline_table(rows: Sequence[Row]) -> str:
     """Markdown: ACC / ASR under the attacks that an ordinary student inherits, in few columns.
 
-    Of the ordinary students it shows the one that obeys most, and which one that is.
+    Of the ordinary students it shows the one that obeys most, and which one that is; beside it the
+    student without a teacher and the methods of RobustKD that were measured, ``both`` left out.
     """
-    cells = by_cell(rows)
+    cells = {
+        cell: members
+        for cell, members in by_cell(rows).items()
+        if inherited(members, ORDINARY["default"])
+    }
+    if not cells:
+        return "No ordinary student inherits any of these attacks.\n"
     head, names = _settings(cells)
-    methods = ("paper", "default", "default-kd")
-    head += ["student, no teacher", "ordinary student that obeys most"]
+    known = {row.method for members in cells.values() for row in members}
+    methods = [name for name in METHODS if name in {*ORDINARY} - {"both"} and name in known]
     lines = []
     for cell, members in cells.items():
-        if not inherited(members, ORDINARY["default"]):
-            continue
         obeying = max(
             (row for row in members if row.method in ORDINARY["default"] and row.asr),
             key=lambda row: row.asr.mean if row.asr else 0,
@@ -228,6 +233,7 @@ def headline_table(rows: Sequence[Row]) -> str:
         most = f"{_figures(obeying)} ({obeying.method})"
         counted = [obeying, *(row for row in beside if row is not None)]
         lines.append([*names[cell], clean, most, *robust, _counts(counted)])
+    head += ["student, no teacher", "ordinary student that obeys most"]
     return _markdown([*head, *(METHODS[name] for name in methods), "n"], lines, numbers=0)
 
 

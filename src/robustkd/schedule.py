@@ -1,0 +1,22 @@
+"""How the learning rate falls."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+Schedule: TypeAlias = Literal["cosine", "step"]
+
+
+def schedule_factor(schedule: Schedule, done: float) -> float:
+    """Factor on the learning rate when the share ``done`` in [0, 1] of all steps is behind.
+
+    ``cosine`` falls from 1 to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983); ``step`` divides
+    by 10 at 1/2 and at 3/4.
+
+    >>> [schedule_factor("step", done) for done in (0.0, 0.5, 0.75)]
+    [1.0, 0.1, 0.01]
+    """
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0 if done < 1 / 2 else 0.1 if done < 3 / 4 else 0.01
