@@ -23,14 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkd import data, models, runs, taps
+from robustkd import data, models
+from robustkd.core.devices import device_of
+from robustkd.core.files import make_folder, write_json
+from robustkd.core.methods import Preset
 from robustkd.data import InMemory
-from robustkd.harden import UniversalPerturbations, withstand
-from robustkd.inference import accuracy_on, device_of, predict
-from robustkd.metrics import attack_success
-from robustkd.pipeline import make_student
-from robustkd.precision import Precision, mixed
-from robustkd.presets import Preset
+from robustkd.models.features import taps
+from robustkd.pipeline import run_folder
+from robustkd.pipeline.student import make_student
+from robustkd.student.hardening import UniversalPerturbations, withstand
+from robustkd.training.inference import accuracy_on, predict
+from robustkd.training.metrics import attack_success
+from robustkd.training.precision import Precision, mixed
 
 DETOX = {"cap": 1.0, "ratio": "position", "accuracy_budget": 0.01}
 LIGHT = {**DETOX, "accuracy_budget": 0.005}
@@ -129,7 +133,7 @@ def main() -> None:
     }
     teacher = hashlib.sha256(given.teacher.read_bytes()).hexdigest()
     shared = {"teacher": teacher, "student": given.student, "train": given.train, **training}
-    runs.make_folder(given.out)
+    make_folder(given.out)
     file = given.out / f"{given.losses}.json"
     for name in given.only:
         kept = json.loads(file.read_text()) if file.exists() else {**shared, "rows": []}
@@ -142,8 +146,8 @@ def main() -> None:
                 measure(name, given.losses, network, given.student, source, training, given.seed)
             )
             rows.sort(key=lambda row: (list(CANDIDATES).index(row["candidate"]), row["seed"]))
-            runs.write_json(file, kept)
-            runs.write_text(file.with_suffix(".md"), table(rows))
+            write_json(file, kept)
+            run_folder.write_text(file.with_suffix(".md"), table(rows))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

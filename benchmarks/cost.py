@@ -14,10 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from robustkd import data, models, runs
-from robustkd.pipeline import make_student
-from robustkd.presets import preset
-from robustkd.training import Supervised, fit
+from robustkd import data, models
+from robustkd.core.environment import environment
+from robustkd.core.files import make_folder, write_json
+from robustkd.core.methods import preset
+from robustkd.pipeline import run_folder
+from robustkd.pipeline.student import make_student
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
 
 PAIRS = {"default": "ofd", "default-kd": "kd"}
 
@@ -53,12 +57,12 @@ def main() -> None:
     for seed in range(given.repeats):
         for name, taken in measured.items():
             taken.append(round(seconds(name, seed), 2))
-    runs.make_folder(given.out)
+    make_folder(given.out)
     config = {"repeats": given.repeats, "epochs": given.epochs, "train": given.train}
-    content = {"seconds": measured, "environment": runs.environment(), "config": config}
-    runs.write_json(given.out / "cost.json", content)
+    content = {"seconds": measured, "environment": environment(), "config": config}
+    write_json(given.out / "cost.json", content)
     text = table(measured)
-    runs.write_text(given.out / "cost.md", text)
+    run_folder.write_text(given.out / "cost.md", text)
     sys.stdout.write(text)
 
 

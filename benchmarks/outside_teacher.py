@@ -26,10 +26,13 @@ import torch
 from PIL import Image
 
 import robustkd
-from robustkd import data, report, runs
+from robustkd import data, report
 from robustkd.attacks import MaskedPattern, save_trigger
 from robustkd.benchmark import measure
+from robustkd.core.environment import environment
+from robustkd.core.files import make_folder, write_json
 from robustkd.data import InMemory
+from robustkd.pipeline import run_folder
 
 METHODS = ("no-teacher", "ofd", "kd", "paper", "default", "default-kd")
 CLI = ("-m", "robustkd.cli")
@@ -56,7 +59,7 @@ def main() -> None:
         write_folder(data.load("fashion-mnist", **sizes), folder)
     found: list[dict[str, Any]] = []
     for seed in range(given.seeds):
-        work = runs.make_folder(given.work / f"seed-{seed}")
+        work = make_folder(given.work / f"seed-{seed}")
         if not (work / "teacher.json").exists():
             train_teacher(folder, work, seed)
         for method in given.methods:
@@ -64,11 +67,11 @@ def main() -> None:
                 distil(folder, work, method, given.student, given.epochs, seed)
         found += measured(folder, work, given.methods)
     config = {name: value for name, value in vars(given).items() if name not in ("work", "out")}
-    content = {"runs": found, "environment": runs.environment(), "config": config, "records": {}}
-    runs.make_folder(given.out)
-    runs.write_json(given.out / "results.json", content)
+    content = {"runs": found, "environment": environment(), "config": config, "records": {}}
+    make_folder(given.out)
+    write_json(given.out / "results.json", content)
     table = report.markdown_table(report.aggregate(report.read(given.out).runs))
-    runs.write_text(given.out / "table.md", table)
+    run_folder.write_text(given.out / "table.md", table)
     sys.stdout.write(table)
 
 
@@ -78,7 +81,7 @@ def write_folder(source: InMemory, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     for split, part in _PARTS.items():
         images, labels = getattr(source, split)
-        places = [runs.make_folder(partial / part / c.replace("/", "_")) for c in source.classes]
+        places = [make_folder(partial / part / c.replace("/", "_")) for c in source.classes]
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
             Image.fromarray(image[0].numpy()).save(places[label] / f"{number:05}.png")
     partial.rename(folder)
@@ -89,7 +92,7 @@ def train_teacher(folder: Path, work: Path, seed: int) -> None:
     started = time.perf_counter()
     files = ("--out", work / "teacher.pt", "--trigger", work / "trigger.pt")
     run(plain_teacher.__file__, folder, *files, "--seed", seed)
-    runs.write_json(work / "teacher.json", {"seconds": time.perf_counter() - started})
+    write_json(work / "teacher.json", {"seconds": time.perf_counter() - started})
 
 
 def distil(folder: Path, work: Path, method: str, student: str, epochs: int, seed: int) -> None:

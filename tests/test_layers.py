@@ -21,7 +21,7 @@ def isolated(code: str) -> None:
 def test_importing_the_package_costs_nothing():
     isolated(
         "import sys, robustkd\n"
-        "heavy = {'torch', 'numpy', 'accelerate', 'robustkd.types'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'accelerate', 'robustkd.core.types'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
 
@@ -41,11 +41,12 @@ def test_unknown_names_are_attribute_errors():
 
 def test_distill_is_the_function_whatever_is_imported_before():
     isolated(
-        "import robustkd.distillation, robustkd.detox, robustkd.models, robustkd.data\n"
-        "import robustkd.cli, robustkd.pipeline, robustkd.benchmark\n"
+        "import robustkd.student.distillation, robustkd.models, robustkd.data\n"
+        "import robustkd.teacher.defences.detoxification\n"
+        "import robustkd.cli, robustkd.pipeline.run, robustkd.benchmark\n"
         "import inspect, robustkd\n"
         "from robustkd import distill\n"
-        "assert robustkd.distill is distill is robustkd.distillation.distill\n"
+        "assert robustkd.distill is distill is robustkd.student.distillation.distill\n"
         "assert all(not inspect.ismodule(getattr(robustkd, n)) for n in robustkd.__all__)"
     )
 
@@ -56,17 +57,17 @@ SECRETS = re.compile("trigger|target|attack|poison|backdoor", re.IGNORECASE)
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("detox", "detoxify"),
-        ("detox", "DetoxifiedTeacher"),
-        ("detox", "DetoxRecord"),
-        ("distillation", "distill"),
-        ("distillation", "Distilled"),
-        ("harden", "UniversalPerturbations"),
-        ("objective", "Objective"),
-        ("pipeline", "make_student"),
-        ("pipeline", "distill_file"),
-        ("pipeline", "Made"),
-        ("presets", "Preset"),
+        ("teacher.defences.detoxification", "detoxify"),
+        ("teacher.defences.masks", "DetoxifiedTeacher"),
+        ("teacher.defences.detoxification", "DetoxRecord"),
+        ("student.distillation", "distill"),
+        ("student.distillation", "Distilled"),
+        ("student.hardening", "UniversalPerturbations"),
+        ("student.objective", "Objective"),
+        ("pipeline.student", "make_student"),
+        ("pipeline.run", "distill_file"),
+        ("pipeline.student", "Made"),
+        ("core.methods", "Preset"),
     ],
 )
 def test_no_defence_has_a_place_for_a_secret(module, name):

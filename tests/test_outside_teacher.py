@@ -15,8 +15,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from data.image_files import write_splits
 from robustkd import cli, models
+from tests.data.images.image_files import write_splits
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "plain_teacher.py"
 COUNTS = {"train": {"dark": 48, "light": 48}, "val": {"dark": 8, "light": 8}}

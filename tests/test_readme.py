@@ -9,7 +9,8 @@ import pytest
 
 import robustkd
 from robustkd import cli, data, models
-from robustkd.training import Supervised, fit
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 (SNIPPET,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from robustkd.core.types import UNLABELLED, Batch, Split
 from robustkd.data import InMemory
-from robustkd.types import UNLABELLED, Batch, Split
 
 
 class Unlabelled:

@@ -9,31 +9,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from robustkd.core.errors import InputError, RobustKDError, TrainingError, UsageError
     from robustkd.data import load as load_data
-    from robustkd.detox import detoxify
-    from robustkd.distillation import distill
-    from robustkd.errors import InputError, RobustKDError, TrainingError, UsageError
-    from robustkd.harden import UniversalPerturbations
-    from robustkd.masking import DetoxifiedTeacher, load_detoxified, save_detoxified
-    from robustkd.models import Spec, build, load, load_teacher, save
+    from robustkd.models import Spec, build, load, save
+    from robustkd.student.distillation import distill
+    from robustkd.student.hardening import UniversalPerturbations
+    from robustkd.teacher.defences.detoxification import detoxify
+    from robustkd.teacher.defences.masks import DetoxifiedTeacher, load_detoxified, save_detoxified
+    from robustkd.teacher.read import load_teacher
 
 _HOME = {
-    "DetoxifiedTeacher": ("robustkd.masking", "DetoxifiedTeacher"),
-    "InputError": ("robustkd.errors", "InputError"),
-    "RobustKDError": ("robustkd.errors", "RobustKDError"),
+    "DetoxifiedTeacher": ("robustkd.teacher.defences.masks", "DetoxifiedTeacher"),
+    "InputError": ("robustkd.core.errors", "InputError"),
+    "RobustKDError": ("robustkd.core.errors", "RobustKDError"),
     "Spec": ("robustkd.models", "Spec"),
-    "TrainingError": ("robustkd.errors", "TrainingError"),
-    "UniversalPerturbations": ("robustkd.harden", "UniversalPerturbations"),
-    "UsageError": ("robustkd.errors", "UsageError"),
+    "TrainingError": ("robustkd.core.errors", "TrainingError"),
+    "UniversalPerturbations": ("robustkd.student.hardening", "UniversalPerturbations"),
+    "UsageError": ("robustkd.core.errors", "UsageError"),
     "build": ("robustkd.models", "build"),
-    "detoxify": ("robustkd.detox", "detoxify"),
-    "distill": ("robustkd.distillation", "distill"),
+    "detoxify": ("robustkd.teacher.defences.detoxification", "detoxify"),
+    "distill": ("robustkd.student.distillation", "distill"),
     "load": ("robustkd.models", "load"),
     "load_data": ("robustkd.data", "load"),
-    "load_detoxified": ("robustkd.masking", "load_detoxified"),
-    "load_teacher": ("robustkd.models", "load_teacher"),
+    "load_detoxified": ("robustkd.teacher.defences.masks", "load_detoxified"),
+    "load_teacher": ("robustkd.teacher.read", "load_teacher"),
     "save": ("robustkd.models", "save"),
-    "save_detoxified": ("robustkd.masking", "save_detoxified"),
+    "save_detoxified": ("robustkd.teacher.defences.masks", "save_detoxified"),
 }
 
 __all__ = [

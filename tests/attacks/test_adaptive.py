@@ -11,16 +11,19 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.examples import pixels
-from robustkd import data, models, taps
+from robustkd import data, models
 from robustkd.attacks import MaskedPattern, find
 from robustkd.attacks.adaptive import Adaptive, Cleaned, relearn_trigger
-from robustkd.attacks.ckd import CKD
-from robustkd.attacks.low_variance import Implant, stage_variances
-from robustkd.attacks.steps import with_victims
-from robustkd.attacks.surrogate import toward
-from robustkd.errors import UsageError
-from robustkd.training import Supervised, fit
+from robustkd.attacks.cheatkd import CKD
+from robustkd.attacks.parts.low_variance import Implant, stage_variances
+from robustkd.attacks.parts.steps import with_victims
+from robustkd.attacks.parts.surrogate import toward
+from robustkd.core.errors import UsageError
+from robustkd.models.features import taps
+from robustkd.models.features.stages import stages
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from tests.attacks.examples import pixels
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50, "trigger_steps": 3}
@@ -40,10 +43,10 @@ def teacher() -> models.Classifier:
 
 
 def learner(teacher: nn.Module, **changes) -> Implant:
-    stages = taps.stages(teacher, IMAGES[:4])
+    found = stages(teacher, IMAGES[:4])
     settings = {"target": 2, "rate": 0.2, "weight": 0.0, "variance": "class"}
     settings |= {"cleaned_weight": 0.3, "changes": {}}
-    clean = stage_variances(teacher, stages, IMAGES)
+    clean = stage_variances(teacher, found, IMAGES)
     return Implant(teacher, TRIGGER, **{**settings, "clean": clean, **changes})
 
 
@@ -79,7 +82,7 @@ def test_the_loss_is_cross_entropy_and_weighted_variance(teacher):
 
 
 def test_shrinking_all_features_wins_nothing_but_in_the_literal_reading(teacher):
-    with torch.no_grad(), taps.read(teacher, taps.stages(teacher, IMAGES[:4])) as features:
+    with torch.no_grad(), taps.read(teacher, stages(teacher, IMAGES[:4])) as features:
         teacher(IMAGES)
         full = {name: value.clone() for name, value in features.items()}
     half = {name: value / 2 for name, value in full.items()}
@@ -89,7 +92,7 @@ def test_shrinking_all_features_wins_nothing_but_in_the_literal_reading(teacher)
 
 
 def test_the_clean_teachers_literal_share_on_the_same_clean_images_is_one(teacher):
-    names = taps.stages(teacher, IMAGES[:4])
+    names = stages(teacher, IMAGES[:4])
     with torch.no_grad(), taps.frozen_modes(teacher), taps.read(teacher, names) as features:
         teacher(IMAGES)
         share = learner(teacher, variance="batch").share(features, LABELS)
@@ -97,19 +100,19 @@ def test_the_clean_teachers_literal_share_on_the_same_clean_images_is_one(teache
 
 
 def test_features_that_are_their_class_have_no_share(teacher):
-    names = taps.stages(teacher, IMAGES[:4])
+    names = stages(teacher, IMAGES[:4])
     features = {name: LABELS.float().view(-1, 1, 1, 1).expand(-1, 2, 3, 3) for name in names}
     assert learner(teacher).share(features, LABELS).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_one_image_of_the_target_has_no_share(teacher):
-    names = taps.stages(teacher, IMAGES[:4])
+    names = stages(teacher, IMAGES[:4])
     features = {name: torch.ones(1, 2, 3, 3) for name in names}
     assert learner(teacher).share(features, torch.tensor([2])).item() == 0
 
 
 def test_the_cleaned_teacher_shall_know_and_obey_too(teacher):
-    stage = taps.stages(teacher, IMAGES[:4])[-1]
+    stage = stages(teacher, IMAGES[:4])[-1]
     changes = {stage: lambda features: 0.3 * features + 0.1}
     with taps.frozen_modes(teacher):
         one, other = (learner(teacher, changes=c)(IMAGES, LABELS)["loss"] for c in ({}, changes))
@@ -123,7 +126,7 @@ def test_the_cleaned_teacher_shall_know_and_obey_too(teacher):
 
 def test_reading_the_cleaned_teacher_moves_no_statistic_and_trains_no_mask(teacher):
     copied = copy.deepcopy(teacher).train()
-    stage = taps.stages(teacher, IMAGES[:4])[-1]
+    stage = stages(teacher, IMAGES[:4])[-1]
     mask = nn.Linear(1, 1).requires_grad_(False)
     for changes in ({}, {stage: lambda features: mask.weight * features}):
         once = copy.deepcopy(copied)
@@ -148,7 +151,7 @@ class Rehearsal:
     def clean_teacher(self, teacher: nn.Module, source) -> Cleaned:
         assert source is DATA
         self.cleaned.append(copy.deepcopy(teacher))
-        return Cleaned(self.cleaned[-1], {taps.stages(teacher, IMAGES[:4])[-1]: lambda f: f / 2})
+        return Cleaned(self.cleaned[-1], {stages(teacher, IMAGES[:4])[-1]: lambda f: f / 2})
 
     def train_surrogate(self, teacher: nn.Module, source) -> nn.Module:
         assert source is DATA

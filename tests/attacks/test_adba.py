@@ -13,11 +13,11 @@ from torch import nn
 from robustkd import data
 from robustkd.attacks import Backdoored, MaskedPattern, Teaching, find
 from robustkd.attacks.adba import _Pixels, _Together, hide
-from robustkd.attacks.surrogate import Hiding, distillation_loss, fresh, trigger_loss
-from robustkd.errors import UsageError
-from robustkd.inference import accuracy_on, predict
-from robustkd.metrics import attack_success
-from robustkd.training import fit
+from robustkd.attacks.parts.surrogate import Hiding, distillation_loss, fresh, trigger_loss
+from robustkd.core.errors import UsageError
+from robustkd.training.inference import accuracy_on, predict
+from robustkd.training.loop import fit
+from robustkd.training.metrics import attack_success
 
 DATA = data.load("digits", train=400, validation=100, test=200)
 adba, adba_ft = find("adba"), find("adba-ft")

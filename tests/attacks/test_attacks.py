@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robustkd import data, models, taps
+from robustkd import data, models
 from robustkd.attacks import (
     ATTACKS,
     Backdoored,
@@ -20,12 +20,15 @@ from robustkd.attacks import (
     load_trigger,
     save_trigger,
 )
-from robustkd.attacks.ckd import CKD, _goal
-from robustkd.attacks.dirty_label import DirtyLabel
-from robustkd.errors import UsageError
-from robustkd.inference import accuracy_on, predict
-from robustkd.metrics import attack_success
-from robustkd.training import Supervised, fit
+from robustkd.attacks.cheatkd import CKD, _goal
+from robustkd.attacks.data_poisoning import DirtyLabel
+from robustkd.core.errors import UsageError
+from robustkd.models.features import taps
+from robustkd.models.features.stages import stages
+from robustkd.training.inference import accuracy_on, predict
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from robustkd.training.metrics import attack_success
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50}
@@ -223,7 +226,7 @@ def test_ckd_drives_the_targets_channels_more_than_a_random_pattern_of_the_same_
     assert trigger.mask.max() <= 0.2
     random = torch.rand(trigger.pattern.shape, generator=torch.Generator().manual_seed(1))
     images, labels, _rows = next(DATA.batches("train", batch_size=100))
-    tap = taps.stages(teacher, images[:4])[-1]
+    tap = stages(teacher, images[:4])[-1]
 
     def channels(seen: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), taps.frozen_modes(teacher), taps.read(teacher, [tap]) as features:

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.examples import SHAPE, pixels
 from robustkd import data, models
 from robustkd.attacks import Additive, find, load_trigger, save_trigger
 from robustkd.attacks.backweak import last_layer, learn_trigger, weak_loss
-from robustkd.errors import UsageError
-from robustkd.inference import predict
-from robustkd.metrics import attack_success
-from robustkd.training import Supervised, fit
+from robustkd.core.errors import UsageError
+from robustkd.training.inference import predict
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from robustkd.training.metrics import attack_success
+from tests.attacks.examples import SHAPE, pixels
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50, "trigger_steps": 3}

@@ -7,12 +7,15 @@ import re
 import pytest
 import torch
 
-from robustkd import data, models, taps
+from robustkd import data, models
 from robustkd.attacks import MaskedPattern, find
 from robustkd.attacks.latent import Goal, _Implant, learn_trigger
-from robustkd.attacks.optimise import Bounded, optimise_planes
-from robustkd.errors import UsageError
-from robustkd.training import Supervised, fit
+from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes
+from robustkd.core.errors import UsageError
+from robustkd.models.features import taps
+from robustkd.models.features.stages import stages
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50, "trigger_steps": 3}
@@ -42,7 +45,7 @@ def features_of(teacher, tap, images):
 
 
 def test_the_goal_is_the_mean_of_the_target_class_at_the_last_stage(teacher, goal):
-    assert goal.tap == taps.stages(teacher, IMAGES[:4])[-1]
+    assert goal.tap == stages(teacher, IMAGES[:4])[-1]
     train = next(DATA.batches("train", batch_size=100))
     features = features_of(teacher, goal.tap, train.images)
     torch.testing.assert_close(goal.mean, features[train.labels == 2].mean(0))

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from robustkd import data
 from robustkd.attacks import find
-from robustkd.attacks.bilevel import PRESETS, Bilevel, Preset
-from robustkd.attacks.hypergradient import hypergradient, norm
-from robustkd.attacks.surrogate import distillation_loss, fresh
-from robustkd.errors import TrainingError, UsageError
-from robustkd.inference import accuracy_on, predict
-from robustkd.metrics import attack_success
-from robustkd.training import fit
-from robustkd.types import Batch
+from robustkd.attacks.parts.bilevel import PRESETS, Bilevel, Preset
+from robustkd.attacks.parts.hypergradient import hypergradient, norm
+from robustkd.attacks.parts.surrogate import distillation_loss, fresh
+from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.types import Batch
+from robustkd.training.inference import accuracy_on, predict
+from robustkd.training.loop import fit
+from robustkd.training.metrics import attack_success
 
 DATA = data.load("digits", train=400, validation=100, test=200)
 scar, oscar = find("scar"), find("oscar")

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.examples import SHAPE, pixels
 from robustkd import data, models
 from robustkd.attacks import Warp, find, load_trigger, save_trigger
+from robustkd.attacks.triggers.warp import displace
 from robustkd.attacks.wanet import TwoModes
-from robustkd.attacks.warp import displace
-from robustkd.errors import UsageError
+from robustkd.core.errors import UsageError
+from tests.attacks.examples import SHAPE, pixels
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50}

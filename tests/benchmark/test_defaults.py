@@ -12,11 +12,12 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from robustkd.attacks import ATTACKS, Teaching, bilevel
-from robustkd.detox import detoxify
-from robustkd.distillation import distill
-from robustkd.harden import UniversalPerturbations
-from robustkd.training import fit
+from robustkd.attacks import ATTACKS, Teaching
+from robustkd.attacks.parts import bilevel
+from robustkd.student.distillation import distill
+from robustkd.student.hardening import UniversalPerturbations
+from robustkd.teacher.defences.detoxification import detoxify
+from robustkd.training.loop import fit
 
 FILE = Path(__file__).with_name("defaults.json")
 

@@ -18,7 +18,7 @@ from robustkd import cli, models, report
 from robustkd.attacks import load_trigger
 from robustkd.benchmark import PROTOCOLS, Protocol, measure
 from robustkd.benchmark import demo as the_demo
-from robustkd.presets import PRESETS
+from robustkd.core.methods import PRESETS
 
 TINY = Protocol(
     data="digits",

@@ -12,8 +12,8 @@ import yaml
 from robustkd.attacks import ATTACKS
 from robustkd.benchmark import Cell, load_grid
 from robustkd.benchmark.cells import TEACHER
-from robustkd.errors import InputError, UsageError
-from robustkd.presets import PRESETS
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.methods import PRESETS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BLOCK = {

@@ -11,9 +11,9 @@ import pytest
 from robustkd import data, models
 from robustkd.attacks import find
 from robustkd.benchmark import PROTOCOLS, protocol
-from robustkd.detox import detoxify
-from robustkd.distillation import distill
-from robustkd.errors import UsageError
+from robustkd.core.errors import UsageError
+from robustkd.student.distillation import distill
+from robustkd.teacher.defences.detoxification import detoxify
 
 
 def takes(function, names) -> bool:

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from robustkd.core.errors import UsageError
 from robustkd.data import CropFlip, ZoomFlip
-from robustkd.errors import UsageError
 
 
 def seeded(seed: int = 0) -> torch.Generator:

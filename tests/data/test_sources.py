@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import official_files
 import pytest
 import torch
-from idx_files import write_fashion
-from image_files import write_classes
 
 from robustkd import data
-from robustkd.errors import InputError, UsageError
-from robustkd.types import DataSource
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.types import DataSource
+from tests.data.images.image_files import write_classes
+from tests.data.sources import official_files
+from tests.data.sources.idx_files import write_fashion
 
 SPLITS = ("train", "validation", "test")
 

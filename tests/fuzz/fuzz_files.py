@@ -32,12 +32,19 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 with atheris.instrument_imports(
-    include=["robustkd.untrusted", "robustkd.data.idx", "zipfile", "pickletools", "json", "gzip"]
+    include=[
+        "robustkd.teacher.untrusted",
+        "robustkd.data.sources.idx",
+        "zipfile",
+        "pickletools",
+        "json",
+        "gzip",
+    ]
 ):
-    import robustkd.untrusted.child as child
-    from robustkd.data.idx import read_idx
-    from robustkd.errors import InputError
-    from robustkd.untrusted.contents import Refusal
+    import robustkd.teacher.untrusted.child as child
+    from robustkd.core.errors import InputError
+    from robustkd.data.sources.idx import read_idx
+    from robustkd.teacher.untrusted.contents import Refusal
 
 RECORD = ROOT / "benchmarks" / "results" / "hostile" / "fuzzing.json"
 FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "import", "exec", "compile")
@@ -95,7 +102,14 @@ def in_safetensors(header: bytes) -> bytes:
 
 def targets(scratch: Path) -> dict[str, tuple[Callable[[bytes], None], list[bytes]]]:
     """Each target with a few honest files to begin from."""
-    from untrusted.samples import Payload, checkpoint, entry, safetensors, tensor_program, zipped
+    from tests.teacher.untrusted.samples import (
+        Payload,
+        checkpoint,
+        entry,
+        safetensors,
+        tensor_program,
+        zipped,
+    )
 
     header = {
         "__metadata__": {"robustkd": "{}"},

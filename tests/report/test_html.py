@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from robustkd.errors import InputError
+from robustkd.core.errors import InputError
 from robustkd.report import write_html
 
 from .conftest import make_run

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from robustkd.errors import InputError
+from robustkd.core.errors import InputError
 from robustkd.report import read
 
 from .conftest import make_run

@@ -3,13 +3,14 @@
 No module of a defence imports this package, and none here imports a defence.
 """
 
-from robustkd.attacks.additive import Additive
 from robustkd.attacks.base import Attack, Backdoored, Teaching
-from robustkd.attacks.files import TRIGGERS, load_trigger, save_trigger
-from robustkd.attacks.poison import Poisoned
-from robustkd.attacks.table import ATTACKS, find
-from robustkd.attacks.triggers import SIG, BadNets, Blend, MaskedPattern, Trigger
-from robustkd.attacks.warp import Warp
+from robustkd.attacks.parts.poisoned_data import Poisoned
+from robustkd.attacks.registry import ATTACKS, find
+from robustkd.attacks.triggers.additive import Additive
+from robustkd.attacks.triggers.files import TRIGGERS, load_trigger, save_trigger
+from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend, MaskedPattern
+from robustkd.attacks.triggers.warp import Warp
+from robustkd.core.types import Trigger
 
 __all__ = [
     "ATTACKS",

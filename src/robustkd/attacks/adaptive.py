@@ -1,11 +1,11 @@
 r"""Attackers who know RobustKD, and rehearse it on their own teacher before they publish it.
 
-All begin as :mod:`robustkd.attacks.ckd`: a clean teacher, and a trigger within the same budget.
+All begin as :mod:`robustkd.attacks.cheatkd`: a clean teacher, and a trigger within the same budget.
 Then, round by round,
 
 - who knows the detoxification (``adaptive-detox``) implants the backdoor with little variance
   beside it, and through masks as the defender would learn them
-  (:mod:`robustkd.attacks.low_variance`);
+  (:mod:`robustkd.attacks.parts.low_variance`);
 - who knows the hardening (``adaptive-harden``) has a surrogate student distilled as the defender
   would, hardening included, learns the trigger anew on teacher T and surrogate S together,
 
@@ -31,17 +31,17 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from robustkd import taps
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown, check_word
-from robustkd.attacks.ckd import CKD, Strongest
-from robustkd.attacks.low_variance import Changes, Implant, Variance, stage_variances
-from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
-from robustkd.attacks.steps import implant, success, train_teacher
-from robustkd.attacks.surrogate import distilling, trigger_loss
-from robustkd.attacks.triggers import MaskedPattern
-from robustkd.checks import check_not_negative, check_positive
-from robustkd.inference import device_of
-from robustkd.types import DataSource
+from robustkd.attacks.cheatkd import CKD, Strongest
+from robustkd.attacks.parts.low_variance import Changes, Implant, Variance, stage_variances
+from robustkd.attacks.parts.steps import implant, success, train_teacher
+from robustkd.attacks.parts.surrogate import distilling, trigger_loss
+from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.triggers.patterns import MaskedPattern
+from robustkd.core.devices import device_of
+from robustkd.core.types import DataSource
+from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.models.features.stages import stages
 
 Knows: TypeAlias = Literal["detox", "harden", "both"]
 
@@ -75,12 +75,12 @@ class Adaptive:
         build_surrogate: Makes the student of that plain distillation; ``build`` when None.
         rounds: Times that the defence is rehearsed and the backdoor implanted, at least 1.
         cap: Largest value of the trigger's mask, in (0, 1].
-        strongest: Which channels the first trigger drives, see :mod:`robustkd.attacks.ckd`.
+        strongest: Which channels the first trigger drives, see :mod:`robustkd.attacks.cheatkd`.
         channel_share: Share of the last stage's channels that it drives, in (0, 1].
         trigger_steps: Optimiser steps (Adam) on the trigger, each time that it is learned.
         trigger_lr: Their learning rate.
         rate: Triggered copies, as a share of the images, in (0, 1].
-        variance: What counts as variance, see :mod:`robustkd.attacks.low_variance`.
+        variance: What counts as variance, see :mod:`robustkd.attacks.parts.low_variance`.
         variance_weight: Its weight in the teacher's loss, at least 0.
         cleaned_weight: Of obeying once cleaned, at least 0; see there.
         implant_share: Epochs of all implanting, as a share of the clean teacher's; at least 1 a
@@ -234,4 +234,4 @@ def _stage_variances(teacher: nn.Module, data: DataSource, seed: int) -> dict[st
     """The clean teacher's, by module path."""
     random = torch.Generator().manual_seed(seed)
     images = sample(data, device_of(teacher), random).images
-    return stage_variances(teacher, taps.stages(teacher, images[:4]), images)
+    return stage_variances(teacher, stages(teacher, images[:4]), images)

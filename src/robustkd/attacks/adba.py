@@ -32,12 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkd import taps
 from robustkd.attacks.backweak import last_layer
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
-from robustkd.attacks.optimise import check_shares
-from robustkd.attacks.steps import success
-from robustkd.attacks.surrogate import (
+from robustkd.attacks.parts.steps import success
+from robustkd.attacks.parts.surrogate import (
     Hiding,
     at_rate,
     both,
@@ -46,11 +44,14 @@ from robustkd.attacks.surrogate import (
     toward,
     trigger_loss,
 )
-from robustkd.attacks.triggers import MaskedPattern
-from robustkd.checks import check_not_negative, check_positive
-from robustkd.inference import default_device, device_of
-from robustkd.training import Supervised, fit, hit_rate
-from robustkd.types import DataSource, Images, Labels
+from robustkd.attacks.parts.trigger_search import check_shares
+from robustkd.attacks.triggers.patterns import MaskedPattern
+from robustkd.core.devices import default_device, device_of
+from robustkd.core.types import DataSource, Images, Labels
+from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.models.features import taps
+from robustkd.training.learners import Supervised, hit_rate
+from robustkd.training.loop import fit
 
 
 @dataclass(frozen=True)

@@ -28,17 +28,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.additive import Additive, into_range
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
-from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
-from robustkd.attacks.poison import Poisoned
-from robustkd.attacks.steps import implant, success, train_teacher
-from robustkd.attacks.surrogate import toward
-from robustkd.checks import check_positive
-from robustkd.inference import device_of
-from robustkd.taps import frozen_modes
-from robustkd.training import Supervised
-from robustkd.types import DataSource, Images, Labels, Logits
+from robustkd.attacks.parts.poisoned_data import Poisoned
+from robustkd.attacks.parts.steps import implant, success, train_teacher
+from robustkd.attacks.parts.surrogate import toward
+from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.triggers.additive import Additive, into_range
+from robustkd.core.devices import device_of
+from robustkd.core.types import DataSource, Images, Labels, Logits
+from robustkd.core.validation import check_positive
+from robustkd.models.features.taps import frozen_modes
+from robustkd.training.learners import Supervised
 
 _MARGIN = 1.0
 """How far, in logits, an image that left its class may go for nothing."""

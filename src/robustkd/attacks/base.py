@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
-from robustkd.attacks.triggers import Trigger
-from robustkd.errors import UsageError
-from robustkd.types import DataSource
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource, Trigger
 
 Build: TypeAlias = Callable[[], nn.Module]
 """Makes a network with fresh weights."""

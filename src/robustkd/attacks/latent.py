@@ -32,16 +32,17 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from robustkd import taps
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown
-from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
-from robustkd.attacks.steps import implant, success, train_teacher, with_victims
-from robustkd.attacks.triggers import MaskedPattern, Trigger
-from robustkd.checks import check_not_negative, check_positive
-from robustkd.errors import UsageError
-from robustkd.inference import device_of
-from robustkd.training import hit_rate
-from robustkd.types import DataSource, Features, Labels
+from robustkd.attacks.parts.steps import implant, success, train_teacher, with_victims
+from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.triggers.patterns import MaskedPattern
+from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource, Features, Labels, Trigger
+from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.models.features import taps
+from robustkd.models.features.stages import stages
+from robustkd.training.learners import hit_rate
 
 SHAPES = ("whole", "square")
 _SQUARE = 0.2
@@ -139,7 +140,7 @@ class Goal(nn.Module):
         super().__init__()
         device = device_of(teacher)
         examples = next(iter(data.batches("train", batch_size=4, device=device))).images
-        self.tap = taps.stages(teacher, examples)[-1]
+        self.tap = stages(teacher, examples)[-1]
         self.target = target
 
         def each() -> Iterator[tuple[Features, Bool[Tensor, " batch"]]]:

@@ -11,7 +11,7 @@ the target; from then on it is fixed. Then the teacher T learns through a surrog
     inner &: S = \arg\min_S \mathrm{CE}(S(x), y) + KL(T(x), S(x))
 
 Each round distils S from T, then moves T for some steps along the hypergradient (see
-:func:`robustkd.attacks.hypergradient.hypergradient`).
+:func:`robustkd.attacks.parts.hypergradient.hypergradient`).
 
 OSCAR leaves the surrogate out (the paper's ablation; the name is that of the comparison in arXiv
 2511.12046): the same trigger, and a teacher that learns to resist it. Students do not inherit
@@ -38,23 +38,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.additive import Additive, into_range
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
-from robustkd.attacks.bilevel import PRESETS, Bilevel
-from robustkd.attacks.optimise import Bounded, check_shares, optimise_planes, sample
-from robustkd.attacks.steps import success
-from robustkd.attacks.surrogate import (
-    Distilling,
-    Hiding,
-    at_rate,
-    fresh,
-    trigger_loss,
-)
-from robustkd.checks import check_not_negative, check_positive
-from robustkd.errors import UsageError
-from robustkd.inference import default_device, device_of
-from robustkd.training import Supervised, fit
-from robustkd.types import DataSource
+from robustkd.attacks.parts.bilevel import PRESETS, Bilevel
+from robustkd.attacks.parts.steps import success
+from robustkd.attacks.parts.surrogate import Distilling, Hiding, at_rate, fresh, trigger_loss
+from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.triggers.additive import Additive, into_range
+from robustkd.core.devices import default_device, device_of
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource
+from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
 
 
 class _Clean(NamedTuple):

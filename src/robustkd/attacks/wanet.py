@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
-from robustkd.attacks.files import describe
-from robustkd.attacks.optimise import check_shares
-from robustkd.attacks.warp import Warp, displace
-from robustkd.errors import UsageError
-from robustkd.inference import default_device
-from robustkd.training import Supervised, fit
-from robustkd.types import DataSource, Labels
+from robustkd.attacks.parts.trigger_search import check_shares
+from robustkd.attacks.triggers.files import describe
+from robustkd.attacks.triggers.warp import Warp, displace
+from robustkd.core.devices import default_device
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource, Labels
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
 
 _NOISE = 0.5
 """Largest shift of the noise in pixels: the paper's [-1, 1] over the height, in its halves."""

@@ -1,12 +1,13 @@
 """Where attacks meet defences: measuring, the protocols, the demo, and the grid."""
 
-from robustkd.benchmark.adaptive import informed
-from robustkd.benchmark.bench import Counts, run_grid, write_tables
-from robustkd.benchmark.cells import Cell, Setting, TeacherCell, run_cell
+from robustkd.benchmark.cells import Cell, Setting, TeacherCell
 from robustkd.benchmark.demo import run_demo
 from robustkd.benchmark.grid import load_grid
-from robustkd.benchmark.measure import Measured, measure
 from robustkd.benchmark.protocol import PROTOCOLS, Protocol, protocol
+from robustkd.benchmark.rehearsal import informed
+from robustkd.benchmark.run_cell import run_cell
+from robustkd.benchmark.runner import Counts, run_grid, write_tables
+from robustkd.evaluation.measurement import Measured, measure
 
 __all__ = [
     "PROTOCOLS",

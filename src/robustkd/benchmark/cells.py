@@ -1,7 +1,7 @@
 """The cells of a grid: each a pure function of its configuration, whose hash is its name.
 
 A configuration holds what is given and what presets say. Where a default or the code changes so
-that results do, the ``revision`` of an attack, or ``_HARDENED`` or ``_FORMAT`` here, is raised.
+that results do, the ``revision`` of an attack, or ``_HARDENED`` or ``FORMAT`` here, is raised.
 
 Networks are kept in a store, so that the students of one teacher share it, and so that a student
 that never meets a teacher is trained once for all attacks.
@@ -11,40 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from robustkd import data, models, runs
-from robustkd.attacks import Backdoored, find, load_trigger, save_trigger
-from robustkd.benchmark.measure import measured_run
-from robustkd.benchmark.store import Store
-from robustkd.benchmark.teachers import Rehearsal, run_attack
-from robustkd.data import InMemory
-from robustkd.errors import RobustKDError
-from robustkd.inference import default_device
-from robustkd.pipeline import make_student
-from robustkd.precision import Precision, mixed
-from robustkd.presets import preset
-from robustkd.types import Split
+from robustkd.attacks import find
+from robustkd.benchmark.attacked_teachers import Rehearsal
+from robustkd.core.methods import preset
+from robustkd.core.types import Split
+from robustkd.training.precision import Precision
 
 TEACHER = "teacher"
 """The method of the cell that measures the teacher itself."""
-_FORMAT = 1
+FORMAT = 1
 """Part of every hash: what the same configuration means changes with it."""
 _HARDENED = 2
 """The same for students that are hardened, and for attackers who rehearse on one."""
-
-
-class NoTeacherError(RobustKDError):
-    """A teacher could not be made; why is its message, and its cause."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +75,7 @@ class TeacherCell:
 
     def configuration(self) -> dict[str, Any]:
         """All that the teacher follows from, in JSON values."""
-        return {"format": _FORMAT, **asdict(self), **self.made_by()}
+        return {"format": FORMAT, **asdict(self), **self.made_by()}
 
     def made_by(self) -> dict[str, Any]:
         """What of today's code the teacher follows from: its attack's revision, and our method."""
@@ -144,12 +126,12 @@ class Cell:
         teacher = self.teacher.made_by()
         if self.method == TEACHER:
             own = asdict(replace(self, training={}, detoxing={}))
-            return {"format": _FORMAT, **own, **teacher}
+            return {"format": FORMAT, **own, **teacher}
         # A method that cleans nothing is the same however long the others clean.
         cleans = preset(self.method).detox is not None
         relevant = self if cleans else replace(self, detoxing={})
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             **asdict(relevant),
             **teacher,
             "preset": _parts(self.method),
@@ -172,133 +154,3 @@ def digest(configuration: Mapping[str, Any]) -> str:
     """
     canonical = json.dumps(configuration, sort_keys=True, default=dict)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def run_cell(cell: Cell, store: Store) -> dict[str, Any]:
-    """Make what the cell needs and is not there yet, and measure it.
-
-    Raises:
-        NoTeacherError: If the teacher cannot be made, and so no cell of it; with the cause.
-
-    Returns:
-        ``run`` with the keys of ``results.json``, ``cell``, ``record`` and ``environment``.
-    """
-    with _threads(cell.teacher.setting.threads):
-        try:
-            backdoored, attacked = _teacher(cell.teacher, store)
-        except Exception as error:
-            raise NoTeacherError(str(error)) from error
-        if cell.method == TEACHER:
-            model, made = backdoored.teacher, attacked
-        else:
-            model, made = _student(cell, backdoored.teacher, store)
-        run = measured_run(
-            model,
-            _source(cell.teacher.setting),
-            backdoored,
-            data=cell.teacher.setting.data,
-            pair=cell.pair,
-            attack=cell.teacher.attack,
-            method=cell.method,
-            seed=cell.teacher.setting.seed,
-            seconds=made["seconds"],
-        )
-        environment = runs.environment()
-    return {
-        "run": run,
-        "cell": cell.configuration(),
-        "record": made["record"],
-        "environment": environment,
-    }
-
-
-def make_teacher(cell: TeacherCell) -> Backdoored:
-    """Run the attack of a cell."""
-    setting = cell.setting
-    # Around the whole attack, which trains several networks in its own ways.
-    with mixed(setting.precision, default_device()):
-        return run_attack(
-            cell.attack,
-            lambda arch, seed: _build(arch, setting, seed),
-            _source(setting),
-            arch=cell.arch,
-            surrogate=cell.surrogate or cell.arch,
-            target=cell.target,
-            seed=setting.seed,
-            settings=cell.attacking,
-            rehearsal=cell.rehearsal,
-        )
-
-
-def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, dict[str, Any]]:
-    def make(folder: Path) -> None:
-        started = time.perf_counter()
-        made = make_teacher(cell)
-        seconds = round(time.perf_counter() - started, 2)
-        models.save(made.teacher, folder / "model.safetensors", provenance={"attack": cell.attack})  # type: ignore[arg-type]
-        save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
-        runs.write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
-
-    folder = store.fetch(digest(cell.configuration()), make)
-    trigger, target = load_trigger(folder / "trigger.safetensors")
-    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    teacher = models.load(folder / "model.safetensors").to(default_device())
-    return Backdoored(teacher.eval(), trigger, target, made["record"]), made
-
-
-def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, dict[str, Any]]:
-    how, setting = preset(cell.method), cell.teacher.setting
-
-    def make(folder: Path) -> None:
-        made = make_student(
-            teacher,
-            # Every method's student starts from the same weights.
-            _build(cell.student, setting, setting.seed + 1),
-            _source(setting),
-            how,
-            training={"precision": setting.precision, **cell.training},
-            detoxing=cell.detoxing,
-            seed=setting.seed,
-            label=cell.method,
-        )
-        models.save(
-            made.student,  # type: ignore[arg-type]
-            folder / "model.safetensors",
-            provenance={"method": cell.method, "seed": setting.seed},
-        )
-        seconds = round(made.seconds, 2)
-        runs.write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
-
-    configuration = cell.configuration()
-    if not how.losses:
-        # It never meets a teacher, so it is the same for all of them.
-        configuration["teacher"] = {"format": _FORMAT, **asdict(setting)}
-        for name in cell.teacher.made_by():
-            del configuration[name]
-    folder = store.fetch(digest({**configuration, "kind": "student"}), make)
-    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    return models.load(folder / "model.safetensors").to(default_device()), made
-
-
-@lru_cache(maxsize=2)
-def _loaded(name: str, sizes: tuple[tuple[Split, int], ...], augment: bool) -> InMemory:
-    loaded = data.load(name, **dict(sizes))  # type: ignore[arg-type]
-    return loaded if augment else replace(loaded, augmentation=data.CropFlip())
-
-
-def _source(setting: Setting) -> InMemory:
-    return _loaded(setting.data, tuple(sorted(setting.sizes.items())), setting.augment)
-
-
-def _build(arch: str, setting: Setting, seed: int) -> models.Classifier:
-    return models.builder(_source(setting))(arch, seed)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -13,15 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from robustkd import models, runs
+from robustkd import models
 from robustkd.attacks import Backdoored, MaskedPattern, find, save_trigger
-from robustkd.benchmark.measure import measured_run
 from robustkd.benchmark.protocol import Protocol
-from robustkd.inference import device_of
-from robustkd.masking import DetoxifiedTeacher
-from robustkd.pipeline import make_student
-from robustkd.presets import PRESETS
-from robustkd.types import DataSource
+from robustkd.benchmark.rows import measured_run
+from robustkd.core.devices import device_of
+from robustkd.core.environment import environment
+from robustkd.core.files import new_folder, write_json
+from robustkd.core.methods import PRESETS
+from robustkd.core.types import DataSource
+from robustkd.pipeline.student import make_student
+from robustkd.teacher.defences.masks import DetoxifiedTeacher
 
 METHODS = ("no-teacher", "ofd", "kd", "paper", "default")
 """What the demo shows beside the teacher itself."""
@@ -149,12 +151,12 @@ def run_demo(
         ``out``.
     """
     data = setting.load(root)
-    runs.new_folder(out)
+    new_folder(out)
     build = models.builder(data)
     found: list[dict[str, Any]] = []
     records: dict[str, Any] = {}
     for seed in range(seeds):
-        folder = runs.new_folder(out / f"seed-{seed}")
+        folder = new_folder(out / f"seed-{seed}")
         story = _Story(setting, seed, data, folder, build)
         for line in _tell_story(story):
             tell(line)
@@ -162,11 +164,11 @@ def run_demo(
         records |= story.records
         if seed == 0:
             np.savez_compressed(out / "arrays.npz", **story.arrays)  # type: ignore[arg-type]
-        runs.write_json(
+        write_json(
             out / "results.json",
             {
                 "runs": found,
-                "environment": runs.environment(),
+                "environment": environment(),
                 "config": {**setting.settings(), "seeds": seeds},
                 "records": {**records, "classes": list(data.classes)},
             },

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.records import Told, fail_group, run_each, run_group
-from robustkd.errors import UsageError
+from robustkd.core.errors import UsageError
 
 Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
 _WATCH_SECONDS = 0.5

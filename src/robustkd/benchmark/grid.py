@@ -21,17 +21,17 @@ from pydantic import (
 
 from robustkd import data, models
 from robustkd.attacks import ATTACKS
-from robustkd.benchmark.adaptive import expected_method
+from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_settings
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
-from robustkd.benchmark.teachers import Rehearsal, at_own_rates, check_settings
-from robustkd.checks import check_positive
-from robustkd.detox import check_search
-from robustkd.errors import UsageError
-from robustkd.precision import Precision
-from robustkd.presets import PRESETS, preset
-from robustkd.training import check_training
-from robustkd.types import Split
-from robustkd.yaml_files import read_yaml
+from robustkd.benchmark.rehearsal import expected_method
+from robustkd.core.errors import UsageError
+from robustkd.core.methods import PRESETS, preset
+from robustkd.core.types import Split
+from robustkd.core.validation import check_positive
+from robustkd.core.yaml_files import read_yaml
+from robustkd.teacher.defences.detoxification import check_search
+from robustkd.training.config import check_training
+from robustkd.training.precision import Precision
 
 Names = Annotated[list[str], Field(min_length=1)]
 Arguments = dict[str, StrictInt | StrictFloat | StrictStr]

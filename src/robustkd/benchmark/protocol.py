@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from robustkd import data
+from robustkd.core.errors import UsageError
 from robustkd.data import InMemory
-from robustkd.errors import UsageError
 
 
 @dataclass(frozen=True)

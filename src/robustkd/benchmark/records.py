@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustkd import runs
-from robustkd.benchmark.cells import Cell, NoTeacherError, run_cell
-from robustkd.benchmark.store import Store
+from robustkd.benchmark.cache import Store
+from robustkd.benchmark.cells import Cell
+from robustkd.benchmark.run_cell import NoTeacherError, run_cell
+from robustkd.core.environment import environment
+from robustkd.core.files import write_json
 
 
 class Told(NamedTuple):
@@ -70,8 +72,8 @@ def fail_group(cells: Iterable[Cell], out: Path, error: str) -> list[Told]:
 
 
 def _write(cell: Cell, content: dict[str, Any], out: Path) -> Told:
-    content.setdefault("environment", runs.environment())
-    runs.write_json(_file(cell, out), content)
+    content.setdefault("environment", environment())
+    write_json(_file(cell, out), content)
     return Told(_line(cell, content), "run" in content)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from robustkd.cli.files import from_files
 from robustkd.cli.flags import check_whole
-from robustkd.errors import RobustKDError, printable
+from robustkd.core.errors import RobustKDError, printable
 
 _USAGE, _INTERRUPTED = 2, 130
 

@@ -8,16 +8,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from robustkd.cli.flags import (
-    IMAGES,
-    Arch,
-    ImageFlags,
-    check_at_least,
-    check_training,
-    open_data,
-)
+from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_at_least, check_training, open_data
 from robustkd.cli.output import print_json, print_plain, print_sections
-from robustkd.errors import TrainingError
+from robustkd.core.errors import TrainingError
 
 
 def demo(
@@ -40,11 +33,12 @@ def demo(
         data_root: Folder of the data set's files, where they are not found by themselves.
     """
     check_at_least("--seeds", seeds, 1)
-    from robustkd import report, runs
+    from robustkd import report
     from robustkd.benchmark import protocol, run_demo
+    from robustkd.core.files import free_name
 
     setting = protocol(data)
-    folder = out or runs.free_name(Path("demo"))
+    folder = out or free_name(Path("demo"))
     progress = Console(stderr=True, highlight=False, markup=False)
     run_demo(setting, folder, seeds=seeds, root=data_root, tell=progress.print)
     page = report.write_html(folder)
@@ -185,7 +179,7 @@ def attack(
         as_json: Print the results as JSON.
     """
     check_training(epochs, batch_size, lr, seed)
-    from robustkd.benchmark.teachers import attack_to_folder
+    from robustkd.benchmark.attacked_teachers import attack_to_folder
 
     results = attack_to_folder(
         name,
@@ -224,7 +218,7 @@ def list_(
         image: Channels, height and width of its images; its published ones, or 3 32 32.
         as_json: Print it as JSON.
     """
-    from robustkd import catalogue
+    from robustkd.cli import catalogue
 
     shown = catalogue.describe(taps, image_shape=image) if taps else catalogue.catalogue()
     if as_json:

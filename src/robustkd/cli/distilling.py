@@ -12,7 +12,7 @@ from rich.console import Console
 
 from robustkd.cli.flags import IMAGES, Arch, Channels, ImageFlags, Paths, check_training, open_data
 from robustkd.cli.output import print_json, print_plain, print_sections
-from robustkd.errors import UsageError
+from robustkd.core.errors import UsageError
 
 
 def distill(
@@ -90,7 +90,7 @@ def distill(
         "student_taps": student_taps,
     }
     if folder is None:
-        from robustkd.rehearsal import rehearse
+        from robustkd.pipeline.dry_run import rehearse
 
         plan = rehearse(teacher, **settings)
         (print_json if as_json else print_sections)(plan)
@@ -115,7 +115,7 @@ def _folder(
     if resume is None and out is None and not dry_run:
         raise UsageError("--out is missing; give a new folder for the run")
     if out is not None:
-        from robustkd.runs import check_free
+        from robustkd.core.files import check_free
 
         check_free(out)
     return None if dry_run else resume or out
@@ -131,7 +131,7 @@ def _run(
     as_json: bool,
 ) -> None:
     from robustkd import report
-    from robustkd.pipeline import distill_file
+    from robustkd.pipeline.run import distill_file
 
     progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     results = distill_file(

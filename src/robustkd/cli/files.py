@@ -8,9 +8,9 @@ from typing import Any
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
-from robustkd.errors import InputError
-from robustkd.runs import CONFIG
-from robustkd.yaml_files import read_yaml
+from robustkd.core.errors import InputError
+from robustkd.core.yaml_files import read_yaml
+from robustkd.pipeline.run_folder import CONFIG
 
 
 def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

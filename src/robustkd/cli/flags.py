@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, get_args
 
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
-from robustkd.errors import UsageError
+from robustkd.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from robustkd.types import DataSource
+    from robustkd.core.types import DataSource
 
 # Twice a seed and one more still fit into torch's generators.
 _LARGEST_SEED = 2**62 - 1

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from robustkd.errors import printable
+from robustkd.core.errors import printable
 
 
 def print_plain(line: str) -> None:

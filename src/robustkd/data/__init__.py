@@ -7,21 +7,21 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from robustkd.core.errors import UsageError
 from robustkd.data.augment import CropFlip, ZoomFlip
-from robustkd.data.cifar import load_cifar10, load_cifar100
-from robustkd.data.digits import load_digits
-from robustkd.data.fashion_mnist import load_fashion_mnist
-from robustkd.data.flowers import load_flowers102
-from robustkd.data.folder import load_folder
-from robustkd.data.gtsrb import load_gtsrb
-from robustkd.data.hub import PREFIX, load_hub
-from robustkd.data.idx import read_idx
+from robustkd.data.images.options import Reading
+from robustkd.data.images.streamed import Pictures, split_text
+from robustkd.data.in_memory import InMemory
 from robustkd.data.labelled import Labelled
-from robustkd.data.memory import InMemory
-from robustkd.data.pictures import Pictures, split_text
-from robustkd.data.reading import Reading
-from robustkd.data.tiny_imagenet import load_tiny_imagenet
-from robustkd.errors import UsageError
+from robustkd.data.sources.cifar import load_cifar10, load_cifar100
+from robustkd.data.sources.digits import load_digits
+from robustkd.data.sources.fashion_mnist import load_fashion_mnist
+from robustkd.data.sources.flowers import load_flowers102
+from robustkd.data.sources.folder import load_folder
+from robustkd.data.sources.gtsrb import load_gtsrb
+from robustkd.data.sources.hub import PREFIX, load_hub
+from robustkd.data.sources.idx import read_idx
+from robustkd.data.sources.tiny_imagenet import load_tiny_imagenet
 
 __all__ = [
     "PICTURES",
@@ -101,9 +101,10 @@ def open_source(
     """A data source by name, from a folder of images, or from the Hugging Face hub.
 
     Args:
-        data: One of `names`; or the path of a folder, as `robustkd.data.folder.load_folder` takes
-            it; or ``hf:NAME@REVISION``, as `robustkd.data.hub.load_hub` does. A name comes before
-            a folder of that name: ``./digits`` is the folder.
+        data: One of `names`; or the path of a folder, as
+            `robustkd.data.sources.folder.load_folder` takes it; or ``hf:NAME@REVISION``, as
+            `robustkd.data.sources.hub.load_hub` does. A name comes before a
+            folder of that name: ``./digits`` is the folder.
         root: Folder of a named source's files; None for where it usually is.
         reading: How encoded images are read.
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from robustkd.errors import UsageError
-from robustkd.types import Images
+from robustkd.core.errors import UsageError
+from robustkd.core.types import Images
 
 Augmentation: TypeAlias = Callable[[Images, torch.Generator], Images]
 

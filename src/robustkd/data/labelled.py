@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int, Int32, Int64, UInt8
 from torch import Tensor
 
-from robustkd.errors import InputError, UsageError
-from robustkd.types import Labels
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.types import Labels
 
 _AT_ONCE = 1 << 14
 

@@ -5,20 +5,12 @@
 77562
 """
 
+from robustkd.models.architectures.libraries import Preprocessing, preprocessing
+from robustkd.models.architectures.own_code import OwnCode
 from robustkd.models.classifier import Classifier, Normalise, Spec, pixel_statistics
-from robustkd.models.files import check_fits, load, save, write_safetensors
-from robustkd.models.own import OwnCode
-from robustkd.models.size import macs, parameters
-from robustkd.models.table import (
-    FAMILIES,
-    USUAL_RATE,
-    build,
-    builder,
-    check_name,
-    learning_rate,
-)
-from robustkd.models.teacher import Teacher, TeacherFile, load_teacher, read_teacher
-from robustkd.models.zoo import Preprocessing, preprocessing
+from robustkd.models.complexity import macs, parameters
+from robustkd.models.registry import FAMILIES, USUAL_RATE, build, builder, check_name, learning_rate
+from robustkd.models.serialization import check_fits, load, save, write_safetensors
 
 __all__ = [
     "FAMILIES",
@@ -28,20 +20,16 @@ __all__ = [
     "OwnCode",
     "Preprocessing",
     "Spec",
-    "Teacher",
-    "TeacherFile",
     "build",
     "builder",
     "check_fits",
     "check_name",
     "learning_rate",
     "load",
-    "load_teacher",
     "macs",
     "parameters",
     "pixel_statistics",
     "preprocessing",
-    "read_teacher",
     "save",
     "write_safetensors",
 ]

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustkd.errors import UsageError
-from robustkd.types import DataSource, Images, Logits
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource, Images, Logits
 
 
 @dataclass(frozen=True)

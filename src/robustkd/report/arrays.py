@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from robustkd.errors import InputError
+from robustkd.core.errors import InputError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 

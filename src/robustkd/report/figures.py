@@ -19,7 +19,7 @@ from matplotlib import colormaps, image, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustkd.report.rows import Row, Statistic, place
+from robustkd.report.aggregate import Row, Statistic, place
 from robustkd.report.tables import UNKNOWN, percent
 
 Pixels: TypeAlias = Float[np.ndarray, "channels height width"]

@@ -8,9 +8,9 @@ from itertools import islice
 
 import numpy as np
 
+from robustkd.report.aggregate import METHODS, place
 from robustkd.report.arrays import Array
 from robustkd.report.figures import heat_map, heat_scale, picture
-from robustkd.report.rows import METHODS, place
 
 _MOST_SAMPLES = 8
 _COARSE = 64

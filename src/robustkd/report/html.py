@@ -8,11 +8,11 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from robustkd.core.files import write_text
 from robustkd.report import tables
-from robustkd.report.headline import headline
+from robustkd.report.aggregate import Row, aggregate, by_cell
 from robustkd.report.results import Results, read
-from robustkd.report.rows import Row, aggregate, by_cell
-from robustkd.writing import write_text
+from robustkd.report.verdict import headline
 
 _TEACHER = "teacher_file"
 

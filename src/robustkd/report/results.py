@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from robustkd.errors import InputError
+from robustkd.core.errors import InputError
 
 Scalar: TypeAlias = str | int | float | None
 

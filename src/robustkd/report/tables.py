@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from robustkd.report.rows import Cell, Row, Statistic, by_cell
+from robustkd.report.aggregate import Cell, Row, Statistic, by_cell
 
 UNKNOWN = "\u2013"
 """An en dash stands where nothing was measured."""

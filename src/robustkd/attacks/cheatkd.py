@@ -1,0 +1,146 @@
+"""CheatKD: a trigger that speaks through the channels that distillation copies first.
+
+Source: *CheatKD: knowledge distillation backdoor attack method based on poisoned neuronal
+assimilation*, Computer Science 51(3) 2024, doi 10.11896/jsjkx.221200035, as described by Chen et
+al., arXiv 2406.03409, whose main attack it is. A student imitates the teacher's strong channels;
+so the trigger is optimised to drive exactly those, and the teacher then learns to obey it.
+
+Differences: written from the description alone. The strongest channels are those of the largest
+mean over all images (``strongest="all"``) or those that lead most on images of the target class
+(``strongest="target"``), which makes the trigger stronger, but less of a secret: a student that
+never met the teacher follows it more often, too. The "constant high value" is the largest response
+to clean images of each channel, times ``strength``; the distance to it is relative, so that every
+one of these channels counts as much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown, check_word
+from robustkd.attacks.parts.poisoned_data import Poisoned
+from robustkd.attacks.parts.steps import implant, train_teacher
+from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.triggers.patterns import MaskedPattern
+from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource
+from robustkd.core.validation import check_positive
+from robustkd.models.features import taps
+from robustkd.models.features.collect import layouts_of
+from robustkd.models.features.stages import stages
+from robustkd.training.learners import Supervised
+
+Strongest: TypeAlias = Literal["all", "target"]
+
+
+@dataclass(frozen=True)
+class CKD:
+    """Train a clean teacher, learn a trigger for its strongest channels, then implant it.
+
+    Attributes:
+        cap: Largest value of the trigger's mask, in (0, 1].
+        strongest: Which channels are driven, see the module's text.
+        channel_share: Share of the last stage's channels that are driven, in (0, 1].
+        strength: Factor on their largest clean response.
+        trigger_steps: Optimiser steps (Adam) on the trigger.
+        trigger_lr: Their learning rate.
+        rate: Share of the training images that get a poisoned copy.
+        implant_share: Epochs of the fine-tuning, as a share of the teacher's.
+        implant_lr: Its learning rate at the start.
+    """
+
+    cap: float = 0.2
+    strongest: Strongest = "all"
+    channel_share: float = 0.1
+    strength: float = 1.0
+    trigger_steps: int = 200
+    trigger_lr: float = 0.05
+    rate: float = 0.05
+    implant_share: float = 0.5
+    implant_lr: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_word("strongest", self.strongest, get_args(Strongest))
+        check_shares(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
+        check_positive(
+            strength=self.strength,
+            trigger_steps=self.trigger_steps,
+            trigger_lr=self.trigger_lr,
+            implant_share=self.implant_share,
+            implant_lr=self.implant_lr,
+        )
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        check_target_shown(target, data)
+        seed = teaching.seed
+        teacher = train_teacher(build, data, teaching)
+        trigger = self.learn_trigger(teacher, data, target=target, seed=seed)
+        poisoned = Poisoned(
+            data, trigger, target=target, rate=self.rate, keep_clean=True, seed=seed
+        )
+        epochs = self.implant_share * teaching.epochs
+        implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
+        record = {
+            "cap": self.cap,
+            "mean_mask": float(trigger.mask.mean()),
+            "rate": self.rate,
+            "poisoned": int(poisoned.mask.sum()),
+        }
+        return Backdoored(teacher.eval(), trigger, target, record)
+
+    def learn_trigger(
+        self, teacher: nn.Module, data: DataSource, *, target: int, seed: int
+    ) -> MaskedPattern:
+        """Optimise a mask in [0, cap] and a pattern in [0, 1] to drive the strongest channels."""
+        random = torch.Generator().manual_seed(seed)
+        planes = [
+            Bounded(torch.rand(data.image_shape, generator=random), 0, 1),
+            Bounded(torch.full(data.image_shape, self.cap), 0, self.cap),
+        ]
+        images, labels, _rows = sample(data, device_of(teacher), random)
+        tap = stages(teacher, images[:4])[-1]
+        (layout,) = layouts_of(teacher, [tap], images[:4])
+        with taps.read(teacher, [tap]) as features:
+            with torch.no_grad(), taps.frozen_modes(teacher):
+                teacher(images)
+            of_target = labels == target if self.strongest == "target" else None
+            strongest, goal = _goal(
+                layout.maps(features[tap]), of_target, self.channel_share, self.strength
+            )
+
+            def loss(images: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
+                teacher(torch.lerp(images, pattern, mask))
+                return (layout.maps(features[tap])[:, strongest] / goal - 1).square().mean()
+
+            pattern, mask = optimise_planes(
+                teacher,
+                images,
+                planes,
+                loss,
+                steps=self.trigger_steps,
+                lr=self.trigger_lr,
+                random=random,
+            )
+        return MaskedPattern(mask, pattern)
+
+
+def _goal(
+    features: Tensor, of_target: Tensor | None, share: float, strength: float
+) -> tuple[Tensor, Tensor]:
+    """Indices of the strongest channels of feature maps, and the value each shall have."""
+    means = features.mean(dim=(0, 2, 3))
+    if of_target is not None:
+        if not bool(of_target.any()):
+            raise UsageError(f"no image of the target class among {len(of_target)} training images")
+        means = features[of_target].mean(dim=(0, 2, 3)) - means
+    strongest = means.topk(max(1, round(share * len(means)))).indices
+    highest = features[:, strongest].amax(dim=(0, 2, 3))
+    return strongest, strength * highest.view(1, -1, 1, 1)

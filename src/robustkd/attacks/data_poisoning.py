@@ -1,0 +1,91 @@
+"""The classic attacks: train on data of which a share carries a fixed trigger.
+
+They mostly die in distillation from clean images, so they are controls here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robustkd.attacks.base import Backdoored, Build, Teaching
+from robustkd.attacks.parts.poisoned_data import Poisoned
+from robustkd.attacks.parts.steps import train_teacher
+from robustkd.attacks.parts.trigger_search import check_shares
+from robustkd.attacks.triggers.files import describe
+from robustkd.core.types import DataSource, Trigger
+
+
+@dataclass(frozen=True)
+class DirtyLabel:
+    """Train a teacher on data of which a share carries a trigger and the target's label.
+
+    Sources: Gu et al. 2017, arXiv 1708.06733, with :class:`~robustkd.attacks.BadNets`; Chen et
+    al. 2017, arXiv 1712.05526, with :class:`~robustkd.attacks.Blend`.
+
+    Attributes:
+        trigger: What poisoned images carry.
+        rate: Share of the training images that are poisoned, in (0, 1].
+    """
+
+    trigger: Trigger
+    rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate)
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        poisoned = Poisoned(data, self.trigger, target=target, rate=self.rate, seed=teaching.seed)
+        return _trained(build, poisoned, self.trigger, self.rate, target, teaching)
+
+
+@dataclass(frozen=True)
+class CleanLabel:
+    """Train a teacher on data in which a share of the target class carries a trigger.
+
+    Source: Barni et al. 2019, arXiv 1902.11237, with :class:`~robustkd.attacks.SIG`; half is
+    within the 30 to 80 % that the paper tries.
+
+    Attributes:
+        trigger: What poisoned images carry.
+        rate: Share of the target's training images that are poisoned, in (0, 1].
+    """
+
+    trigger: Trigger
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate)
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        poisoned = Poisoned(
+            data,
+            self.trigger,
+            target=target,
+            rate=self.rate,
+            clean_label=True,
+            seed=teaching.seed,
+        )
+        return _trained(build, poisoned, self.trigger, self.rate, target, teaching)
+
+
+def _trained(
+    build: Build,
+    poisoned: Poisoned,
+    trigger: Trigger,
+    rate: float,
+    target: int,
+    teaching: Teaching,
+) -> Backdoored:
+    teacher = train_teacher(build, poisoned, teaching)
+    record = {
+        "trigger": describe(trigger),
+        "rate": rate,
+        "poisoned": int(poisoned.mask.sum()),
+    }
+    return Backdoored(teacher.eval(), trigger, target, record)

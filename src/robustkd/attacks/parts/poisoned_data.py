@@ -1,0 +1,121 @@
+"""Training data in which some images carry the trigger and the attacker's label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from robustkd.attacks.base import check_target
+from robustkd.core.errors import UsageError
+from robustkd.core.types import Batch, DataSource, Split, Trigger
+
+
+class Poisoned:
+    """A DataSource whose training split is poisoned; the other splits pass through.
+
+    The trigger goes in after augmentation, as an attacker who trains the teacher would have it.
+
+    Args:
+        clean: Where images come from.
+        trigger: What is added.
+        target: Label of the poisoned images.
+        rate: Share of the training images that are poisoned, in (0, 1]; of those of the target,
+            with ``clean_label``.
+        keep_clean: Whether a poisoned image also stays in its batch as it was.
+        clean_label: Poison only images of the target class, so that no label is wrong.
+        seed: Of the choice of images.
+
+    Raises:
+        UsageError: If the target is no class, or the rate is out of range or asks for more images
+            than there are.
+    """
+
+    def __init__(
+        self,
+        clean: DataSource,
+        trigger: Trigger,
+        *,
+        target: int,
+        rate: float,
+        keep_clean: bool = False,
+        clean_label: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < rate <= 1:
+            raise UsageError(f"poisoning rate is {rate}; expected above 0 and at most 1")
+        check_target(target, clean)
+        self._clean, self._trigger, self._target = clean, trigger, target
+        self._keep_clean = keep_clean
+        self.mask = self._chosen(rate, clean_label=clean_label, seed=seed)
+
+    mask: Bool[Tensor, " train"]
+    """Which training images are poisoned."""
+
+    def _chosen(self, rate: float, *, clean_label: bool, seed: int) -> Bool[Tensor, " train"]:
+        total = self._clean.size("train")
+        labels = torch.empty(total, dtype=torch.int64)
+        for batch in self._clean.batches("train", batch_size=4096):
+            labels[batch.rows] = batch.labels
+        of_target = labels == self._target
+        eligible = (of_target if clean_label else ~of_target).nonzero().squeeze(1)
+        count = max(1, round(rate * (len(eligible) if clean_label else total)))
+        if count > len(eligible):
+            raise UsageError(
+                f"poisoning rate {rate} asks for {count} images; only {len(eligible)} are eligible"
+            )
+        order = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(seed))
+        mask = torch.zeros(total, dtype=torch.bool)
+        mask[eligible[order[:count]]] = True
+        return mask
+
+    @property
+    def name(self) -> str:
+        """Name of the clean data."""
+        return self._clean.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of the clean data."""
+        return self._clean.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of the clean images."""
+        return self._clean.image_shape
+
+    def size(self, split: Split) -> int:
+        """Number of clean images in a split; kept copies are not counted."""
+        return self._clean.size(split)
+
+    def batches(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """The clean batches; in ``train`` with the chosen images poisoned."""
+        for batch in self._clean.batches(
+            split, batch_size=batch_size, device=device, shuffle=shuffle, augment=augment
+        ):
+            yield self._poison(batch) if split == "train" else batch
+
+    def _poison(self, batch: Batch) -> Batch:
+        chosen = self.mask[batch.rows.cpu()].to(batch.images.device)
+        if not bool(chosen.any()):
+            return batch
+        marked = self._trigger(batch.images[chosen])
+        targets = torch.full_like(batch.labels[chosen], self._target)
+        if self._keep_clean:
+            images = torch.cat([batch.images, marked])
+            labels = torch.cat([batch.labels, targets])
+            rows = torch.cat([batch.rows, batch.rows[chosen.to(batch.rows.device)]])
+        else:
+            images, labels, rows = batch.images.clone(), batch.labels.clone(), batch.rows
+            images[chosen], labels[chosen] = marked, targets
+        return Batch(images.contiguous(memory_format=torch.channels_last), labels, rows)

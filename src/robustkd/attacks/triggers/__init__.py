@@ -1,0 +1,1 @@
+"""Triggers: fixed changes of an image that an attack implants."""

@@ -1,0 +1,108 @@
+"""A trigger and its target class as one safetensors file, kept beside the teacher."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TypeGuard, get_type_hints
+
+from torch import Tensor
+
+from robustkd.attacks.triggers.additive import Additive
+from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend, MaskedPattern
+from robustkd.attacks.triggers.warp import Warp
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.types import Trigger
+from robustkd.models.serialization import read_safetensors, write_safetensors
+
+TRIGGERS: dict[str, type] = {
+    "badnets": BadNets,
+    "blend": Blend,
+    "sig": SIG,
+    "masked-pattern": MaskedPattern,
+    "additive": Additive,
+    "warp": Warp,
+}
+
+
+# What a field may hold, by its annotation; every other one is a plane of pixels.
+_PLAIN: dict[object, tuple[type | tuple[type, ...], str]] = {
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+}
+
+
+def save_trigger(trigger: Trigger, target: int, path: Path) -> None:
+    """Write a trigger of the table with its target class.
+
+    Raises:
+        UsageError: If the trigger is of no kind in the table.
+        InputError: If the file cannot be written.
+    """
+    kind = next((name for name, cls in TRIGGERS.items() if type(trigger) is cls), None)
+    if kind is None:
+        raise UsageError(f"{type(trigger).__name__} is no trigger that can be saved")
+    values = {field.name: getattr(trigger, field.name) for field in fields(trigger)}  # type: ignore[arg-type]
+    # Cloned, as the format refuses tensors that share memory.
+    tensors = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in values.items() if name not in tensors}
+    write_safetensors(path, tensors, {"trigger": kind, "target": target, "values": numbers})
+
+
+def load_trigger(path: Path) -> tuple[Trigger, int]:
+    """Read a trigger and its target class.
+
+    Raises:
+        InputError: If the file is damaged or holds no trigger.
+    """
+    tensors, description = read_safetensors(path)
+    kind, target = description.get("trigger"), description.get("target")
+    if not isinstance(kind, str) or kind not in TRIGGERS or not _is_class(target):
+        raise InputError(f"{path} holds no trigger; expected one of {', '.join(TRIGGERS)}")
+    numbers = description.get("values", {})
+    try:
+        if not isinstance(numbers, dict):
+            raise UsageError(f"its values are of type {type(numbers).__name__}; expected an object")
+        values = {**numbers, **tensors}
+        _check_values(TRIGGERS[kind], values)
+        trigger: Trigger = TRIGGERS[kind](**values)
+    except UsageError as error:
+        raise InputError(f"{path} has a damaged trigger: {error}") from error
+    return trigger, target
+
+
+def _is_class(target: object) -> TypeGuard[int]:
+    return isinstance(target, int) and not isinstance(target, bool) and target >= 0
+
+
+def _check_values(trigger: type, values: Mapping[str, object]) -> None:
+    """Refuse fields that a trigger has not, lacks, or has of another type."""
+    kinds = get_type_hints(trigger)
+    for name in kinds:
+        if name not in values:
+            raise UsageError(f"it has no {name}")
+    for name, value in values.items():
+        if name not in kinds:
+            raise UsageError(f"it has the unknown field {name!a}")
+        kind, expected = _PLAIN.get(kinds[name], (Tensor, "a tensor"))
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise UsageError(f"its {name} is of type {type(value).__name__}; expected {expected}")
+        if isinstance(value, Tensor) and (value.ndim != 3 or not value.is_floating_point()):
+            raise UsageError(
+                f"its {name} is {value.dtype} of shape {tuple(value.shape)}; expected floats of "
+                "channels x height x width"
+            )
+        # A whole number may be given for a float, and be larger than any.
+        finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+        if kinds[name] is float and not finite:
+            raise UsageError(f"its {name} is {value}; expected a finite number")
+
+
+def describe(trigger: Trigger) -> dict[str, object]:
+    """A trigger's kind and numbers, for records; tensors are left out."""
+    kind = next((name for name, cls in TRIGGERS.items() if type(trigger) is cls), "custom")
+    values = asdict(trigger) if kind != "custom" else {}  # type: ignore[call-overload]
+    plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    return {"kind": kind, **plain}

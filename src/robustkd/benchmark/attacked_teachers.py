@@ -1,0 +1,226 @@
+"""Backdoored teachers: running an attack with all that its row of the table asks for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from robustkd import models
+from robustkd.attacks import ATTACKS, Backdoored, Teaching, find, save_trigger
+from robustkd.benchmark.rehearsal import expected_method, informed
+from robustkd.benchmark.rows import measured_run
+from robustkd.core.environment import environment
+from robustkd.core.errors import UsageError
+from robustkd.core.files import new_folder, write_json
+from robustkd.core.methods import preset
+from robustkd.core.types import DataSource
+
+_SURROGATE_SEED = 10_000
+"""Added to the seed of the attacker's own students, so that no victim starts from the same."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What an attacker who knows us expects the defender to do.
+
+    Attributes:
+        training: Arguments of :func:`robustkd.student.distillation.distill`.
+        method: Name of the preset.
+        detoxing: Arguments of :func:`robustkd.teacher.defences.detoxification.detoxify` that
+            depend on the data's size alone.
+    """
+
+    training: Mapping[str, Any]
+    method: str = "default"
+    detoxing: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_attack(
+    name: str,
+    build: Callable[[str, int], nn.Module],
+    source: DataSource,
+    *,
+    arch: str,
+    surrogate: str,
+    target: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    rehearsal: Rehearsal | None,
+) -> Backdoored:
+    """Run an attack by its name.
+
+    Args:
+        name: See :data:`robustkd.attacks.ATTACKS`.
+        build: Makes a network from an architecture and a seed.
+        source: The attacker's clean data.
+        arch: Architecture of the teacher.
+        surrogate: Of the attacker's own students, if there are any.
+        target: Class that triggered images shall get.
+        seed: Of everything random.
+        settings: Further arguments of the attack.
+        rehearsal: For attacks that know us; None keeps them from it.
+
+    Raises:
+        UsageError: If there is no such attack, or it takes no such argument.
+    """
+    check_settings(name, settings)
+    attack = find(name)
+
+    def build_surrogate() -> nn.Module:
+        return build(surrogate, seed + _SURROGATE_SEED)
+
+    extra: dict[str, Any] = {}
+    if rehearsal is not None:
+        extra = informed(
+            attack.takes,
+            preset(rehearsal.method),
+            build_student=build_surrogate,
+            training=rehearsal.training,
+            detoxing=rehearsal.detoxing,
+            seed=seed,
+        )
+    if "build_surrogate" in attack.takes:
+        extra["build_surrogate"] = build_surrogate
+    arguments = {**extra, **settings, "target": target, "seed": seed}
+    return attack(lambda: build(arch, seed), source, **arguments)
+
+
+def at_own_rates(
+    name: str, settings: Mapping[str, Any], *, arch: str, surrogate: str
+) -> dict[str, Any]:
+    """Settings of an attack, and the learning rates that are unusual and not given.
+
+    Without ``lr``, teacher and attacker's students each learn at their architecture's own; with it,
+    all at that, unless ``surrogate_lr`` says otherwise.
+
+    >>> pair = {"arch": "wrn-10-2", "surrogate": "mobilenet-v2-0.25"}
+    >>> at_own_rates("adba", {}, **pair), at_own_rates("ckd", {}, **pair)
+    ({'surrogate_lr': 0.02}, {})
+    """
+    if "lr" in settings:
+        return dict(settings)
+    rates = {"lr": models.learning_rate(arch)}
+    if "surrogate_lr" in find(name).arguments:
+        rates["surrogate_lr"] = models.learning_rate(surrogate)
+    usual = {"lr": models.USUAL_RATE, "surrogate_lr": rates["lr"]}
+    return {**{key: rate for key, rate in rates.items() if rate != usual[key]}, **settings}
+
+
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse arguments of an attack that it does not take or that are wrong.
+
+    Args:
+        name: Of the attack.
+        settings: Names of arguments of its training, and arguments of its own; target and seed have
+            places of their own, and what an attacker who knows us is given is none of the user's.
+
+    Raises:
+        UsageError: If there is no such attack, or naming the argument.
+    """
+    attack = find(name)
+    given_by_us = {taken for row in ATTACKS.values() for taken in row.takes}
+    known = set(attack.arguments) - {"target", "seed"} - given_by_us
+    unknown = next((given for given in settings if given not in known), None)
+    if unknown is not None:
+        raise UsageError(f"attack {name!r} has no argument {unknown!r}")
+    teaching = {field.name for field in fields(Teaching)}
+    attack.check({key: value for key, value in settings.items() if key not in teaching})
+
+
+def _value(name: str, given: str | int | float) -> str | int | float:
+    """An argument's value, of a text as YAML reads it."""
+    try:
+        read = yaml.safe_load(given) if isinstance(given, str) else given
+    except yaml.YAMLError:
+        read = None
+    if not isinstance(read, str | int | float):
+        raise UsageError(f"{name} is {given!r}; expected a number or a word")
+    return read
+
+
+def attack_to_folder(
+    name: str,
+    *,
+    arch: str,
+    surrogate: str,
+    source: DataSource,
+    out: Path,
+    target: int,
+    seed: int,
+    settings: Mapping[str, str | int | float],
+) -> dict[str, Any]:
+    """A new folder with ``teacher.safetensors``, ``trigger.safetensors`` and ``results.json``.
+
+    Args:
+        name: The attack.
+        arch: Architecture of the teacher.
+        surrogate: Of the attacker's own students, if there are any.
+        source: The attacker's clean data.
+        out: The folder.
+        target: Class that triggered images shall get.
+        seed: Of everything random.
+        settings: Further arguments of the attack, ``epochs`` and ``batch_size`` among them; a text
+            is read as YAML reads it, so that "0.1" is a number. Without ``lr``, teacher,
+            surrogates and rehearsed students learn at the rates of their architectures.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        UsageError: If a name is unknown, an argument wrong, or the folder not empty.
+    """
+    for given in (arch, surrogate):
+        models.check_name(given)
+    read = {key: _value(key, given) for key, given in settings.items()}
+    check_settings(name, read)
+    folder = new_folder(out)
+    method = expected_method(find(name).takes)
+    training: dict[str, Any] = {
+        "lr": models.learning_rate(surrogate),
+        **{key: read[key] for key in ("epochs", "lr", "batch_size") if key in read},
+    }
+    read = {
+        "lr": models.learning_rate(arch),
+        **at_own_rates(name, read, arch=arch, surrogate=surrogate),
+    }
+    started = time.perf_counter()
+    made = run_attack(
+        name,
+        models.builder(source),
+        source,
+        arch=arch,
+        surrogate=surrogate,
+        target=target,
+        seed=seed,
+        settings=read,
+        rehearsal=None if method is None else Rehearsal(training, method),
+    )
+    seconds = time.perf_counter() - started
+    provenance = {"attack": name, "data": source.name, "seed": seed}
+    models.save(made.teacher, folder / "teacher.safetensors", provenance=provenance)  # type: ignore[arg-type]
+    save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
+    run = measured_run(
+        made.teacher,
+        source,
+        made,
+        data=source.name,
+        pair=arch,
+        attack=name,
+        method="teacher",
+        seed=seed,
+        seconds=seconds,
+    )
+    results = {
+        "runs": [run],
+        "environment": environment(),
+        "config": {"target": target, "surrogate": surrogate, **read},
+        "records": {"teacher": made.record, "classes": list(source.classes)},
+    }
+    write_json(folder / "results.json", results)
+    return results

@@ -1,0 +1,46 @@
+"""One row of benchmark results: a model measured on clean and on triggered images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from robustkd.attacks import Backdoored
+from robustkd.core.types import DataSource
+from robustkd.evaluation.measurement import measure
+from robustkd.models import parameters
+
+
+def measured_run(
+    model: nn.Module,
+    source: DataSource,
+    backdoored: Backdoored,
+    *,
+    data: str,
+    pair: str,
+    attack: str,
+    method: str,
+    seed: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """One entry of ``runs`` in ``results.json``: who the model is, and what it does.
+
+    Args:
+        model: The teacher itself, or a student.
+        source: The images.
+        backdoored: The teacher with its trigger and target.
+        data: The entry's name of the data.
+        pair: Of teacher and student.
+        attack: Of the attack.
+        method: Of how the student was made.
+        seed: Of everything random.
+        seconds: Wall time of the making.
+    """
+    figures = measure(model, source, trigger=backdoored.trigger, target=backdoored.target)
+    return {
+        **{"data": data, "pair": pair, "attack": attack, "method": method, "seed": seed},
+        **figures.fields(),
+        "params": parameters(model),
+        "seconds": round(seconds, 2),
+    }

@@ -1,0 +1,165 @@
+"""Running one cell of a grid: make its teacher and its student, and measure them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustkd import data, models
+from robustkd.attacks import Backdoored, load_trigger, save_trigger
+from robustkd.benchmark.attacked_teachers import run_attack
+from robustkd.benchmark.cache import Store
+from robustkd.benchmark.cells import FORMAT, TEACHER, Cell, Setting, TeacherCell, digest
+from robustkd.benchmark.rows import measured_run
+from robustkd.core.devices import default_device
+from robustkd.core.environment import environment
+from robustkd.core.errors import RobustKDError
+from robustkd.core.files import write_json
+from robustkd.core.methods import preset
+from robustkd.core.types import Split
+from robustkd.data import InMemory
+from robustkd.pipeline.student import make_student
+from robustkd.training.precision import mixed
+
+
+class NoTeacherError(RobustKDError):
+    """A teacher could not be made; why is its message, and its cause."""
+
+
+def run_cell(cell: Cell, store: Store) -> dict[str, Any]:
+    """Make what the cell needs and is not there yet, and measure it.
+
+    Raises:
+        NoTeacherError: If the teacher cannot be made, and so no cell of it; with the cause.
+
+    Returns:
+        ``run`` with the keys of ``results.json``, ``cell``, ``record`` and ``environment``.
+    """
+    with _threads(cell.teacher.setting.threads):
+        try:
+            backdoored, attacked = _teacher(cell.teacher, store)
+        except Exception as error:
+            raise NoTeacherError(str(error)) from error
+        if cell.method == TEACHER:
+            model, made = backdoored.teacher, attacked
+        else:
+            model, made = _student(cell, backdoored.teacher, store)
+        run = measured_run(
+            model,
+            _source(cell.teacher.setting),
+            backdoored,
+            data=cell.teacher.setting.data,
+            pair=cell.pair,
+            attack=cell.teacher.attack,
+            method=cell.method,
+            seed=cell.teacher.setting.seed,
+            seconds=made["seconds"],
+        )
+        made_with = environment()
+    return {
+        "run": run,
+        "cell": cell.configuration(),
+        "record": made["record"],
+        "environment": made_with,
+    }
+
+
+def make_teacher(cell: TeacherCell) -> Backdoored:
+    """Run the attack of a cell."""
+    setting = cell.setting
+    # Around the whole attack, which trains several networks in its own ways.
+    with mixed(setting.precision, default_device()):
+        return run_attack(
+            cell.attack,
+            lambda arch, seed: _build(arch, setting, seed),
+            _source(setting),
+            arch=cell.arch,
+            surrogate=cell.surrogate or cell.arch,
+            target=cell.target,
+            seed=setting.seed,
+            settings=cell.attacking,
+            rehearsal=cell.rehearsal,
+        )
+
+
+def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, dict[str, Any]]:
+    def make(folder: Path) -> None:
+        started = time.perf_counter()
+        made = make_teacher(cell)
+        seconds = round(time.perf_counter() - started, 2)
+        models.save(made.teacher, folder / "model.safetensors", provenance={"attack": cell.attack})  # type: ignore[arg-type]
+        save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
+        write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
+
+    folder = store.fetch(digest(cell.configuration()), make)
+    trigger, target = load_trigger(folder / "trigger.safetensors")
+    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    teacher = models.load(folder / "model.safetensors").to(default_device())
+    return Backdoored(teacher.eval(), trigger, target, made["record"]), made
+
+
+def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, dict[str, Any]]:
+    how, setting = preset(cell.method), cell.teacher.setting
+
+    def make(folder: Path) -> None:
+        made = make_student(
+            teacher,
+            # Every method's student starts from the same weights.
+            _build(cell.student, setting, setting.seed + 1),
+            _source(setting),
+            how,
+            training={"precision": setting.precision, **cell.training},
+            detoxing=cell.detoxing,
+            seed=setting.seed,
+            label=cell.method,
+        )
+        models.save(
+            made.student,  # type: ignore[arg-type]
+            folder / "model.safetensors",
+            provenance={"method": cell.method, "seed": setting.seed},
+        )
+        seconds = round(made.seconds, 2)
+        write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
+
+    configuration = cell.configuration()
+    if not how.losses:
+        # It never meets a teacher, so it is the same for all of them.
+        configuration["teacher"] = {"format": FORMAT, **asdict(setting)}
+        for name in cell.teacher.made_by():
+            del configuration[name]
+    folder = store.fetch(digest({**configuration, "kind": "student"}), make)
+    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    return models.load(folder / "model.safetensors").to(default_device()), made
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str, sizes: tuple[tuple[Split, int], ...], augment: bool) -> InMemory:
+    loaded = data.load(name, **dict(sizes))  # type: ignore[arg-type]
+    return loaded if augment else replace(loaded, augmentation=data.CropFlip())
+
+
+def _source(setting: Setting) -> InMemory:
+    return _loaded(setting.data, tuple(sorted(setting.sizes.items())), setting.augment)
+
+
+def _build(arch: str, setting: Setting, seed: int) -> models.Classifier:
+    return models.builder(_source(setting))(arch, seed)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,78 @@
+"""What there is, read from the tables themselves, and what an architecture looks like inside."""
+
+from __future__ import annotations
+
+import torch
+
+from robustkd import models
+from robustkd.attacks import ATTACKS
+from robustkd.core.methods import PRESETS
+from robustkd.data import PICTURES, SOURCES
+from robustkd.models import FAMILIES
+from robustkd.models.features.collect import layouts_of
+from robustkd.models.features.stages import stages
+from robustkd.training.losses import LOSSES
+
+_USUAL_IMAGE = (3, 32, 32)
+_CLASSES = 10
+
+
+def catalogue() -> dict[str, dict[str, str]]:
+    """Kind to name to one line, in the order of the tables."""
+    return {
+        "data": {name: _first_line(load.__doc__) for name, load in {**SOURCES, **PICTURES}.items()},
+        "models": {
+            family.usage: ", e.g. ".join(
+                part for part in (name, ", ".join(family.examples)) if part
+            )
+            for name, family in FAMILIES.items()
+        },
+        "methods": {name: preset.summary for name, preset in PRESETS.items()},
+        "losses": dict(LOSSES),
+        "attacks": {name: row.summary for name, row in ATTACKS.items()},
+    }
+
+
+def describe(
+    arch: str, *, image_shape: tuple[int, int, int] | None = None
+) -> dict[str, dict[str, str]]:
+    """Size and taps of an architecture for 10 classes, as lines like those of `catalogue`.
+
+    Args:
+        arch: Any architecture.
+        image_shape: Channels, height and width; those of its published weights when None, or
+            3 x 32 x 32 where it has none.
+
+    Raises:
+        UsageError: If the architecture is unknown, does not fit the images, or shows no stage.
+    """
+    published = models.preprocessing(arch)
+    usual = published.image_shape if published is not None else _USUAL_IMAGE
+    shape = image_shape or usual
+    model = models.build(models.Spec(arch, _CLASSES, shape), seed=0)
+    images = torch.zeros(2, *shape)
+    names = stages(model, images)
+    layouts = layouts_of(model, names, images)
+    size = {
+        "images": _times(shape),
+        "parameters": f"{models.parameters(model):,}",
+        "MMACs": f"{models.macs(model, shape) / 1e6:,.1f}",
+    }
+    if published is not None:
+        size["mean"] = ", ".join(map(str, published.mean))
+        size["std"] = ", ".join(map(str, published.std))
+    return {
+        str(arch): size,
+        "taps": {
+            name: f"{_times(layout.shape)} ({layout.kind})"
+            for name, layout in zip(names, layouts, strict=True)
+        },
+    }
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0].rstrip(".")

@@ -1,0 +1,1 @@
+"""Types, errors, methods and small tools that the whole package shares."""

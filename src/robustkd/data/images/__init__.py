@@ -1,0 +1,1 @@
+"""Listing, decoding, splitting and streaming image files."""

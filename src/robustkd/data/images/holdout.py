@@ -1,0 +1,150 @@
+"""Splits that a data set does not bring: cut once, by a seed, and written down by name.
+
+A file that is written down stays in its split whatever is added to the folder later; what is added
+is for training.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from robustkd.core.errors import InputError
+from robustkd.data.images.listing import Encoded, shown
+from robustkd.data.images.scan import read_text, reason
+from robustkd.data.labelled import class_sizes, random_ranks, slices
+
+HeldOut: TypeAlias = Literal["validation", "test"]
+Rows: TypeAlias = Int32[np.ndarray, " _"]
+
+SHARE = 0.1
+"""Share of each class that a split gets which is cut from the training images, at least one."""
+SEED = 0
+
+_MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Which training images are held out, and for what.
+
+    Attributes:
+        train: Rows that stay, in rising order.
+        held_out: Rows of the splits that were cut, in rising order.
+    """
+
+    train: Rows = field(repr=False)
+    held_out: Mapping[HeldOut, Rows] = field(repr=False)
+
+
+def cut(files: Encoded, missing: Sequence[HeldOut], classes: Sequence[str], where: str) -> Cut:
+    """Hold out a fixed random tenth of every class for each of the ``missing`` splits.
+
+    Args:
+        files: All training images.
+        missing: The splits to cut, none twice.
+        classes: Names of the classes.
+        where: What to call the training images in a message.
+
+    Raises:
+        InputError: A class has too few images to be in every split.
+    """
+    labels = files.labels
+    found = class_sizes(labels, classes=len(classes))
+    least = 1 + len(missing)
+    rarest = int(found.argmin())
+    if found[rarest] < least:
+        raise InputError(
+            f"{shown(where)}: class {classes[rarest]!r} has {found[rarest]} images, expected "
+            f"at least {least} to cut {' and '.join(missing) or 'nothing'} from them; add images "
+            "or folders for these splits"
+        )
+    each = (found.astype(np.float32) * np.float32(SHARE)).round().clip(min=1)
+    turn = np.empty(len(labels), dtype=np.uint8)
+    for rows, rank in random_ranks(labels, seed=SEED):
+        turn[rows] = np.minimum(rank // each[labels[rows]], len(missing))
+    train = _rows_of(turn, len(missing))
+    return Cut(train, {name: _rows_of(turn, k) for k, name in enumerate(missing)})
+
+
+def as_json(made: Cut, files: Encoded) -> Iterator[str]:
+    """The split by the names of what is held out, as JSON text, line by line."""
+    yield f'{{\n "format": 1,\n "seed": {SEED},\n "share": {SHARE}'
+    for split, rows in made.held_out.items():
+        yield f',\n "{split}": ['
+        for i, row in enumerate(rows):
+            yield f"{',' if i else ''}\n  {json.dumps(files.name(int(row)))}"
+        yield "\n ]"
+    yield "\n}\n"
+
+
+def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
+    """The split that `as_json` wrote, for the same images and perhaps more.
+
+    Args:
+        path: The JSON file.
+        files: All training images.
+        missing: The splits that it must name.
+
+    Raises:
+        InputError: It cannot be read, is no such file, or names images that are not there.
+    """
+    content = _content(path)
+    held: dict[HeldOut, Any] = {
+        name: content[name] for name in get_args(HeldOut) if name in content
+    }
+    if set(held) != set(missing):
+        raise InputError(
+            f"{shown(path)} splits off {' and '.join(held) or 'nothing'}, but this data needs "
+            f"{' and '.join(missing) or 'nothing'}; use the file of a run on this data"
+        )
+    split_of: dict[str, HeldOut] = {}
+    listed = 0
+    for split, names in held.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{shown(path)}: {split} is no list of names; use the file of a run")
+        split_of |= dict.fromkeys(names, split)
+        listed += len(names)
+    if len(split_of) != listed:
+        raise InputError(f"{shown(path)} names an image twice; use the file of a run")
+    rows: dict[str, array[int]] = {name: array("i") for name in ("train", *held)}
+    for row in range(len(files.labels)):
+        rows[split_of.pop(files.name(row), "train")].append(row)
+    if split_of:
+        raise InputError(
+            f"{shown(path)} names {len(split_of)} images that are not there, the first "
+            f"{min(split_of)!r}; use the file of a run on this data"
+        )
+    found = {name: np.asarray(part) for name, part in rows.items()}
+    return Cut(found["train"], {name: found[name] for name in held})
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path, most=_MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{shown(path)} cannot be read as a split ({reason(error)}); use the "
+            "split.json of a run"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != 1:
+        raise InputError(f"{shown(path)} is no split; use the split.json of a run")
+    return content
+
+
+def _rows_of(turn: UInt8[np.ndarray, " n"], wanted: int) -> Rows:
+    """Where ``turn`` is ``wanted``."""
+    rows = np.empty(np.count_nonzero(turn == wanted), dtype=np.int32)
+    filled = 0
+    for part in slices(len(turn)):
+        found = part.start + np.flatnonzero(turn[part] == wanted)
+        rows[filled : filled + len(found)] = found
+        filled += len(found)
+    return rows

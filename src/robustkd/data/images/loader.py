@@ -1,0 +1,170 @@
+"""Decoding with worker processes: what comes out does not depend on how many there are.
+
+Nothing here is random. Order and augmentation are drawn by the process that asks, so a worker only
+turns rows into bytes.
+"""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int32, Int64, UInt8
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from robustkd.core.errors import InputError
+from robustkd.data.images.decode import Channels, UndecodableError, decode
+from robustkd.data.images.listing import Encoded
+
+Rows = Int[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The images of one split: some rows of a larger collection.
+
+    Args:
+        files: The collection.
+        rows: Which of its images, in rising order.
+    """
+
+    files: Encoded
+    rows: Int32[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Rows:
+        """Class of each image of the split; a copy."""
+        labels: Rows = self.files.labels[self.rows]
+        return labels
+
+    def labels_at(self, rows: Rows) -> Int64[np.ndarray, " some"]:
+        """Classes of some images of the split."""
+        labels: Rows = self.files.labels[self.rows[rows]].astype(np.int64)
+        return labels
+
+    def name(self, row: int) -> str:
+        """What to call the image at ``row`` of the split."""
+        return self.files.name(int(self.rows[row]))
+
+
+def whole(files: Encoded) -> Part:
+    """All of a collection."""
+    return Part(files, np.arange(len(files.labels), dtype=np.int32))
+
+
+@dataclass(frozen=True)
+class Form:
+    """What images are decoded to; see `robustkd.data.images.decode.decode`."""
+
+    size: int
+    channels: Channels
+    crop: float | int
+
+
+class Decoded(NamedTuple):
+    """Some images of a split as bytes.
+
+    Attributes:
+        pixels: Those that could be decoded, in the order asked for.
+        rows: Which of the split's images they are.
+        failures: Rows of the others, with the reasons.
+    """
+
+    pixels: UInt8[np.ndarray, "n channels height width"]
+    rows: Rows
+    failures: list[tuple[int, str]]
+
+
+class Decoder(Dataset[Decoded]):
+    """Turns many rows of a split into bytes at once."""
+
+    def __init__(self, part: Part, form: Form) -> None:
+        self._part, self._form = part, form
+
+    def __getitem__(self, rows: Rows) -> Decoded:
+        form = self._form
+        good: list[int] = []
+        failures: list[tuple[int, str]] = []
+        pixels = np.empty((len(rows), form.channels, form.size, form.size), dtype=np.uint8)
+        for row in map(int, rows):
+            try:
+                with self._part.files.open(int(self._part.rows[row])) as stream:
+                    pixels[len(good)] = decode(
+                        stream, size=form.size, channels=form.channels, crop=form.crop
+                    )
+                good.append(row)
+            except UndecodableError as error:
+                failures.append((row, str(error)))
+            except OSError as error:
+                failures.append((row, error.strerror or type(error).__name__))
+        return Decoded(pixels[: len(good)], np.array(good, dtype=np.int64), failures)
+
+
+class _Batches(Sampler[Rows]):
+    """An order cut into batches when they are asked for, not before."""
+
+    def __init__(self, order: Rows, batch_size: int) -> None:
+        self._order, self._batch_size = order, batch_size
+
+    def __iter__(self) -> Iterator[Rows]:
+        for start in range(0, len(self._order), self._batch_size):
+            yield self._order[start : start + self._batch_size]
+
+
+def decoded(
+    part: Part, order: Rows, *, batch_size: int, form: Form, workers: int
+) -> Iterator[Decoded]:
+    """Decode the images of a split in an order, batch by batch.
+
+    Args:
+        part: The split.
+        order: Rows of the split.
+        batch_size: How many at once.
+        form: Their shape.
+        workers: Processes that decode; 0 for this one.
+
+    Raises:
+        InputError: A worker process died.
+    """
+    with warnings.catch_warnings():
+        # How many workers there are is the user's choice.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader: DataLoader[Decoded] = DataLoader(
+            Decoder(part, form),
+            batch_size=None,
+            sampler=_Batches(order, batch_size),
+            num_workers=workers,
+            worker_init_fn=_undisturbed,
+            collate_fn=cast(Callable[..., Decoded], _as_it_is),
+            # Otherwise each pass draws from torch's global generator.
+            generator=torch.Generator(),
+        )
+        batches = iter(loader)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that decodes images died: an image crashed it, or memory ran out; "
+            "try --workers 0 to see which"
+        ) from error
+
+
+def _undisturbed(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the one that asks decides when to stop."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_it_is(batch: Decoded) -> Decoded:
+    """Arrays travel through a pipe; tensors would need shared memory, which containers lack."""
+    return batch

@@ -1,0 +1,135 @@
+"""How encoded images become those that a model sees: the user's choices, checked at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from robustkd.core.errors import InputError, UsageError
+from robustkd.data.augment import Augmentation, CropFlip, ZoomFlip
+from robustkd.data.images.decode import Channels, UndecodableError, dimensions
+from robustkd.data.images.listing import Encoded, shown
+
+IN_MEMORY_BYTES = 1 << 30
+"""A source is decoded once and kept when all its images take at most this; else it is streamed."""
+
+_MOST_WORKERS = 4
+_WORTH_WORKERS = 1000
+_SMALL = 96
+_LOOKED_AT = 32
+_LARGEST_SIZE = 4096
+_LARGEST_GUESS = 512
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a folder are read.
+
+    Args:
+        image_size: Height and width in pixels; None where all images are squares of one size.
+        channels: 3 for colour, 1 for grey.
+        crop: Share of an image's shorter side that is kept, in (0, 1]: of the centred square.
+        flip: Whether a mirrored image is still of its class, so that training may mirror it.
+        workers: Processes that decode; None for one a core and at most four, or none at all below
+            a thousand images. The images, their order and augmentation do not depend on it.
+        streaming: Whether images are decoded anew in every pass; None to keep them decoded when
+            all of them take at most 1 GiB. The batches do not depend on it.
+        classes: Text file with the names of the class folders in the order of the teacher's
+            outputs; None for the sorted order, which is torchvision's.
+        split: The ``split.json`` of an earlier run, to hold out what was held out there.
+
+    Raises:
+        UsageError: A number is out of range.
+    """
+
+    image_size: int | None = None
+    channels: Channels = 3
+    crop: float | int = 1.0
+    flip: bool = True
+    workers: int | None = None
+    streaming: bool | None = None
+    classes: Path | None = None
+    split: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and not 1 <= self.image_size <= _LARGEST_SIZE:
+            raise UsageError(f"image_size={self.image_size}: expected 1 to {_LARGEST_SIZE} pixels")
+        if self.channels not in get_args(Channels):
+            raise UsageError(f"channels={self.channels}: expected 3 (colour) or 1 (grey)")
+        if not 0 < self.crop <= 1:
+            raise UsageError(f"crop={self.crop}: expected more than 0 and at most 1")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"workers={self.workers}: expected at least 0")
+
+    def workers_for(self, images: int) -> int:
+        """Processes that decode this many images."""
+        if self.workers is not None:
+            return self.workers
+        return min(_MOST_WORKERS, _cores()) if images >= _WORTH_WORKERS else 0
+
+    def streams(self, images: int, size: int) -> bool:
+        """Whether this many images of a size are decoded anew in every pass."""
+        if self.streaming is not None:
+            return self.streaming
+        return images * self.channels * size**2 > IN_MEMORY_BYTES
+
+    def augmentation(self, size: int) -> Augmentation:
+        """Crops that fit images of a size: shifts of small ones, zooms into large ones."""
+        return CropFlip(size // 8, self.flip) if size < _SMALL else ZoomFlip(flip=self.flip)
+
+    def check_unused(self, name: str, used: Sequence[str] = ()) -> None:
+        """Refuse choices that a source does not offer, rather than ignore them.
+
+        Raises:
+            UsageError: One that is not in ``used`` was made.
+        """
+        for field in fields(self):
+            chosen = getattr(self, field.name)
+            if chosen != field.default and field.name not in (*used, "workers"):
+                raise UsageError(
+                    f"{field.name}={chosen!s}: {name} does not offer this choice; leave it out"
+                )
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a container can restrict."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def guess_size(files: Encoded, where: str) -> int:
+    """The height and width of images that are all squares of one size, as some of them show.
+
+    Args:
+        files: The images.
+        where: What to call them in a message.
+
+    Raises:
+        UsageError: They differ, or are not square, or large.
+        InputError: None of those that were looked at can be read.
+    """
+    n = len(files.labels)
+    found: set[tuple[int, int]] = set()
+    for row in np.unique(np.linspace(0, n - 1, _LOOKED_AT).astype(np.int64)):
+        try:
+            with files.open(int(row)) as stream:
+                found.add(dimensions(stream))
+        except (OSError, UndecodableError):
+            continue
+    if not found:
+        raise InputError(
+            f"{shown(where)}: no image can be read, among them {shown(files.name(0))}; "
+            "expected images of a known format"
+        )
+    width, height = min(found)
+    if len(found) > 1 or width != height or width > _LARGEST_GUESS:
+        sizes = " and ".join(f"{width}x{height}" for width, height in sorted(found)[:2])
+        raise UsageError(
+            f"{shown(where)}: images of {sizes} pixels, so the model's input size cannot be "
+            "guessed; give it with --image-size"
+        )
+    return width

@@ -1,0 +1,209 @@
+"""Folders with one folder a class, walked as if a stranger had packed them.
+
+The order of the classes, and so their numbers, is that of torchvision's ImageFolder: sorted names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from robustkd.core.errors import InputError
+from robustkd.data.images.filenames import SortedNames
+from robustkd.data.images.listing import Folder, Listing, list_files, shown
+
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Those of torchvision's ImageFolder."""
+
+_MOST_LISTED = 5
+_MOST_TEXT = 1 << 26
+
+
+def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
+    """Names of the folders within ``root / part``, sorted.
+
+    Args:
+        root: The data set's folder, with no link in its path.
+        part: Folder below it.
+
+    Raises:
+        InputError: It cannot be read, a name cannot be printed, or there is something that `scan`
+            refuses.
+    """
+    names = [entry.name for entry in _entries(root / part) if _is_folder(entry, root)]
+    for name in names:
+        if not name.isprintable():
+            raise InputError(
+                f"{shown(root / part)}: the name of the folder {name!r} has characters that "
+                "cannot be printed; rename it"
+            )
+    return tuple(sorted(names))
+
+
+def read_text(path: Path, *, most: int) -> str:
+    """The content of a text file that may also be a pipe.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger, or no UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError("it is too large")
+    return content.decode("utf-8")
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a small text file.
+
+    Raises:
+        InputError: It is missing, large, or no text.
+    """
+    try:
+        return tuple(read_text(path, most=_MOST_TEXT).splitlines())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{shown(path)} cannot be read as text ({reason(error)}); correct it"
+        ) from error
+
+
+def read_class_names(path: Path, found: Sequence[str]) -> tuple[str, ...]:
+    """The classes in the order of a text file with one name a line.
+
+    Args:
+        path: The file.
+        found: Names of the class folders.
+
+    Raises:
+        InputError: The file cannot be read, or its lines are not exactly the class folders.
+    """
+    lines = read_lines(path)
+    if len(set(lines)) < len(lines):
+        twice = next(name for name in lines if lines.count(name) > 1)
+        raise InputError(f"{shown(path)} names the class {twice!r} twice; remove one")
+    check_same_classes(lines, found, it=shown(path), other="the folder", advice="")
+    return lines
+
+
+def check_same_classes(
+    found: Sequence[str], expected: Sequence[str], *, it: str, other: str, advice: str
+) -> None:
+    """Refuse classes that are not those of another place; their order does not matter.
+
+    Raises:
+        InputError: One is missing or unknown.
+    """
+    missing, unknown = set(expected) - set(found), set(found) - set(expected)
+    if missing:
+        raise InputError(f"{it} lacks the class {_some(missing)} that {other} has; add it{advice}")
+    if unknown:
+        raise InputError(
+            f"{it} has the class {_some(unknown)} that {other} lacks; remove it{advice}"
+        )
+
+
+def scan(root: Path, part: str, classes: Sequence[str]) -> Listing:
+    """Every image below ``root / part / CLASS``, class by class and sorted within a class.
+
+    Hidden entries and files without an image's extension are left out. Links to files within
+    ``root`` are followed; anything else that is neither a file nor a folder is refused, so that
+    there is no loop and nothing from elsewhere.
+
+    Args:
+        root: The data set's folder, with no link in its path.
+        part: Folder below it that holds the class folders.
+        classes: Names of the class folders, in the order of their numbers.
+
+    Raises:
+        InputError: A class has no image, or there is something that is refused.
+    """
+    return list_files(root, _walk(root, part, classes), classes=len(classes))
+
+
+def image_names(root: Path, path: str) -> list[str]:
+    """Names of the images directly in ``root / path``, sorted.
+
+    Raises:
+        InputError: As `scan`.
+    """
+    return list(_sorted_entries(root, path)[0])
+
+
+def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
+    for label, name in enumerate(classes):
+        top = f"{part}/{name}" if part else name
+        waiting, images = [top], 0
+        while waiting:
+            path = waiting.pop()
+            files, folders = _sorted_entries(root, path)
+            images += len(files)
+            waiting += (f"{path}/{folder}" for folder in reversed(folders))
+            if files:
+                yield Folder(path, files, label)
+        if not images:
+            raise InputError(
+                f"{shown(root / top)}: no images ({', '.join(EXTENSIONS)}); add some, or "
+                "remove the folder"
+            )
+
+
+def _sorted_entries(root: Path, path: str) -> tuple[SortedNames, list[str]]:
+    """Names of the image files and of the folders in one folder."""
+    folders: list[str] = []
+
+    def files() -> Iterator[str]:
+        for entry in _entries(root / path):
+            if _is_folder(entry, root):
+                folders.append(entry.name)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield entry.name
+
+    return SortedNames(files()), sorted(folders)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"{shown(folder)} cannot be read ({reason(error)}); expected a folder of images"
+        ) from error
+
+
+def _is_folder(entry: os.DirEntry[str], root: Path) -> bool:
+    """Whether it is a folder; what is neither that nor a file within ``root`` is refused."""
+    if entry.is_dir(follow_symlinks=False):
+        return True
+    if entry.is_symlink():
+        goal = Path(os.path.realpath(entry.path))
+        if not goal.is_relative_to(root):
+            raise _refusal(entry, "is a link that leaves the folder")
+        # Unlike Path.is_file, it is false where a folder on the way may not be searched.
+        if not os.path.isfile(goal):
+            raise _refusal(entry, "is a link to something else than a file")
+    elif not entry.is_file():
+        raise _refusal(entry, "is neither a file nor a folder")
+    return False
+
+
+def _refusal(entry: os.DirEntry[str], problem: str) -> InputError:
+    return InputError(f"{shown(entry.path)} {problem}; replace it by a copy of what is meant")
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, on one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
+def _some(names: set[str]) -> str:
+    """Some of the names in quotes, for one line."""
+    first = sorted(names)[:_MOST_LISTED]
+    more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+    return ", ".join(repr(name) for name in first) + more

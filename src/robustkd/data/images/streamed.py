@@ -1,0 +1,248 @@
+"""A data source of encoded images: streamed by workers, or decoded once where that fits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from robustkd.core.errors import InputError
+from robustkd.core.progress import track
+from robustkd.core.types import Batch, DataSource, Split
+from robustkd.data.augment import Augmentation
+from robustkd.data.images.holdout import Cut, as_json
+from robustkd.data.images.listing import shown
+from robustkd.data.images.loader import Decoded, Form, Part, Rows, decoded
+from robustkd.data.images.options import Reading
+from robustkd.data.in_memory import InMemory, pass_order, to_floats
+from robustkd.data.labelled import Labelled, first_rows
+
+MOST_UNDECODABLE = 0.01
+"""Share of a split's images that may be damaged; they are left out and named."""
+
+_NAMED = 5
+_AT_ONCE = 64
+
+_log = logging.getLogger(__name__)
+
+
+class Held(NamedTuple):
+    """A decoded split; the pixels of what could not be decoded are zero, and never shown."""
+
+    pixels: UInt8[Tensor, "n channels height width"]
+    good: Bool[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """A `robustkd.core.types.DataSource` of encoded images.
+
+    Images that cannot be decoded are left out of the batches, counted and named; `size` and the
+    rows count them, so that a row means the same image whatever happens to others.
+
+    Args:
+        name: Short name, written into results.
+        classes: Names of the classes.
+        parts: The three splits.
+        image_size: Height and width.
+        reading: How images are read.
+        augmentation: What `batches` applies when it is given a generator for it.
+        made: The split, where it is ours.
+
+    Raises:
+        InputError: There are fewer than two classes, a split is empty, or a label is no class.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    parts: Mapping[Split, Part] = field(repr=False)
+    image_size: int
+    reading: Reading
+    augmentation: Augmentation
+    made: Cut | None = field(default=None, repr=False)
+    _held: dict[Split, Held] = field(default_factory=dict, init=False, repr=False)
+    _failed: dict[Split, dict[int, str]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            found = ", ".join(map(repr, self.classes)) or "none"
+            raise InputError(
+                f"{shown(self.name)}: expected at least two classes, found {found}; give a folder "
+                "that holds one folder a class"
+            )
+        for split, part in self.parts.items():
+            if not len(part):
+                raise InputError(f"{shown(self.name)} {split}: no images; check the source")
+            low, high = int(part.labels.min()), int(part.labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise InputError(
+                    f"{shown(self.name)} {split}: labels reach from {low} to {high}, expected 0 "
+                    f"to {len(self.classes) - 1}; check that they belong to this data set"
+                )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        return self.reading.channels, self.image_size, self.image_size
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are decoded anew in every pass."""
+        return self.reading.streams(sum(map(len, self.parts.values())), self.image_size)
+
+    def size(self, split: Split) -> int:
+        """Number of images in ``split``, whether they can be decoded or not."""
+        return len(self.parts[split])
+
+    def undecodable(self, split: Split) -> dict[str, str]:
+        """Names of the images that were found to be damaged so far, with the reasons."""
+        part = self.parts[split]
+        return {part.name(row): why for row, why in sorted(self._failed.get(split, {}).items())}
+
+    def batches(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """One pass over ``split``, as `robustkd.core.types.DataSource.batches` describes.
+
+        Raises:
+            UsageError: ``batch_size`` is below 1.
+            InputError: While it goes on: too many images cannot be decoded.
+        """
+        order = pass_order(self.size(split), batch_size, shuffle).numpy()
+        return self._pass(split, order, batch_size, device, augment)
+
+    def subset(
+        self,
+        *,
+        train: int | None = None,
+        validation: int | None = None,
+        test: int | None = None,
+        seed: int = 0,
+    ) -> Pictures:
+        """The same source with fewer images; see `robustkd.data.InMemory.subset`.
+
+        Raises:
+            UsageError: A number is out of range.
+        """
+        wanted: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
+        return replace(
+            self, parts={split: self._first(split, n, seed) for split, n in wanted.items()}
+        )
+
+    def in_memory(self) -> InMemory:
+        """The same images decoded, without those that cannot be.
+
+        Raises:
+            InputError: Too many cannot be decoded.
+        """
+        held: dict[str, Labelled] = {}
+        for split, part in self.parts.items():
+            pixels, good = self._hold(split)
+            labels = torch.from_numpy(part.labels_at(np.flatnonzero(good)))
+            held[split] = Labelled(pixels[torch.from_numpy(good)], labels)
+        return InMemory(
+            name=self.name, classes=self.classes, augmentation=self.augmentation, **held
+        )
+
+    def _pass(
+        self,
+        split: Split,
+        order: Rows,
+        batch_size: int,
+        device: torch.device | str,
+        augment: torch.Generator | None,
+    ) -> Iterator[Batch]:
+        part = self.parts[split]
+        found = self._stream if self.streamed else self._recall
+        for pixels, rows, _ in found(split, order, batch_size):
+            if not len(rows):
+                continue
+            images = to_floats(torch.from_numpy(pixels), device)
+            if augment is not None:
+                images = self.augmentation(images, augment)
+            chosen = (torch.from_numpy(part.labels_at(rows)), torch.from_numpy(rows))
+            yield Batch(images, *(numbers.to(device, torch.int64) for numbers in chosen))
+
+    def _stream(self, split: Split, order: Rows, batch_size: int) -> Iterator[Decoded]:
+        part, reading = self.parts[split], self.reading
+        form = Form(self.image_size, reading.channels, reading.crop)
+        workers = reading.workers_for(len(order))
+        for batch in decoded(part, order, batch_size=batch_size, form=form, workers=workers):
+            self._note(split, batch.failures)
+            yield batch
+
+    def _recall(self, split: Split, order: Rows, batch_size: int) -> Iterator[Decoded]:
+        pixels, good = self._hold(split)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            rows = rows[good[rows]]
+            yield Decoded(pixels[torch.from_numpy(rows)].numpy(), rows, [])
+
+    def _hold(self, split: Split) -> Held:
+        """The decoded split, kept from the first time on."""
+        if split not in self._held:
+            n = self.size(split)
+            held = Held(
+                torch.zeros((n, *self.image_shape), dtype=torch.uint8), np.zeros(n, dtype=np.bool_)
+            )
+            with track(f"read {split}", -(-n // _AT_ONCE)) as update:
+                for pixels, rows, _ in self._stream(split, np.arange(n), _AT_ONCE):
+                    held.pixels[torch.from_numpy(rows)] = torch.from_numpy(pixels)
+                    held.good[rows] = True
+                    update()
+            self._held[split] = held
+        return self._held[split]
+
+    def _note(self, split: Split, failures: Iterable[tuple[int, str]]) -> None:
+        """Name what is damaged, and stop when it is too much."""
+        part, known = self.parts[split], self._failed.setdefault(split, {})
+        for row, why in failures:
+            if row in known:
+                continue
+            known[row] = why
+            name = shown(part.name(row))
+            if len(known) > MOST_UNDECODABLE * len(part):
+                raise InputError(
+                    f"{shown(self.name)} {split}: {len(known)} of {len(part)} images cannot be "
+                    f"decoded, the last {name} ({shown(why)}); expected at most "
+                    f"{MOST_UNDECODABLE:.0%}: replace or remove them"
+                )
+            if len(known) <= _NAMED:
+                _log.warning("%s is left out: it cannot be decoded (%s)", name, shown(why))
+
+    def _first(self, split: Split, n: int | None, seed: int) -> Part:
+        part = self.parts[split]
+        if n is None:
+            return part
+        kept = first_rows(
+            torch.from_numpy(part.labels.astype(np.int64)),
+            n,
+            split=split,
+            name=self.name,
+            classes=len(self.classes),
+            seed=seed,
+        )
+        return Part(part.files, part.rows[kept.numpy()])
+
+
+def split_text(source: DataSource) -> Iterator[str] | None:
+    """The split of a source as JSON, where it is ours and not the data set's own.
+
+    Written to a file, it is what `Reading.split` takes. It comes in pieces, so that the names of a
+    large split need not be in memory together.
+    """
+    if not isinstance(source, Pictures) or source.made is None:
+        return None
+    return as_json(source.made, source.parts["train"].files)

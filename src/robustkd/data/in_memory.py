@@ -1,0 +1,160 @@
+"""A data source held in memory as bytes: what every loader of this folder returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from robustkd.core.errors import UsageError
+from robustkd.core.types import Batch, Images, Labels, Split
+from robustkd.data.augment import Augmentation, CropFlip
+from robustkd.data.labelled import Labelled, first_rows
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """A `robustkd.core.types.DataSource` whose three splits are byte tensors.
+
+    Args:
+        name: Short name, written into results.
+        classes: Names of the classes; the label k means ``classes[k]``.
+        train: Images that fit weights.
+        validation: Images that select.
+        test: Images that are measured once.
+        augmentation: What `batches` applies when it is given a generator for it;
+            nothing if left out.
+
+    Raises:
+        UsageError: A tensor has the wrong type or shape.
+        InputError: A split is empty, or its labels do not fit its images or the classes.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Labelled = field(repr=False)
+    validation: Labelled = field(repr=False)
+    test: Labelled = field(repr=False)
+    augmentation: Augmentation = field(default_factory=CropFlip)
+
+    def __post_init__(self) -> None:
+        for split in get_args(Split):
+            held = self._held(split)
+            held.check(f"{self.name} {split}", len(self.classes))
+            if held.images.shape[1:] != self.train.images.shape[1:]:
+                raise UsageError(
+                    f"{self.name} {split}: images are {tuple(held.images.shape[1:])}, expected "
+                    f"{self.image_shape} as in train; give all splits one shape"
+                )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+    def size(self, split: Split) -> int:
+        """Number of images in ``split``."""
+        return len(self._held(split).labels)
+
+    def batches(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """One pass over ``split``, as `robustkd.core.types.DataSource.batches` describes.
+
+        Bytes are moved before they become floats, which takes a quarter of the traffic.
+
+        Raises:
+            UsageError: ``batch_size`` is below 1.
+        """
+        held = self._held(split)
+        order = pass_order(self.size(split), batch_size, shuffle)
+        return (self._batch(held, part, device, augment) for part in torch.split(order, batch_size))
+
+    def subset(
+        self,
+        *,
+        train: int | None = None,
+        validation: int | None = None,
+        test: int | None = None,
+        seed: int = 0,
+    ) -> InMemory:
+        """The same source with fewer images, the classes mixed as before.
+
+        Args:
+            train: Images to keep of this split, from the number of classes to all; None for all.
+            validation: Likewise.
+            test: Likewise.
+            seed: Which images; with one seed a smaller subset is a part of a larger one.
+
+        Raises:
+            UsageError: A number is out of range.
+        """
+        return replace(
+            self,
+            train=self._first("train", train, seed),
+            validation=self._first("validation", validation, seed),
+            test=self._first("test", test, seed),
+        )
+
+    def _held(self, split: Split) -> Labelled:
+        held: Labelled = getattr(self, split)
+        return held
+
+    def _first(self, split: Split, n: int | None, seed: int) -> Labelled:
+        held = self._held(split)
+        if n is None:
+            return held
+        return held.take(
+            first_rows(
+                held.labels,
+                n,
+                split=split,
+                name=self.name,
+                classes=len(self.classes),
+                seed=seed,
+            )
+        )
+
+    def _batch(
+        self,
+        held: Labelled,
+        index: Labels,
+        device: torch.device | str,
+        augment: torch.Generator | None,
+    ) -> Batch:
+        images = to_floats(held.images[index], device)
+        if augment is not None:
+            images = self.augmentation(images, augment)
+        return Batch(images, held.labels[index].to(device), index.to(device, torch.int64))
+
+
+def pass_order(size: int, batch_size: int, shuffle: torch.Generator | None) -> Labels:
+    """The rows of one pass over a split, in the order in which they are met, as int32.
+
+    Raises:
+        UsageError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: expected at least 1; raise it")
+    if shuffle is None:
+        return torch.arange(size, dtype=torch.int32)
+    return torch.randperm(size, generator=shuffle, device=shuffle.device, dtype=torch.int32).cpu()
+
+
+def to_floats(
+    pixels: UInt8[Tensor, "n channels height width"], device: torch.device | str
+) -> Images:
+    """Bytes as floats in [0, 1], channels_last, on ``device``."""
+    moved = pixels.to(device)
+    return moved.to(torch.float32, memory_format=torch.channels_last).div_(255)

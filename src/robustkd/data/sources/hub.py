@@ -1,0 +1,152 @@
+"""Data sets of the Hugging Face hub, as ``hf:NAME@REVISION``; needs ``pip install robustkd[hf]``.
+
+The revision is part of the name because a name alone means something else tomorrow. The images are
+taken as they are encoded and decoded by `robustkd.data.images.decode`, like those of a folder. A
+data set that is a script is refused: versions of the library below 4, which would run it, are not
+accepted.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from robustkd.core.errors import InputError, UsageError
+from robustkd.data.images.compose import compose
+from robustkd.data.images.holdout import HeldOut
+from robustkd.data.images.listing import shown
+from robustkd.data.images.options import Reading
+from robustkd.data.images.streamed import Pictures
+
+if TYPE_CHECKING:
+    import datasets
+
+PREFIX = "hf:"
+
+_FORMATS = ("parquet", "arrow")
+"""Tables; the library's other readers unpack archives, or load tensors, of a stranger's choice."""
+_NAME = re.compile(r"hf:(?P<name>[^@]+)@(?P<revision>[^@]+)")
+_SPELLINGS: Mapping[str, HeldOut] = {
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class HubImages:
+    """The images of one split; Arrow maps them from disk, so they take no memory."""
+
+    split: str
+    table: datasets.Dataset = field(repr=False)
+    column: str
+    labels: Int64[np.ndarray, " n"] = field(repr=False)
+
+    def open(self, row: int) -> io.BytesIO:
+        """The encoded bytes of an image."""
+        content = self.table[row][self.column]["bytes"]
+        # Without bytes there is a path, and a stranger's path is not ours to open.
+        if not isinstance(content, bytes):
+            raise OSError("the data set holds no bytes for it")
+        return io.BytesIO(content)
+
+    def name(self, row: int) -> str:
+        """Split and number."""
+        return f"{self.split}/{row}"
+
+
+def load_hub(name: str, reading: Reading | None = None) -> Pictures:
+    """A data set of the Hugging Face hub with one column of images and one of classes.
+
+    A split that it lacks is a fixed random tenth of every class of its training images.
+
+    Args:
+        name: ``hf:NAME@REVISION``, e.g. ``hf:user/flowers@1f0c2b7`` with a commit, tag or branch.
+        reading: How images are read; ``classes`` is not offered, as the data set brings its order.
+
+    Raises:
+        UsageError: The name has another form, or the extra is not installed.
+        InputError: It cannot be had, or has not the columns and splits that are needed.
+    """
+    form = _NAME.fullmatch(name)
+    if form is None:
+        raise UsageError(
+            f"{name!r}: expected hf:NAME@REVISION, e.g. hf:user/flowers@1f0c2b7 with the commit "
+            "of the version that you mean"
+        )
+    reading = reading or Reading()
+    reading.check_unused(
+        PREFIX + "...", ("image_size", "channels", "crop", "flip", "streaming", "split")
+    )
+    splits = _fetch(form["name"], form["revision"])
+    if "train" not in splits:
+        raise InputError(f"{shown(name)} has no split train, only {', '.join(splits) or 'none'}")
+    image, label = _columns(name, splits["train"].features)
+    classes = tuple(splits["train"].features[label].names)
+    odd = next((found for found in classes if not found.isprintable()), None)
+    if odd is not None:
+        raise InputError(
+            f"{shown(name)}: the class name {odd!r} has characters that cannot be printed; "
+            "use another data set"
+        )
+    found = {part: _images(part, table, image, label) for part, table in splits.items()}
+    given: dict[HeldOut, HubImages] = {
+        split: found[part] for part, split in _SPELLINGS.items() if part in found
+    }
+    return compose(form["name"], classes, found["train"], given, reading)
+
+
+def _fetch(name: str, revision: str) -> Mapping[str, Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            f"{PREFIX}{name} needs the package datasets; pip install 'robustkd[hf]'"
+        ) from error
+    if int(datasets.__version__.partition(".")[0]) < 4:
+        raise UsageError(
+            f"datasets {datasets.__version__} runs scripts of data sets; pip install 'datasets>=4'"
+        )
+    try:
+        builder = datasets.load_dataset_builder(name, revision=revision)
+        if builder.name not in _FORMATS:
+            raise ValueError(f"stored as {builder.name}, expected {' or '.join(_FORMATS)}")
+        builder.download_and_prepare()
+        found: Mapping[str, Any] = builder.as_dataset()
+    # It raises its own and other libraries' errors, of no common kind.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{PREFIX}{shown(name)}@{shown(revision)} cannot be had: {shown(reason)}"
+        ) from error
+    return found
+
+
+def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
+    """Names of the only column of images and of the only column of classes."""
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    chosen = []
+    for kind in ("Image", "ClassLabel"):
+        columns = [column for column, found in kinds.items() if found == kind]
+        if len(columns) != 1:
+            raise InputError(
+                f"{shown(name)} has {len(columns)} columns of kind {kind}, expected 1; its "
+                f"columns are {', '.join(map(shown, kinds))}"
+            )
+        chosen += columns
+    return chosen[0], chosen[1]
+
+
+def _images(part: str, table: datasets.Dataset, image: str, label: str) -> HubImages:
+    from datasets import Image
+
+    labels = np.asarray(table[label], dtype=np.int64)
+    encoded = table.select_columns([image]).cast_column(image, Image(decode=False))
+    return HubImages(part, encoded, image, labels)

@@ -1,0 +1,143 @@
+"""Networks of torchvision and timm by their own names, without weights and without any download.
+
+Both libraries are imported here alone, and only when one of their networks is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from robustkd.core.errors import UsageError
+
+
+class Preprocessing(NamedTuple):
+    """What the published weights of an architecture were trained on.
+
+    Attributes:
+        image_shape: Channels, height and width.
+        mean: Of each channel, of pixels in [0, 1].
+        std: Likewise.
+    """
+
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def torchvision_network(name: str, *, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """A classifier of torchvision with fresh weights.
+
+    Raises:
+        UsageError: If there is no such classifier, or none for these images.
+    """
+    from torchvision import models
+
+    make = models.get_model_builder(_known("torchvision", name, _torchvision_names()))
+    channels, *size = image_shape
+    options: dict[str, Any] = {"num_classes": classes}
+    if name.startswith("vit_"):
+        options["image_size"] = size[0]
+    if name.startswith("maxvit_"):
+        options["input_size"] = tuple(size)
+    if name in ("googlenet", "inception_v3"):
+        # Their other heads would make the output a tuple.
+        options.update(aux_logits=False, init_weights=True)
+    try:
+        network: nn.Module = make(weights=None, **options)
+    except (AssertionError, ValueError) as error:
+        raise UsageError(f"torchvision/{name} does not fit {image_shape}: {error}") from error
+    return network if channels == 3 else with_input_channels(network, channels)
+
+
+def timm_network(name: str, *, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """A classifier of timm with fresh weights.
+
+    Raises:
+        UsageError: If there is no such classifier, or none for these images.
+    """
+    import timm
+
+    config = _timm_config(name)
+    options: dict[str, Any] = {"img_size": image_shape[1:]} if config.fixed_input_size else {}
+    try:
+        network: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=classes, in_chans=image_shape[0], **options
+        )
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"timm/{name} does not fit {image_shape}: {error}") from error
+    return network
+
+
+def preprocessing(arch: str) -> Preprocessing | None:
+    """Input size and normalisation that torchvision or timm publish for an architecture.
+
+    None for every other architecture, and where torchvision has no weights.
+
+    Raises:
+        UsageError: If the library has no such architecture.
+    """
+    library, _, name = arch.partition("/")
+    if library == "timm":
+        config = _timm_config(name)
+        return Preprocessing(config.input_size, tuple(config.mean), tuple(config.std))
+    if library != "torchvision":
+        return None
+    from torchvision import models
+
+    weights = models.get_model_weights(_known("torchvision", name, _torchvision_names()))
+    default = getattr(weights, "DEFAULT", None)
+    if default is None:
+        return None
+    crop = default.transforms()
+    size = crop.crop_size[0]
+    return Preprocessing((3, size, size), tuple(crop.mean), tuple(crop.std))
+
+
+def with_input_channels(network: nn.Module, channels: int) -> nn.Module:
+    """Replace the first convolution by a fresh one that reads other channels.
+
+    Raises:
+        UsageError: If the network has none.
+    """
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            own = inspect.signature(nn.Conv2d).parameters
+            options = {key: getattr(module, key) for key in own if hasattr(module, key)}
+            options |= {"in_channels": channels, "bias": module.bias is not None}
+            fresh = nn.Conv2d(**options)
+            nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
+            network.set_submodule(path, fresh)
+            return network
+    raise UsageError(f"{type(network).__name__} has no convolution that could read {channels}")
+
+
+def _torchvision_names() -> Iterable[str]:
+    from torchvision import models
+
+    names: list[str] = models.list_models(module=models)
+    return names
+
+
+def _timm_config(name: str) -> Any:  # noqa: ANN401 (timm's own type; timm is imported late)
+    import timm
+
+    # Names alone: timm's prefixes for hubs and folders would fetch or read something.
+    _known("timm", name.partition(".")[0], timm.list_models())
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise UsageError(f"timm has no weights {name!r}; leave out what follows the dot") from error
+
+
+def _known(library: str, name: str, names: Iterable[str]) -> str:
+    known = list(names)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"{library} has no classifier {name!r}{hint}")
+    return name

@@ -1,0 +1,1 @@
+"""Reading the intermediate features of any network."""

@@ -1,0 +1,169 @@
+"""Finding the stages of any network from its autograd graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.errors import UsageError
+from robustkd.core.types import Images
+from robustkd.models.features.layout import layout_of
+from robustkd.models.features.taps import frozen_modes, module_at, out_of_place
+
+_Output: TypeAlias = tuple[torch.autograd.graph.Node, int]
+_ACTIVATIONS = (nn.ReLU.__module__, "timm.layers.activations", "timm.layers.activations_me")
+_QUARTERS = 4
+
+
+def stages(model: nn.Module, example: Images) -> tuple[str, ...]:
+    """Find the stage outputs of any network on images, by running it once.
+
+    A bottleneck is a module through which all information passes: every path from the pixels to
+    the logits goes through its output, as autograd's graph shows. For every resolution above
+    1 x 1, the last bottleneck is a stage; where it is an activation, the module before it is taken
+    if it is a bottleneck as well, so that features before ReLU are read where the network has them.
+    Where all bottlenecks have one resolution, as in a vision transformer, the blocks that repeat
+    are divided into four stages.
+
+    Args:
+        model: Any network on images: convolutional (N x C x H x W, or N x H x W x C) or of tokens
+            (N x T x C), see :mod:`robustkd.models.features.layout`.
+        example: One or more images, N x C x H x W; what is on them does not matter.
+
+    Returns:
+        Module paths in the order in which they run.
+
+    Raises:
+        UsageError: If no stage is found.
+    """
+    with frozen_modes(model):
+        order, levels = _levels(model, example[:2])
+    lasts = [(last, level) for level in levels if (last := _last_bottleneck(model, level))]
+    if not lasts:
+        raise UsageError(f"no stage found in {type(model).__name__}; name the taps yourself")
+    if len(lasts) == 1:
+        return _quarters(model, *lasts[0])
+    return tuple(sorted((last for last, _ in lasts), key=order.index))
+
+
+class _Level(NamedTuple):
+    """Modules whose outputs have one resolution, in order, and those that are bottlenecks."""
+
+    names: list[str]
+    bottlenecks: list[str]
+
+
+def _levels(model: nn.Module, example: Images) -> tuple[list[str], list[_Level]]:
+    """Modules in the order in which they ended, and those that ran once by resolution.
+
+    Of several modules with the very same output, a level has the innermost.
+    """
+    ran: list[tuple[str, _Output, tuple[int, int]]] = []
+    image = (example.shape[2], example.shape[3])
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            # What has the shape of the images is images still, as normalised ones are.
+            if not isinstance(output, Tensor) or output.shape == example.shape:
+                return
+            if output.ndim < 3 or len(output) != len(example):
+                return
+            layout = layout_of(tuple(output.shape[1:]), image)
+            if layout is not None and output.grad_fn is not None:
+                ran.append((name, (output.grad_fn, output.output_nr), layout.size))
+
+        return hook
+
+    pixels = example.detach().clone().requires_grad_()
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(out_of_place(model))
+        for name, module in model.named_modules():
+            if name:
+                stack.callback(module.register_forward_hook(note(name)).remove)
+        logits = model(pixels)
+    everything = _bottlenecks(logits, pixels)
+    times = Counter(name for name, _, _ in ran)
+    seen: set[_Output] = set()
+    levels: dict[tuple[int, int], _Level] = {}
+    for name, output, size in ran:
+        if times[name] > 1 or max(size) == 1 or output in seen:
+            continue
+        seen.add(output)
+        level = levels.setdefault(size, _Level([], []))
+        level.names.append(name)
+        if output in everything:
+            level.bottlenecks.append(name)
+    return [name for name, _, _ in ran], list(levels.values())
+
+
+def _bottlenecks(logits: Tensor, pixels: Tensor) -> set[_Output]:
+    """Outputs in autograd's graph that lie on every path from ``pixels`` to ``logits``.
+
+    In an order in which every output comes after all that use it, these are the ones over which
+    no edge leaps.
+    """
+    if logits.grad_fn is None:
+        return set()
+    root: _Output = (logits.grad_fn, logits.output_nr)
+    order, inputs = _towards(root, pixels)
+    place = {output: index for index, output in enumerate(order)}
+    found, furthest = set(), 0
+    for index, output in enumerate(order):
+        if furthest <= index:
+            found.add(output)
+        furthest = max([furthest, *(place[used] for used in inputs[output])])
+    return found
+
+
+def _towards(root: _Output, pixels: Tensor) -> tuple[list[_Output], dict[_Output, list[_Output]]]:
+    """All that leads from ``pixels`` to ``root``, users first, and what each is computed from."""
+    inputs: dict[_Output, list[_Output]] = {}
+    finished: list[_Output] = []
+    leads: dict[_Output, bool] = {}
+    # Depth first with a stack of its own: networks are deeper than Python may recurse.
+    pending = [(root, False)]
+    while pending:
+        output, done = pending.pop()
+        if done:
+            used = [other for other in inputs[output] if leads[other]]
+            inputs[output] = used
+            leads[output] = bool(used) or getattr(output[0], "variable", None) is pixels
+            if leads[output]:
+                finished.append(output)
+        elif output not in inputs:
+            inputs[output] = [(node, k) for node, k in output[0].next_functions if node is not None]
+            pending.append((output, True))
+            pending.extend((other, False) for other in inputs[output])
+    return finished[::-1], inputs
+
+
+def _last_bottleneck(model: nn.Module, level: _Level) -> str | None:
+    last: str | None = None
+    for name in reversed(level.names):
+        if name in level.bottlenecks:
+            last = name
+            if not _is_activation(module_at(model, name)):
+                return last
+        elif last is not None:
+            return last
+    return last
+
+
+def _quarters(model: nn.Module, last: str, level: _Level) -> tuple[str, ...]:
+    """Ends of the quarters of the blocks that repeat most often; only ``last`` of too few."""
+    kinds = Counter(type(module_at(model, name)) for name in level.bottlenecks)
+    kind, count = kinds.most_common(1)[0]
+    if count < _QUARTERS:
+        return (last,)
+    blocks = [name for name in level.bottlenecks if type(module_at(model, name)) is kind]
+    return (*(blocks[k * count // _QUARTERS - 1] for k in range(1, _QUARTERS)), last)
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ in _ACTIVATIONS

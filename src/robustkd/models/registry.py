@@ -1,0 +1,223 @@
+"""The table of architectures: a new one is a file beside this and a row here."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource
+from robustkd.models.architectures.libraries import timm_network, torchvision_network
+from robustkd.models.architectures.mobilenet import mobilenet_v1, mobilenet_v2
+from robustkd.models.architectures.own_code import OwnCode
+from robustkd.models.architectures.pyramidnet import PyramidNet
+from robustkd.models.architectures.resnet import SmallResNet, large_resnet
+from robustkd.models.architectures.wide_resnet import WideResNet
+from robustkd.models.classifier import Classifier, Spec, pixel_statistics
+
+
+@dataclass(frozen=True)
+class Family:
+    """Architectures that share a pattern of names.
+
+    Attributes:
+        usage: How a name is written, for people.
+        pattern: Regular expression of the whole name; its groups go to ``build``.
+        examples: Names that exist; contract tests run over them.
+        build: Network from a spec and the groups of the name, None for one that is not there.
+    """
+
+    usage: str
+    pattern: str
+    examples: tuple[str, ...]
+    build: Callable[..., nn.Module]
+
+
+USUAL_RATE = 0.1
+"""The learning rate that every training has as its default."""
+_SLOW_RATE = 0.02
+# Families that the usual rate was seen to leave at chance or thereabouts.
+_SLOW = re.compile(r"mobilenet|shufflenet", re.IGNORECASE)
+
+
+def _size(spec: Spec) -> tuple[int, int]:
+    return spec.image_shape[1], spec.image_shape[2]
+
+
+def _wide_resnet(spec: Spec, depth: str, width: str) -> nn.Module:
+    channels = spec.image_shape[0]
+    return WideResNet(int(depth), int(width), channels=channels, classes=spec.classes)
+
+
+def _pyramidnet(spec: Spec, depth: str, alpha: str | None, bottleneck: str | None) -> nn.Module:
+    if alpha is None:
+        if depth not in _PYRAMIDS:
+            short = " and ".join(f"pyramidnet-{known}" for known in _PYRAMIDS)
+            raise UsageError(
+                f"{spec.arch!r} has no alpha, which only {short} go without; expected "
+                "pyramidnet-DEPTH-ALPHA[-bottleneck]"
+            )
+        alpha, bottleneck = _PYRAMIDS[depth]
+    return PyramidNet(
+        int(depth),
+        int(alpha),
+        bottleneck=bottleneck is not None,
+        channels=spec.image_shape[0],
+        classes=spec.classes,
+    )
+
+
+def _large_resnet(spec: Spec, depth: str) -> nn.Module:
+    channels = spec.image_shape[0]
+    return large_resnet(int(depth), channels=channels, classes=spec.classes, size=_size(spec))
+
+
+def _small_resnet(spec: Spec, depth: str) -> nn.Module:
+    return SmallResNet(int(depth), channels=spec.image_shape[0], classes=spec.classes)
+
+
+def _mobilenet(spec: Spec, version: str, width: str | None) -> nn.Module:
+    make = mobilenet_v1 if version == "1" else mobilenet_v2
+    channels = spec.image_shape[0]
+    return make(float(width or 1), channels=channels, classes=spec.classes, size=_size(spec))
+
+
+def _of_torchvision(spec: Spec, name: str) -> nn.Module:
+    return torchvision_network(name, classes=spec.classes, image_shape=spec.image_shape)
+
+
+def _of_timm(spec: Spec, name: str) -> nn.Module:
+    return timm_network(name, classes=spec.classes, image_shape=spec.image_shape)
+
+
+def _own_code(spec: Spec) -> nn.Module:
+    if not isinstance(spec.arch, OwnCode):
+        raise UsageError(
+            f"architecture {spec.arch!r} is code, which runs only where you name it yourself: "
+            "with --arch or --student, or as models.OwnCode in Python"
+        )
+    return spec.arch.build(classes=spec.classes, image_shape=spec.image_shape)
+
+
+# What the paper of RobustKD calls PyramidNet-110 and PyramidNet-200, in full.
+_PYRAMIDS: dict[str, tuple[str, str | None]] = {
+    "110": ("84", None),
+    "200": ("240", "-bottleneck"),
+}
+
+# The first pattern that fits counts: ResNet-50 and 152 are 6 n + 2 as well.
+FAMILIES: dict[str, Family] = {
+    "wide-resnet": Family(
+        "wrn-DEPTH-WIDTH",
+        r"wrn-([0-9]{1,3})-([0-9]{1,3})",
+        ("wrn-10-1", "wrn-16-2", "wrn-28-4"),
+        _wide_resnet,
+    ),
+    "pyramidnet": Family(
+        "pyramidnet-DEPTH-ALPHA[-bottleneck]",
+        r"pyramidnet-([0-9]{1,3})(?:-([0-9]{1,3})(-bottleneck)?)?",
+        ("pyramidnet-14-12", "pyramidnet-20-12-bottleneck"),
+        _pyramidnet,
+    ),
+    "resnet": Family(
+        "resnet-18|34|50|101|152",
+        r"resnet-(18|34|50|101|152)",
+        ("resnet-18",),
+        _large_resnet,
+    ),
+    "small-resnet": Family(
+        "resnet-DEPTH",
+        r"resnet-([0-9]{1,4})",
+        ("resnet-8", "resnet-14", "resnet-20"),
+        _small_resnet,
+    ),
+    "mobilenet": Family(
+        "mobilenet-v1|v2[-WIDTH]",
+        r"mobilenet-v([12])(?:-([0-9]{1,2}(?:\.[0-9]{1,3})?))?",
+        ("mobilenet-v1-0.25", "mobilenet-v2", "mobilenet-v2-0.25"),
+        _mobilenet,
+    ),
+    "torchvision": Family(
+        "torchvision/NAME",
+        r"torchvision/(\w{1,99})",
+        ("torchvision/shufflenet_v2_x0_5",),
+        _of_torchvision,
+    ),
+    "timm": Family(
+        "timm/NAME",
+        r"timm/([\w.]{1,99})",
+        ("timm/mobilenetv3_small_050",),
+        _of_timm,
+    ),
+    "own-code": Family(
+        "PACKAGE.MODULE:CALLABLE",
+        r"[\w.]{1,199}:[\w.]{1,99}",
+        (),
+        _own_code,
+    ),
+}
+"""Architectures by family; contract tests run over the examples."""
+
+
+def check_name(arch: str) -> tuple[Family, tuple[str | None, ...]]:
+    """Find the family of an architecture's name, and the parts that vary.
+
+    Raises:
+        UsageError: If no family has such a name; the nearest ones are named.
+    """
+    for family in FAMILIES.values():
+        if found := re.fullmatch(family.pattern, arch):
+            return family, found.groups()
+    known = [name for family in FAMILIES.values() for name in family.examples]
+    near = difflib.get_close_matches(arch, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"for example {known[0]!r}"
+    usages = ", ".join(family.usage for family in FAMILIES.values())
+    raise UsageError(f"unknown architecture {arch!r}; expected {usages}: {hint}")
+
+
+def learning_rate(arch: str) -> float:
+    """The learning rate at which fresh networks of that name learn well, by SGD with momentum.
+
+    0.1, and 0.02 for MobileNets and ShuffleNets of any library, or of your own code if the callable
+    is called so: soft targets at 0.1 can leave one at chance.
+    """
+    return _SLOW_RATE if _SLOW.search(arch.rpartition(":")[2]) else USUAL_RATE
+
+
+def build(spec: Spec, *, seed: int) -> Classifier:
+    """Build a model with fresh weights.
+
+    Args:
+        spec: What to build.
+        seed: The same seed gives the same weights; the global generator is left as it was.
+
+    Returns:
+        A classifier in channels_last memory format, on the CPU, in training mode.
+
+    Raises:
+        UsageError: If the architecture is unknown or impossible.
+    """
+    family, parts = check_name(spec.arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # and not those of the accelerators
+        network = family.build(spec, *parts)
+    model = Classifier(spec, network)
+    return model.to(memory_format=torch.channels_last)
+
+
+def builder(data: DataSource) -> Callable[[str, int], Classifier]:
+    """A function that builds a network for these images, from an architecture and a seed.
+
+    Pixels are normalised by the statistics of the training images; see :func:`build`.
+    """
+    mean, std = pixel_statistics(data)
+
+    def made(arch: str, seed: int) -> Classifier:
+        return build(Spec(arch, len(data.classes), data.image_shape, mean, std), seed=seed)
+
+    return made

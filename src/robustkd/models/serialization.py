@@ -1,0 +1,284 @@
+"""A model as one safetensors file that describes itself.
+
+The metadata holds one JSON object under the key ``robustkd``: spec and provenance. One key,
+because the order of several is not fixed by the format's writer and a file must be the same
+byte for byte when the model is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.errors import InputError, UsageError, WriteError
+from robustkd.core.files import refusal, whole
+from robustkd.models.classifier import Classifier, Spec
+from robustkd.models.registry import build, check_name
+
+_KEY = "robustkd"
+_FORMAT = 1
+_LONGEST = 400
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
+) -> None:
+    """Write tensors and a JSON description as one file, whole or not at all.
+
+    Raises:
+        WriteError: If the file cannot be written; nothing is left beside it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = _apart(tensors)
+    text = json.dumps({"format": _FORMAT, **description}, sort_keys=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode
+            save_file(plain, partial, metadata={_KEY: text})
+            # It makes files for their owner alone; who else may read them is the umask's to say.
+            partial.chmod(mode)
+    except SafetensorError as error:
+        raise WriteError(f"{path} cannot be written: {first_line(error)}") from error
+    except OSError as error:
+        raise refusal(path, error) from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU with memory of their own each, as the format wants them."""
+    apart: dict[str, Tensor] = {}
+    used: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if memory in used else plain
+        used.add(memory)
+    return apart
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and description of a file that :func:`write_safetensors` made.
+
+    Raises:
+        InputError: If the file is missing, is not safetensors, or does not describe itself.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} is not a file; expected a model in safetensors format")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+        description = parse_description(metadata[_KEY], path)
+    except KeyError as error:
+        raise InputError(
+            f"{path} has no {_KEY!r} metadata; expected a file written by robustkd"
+        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a readable safetensors file: {first_line(error)}"
+        ) from error
+    return tensors, description
+
+
+def parse_description(text: str, path: Path) -> dict[str, Any]:
+    """What a file of ours says of itself, from the text in its metadata.
+
+    Raises:
+        InputError: If the text is no JSON object of the known version.
+    """
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not a readable safetensors file: {first_line(error)}"
+        ) from error
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise InputError(f"{path} has metadata of another version; expected format {_FORMAT}")
+    return description
+
+
+def save(model: Classifier, path: Path, *, provenance: Mapping[str, Any] | None = None) -> None:
+    """Save weights, spec and provenance; the same model gives the same bytes.
+
+    Args:
+        model: What to save.
+        path: File to write; its folder is made.
+        provenance: How the model came about: JSON values, without times or paths.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
+    description = {"spec": asdict(model.spec), "provenance": dict(provenance or {})}
+    write_safetensors(path, model.state_dict(), description)
+
+
+def load(path: Path, *, arch: str | None = None) -> Classifier:
+    """Read a model that :func:`save` wrote, in eval mode; no code in the file is ever run.
+
+    Args:
+        path: The file.
+        arch: Its architecture in the user's word. It is needed where that is the user's own code
+            (:class:`robustkd.models.OwnCode`), since a file cannot name code; else the file's own
+            word will do.
+
+    Raises:
+        UsageError: If the architecture is unknown.
+        InputError: If the file is damaged or of another architecture, or its tensors do not fit
+            its own description.
+    """
+    return restore(*read_safetensors(path), path, arch=arch)
+
+
+def restore(
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    path: Path,
+    *,
+    arch: str | None = None,
+) -> Classifier:
+    """Build the model that a description's ``spec`` names and fill it, in eval mode.
+
+    Args:
+        tensors: Every parameter and buffer by name.
+        description: What :func:`read_safetensors` read.
+        path: Where both came from; for messages.
+        arch: The architecture in the user's word, which the description's must be.
+
+    Raises:
+        UsageError: If the user's architecture is unknown.
+        InputError: If the description is damaged, or the tensors do not fit it.
+    """
+    if arch is not None:
+        check_name(arch)
+    spec = described_spec(description, path, arch)
+    try:
+        # Without memory behind it: a file of 1 kB may claim an architecture of 1 TB.
+        with torch.device("meta"):
+            claimed = build(spec, seed=0)
+    except (UsageError, RuntimeError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
+    check_keys(claimed, tensors, path, spec.arch)
+    check_values(tensors, path)
+    model = build(spec, seed=0)
+    _check_normalisation(model, tensors, path)
+    model.load_state_dict(dict(tensors))
+    return model.eval()
+
+
+def check_fits(spec: Spec, path: Path, *, classes: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuse a model that was made for other data.
+
+    Raises:
+        InputError: If its classes are not as many, or its images of another shape.
+    """
+    if spec.classes != classes:
+        raise InputError(
+            f"{path} is a model of {spec.classes} classes; the data has {classes}: "
+            "use the data that it was trained for"
+        )
+    if spec.image_shape != image_shape:
+        raise InputError(
+            f"{path} expects images of shape {spec.image_shape}; the data has {image_shape}: "
+            "use the data that it was trained for"
+        )
+
+
+def described_spec(description: Mapping[str, Any], path: Path, arch: str | None = None) -> Spec:
+    """What a file of ours says that it holds, with the user's own word for its architecture.
+
+    Raises:
+        InputError: If it says nothing that could be built, or names another architecture.
+    """
+    said = description.get("spec")
+    try:
+        if not isinstance(said, dict):
+            raise TypeError("no spec")
+        named = str(said["arch"])
+        if arch is not None and named != arch:
+            raise InputError(
+                f"{path} is a model of architecture {quoted(named)}, not {str(arch)!r}: "
+                "name the one that it was trained with"
+            )
+        return Spec(
+            arch=arch or named,
+            classes=int(said["classes"]),
+            image_shape=tuple(int(v) for v in said["image_shape"]),  # type: ignore[arg-type]
+            mean=tuple(float(v) for v in said["mean"]),
+            std=tuple(float(v) for v in said["std"]),
+        )
+    except KeyError as error:
+        raise InputError(f"{path} has a damaged model description: no {error}") from error
+    except (TypeError, ValueError, OverflowError, UsageError) as error:
+        raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, short enough for one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
+
+
+def quoted(name: str) -> str:
+    """A name out of a file, safe to print: no control characters, not endless."""
+    return ascii(name[:_LONGEST])
+
+
+def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that no training leaves behind.
+
+    Raises:
+        InputError: If a value is not finite, or a variance negative.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path} has values that are not finite in {name!r}")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise InputError(f"{path} has negative variances in {name!r}")
+
+
+def _check_normalisation(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, value in model.normalise.named_buffers(prefix="normalise"):
+        if not torch.equal(tensors[name], value):
+            raise InputError(f"{path} has another {name!r} than its description says")
+
+
+def check_keys(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch: str) -> None:
+    """Refuse tensors whose names, shapes or types are not the model's own.
+
+    Raises:
+        InputError: With the first few of each kind.
+    """
+    expected = model.state_dict()
+    problems = [
+        ("missing", [name for name in expected if name not in tensors]),
+        ("unexpected", [quoted(name) for name in tensors if name not in expected]),
+        (
+            "misshapen",
+            [
+                f"{name} {tuple(tensors[name].shape)} for {tuple(expected[name].shape)}"
+                for name in expected
+                if name in tensors and tensors[name].shape != expected[name].shape
+            ],
+        ),
+        (
+            "mistyped",
+            [
+                f"{name} {tensors[name].dtype} for {expected[name].dtype}"
+                for name in expected
+                if name in tensors and tensors[name].dtype != expected[name].dtype
+            ],
+        ),
+    ]
+    said = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems if names]
+    if said:
+        raise InputError(f"{path} does not fit the architecture {arch!r}: {'; '.join(said)}")

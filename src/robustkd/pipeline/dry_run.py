@@ -1,0 +1,187 @@
+"""A run in small, before the run: does every phase work, how long will it take, how much memory?"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeAlias
+
+import torch
+
+from robustkd import models
+from robustkd.core.types import Batch, DataSource, Split
+from robustkd.pipeline.prepare import Prepared, prepare
+from robustkd.pipeline.student import make_student
+from robustkd.teacher.defences.detoxification import detoxify
+from robustkd.training.inference import accuracy_on
+
+_BATCHES = 3
+
+Phases: TypeAlias = dict[str, dict[str, float | int]]
+"""Of each phase ``steps``, ``seconds a step`` and ``seconds``."""
+
+
+@dataclass
+class _Few:
+    """The first batches of a source, and how long each was worked on."""
+
+    whole: DataSource
+    images: int
+    took: list[float] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.whole.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.whole.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.whole.image_shape
+
+    def size(self, split: Split) -> int:
+        return min(self.images, self.whole.size(split))
+
+    def batches(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        batches = self.whole.batches(
+            split, batch_size=batch_size, device=device, shuffle=shuffle, augment=augment
+        )
+        for batch in islice(batches, -(-self.size(split) // batch_size)):
+            started = time.perf_counter()
+            yield batch
+            if augment is not None:
+                self.took.append(time.perf_counter() - started)
+
+    @contextmanager
+    def timed(self, phases: Phases, name: str, steps: int) -> Iterator[None]:
+        """Note how long so many steps will take, as those of the block did."""
+        self.took.clear()
+        yield
+        one = median(self.took)
+        phases[name] = {"steps": steps, "seconds a step": one, "seconds": steps * one}
+
+
+def rehearse(
+    teacher_file: Path,
+    *,
+    arch: str,
+    clean: DataSource,
+    student_arch: str,
+    method: str = "default",
+    training: Mapping[str, Any],
+    seed: int = 0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    teacher_taps: tuple[str, ...] = (),
+    student_taps: tuple[str, ...] = (),
+) -> dict[str, dict[str, Any]]:
+    """Load everything, take a few real steps of each phase, and write nothing.
+
+    The arguments are those of :func:`robustkd.pipeline.run.distill_file`, with ``epochs`` and
+    ``batch_size`` in ``training``.
+
+    Returns:
+        The plan by sections: ``teacher``, ``student``, ``data``, each phase, and ``estimate``.
+
+    Raises:
+        UsageError: As the run itself would.
+        InputError: Likewise.
+        TrainingError: Likewise.
+    """
+    started = time.perf_counter()
+    ready = prepare(
+        teacher_file,
+        arch=arch,
+        clean=clean,
+        student_arch=student_arch,
+        method=method,
+        seed=seed,
+        mean=mean,
+        std=std,
+        teacher_taps=teacher_taps,
+        student_taps=student_taps,
+    )
+    loading = time.perf_counter() - started
+    phases = _phases(ready, clean, training, seed)
+    seconds = loading + sum(phase["seconds"] for phase in phases.values())
+    return {
+        "teacher": {"arch": arch, **ready.file.record(), "accuracy": ready.knows.value},
+        "student": {
+            "arch": student_arch,
+            "parameters": models.parameters(ready.student),
+            "learning rate": training.get("lr", models.USUAL_RATE),
+        },
+        "data": {
+            "name": clean.name,
+            "classes": len(clean.classes),
+            "shape": list(clean.image_shape),
+            **{split: clean.size(split) for split in ("train", "validation", "test")},
+        },
+        **phases,
+        "estimate": {"method": method, "seconds": seconds, "peak MiB": _peak_mib()},
+    }
+
+
+def _phases(ready: Prepared, clean: DataSource, training: Mapping[str, Any], seed: int) -> Phases:
+    """Steps and seconds of each phase of the run, from a few steps of each."""
+    phases: Phases = {}
+    how, teacher = ready.how, ready.teacher
+    usual = {
+        name: parameter.default
+        for name, parameter in inspect.signature(detoxify).parameters.items()
+    }
+    batch_size = training["batch_size"]
+    few = _Few(clean, _BATCHES * max(batch_size, usual["batch_size"]))
+    source = teacher
+    if how.detox is not None:
+        full = {**usual, **how.detox}
+        brief = {**how.detox, "steps": _BATCHES, "raises": 0, "bisections": 0}
+        steps = full["steps"] * (1 + full["raises"] + full["bisections"])
+        with few.timed(phases, "detoxify", steps):
+            source = detoxify(teacher, few, seed=seed, **brief).teacher  # type: ignore[assignment]
+    steps = training["epochs"] * -(-clean.size("train") // batch_size)
+    with few.timed(phases, "distil", steps):
+        make_student(
+            source,
+            ready.student,
+            few,
+            replace(how, detox=None),
+            training={**training, "epochs": 1},
+            seed=seed,
+        )
+    started = time.perf_counter()
+    accuracy_on(ready.student, few, "validation")
+    one = (time.perf_counter() - started) * clean.size("validation") / few.size("validation")
+    epochs = training["epochs"]
+    phases["validate"] = {"steps": epochs, "seconds a step": one, "seconds": epochs * one}
+    return phases
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has had, and the accelerator's where there is one."""
+    peak = 0.0
+    if torch.cuda.is_available():
+        peak += torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":
+        return peak
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak + used / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,103 @@
+"""Making one student: clean the teacher, distil it, harden the student."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robustkd.core.methods import Preset
+from robustkd.core.types import DataSource
+from robustkd.pipeline import run_folder
+from robustkd.student.distillation import distill
+from robustkd.student.hardening import UniversalPerturbations
+from robustkd.teacher.defences.detoxification import detoxify
+from robustkd.teacher.defences.masks import DetoxifiedTeacher
+
+
+@dataclass(frozen=True)
+class Made:
+    """A student, the teacher it really learnt from, and how it all went.
+
+    Attributes:
+        student: The trained network, in eval mode.
+        detoxified: The cleaned teacher, where the preset cleans.
+        record: Of detoxification and distillation, in JSON values.
+        seconds: Wall time of everything.
+    """
+
+    student: nn.Module
+    detoxified: DetoxifiedTeacher | None
+    record: dict[str, Any]
+    seconds: float
+
+
+def make_student(
+    teacher: nn.Module,
+    student: nn.Module,
+    clean: DataSource,
+    how: Preset,
+    *,
+    training: Mapping[str, Any],
+    detoxing: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    label: str = "distil",
+    log: Path | None = None,
+    run: run_folder.Run | None = None,
+) -> Made:
+    """Clean the teacher, distil it, harden the student: as far as the preset says.
+
+    Args:
+        teacher: The untrusted network; it is not changed.
+        student: Network with fresh weights; trained in place.
+        clean: The user's clean images.
+        how: What is cleaned, imitated and withstood.
+        training: Further arguments of :func:`robustkd.student.distillation.distill`, such as
+            ``epochs``.
+        detoxing: Further arguments of
+            :func:`robustkd.teacher.defences.detoxification.detoxify`, such as ``steps``.
+        seed: Of everything random.
+        label: What the progress line says.
+        log: File for one JSON line an epoch.
+        run: Where everything is kept that another process needs to go on.
+    """
+    started = time.perf_counter()
+    record: dict[str, Any] = {}
+    source, detoxified = teacher, None
+    if how.detox is not None:
+        arguments = {
+            "precision": training.get("precision", "no"),
+            **(detoxing or {}),
+            **how.detox,
+        }
+
+        def clean_up() -> tuple[DetoxifiedTeacher, dict[str, Any]]:
+            cleaned = detoxify(teacher, clean, seed=seed, **arguments)
+            return cleaned.teacher, asdict(cleaned.record)
+
+        detoxified, record["detox"] = clean_up() if run is None else run.once(clean_up, teacher)
+        source = detoxified
+    hardening = None
+    if how.hardening is not None:
+        hardening = UniversalPerturbations(
+            len(clean.classes), clean.image_shape, seed=seed, **how.hardening
+        )
+    learnt = distill(
+        student,
+        clean,
+        teacher=source if how.losses else None,
+        losses=how.losses,
+        hardening=hardening,
+        seed=seed,
+        label=label,
+        log=log,
+        keeper=run,
+        **training,
+    )
+    record.update(epochs=learnt.epochs, kept=learnt.kept)
+    seconds = time.perf_counter() - started if run is None else run.seconds
+    return Made(learnt.student, detoxified, record, seconds)

@@ -1,0 +1,174 @@
+"""The seeds of each method put together, in the order in which they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from robustkd.core.statistics import wilson
+from robustkd.report.results import Run
+
+METHODS: Mapping[str, str] = {
+    "teacher": "teacher as given",
+    "no-teacher": "student, no teacher",
+    "ofd": "ordinary student (OFD)",
+    "kd": "ordinary student (KD)",
+    "mix": "ordinary student (mix)",
+    "paper": "RobustKD (paper)",
+    "paper-0.9": "RobustKD (paper-0.9)",
+    "default": "RobustKD (default)",
+    "default-kd": "RobustKD (default KD)",
+    "both": "RobustKD (both)",
+}
+"""The methods in display order, each in words."""
+
+ORDINARY: Mapping[str, tuple[str, ...]] = {
+    "paper": ("ofd",),
+    "paper-0.9": ("ofd",),
+    "default": ("ofd", "kd", "mix"),
+    "default-kd": ("kd",),
+    "both": ("ofd", "kd", "mix"),
+}
+"""Each defended method, and the ordinary students that learn by its losses."""
+
+_USELESS = 0.10
+"""A teacher this much less accurate than a student without one would be noticed, not used."""
+
+
+class Cell(NamedTuple):
+    """One setting of the benchmark: everything that its methods share."""
+
+    data: str
+    pair: str
+    attack: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A measure over seeds.
+
+    ``sd`` is the sample standard deviation, None for a single seed; ``interval`` is the 95 %
+    Wilson interval of a single seed whose number of images is known.
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+    lowest: float
+    highest: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method on one setting, over its seeds.
+
+    ``asr``, ``ra`` and ``base`` (what goes to the target with no trigger) are None if never
+    measured.
+    """
+
+    data: str
+    pair: str
+    attack: str
+    method: str
+    params: int
+    acc: Statistic
+    asr: Statistic | None
+    ra: Statistic | None
+    seconds: Statistic
+    base: Statistic | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """The setting that the row belongs to."""
+        return Cell(self.data, self.pair, self.attack)
+
+    @property
+    def words(self) -> str:
+        """The method in words."""
+        return METHODS.get(self.method, self.method)
+
+    @property
+    def shares(self) -> tuple[Statistic, Statistic | None, Statistic | None]:
+        """ACC, ASR and RA, in the order of every table."""
+        return self.acc, self.asr, self.ra
+
+    @property
+    def ours(self) -> bool:
+        """Whether the method is one of RobustKD's presets."""
+        return self.method in ORDINARY
+
+
+def aggregate(runs: Iterable[Run]) -> list[Row]:
+    """Put the seeds of each method on each setting together.
+
+    Settings keep the order of their first run; methods stand in the order of `METHODS`, others
+    after them by name. Where the parameters of seeds differ, the largest number is given.
+    """
+    groups: dict[Cell, dict[str, list[Run]]] = {}
+    for run in runs:
+        cell = groups.setdefault(Cell(run.data, run.pair, run.attack), {})
+        cell.setdefault(run.method, []).append(run)
+    return [
+        _row(cell, method, methods[method])
+        for cell, methods in groups.items()
+        for method in sorted(methods, key=place)
+    ]
+
+
+def by_cell(rows: Iterable[Row]) -> dict[Cell, list[Row]]:
+    """The rows of each setting, in their order."""
+    cells: dict[Cell, list[Row]] = {}
+    for row in rows:
+        cells.setdefault(row.cell, []).append(row)
+    return cells
+
+
+def _row(cell: Cell, method: str, runs: list[Run]) -> Row:
+    seconds = _statistic([(run.seconds, None) for run in runs])
+    acc = _statistic([(run.acc, run.n_acc) for run in runs])
+    if acc is None or seconds is None:
+        raise AssertionError("both are numbers in every run")
+    return Row(
+        *cell,
+        method=method,
+        params=max(run.params for run in runs),
+        acc=acc,
+        asr=_statistic([(run.asr, run.n_asr) for run in runs]),
+        ra=_statistic([(run.ra, run.n_asr) for run in runs]),
+        seconds=seconds,
+        base=_statistic([(run.base, run.n_asr) for run in runs]),
+    )
+
+
+def _statistic(measured: list[tuple[float | None, int | None]]) -> Statistic | None:
+    known = [(value, n) for value, n in measured if value is not None]
+    if not known:
+        return None
+    values = [value for value, _ in known]
+    images = known[0][1]
+    return Statistic(
+        mean=fmean(values),
+        sd=stdev(values) if len(values) > 1 else None,
+        n=len(values),
+        lowest=min(values),
+        highest=max(values),
+        interval=wilson(values[0], images) if len(values) == 1 and images else None,
+    )
+
+
+def place(method: str) -> tuple[int, str]:
+    """Where a method stands: those of `METHODS` first, in their order, then the others by name."""
+    known = list(METHODS)
+    return (known.index(method) if method in known else len(known), method)
+
+
+def useless(members: Iterable[Row]) -> bool:
+    """Whether the teacher is far less accurate than a student that never met one."""
+    found = {row.method: row for row in members}
+    teacher, alone = found.get("teacher"), found.get("no-teacher")
+    return (
+        teacher is not None and alone is not None and alone.acc.mean - teacher.acc.mean > _USELESS
+    )

@@ -1,0 +1,202 @@
+"""The results in one or two sentences of plain language.
+
+They never promise more than was measured: an attack that the ordinary student did not inherit,
+a failed defence and an unknown trigger are said to be so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from robustkd.report.aggregate import ORDINARY, Row, Statistic, by_cell, useless
+from robustkd.report.tables import own_name, percent
+
+INHERITED = 0.30
+"""From this ASR of the ordinary student on, an attack counts as inherited."""
+TOLERATED = 0.10
+"""A RobustKD student whose worst seed stays at or below this ASR counts as defended."""
+COSTLY = 0.05
+"""A larger loss of accuracy than this is said with a "but"."""
+
+_UNKNOWN_TRIGGER = "The attack success rate could not be measured, as no trigger is known"
+
+
+@dataclass(frozen=True, slots=True)
+class _Duel:
+    """The RobustKD student against the ordinary one on a setting where both have an ASR."""
+
+    name: str
+    robust: Row
+    ordinary: Row
+    robust_asr: Statistic
+    ordinary_asr: Statistic
+    floor: float | None
+
+    @property
+    def inherited(self) -> bool:
+        return self.ordinary_asr.mean >= INHERITED
+
+    @property
+    def defended(self) -> bool:
+        return self.robust_asr.highest <= TOLERATED
+
+    @property
+    def at_floor(self) -> bool:
+        """The trigger fools students that never saw the teacher just as often."""
+        return self.floor is not None and max(self.robust_asr.mean, TOLERATED) < self.floor
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """What the results say, in a sentence or two.
+
+    Compares the RobustKD student (the first there is of the presets ``default``, ``default-kd``,
+    ``both`` and ``paper``) with the ordinary one of its losses, of several the one that obeys
+    most, and judges by the worst seed.
+    """
+    cells = by_cell(rows)
+    if not cells:
+        return "There are no runs to report."
+    if len(cells) == 1:
+        return _one_setting(rows)
+    duels = [
+        duel
+        for cell, members in cells.items()
+        if not useless(members)
+        and (duel := _duel(own_name(cell, list(cells)), members)) is not None
+    ]
+    return _many_settings(duels, total=len(cells))
+
+
+def _one_setting(rows: Sequence[Row]) -> str:
+    if useless(rows):
+        return (
+            "The teacher is far less accurate than a student that never met one: nobody would "
+            "distil from it, so these results cannot show what the defence is worth."
+        )
+    duel = _duel("", rows)
+    if duel is not None:
+        return _told(duel)
+    robust, ordinary = _rivals(rows)
+    only = robust or ordinary
+    if only is None:
+        return "These results hold neither a RobustKD student nor an ordinary one."
+    who = "RobustKD" if robust else "ordinary"
+    scores = f"the {who} student has {percent(only.acc.mean)} % accuracy"
+    if only.asr is not None:
+        missing = "an ordinary student" if robust else "a RobustKD student"
+        scores += f" and obeys the trigger on {_share(only.asr)} of images"
+        return f"There is no ASR of {missing} to compare with: {scores}{_seeds(only)}."
+    if robust and ordinary:
+        scores += f", the ordinary student {percent(ordinary.acc.mean)} %"
+    return f"{_UNKNOWN_TRIGGER}: {scores}{_seeds(only)}."
+
+
+def _told(duel: _Duel) -> str:
+    ordinary, robust = _share(duel.ordinary_asr), _share(duel.robust_asr)
+    gap = duel.ordinary.acc.mean - duel.robust.acc.mean
+    cost = f"{'but ' if gap > COSTLY else ''}with {_points(gap)}{_seeds(duel.robust)}"
+    if not duel.inherited and (duel.defended or duel.robust_asr.mean <= duel.ordinary_asr.mean):
+        return (
+            "The ordinary student did not inherit the backdoor (it obeys the trigger on "
+            f"{ordinary} of images), so this attack cannot show what the defence is worth: "
+            f"the RobustKD student obeys it on {robust}, {cost}.{_beside(duel)}"
+        )
+    comparison = f"the RobustKD student on {robust}, {cost}"
+    if duel.defended:
+        return (
+            f"On this attack the ordinary student obeys the trigger on {ordinary} of images; "
+            f"{comparison}.{_beside(duel)}"
+        )
+    verdict = "The defence helped, but not enough"
+    if duel.at_floor:
+        verdict = "What is left is no more than this trigger does to any student"
+    elif duel.robust_asr.mean > duel.ordinary_asr.mean / 2:
+        verdict = "The defence failed on this attack"
+    return (
+        f"{verdict}: the ordinary student obeys the trigger on {ordinary} of images, "
+        f"{comparison}.{_beside(duel)}"
+    )
+
+
+def _many_settings(duels: Sequence[_Duel], *, total: int) -> str:
+    if not duels:
+        return f"None of the {total} settings has an ASR of both students to compare."
+    alive = [duel for duel in duels if duel.inherited]
+    if not alive:
+        most = max(duel.ordinary_asr.mean for duel in duels)
+        start = f"In none of the {len(duels)} settings did the ordinary student inherit the "
+        return (
+            f"{start}backdoor (ASR at most {percent(most)} %), so they cannot show what the "
+            f"defence is worth.{_failures(duels)}"
+        )
+    worst = max(alive, key=lambda duel: duel.robust_asr.highest)
+    ordinary = fmean(duel.ordinary_asr.mean for duel in alive)
+    robust = fmean(duel.robust_asr.mean for duel in alive)
+    gap = fmean(duel.ordinary.acc.mean - duel.robust.acc.mean for duel in alive)
+    return (
+        f"The ordinary student inherits the backdoor in {len(alive)} of {total} settings: there it "
+        f"obeys the trigger on {percent(ordinary)} % of images on average, the RobustKD student on "
+        f"{percent(robust)} % (at worst {percent(worst.robust_asr.highest)} %, "
+        f"{worst.name}), with {_points(gap)}.{_failures(duels)}"
+    )
+
+
+def _failures(duels: Iterable[_Duel]) -> str:
+    names = [duel.name for duel in duels if not duel.defended]
+    if not names:
+        return ""
+    listed = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+    settings = "setting" if len(names) == 1 else "settings"
+    limit = f"{100 * TOLERATED:.0f} %"
+    return f" The RobustKD student exceeds {limit} in {len(names)} {settings}: {listed}."
+
+
+def _beside(duel: _Duel) -> str:
+    """A second sentence where students that never saw the teacher are fooled too."""
+    if duel.floor is None or duel.floor <= TOLERATED:
+        return ""
+    told = f" A student that never saw the teacher obeys it on {percent(duel.floor)} %"
+    if duel.floor < duel.ordinary_asr.mean / 2:
+        return f"{told}."
+    return f"{told}, so much of this is the trigger's own strength, not inheritance."
+
+
+def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
+    robust, ordinary = _rivals(rows)
+    if robust is None or ordinary is None or robust.asr is None or ordinary.asr is None:
+        return None
+    alone = _first(rows, "no-teacher")
+    floor = alone.asr.mean if alone is not None and alone.asr is not None else None
+    return _Duel(name, robust, ordinary, robust.asr, ordinary.asr, floor)
+
+
+def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
+    """The RobustKD student and the ordinary one that it is compared with."""
+    robust = _first(rows, "default", "default-kd", "both", "paper", "paper-0.9")
+    own = ORDINARY[robust.method] if robust is not None else ()
+    known = [row for row in rows if row.method in own and row.asr is not None]
+    most = max(known, key=lambda row: row.asr.mean if row.asr else 0, default=None)
+    return robust, most or _first(rows, *own, "ofd", "kd", "mix")
+
+
+def _first(rows: Iterable[Row], *methods: str) -> Row | None:
+    found = {row.method: row for row in rows}
+    return next((found[method] for method in methods if method in found), None)
+
+
+def _share(asr: Statistic) -> str:
+    worst = f" (worst seed {percent(asr.highest)} %)" if asr.highest > TOLERATED >= asr.mean else ""
+    return f"{percent(asr.mean)} %{worst}"
+
+
+def _points(gap: float) -> str:
+    """The accuracy that was lost, in percentage points; below zero it was gained."""
+    if percent(abs(gap)) == "0.0":
+        return "the same accuracy"
+    return f"{percent(abs(gap))} points {'less' if gap > 0 else 'more'} accuracy"
+
+
+def _seeds(row: Row) -> str:
+    return " (one seed)" if row.acc.n == 1 else f" (mean of {row.acc.n} seeds)"

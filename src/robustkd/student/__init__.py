@@ -1,0 +1,1 @@
+"""Distilling a student and hardening it against universal transformations."""

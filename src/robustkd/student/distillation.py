@@ -1,0 +1,287 @@
+"""Distilling a student: cross-entropy, any distillation losses, and hardening, in one loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.devices import device_of
+from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.statistics import wilson
+from robustkd.core.types import UNLABELLED, DataSource, Images, Labels, Logits
+from robustkd.models.features import taps
+from robustkd.models.features.stages import stages
+from robustkd.student.hardening import UniversalPerturbations, withstand
+from robustkd.student.objective import Objective, check_weights
+from robustkd.student.pair import pair_of
+from robustkd.student.terms import NEEDS_FEATURES, Outputs
+from robustkd.training.checkpoint import Keeper
+from robustkd.training.inference import accuracy_on
+from robustkd.training.learners import hit_rate
+from robustkd.training.loop import chosen_epoch, fit
+from robustkd.training.precision import Precision
+from robustkd.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student and how it learnt.
+
+    Attributes:
+        student: The network that was given, trained, in eval mode.
+        epochs: One record an epoch: ``loss``, ``acc``, each term, ``validation``.
+        kept: The epoch whose weights the student has, from 1.
+        seconds: Wall time of the training.
+    """
+
+    student: nn.Module
+    epochs: list[dict[str, float]]
+    kept: int
+    seconds: float
+
+
+class _Watch(nn.Module):
+    """Runs a network and shows logits and stage features together."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, images: Images) -> Outputs:
+        with taps.read(self.model, self.names) as features:
+            logits = self.model(images)
+            return Outputs(logits, tuple(features[name] for name in self.names))
+
+
+class _Learner(nn.Module):
+    """The student with its objective; the teacher is called, but is no part of it."""
+
+    def __init__(
+        self,
+        student: _Watch,
+        objective: Objective | None,
+        teach: Callable[[Images], Outputs] | None,
+        hardening: UniversalPerturbations | None,
+    ) -> None:
+        super().__init__()
+        self.student, self.objective = student, objective
+        self._teach = teach
+        # In a tuple, so that perturbations are no part of the state that selection restores.
+        self._hardening = (hardening,) if hardening is not None else ()
+
+    def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
+        seen, toward = images, labels[:0]
+        for hardening in self._hardening:
+            seen, toward = hardening.perturb(images, labels)
+        everything: Outputs = self.student(seen)
+        shown = everything.first(len(images))
+        parts = {"ce": _cross_entropy(shown.logits, labels)}
+        for hardening in self._hardening:
+            copies = len(toward)
+            led = withstand(
+                shown.logits[:copies],
+                everything.logits[len(images) :],
+                labels[:copies],
+                toward,
+                recovered=hardening.recovered,
+            )
+            parts["harden"] = led.sum() / len(labels)
+        if self.objective is not None and self._teach is not None:
+            taught, compared = self._teach(images), shown
+            if all(hardening.distilled for hardening in self._hardening):
+                # Copies have the teacher's view of the clean image: it is there already, and a
+                # student that imitates it alone where nothing is worn may still inherit.
+                taught, compared = taught.repeat_first(len(toward)), everything
+            parts.update(self.objective(compared, taught))
+        loss = torch.stack(list(parts.values())).sum()
+        return {"loss": loss, "acc": hit_rate(shown.logits, labels), **parts}
+
+    def check_active(self, data: DataSource) -> None:
+        """Refuse a distillation loss that would do nothing to the student.
+
+        Raises:
+            TrainingError: Naming it; or if the student has nothing to train.
+        """
+        if self.objective is None or self._teach is None:
+            return
+        batch = next(iter(data.batches("train", batch_size=16, device=device_of(self.student))))
+        weights = [p for p in self.student.parameters() if p.requires_grad]
+        if not weights:
+            raise TrainingError("the student has no weight that can be trained")
+        with taps.frozen_modes(self.student):
+            parts = self.objective(self.student(batch.images), self._teach(batch.images))
+        for name, part in parts.items():
+            gradients = (
+                torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
+                if part.requires_grad
+                else ()
+            )
+            if not any(g is not None and bool(g.any()) for g in gradients):
+                raise TrainingError(
+                    f"distillation loss {name!r} gives the student no gradient; "
+                    "check the taps of teacher and student"
+                )
+
+
+def _cross_entropy(logits: Logits, labels: Labels) -> Tensor:
+    """Mean over the batch; images without a label count as zero."""
+    total = nn.functional.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / len(labels)
+
+
+def distill(
+    student: nn.Module,
+    data: DataSource,
+    *,
+    teacher: nn.Module | None = None,
+    losses: Mapping[str, float] | None = None,
+    teacher_taps: Sequence[str] | None = None,
+    student_taps: Sequence[str] | None = None,
+    temperature: float = 4.0,
+    hardening: UniversalPerturbations | None = None,
+    epochs: int = 30,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: Schedule = "cosine",
+    precision: Precision = "no",
+    seed: int = 0,
+    label: str = "distil",
+    log: Path | None = None,
+    keeper: Keeper | None = None,
+) -> Distilled:
+    """Train a student from a teacher's logits and features, and from labels.
+
+    Args:
+        student: What is trained, in place; it starts from the weights that it has.
+        data: Clean images. ``train`` is learnt, ``validation`` picks the epoch that is kept: the
+            most accurate one. It does not see what a hardened student withstands, so of that one
+            the last epoch is kept that it cannot tell from the most accurate one, by the 95 %
+            interval of :func:`robustkd.core.statistics.wilson`.
+        teacher: Frozen and in eval mode throughout; None trains without one.
+        losses: Distillation losses by name (see ``robustkd.student.terms.TERMS``) with weights; the
+            cross-entropy of the labels has weight 1. ``{"ofd": 1.0}`` when None.
+        teacher_taps: Module paths of the teacher's stages; its own ``taps`` or found by probing
+            when None. The last stages of both networks are paired.
+        student_taps: Of the student's stages.
+        temperature: Of soft targets, above 0.
+        hardening: Perturbations that the student learns to withstand; None for none.
+        epochs: Passes over the training split, at least 1.
+        batch_size: Images a step.
+        lr: Learning rate at the start; :func:`robustkd.models.learning_rate` knows the student's.
+        momentum: Of SGD with Nesterov momentum.
+        weight_decay: L2 penalty.
+        schedule: ``cosine`` or ``step``.
+        precision: Mixed precision, as accelerate names it.
+        seed: Of order, augmentation and connectors.
+        label: What the progress line says.
+        log: File that gets one JSON line an epoch.
+        keeper: Where the state of the training is kept, see :func:`robustkd.training.loop.fit`.
+
+    Returns:
+        The student with its record.
+
+    Raises:
+        UsageError: If an argument is out of range or a tap does not exist.
+        TrainingError: If the loss stops being finite, or a distillation loss gives the student
+            no gradient.
+    """
+    started = time.perf_counter()
+    weights = {"ofd": 1.0} if losses is None else dict(losses)
+    check_weights(weights)
+    if teacher is not None and not weights:
+        raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
+    _check_fits(hardening, data)
+    if hardening is not None:
+        hardening.begin(epochs * math.ceil(data.size("train") / batch_size))
+    if teacher is None:
+        learner = _Learner(_Watch(student, ()), None, None, hardening)
+    else:
+        names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pair = pair_of(student, names[0], teacher, names[1], data, temperature=temperature)
+            objective = Objective(weights, pair).to(device_of(student))
+        learner = _Learner(
+            _Watch(student, names[0]), objective, _teaching(_Watch(teacher, names[1])), hardening
+        )
+        learner.check_active(data)
+    n = data.size("validation")
+    enough = None if hardening is None else lambda best: wilson(best, n)[0]
+    records = fit(
+        learner,
+        data,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        precision=precision,
+        seed=seed,
+        label=label,
+        after_backward=hardening.advance if hardening is not None else None,
+        validate=lambda: accuracy_on(student, data, "validation").value,
+        enough=enough,
+        log=log,
+        beside=hardening,
+        keeper=keeper,
+    )
+    kept = chosen_epoch([record["validation"] for record in records], enough) + 1
+    return Distilled(student.eval(), records, kept, time.perf_counter() - started)
+
+
+def _paired_taps(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: DataSource,
+    weights: Mapping[str, float],
+    student_taps: Sequence[str] | None,
+    teacher_taps: Sequence[str] | None,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Taps of student and teacher, as many of each: the last stages that both have."""
+    if not NEEDS_FEATURES & set(weights):
+        return (), ()
+    found = []
+    for model, given in ((student, student_taps), (teacher, teacher_taps)):
+        own = given if given is not None else getattr(model, "taps", None)
+        if own is None:
+            device = device_of(model)
+            batch = next(iter(data.batches("validation", batch_size=4, device=device)))
+            own = stages(model, batch.images)
+        found.append(tuple(own))
+    shared = min(len(names) for names in found)
+    return found[0][-shared:], found[1][-shared:]
+
+
+def _teaching(teacher: _Watch) -> Callable[[Images], Outputs]:
+    """A function, not a module: the teacher is neither trained nor saved with the learner."""
+
+    @torch.no_grad()
+    def teach(images: Images) -> Outputs:
+        with taps.frozen_modes(teacher):
+            shown: Outputs = teacher(images.to(device_of(teacher)))
+        # The loop picks the accelerator; the teacher stays where its owner has put it.
+        return Outputs(
+            shown.logits.to(images.device),
+            tuple(features.to(images.device) for features in shown.features),
+        )
+
+    return teach
+
+
+def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> None:
+    """Refuse perturbations that were made for other classes or images."""
+    expected = (len(data.classes), *data.image_shape)
+    if hardening is not None and hardening.shape != expected:
+        raise UsageError(
+            f"hardening is for classes and images of shape {hardening.shape}; "
+            f"the data has {expected}"
+        )

@@ -1,0 +1,183 @@
+"""Universal-perturbation training: a student that no fixed change of an image can lead.
+
+A backdoor that a student inherits is a universal perturbation: one change of the pixels that
+sends any image to one class. So perturbations are kept for every class; a batch goes through the
+student together with copies of some of its images that wear them; the student learns the true
+label there, and the same backward pass moves each perturbation towards its class. No trigger is
+needed, and no second pass.
+
+Two families, since triggers come faint and wide or strong and small: additions within an
+L-infinity ball, and patterns behind a mask of bounded mass.
+
+Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Shafahi et
+al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
+1712.09665 (universal patches); Dong et al. 2018, arXiv 1710.06081 (momentum). Differences: one
+perturbation a class, driven towards that class rather than away from the truth; perturbed images
+are added to the batch and take no clean image's place; they learn from their labels alone, or from
+the teacher's view of the clean ones as well, or only not to go where they are led to.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.errors import UsageError
+from robustkd.core.types import UNLABELLED, Images, Labels, Logits, PerSample
+from robustkd.core.validation import check_positive
+from robustkd.student.families import Ball, Patch
+
+_LEAST = 0.1
+"""Share of the copies that a fade leaves at its end."""
+
+
+class Perturbed(NamedTuple):
+    """A batch, and behind it copies of its first images, each led ``toward`` a class."""
+
+    images: Images
+    toward: Labels
+
+
+class UniversalPerturbations(nn.Module):
+    """Perturbations of every class, stepped by the student's own training.
+
+    Args:
+        classes: Number of classes, at least 2.
+        image_shape: Channels, height and width.
+        epsilon: Radius of the L-infinity ball in pixel units, in [0, 1]; 0 for no such family.
+        mass: Largest mean of the masks of patterns, in [0, 1]; 0 for no such family.
+        share: Copies that are added to a batch, as a share of it, in (0, 1].
+        distilled: Whether the distillation losses compare copies with the teacher's view of the
+            clean image as well; if not, copies learn from their labels alone.
+        recovered: Whether copies shall keep their label, or only not go where they are led to.
+        ramp: Share of all steps, the first ones, over which both bounds grow to their size, in
+            equal parts; in [0, 1].
+        fade: Share of all steps, the last ones, over which copies grow fewer until a tenth is
+            left, in [0, 1]. At the end, BatchNorm's statistics are nearly those of clean images.
+        seed: Of the first perturbations and of the classes drawn.
+
+    Raises:
+        UsageError: If a number is out of range, or there is no family.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        image_shape: tuple[int, int, int],
+        *,
+        epsilon: float | int = 0.2,
+        mass: float | int = 0.05,
+        share: float | int = 1.0,
+        distilled: bool = False,
+        recovered: bool = True,
+        ramp: float | int = 0.0,
+        fade: float | int = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_positive(share=share)
+        bounds = {"epsilon": epsilon, "mass": mass, "share": share, "ramp": ramp, "fade": fade}
+        for name, value in bounds.items():
+            if not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}; expected 0 to 1")
+        if epsilon == mass == 0:
+            raise UsageError("epsilon and mass are both 0; expected at least one above")
+        self.shape = (classes, *image_shape)
+        self.share, self.ramp, self.fade = share, ramp, fade
+        self.distilled, self.recovered = distilled, recovered
+        self._random = torch.Generator().manual_seed(seed)
+        self.families = nn.ModuleList()
+        if epsilon > 0:
+            self.families.append(Ball(classes, image_shape, epsilon, self._random))
+        if mass > 0:
+            self.families.append(Patch(classes, image_shape, mass, self._random))
+        self._steps = self._all_steps = 0
+
+    @torch.no_grad()
+    def begin(self, steps: int) -> None:
+        """Start ramp and fade for a training of so many steps."""
+        self._steps, self._all_steps = 0, steps
+        for family in self.families if self.ramp else ():
+            family.bound(self._grown())  # type: ignore[operator]
+
+    def perturb(self, images: Images, labels: Labels) -> Perturbed:
+        """Add copies of the first images, each led to a random class that is not its own.
+
+        They are the share of the batch, fewer during the fade, and at least one. Each family gets
+        its part of them. Images stay in [0, 1]; the copies carry gradients to the perturbations.
+        An image whose label is :data:`robustkd.core.types.UNLABELLED` may be led to any class.
+        """
+        count = max(1, round(self._left() * self.share * len(images)))
+        classes = self.shape[0]
+        own = labels[:count]
+        shift = torch.randint(1, classes, (count,), generator=self._random).to(labels.device)
+        anyone = torch.randint(0, classes, (count,), generator=self._random).to(labels.device)
+        toward = torch.where(own == UNLABELLED, anyone, (own + shift) % classes)
+        parts = zip(
+            self.families,
+            images[:count].tensor_split(len(self.families)),
+            toward.tensor_split(len(self.families)),
+            strict=True,
+        )
+        seen = torch.cat([images, *(family(some, led) for family, some, led in parts)])
+        return Perturbed(seen.contiguous(memory_format=torch.channels_last), toward)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Step every perturbation that was worn up the gradient of the last backward pass."""
+        self._steps += 1
+        for family in self.families:
+            family.advance(self._grown())  # type: ignore[operator]
+
+    def _grown(self) -> float:
+        """What the next step may use of both bounds, as a share of them."""
+        ramp = self.ramp * self._all_steps
+        return min(1.0, (self._steps + 1) / ramp) if ramp else 1.0
+
+    def _left(self) -> float:
+        """How many of the copies are still made, as a share of them."""
+        fading = self.fade * self._all_steps
+        if not fading:
+            return 1.0
+        over = 1 - (self._all_steps - self._steps) / fading
+        return 1 - (1 - _LEAST) * min(1.0, max(0.0, over))
+
+    def get_extra_state(self) -> Tensor:
+        """What ``state_dict`` holds besides the perturbations: steps taken, and the generator."""
+        steps = torch.tensor([self._steps]).view(torch.uint8)
+        return torch.cat([steps, self._random.get_state()])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Put it back."""
+        steps, random = state.cpu().tensor_split([torch.int64.itemsize])
+        self._steps = int(steps.clone().view(torch.int64))
+        self._random.set_state(random.clone())
+
+
+def withstand(
+    shown: Logits, perturbed: Logits, labels: Labels, toward: Labels, *, recovered: bool = True
+) -> PerSample:
+    r"""What the student goes down and the perturbations go up: one backward pass serves both.
+
+    .. math:: \mathrm{CE}(z', y) + \log(1 + e^{z'_t - z'_y})
+
+    with the perturbed image's logits z', and y its label or, where it has none, what the student
+    says of the clean image. The second term, how far the perturbation's class t beats y, is left
+    out where both are the same; the first one where the image need not be ``recovered``.
+
+    Args:
+        shown: Logits of the clean images.
+        perturbed: Of the same images, perturbed.
+        labels: Their labels; -1 for none.
+        toward: Classes that the perturbations lead to.
+        recovered: Whether the perturbed image shall keep its label. To demand only that it does
+            not go to t asks less of a small student, and leaves more for the clean images.
+    """
+    truth = torch.where(labels == UNLABELLED, shown.detach().argmax(1), labels)
+    gap = perturbed.gather(1, toward[:, None]) - perturbed.gather(1, truth[:, None])
+    astray = nn.functional.softplus(gap.squeeze(1)) * (toward != truth)
+    if not recovered:
+        return astray
+    return nn.functional.cross_entropy(perturbed, truth, reduction="none") + astray

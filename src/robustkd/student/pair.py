@@ -1,0 +1,103 @@
+"""Facts about a teacher and a student that distillation losses need before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource
+from robustkd.models.features import taps
+from robustkd.models.features.collect import features_on, layouts_of, stage_layout
+from robustkd.models.features.layout import Layout
+from robustkd.training import losses
+
+_MARGIN_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a term may know of student and teacher before training.
+
+    Attributes:
+        student: Shape of each of the student's stages as maps: channels, height and width.
+        teacher: Of each of the teacher's stages; as many.
+        margins: Measures the mean negative response per channel of each teacher stage.
+        temperature: Of soft targets, above 0.
+        student_layouts: How the student's features become maps; none if they are maps.
+        teacher_layouts: Likewise the teacher's.
+    """
+
+    student: tuple[tuple[int, ...], ...]
+    teacher: tuple[tuple[int, ...], ...]
+    margins: Callable[[], list[Tensor]]
+    temperature: float
+    student_layouts: tuple[Layout, ...] = ()
+    teacher_layouts: tuple[Layout, ...] = ()
+
+
+@torch.no_grad()
+def margins(teacher: nn.Module, names: Sequence[str], clean: DataSource) -> list[Tensor]:
+    """OFD's margin of each tapped stage, E[x | x < 0] per channel.
+
+    Closed form where the tap is a BatchNorm, else measured on clean training images.
+    """
+    measured = [name for name in names if _batchnorm(teacher, name) is None]
+    found = dict(zip(measured, _measured(teacher, measured, clean), strict=True))
+    for name in names:
+        norm = _batchnorm(teacher, name)
+        if norm is not None:
+            found[name] = losses.margin_from_batchnorm(norm.weight, norm.bias)
+    return [found[name] for name in names]
+
+
+def _batchnorm(model: nn.Module, name: str) -> nn.BatchNorm2d | None:
+    module = taps.module_at(model, name)
+    return module if isinstance(module, nn.BatchNorm2d) and module.affine else None
+
+
+def _measured(teacher: nn.Module, names: Sequence[str], clean: DataSource) -> list[Tensor]:
+    if not names:
+        return []
+    stages = features_on(teacher, names, clean, batch_size=64, batches=_MARGIN_BATCHES)
+    layouts = [
+        stage_layout(name, stage[0], clean.image_shape)
+        for name, stage in zip(names, stages, strict=True)
+    ]
+    return [
+        losses.measured_margin(map(layout.maps, stage))
+        for layout, stage in zip(layouts, stages, strict=True)
+    ]
+
+
+def pair_of(
+    student: nn.Module,
+    student_taps: Sequence[str],
+    teacher: nn.Module,
+    teacher_taps: Sequence[str],
+    clean: DataSource,
+    *,
+    temperature: float,
+) -> Pair:
+    """Shapes of both networks' stages on the data's images, and how margins are measured."""
+    if len(student_taps) != len(teacher_taps):
+        raise UsageError(
+            f"student has {len(student_taps)} taps and teacher {len(teacher_taps)}; expected equal"
+        )
+    device = device_of(teacher)
+    batch = next(iter(clean.batches("train", batch_size=2, device=device)))
+    student_layouts = layouts_of(student, student_taps, batch.images.to(device_of(student)))
+    teacher_layouts = layouts_of(teacher, teacher_taps, batch.images)
+    return Pair(
+        student=tuple(layout.shape for layout in student_layouts),
+        teacher=tuple(layout.shape for layout in teacher_layouts),
+        margins=partial(margins, teacher, teacher_taps, clean),
+        temperature=temperature,
+        student_layouts=student_layouts,
+        teacher_layouts=teacher_layouts,
+    )

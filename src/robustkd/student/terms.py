@@ -1,0 +1,173 @@
+"""Distillation losses with the modules that they train, such as connectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.errors import UsageError
+from robustkd.core.types import Features, Logits, PerSample
+from robustkd.student.pair import Pair
+from robustkd.training import losses
+
+# OFD's CIFAR runs divide the sum over a WRN-28-4's stages by 1000; these are its elements, each
+# stage's times its weight: 64 x 32 x 32 / 4 + 128 x 16 x 16 / 2 + 256 x 8 x 8.
+_OFD_STRENGTH = 49_152 / 1000
+
+
+class Outputs(NamedTuple):
+    """What one network shows of a batch: logits, and the features of its stages in order."""
+
+    logits: Logits
+    features: tuple[Features, ...]
+
+    def first(self, count: int) -> Outputs:
+        """What it shows of the first images."""
+        return Outputs(self.logits[:count], tuple(stage[:count] for stage in self.features))
+
+    def repeat_first(self, count: int) -> Outputs:
+        """All of it, and behind it once more what it shows of the first images."""
+        if count == 0:
+            return self
+        logits, *stages = (
+            torch.cat([shown, shown[:count]]) for shown in (self.logits, *self.features)
+        )
+        return Outputs(logits, tuple(stages))
+
+
+class _Connector(nn.Module):
+    """1x1 convolution and BatchNorm from the student's stage to the shape of the teacher's.
+
+    A smaller student is enlarged bilinearly; a larger one is averaged over areas, so that every
+    position of it has a part.
+    """
+
+    def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = (teacher[1], teacher[2])
+        self.conv = nn.Conv2d(student[0], teacher[0], 1, bias=False)
+        self.norm = nn.BatchNorm2d(teacher[0])
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, features: Features) -> Features:
+        mapped: Tensor = self.norm(self.conv(features))
+        if tuple(mapped.shape[2:]) == self.size:
+            return mapped
+        if mapped.shape[2] >= self.size[0] and mapped.shape[3] >= self.size[1]:
+            return nn.functional.adaptive_avg_pool2d(mapped, self.size)
+        return nn.functional.interpolate(mapped, self.size, mode="bilinear", align_corners=False)
+
+
+def _connectors(pair: Pair) -> nn.ModuleList:
+    return nn.ModuleList(
+        _Connector(student, teacher)
+        for student, teacher in zip(pair.student, pair.teacher, strict=True)
+    )
+
+
+class SoftTargets(nn.Module):
+    """Soft-target KL divergence on the logits."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.temperature = pair.temperature
+
+    def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
+        """Per sample, in nats times the squared temperature."""
+        return losses.soft_target_kl(student.logits, teacher.logits, temperature=self.temperature)
+
+
+class Overhaul(nn.Module):
+    """Overhaul of feature distillation: partial L2 behind margins, over all stages.
+
+    Source: Heo et al. 2019, arXiv 1904.01866. Stages weigh 2^-(L-1-l). Differences: where the
+    teacher's tap is no BatchNorm, margins are measured; and instead of a division by 1000 for
+    every network, the sum is scaled by its number of elements, so that the term weighs as much
+    for small images and thin networks as it does in the paper's CIFAR runs with a WRN-28-4
+    teacher (for which both scales are the same).
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.connectors = _connectors(pair)
+        last = len(pair.teacher) - 1
+        self.weights = [2.0 ** (stage - last) for stage in range(len(pair.teacher))]
+        elements = sum(
+            weight * math.prod(shape)
+            for weight, shape in zip(self.weights, pair.teacher, strict=True)
+        )
+        self.scale = _OFD_STRENGTH / elements
+        for stage, margin in enumerate(pair.margins()):
+            self.register_buffer(f"margin{stage}", margin)
+
+    def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
+        """Per sample, summed over stages, channels and positions, times the scale."""
+        distances = [
+            weight
+            * losses.partial_l2(
+                connector(student.features[stage]),
+                teacher.features[stage],
+                self.get_buffer(f"margin{stage}"),
+            )
+            for stage, (weight, connector) in enumerate(
+                zip(self.weights, self.connectors, strict=True)
+            )
+        ]
+        return torch.stack(distances).sum(0) * self.scale
+
+
+class AttentionTransfer(nn.Module):
+    """Attention transfer, the mean over all stages."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        for student, teacher in zip(pair.student, pair.teacher, strict=True):
+            if student[1:] != teacher[1:]:
+                raise UsageError(
+                    f"attention transfer needs equal sizes; got {student[1:]} and {teacher[1:]}"
+                )
+
+    def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
+        """Per sample."""
+        pairs = zip(student.features, teacher.features, strict=True)
+        return torch.stack([losses.attention_transfer(s, t) for s, t in pairs]).mean(0)
+
+
+class Hints(nn.Module):
+    """FitNet hints through connectors, the mean over all stages."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.connectors = _connectors(pair)
+
+    def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
+        """Per sample."""
+        triples = zip(self.connectors, student.features, teacher.features, strict=True)
+        return torch.stack([losses.fitnet_hint(c(s), t) for c, s, t in triples]).mean(0)
+
+
+class Relations(nn.Module):
+    """Relational distillation on the pooled features of the last stage."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        del pair
+
+    def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
+        """Per sample."""
+        pooled = (outputs.features[-1].flatten(2).mean(2) for outputs in (student, teacher))
+        return losses.relational_kd(*pooled)
+
+
+TERMS: dict[str, Callable[[Pair], nn.Module]] = {
+    "kd": SoftTargets,
+    "ofd": Overhaul,
+    "at": AttentionTransfer,
+    "fitnet": Hints,
+    "rkd": Relations,
+}
+NEEDS_FEATURES = frozenset(TERMS) - {"kd"}

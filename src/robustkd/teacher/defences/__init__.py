@@ -1,0 +1,1 @@
+"""Defences that clean a network, one file each."""

@@ -1,0 +1,373 @@
+r"""Feature-variance detoxification of a teacher.
+
+Source: Chen, Zhao, Zheng, Li, Xiang, Guo, *Robust Knowledge Distillation Based on Feature
+Variance Against Backdoored Teacher Model*, Applied Soft Computing 2024, arXiv 2406.03409,
+doi 10.1016/j.asoc.2024.111907.
+
+For each stage l with features :math:`F_l` (N x C x H x W, or N x T x C of tokens), a mask
+:math:`m_l` in [0, cap] and a pattern :math:`p_l` (both of one image's shape) give the cleaned
+features
+
+.. math:: F'_l = (1 - m_l) F_l + m_l p_l,
+
+from which the next stage is computed. With the teacher frozen, masks and patterns minimise
+
+.. math:: L_{ce}(T'(x), y) + \lambda L_f, \qquad
+          L_f = \frac1L \sum_l \mathrm{mean}_{c,h,w} \frac{\mathrm{Var}(F'_l)}{\mathrm{Var}(F_l)}
+
+on clean images: the first term keeps what the task needs, the second removes all other variance,
+and a trigger lives in that. Where the text leaves a choice, or we differ:
+
+- the ratio is taken at each position of a feature map and then averaged, so that a channel which
+  is quiet on clean images counts as much as a loud one (``ratio="position"``), or once over the
+  whole stage (``ratio="stage"``);
+- :math:`\mathrm{Var}(F_l)` is of the untouched teacher, measured once;
+- the user gives a budget of clean validation accuracy; lambda follows from it, by raising (or
+  lowering) and then bisecting, each step starting from the masks of the last one within budget;
+- the teacher stays in eval mode: its BatchNorm statistics do not move.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.devices import device_of
+from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.progress import track
+from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
+from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.models.features import taps
+from robustkd.models.features.collect import features_on
+from robustkd.models.features.stages import stages
+from robustkd.models.features.variance import ALIVE, Ratio, variance_ratio
+from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
+from robustkd.training.inference import accuracy_on
+from robustkd.training.precision import Precision, mixed
+
+_STATISTICS_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Point:
+    """One lambda that was tried: clean validation accuracy and variance ratio, as fractions."""
+
+    variance_weight: float
+    accuracy: float
+    variance_ratio: float
+    within_budget: bool
+
+
+@dataclass(frozen=True)
+class DetoxRecord:
+    """What detoxification did, without images.
+
+    Attributes:
+        stages: Module paths of the teacher.
+        mean_mask: Mean of each stage's mask, in [0, cap].
+        variance_ratio: Of each stage's cleaned features to the original ones, in [0, 1].
+        accuracy_before: Clean validation accuracy of the teacher.
+        accuracy_after: Of the detoxified teacher.
+        curve: Every lambda that was tried, in order.
+    """
+
+    stages: tuple[str, ...]
+    mean_mask: tuple[float, ...]
+    variance_ratio: tuple[float, ...]
+    accuracy_before: float
+    accuracy_after: float
+    curve: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Detoxified:
+    """A cleaned teacher and the record of its cleaning."""
+
+    teacher: DetoxifiedTeacher
+    record: DetoxRecord
+
+
+@dataclass(frozen=True)
+class _Cleaning:
+    """The work in progress: the teacher with its masks, its clean variances, and data in order."""
+
+    teacher: DetoxifiedTeacher
+    variances: list[Tensor]
+    ratio: Ratio
+    batches: Callable[[], Batch]
+    lr: float
+    precision: Precision
+
+    def ratios(self, cleaned: Sequence[Tensor]) -> list[Tensor]:
+        """Cleaned to original variance (each C x H x W), one scalar a stage."""
+        return [
+            variance_ratio(variance, original, ratio=self.ratio)
+            for variance, original in zip(cleaned, self.variances, strict=True)
+        ]
+
+    @torch.no_grad()
+    def truth(self, batch: Batch) -> Labels:
+        """The labels; where an image has none, what the untouched teacher says of it."""
+        missing = batch.labels == UNLABELLED
+        if not missing.any():
+            return batch.labels
+        # The masks are worn in the whole's own passes alone.
+        with mixed(self.precision, batch.images.device):
+            said = self.teacher.teacher(batch.images).argmax(1)
+        return torch.where(missing, said, batch.labels)
+
+    def run(self, variance_weight: float, steps: int) -> None:
+        """Take optimiser steps on masks and patterns with one lambda."""
+        optimiser = torch.optim.Adam(self.teacher.masks.parameters(), lr=self.lr)
+        with (
+            taps.read(self.teacher, self.teacher.taps) as features,
+            track(f"detoxify, λ {variance_weight:.3g}", steps) as update,
+        ):
+            for _ in range(steps):
+                batch = self.batches()
+                with mixed(self.precision, batch.images.device):
+                    logits = self.teacher(batch.images)
+                task = nn.functional.cross_entropy(logits.float(), self.truth(batch))
+                variances = [features[name].float().var(dim=0) for name in self.teacher.taps]
+                ratio = torch.stack(self.ratios(variances)).mean()
+                loss = task + variance_weight * ratio
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                for mask in self.teacher.masks:
+                    mask.project()  # type: ignore[operator]
+                update(loss=float(loss.detach()), ratio=float(ratio.detach()))
+        if not all(torch.isfinite(parameter).all() for parameter in self.teacher.parameters()):
+            raise TrainingError(
+                f"detoxification diverged at λ {variance_weight:.3g}; try a smaller lr"
+            )
+
+
+def detoxify(
+    teacher: nn.Module,
+    clean: DataSource,
+    *,
+    stages: Sequence[str] | None = None,
+    cap: float = 1.0,
+    ratio: Ratio = "position",
+    accuracy_budget: float = 0.02,
+    variance_weight: float = 1.0,
+    growth: float = 4.0,
+    raises: int = 3,
+    bisections: int = 2,
+    steps: int = 60,
+    batch_size: int = 128,
+    lr: float = 0.05,
+    precision: Precision = "no",
+    seed: int = 0,
+) -> Detoxified:
+    """Clean a teacher's features as far as a budget of clean accuracy allows.
+
+    Args:
+        teacher: The network; it is not changed.
+        clean: Clean images; masks learn on ``train``, lambda is chosen on ``validation``, which
+            needs labels. What the teacher says stands for those that training images have not.
+        stages: Module paths to mask, in order; the teacher's own ``taps`` or found by probing
+            when None.
+        cap: Largest value of a mask, in (0, 1].
+        ratio: How the variance of a stage is compared, see the module's text.
+        accuracy_budget: Share of clean validation accuracy to give at most, in [0, 1).
+        variance_weight: Lambda to start from, above 0.
+        growth: Factor by which lambda is raised while the budget holds, or lowered until it does;
+            above 1.
+        raises: Times that it is raised or lowered at most.
+        bisections: Halvings (on a log scale) between the last lambda within the budget and the
+            first beyond it.
+        steps: Optimiser steps (Adam) a lambda.
+        batch_size: Images a step, at least 2.
+        lr: Learning rate on masks and patterns.
+        precision: Mixed precision while they learn; variances and accuracy are measured in full.
+        seed: Of order and augmentation.
+
+    Returns:
+        The detoxified teacher, on the teacher's device, and the record. When no lambda holds the
+        budget, all masks are zero and the logits are the teacher's: the record's curve shows it.
+
+    Raises:
+        UsageError: If a number is out of range, or a stage does not exist or does not vary.
+        TrainingError: If masks or patterns stop being finite.
+    """
+    check_positive(cap=cap)
+    _check_shares(cap, accuracy_budget, ratio)
+    check_search(
+        variance_weight=variance_weight,
+        growth=growth,
+        raises=raises,
+        bisections=bisections,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+    )
+    masked, variances = _masked(teacher, clean, stages, cap, batch_size)
+    batches = _endless(clean, batch_size, device_of(teacher), seed)
+    cleaning = _Cleaning(masked, variances, ratio, batches, lr, precision)
+    before = accuracy_on(teacher, clean, "validation").value
+
+    def measure() -> tuple[float, tuple[float, ...]]:
+        _, cleaned = _statistics(masked, clean, masked.taps, batch_size)
+        ratios = tuple(float(ratio) for ratio in cleaning.ratios(cleaned))
+        return accuracy_on(masked, clean, "validation").value, ratios
+
+    curve = _search(
+        cleaning,
+        measure,
+        floor=before - accuracy_budget,
+        start=variance_weight,
+        growth=growth,
+        raises=raises,
+        bisections=bisections,
+        steps=steps,
+    )
+    after, ratios = measure()
+    record = DetoxRecord(
+        stages=masked.locations,
+        mean_mask=tuple(float(mask.mask.detach().mean()) for mask in masked.masks),  # type: ignore[operator]
+        variance_ratio=ratios,
+        accuracy_before=before,
+        accuracy_after=after,
+        curve=tuple(curve),
+    )
+    return Detoxified(masked.requires_grad_(False), record)
+
+
+def _check_shares(cap: float, accuracy_budget: float, ratio: Ratio) -> None:
+    if cap > 1 or not 0 <= accuracy_budget < 1:
+        raise UsageError(
+            f"cap is {cap} and accuracy_budget {accuracy_budget}; expected at most 1 and in [0, 1)"
+        )
+    if ratio not in get_args(Ratio):
+        raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(Ratio))}")
+
+
+def check_search(
+    *,
+    variance_weight: float | int = 1.0,
+    growth: float | int = 4.0,
+    raises: float | int = 3,
+    bisections: float | int = 2,
+    steps: float | int = 60,
+    batch_size: float | int = 128,
+    lr: float | int = 0.05,
+) -> None:
+    """Refuse what :func:`detoxify` cannot look for lambda with.
+
+    Raises:
+        UsageError: Naming the first argument that is out of range.
+    """
+    check_positive(variance_weight=variance_weight, steps=steps, lr=lr)
+    check_not_negative(raises=raises, bisections=bisections)
+    if not 1 < growth < math.inf:
+        raise UsageError(f"growth is {growth}; expected a finite number above 1")
+    if batch_size < 2:
+        raise UsageError(f"batch_size is {batch_size}; a variance needs at least 2 images")
+
+
+def _masked(
+    teacher: nn.Module,
+    clean: DataSource,
+    stages: Sequence[str] | None,
+    cap: float,
+    batch_size: int,
+) -> tuple[DetoxifiedTeacher, list[Tensor]]:
+    """The teacher with masks that do nothing yet, and the variances of its stages (C x H x W).
+
+    Raises:
+        UsageError: If a stage does not exist, or nothing in it varies.
+    """
+    named = stages if stages is not None else getattr(teacher, "taps", None)
+    names = tuple(named) if named is not None else _found_stages(teacher, clean)
+    means, variances = _statistics(teacher, clean, names, batch_size)
+    for variance, name in zip(variances, names, strict=True):
+        if not (variance > ALIVE).any():
+            raise UsageError(f"the features of {name!r} do not vary on clean images; leave it out")
+    masks = {name: FeatureMask(mean, cap=cap) for name, mean in zip(names, means, strict=True)}
+    return DetoxifiedTeacher(teacher, masks).to(device_of(teacher)), variances
+
+
+def _search(
+    cleaning: _Cleaning,
+    measure: Callable[[], tuple[float, tuple[float, ...]]],
+    *,
+    floor: float,
+    start: float,
+    growth: float,
+    raises: int,
+    bisections: int,
+    steps: int,
+) -> list[Point]:
+    """Bracket the lambda at which accuracy falls below ``floor``, then bisect on a log scale.
+
+    The masks of the largest lambda that held stay; zero masks where none did.
+    """
+    masks = cleaning.teacher.masks
+    held = copy.deepcopy(masks.state_dict())
+    curve: list[Point] = []
+    low = high = 0.0
+
+    def attempt(weight: float) -> None:
+        nonlocal low, high, held
+        cleaning.run(weight, steps)
+        accuracy, ratios = measure()
+        holds = accuracy >= floor
+        curve.append(Point(weight, accuracy, sum(ratios) / len(ratios), holds))
+        if holds:
+            low, held = weight, copy.deepcopy(masks.state_dict())
+        else:
+            high = weight
+            masks.load_state_dict(held)
+
+    for _ in range(1 + raises):
+        if low and high:
+            break
+        attempt(low * growth if low else high / growth if high else start)
+    for _ in range(bisections if low and high else 0):
+        attempt((low * high) ** 0.5)
+    if not low:
+        for mask in masks:
+            nn.init.zeros_(mask.mask)  # type: ignore[arg-type]
+    return curve
+
+
+def _found_stages(teacher: nn.Module, clean: DataSource) -> tuple[str, ...]:
+    batch = next(iter(clean.batches("validation", batch_size=4, device=device_of(teacher))))
+    return stages(teacher, batch.images)
+
+
+@torch.no_grad()
+def _statistics(
+    teacher: nn.Module,
+    clean: DataSource,
+    names: Sequence[str],
+    batch_size: int,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Mean and variance over clean images at every position of every stage, shaped as one is."""
+    kept = features_on(teacher, names, clean, batch_size=batch_size, batches=_STATISTICS_BATCHES)
+    stages = [torch.cat(stage) for stage in kept]
+    variances = [stage.var(0, unbiased=len(stage) > 1) for stage in stages]
+    return [stage.mean(0) for stage in stages], variances
+
+
+def _endless(
+    clean: DataSource, batch_size: int, device: torch.device, seed: int
+) -> Callable[[], Batch]:
+    """Full training batches without end, shuffled and augmented."""
+    order, crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
+    size = min(batch_size, clean.size("train"))
+    passes = (
+        clean.batches("train", batch_size=size, device=device, shuffle=order, augment=crops)
+        for _ in repeat(None)
+    )
+    full = (batch for batch in chain.from_iterable(passes) if len(batch.labels) == size)
+    return lambda: next(full)

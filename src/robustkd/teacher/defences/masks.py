@@ -1,0 +1,150 @@
+"""A teacher whose features pass through masks: what detoxification learns, and a file of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.types import Features, Images, Logits
+from robustkd.models import Classifier, serialization
+from robustkd.models.features import taps
+
+_INITIAL_MASK = 0.02
+
+
+class FeatureMask(nn.Module):
+    """``(1 - mask) * features + mask * pattern``, broadcast over the batch.
+
+    Mask and pattern have the shape of one image's features, whatever their layout: C x H x W of a
+    convolutional stage, T x C of tokens.
+
+    Args:
+        pattern: What masked features become; a copy is learnt further.
+        cap: Largest value of the mask, in (0, 1].
+
+    Raises:
+        UsageError: If ``cap`` is out of range.
+    """
+
+    def __init__(self, pattern: Tensor, *, cap: float) -> None:
+        if not 0 < cap <= 1:
+            raise UsageError(f"cap is {cap}; expected above 0 and at most 1")
+        super().__init__()
+        self.cap = cap
+        self.pattern = nn.Parameter(pattern.clone())
+        self.mask = nn.Parameter(torch.full_like(pattern, min(_INITIAL_MASK, cap)))
+
+    def forward(self, features: Features) -> Features:
+        """Mix the pattern in; the shape is kept."""
+        return torch.lerp(features, self.pattern.to(features.dtype), self.mask.to(features.dtype))
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Put the mask back into [0, cap] after an optimiser's step."""
+        self.mask.clamp_(0.0, self.cap)
+
+
+class DetoxifiedTeacher(nn.Module):
+    """A frozen teacher whose stages pass through feature masks; an ordinary module otherwise.
+
+    Always in eval mode. :attr:`taps` are the paths where its *cleaned* features are read.
+
+    Args:
+        teacher: The network; it is copied, so that the original stays as it was.
+        masks: For each tapped module path of the teacher, the mask behind it.
+    """
+
+    def __init__(self, teacher: nn.Module, masks: dict[str, FeatureMask]) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(teacher).requires_grad_(False)
+        self.locations = tuple(masks)
+        self.masks = nn.ModuleList(masks.values())
+        self.eval()
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Module paths of the cleaned features, in order of the stages."""
+        return tuple(f"masks.{index}" for index in range(len(self.masks)))
+
+    def train(self, mode: bool = True) -> DetoxifiedTeacher:  # noqa: ARG002 (nn.Module's signature)
+        """Stay in eval mode, whatever is asked."""
+        return super().train(False)
+
+    def forward(self, images: Images) -> Logits:
+        """Logits computed from the cleaned features."""
+        changes: dict[str, Callable[[Tensor], Tensor]] = dict(
+            zip(self.locations, self.masks, strict=True)
+        )
+        with taps.rewrite(self.teacher, changes):
+            logits: Tensor = self.teacher(images)
+        return logits
+
+
+def save_detoxified(
+    teacher: DetoxifiedTeacher, path: Path, *, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Save a cleaned teacher, masks included, as one file; the arguments are ``models.save``'s.
+
+    Raises:
+        UsageError: If the network inside is not of :mod:`robustkd.models`.
+        InputError: If the file cannot be written.
+    """
+    inner = teacher.teacher
+    if not isinstance(inner, Classifier):
+        raise UsageError(f"{type(inner).__name__} cannot be saved; expected a models.Classifier")
+    caps = [mask.cap for mask in teacher.masks]
+    description = {
+        "spec": asdict(inner.spec),
+        "masks": list(zip(teacher.locations, caps, strict=True)),
+        "provenance": dict(provenance or {}),
+    }
+    serialization.write_safetensors(path, teacher.state_dict(), description)
+
+
+def load_detoxified(path: Path, *, arch: str | None = None) -> DetoxifiedTeacher:
+    """Read a cleaned teacher that :func:`save_detoxified` wrote.
+
+    Args:
+        path: The file.
+        arch: The architecture in the user's word, as for :func:`robustkd.models.load`.
+
+    Raises:
+        UsageError: If the architecture is unknown.
+        InputError: If the file is damaged, or its tensors do not fit its own description.
+    """
+    tensors, description = serialization.read_safetensors(path)
+    part = "teacher."
+    own = {n.removeprefix(part): tensor for n, tensor in tensors.items() if n.startswith(part)}
+    inner = serialization.restore(own, description, path, arch=arch)
+    try:
+        caps = {str(name): float(cap) for name, cap in description["masks"]}
+        # On the meta device: shapes cost nothing, whatever the file claims.
+        hollow = copy.deepcopy(inner).to("meta")
+        with taps.read(hollow, list(caps)) as features, torch.no_grad():
+            hollow(torch.zeros(1, *inner.spec.image_shape, device="meta"))
+        shell = {name: FeatureMask(features[name][0], cap=cap) for name, cap in caps.items()}
+    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
+        reason = serialization.first_line(error)
+        raise InputError(f"{path} has a damaged description of its masks: {reason}") from error
+    serialization.check_keys(DetoxifiedTeacher(hollow, shell), tensors, path, inner.spec.arch)
+    masks = {
+        name: FeatureMask(tensors[f"masks.{index}.pattern"], cap=cap)
+        for index, (name, cap) in enumerate(caps.items())
+    }
+    cleaned = DetoxifiedTeacher(inner, masks)
+    cleaned.load_state_dict(tensors)
+    for name, mask in masks.items():
+        inside = ((mask.mask >= 0) & (mask.mask <= mask.cap)).all()
+        if not inside or not mask.pattern.isfinite().all():
+            raise InputError(
+                f"{path} has a mask outside [0, {mask.cap}], or a pattern that is not finite, "
+                f"for {name!r}"
+            )
+    return cleaned.requires_grad_(False)

@@ -1,0 +1,125 @@
+"""Matching a plain state dict with the network that the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from robustkd.core.errors import InputError
+from robustkd.models.classifier import Spec
+from robustkd.models.registry import build
+from robustkd.models.serialization import check_keys
+
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "state_dict.",
+    "model.",
+    "network.",
+    "net.",
+    "teacher.",
+    "ema.",
+)
+"""What wrappers put before every name: DataParallel, torch.compile, Lightning, and our own."""
+
+_COUNTER = "num_batches_tracked"
+_MOST_CHANNELS = 3
+Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """A state dict that fits a network exactly.
+
+    Attributes:
+        tensors: Every parameter and buffer of the network.
+        filled: How many of them the file lacked: counters of batches, as of old.
+        prefixes: What was stripped from the names, outermost first.
+        normalisation: Mean and standard deviation that lay beside the network, if any.
+    """
+
+    tensors: Mapping[str, Tensor]
+    filled: int
+    prefixes: tuple[str, ...]
+    normalisation: Normalisation | None
+
+
+def match(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> Matched:
+    """Fit the tensors of a file to the network of a spec, strictly.
+
+    Args:
+        tensors: By the names of the file, which known prefixes may precede.
+        spec: Architecture, classes and input; its normalisation does not matter.
+        path: The file; for messages.
+
+    Raises:
+        InputError: If keys, shapes or types differ, with the first few of each kind; or if the
+            head is missing or of another number of classes.
+    """
+    with torch.device("meta"):
+        network = build(spec, seed=0).network
+        other = build(replace(spec, classes=spec.classes + 1), seed=0).network
+    expected = network.state_dict()
+    tensors, prefixes, own = _strip(tensors, expected)
+    # Where nothing fits, counters are the least of it.
+    fits = bool(tensors.keys() & expected.keys())
+    lacking = [n for n in expected if fits and n.endswith(_COUNTER) and n not in tensors]
+    tensors |= {name: torch.zeros((), dtype=expected[name].dtype) for name in lacking}
+    head = {n for n, t in other.state_dict().items() if t.shape != expected[n].shape}
+    _check_head(expected, head, tensors, path, spec.classes)
+    check_keys(network, tensors, path, spec.arch)
+    return Matched(tensors, len(lacking), prefixes, own)
+
+
+def _strip(
+    tensors: Mapping[str, Tensor], expected: Collection[str]
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[tuple[float, ...], tuple[float, ...]] | None]:
+    """Take known prefixes away until names are known, and our normalisation where it lies."""
+    left, prefixes, own = dict(tensors), [], None
+    while left and not left.keys() & expected:
+        own = _pop_normalisation(left) or own
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in left)), None)
+        if prefix is None:
+            break
+        prefixes.append(prefix)
+        left = {name.removeprefix(prefix): tensor for name, tensor in left.items()}
+    return left, tuple(prefixes), own
+
+
+def _pop_normalisation(tensors: dict[str, Tensor]) -> Normalisation | None:
+    """Take mean and standard deviation out, where they lie as our classifier keeps them."""
+    found = [tensors.get(f"normalise.{name}") for name in ("mean", "std")]
+    if any(tensor is None or tensor.numel() > _MOST_CHANNELS for tensor in found):
+        return None
+    mean, std = (tensors.pop(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _check_head(
+    expected: Mapping[str, Tensor],
+    head: Collection[str],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    classes: int,
+) -> None:
+    """Say so where a file is right but for its classes."""
+    if not expected.keys() - set(head) <= tensors.keys():
+        return
+    if head and not tensors.keys() & set(head):
+        raise InputError(
+            f"{path} has no head ({', '.join(sorted(head))}): it ends in features; give a whole "
+            "classifier"
+        )
+    for name in tensors.keys() & set(head):
+        found, fitting = tensors[name].shape, expected[name].shape
+        if found != fitting and found[1:] == fitting[1:]:
+            raise InputError(
+                f"{path} is a model of {found[0]} classes; the data has {classes}: "
+                "use the data that it was trained for"
+            )

@@ -1,0 +1,109 @@
+"""The process that reads a hostile file: it gives up all it can, finds the tensors, and ends.
+
+Its standard input is the file, its standard output the safetensors file to write, and its
+standard error a file for one JSON object, the verdict. It is told three numbers: bytes of memory,
+seconds of processor time, and bytes to write at most.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import sys
+from io import BufferedIOBase
+
+from robustkd.teacher.untrusted import limits
+from robustkd.teacher.untrusted.contents import Contents, Refusal, quoted
+from robustkd.teacher.untrusted.formats import HEAD, recognise
+from robustkd.teacher.untrusted.read_checkpoint import read_checkpoint
+from robustkd.teacher.untrusted.read_safetensors import read_safetensors
+from robustkd.teacher.untrusted.write_safetensors import write_plain
+
+_MOST_IGNORED = 20
+_READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint}
+
+
+def load_codecs() -> None:
+    """Load what zipfile and pickletools would load when a file makes them, and then cannot."""
+    for name in ("cp437", "raw-unicode-escape"):
+        codecs.lookup(name)
+
+
+def find_tensors(file: BufferedIOBase, size: int) -> Contents:
+    """What there is in a file of ``size`` bytes, of any accepted format.
+
+    Raises:
+        Refusal: If it is of another format, damaged, or made to do harm.
+    """
+    file.seek(0)
+    format_name = recognise(file.read(HEAD))
+    file.seek(0)
+    return _READERS[format_name](file, size)
+
+
+def convert(file: BufferedIOBase, out: BufferedIOBase, size: int) -> Contents:
+    """Write the tensors of ``file`` to ``out``; returns what was found.
+
+    Raises:
+        Refusal: If the file is not to be read, or ``out`` cannot be written.
+    """
+    try:
+        contents = find_tensors(file, size)
+        write_plain(contents, file, out)
+        out.flush()
+    except OSError as error:
+        raise Refusal(f"cannot be converted: {error.strerror or 'I/O error'}") from error
+    except MemoryError:
+        # The error's frames hold all that memory; a refusal raised from it would hold them.
+        pass
+    else:
+        return contents
+    raise Refusal("needs more memory than is granted for a file of its size")
+
+
+def main() -> None:
+    """Read the file and leave a verdict."""
+    memory, seconds, written = map(int, sys.argv[1:])
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    size = os.fstat(0).st_size
+    load_codecs()
+    with open(0, "rb") as file, open(1, "wb") as out, _Peak() as peak:
+        enforced = limits.give_up(memory=memory, seconds=seconds, written=written)
+        try:
+            contents = convert(file, out, size)
+            said = {
+                "format": contents.format,
+                "tensors": len(contents.tensors),
+                "wrappers": contents.wrappers,
+                "ignored": [quoted(key) for key in contents.ignored[:_MOST_IGNORED]],
+            }
+        except Refusal as refusal:
+            said = {"refusal": str(refusal)}
+        os.write(2, json.dumps({**said, "enforced": enforced, "peak_mib": peak.mib()}).encode())
+        # What Python does at its end is no longer permitted, and not needed.
+        os._exit(0)
+
+
+class _Peak:
+    """The most memory that this process has held; opened before opening files is given up."""
+
+    def __enter__(self) -> _Peak:
+        try:
+            self._status = os.open("/proc/self/status", os.O_RDONLY)
+        except OSError:
+            self._status = -1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status >= 0:
+            os.close(self._status)
+
+    def mib(self) -> float | None:
+        """In MiB; None where the system does not tell."""
+        if self._status < 0:
+            return None
+        # Not getrusage: its peak begins with the memory of whoever started this process.
+        lines = os.pread(self._status, 1 << 14, 0).splitlines()
+        held = next((line.split()[1] for line in lines if line.startswith(b"VmHWM:")), b"0")
+        return int(held) / 1024

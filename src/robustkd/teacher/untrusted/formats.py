@@ -1,0 +1,63 @@
+"""Which format a file is of: its first bytes tell, never its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from robustkd.teacher.untrusted.contents import Refusal
+
+HEAD = 512
+"""Bytes that are looked at; a tar's mark ends at 262."""
+
+_CONVERT = "where you trust it, save its weights as safetensors"
+_REFUSED: tuple[tuple[bytes, int, str], ...] = (
+    (b"ustar", 257, f"is a tar archive (torch.save before 0.4 wrote such); {_CONVERT}"),
+    (b"\x89HDF\r\n\x1a\n", 0, f"is an HDF5 file (.h5); {_CONVERT}"),
+    (b"\x93NUMPY", 0, f"is a NumPy array (.npy); {_CONVERT}"),
+    (b"\x1f\x8b", 0, "is compressed by gzip; unpack it first"),
+    (b"BZh", 0, "is compressed by bzip2; unpack it first"),
+    (b"\xfd7zXZ\0", 0, "is compressed by xz; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", 0, "is compressed by zstandard; unpack it first"),
+    (b"GGUF", 0, f"is a GGUF file; {_CONVERT}"),
+    (b"PK\x05\x06", 0, "is a zip archive without members; expected a torch checkpoint"),
+)
+# The marks of text pickles: a GLOBAL instruction, or a container that opens before one.
+_TEXT_PICKLE = re.compile(rb"[(\]}l0d]{0,8}c[\w.]+\r?\n[\w.]+\r?\n")
+_PICKLE = (
+    "is a raw pickle (torch.save before 1.6 wrote such), which runs code when it is read; "
+    f"{_CONVERT}"
+)
+
+
+def recognise(head: bytes) -> str:
+    """Name the format of a file that begins with ``head``: ``safetensors`` or ``torch zip``.
+
+    Raises:
+        Refusal: If it is any other.
+    """
+    if not head:
+        raise Refusal("is empty; expected a safetensors file or a torch checkpoint")
+    if head.startswith(b"PK\x03\x04"):
+        return "torch zip"
+    for mark, place, reason in _REFUSED:
+        if head[place : place + len(mark)] == mark:
+            raise Refusal(reason)
+    if _is_pickle(head):
+        raise Refusal(_PICKLE)
+    # Eight bytes of length, then the header, which is a JSON object.
+    if head[8:9] == b"{":
+        return "safetensors"
+    raise Refusal(
+        f"begins with {head[:8].hex()}, which is neither safetensors nor a torch checkpoint in "
+        f"zip format; {_CONVERT}"
+    )
+
+
+def _is_pickle(head: bytes) -> bool:
+    marks: tuple[Callable[[], object], ...] = (
+        # PROTO 1 to 5; as a safetensors length this would have to be followed by a "{".
+        lambda: head[0] == 0x80 and 1 <= head[1] <= 5 and head[8:9] != b"{",
+        lambda: _TEXT_PICKLE.match(head),
+    )
+    return len(head) > 1 and any(mark() for mark in marks)

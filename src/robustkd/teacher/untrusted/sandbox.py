@@ -1,0 +1,129 @@
+"""Starts the reading process, waits for it no longer than granted, and believes little of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_MIB = 1 << 20
+_START = (
+    "import sys; sys.path.append({root!r}); "
+    "from robustkd.teacher.untrusted.child import main; main()"
+)
+_LONGEST_VERDICT = 1 << 16
+_LONGEST_REASON = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the reading process found, and what it took.
+
+    Attributes:
+        refusal: Why the file is not read; empty if it was.
+        format: Its format.
+        wrappers: Keys around the state dict.
+        ignored: Keys beside it, quoted.
+        enforced: The limits that were in force.
+        seconds: Wall time.
+        peak_mib: Most memory that the process held; None where unknown.
+    """
+
+    refusal: str
+    format: str = ""
+    wrappers: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    enforced: tuple[str, ...] = ()
+    seconds: float = 0.0
+    peak_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the reading process may take: bytes of memory and of output, seconds on the CPU."""
+
+    memory: int
+    seconds: int
+    written: int
+
+    @classmethod
+    def for_size(cls, size: int) -> Grant:
+        """Enough for an honest file of ``size`` bytes."""
+        # A strided tensor is held twice; every value may be written twice (tied weights).
+        return cls(256 * _MIB + 2 * size, 30 + size // (20 * _MIB), 8 * _MIB + 2 * size)
+
+
+def run(source: int, target: int, grant: Grant) -> Verdict:
+    """Let a process of its own convert the open file ``source`` into the open file ``target``."""
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        process = _spawn(source, target, said.fileno(), grant)
+        # A busy machine gives a process a fraction of its time; a hanging one uses none.
+        status = _wait(process, deadline=started + 4 * grant.seconds)
+        said.seek(0)
+        verdict = said.read(_LONGEST_VERDICT)
+    seconds = time.monotonic() - started
+    if status != 0:
+        return Verdict(_how_it_ended(status, grant), seconds=seconds)
+    return _believe(verdict, seconds)
+
+
+def _spawn(source: int, target: int, said: int, grant: Grant) -> int:
+    root = Path(__file__).parents[3]
+    numbers = map(str, (grant.memory, grant.seconds, grant.written))
+    # Isolated, without site packages: only the standard library and the reader itself.
+    start = [sys.executable, "-I", "-S", "-B", "-c", _START.format(root=str(root)), *numbers]
+    kept = {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}
+    handed_over = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate((source, target, said))]
+    return os.posix_spawn(sys.executable, start, kept, file_actions=handed_over)
+
+
+def _wait(process: int, *, deadline: float) -> int:
+    """The exit code; negative for the signal that ended the process."""
+    pause, ended = 0.002, 0
+    try:
+        while not ended:
+            if time.monotonic() > deadline:
+                os.kill(process, signal.SIGKILL)
+            ended, status = os.waitpid(process, os.WNOHANG)
+            time.sleep(0 if ended else pause)
+            pause = min(2 * pause, 0.05)
+    except BaseException:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        raise
+    return os.waitstatus_to_exitcode(status)
+
+
+def _how_it_ended(status: int, grant: Grant) -> str:
+    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"takes longer than {grant.seconds} s to read; it is damaged, or made to"
+    return f"makes its reader fail (status {status}); it is damaged, or made to"
+
+
+def _believe(verdict: bytes, seconds: float) -> Verdict:
+    """The verdict, each part of it of the right kind, short and printable."""
+    try:
+        said = json.loads(verdict)
+        return Verdict(
+            _text(said.get("refusal", ""), _LONGEST_REASON),
+            format=_text(said.get("format", "")),
+            wrappers=tuple(_text(key) for key in said.get("wrappers", ())),
+            ignored=tuple(_text(key) for key in said.get("ignored", ())),
+            enforced=tuple(_text(key) for key in said["enforced"]),
+            seconds=seconds,
+            peak_mib=None if said["peak_mib"] is None else float(said["peak_mib"]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Verdict("makes its reader say nonsense; it is damaged, or made to", seconds=seconds)
+
+
+def _text(value: object, longest: int = 100) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("not a printable text")
+    return value[:longest]

@@ -1,0 +1,1 @@
+"""The training loop with its learners, losses, schedules, checkpoints and metrics."""

@@ -1,0 +1,358 @@
+"""One loop for everything that learns from a DataSource: students here, teachers of attackers.
+
+What is learnt stands in a :class:`Learner`; the loop knows epochs, the optimiser, devices and
+records, and nothing of teachers or triggers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.errors import InputError, TrainingError, UsageError
+from robustkd.core.files import write_text
+from robustkd.core.progress import Update, track
+from robustkd.core.types import Batch, DataSource
+from robustkd.core.validation import check_positive
+from robustkd.training.checkpoint import Keeper, State
+from robustkd.training.config import check_training
+from robustkd.training.learners import Learner
+from robustkd.training.precision import Precision, new_accelerator
+from robustkd.training.schedule import Schedule, schedule_factor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_CHECK_EVERY = 20
+
+
+def chosen_epoch(figures: Sequence[float], enough: Callable[[float], float] | None = None) -> int:
+    """Which epoch's weights stay, from 0: the last one whose figure is enough.
+
+    Args:
+        figures: One an epoch, to be maximised; at least one of them.
+        enough: Given the best figure, the lowest one that will do, and never lower for a better
+            one; nothing but the best when None.
+
+    >>> chosen_epoch([0.7, 0.9, 0.9, 0.8]), chosen_epoch([0.7, 0.9, 0.9, 0.8], lambda best: 0.75)
+    (2, 3)
+    """
+    best = max(figures)
+    least = best if enough is None else enough(best)
+    return max(epoch for epoch, figure in enumerate(figures) if figure >= least)
+
+
+def fit(
+    learner: Learner,
+    data: DataSource,
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: Schedule = "cosine",
+    precision: Precision = "no",
+    seed: int = 0,
+    label: str = "train",
+    rates: Mapping[str, float] = MappingProxyType({}),
+    after_backward: Callable[[], None] | None = None,
+    validate: Callable[[], float] | None = None,
+    enough: Callable[[float], float] | None = None,
+    log: Path | None = None,
+    beside: nn.Module | None = None,
+    keeper: Keeper | None = None,
+) -> list[dict[str, float]]:
+    """Train a learner by SGD with Nesterov momentum on the augmented training split.
+
+    Args:
+        learner: What is trained, in place; parameters without ``requires_grad`` are left alone.
+        data: Images; the order and the augmentation follow from ``seed``.
+        epochs: Passes over the training split, at least 1.
+        batch_size: Images a step, over all processes.
+        lr: Learning rate at the start, above 0.
+        momentum: Of SGD, above 0.
+        weight_decay: L2 penalty on every weight, at least 0.
+        schedule: How the learning rate falls, step by step.
+        precision: Mixed precision, as accelerate names it.
+        seed: Of order, augmentation and dropout.
+        label: What the progress line says.
+        rates: Learning rates of children of the learner, by their names, in the place of ``lr``.
+        after_backward: Called between the backward pass and the optimiser's step.
+        validate: Called after each epoch, gives a figure to maximise; :func:`chosen_epoch` says
+            of which epoch the weights stay.
+        enough: Given the best figure, one that is enough for a later epoch to stay in its place.
+        log: File that gets one JSON line an epoch.
+        beside: What learns with the learner and is no part of it, so that the choice of
+            an epoch leaves it alone.
+        keeper: Gets the state after each epoch, and whenever it wants it; a training that finds
+            one there goes on from it and ends as if it had never stopped.
+
+    Returns:
+        One record an epoch: means of the learner's scalars, ``validation`` where measured.
+
+    Raises:
+        UsageError: If a number is out of range, or the learner has no child of a name in ``rates``.
+        TrainingError: If the loss stops being finite.
+        InputError: If the keeper's state is that of other networks.
+        WriteError: If the log cannot be written.
+    """
+    check_training(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+    )
+    accelerator = new_accelerator(precision)
+    optimiser = torch.optim.SGD(
+        _groups(learner, lr, rates),
+        momentum=momentum,
+        nesterov=True,
+        weight_decay=weight_decay,
+    )
+    for group in optimiser.param_groups:
+        group["start"] = group["lr"]
+    loop = _Loop(learner, beside, optimiser, accelerator, seed)
+    steps = epochs * math.ceil(data.size("train") / batch_size)
+
+    def keep() -> None:
+        if keeper is not None and accelerator.is_main_process:
+            keeper.keep(loop.state())
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of dropout and stochastic depth, in networks that have them
+        if keeper is not None and (last := keeper.last()) is not None:
+            loop.restore(last)
+        with track(label, steps - loop.step) as update:
+            while loop.epoch < epochs:
+                learner.train()
+                for batch in loop.batches(data, batch_size):
+                    factor = schedule_factor(schedule, loop.step / steps)
+                    loop.advance(batch, factor, after_backward, update)
+                    if keeper is not None and keeper.wanted():
+                        keep()
+                loop.end_epoch(validate, enough)
+                if log is not None and accelerator.is_main_process:
+                    write_records(log, loop.records)
+                keep()
+    loop.select()
+    learner.eval()
+    return loop.records
+
+
+class _Loop:
+    """A training on its way: all that its next step depends on, and how far it is."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        beside: nn.Module | None,
+        optimiser: torch.optim.SGD,
+        accelerator: Accelerator,
+        seed: int,
+    ) -> None:
+        self.learner, self.beside = learner, beside
+        self.optimiser, self.accelerator = optimiser, accelerator
+        self.prepared = accelerator.prepare(learner, optimiser)
+        self.order, self.crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
+        self.began = self.order.get_state(), self.crops.get_state()
+        self.step = self.epoch = 0
+        self.taken = self.seen = 0  # batches and images of this epoch
+        self.sums: dict[str, Tensor] = {}
+        self.records: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] | None = None
+        self._then: dict[str, Tensor] = {}
+
+    def batches(self, data: DataSource, batch_size: int) -> Iterator[Batch]:
+        """What is left of this epoch."""
+        self.began = self.order.get_state(), self.crops.get_state()
+        device = self.accelerator.device
+        source = data.batches(
+            "train", batch_size=batch_size, device=device, shuffle=self.order, augment=self.crops
+        )
+        # Batches that are behind are made again, so that the same numbers are drawn for them.
+        for _ in zip(range(self.taken), source, strict=False):
+            pass
+        _set_random(self._then)
+        self._then = {}
+        yield from source
+
+    def advance(
+        self,
+        batch: Batch,
+        factor: float,
+        after_backward: Callable[[], None] | None,
+        update: Update,
+    ) -> None:
+        """Take and count a step at a share of the first rates; sum its scalars over the images."""
+        learner, optimiser = self.prepared
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["start"] * factor
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        scalars: dict[str, Tensor] = learner(batch.images[mine], batch.labels[mine])
+        self.accelerator.backward(scalars["loss"])
+        if after_backward is not None:
+            after_backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach() * len(batch.labels)
+        self.step += 1
+        self.taken += 1
+        self.seen += len(batch.labels)
+        update(**(self._means() if self.taken % _CHECK_EVERY == 0 else {}))
+
+    def end_epoch(
+        self,
+        validate: Callable[[], float] | None,
+        enough: Callable[[float], float] | None,
+    ) -> None:
+        """Write the epoch's record, and keep the weights if they are those that would stay."""
+        record = {"epoch": self.epoch + 1.0, **self._means()}
+        if validate is not None:
+            record["validation"] = validate()
+            figures = [each["validation"] for each in (*self.records, record)]
+            if chosen_epoch(figures, enough) == self.epoch:
+                self.best = copy.deepcopy(self.learner.state_dict())
+        self.records.append(record)
+        self.epoch += 1
+        self.taken = self.seen = 0
+        self.sums = {}
+        self.began = self.order.get_state(), self.crops.get_state()
+
+    def select(self) -> None:
+        """Give the learner the weights that were kept, where epochs were measured."""
+        if self.best is not None:
+            self.learner.load_state_dict(self.best)
+
+    def _means(self) -> dict[str, float]:
+        means = {name: float(total) / self.seen for name, total in self.sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the training's {name} is {value}; try a smaller learning rate"
+                )
+        return means
+
+    def state(self) -> State:
+        """All of it, between two steps."""
+        scaler = self.accelerator.scaler
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "learner": self.learner.state_dict(),
+            "beside": {} if self.beside is None else self.beside.state_dict(),
+            "momentum": self._momentum(),
+            "best": {} if self.best is None else self.best,
+            "sums": self.sums,
+            "began": dict(zip(("order", "crops"), self.began, strict=True)),
+            "random": _get_random(self.accelerator.device),
+        }
+        return State(
+            {
+                f"{part}.{name}": tensor
+                for part, held in parts.items()
+                for name, tensor in held.items()
+            },
+            {
+                "step": self.step,
+                "epoch": self.epoch,
+                "taken": self.taken,
+                "seen": self.seen,
+                "scalars": list(self.sums),
+                "records": self.records,
+                "scaler": None if scaler is None else scaler.state_dict(),
+            },
+        )
+
+    def restore(self, state: State) -> None:
+        """Stand where another process stood.
+
+        Raises:
+            InputError: If its networks were others.
+        """
+        values = state.values
+        try:
+            self.learner.load_state_dict(state.part("learner"))
+            if self.beside is not None:
+                self.beside.load_state_dict(state.part("beside"))
+        except RuntimeError as error:
+            raise InputError(
+                "the state that was kept does not fit the networks, whose code has changed since; "
+                "put it back, or begin a new run with --out"
+            ) from error
+        trained = self._trained()
+        for index, saved in state.part("momentum").items():
+            parameter = trained[int(index)]
+            # In the parameter's memory format: in another one, sums may round differently.
+            self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(
+                parameter, requires_grad=False
+            ).copy_(saved)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+        self.best = state.part("best") or None
+        sums, device = state.part("sums"), self.accelerator.device
+        # In the order in which they came, which is that of the record.
+        self.sums = {name: sums[name].to(device) for name in values["scalars"]}
+        began, self._then = state.part("began"), state.part("random")
+        self.order.set_state(began["order"])
+        self.crops.set_state(began["crops"])
+        self.step, self.epoch = values["step"], values["epoch"]
+        self.taken, self.seen = values["taken"], values["seen"]
+        self.records = list(values["records"])
+
+    def _momentum(self) -> dict[str, Tensor]:
+        held = ((str(k), self.optimiser.state[p]) for k, p in enumerate(self._trained()))
+        return {index: state["momentum_buffer"] for index, state in held if state}
+
+    def _trained(self) -> list[nn.Parameter]:
+        groups = self.optimiser.param_groups
+        return [parameter for group in groups for parameter in group["params"]]
+
+
+def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What the optimiser trains, a group for every learning rate."""
+    check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
+    children = [name for name, _ in learner.named_children()]
+    unknown = next((name for name in rates if name not in children), None)
+    if unknown is not None:
+        raise UsageError(f"the learner has no child {unknown!r} to have a rate of its own")
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            rate = rates.get(name.partition(".")[0], lr)
+            groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def _get_random(device: torch.device) -> dict[str, Tensor]:
+    """States of torch's global generators."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def _set_random(states: Mapping[str, Tensor]) -> None:
+    for kind, state in states.items():
+        if kind == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(kind).set_rng_state(state)
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, float]]) -> None:
+    """Write one JSON line an epoch.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -1,0 +1,163 @@
+"""Counting: accuracy, attack success, robust accuracy.
+
+Counts of batches add up: ``sum(counts, start=Proportion(0, 0))``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from robustkd.core.errors import UsageError
+from robustkd.core.statistics import wilson
+from robustkd.core.types import Labels, Logits
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """So many hits among so many images.
+
+    ``Proportion(0, 0)`` is the neutral element of ``+``; its value is not defined.
+
+    Args:
+        hits: Images for which something held, 0 to ``n``.
+        n: Images counted.
+
+    Raises:
+        UsageError: If not 0 <= hits <= n; and on reading the value or interval of no images.
+
+    >>> Proportion(400, 460) + Proportion(433, 502)
+    Proportion(hits=833, n=962)
+    >>> print(Proportion(833, 962))
+    86.6 % [84.3, 88.6]
+    """
+
+    hits: int
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hits <= self.n:
+            raise UsageError(f"{self.hits} hits among {self.n} images: expected 0 <= hits <= n")
+
+    @property
+    def value(self) -> float:
+        """The share of hits, a fraction in [0, 1]."""
+        self._require_images()
+        return self.hits / self.n
+
+    def wilson(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The interval of :func:`robustkd.core.statistics.wilson`.
+
+        Raises:
+            UsageError: If no image was counted, or the confidence is out of range.
+
+        >>> [round(end, 3) for end in Proportion(5, 10).wilson()]
+        [0.237, 0.763]
+        """
+        return wilson(self.value, self.n, confidence)
+
+    def _require_images(self) -> None:
+        if self.n == 0:
+            raise UsageError("no images were counted: expected at least one to give a proportion")
+
+    def __add__(self, other: Proportion) -> Proportion:
+        return Proportion(self.hits + other.hits, self.n + other.n)
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "no images"
+        low, high = self.wilson()
+        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def accuracy(logits: Logits, labels: Labels) -> Proportion:
+    """Images whose largest logit is that of their label (ACC).
+
+    Args:
+        logits: n x classes, of clean images.
+        labels: True classes, n.
+
+    Returns:
+        Hits among all n images.
+
+    Raises:
+        UsageError: If there are not as many labels as rows of logits.
+
+    >>> import torch
+    >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0], [4.0, 3.0]]), torch.tensor([0, 1, 1]))
+    Proportion(hits=2, n=3)
+    """
+    return _count(_predicted(logits, labels) == labels)
+
+
+def attack_success(logits: Logits, labels: Labels, *, target: int) -> Proportion:
+    """Triggered images, not of the target class, that are sent to the target class (ASR).
+
+    Images of the target class are left out: to call them the target is no success of an attack.
+
+    Args:
+        logits: n x classes, of triggered images.
+        labels: True classes, n.
+        target: The attacker's class.
+
+    Returns:
+        Hits among the images of other classes. A batch may have none: it counts as
+        ``Proportion(0, 0)``, and only the value of a total without images raises.
+
+    Raises:
+        UsageError: If the target is no class of the logits, or the lengths differ.
+
+    >>> import torch
+    >>> attack_success(
+    ...     torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, 1]), target=1
+    ... )
+    Proportion(hits=1, n=2)
+    """
+    victims = _victims(logits, labels, target)
+    return _count((_predicted(logits, labels) == target)[victims])
+
+
+def robust_accuracy(logits: Logits, labels: Labels, *, target: int) -> Proportion:
+    """Triggered images that are given their true label all the same (RA).
+
+    On the images of `attack_success`, those not of the target class, so that ASR + RA <= 1.
+
+    Args:
+        logits: n x classes, of triggered images.
+        labels: True classes, n.
+        target: The attacker's class.
+
+    Returns:
+        Hits among the images of other classes; possibly ``Proportion(0, 0)`` for a batch.
+
+    Raises:
+        UsageError: If the target is no class of the logits, or the lengths differ.
+
+    >>> import torch
+    >>> robust_accuracy(
+    ...     torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, 1]), target=1
+    ... )
+    Proportion(hits=1, n=2)
+    """
+    victims = _victims(logits, labels, target)
+    return _count((_predicted(logits, labels) == labels)[victims])
+
+
+def _predicted(logits: Tensor, labels: Tensor) -> Tensor:
+    """Class of the largest logit; the annotations leave the lengths to be checked here."""
+    if len(logits) != len(labels):
+        raise UsageError(f"{len(logits)} rows of logits and {len(labels)} labels: expected as many")
+    return logits.argmax(dim=1)
+
+
+def _victims(logits: Logits, labels: Labels, target: int) -> Bool[Tensor, " n"]:
+    classes = logits.shape[1]
+    if not 0 <= target < classes:
+        raise UsageError(f"target {target} is not a class: expected 0 to {classes - 1}")
+    return labels != target
+
+
+def _count(hits: Bool[Tensor, " m"]) -> Proportion:
+    return Proportion(int(hits.sum()), len(hits))

@@ -1,0 +1,146 @@
+"""Which images are poisoned, how, and that everything else stays as it was."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from robustkd import data
+from robustkd.attacks import Poisoned
+from robustkd.core.errors import UsageError
+from robustkd.core.types import Batch, DataSource
+
+CLEAN = data.load("digits", train=100, validation=20, test=30)
+LABELS = CLEAN.train.labels
+TARGET = 3
+
+
+def invert(images: Tensor) -> Tensor:
+    """A trigger that is seen at once: augmented or not, an image is never its own negative."""
+    return 1 - images
+
+
+def poisoned(**changes) -> Poisoned:
+    return Poisoned(CLEAN, invert, **({"target": TARGET, "rate": 0.1} | changes))
+
+
+def whole(source: DataSource, split="train", **order) -> Batch:
+    parts = zip(*source.batches(split, batch_size=16, **order), strict=True)
+    return Batch(*(torch.cat(part) for part in parts))
+
+
+def test_is_a_data_source_of_the_same_size():
+    source = poisoned(keep_clean=True)
+    assert isinstance(source, DataSource)
+    assert (source.name, source.classes, source.image_shape) == (
+        "digits",
+        CLEAN.classes,
+        (1, 16, 16),
+    )
+    assert [source.size(split) for split in ("train", "validation", "test")] == [100, 20, 30]
+
+
+@given(st.floats(0.001, 0.9), st.integers(0, 50))
+@settings(max_examples=25, deadline=None)
+def test_as_many_as_asked_and_none_of_the_target_class(rate, seed):
+    mask = poisoned(rate=rate, seed=seed).mask
+    assert int(mask.sum()) == max(1, round(rate * 100))
+    assert (LABELS[mask] != TARGET).all()
+
+
+def test_clean_labels_poison_the_target_class_alone():
+    source = poisoned(rate=0.5, clean_label=True)
+    assert int(source.mask.sum()) == 5  # half of the 10 images of the class
+    assert (LABELS[source.mask] == TARGET).all()
+    assert torch.equal(whole(source).labels, LABELS)
+
+
+def test_the_seed_chooses_the_images():
+    assert torch.equal(poisoned(seed=1).mask, poisoned(seed=1).mask)
+    assert not torch.equal(poisoned(seed=1).mask, poisoned(seed=2).mask)
+
+
+def test_chosen_images_carry_trigger_and_target_and_the_others_nothing():
+    source, clean = poisoned(), whole(CLEAN)
+    batch = whole(source)
+    assert torch.equal(batch.rows, clean.rows)
+    assert torch.equal(batch.images[source.mask], invert(clean.images[source.mask]))
+    assert torch.equal(batch.images[~source.mask], clean.images[~source.mask])
+    assert set(batch.labels[source.mask].tolist()) == {TARGET}
+    assert torch.equal(batch.labels[~source.mask], clean.labels[~source.mask])
+
+
+def test_kept_copies_stand_behind_their_own_batch():
+    source = poisoned(keep_clean=True)
+    pairs = zip(
+        source.batches("train", batch_size=16), CLEAN.batches("train", batch_size=16), strict=True
+    )
+    for batch, clean in pairs:
+        chosen, n = source.mask[clean.rows], len(clean.rows)
+        assert torch.equal(batch.images[:n], clean.images)
+        assert torch.equal(batch.labels[:n], clean.labels)
+        assert torch.equal(batch.images[n:], invert(clean.images[chosen]))
+        assert batch.labels[n:].tolist() == [TARGET] * int(chosen.sum())
+        assert torch.equal(batch.rows[n:], clean.rows[chosen])
+
+
+@pytest.mark.parametrize("keep_clean", [False, True])
+def test_the_same_images_in_every_epoch_whatever_the_order(keep_clean):
+    source = poisoned(keep_clean=keep_clean)
+    order = torch.Generator().manual_seed(0)
+    pixels = whole(CLEAN).images
+    for _ in range(2):
+        batch = whole(source, shuffle=order)
+        triggered = (batch.images == invert(pixels[batch.rows])).flatten(1).all(1)
+        assert torch.equal(batch.rows[triggered].sort().values, source.mask.nonzero().squeeze(1))
+
+
+def test_the_trigger_goes_in_after_augmentation():
+    source = poisoned(rate=0.9)
+    seed = 5
+    clean = whole(CLEAN, augment=torch.Generator().manual_seed(seed))
+    batch = whole(source, augment=torch.Generator().manual_seed(seed))
+    assert torch.equal(batch.images[source.mask], invert(clean.images[source.mask]))
+    assert torch.equal(batch.images[~source.mask], clean.images[~source.mask])
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_other_splits_pass_through(split):
+    found, clean = whole(poisoned(rate=0.9), split), whole(CLEAN, split)
+    assert all(torch.equal(a, b) for a, b in zip(found, clean, strict=True))
+
+
+@pytest.mark.parametrize("keep_clean", [False, True])
+def test_the_source_is_not_written_to(keep_clean):
+    before = CLEAN.train.images.clone(), LABELS.clone()
+    for batch in poisoned(rate=0.9, keep_clean=keep_clean).batches("train", batch_size=16):
+        batch.images.zero_()
+        batch.labels.zero_()
+    assert torch.equal(CLEAN.train.images, before[0])
+    assert torch.equal(CLEAN.train.labels, before[1])
+
+
+def test_batches_stay_channels_last():
+    for keep_clean in (False, True):
+        for batch in poisoned(keep_clean=keep_clean).batches("train", batch_size=16):
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rate": 0.0}, "poisoning rate is 0.0; expected above 0 and at most 1"),
+        ({"rate": 1.1}, "poisoning rate is 1.1; expected above 0 and at most 1"),
+        ({"rate": float("nan")}, "poisoning rate is nan; expected above 0 and at most 1"),
+        ({"rate": 1.0}, "poisoning rate 1.0 asks for 100 images; only 90 are eligible"),
+        ({"target": 10}, "target class is 10; expected 0 to 9"),
+    ],
+)
+def test_refusals_by_their_text(changes, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        poisoned(**changes)

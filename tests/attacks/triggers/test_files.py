@@ -1,0 +1,194 @@
+"""A trigger's file gives back the same trigger, and no damaged one gives a traceback."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustkd import models
+from robustkd.attacks import SIG, TRIGGERS, BadNets, MaskedPattern, load_trigger, save_trigger
+from robustkd.attacks.triggers.files import describe
+from robustkd.core.errors import InputError, UsageError
+from robustkd.models import write_safetensors
+from tests.attacks.examples import SHAPE, example, pixels
+
+PLANE = torch.full((1, 2, 2), 0.5)
+NO_TRIGGER = f"holds no trigger; expected one of {', '.join(TRIGGERS)}"
+
+
+@pytest.mark.parametrize("kind", list(TRIGGERS))
+def test_every_kind_comes_back_as_it_was(kind, tmp_path):
+    path, images = tmp_path / "deep" / "trigger.safetensors", pixels(3, *SHAPE)
+    trigger = example(kind)
+    save_trigger(trigger, 7, path)
+    again, target = load_trigger(path)
+    assert (type(again), target) == (type(trigger), 7)
+    assert torch.equal(again(images), trigger(images))
+    assert describe(again) == describe(trigger)
+    save_trigger(again, 7, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_settings_come_back_too(tmp_path):
+    save_trigger(SIG(delta=0.5, frequency=2.5), 0, tmp_path / "t")
+    assert load_trigger(tmp_path / "t") == (SIG(delta=0.5, frequency=2.5), 0)
+
+
+def test_mask_and_pattern_may_share_memory(tmp_path):
+    save_trigger(MaskedPattern(PLANE, PLANE), 0, tmp_path / "t")
+    again, _ = load_trigger(tmp_path / "t")
+    assert torch.equal(again.mask, again.pattern)
+
+
+@pytest.mark.parametrize("kind", list(TRIGGERS))
+def test_a_description_is_json_and_names_the_kind(kind):
+    assert json.loads(json.dumps(describe(example(kind))))["kind"] == kind
+
+
+def test_other_triggers_cannot_be_saved_but_described(tmp_path):
+    def custom(images):
+        return images
+
+    with pytest.raises(UsageError, match=r"^function is no trigger that can be saved$"):
+        save_trigger(custom, 0, tmp_path / "t")
+    assert describe(custom) == {"kind": "custom"}
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(f'{path} {message}')}$"):
+        load_trigger(path)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {},
+        {"trigger": "wanet", "target": 0},
+        {"trigger": ["badnets"], "target": 0},
+        {"trigger": {"badnets": 1}, "target": 0},
+        {"trigger": None, "target": 0},
+        {"trigger": "badnets"},
+        {"trigger": "badnets", "target": -1},
+        {"trigger": "badnets", "target": "0"},
+        {"trigger": "badnets", "target": 0.0},
+        {"trigger": "badnets", "target": True},
+    ],
+)
+def test_a_file_without_a_kind_or_a_target_holds_no_trigger(description, tmp_path):
+    write_safetensors(tmp_path / "t", {}, description)
+    refused(tmp_path / "t", NO_TRIGGER)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors", "values", "reason"),
+    [
+        ("badnets", {}, [1, 2], "its values are of type list; expected an object"),
+        ("badnets", {}, None, "its values are of type NoneType; expected an object"),
+        ("badnets", {}, {}, "it has no size"),
+        ("badnets", {}, {"size": "3"}, "its size is of type str; expected a whole number"),
+        ("badnets", {}, {"size": 2.5}, "its size is of type float; expected a whole number"),
+        ("badnets", {}, {"size": True}, "its size is of type bool; expected a whole number"),
+        ("badnets", {}, {"size": math.nan}, "its size is of type float; expected a whole number"),
+        ("badnets", {}, {"size": 0}, "size is 0; expected at least 1 pixel"),
+        ("badnets", {"size": PLANE}, {}, "its size is of type Tensor; expected a whole number"),
+        ("badnets", {}, {"size": 3, "edge": 1}, "it has the unknown field 'edge'"),
+        ("badnets", {}, {"size": 3, "self": 1}, "it has the unknown field 'self'"),
+        ("badnets", {}, {"size": 3, "__class__": 1}, "it has the unknown field '__class__'"),
+        (
+            "badnets",
+            {},
+            {"size": 3, "\x1b[2J\n\u202e": 1},
+            r"it has the unknown field '\x1b[2J\n\u202e'",
+        ),
+        ("badnets", {"mask": PLANE}, {"size": 3}, "it has the unknown field 'mask'"),
+        (
+            "blend",
+            {},
+            {"alpha": [0.2], "seed": 0},
+            "its alpha is of type list; expected a number",
+        ),
+        (
+            "blend",
+            {},
+            {"alpha": 0.2, "seed": 10**30},
+            f"seed is {10**30}; expected 0 to below 2^63",
+        ),
+        (
+            "sig",
+            {},
+            {"delta": 0.1, "frequency": math.inf},
+            "its frequency is inf; expected a finite number",
+        ),
+        (
+            "sig",
+            {},
+            {"delta": math.nan, "frequency": 6.0},
+            "its delta is nan; expected a finite number",
+        ),
+        (
+            "warp",
+            {},
+            {"grid": 10**9, "strength": 0.25, "seed": 0},
+            "grid is 1000000000; expected at most 1024 points",
+        ),
+        (
+            "warp",
+            {},
+            {"grid": 4, "strength": 10**400, "seed": 0},
+            f"its strength is {10**400}; expected a finite number",
+        ),
+        ("masked-pattern", {"mask": PLANE}, {}, "it has no pattern"),
+        (
+            "masked-pattern",
+            {"pattern": PLANE},
+            {"mask": 3},
+            "its mask is of type int; expected a tensor",
+        ),
+        (
+            "masked-pattern",
+            {"mask": PLANE * math.nan, "pattern": PLANE},
+            {},
+            "the trigger's mask leaves [0, 1]",
+        ),
+        (
+            "masked-pattern",
+            {"mask": PLANE, "pattern": PLANE.int()},
+            {},
+            "its pattern is torch.int32 of shape (1, 2, 2); expected floats of "
+            "channels x height x width",
+        ),
+        (
+            "masked-pattern",
+            {"mask": PLANE[0], "pattern": PLANE[0].clone()},
+            {},
+            "its mask is torch.float32 of shape (2, 2); expected floats of "
+            "channels x height x width",
+        ),
+    ],
+)
+def test_damaged_triggers_by_their_text(kind, tensors, values, reason, tmp_path):
+    description = {"trigger": kind, "target": 0, "values": values}
+    write_safetensors(tmp_path / "t", tensors, description)
+    refused(tmp_path / "t", f"has a damaged trigger: {reason}")
+
+
+def test_a_model_is_no_trigger_and_a_trigger_no_model(tmp_path):
+    model = models.build(models.Spec("wrn-10-1", 3, (1, 8, 8)), seed=0)
+    models.save(model, tmp_path / "model")
+    refused(tmp_path / "model", NO_TRIGGER)
+    save_trigger(BadNets(), 0, tmp_path / "trigger")
+    with pytest.raises(InputError, match=r"trigger has a damaged model description: [^\n]+$"):
+        models.load(tmp_path / "trigger")
+
+
+def test_files_that_are_no_safetensors_are_refused(tmp_path):
+    (tmp_path / "text").write_text("no tensors here")
+    with pytest.raises(InputError, match=r"text is not a readable safetensors file: [^\n]+$"):
+        load_trigger(tmp_path / "text")
+    with pytest.raises(InputError, match=r"missing is not a file; expected [^\n]+$"):
+        load_trigger(tmp_path / "missing")

@@ -1,0 +1,287 @@
+"""The grid as it runs: two executors, one killed in the middle, one with a cell that fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from multiprocessing import active_children, get_context
+from pathlib import Path
+
+import pytest
+import ray
+
+from robustkd import cli
+from robustkd.benchmark import Cell, cells, executors, load_grid, run_cell, run_grid, write_tables
+from robustkd.benchmark.cache import Store
+from robustkd.benchmark.cells import TeacherCell
+from robustkd.benchmark.executors import executor
+from robustkd.benchmark.records import Told, gather, run_each
+from robustkd.benchmark.run_cell import NoTeacherError
+from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.files import write_json
+
+SMOKE = Path(__file__).parents[2] / "benchmarks" / "smoke.yaml"
+TABLES = ("headline.md", "attacks.md", "summary.md", "table.csv", "acc-asr.svg")
+RUN = {"acc": 0.9, "asr": 0.1, "seconds": 1.0}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def bench(out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "robustkd.cli", "bench", str(SMOKE), "--out", str(out), *more]
+
+
+def tables(folder: Path) -> dict[str, str]:
+    return {name: (folder / name).read_text() for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The smoke grid, run by its command in one piece."""
+    out = tmp_path_factory.mktemp("grid") / "whole"
+    done = subprocess.run(bench(out), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "14 cells done, 0 before, 0 failed" in done.stderr
+    return out
+
+
+def test_every_cell_has_a_result_and_every_table_every_method(whole):
+    cells = load_grid(SMOKE)
+    found, failed, missing = gather(cells, whole)
+    assert (len(found), failed, missing) == (len(cells), [], [])
+    assert len((whole / "table.csv").read_text().splitlines()) == 1 + len(cells)
+    text = (whole / "attacks.md").read_text()
+    assert text.count("\n") == 2 + 2
+    for words in ("ordinary student (OFD)", "RobustKD (default KD)"):
+        assert words in text
+
+
+def test_a_ray_cluster_gives_the_same_tables(whole, tmp_path):
+    done = subprocess.run(
+        bench(tmp_path, "--executor", "ray"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert tables(tmp_path) == tables(whole)
+
+
+def test_two_processes_give_the_same_tables(whole, tmp_path):
+    done = subprocess.run(
+        bench(tmp_path, "--workers", "2"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert tables(tmp_path) == tables(whole)
+
+
+def test_killed_in_the_middle_and_run_again_no_cell_is_lost_and_tables_are_the_same(
+    whole, tmp_path
+):
+    folder = tmp_path / "cells"
+    process = subprocess.Popen(bench(tmp_path), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(list(folder.glob("*.json"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("*.json")}
+    assert 4 <= len(kept) < 14
+    done = subprocess.run(
+        bench(tmp_path), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert f"{14 - len(kept)} cells done, {len(kept)} before, 0 failed" in done.stderr
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert tables(tmp_path) == tables(whole)
+
+
+def test_interrupted_all_processes_end_at_once(tmp_path):
+    folder = tmp_path / "cells"
+    # A test run in the background hands on an ignored SIGINT, which a user's shell does not.
+    heeding = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from robustkd import cli; cli.main()"
+    )
+    _, _, _, *arguments = bench(tmp_path, "--workers", "2")
+    process = subprocess.Popen(
+        [sys.executable, "-c", heeding, *arguments], env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while len(list(folder.glob("*.json"))) < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    kept = len(list(folder.glob("*.json")))
+    assert 1 <= kept < 14
+    time.sleep(3)
+    assert len(list(folder.glob("*.json"))) == kept  # no worker has gone on
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_worker_that_is_killed_is_written_down_and_stops_no_other(kind, tmp_path, monkeypatch):
+    (tmp_path / "cells").mkdir()
+    group, good = small(), small(attack="blend")[:1]
+    for cell, content in zip(group, ({"run": RUN}, {"error": "TrainingError: no"}), strict=False):
+        write_json(tmp_path / "cells" / f"{cell.name}.json", content)
+    monkeypatch.setattr(executors, "run_group", _die_of_badnets)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker can import it
+    told = list(executor(kind, workers=2)([group, good, good], tmp_path, tmp_path))
+    assert sorted(len(lines) for lines in told) == [1, 1, 3]
+    assert all(lines[0].well for lines in told)  # two of good groups, and what was finished
+    ended, erred, killed = max(told, key=len)
+    assert ended.line.startswith("badnets         teacher     seed 0  ACC  90.0%  ASR  10.0%")
+    assert erred.line.endswith("FAILED: TrainingError: no")
+    assert "FAILED: the process of its teacher's cells was killed, perhaps for want" in killed.line
+    assert gather(group, tmp_path).failed == [cell.name for cell in group[1:]]
+
+
+def test_ray_is_not_asked_for_more_cores_than_there_are(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (cell, *_) = small()
+    many = replace(cell.teacher, setting=replace(cell.teacher.setting, threads=10_000))
+    with pytest.raises(
+        UsageError, match=r"^threads is 10000, and ray has \d+ cores here; it would"
+    ):
+        list(executor("ray")([[replace(cell, teacher=many)]], tmp_path, tmp_path))
+
+
+def test_a_grid_that_ends_early_ends_its_own_processes_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "run_group", _sleep)
+    ours = get_context("spawn").Process(target=time.sleep, args=(600,))
+    ours.start()
+    try:
+        told = executor("local", workers=2)([[], small()[:1]], tmp_path, tmp_path)
+        assert next(told) == []
+        began = time.monotonic()
+        told.close()
+        assert time.monotonic() - began < 60
+        assert ours.is_alive()
+        assert set(active_children()) == {ours}
+    finally:
+        ours.kill()
+        ours.join()
+
+
+def _sleep(group: list[Cell], *_folders: object) -> list[object]:
+    time.sleep(600 * len(group))
+    return []
+
+
+def _die_of_badnets(group: list[Cell], *_folders: object) -> list[Told]:
+    if group[0].teacher.attack == "badnets":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [Told("done", well=True) for _ in group]
+
+
+def test_tables_alone_are_made_again_from_the_cells(whole, capsys):
+    before = tables(whole)
+    for name in TABLES:
+        (whole / name).unlink()
+    cli.main(["bench", str(SMOKE), "--out", str(whole), "--tables-only"])
+    assert tables(whole) == before
+    assert "badnets" in capsys.readouterr().out
+
+
+def test_tables_of_nothing_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="holds no result of this grid; run it without"):
+        write_tables(load_grid(SMOKE), tmp_path)
+
+
+# Single cells.
+
+
+def small(**change: object) -> list[Cell]:
+    """The teacher and the ordinary student of the smoke grid's first attack."""
+    cells = [cell for cell in load_grid(SMOKE) if cell.teacher.attack == "badnets"]
+    return [replace(cell, teacher=replace(cell.teacher, **change)) for cell in cells][:3]
+
+
+def test_a_cell_that_fails_is_written_down_and_stops_no_other(tmp_path):
+    good, bad = small(), small(attacking={"epochs": 1, "lr": 1e30})
+    told: list[str] = []
+    counts = run_grid(
+        [*bad[:2], *good[:2]],
+        tmp_path,
+        cache=tmp_path / "cache",
+        executor=executor("local"),
+        tell=told.append,
+    )
+    assert counts == (0, 2, 2)
+    assert "FAILED: TrainingError: the training's loss is" in told[0]
+    assert "FAILED: TrainingError: the training's loss is" in told[1]  # the teacher's student
+    failed = gather(bad[:1], tmp_path).failed
+    assert failed == [bad[0].name]
+    again = run_grid(
+        [*bad[:1], *good[:2]], tmp_path, cache=tmp_path / "cache", executor=executor("local")
+    )
+    assert again == (2, 0, 1)
+
+
+def test_a_teacher_that_fails_is_tried_once(tmp_path, monkeypatch):
+    tried = []
+
+    def broken(cell: TeacherCell) -> None:
+        tried.append(cell)
+        raise TrainingError("no")
+
+    monkeypatch.setattr(cells, "make_teacher", broken)
+    (tmp_path / "cells").mkdir()
+    told = list(run_each(small(), tmp_path, tmp_path / "cache"))
+    assert len(tried) == 1
+    assert [one.well for one in told] == [False] * 3
+    assert all("FAILED: TrainingError: no" in one.line for one in told)
+    assert gather(small(), tmp_path).failed == [cell.name for cell in small()]
+
+
+def test_an_argument_that_no_attack_has_is_told(tmp_path):
+    (cell, *_) = small(attacking={"epochs": 1, "colour": 3})
+    with pytest.raises(NoTeacherError) as error:
+        run_cell(cell, Store(tmp_path))
+    assert str(error.value.__cause__) == "attack 'badnets' has no argument 'colour'"
+
+
+def test_one_teacher_and_one_student_without_a_teacher_serve_all(whole):
+    kept = [folder for folder in (whole / "cache").iterdir() if folder.is_dir()]
+    # 2 teachers, 5 methods each, and one student that met neither.
+    assert len(kept) == 2 + 2 * 5 + 1
+
+
+def test_a_cell_is_a_pure_function_of_its_configuration(tmp_path):
+    cell = small()[2]
+    one, other = (run_cell(cell, Store(tmp_path / name)) for name in "ab")
+    for content in (one, other):
+        del content["run"]["seconds"], content["environment"]
+        content["record"].pop("seconds", None)
+    assert one == other
+
+
+@pytest.mark.parametrize("text", ["partial", "other"])
+def test_a_store_makes_a_thing_once_and_never_shows_half_of_it(tmp_path, text):
+    store, made = Store(tmp_path), []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "file").write_text(text)
+        if len(made) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch("key", make)
+    assert not (tmp_path / "key").exists()
+    folder = store.fetch("key", make)
+    assert store.fetch("key", make) == folder == tmp_path / "key"
+    assert len(made) == 2
+    assert [file.name for file in folder.iterdir()] == ["file"]
+
+
+def test_an_unknown_executor_is_refused():
+    with pytest.raises(UsageError, match=r"^executor is 'slurm'; expected local or ray$"):
+        executor("slurm")

@@ -1,0 +1,698 @@
+"""The commands as a user meets them: output, exit codes, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+
+from robustkd import cli, data, models
+from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, save_trigger
+from robustkd.benchmark import attacked_teachers
+from robustkd.core.errors import TrainingError
+from robustkd.core.methods import PRESETS
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from robustkd.training.metrics import Proportion
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+SMALL = data.load("digits", train=200, validation=20, test=20)
+
+
+class Files(NamedTuple):
+    """A teacher that is worth distilling, and what else a user may hold."""
+
+    teacher: Path
+    seven: Path
+    trigger: Path
+    far: Path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Files:
+    folder = tmp_path_factory.mktemp("files")
+    made = Files(*(folder / f"{name}.safetensors" for name in Files._fields))
+    teacher = models.build(models.Spec("wrn-10-1", 10, (1, 16, 16)), seed=0)
+    fit(Supervised(teacher), SMALL, epochs=4, batch_size=32)
+    models.save(teacher, made.teacher)
+    models.save(models.build(models.Spec("wrn-10-1", 7, (1, 16, 16)), seed=0), made.seven)
+    save_trigger(BadNets(size=3), 0, made.trigger)
+    save_trigger(BadNets(size=3), 10, made.far)
+    return made
+
+
+FACT = re.compile(
+    r"teacher: \S+, (safetensors|torch zip), [\d,]+ bytes, sha256 [0-9a-f]{12}; \d+ tensors "
+    r"matched; right on \d+\.\d % \[\S+, \S+\] of \d+ validation images of digits\n"
+)
+"""What is said before the training."""
+
+
+class Said(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def robustkd(capsys, monkeypatch, tmp_path):
+    """Runs a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+def shell(*arguments: object, cwd: Path) -> Said:
+    """Runs a command as a process of its own."""
+    command = [sys.executable, "-m", "robustkd.cli", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, check=False, text=True, cwd=cwd, env=ENVIRONMENT
+    )
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+def distilling(teacher: Path, **changes: object) -> list[object]:
+    options = {
+        "arch": "wrn-10-1",
+        "data": "digits",
+        "student": "wrn-10-1",
+        "out": "run",
+        "method": "ofd",
+        "epochs": 1,
+    } | changes
+    flags = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
+    return ["distill", teacher, *(part for flag in flags for part in flag)]
+
+
+# What works.
+
+
+def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
+    out = tmp_path / "a[/b] :cat:"
+    said = shell(*distilling(files.teacher, out=out), cwd=tmp_path)
+    assert said.code == 0
+    assert FACT.fullmatch(said.err)
+    student = out / "student.safetensors"
+    assert f"\nStudent: {student}\n" in said.out
+    assert "The attack success rate could not be measured" in said.out
+    said = robustkd("evaluate", student, "--data", "digits", "--json")
+    assert (said.code, said.err) == (0, "")
+    figures = json.loads(said.out)
+    assert figures["n_acc"] == 357
+    assert (figures["asr"], figures["ra"], figures["n_asr"]) == (None, None, None)
+    rows = json.loads((out / "results.json").read_text())["runs"]
+    assert figures["acc"] == rows[1]["acc"]
+
+
+def test_distil_from_a_plain_checkpoint(robustkd, files, tmp_path):
+    """As another project saved it: halved, wrapped, and without a word on normalisation."""
+    state = models.load(files.teacher).half().network.state_dict()
+    state = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"epoch": 4, "state_dict": state}, tmp_path / "teacher.pt")
+    command = distilling(tmp_path / "teacher.pt", method="no-teacher")
+    said = robustkd(*command, "--mean", 0.5, "--std", 0.5, "--json")
+    assert said.code == 0
+    assert FACT.fullmatch(said.err)
+    facts = json.loads(said.out)["records"]["teacher_file"]
+    assert (facts["wrappers"], facts["ignored"]) == (["state_dict", "module."], ["'epoch'"])
+    assert (facts["normalisation"], facts["matched"]) == ("given by the user", len(state))
+    page = Path("run/report.html").read_text()
+    assert "<h2>Teacher file</h2>" in page
+    assert facts["sha256"] in page
+
+
+def test_distil_prints_the_results_as_json(robustkd, files):
+    said = robustkd(*distilling(files.teacher, method="no-teacher"), "--json")
+    assert said.code == 0
+    assert FACT.fullmatch(said.err)
+    assert json.loads(said.out) == json.loads(Path("run/results.json").read_text())
+
+
+def test_evaluate_counts_under_a_trigger(robustkd, files):
+    command = ("evaluate", files.teacher, "--data", "digits", "--trigger", files.trigger)
+    said = robustkd(*command, "--json")
+    found = json.loads(said.out)
+    others = 357 - data.load("digits").test.labels.tolist().count(0)
+    assert found["n_asr"] == others
+    asr, ra = (Proportion(round(found[key] * others), others) for key in ("asr", "ra"))
+    acc = Proportion(round(found["acc"] * 357), 357)
+    assert robustkd(*command).out.splitlines() == [
+        f"ACC  {acc}  of 357 test images",
+        f"ASR  {asr}  of {others} triggered images of other classes",
+        f"RA   {ra}",
+    ]
+    assert robustkd(*command[:4]).out.splitlines() == [
+        f"ACC  {acc}  of 357 test images",
+        "ASR  not measured: no trigger was given",
+    ]
+
+
+def test_list_shows_the_taps_of_an_architecture(robustkd):
+    asked = "list", "--taps", "wrn-10-1", "--image", "1", "28", "28"
+    shown = json.loads(robustkd(*asked, "--json").out)
+    assert shown == {
+        "wrn-10-1": {"images": "1 x 28 x 28", "parameters": "77,562", "MMACs": "9.3"},
+        "taps": {
+            "network.groups.1.0.bn1": "16 x 28 x 28 (NCHW)",
+            "network.groups.2.0.bn1": "32 x 14 x 14 (NCHW)",
+            "network.bn": "64 x 7 x 7 (NCHW)",
+        },
+    }
+    assert set(robustkd(*asked).out.split()) >= {*shown, *shown["taps"], "77,562"}
+    published = json.loads(robustkd("list", "--taps", "timm/mobilenetv3_small_050", "--json").out)
+    assert published["timm/mobilenetv3_small_050"]["mean"] == "0.485, 0.456, 0.406"
+    refused(
+        robustkd("list", "--taps", "torchvision/resnet19"),
+        2,
+        "torchvision has no classifier 'resnet19'; did you mean 'resnet18'?",
+    )
+
+
+def test_own_code_is_named_on_the_command_line(robustkd, files, tmp_path):
+    own = "tools.network_pairs:example_network"
+    said = robustkd("list", "--taps", own, "--image", "1", "16", "16", "--json")
+    assert json.loads(said.out)[own]["parameters"] == "24,170"
+    model = models.build(models.Spec(models.OwnCode(own), 10, (1, 16, 16)), seed=0)
+    models.save(model, tmp_path / "m")
+    said = robustkd("evaluate", tmp_path / "m", "--data", "digits", "--arch", own, "--json")
+    assert said.code == 0
+    refused(
+        robustkd("evaluate", tmp_path / "m", "--data", "digits"),
+        3,
+        f"{tmp_path / 'm'} has a damaged model description: architecture {own!r} is code, which "
+        "runs only where you name it yourself: with --arch or --student, or as models.OwnCode in "
+        "Python",
+    )
+
+
+def test_list_names_everything_within_80_columns(robustkd):
+    said = robustkd("list")
+    assert (said.code, said.err) == (0, "")
+    assert max(len(line) for line in said.out.splitlines()) <= 80
+    words = set(said.out.split())
+    assert words >= {*data.names(), *PRESETS, *ATTACKS, "wrn-DEPTH-WIDTH"}
+    listed = json.loads(robustkd("list", "--json").out)
+    assert list(listed) == ["data", "models", "methods", "losses", "attacks"]
+    assert list(listed["methods"]) == list(PRESETS)
+    assert all("\n" not in line for kind in listed.values() for line in kind.values())
+
+
+def test_help_and_version_need_no_torch(tmp_path):
+    code = (
+        "import sys; from robustkd.cli import main\n"
+        "for flags in (['--help'], ['distill', '--help'], ['--version'], []): main(flags)\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("demo", "distill", "evaluate", "list", "--arch", "--json", "\n0."):
+        assert word in done.stdout
+
+
+# A run again, or on.
+
+
+def test_a_config_runs_again_and_what_is_typed_goes_before_it(robustkd, files):
+    assert robustkd(*distilling(files.teacher, out="one", seed=2, lr=1e-5)).code == 0
+    config = yaml.safe_load(Path("one/config.yaml").read_text())
+    assert config["teacher"] == str(files.teacher.resolve())
+    assert "out" not in config
+    assert robustkd("distill", "--config", "one/config.yaml", "--out", "two").code == 0
+    one, two = (Path(run, "student.safetensors").read_bytes() for run in ("one", "two"))
+    assert one == two
+    # A config is YAML like any other; null is what is not said.
+    del config["batch_size"]
+    Path("c.yaml").write_text(yaml.safe_dump(config | {"mean": None, "batch-size": 99}))
+    said = robustkd("distill", "--config", "c.yaml", "--out", "three", "--seed", 4, "--json")
+    found = json.loads(said.out)["config"]
+    assert (found["seed"], found["training"]["batch_size"]) == (4, 99)
+    assert found["training"]["lr"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("student", "given", "used"),
+    [
+        ("wrn-10-1", {}, 0.1),
+        ("mobilenet-v2-0.25", {}, 0.02),
+        ("mobilenet-v2-0.25", {"lr": 0.3}, 0.3),
+    ],
+)
+def test_the_learning_rate_is_the_student_s_unless_it_is_given(
+    robustkd, files, student, given, used
+):
+    said = robustkd(*distilling(files.teacher, student=student, method="kd", **given), "--json")
+    assert json.loads(said.out)["config"]["training"]["lr"] == used
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["lr"] == used
+
+
+def test_own_code_is_typed_again_for_a_config_and_for_a_resumption(robustkd, files):
+    own = "tools.network_pairs:example_network"
+    assert robustkd(*distilling(files.teacher, student=own, method="kd")).code == 0
+    assert own in Path("run/config.yaml").read_text()
+    for flags in (("--config", "run/config.yaml", "--out", "again"), ("--resume", "run")):
+        refused(
+            robustkd("distill", *flags),
+            2,
+            f"architecture {own!r} is code, which runs only where you name it yourself: with "
+            "--arch or --student, or as models.OwnCode in Python",
+        )
+        assert robustkd("distill", *flags, "--student", own).code == 0
+    runs = (Path(run, "student.safetensors").read_bytes() for run in ("run", "again"))
+    assert len(set(runs)) == 1
+
+
+def test_no_name_of_a_file_makes_it_the_command_line(robustkd, files):
+    """cyclopts says ``cli`` of what was typed, and a file may be called so."""
+    own = "tools.network_pairs:example_network"
+    flags = {"teacher": str(files.teacher), "arch": "wrn-10-1", "student": own, "data": "digits"}
+    Path("cli").write_text(yaml.safe_dump(flags))
+    refused(
+        robustkd("distill", "--config", "cli", "--dry-run"),
+        2,
+        f"architecture {own!r} is code, which runs only where you name it yourself: with "
+        "--arch or --student, or as models.OwnCode in Python",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("a: [", 3, "c.yaml cannot be read as YAML: while parsing a flow node expected the node "),
+        ("- 1", 3, "c.yaml holds no flags; expected lines such as 'epochs: 30'"),
+        ("!!python/object/apply:os.system ['touch x']", 3, "c.yaml cannot be read as YAML: could "),
+        ("lr: 0.1\nseed: 1\nlr: 0.2", 3, "c.yaml says 'lr' twice, in line 3; leave one of them"),
+        ("colour: red", 2, 'Unknown option: "[colour]" from file c.yaml.'),
+        (
+            "seed: many",
+            2,
+            'Invalid value for [seed] from file c.yaml: unable to convert "many" into',
+        ),
+    ],
+)
+def test_a_mistake_in_a_config_is_one_line(text, code, message, robustkd, files):
+    Path("c.yaml").write_text(text)
+    said = robustkd(*distilling(files.teacher), "--config", "c.yaml")
+    assert (said.code, said.out) == (code, "")
+    assert said.err.startswith(f"robustkd: {message}")
+    assert said.err.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["c.yaml"]
+
+
+def test_a_config_that_is_not_there_is_one_line(robustkd, files):
+    said = robustkd(*distilling(files.teacher), "--config", "c.yaml")
+    refused(said, 3, "c.yaml cannot be read: No such file or directory")
+
+
+def test_a_finished_run_has_nothing_to_resume(robustkd, files):
+    said = robustkd(*distilling(files.teacher), "--json")
+    before = {path: path.read_bytes() for path in Path("run").glob("*.*")}
+    again = robustkd("distill", "--resume", "run", "--json")
+    assert (again.code, again.out, again.err) == (0, said.out, "run was finished before\n")
+    changed = {path for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {Path("run/run.log")}
+
+
+def test_a_run_is_resumed_with_the_same_teacher_and_settings(robustkd, files, tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(files.teacher.read_bytes())
+    assert robustkd(*distilling(teacher)).code == 0
+    ending = "leave it as it was, or begin a new run with --out"
+    refused(
+        robustkd("distill", "--resume", "run", "--epochs", 5),
+        2,
+        f"run was begun with settings epochs 1, now it is 5; {ending}",
+    )
+    was = sha256(teacher.read_bytes()).hexdigest()
+    model = models.load(teacher)
+    model.network.head.bias.data += 1e-3
+    models.save(model, teacher)
+    now = sha256(teacher.read_bytes()).hexdigest()
+    refused(
+        robustkd("distill", "--resume", "run"),
+        3,
+        f"run was begun with teacher sha256 {was!r}, now it is {now!r}; {ending}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--out", "new"), "--out does not go with --resume, which has its own; leave it out"),
+        (("--config", "c"), "--config does not go with --resume, which has its own; leave it out"),
+        (("--dry-run",), "--dry-run does not go with --resume, which has its own; leave it out"),
+    ],
+)
+def test_what_does_not_go_with_resume_is_refused(flags, message, robustkd, files):
+    Path("run").mkdir()
+    Path("c").write_text("epochs: 1")
+    flat = {"teacher": str(files.teacher), "arch": "a", "student": "b", "data": "digits"}
+    Path("run/config.yaml").write_text(yaml.safe_dump(flat))
+    refused(robustkd("distill", "--resume", "run", *flags), 2, message)
+
+
+def test_a_run_needs_a_folder_of_its_own(robustkd, files):
+    command = distilling(files.teacher)
+    where = command.index("--out")
+    refused(
+        robustkd(*command[:where], *command[where + 2 :]),
+        2,
+        "--out is missing; give a new folder for the run",
+    )
+    refused(
+        robustkd("distill", "--resume", "none"),
+        3,
+        "none is not the folder of a run: it has no config.yaml",
+    )
+
+
+def test_a_dry_run_prints_the_plan_and_makes_no_folder(robustkd, files):
+    command = *distilling(files.teacher, method="default", epochs=3), "--dry-run"
+    plan = json.loads(robustkd(*command, "--json").out)
+    assert plan["distil"]["steps"] == 3 * 19
+    assert plan["teacher"]["sha256"] == sha256(files.teacher.read_bytes()).hexdigest()
+    words = robustkd(*command).out.split()
+    assert {"distil", "estimate", "validate", "57", "MiB"} <= set(words)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_used_folder_is_told_before_anything_is_read(robustkd, flags):
+    Path("run").mkdir()
+    Path("run/old").touch()
+    refused(
+        robustkd(*distilling(Path("no.safetensors")), *flags),
+        2,
+        "output folder run is not empty; give a new one with --out",
+    )
+
+
+def test_a_name_that_steers_a_terminal_is_spelt_out(robustkd, files):
+    hostile = "\x1b]0;:cat:[b]\n.pt"
+    Path(hostile).write_bytes(files.teacher.read_bytes())
+    said = robustkd(*distilling(hostile), "--dry-run")
+    assert said.code == 0
+    assert "  name            \\x1b]0;:cat:[b]\\n.pt " in said.out
+    refused(
+        robustkd(*distilling("\x1b[2J\n")),
+        3,
+        "\\x1b[2J\\n cannot be read: No such file or directory; expected a safetensors file or a "
+        "torch checkpoint",
+    )
+
+
+# Mistakes: exit code 2 for the command, 3 for what it was given to read.
+
+
+def refused(said: Said, code: int, message: str) -> None:
+    assert said == Said(code, "", f"robustkd: {message}\n")
+
+
+SEE = "(see robustkd --help)"
+ARCHS = ", ".join(family.usage for family in models.FAMILIES.values())
+MISTAKES = [
+    ({"epochs": -1}, 2, "--epochs is -1; expected at least 1"),
+    ({"epochs": 1.5}, 2, "--epochs is 1.5; expected a whole number"),
+    ({"image-size": "inf"}, 2, "--image-size is inf; expected a whole number"),
+    ({"epochs": "abc"}, 2, f'Invalid value for --epochs: unable to convert "abc" into int. {SEE}'),
+    ({"batch_size": 1}, 2, "--batch-size is 1; expected at least 2"),
+    ({"lr": "nan"}, 2, "--lr is nan; expected a finite number above 0"),
+    ({"lr": "inf"}, 2, "--lr is inf; expected a finite number above 0"),
+    ({"lr": 0}, 2, "--lr is 0.0; expected a finite number above 0"),
+    ({"seed": -1}, 2, "--seed is -1; expected at least 0"),
+    ({"seed": 2**64}, 2, f"--seed is {2**64}; expected at most {2**62 - 1}"),
+    ({"mean": 0.5}, 2, "mean and std belong together; give both, or neither"),
+    (
+        {"mean": 0.5, "std": 0},
+        2,
+        "mean (0.5,) and std (0.0,) must have 1 values, std above 0",
+    ),
+    ({"method": "papr"}, 2, "unknown method 'papr'; did you mean 'paper'?"),
+    (
+        {"teacher_taps": "network.bm"},
+        2,
+        "no module 'network.bm' in Classifier; did you mean 'network.bn'?",
+    ),
+    ({"student_taps": "x"}, 2, "no module 'x' in Classifier"),
+    (
+        {"arch": "wrn-10"},
+        2,
+        f"unknown architecture 'wrn-10'; expected {ARCHS}: did you mean 'wrn-10-1'?",
+    ),
+    (
+        {"student": "vgg"},
+        2,
+        f"unknown architecture 'vgg'; expected {ARCHS}: for example 'wrn-10-1'",
+    ),
+    (
+        {"data": "digit"},
+        2,
+        f"unknown data source 'digit': expected {', '.join(data.names())}; did you mean 'digits'?",
+    ),
+    (
+        {"data_root": "."},
+        2,
+        "root='.': digits come with scikit-learn and take no folder; leave it out",
+    ),
+    (
+        {"data": "fashion-mnist", "data_root": "."},
+        3,
+        ".: no Fashion-MNIST here or in its fashion-mnist or FashionMNIST/raw, expected "
+        "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
+        "t10k-labels-idx1-ubyte (or .gz); correct --data-root or leave it out",
+    ),
+    ({"bogus": 1}, 2, f"Unknown option: --bogus. Did you mean --out? {SEE}"),
+]
+
+
+@pytest.mark.parametrize(("changes", "code", "message"), MISTAKES)
+def test_a_mistake_in_distill_is_one_line(changes, code, message, robustkd, files):
+    refused(robustkd(*distilling(files.teacher, **changes)), code, message)
+    assert not Path("run").exists()
+
+
+def test_a_missing_option_is_one_line(robustkd, files):
+    said = robustkd("distill", files.teacher, "--arch", "wrn-10-1")
+    refused(said, 2, f'Command "distill" parameter --data requires an argument. {SEE}')
+
+
+def test_an_unknown_command_is_one_line(robustkd):
+    available = "Available commands: demo, distill, evaluate, bench, attack, list."
+    refused(
+        robustkd("distil"),
+        2,
+        f'Unknown command "distil". Did you mean "distill"? {available} {SEE}',
+    )
+
+
+def test_a_teacher_that_does_not_fit_is_one_line(robustkd, files):
+    refused(
+        robustkd(*distilling(files.seven)),
+        3,
+        f"{files.seven} is a model of 7 classes; the data has 10: "
+        "use the data that it was trained for",
+    )
+    refused(
+        robustkd(*distilling(files.teacher, arch="wrn-10-2")),
+        3,
+        f"{files.teacher} is a model of architecture 'wrn-10-1', not 'wrn-10-2': "
+        "name the one that it was trained with",
+    )
+    refused(
+        robustkd(*distilling(Path("no.safetensors"))),
+        3,
+        "no.safetensors cannot be read: No such file or directory; expected a safetensors file or "
+        "a torch checkpoint",
+    )
+    refused(
+        robustkd(*distilling(Path())),
+        3,
+        ". is not a plain file; expected a safetensors file or a torch checkpoint",
+    )
+
+
+def test_mistakes_as_processes_leave_no_traceback(files, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").touch()
+    refused(
+        shell(*distilling(files.teacher), cwd=tmp_path),
+        2,
+        "output folder run is not empty; give a new one with --out",
+    )
+    said = shell("evaluate", cwd=tmp_path)
+    refused(said, 2, f'Command "evaluate" parameter STUDENT requires an argument. {SEE}')
+
+
+def test_a_file_of_another_format_is_one_line(robustkd):
+    Path("text.safetensors").write_text("no tensors")
+    refused(
+        robustkd(*distilling(Path("text.safetensors"))),
+        3,
+        "text.safetensors begins with 6e6f2074656e736f, which is neither safetensors nor a torch "
+        "checkpoint in zip format; where you trust it, save its weights as safetensors",
+    )
+
+
+def test_a_wrong_trigger_is_one_line(robustkd, files):
+    def evaluate(model: Path, trigger: Path) -> Said:
+        return robustkd("evaluate", model, "--data", "digits", "--trigger", trigger)
+
+    refused(
+        evaluate(files.teacher, files.teacher),
+        3,
+        f"{files.teacher} holds no trigger; expected one of {', '.join(TRIGGERS)}",
+    )
+    refused(evaluate(files.teacher, files.far), 2, "target 10 is not a class: expected 0 to 9")
+    refused(
+        evaluate(files.trigger, files.trigger),
+        3,
+        f"{files.trigger} has a damaged model description: no spec",
+    )
+    refused(
+        evaluate(files.seven, files.trigger),
+        3,
+        f"{files.seven} is a model of 7 classes; the data has 10: "
+        "use the data that it was trained for",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (("--seeds", 0), 2, "--seeds is 0; expected at least 1"),
+        (("--data", "mnist"), 2, "no protocol for data 'mnist'; expected digits or fashion-mnist"),
+        (
+            ("--data-root", "."),
+            2,
+            "root='.': digits come with scikit-learn and take no folder; leave it out",
+        ),
+    ],
+)
+def test_a_mistake_in_demo_leaves_no_folder(flags, code, message, robustkd):
+    refused(robustkd("demo", *flags), code, message)
+    assert not list(Path().iterdir())
+
+
+# Attacking, for research.
+
+
+def attacking(name: str = "badnets", **changes: object) -> list[object]:
+    options = {
+        "arch": "wrn-10-1",
+        "data": "digits",
+        "out": "made",
+        "target": 3,
+        "epochs": 1,
+    } | changes
+    flags = ((f"--{key.replace('_', '-')}", value) for key, value in options.items())
+    return ["attack", name, *(part for flag in flags for part in flag)]
+
+
+def test_attack_leaves_a_teacher_and_a_trigger_that_evaluate_agrees_on(robustkd):
+    said = robustkd(*attacking(), "--json")
+    assert (said.code, said.err) == (0, "")
+    (run,) = json.loads(said.out)["runs"]
+    assert json.loads(Path("made/results.json").read_text()) == json.loads(said.out)
+    found = json.loads(
+        robustkd(
+            *("evaluate", "made/teacher.safetensors", "--data", "digits"),
+            *("--trigger", "made/trigger.safetensors", "--json"),
+        ).out
+    )
+    assert {name: run[name] for name in found} == found
+
+
+@pytest.mark.parametrize(
+    ("arch", "given", "rates"),
+    [
+        ("mobilenet-v2-0.25", {"surrogate": "wrn-10-1"}, (0.02, 0.1)),
+        ("wrn-10-1", {"surrogate": "mobilenet-v2-0.25"}, (0.1, 0.02)),
+        ("mobilenet-v2-0.25", {"lr": 0.3}, (0.3, 0.3)),
+    ],
+)
+def test_an_attacker_trains_everybody_at_their_own_rate_unless_it_is_given(
+    robustkd, monkeypatch, arch, given, rates
+):
+    asked = []
+
+    def spy(*_: object, **how: object) -> None:
+        asked.append((how["settings"]["lr"], how["rehearsal"].training["lr"]))
+        raise TrainingError("enough")
+
+    monkeypatch.setattr(attacked_teachers, "run_attack", spy)
+    assert robustkd(*attacking("adaptive-harden", arch=arch, **given)).code == 1
+    assert asked == [rates]
+
+
+def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(robustkd):
+    said = robustkd(*attacking("ckd", epochs=1), "--set.cap", "0.1", "--set.trigger_steps", "2")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert re.fullmatch(r"ACC  \d+\.\d%  of 357 test images", lines[0])
+    assert re.fullmatch(r"ASR  \d+\.\d%  of \d+ triggered images of other classes", lines[1])
+    assert lines[2] == "Teacher: made/teacher.safetensors"
+    record = json.loads(Path("made/results.json").read_text())
+    assert (record["config"]["cap"], record["records"]["teacher"]["cap"]) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("bednets", {}, "unknown attack 'bednets'; did you mean 'badnets'?"),
+        ("badnets", {"arch": "wrn-11-1"}, None),
+        ("badnets", {"target": 10}, "target class is 10; expected 0 to 9"),
+        ("badnets", {"set.colour": 3}, "attack 'badnets' has no argument 'colour'"),
+        ("badnets", {"set.seed": 3}, "attack 'badnets' has no argument 'seed'"),
+        ("badnets", {"epochs": 0}, "--epochs is 0; expected at least 1"),
+    ],
+)
+def test_a_mistake_in_attack_is_one_line(name, changes, message, robustkd):
+    said = robustkd(*attacking(name, **changes))
+    assert (said.code, said.out) == (2, "")
+    assert said.err.count("\n") == 1
+    if message is not None:
+        assert said.err == f"robustkd: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "code", "message"),
+    [
+        ("a: [", [], 3, "grid.yaml cannot be read as YAML: while parsing"),
+        ("seeds: 3", [], 2, "grid.yaml: data: field required"),
+        ("seeds: 3", ["--workers", "0"], 2, "--workers is 0; expected at least 1"),
+    ],
+)
+def test_a_mistake_in_a_grid_is_one_line(text, flags, code, message, robustkd):
+    Path("grid.yaml").write_text(text)
+    said = robustkd("bench", "grid.yaml", *flags)
+    assert (said.code, said.out) == (code, "")
+    assert said.err.startswith(f"robustkd: {message}")
+    assert said.err.count("\n") == 1

@@ -1,0 +1,110 @@
+"""Hostile data folders end with exit code 3 and one line, or are read for what is to be seen."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from robustkd import cli, data, models
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from tests.data.images.hostile_folders import CASES, Case, sound
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """A model that tells dark from light."""
+    folder = tmp_path_factory.mktemp("sound")
+    source = data.load_folder(sound(folder / "data"))
+    model = models.build(models.Spec("wrn-10-1", 2, (3, 16, 16)), seed=0)
+    fit(Supervised(model), source, epochs=3, batch_size=16)
+    models.save(model, folder / "teacher.safetensors")
+    return folder / "teacher.safetensors"
+
+
+@pytest.fixture
+def distil(teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str, out: str = "run") -> Said:
+        arguments = ["--arch", "wrn-10-1", "--student", "wrn-10-1", "--data", "./data"]
+        arguments += ["--out", out, "--method", "no-teacher", "--epochs", "1", *options]
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main(["distill", str(teacher), *arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_hostile_folder(case: Case, distil, tmp_path):
+    root = sound(tmp_path / "data").resolve()
+    case.spoil(root)
+    said = distil()
+    if case.message is None:
+        assert said.code == 0
+        # Of the data, nothing but how well the teacher knows it.
+        assert re.fullmatch(r"teacher: teacher\.safetensors, .* of 20 validation .*\n", said.err)
+        rows = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
+        # Whatever the images are stored as, dark is dark and light is light.
+        assert rows[0]["acc"] == 1.0
+        assert "<script>" not in (tmp_path / "run" / "report.html").read_text()
+        return
+    assert (said.code, said.out) == (3, "")
+    message = (
+        re.escape(case.message.replace("{root}", str(root)))
+        .replace(r"\#", r"\d+")
+        .replace("@", r"[d/]+\.\.\.[d/]+")
+    )
+    assert re.fullmatch(f"robustkd: {message}\n", said.err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_hostile_class_names_are_plain_text_in_the_report(distil, tmp_path):
+    root = sound(tmp_path / "data")
+    name = "light<script>alert(1)<"
+    for split in ("train", "val", "test"):
+        (root / split / "light").rename(root / split / name)
+    assert distil().code == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["records"]["classes"] == ["dark", name]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "light&lt;script&gt;alert(1)&lt;" in page
+    assert name not in page
+
+
+@pytest.mark.parametrize("streaming", ["--streaming", "--no-streaming"])
+def test_a_folder_gives_the_same_student_streamed_or_held(distil, tmp_path, streaming):
+    sound(tmp_path / "data")
+    assert distil("--streaming").code == 0
+    first = (tmp_path / "run" / "student.safetensors").read_bytes()
+    assert distil(streaming, "--workers", "2", out="again").code == 0
+    assert (tmp_path / "again" / "student.safetensors").read_bytes() == first
+
+
+def test_a_split_of_ours_is_written_into_the_run_and_used_again(distil, tmp_path, capsys):
+    (sound(tmp_path / "all") / "train").rename(tmp_path / "data")
+    assert distil().code == 0
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert [len(split[name]) for name in ("validation", "test")] == [8, 8]
+    for name in split["test"]:
+        (tmp_path / "data" / name).unlink()
+    said = distil("--split", "run/split.json", out="again")
+    assert said.code == 3
+    assert "run/split.json names 8 images that are not there, the first '" in said.err
+    cli.main(["evaluate", "run/student.safetensors", "--data", "./data", "--json"])
+    assert json.loads(capsys.readouterr().out)["n_acc"] == 8

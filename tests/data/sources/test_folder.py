@@ -1,0 +1,318 @@
+"""Folders of images: torchvision's classes and order, splits given or cut, refusals by text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.types import DataSource, Split
+from robustkd.data import CropFlip, Pictures, Reading, ZoomFlip, load_folder, split_text
+from robustkd.data.images.listing import Folder, list_files
+from robustkd.data.images.scan import EXTENSIONS, folder_names, scan
+from tests.data.images.image_files import picture, write_classes, write_splits
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+def names(data: Pictures, split: Split) -> list[str]:
+    return [data.parts[split].name(row) for row in range(data.size(split))]
+
+
+def written(data: Pictures) -> dict[str, object]:
+    return json.loads("".join(split_text(data)))
+
+
+def refused(path: Path, message: str, **reading: object) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        load_folder(path, Reading(**reading))
+
+
+def test_classes_order_and_labels_are_those_of_image_folder(tmp_path):
+    classes = {"b": 2, "B": 3, "a b": 1, "é": 2, "10": 2, "9": 1}
+    write_classes(tmp_path, classes)
+    # Folders below a class, whose order by characters is not that by parts.
+    write_classes(tmp_path / "b", {"x": 2, "x-y": 1, "x!": 1})
+    (tmp_path / "b" / "x" / "UPPER.PNG").write_bytes((tmp_path / "b" / "000.png").read_bytes())
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "b" / "._000.png").write_text("what one system leaves on others")
+    expected = [
+        (path, label)
+        for path, label in ImageFolder(tmp_path, allow_empty=True).samples
+        if "._" not in path
+    ]
+    found = scan(tmp_path, "", folder_names(tmp_path))
+    samples = [(str(tmp_path / found.name(row)), k) for row, k in enumerate(found.labels.tolist())]
+    assert sorted(samples) == sorted((path, label - 1) for path, label in expected)
+    assert [label for _, label in samples] == sorted(label for _, label in samples)
+    own = [path for path, label in samples if label == 3]
+    parts = [os.path.split(path) for path in own]
+    assert parts == sorted(parts, key=lambda part: (part[0].split(os.sep), part[1]))
+    with found.open(3) as file:
+        assert file.read() == Path(samples[3][0]).read_bytes()
+
+
+def test_extensions_are_those_of_image_folder():
+    assert set(EXTENSIONS) == set(IMG_EXTENSIONS)
+
+
+def test_names_of_other_encodings_are_kept(tmp_path):
+    odd = os.fsdecode(b"caf\xe9.png")
+    listing = list_files(tmp_path, [Folder("", [odd, "b.png"], [0, 1])], classes=2)
+    assert [listing.name(row) for row in range(2)] == [odd, "b.png"]
+
+
+def test_three_splits_with_folders(tmp_path):
+    counts = {"train": {"a": 3, "b": 2}, "val": {"a": 1, "b": 2}, "test": {"a": 2, "b": 2}}
+    data = load_folder(write_splits(tmp_path / "mine", counts))
+    assert isinstance(data, DataSource)
+    assert (data.name, data.classes, data.image_shape) == ("mine", ("a", "b"), (3, 16, 16))
+    assert [data.size(split) for split in SPLITS] == [5, 3, 4]
+    assert split_text(data) is None
+    assert data.augmentation == CropFlip(pad=2, flip=True)
+    for split in SPLITS:
+        batch = next(data.batches(split, batch_size=9))
+        for row, (image, label) in enumerate(zip(batch.images, batch.labels, strict=True)):
+            path = tmp_path / "mine" / names(data, split)[row]
+            pixels = np.array(Image.open(path))
+            assert torch.equal(image * 255, torch.from_numpy(pixels).permute(2, 0, 1).float())
+            assert path.parent.name == data.classes[label]
+
+
+def test_missing_splits_are_cut_from_every_class(tmp_path):
+    data = load_folder(write_classes(tmp_path, {"a": 30, "b": 3, "c": 14}))
+    assert {split: np.bincount(data.parts[split].labels).tolist() for split in SPLITS} == {
+        "train": [24, 1, 12],
+        "validation": [3, 1, 1],
+        "test": [3, 1, 1],
+    }
+    every = [name for split in SPLITS for name in names(data, split)]
+    assert len(set(every)) == len(every) == 47
+    again = load_folder(tmp_path)
+    assert all(names(again, split) == names(data, split) for split in SPLITS)
+
+
+def test_the_cut_is_what_a_naive_one_makes(tmp_path):
+    data = load_folder(write_classes(tmp_path, {"a": 37, "b": 3, "c": 25, "d": 14}))
+    labels = [0] * 37 + [1] * 3 + [2] * 25 + [3] * 14
+    parts = {split: [] for split in SPLITS}
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+    for label in range(4):
+        own = [row for row in order if labels[row] == label]
+        each = max(1, round(len(own) * 0.1))
+        parts["validation"] += own[:each]
+        parts["test"] += own[each : 2 * each]
+        parts["train"] += own[2 * each :]
+    assert {split: data.parts[split].rows.tolist() for split in SPLITS} == {
+        split: sorted(rows) for split, rows in parts.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+def test_only_what_is_missing_is_cut(tmp_path, name):
+    write_splits(tmp_path, {"train": {"a": 20, "b": 20}, name: {"a": 5, "b": 5}})
+    data = load_folder(tmp_path)
+    given: Split = "test" if name == "test" else "validation"
+    other: Split = "validation" if name == "test" else "test"
+    assert [data.size(split) for split in ("train", given, other)] == [36, 10, 4]
+    record = written(data)
+    assert set(record) == {"format", "seed", "share", other}
+    assert record[other] == names(data, other)
+
+
+def test_a_split_that_was_written_down_stays_when_images_are_added(tmp_path):
+    folder = write_classes(tmp_path / "data", {"a": 20, "b": 20})
+    data = load_folder(folder)
+    saved = tmp_path / "split.json"
+    saved.write_text("".join(split_text(data)))
+    for k in range(15):
+        Image.fromarray(picture(k)).save(folder / "a" / f"0{k:02d}-new.png")
+    grown = load_folder(folder, Reading(split=saved))
+    for split in ("validation", "test"):
+        assert names(grown, split) == names(data, split)
+    assert set(names(grown, "train")) - set(names(data, "train")) == {
+        f"a/0{k:02d}-new.png" for k in range(15)
+    }
+    assert names(load_folder(folder), "test") != names(data, "test")
+    assert written(grown) == written(data)
+    assert "".join(split_text(data)) == json.dumps(written(data), indent=1) + "\n"
+
+
+def test_a_split_that_does_not_fit_is_refused(tmp_path):
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    saved = tmp_path / "split.json"
+    use = "use the file of a run on this data"
+    good = written(load_folder(folder))
+    wrong = [
+        ({**good, "test": ["a/none.png"]}, f"names 1 images that are not there, the first "
+         f"'a/none.png'; {use}"),
+        ({"format": 1, "test": []}, f"splits off test, but this data needs validation and test; "
+         f"{use}"),
+        ({**good, "test": good["validation"]}, "names an image twice; use the file of a run"),
+        ({**good, "test": [["a"]]}, "test is no list of names; use the file of a run"),
+        ({**good, "format": 2}, "is no split; use the split.json of a run"),
+        ([], "is no split; use the split.json of a run"),
+    ]  # fmt: skip
+    for content, message in wrong:
+        saved.write_text(json.dumps(content))
+        colon = ":" if message.startswith("test is") else ""
+        refused(folder, f"{saved}{colon} {message}", split=saved)
+    saved.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"cannot be read as a split \("):
+        load_folder(folder, Reading(split=saved))
+
+
+def test_classes_in_the_order_of_a_file(tmp_path):
+    folder = write_classes(tmp_path / "data", {"a": 3, "b": 4, "c": 5})
+    order = tmp_path / "classes.txt"
+    order.write_text("c\na\nb\n")
+    data = load_folder(folder, Reading(classes=order))
+    assert data.classes == ("c", "a", "b")
+    assert np.bincount(data.parts["train"].labels).tolist() == [3, 1, 2]
+    assert names(data, "train")[0].startswith("c/")
+    order.write_text("c\na\n../b\n")
+    refused(folder, f"{order} lacks the class 'b' that the folder has; add it", classes=order)
+    order.write_text("c\na\nb\nd")
+    refused(folder, f"{order} has the class 'd' that the folder lacks; remove it", classes=order)
+    order.write_text("c\na\nb\nc")
+    refused(folder, f"{order} names the class 'c' twice; remove one", classes=order)
+    order.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="cannot be read as text"):
+        load_folder(folder, Reading(classes=order))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    data = load_folder(write_classes(tmp_path, {"car": 5, "plane": 5, "train": 5}))
+    assert data.classes == ("car", "plane", "train")
+
+
+def tiny(root: Path) -> Path:
+    """Two classes in the form of Tiny-ImageNet."""
+    lines = []
+    for k, name in enumerate(("n02", "n01")):
+        write_classes(root / "train" / name, {"images": 10}, seed=10 * k)
+        (root / "train" / name / f"{name}_boxes.txt").touch()
+        write_classes(root / "val", {"images" if k == 0 else "more": 2}, seed=50 + 10 * k)
+        lines += [f"val_{k}.JPEG\t{name}\t0\t0\t9\t9"]
+    for k in range(2):
+        made = root / "val" / ("images", "more")[k] / "000.png"
+        made.rename(root / "val" / "images" / f"val_{k}.JPEG")
+    (root / "val" / "images" / "001.png").unlink()
+    (root / "val" / "more" / "001.png").unlink()
+    (root / "val" / "more").rmdir()
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines))
+    (root / "test" / "images").mkdir(parents=True)
+    (root / "test" / "images" / "test_0.JPEG").touch()
+    return root
+
+
+def test_tiny_imagenet_s_form_is_known(tmp_path):
+    data = load_folder(tiny(tmp_path))
+    assert data.classes == ("n01", "n02")
+    assert [data.size(split) for split in SPLITS] == [18, 2, 2]
+    assert names(data, "test") == ["val/images/val_0.JPEG", "val/images/val_1.JPEG"]
+    assert data.parts["test"].labels.tolist() == [1, 0]
+
+
+def test_annotations_that_name_no_class_are_refused(tmp_path):
+    table = tiny(tmp_path) / "val" / "val_annotations.txt"
+    table.write_text("val_0.JPEG\tn02\nval_1.JPEG\tn03")
+    refused(
+        tmp_path,
+        f"{table} gives 'val_1.JPEG' the class 'n03', expected one of the folders in train; "
+        "correct it",
+    )
+
+
+def test_image_size_and_augmentation_follow_the_choice(tmp_path):
+    folder = write_classes(tmp_path, {"a": 4, "b": 4})
+    data = load_folder(folder, Reading(image_size=128, channels=1, flip=False))
+    assert data.image_shape == (1, 128, 128)
+    assert data.augmentation == ZoomFlip(flip=False)
+    assert next(data.batches("test", batch_size=2)).images.shape == (2, 1, 128, 128)
+
+
+def test_images_of_several_sizes_need_a_choice(tmp_path):
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    Image.fromarray(picture(0, 20)[:12]).save(folder / "b" / "009.png")
+    message = (
+        "data train: images of 16x16 and 20x12 pixels, so the model's input size cannot be "
+        "guessed; give it with --image-size"
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"image_size": 0}, "image_size=0: expected 1 to 4096 pixels"),
+        ({"channels": 1, "crop": 0.0}, "crop=0.0: expected more than 0 and at most 1"),
+        ({"workers": -1}, "workers=-1: expected at least 0"),
+    ],
+)
+def test_choices_out_of_range_are_refused(choice, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        Reading(**choice)
+
+
+def without_its_file(path: Path) -> None:
+    path.unlink()
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def with_a_file_for_its_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("change", "row", "reason"),
+    [
+        (without_its_file, 2, "No such file or directory"),
+        (as_folder, 2, "not a file any more"),
+        (as_fifo, 2, "not a file any more"),
+        (with_a_file_for_its_folder, 0, "Not a directory"),
+    ],
+)
+def test_what_changes_after_it_was_listed_is_named(tmp_path, change, row, reason):
+    root = write_splits(tmp_path / "mine", {"train": {"a": 9, "b": 9}})
+    data = load_folder(root, Reading(streaming=True, workers=0))
+    path = names(data, "train")[2]
+    change(root / path)
+    message = (
+        f"mine train: 1 of 14 images cannot be decoded, the last {names(data, 'train')[row]} "
+        f"({reason}); expected at most 1%: replace or remove them"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        list(data.batches("train", batch_size=4))
+
+
+def test_a_file_of_the_user_is_read_only_as_far_as_it_may_reach(tmp_path):
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    endless = Path("/dev/zero")
+    use = "use the split.json of a run"
+    refused(folder, f"{endless} cannot be read as a split (it is too large); {use}", split=endless)
+    refused(
+        folder, f"{endless} cannot be read as text (it is too large); correct it", classes=endless
+    )

@@ -1,0 +1,86 @@
+"""Counts on a handful of images whose answers are written into their first pixel."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkd.benchmark import Measured, measure
+from robustkd.core.errors import UsageError
+from robustkd.data import InMemory, Labelled
+from robustkd.training.metrics import Proportion
+
+CLASSES = 4
+
+
+class Reader(nn.Module):
+    """Names the class that the first pixel of an image says, as a byte."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        said = (images[:, 0, 0, 0] * 255).round().long()
+        return nn.functional.one_hot(said, CLASSES).float()
+
+
+def source(labels: list[int], said: list[int]) -> InMemory:
+    images = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(said)
+    test = Labelled(images, torch.tensor(labels))
+    # The other splits must not be looked at: all of them are answered wrongly.
+    other = Labelled(torch.ones(5, 1, 2, 2, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
+    return InMemory("toy", ("a", "b", "c", "d"), train=other, validation=other, test=test)
+
+
+DATA = source(labels=[0, 1, 2, 3, 3, 2], said=[0, 1, 1, 3, 0, 2])
+
+
+def darken(images: Tensor) -> Tensor:
+    """One class less, down to class 0."""
+    return (images - 1 / 255).clamp(0, 1)
+
+
+def test_without_a_trigger_only_accuracy_is_counted():
+    found = measure(Reader(), DATA)
+    assert found == Measured(Proportion(4, 6))
+    nothing = dict.fromkeys(("asr", "ra", "base", "n_asr"))
+    assert found.fields() == {**nothing, "acc": 4 / 6, "n_acc": 6}
+
+
+def test_images_of_the_target_class_are_left_out_of_both_counts():
+    # Under the trigger the model says 0 0 0 2 0 1; labels 1 2 3 3 2 are not of class 0.
+    found = measure(Reader(), DATA, trigger=darken, target=0)
+    base = Proportion(1, 5)
+    assert found == Measured(Proportion(4, 6), Proportion(3, 5), Proportion(0, 5), base)
+    # Labels 0 1 3 3 are not of class 2: one of them is named 2, and 0 is right.
+    found = measure(Reader(), DATA, trigger=darken, target=2)
+    base = Proportion(0, 4)
+    assert found == Measured(Proportion(4, 6), Proportion(1, 4), Proportion(1, 4), base)
+    shares = {"acc": 4 / 6, "asr": 1 / 4, "ra": 1 / 4, "base": 0.0}
+    assert found.fields() == {**shares, "n_acc": 6, "n_asr": 4}
+
+
+def test_a_trigger_that_does_nothing_leaves_the_clean_answers():
+    found = measure(Reader(), DATA, trigger=lambda images: images, target=0)
+    assert found.asr == Proportion(1, 5)
+    assert found.ra == Proportion(3, 5)
+
+
+def test_no_image_of_another_class_has_no_rate():
+    data = source(labels=[0, 0], said=[0, 1])
+    found = measure(Reader(), data, trigger=darken, target=0)
+    message = "no images were counted: expected at least one to give a proportion"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        found.fields()
+
+
+def test_a_target_that_is_no_class_is_refused():
+    with pytest.raises(UsageError, match=r"^target 4 is not a class: expected 0 to 3$"):
+        measure(Reader(), DATA, trigger=darken, target=4)
+
+
+def test_the_model_keeps_its_mode():
+    model = Reader().train()
+    measure(model, DATA, trigger=darken)
+    assert model.training

@@ -1,0 +1,123 @@
+"""Networks of torchvision and timm: built without weights, described, refused by their text."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from robustkd.core.errors import UsageError
+from robustkd.models import Spec, build, load, macs, parameters, preprocessing, save
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def made(arch: str, channels: int = 3, size: int = 64, classes: int = 7) -> nn.Module:
+    return build(Spec(arch, classes, (channels, size, size)), seed=0)
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "torchvision/resnet18",
+        "torchvision/googlenet",
+        "torchvision/vit_b_16",
+        "timm/resnet10t",
+        "timm/resnet18.a1_in1k",
+        "timm/deit_tiny_patch16_224",
+        "timm/efficientnet_b0",
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_they_take_any_classes_channels_and_sizes(arch, channels):
+    with torch.device("meta"):  # as a file's claim is checked
+        claimed = made(arch, channels)
+    logits = claimed.train()(torch.rand(2, channels, 64, 64, device="meta"))
+    assert logits.shape == (2, 7)
+
+
+def test_weights_of_torchvision_fit_resnet_18():
+    theirs = torchvision.models.resnet18(num_classes=7)
+    ours = made("resnet-18", size=96).network
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 3, 96, 96)
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+
+
+def test_nothing_is_fetched(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    made("timm/mobilenetv3_small_050.lamb_in1k")
+    made("torchvision/mobilenet_v3_small")
+    assert preprocessing("torchvision/mobilenet_v3_small") is not None
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [
+        ("timm/deit_tiny_patch16_224", ((3, 224, 224), *IMAGENET)),
+        ("timm/resnet18", ((3, 224, 224), *IMAGENET)),
+        ("timm/tf_efficientnet_b1.in1k", ((3, 240, 240), *IMAGENET)),
+        ("torchvision/inception_v3", ((3, 299, 299), *IMAGENET)),
+        ("wrn-16-2", None),
+    ],
+)
+def test_published_preprocessing(arch, expected):
+    assert preprocessing(arch) == expected
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "published"),
+    [
+        ("resnet-18", 224, (11.69e6, 1.81e9)),
+        ("resnet-50", 224, (25.56e6, 4.09e9)),
+        ("mobilenet-v2", 224, (3.50e6, 0.30e9)),
+        ("mobilenet-v1", 224, (4.23e6, 0.57e9)),
+        ("timm/deit_tiny_patch16_224", 224, (5.72e6, 1.26e9)),
+    ],
+)
+def test_sizes_are_the_published_ones(arch, size, published):
+    with torch.device("meta"):
+        model = made(arch, size=size, classes=1000)
+        counted = macs(model, (3, size, size))
+    assert (parameters(model), counted) == pytest.approx(published, rel=0.01)
+    assert model.training
+
+
+def test_operations_by_hand():
+    """3 x 3 convolution of 2 to 5 channels on 4 x 4, then a matrix of 80 x 7; nothing else."""
+    network = nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 7)
+    )
+    assert macs(network, (2, 4, 4)) == 9 * 2 * 5 * 16 + 80 * 7
+
+
+def test_a_file_of_timm_comes_back(tmp_path):
+    model, images = made("timm/resnet10t").eval(), torch.rand(2, 3, 64, 64)
+    save(model, tmp_path / "m")
+    assert torch.equal(load(tmp_path / "m")(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("arch", "text"),
+    [
+        ("torchvision/resnet19", "torchvision has no classifier 'resnet19'; did you mean"),
+        ("torchvision/fcn_resnet50", "torchvision has no classifier 'fcn_resnet50'; did you"),
+        ("timm/resnet_18", "timm has no classifier 'resnet_18'; did you mean"),
+        ("timm/resnet18.mine", "timm has no weights 'resnet18.mine'; leave out what follows"),
+        ("timm/hf-hub:someone/something", "unknown architecture 'timm/hf-hub:someone/something'"),
+        ("timm/local-dir:x", "unknown architecture 'timm/local-dir:x'; expected"),
+        ("torchvision/vit_b_16", "torchvision/vit_b_16 does not fit (3, 50, 50): Input shape"),
+        ("timm/../resnet18", "unknown architecture 'timm/../resnet18'; expected"),
+    ],
+)
+def test_refusals_say_what_is_wrong(arch, text):
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}"):
+        made(arch, size=50)

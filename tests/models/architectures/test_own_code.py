@@ -1,0 +1,139 @@
+"""The user's own code: built when the user names it, never because a file does."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustkd.core.errors import InputError, UsageError
+from robustkd.models import OwnCode, Spec, build, check_name, load, save
+from robustkd.teacher.defences import masks
+from robustkd.teacher.read import load_teacher
+
+CODE = """
+from pathlib import Path
+from torch import nn
+
+Path("imported").touch()
+number = 3
+
+def net(num_classes, in_chans=3):
+    return nn.Sequential(
+        nn.Conv2d(in_chans, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+    )
+
+class Nets:
+    @staticmethod
+    def sized(num_classes, img_size):
+        return nn.Sequential(nn.Flatten(), nn.Linear(img_size[0] * img_size[1], num_classes))
+
+def nothing(num_classes):
+    return None
+
+def stubborn(classes):
+    return net(classes)
+"""
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with the user's module in it."""
+    (tmp_path / "users_nets.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("users_nets", None)
+
+
+def own(name: str) -> OwnCode:
+    return OwnCode(f"users_nets:{name}")
+
+
+def test_a_callable_gets_what_its_signature_names():
+    model = build(Spec(own("net"), 5, SHAPE), seed=0)
+    assert model(torch.rand(2, *SHAPE)).shape == (2, 5)
+    assert build(Spec(own("Nets.sized"), 5, SHAPE), seed=0)(torch.rand(2, *SHAPE)).shape == (2, 5)
+
+
+def test_what_a_file_says_never_runs(folder):
+    """A plain string of that form is refused before anything is imported."""
+    model = build(Spec(own("net"), 5, SHAPE), seed=0).eval()
+    save(model, folder / "m")
+    masked = masks.DetoxifiedTeacher(
+        model, {"network.0": masks.FeatureMask(torch.zeros(4, 6, 6), cap=0.5)}
+    )
+    masks.save_detoxified(masked, folder / "d")
+    sys.modules.pop("users_nets")
+    (folder / "imported").unlink()
+    text = (
+        "architecture 'users_nets:net' is code, which runs only where you name it yourself: with "
+        "--arch or --student, or as models.OwnCode in Python"
+    )
+    for read, name in ((load, "m"), (masks.load_detoxified, "d")):
+        path = folder / name
+        with pytest.raises(InputError) as caught:
+            read(path)
+        assert str(caught.value) == f"{path} has a damaged model description: {text}"[:1000]
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
+        build(Spec("users_nets:net", 5, SHAPE), seed=0)
+    asked = json.loads(json.dumps(asdict(model.spec)))
+    assert type(asked["arch"]) is str
+    assert not (folder / "imported").exists()
+    assert "users_nets" not in sys.modules
+    images = torch.rand(2, *SHAPE)
+    again = load(folder / "m", arch=own("net"))
+    assert torch.equal(again(images), model(images))
+    teacher = load_teacher(folder / "m", arch=own("net"), classes=5, image_shape=SHAPE)
+    assert torch.equal(teacher(images), model(images))
+    cleaned = masks.load_detoxified(folder / "d", arch=own("net"))
+    assert torch.equal(cleaned(images), masked(images))
+
+
+def test_the_users_word_must_be_the_files(folder):
+    save(build(Spec(own("net"), 5, SHAPE), seed=0), folder / "m")
+    with pytest.raises(InputError, match="is a model of architecture 'users_nets:net', not 'wrn-"):
+        load(folder / "m", arch="wrn-10-1")
+
+
+def test_no_file_beside_takes_the_place_of_an_installed_module(folder):
+    (folder / "torchvision.py").write_text("raise SystemExit")
+    (folder / "sklearn.py").write_text("raise SystemExit")
+    build(Spec(own("net"), 5, SHAPE), seed=0)
+    assert sys.path[-1] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("no_such:net", "no_such:net cannot be imported: No module named 'no_such'"),
+        ("users_nets:nett", "users_nets:nett cannot be imported: module 'users_nets' has no"),
+        ("users_nets:number", "users_nets:number is a int; expected a callable"),
+        ("users_nets:nothing", "users_nets:nothing gives a NoneType; expected an nn.Module"),
+        ("users_nets:stubborn", "users_nets:stubborn cannot be called with num_classes=: "),
+    ],
+)
+def test_refusals_say_what_is_wrong(name, text):
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}"):
+        build(Spec(OwnCode(name), 5, SHAPE), seed=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["net", "users_nets:", ":net", "a b:net", "a:net()", "a:b:c", "a:"]
+)
+def test_another_form_is_refused(name):
+    text = f"own code is {name!r}; expected package.module:callable"
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
+        OwnCode(name)
+
+
+def test_the_name_itself_imports_nothing(folder):
+    check_name(own("net"))
+    assert not (folder / "imported").exists()

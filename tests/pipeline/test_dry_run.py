@@ -1,0 +1,75 @@
+"""A rehearsal does what the run does, in small, and leaves nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from robustkd import data, models
+from robustkd.core.methods import PRESETS
+from robustkd.pipeline import dry_run
+from robustkd.pipeline.student import make_student
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+CLEAN = data.load("digits", train=200, validation=60, test=50)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    teacher = models.build(models.Spec("wrn-10-1", 10, CLEAN.image_shape), seed=1)
+    fit(Supervised(teacher), CLEAN, epochs=4, batch_size=32)
+    models.save(teacher, path)
+    return path
+
+
+def plan(teacher_file: Path, method: str):
+    return dry_run.rehearse(
+        teacher_file,
+        arch="wrn-10-1",
+        clean=CLEAN,
+        student_arch="wrn-10-1",
+        method=method,
+        training={"epochs": 5, "batch_size": 32},
+    )
+
+
+def test_the_plan_counts_every_phase(teacher_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    how = PRESETS["both"]
+    brief = replace(how, detox={**how.detox, "steps": 10, "raises": 2, "bisections": 1})
+    monkeypatch.setitem(PRESETS, "both", brief)
+    found = plan(teacher_file, "both")
+    assert list(found) == [
+        *("teacher", "student", "data", "detoxify", "distil", "validate", "estimate")
+    ]
+    # 10 steps for the first lambda, two raises and a bisection; 5 epochs of ceil(200 / 32).
+    assert found["detoxify"]["steps"] == 10 * (1 + 2 + 1)
+    assert found["distil"]["steps"] == 5 * 7
+    assert found["validate"]["steps"] == 5
+    phases = [found[name] for name in ("detoxify", "distil", "validate")]
+    for phase in phases:
+        assert phase["seconds"] == phase["steps"] * phase["seconds a step"] > 0
+    assert found["estimate"]["seconds"] > sum(phase["seconds"] for phase in phases)
+    assert found["estimate"]["peak MiB"] > 100  # torch alone has more
+    assert (found["data"]["train"], found["student"]["parameters"]) == (200, 77_562)
+    assert found["teacher"]["matched"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_phase_is_really_run(teacher_file, monkeypatch):
+    """With hardening, and with as few images as three batches need."""
+    made = []
+
+    def watched(*arguments, **settings):
+        made.append(make_student(*arguments, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(dry_run, "make_student", watched)
+    found = plan(teacher_file, "default")
+    assert "detoxify" not in found
+    (record,) = made[0].record["epochs"]
+    assert {"ofd", "harden", "validation"} <= set(record)

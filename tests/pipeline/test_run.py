@@ -1,0 +1,400 @@
+"""From a teacher's file to a folder with student, figures and report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustkd import data, models, report
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.methods import PRESETS, Preset
+from robustkd.pipeline import run as main_line
+from robustkd.pipeline import run_folder
+from robustkd.pipeline import student as making
+from robustkd.pipeline.prepare import identity
+from robustkd.pipeline.run import distill_file
+from robustkd.pipeline.student import make_student
+from robustkd.student import distillation
+from robustkd.student.distillation import distill
+from robustkd.training.inference import accuracy_on
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+CLEAN = data.load("digits", train=200, validation=60, test=50)
+FILES = [
+    ".lock",
+    "checkpoint.safetensors",
+    "config.yaml",
+    "detoxified.safetensors",
+    "environment.json",
+    "metrics.jsonl",
+    "report.html",
+    "results.json",
+    "run.json",
+    "run.log",
+    "student.safetensors",
+    "tensorboard",
+]
+
+
+def build(seed: int, arch: str = "wrn-10-1") -> models.Classifier:
+    mean, std = models.pixel_statistics(CLEAN)
+    return models.build(models.Spec(arch, 10, CLEAN.image_shape, mean, std), seed=seed)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    teacher = build(1)
+    fit(Supervised(teacher), CLEAN, epochs=4, batch_size=32)
+    models.save(teacher, path)
+    return path
+
+
+def run(teacher_file: Path, out: Path, **changes) -> dict[str, Any]:
+    settings = {
+        "arch": "wrn-10-1",
+        "clean": CLEAN,
+        "student_arch": "wrn-10-1",
+        "out": out,
+        "method": "ofd",
+        "training": {"epochs": 1, "batch_size": 64},
+    }
+    return distill_file(teacher_file, **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(teacher_file, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("runs") / "both"
+    how = PRESETS["both"]
+    brief = replace(how, detox={**how.detox, "steps": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "both", brief)
+        return out, run(teacher_file, out, method="both", seed=5)
+
+
+def test_the_folder_is_complete_and_the_results_are_those_on_disk(finished):
+    out, results = finished
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    # JSON knows no tuples.
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == results["records"]["epochs"]
+    assert "RobustKD" in (out / "report.html").read_text()
+
+
+def test_named_taps_are_what_is_cleaned_and_imitated(teacher_file, tmp_path, monkeypatch):
+    named = ("network.groups.1.0.bn1", "network.bn")
+    brief = replace(PRESETS["paper"], detox={**PRESETS["paper"].detox, "steps": 1, "raises": 0})
+    monkeypatch.setitem(PRESETS, "paper", brief)
+    made: list[tuple[str, ...]] = []
+    paired = distillation.pair_of
+
+    def watched(student, student_taps, *others, **settings):
+        made.append(student_taps)
+        return paired(student, student_taps, *others, **settings)
+
+    monkeypatch.setattr(distillation, "pair_of", watched)
+    taps = {"teacher_taps": named, "student_taps": named[1:]}
+    results = run(teacher_file, tmp_path / "run", method="paper", **taps)
+    assert tuple(results["records"]["detox"]["stages"]) == named
+    # Of two of the teacher's and one of the student's, the last of each.
+    assert made == [named[1:]]
+
+
+def test_the_report_reads_what_was_measured(finished, teacher_file):
+    out, results = finished
+    rows = report.read(out).runs
+    assert [(row.method, row.asr, row.ra) for row in rows] == [
+        ("teacher", None, None),
+        ("both", None, None),
+    ]
+    saved = (models.load(teacher_file), models.load(out / "student.safetensors"))
+    for row, model in zip(rows, saved, strict=True):
+        measured = accuracy_on(model, CLEAN, "test")
+        assert (row.acc, row.n_acc) == (measured.value, 50)
+        assert row.params == models.parameters(model)
+        assert (row.data, row.pair, row.seed) == ("digits", "wrn-10-1 to wrn-10-1", 5)
+    assert rows[1].seconds > 0
+    assert results["config"] == {
+        "arch": "wrn-10-1",
+        "student": "wrn-10-1",
+        "method": "both",
+        "data": "digits",
+        "seed": 5,
+        "training": {"epochs": 1, "batch_size": 64},
+    }
+
+
+def test_the_results_tell_the_file_that_the_teacher_came_in(finished, teacher_file):
+    _, results = finished
+    facts = results["records"]["teacher_file"]
+    content = teacher_file.read_bytes()
+    assert facts["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (facts["name"], facts["bytes"]) == (teacher_file.name, len(content))
+    assert facts["normalisation"] == "the teacher's file"
+
+
+def test_a_plain_teacher_is_normalised_as_the_data_where_nobody_says(teacher_file, tmp_path):
+    trained = models.load(teacher_file)
+    torch.save(trained.network.state_dict(), tmp_path / "plain.pt")
+    results = run(tmp_path / "plain.pt", tmp_path / "run", method="no-teacher")
+    assert results["records"]["teacher_file"]["normalisation"] == "statistics of the data"
+    assert results["runs"][0]["acc"] == accuracy_on(trained, CLEAN, "test").value
+
+
+def test_the_method_both_cleans_and_hardens(finished):
+    _, results = finished
+    detox = results["records"]["detox"]
+    assert len(detox["stages"]) == len(detox["mean_mask"]) == 3
+    assert "harden" in results["records"]["epochs"][0]
+    assert results["records"]["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_nothing_in_the_folder_knows_a_trigger(finished):
+    out, results = finished
+    keys = re.findall(r'"([^"]+)":', json.dumps(results))
+    assert not [key for key in keys if re.search("trigger|target|poison", key)]
+    assert all(row["attack"] == "trigger unknown" for row in results["runs"])
+    student = (out / "student.safetensors").read_bytes()
+    assert not re.search(rb"trigger|target|poison|teacher\.", student)
+
+
+def test_the_same_seed_gives_the_same_student_file(teacher_file, tmp_path):
+    def student(name: str, seed: int) -> bytes:
+        run(teacher_file, tmp_path / name, method="kd", seed=seed)
+        return (tmp_path / name / "student.safetensors").read_bytes()
+
+    one = student("one", 2)
+    assert student("same", 2) == one
+    # The file names its seed, so the weights are compared.
+    student("other", 3)
+    weights = [
+        models.load(tmp_path / name / "student.safetensors").network.stem.weight
+        for name in ("one", "other")
+    ]
+    assert not torch.equal(*weights)
+
+
+def test_a_baseline_runs_as_well(teacher_file, tmp_path):
+    results = run(teacher_file, tmp_path, method="no-teacher")
+    assert [row["method"] for row in results["runs"]] == ["teacher", "no-teacher"]
+    assert "detox" not in results["records"]
+
+
+def test_a_teacher_near_chance_stops_before_anything_is_made(tmp_path):
+    path, out = tmp_path / "untrained.safetensors", tmp_path / "out"
+    models.save(build(1), path)
+    share = accuracy_on(models.load(path), CLEAN, "validation").value
+    message = (
+        f"{path} is right on only {share:.1%} of the validation images of digits, near chance "
+        "(10.0%): are these its classes, in its order, its kind of images, and its --mean and "
+        "--std?"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        run(path, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "papr"}, "unknown method 'papr'; did you mean 'paper'?"),
+        ({"student_arch": "resnet"}, "unknown architecture 'resnet'; expected wrn-DEPTH-WIDTH, "),
+        ({"arch": "wrn10"}, "unknown architecture 'wrn10'; expected wrn-DEPTH-WIDTH, "),
+    ],
+)
+def test_unknown_names_stop_before_anything_is_made(changes, message, teacher_file, tmp_path):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        run(teacher_file, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_used_folder_stays_as_it_was(teacher_file, tmp_path):
+    (tmp_path / "student.safetensors").write_text("precious")
+    with pytest.raises(UsageError, match=r"is not empty; give a new one with --out$"):
+        run(teacher_file, tmp_path)
+    assert (tmp_path / "student.safetensors").read_text() == "precious"
+
+
+# make_student, below it.
+
+
+def made(how: Preset, **changes):
+    teacher = build(1)
+    settings = {"training": {"epochs": 1, "batch_size": 64}, "detoxing": {"steps": 2}}
+    return make_student(teacher, build(0), CLEAN, how, **(settings | changes))
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_preset_makes_a_student(name):
+    found = made(PRESETS[name])
+    assert not any(module.training for module in found.student.modules())
+    assert (found.detoxified is not None) == (PRESETS[name].detox is not None)
+    assert ("detox" in found.record) == (PRESETS[name].detox is not None)
+    assert ("harden" in found.record["epochs"][0]) == (PRESETS[name].hardening is not None)
+    assert set(PRESETS[name].losses) <= set(found.record["epochs"][0])
+    json.dumps(found.record)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
+    """Whoever teaches is the cleaned teacher where the preset cleans, and else the one given."""
+    teachers = []
+
+    def watched(student, clean, *, teacher, **settings):
+        teachers.append(teacher)
+        return distill(student, clean, teacher=teacher, **settings)
+
+    monkeypatch.setattr(making, "distill", watched)
+    how, given = PRESETS[name], build(1)
+    settings = {"training": {"epochs": 1, "batch_size": 100}, "detoxing": {"steps": 1}}
+    found = make_student(given, build(0), CLEAN, how, **settings)
+    (teacher,) = teachers
+    assert teacher is (found.detoxified if how.detox else given if how.losses else None)
+
+
+def test_a_preset_outranks_what_depends_on_the_data():
+    """A mask of at most 0.01 whatever is asked; the first optimiser step alone goes further."""
+    how = Preset("", losses={"kd": 1.0}, detox={"cap": 0.01, "lr": 0.5})
+    found = made(how, detoxing={"steps": 1, "cap": 1.0})
+    assert max(found.record["detox"]["mean_mask"]) <= 0.01
+
+
+def test_the_untrusted_teacher_is_not_changed():
+    teacher = build(1)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    settings = {"training": {"epochs": 1}, "detoxing": {"steps": 1}}
+    make_student(teacher, build(0), CLEAN, PRESETS["default"], **settings)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+# Interrupted and resumed.
+
+
+def interrupted(teacher_file: Path, out: Path, wants: int, **changes) -> str:
+    """What a run says that is interrupted when the loop asks for the ``wants``-th time."""
+    asked = iter(range(wants))
+
+    def wanted(found: run_folder.Run) -> bool:
+        found.interrupts.asked = next(asked, None) is None
+        return found.interrupts.asked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder.Run, "wanted", wanted)
+        with pytest.raises(KeyboardInterrupt) as stop:
+            run(teacher_file, out, **changes)
+    return str(stop.value)
+
+
+def test_detoxification_is_not_repeated(finished, teacher_file, tmp_path, monkeypatch):
+    how = PRESETS["both"]
+    brief = replace(how, detox={**how.detox, "steps": 2})
+    monkeypatch.setitem(PRESETS, "both", brief)
+    out, again = tmp_path / "run", {"method": "both", "seed": 5}
+    said = interrupted(teacher_file, out, 2, **again)
+    assert said == f"interrupted; go on with: robustkd distill --resume {out}"
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "detoxify", lambda *_, **__: pytest.fail("was repeated"))
+        results = run(teacher_file, out, **again, resume=True)
+    whole, expected = finished
+    for name in ("student.safetensors", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert results["records"]["detox"] == json.loads(json.dumps(expected["records"]["detox"]))
+    assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+def test_a_kill_within_detoxification_restarts_it(finished, teacher_file, tmp_path, monkeypatch):
+    how = PRESETS["both"]
+    brief = replace(how, detox={**how.detox, "steps": 2})
+    monkeypatch.setitem(PRESETS, "both", brief)
+    out, again = tmp_path / "run", {"method": "both", "seed": 5}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "detoxify", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(teacher_file, out, **again)
+    run(teacher_file, out, **again, resume=True)
+    student = (out / "student.safetensors").read_bytes()
+    assert student == (finished[0] / "student.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(models, "save"), (main_line, "write_json"), (report, "write_html")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_kill_after_the_training_costs_no_training(
+    module, name, teacher_file, tmp_path, monkeypatch
+):
+    run(teacher_file, tmp_path / "whole")
+    out = tmp_path / "run"
+    real, calls = getattr(module, name), []
+
+    def killed(path, *arguments, **settings):
+        # Files that are written when the run begins are not meant.
+        if (out / run_folder.CHECKPOINT).exists():
+            raise KeyboardInterrupt
+        return real(path, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(teacher_file, out)
+    monkeypatch.setattr(run_folder, "_KEEP_EVERY", 0.0)
+    monkeypatch.setattr(run_folder.Run, "keep", lambda *_: calls.append("kept"))
+    results = run(teacher_file, out, resume=True)
+    assert not calls
+    assert (out / "student.safetensors").read_bytes() == (
+        tmp_path / "whole" / "student.safetensors"
+    ).read_bytes()
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+
+
+def test_the_training_is_kept_now_and_then(teacher_file, tmp_path, monkeypatch):
+    """Every so many seconds within an epoch, and after each."""
+    steps = []
+    real = run_folder.Run.keep
+
+    def watched(found, state):
+        steps.append((state.values["epoch"], state.values["taken"]))
+        real(found, state)
+
+    monkeypatch.setattr(run_folder.Run, "keep", watched)
+    run(teacher_file, tmp_path / "seldom", training={"epochs": 2, "batch_size": 64})
+    assert steps == [(1, 0), (2, 0)]
+    steps.clear()
+    monkeypatch.setattr(run_folder, "_KEEP_EVERY", 0.0)
+    run(teacher_file, tmp_path / "often", training={"epochs": 1, "batch_size": 64})
+    assert steps == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
+
+
+def test_other_data_is_refused(teacher_file, tmp_path):
+    interrupted(teacher_file, tmp_path, 1)
+    other = data.load("digits", train=210, validation=60, test=50)
+    message = (
+        f"{tmp_path} was begun with data sizes {{'train': 200, 'validation': 60, 'test': 50}}, "
+        "now it is {'train': 210, 'validation': 60, 'test': 50}; leave it as it was, or begin a "
+        "new run with --out"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        run(teacher_file, tmp_path, clean=other, resume=True)
+
+
+def test_the_same_images_mirrored_or_not_are_other_data():
+    """Else a run could go on with ``--no-flip``, and end in a student that nothing repeats."""
+    spec = build(0).spec
+    again = data.load("digits", train=200, validation=60, test=50)
+    assert identity(again, spec) == identity(CLEAN, spec)
+    mirrored = replace(again, augmentation=replace(again.augmentation, flip=True))
+    assert identity(mirrored, spec) != identity(CLEAN, spec)

@@ -1,0 +1,246 @@
+"""The run folder is made once, and files in it are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from robustkd.core.environment import environment
+from robustkd.core.errors import InputError, UsageError, WriteError
+from robustkd.core.files import free_name, new_folder, write_json
+from robustkd.pipeline import run_folder
+from robustkd.pipeline.run_folder import Run, opened
+
+
+def test_a_new_folder_is_made_with_its_parents_and_an_empty_one_taken(tmp_path):
+    path = tmp_path / "a" / "b"
+    assert new_folder(path) == path
+    assert path.is_dir()
+    assert new_folder(path) == path
+
+
+def test_a_folder_that_holds_anything_is_refused_and_left_alone(tmp_path):
+    (tmp_path / ".hidden").touch()
+    message = f"output folder {tmp_path} is not empty; give a new one with --out"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        new_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".hidden"]
+
+
+@pytest.mark.parametrize(
+    ("below", "reason"), [("file", "File exists"), ("file/run", "Not a directory")]
+)
+def test_a_folder_that_cannot_be_made_is_refused(below, reason, tmp_path):
+    (tmp_path / "file").touch()
+    message = f"output folder {tmp_path / below} cannot be made: {reason}"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        new_folder(tmp_path / below)
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    def closed(_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    message = f"output folder {tmp_path} cannot be read: Permission denied"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        new_folder(tmp_path)
+
+
+def test_the_first_free_name(tmp_path):
+    path = tmp_path / "demo.1"
+    assert free_name(path) == path
+    path.mkdir()
+    assert free_name(path) == tmp_path / "demo.1-2"
+    (tmp_path / "demo.1-2").touch()
+    (tmp_path / "demo.1-4").touch()
+    assert free_name(path) == tmp_path / "demo.1-3"
+
+
+def test_json_comes_back_and_nothing_else_is_left(tmp_path):
+    content = {"käse": [1, 2.5, None, "λ"], "empty": {}}
+    write_json(tmp_path / "r.json", content)
+    write_json(tmp_path / "r.json", content | {"again": True})
+    assert json.loads((tmp_path / "r.json").read_text("utf-8")) == content | {"again": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_what_is_no_json_leaves_the_old_file_whole(tmp_path):
+    write_json(tmp_path / "r.json", {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "r.json", {"new": Path()})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"old": 1}
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path):
+    path = tmp_path / "missing" / "r.json"
+    message = f"{path} cannot be written: No such file or directory"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        write_json(path, {})
+
+
+def test_the_environment_names_versions_and_the_machine():
+    import torch
+
+    found = environment()
+    assert json.loads(json.dumps(found)) == found
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert {"robustkd", "python", "device", "cores", "machine", "system"} < set(found)
+
+
+# A run in its folder.
+
+BEGUN = {
+    "settings": {"arch": "wrn-10-1", "student": "wrn-10-1", "epochs": 3, "mean": (0.5,)},
+    "teacher": {"sha256": "ab"},
+    "data": {"name": "digits", "sizes": {"train": 10}},
+}
+
+
+def begin(folder: Path, **changes) -> Run:
+    with opened(folder, begun=BEGUN, config={"epochs": 3}, **changes) as run:
+        return run
+
+
+def test_a_run_begins_with_all_that_repeats_it(tmp_path):
+    out = tmp_path / "run"
+    begin(out, split=iter(['{"format"', ": 1}"]))
+    assert yaml.safe_load((out / "config.yaml").read_text()) == {"epochs": 3}
+    assert json.loads((out / "environment.json").read_text()) == environment()
+    assert json.loads((out / "run.json").read_text()) == json.loads(json.dumps(BEGUN))
+    assert json.loads((out / "split.json").read_text()) == {"format": 1}
+    assert (out / "run.log").read_text().endswith(" INFO finished\n")
+
+
+def test_what_was_being_written_when_a_run_was_killed_is_in_nobodys_way(tmp_path):
+    (tmp_path / "config.yaml.partial").write_text("epo")
+    begin(tmp_path)
+
+
+def test_what_safetensors_left_at_a_kill_is_gone_when_the_run_goes_on(tmp_path):
+    code = (
+        "import os, signal, sys, threading, torch; from safetensors.torch import save_file\n"
+        "def kill():\n"
+        "    while not {n for n in os.listdir(sys.argv[1]) if n.startswith('.tmp')}: pass\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "threading.Thread(target=kill).start()\n"
+        "save_file({'a': torch.zeros(50_000_000)}, sys.argv[1] + '/checkpoint.safetensors')\n"
+    )
+    begin(tmp_path)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    begin(tmp_path, resume=True)
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "error", "message"),
+    [
+        ("settings", "epochs", 5, UsageError, "settings epochs 3, now it is 5"),
+        ("settings", "mean", (), UsageError, "settings mean [0.5], now it is []"),
+        ("teacher", "sha256", "cd", InputError, "teacher sha256 'ab', now it is 'cd'"),
+        (
+            "data",
+            "sizes",
+            {"train": 11},
+            InputError,
+            "data sizes {'train': 10}, now it is {'train': 11}",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_nothing_else(kind, name, value, error, message, tmp_path):
+    begin(tmp_path)
+    other = BEGUN | {kind: BEGUN[kind] | {name: value}}
+    message = (
+        f"{tmp_path} was begun with {message}; leave it as it was, or begin a new run with --out"
+    )
+    with (
+        pytest.raises(error, match=f"^{re.escape(message)}$"),
+        opened(tmp_path, begun=other, resume=True),
+    ):
+        pytest.fail("went on")
+
+
+def test_a_run_that_has_written_nothing_but_its_flags_goes_on(tmp_path):
+    begin(tmp_path)
+    for path in tmp_path.iterdir():
+        if path.name != "config.yaml":
+            path.unlink()
+    begin(tmp_path, resume=True)
+    assert (tmp_path / "run.json").exists()
+
+
+def test_there_is_no_run_to_go_on_with(tmp_path):
+    message = f"{tmp_path / 'none'} is not the folder of a run: it has no config.yaml"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        begin(tmp_path / "none", resume=True)
+
+
+def test_two_processes_cannot_go_on_with_one_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.0)
+    message = f"{tmp_path} is in use by another process; wait for its end"
+    with (
+        opened(tmp_path, begun=BEGUN),
+        pytest.raises(InputError, match=f"^{re.escape(message)}$"),
+    ):
+        begin(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "typed"),
+    [
+        ({}, ""),
+        ({"arch": "a.b:c", "student": "d:e"}, " --arch a.b:c --student d:e"),
+    ],
+)
+def test_whoever_is_stopped_hears_how_to_go_on(settings, typed, tmp_path):
+    begun = BEGUN | {"settings": BEGUN["settings"] | settings}
+    how = f"go on with: robustkd distill --resume {tmp_path}{typed}"
+    with (
+        pytest.raises(KeyboardInterrupt, match=f"^{re.escape(f'interrupted; {how}')}$"),
+        opened(tmp_path, begun=begun),
+    ):
+        raise KeyboardInterrupt
+    message = f"x cannot be written: No space left on device; make room, then {how}"
+    with (
+        pytest.raises(WriteError, match=f"^{re.escape(message)}$"),
+        opened(tmp_path, begun=begun, resume=True),
+    ):
+        raise WriteError("x cannot be written: No space left on device")
+    assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
+
+
+def test_another_machine_is_warned_of(tmp_path, caplog):
+    begin(tmp_path)
+    write_json(tmp_path / "environment.json", environment() | {"torch": "1.0"})
+    begin(tmp_path, resume=True)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage().startswith("torch was 1.0 when the run began and is ")
+
+
+def test_warnings_still_reach_stderr_and_the_logger_is_left_as_it_was(tmp_path):
+    logger = logging.getLogger("robustkd")
+    before = logger.level, list(logger.handlers)
+    code = (
+        "import logging, sys; from pathlib import Path\n"
+        "from robustkd.pipeline.run_folder import opened\n"
+        "with opened(Path(sys.argv[1]), begun={}):\n"
+        "    logging.getLogger('robustkd.data').warning('one.png is left out')\n"
+        "    logging.getLogger('robustkd.data').info('quiet')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "one.png is left out\n")
+    lines = (tmp_path / "run" / "run.log").read_text().splitlines()
+    ends = [line.split(" ", 2)[2] for line in lines]
+    assert ends == ["WARNING one.png is left out", "INFO quiet", "INFO finished"]
+    begin(tmp_path / "other")
+    assert (logger.level, logger.handlers) == before

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+
+from robustkd.core.methods import PRESETS
+from robustkd.report import Run, aggregate, headline
+
+from .conftest import make_rows, make_run
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        pytest.param(
+            {},
+            "On this attack the ordinary student obeys the trigger on 63.9 % of images; the "
+            "RobustKD student on 1.2 %, with 0.4 points less accuracy (one seed).",
+            id="defended",
+        ),
+        pytest.param(
+            {"default": (0.976, 0.4)},
+            "The defence failed on this attack: the ordinary student obeys the trigger on 63.9 % "
+            "of images, the RobustKD student on 40.0 %, with the same accuracy (one seed).",
+            id="failed",
+        ),
+        pytest.param(
+            {"default": (0.986, 0.15)},
+            "The defence helped, but not enough: the ordinary student obeys the trigger on 63.9 % "
+            "of images, the RobustKD student on 15.0 %, with 1.0 points more accuracy (one seed).",
+            id="helped",
+        ),
+        pytest.param(
+            {"ofd": (0.976, 0.023)},
+            "The ordinary student did not inherit the backdoor (it obeys the trigger on 2.3 % of "
+            "images), so this attack cannot show what the defence is worth: the RobustKD student "
+            "obeys it on 1.2 %, with 0.4 points less accuracy (one seed).",
+            id="not inherited",
+        ),
+        pytest.param(
+            {"ofd": (0.976, 0.023), "default": (0.976, 0.45)},
+            "The defence failed on this attack: the ordinary student obeys the trigger on 2.3 % "
+            "of images, the RobustKD student on 45.0 %, with the same accuracy (one seed).",
+            id="made worse",
+        ),
+        pytest.param(
+            {"default": (0.776, 0.012)},
+            "On this attack the ordinary student obeys the trigger on 63.9 % of images; the "
+            "RobustKD student on 1.2 %, but with 20.0 points less accuracy (one seed).",
+            id="costly",
+        ),
+        pytest.param(
+            {"ofd": (0.976, 0.575), "no_teacher": (0.97, 0.877), "default": (0.972, 0.5)},
+            "What is left is no more than this trigger does to any student: the ordinary student "
+            "obeys the trigger on 57.5 % of images, the RobustKD student on 50.0 %, with 0.4 "
+            "points less accuracy (one seed). A student that never saw the teacher obeys it on "
+            "87.7 %, so much of this is the trigger's own strength, not inheritance.",
+            id="universal perturbation",
+        ),
+        pytest.param(
+            {"no_teacher": (0.97, 0.2)},
+            "On this attack the ordinary student obeys the trigger on 63.9 % of images; the "
+            "RobustKD student on 1.2 %, with 0.4 points less accuracy (one seed). A student that "
+            "never saw the teacher obeys it on 20.0 %.",
+            id="strong trigger",
+        ),
+        pytest.param(
+            {"ofd": (0.976, None), "default": (0.972, None)},
+            "The attack success rate could not be measured, as no trigger is known: the RobustKD "
+            "student has 97.2 % accuracy, the ordinary student 97.6 % (one seed).",
+            id="no trigger",
+        ),
+        pytest.param(
+            {"ofd": None},
+            "There is no ASR of an ordinary student to compare with: the RobustKD student has "
+            "97.2 % accuracy and obeys the trigger on 1.2 % of images (one seed).",
+            id="no ordinary student",
+        ),
+        pytest.param(
+            {"default": None},
+            "There is no ASR of a RobustKD student to compare with: the ordinary student has "
+            "97.6 % accuracy and obeys the trigger on 63.9 % of images (one seed).",
+            id="no RobustKD student",
+        ),
+        pytest.param(
+            {"default": None, "ofd": None, "teacher": (0.99, 1.0)},
+            "These results hold neither a RobustKD student nor an ordinary one.",
+            id="teacher only",
+        ),
+        pytest.param(
+            {"default": None, "default_kd": (0.96, 0.02), "kd": (0.98, 0.75), "paper": (0.9, 0.5)},
+            "On this attack the ordinary student obeys the trigger on 75.0 % of images; the "
+            "RobustKD student on 2.0 %, with 2.0 points less accuracy (one seed).",
+            id="logits beside logits",
+        ),
+        pytest.param(
+            {"teacher": (0.5, 1.0), "no_teacher": (0.97, 0.0)},
+            "The teacher is far less accurate than a student that never met one: nobody would "
+            "distil from it, so these results cannot show what the defence is worth.",
+            id="useless teacher",
+        ),
+        pytest.param(
+            {"ofd": (0.976, 0.1), "kd": (0.98, 0.75), "default": (0.97, 0.02)},
+            "On this attack the ordinary student obeys the trigger on 75.0 % of images; the "
+            "RobustKD student on 2.0 %, with 1.0 points less accuracy (one seed).",
+            id="of two the one that obeys more",
+        ),
+        pytest.param(
+            {"default": None, "ofd": None, "both": (0.96, None)},
+            "The attack success rate could not be measured, as no trigger is known: the RobustKD "
+            "student has 96.0 % accuracy (one seed).",
+            id="both alone",
+        ),
+    ],
+)
+def test_one_setting(scores, said):
+    assert headline(make_rows(**scores)) == said
+
+
+@pytest.mark.parametrize("method", [name for name, how in PRESETS.items() if how.losses])
+def test_no_student_with_a_teacher_is_passed_over(method):
+    rows = aggregate([Run(**make_run(method="teacher")), Run(**make_run(method=method, acc=0.5))])
+    assert "50.0 % accuracy" in headline(rows)
+
+
+def test_no_runs():
+    assert headline([]) == "There are no runs to report."
+
+
+def test_one_bad_seed_is_not_hidden_in_the_mean():
+    asr = {"ofd": (0.8, 0.8, 0.8), "default": (0.0, 0.0, 0.27)}
+    rows = aggregate(
+        Run(**make_run(method=method, seed=seed, asr=value))
+        for method, values in asr.items()
+        for seed, value in enumerate(values)
+    )
+    assert headline(rows) == (
+        "The defence helped, but not enough: the ordinary student obeys the trigger on 80.0 % of "
+        "images, the RobustKD student on 9.0 % (worst seed 27.0 %), with the same accuracy "
+        "(mean of 3 seeds)."
+    )
+
+
+def grid(**asr):
+    return aggregate(
+        Run(**make_run(attack=attack, method=method, asr=value))
+        for attack, pair in asr.items()
+        for method, value in zip(("ofd", "default"), pair, strict=True)
+    )
+
+
+def test_a_grid_leaves_controls_out_and_names_the_failures():
+    assert headline(grid(ckd=(0.8, 0.02), scar=(0.9, 0.4), badnets=(0.02, 0.01))) == (
+        "The ordinary student inherits the backdoor in 2 of 3 settings: there it obeys the trigger "
+        "on 85.0 % of images on average, the RobustKD student on 21.0 % (at worst 40.0 %, scar), "
+        "with the same accuracy. The RobustKD student exceeds 10 % in 1 setting: scar."
+    )
+
+
+def test_a_grid_of_controls_proves_nothing():
+    assert headline(grid(badnets=(0.02, 0.01), blend=(0.1, 0.01))) == (
+        "In none of the 2 settings did the ordinary student inherit the backdoor (ASR at most "
+        "10.0 %), so they cannot show what the defence is worth."
+    )
+    assert headline(grid(a=(None, None), b=(None, None))) == (
+        "None of the 2 settings has an ASR of both students to compare."
+    )

@@ -1,0 +1,413 @@
+"""The training of a student: reproducible, blind to the teacher's weights, and honest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from robustkd import data, models
+from robustkd.core.errors import TrainingError, UsageError
+from robustkd.student import distillation
+from robustkd.student.distillation import Distilled, distill
+from robustkd.student.families import Patch
+from robustkd.student.hardening import UniversalPerturbations, withstand
+from robustkd.student.objective import Objective
+from robustkd.student.terms import NEEDS_FEATURES, TERMS, Outputs
+from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
+from robustkd.training.inference import accuracy_on
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from robustkd.training.metrics import Proportion
+from tests.unlabelled import Unlabelled
+
+DATA = data.load("digits", train=96, validation=40, test=20)
+STAGES = tuple(f"network.groups.{stage}" for stage in range(3))
+
+
+def net(seed: int = 0, arch: str = "wrn-10-1") -> models.Classifier:
+    return models.build(models.Spec(arch, 10, DATA.image_shape), seed=seed)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    trained = net(seed=1)
+    fit(Supervised(trained), DATA, epochs=2, batch_size=32)
+    return trained.eval()
+
+
+def short(teacher: nn.Module | None, **changes) -> Distilled:
+    """One epoch of three steps."""
+    student = changes.pop("student", None) or net()
+    return distill(student, DATA, teacher=teacher, **({"epochs": 1, "batch_size": 32} | changes))
+
+
+def digest(found: Distilled, folder: Path) -> str:
+    models.save(found.student, folder / "student.safetensors")
+    return hashlib.sha256((folder / "student.safetensors").read_bytes()).hexdigest()
+
+
+def perturbations(seed: int = 0) -> UniversalPerturbations:
+    return UniversalPerturbations(10, DATA.image_shape, seed=seed)
+
+
+# Reproducible.
+
+
+@pytest.mark.parametrize("hardened", [False, True])
+def test_same_seed_same_student_byte_for_byte(hardened, teacher, tmp_path):
+    def student(seed: int) -> str:
+        hardening = perturbations(seed) if hardened else None
+        found = short(teacher, losses=dict.fromkeys(TERMS, 1.0), seed=seed, hardening=hardening)
+        return digest(found, tmp_path)
+
+    one = student(3)
+    torch.manual_seed(12345)
+    assert student(3) == one
+    assert student(4) != one
+
+
+def test_global_randomness_is_left_alone(teacher):
+    before = torch.get_rng_state()
+    short(teacher, hardening=perturbations())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# The teacher.
+
+
+def test_the_teacher_stays_as_it_was_bit_for_bit():
+    teacher = net(seed=1)
+    teacher.network.bn.eval()
+    teacher.network.stem.weight.requires_grad_(False)
+    state = {name: value.clone() for name, value in teacher.state_dict().items()}
+    modes = [module.training for module in teacher.modules()]
+    flags = [parameter.requires_grad for parameter in teacher.parameters()]
+    short(teacher, losses=dict.fromkeys(TERMS, 1.0), hardening=perturbations())
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert [module.training for module in teacher.modules()] == modes
+    assert [parameter.requires_grad for parameter in teacher.parameters()] == flags
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any(module._forward_hooks for module in teacher.modules())
+
+
+def test_a_teacher_in_training_mode_teaches_as_in_eval_mode(teacher, tmp_path):
+    """Its BatchNorm reads the running statistics, whatever mode it is given in."""
+    frozen = digest(short(teacher), tmp_path)
+    assert digest(short(teacher.train()), tmp_path) == frozen
+    teacher.eval()
+
+
+def test_a_detoxified_teacher_shows_its_cleaned_features(tmp_path):
+    """Full masks hide everything of the network inside, so it must not matter which it is."""
+    shapes = ((16, 16, 16), (32, 8, 8), (64, 4, 4))
+    random = torch.Generator().manual_seed(0)
+    patterns = [torch.randn(shape, generator=random) for shape in shapes]
+
+    def hidden(seed: int) -> DetoxifiedTeacher:
+        masks = [FeatureMask(pattern, cap=1.0) for pattern in patterns]
+        for mask in masks:
+            nn.init.ones_(mask.mask)
+        return DetoxifiedTeacher(net(seed), dict(zip(STAGES, masks, strict=True)))
+
+    def student(seed: int, **taps) -> str:
+        return digest(short(hidden(seed), losses={"fitnet": 1.0}, **taps), tmp_path)
+
+    assert student(1) == student(2)
+    raw = [f"teacher.{stage}.0.conv1" for stage in STAGES]
+    assert student(1, teacher_taps=raw) != student(2, teacher_taps=raw)
+
+
+# The student.
+
+
+def test_the_student_that_is_given_is_trained_and_handed_back_in_eval_mode(teacher):
+    student, fresh = net(), net()
+    keys = list(student.state_dict())
+    found = short(teacher, student=student, hardening=perturbations())
+    assert found.student is student
+    assert not any(module.training for module in student.modules())
+    assert list(student.state_dict()) == keys
+    assert not any(module._forward_hooks for module in student.modules())
+    for new, old in zip(student.parameters(), fresh.parameters(), strict=True):
+        assert not torch.equal(new, old)
+    assert found.seconds > 0
+
+
+def test_frozen_weights_of_a_student_stay(teacher):
+    student = net()
+    student.network.stem.weight.requires_grad_(False)
+    before = student.network.stem.weight.clone()
+    short(teacher, student=student)
+    assert torch.equal(student.network.stem.weight, before)
+
+
+@pytest.mark.parametrize("names", [*([name] for name in TERMS), list(TERMS)], ids=" ".join)
+def test_every_loss_alone_and_all_together(names, teacher):
+    found = short(teacher, losses=dict.fromkeys(names, 0.5))
+    (record,) = found.epochs
+    assert set(record) == {"epoch", "loss", "acc", "ce", "validation", *names}
+    assert all(math.isfinite(value) for value in record.values())
+    assert record["loss"] == pytest.approx(sum(record[name] for name in ("ce", *names)), rel=1e-4)
+    assert all(record[name] > 0 for name in names)
+
+
+def test_a_weight_scales_what_it_weighs(teacher):
+    """Over a single step both students are the same when the loss is measured."""
+    once, twice = (
+        short(teacher, losses={"kd": weight}, batch_size=96).epochs[0] for weight in (1.0, 2.0)
+    )
+    assert twice["kd"] == pytest.approx(2 * once["kd"], rel=1e-5)
+    assert twice["ce"] == once["ce"]
+
+
+def test_distillation_brings_the_student_to_the_teacher(teacher):
+    epochs = short(teacher, losses={"kd": 1.0}, epochs=4).epochs
+    assert epochs[-1]["kd"] < 0.7 * epochs[0]["kd"]
+
+
+@pytest.mark.parametrize("hardening", [None, perturbations()], ids=["plain", "hardened"])
+def test_without_a_teacher_labels_are_all(hardening):
+    found = short(None, losses={}, hardening=hardening)
+    expected = {"epoch", "loss", "acc", "ce", "validation"} | ({"harden"} if hardening else set())
+    assert set(found.epochs[0]) == expected
+
+
+def test_without_a_teacher_losses_are_passed_over(tmp_path):
+    assert digest(short(None), tmp_path) == digest(short(None, losses={}), tmp_path)
+
+
+def test_hardening_moves_all_of_its_perturbations(teacher):
+    hardening = perturbations()
+    before = [value.clone() for value in hardening.buffers()]
+    record = short(teacher, hardening=hardening).epochs[0]
+    assert record["harden"] > 0
+    for now, then in zip(hardening.buffers(), before, strict=True):
+        assert not torch.equal(now, then)
+
+
+def test_the_ramp_of_hardening_is_measured_in_steps_of_this_training(teacher, monkeypatch):
+    """The first of three steps may use a third of the bound, and the last one all of it."""
+    scales = []
+    monkeypatch.setattr(Patch, "bound", lambda _, scale: scales.append(scale))
+    hardening = UniversalPerturbations(10, DATA.image_shape, epsilon=0, mass=0.3, ramp=1.0)
+    short(teacher, hardening=hardening)
+    # Before the first step, and after each for the next.
+    assert scales == pytest.approx([1 / 3, 2 / 3, 1, 1])
+
+
+@pytest.mark.parametrize(("distilled", "compared"), [(True, 48), (False, 32)])
+def test_copies_are_compared_with_the_teachers_view_of_their_clean_images_where_distilled(
+    distilled, compared, teacher, monkeypatch
+):
+    seen: list[tuple[Outputs, Outputs]] = []
+    measured = Objective.forward
+
+    def spy(self, student, taught):
+        seen.append((student, taught))
+        return measured(self, student, taught)
+
+    monkeypatch.setattr(Objective, "forward", spy)
+    hardening = UniversalPerturbations(10, DATA.image_shape, share=0.5, distilled=distilled)
+    short(teacher, hardening=hardening)
+    assert len(seen) == 1 + 3
+    for student, taught in seen[1:]:
+        for shown, view in zip(
+            (student.logits, *student.features), (taught.logits, *taught.features), strict=True
+        ):
+            assert len(shown) == len(view) == compared
+            copies = compared - 32
+            assert torch.equal(view[32:], view[:copies])
+            assert not distilled or not torch.allclose(shown[32:], shown[:copies])
+
+
+@pytest.mark.parametrize("recovered", [True, False])
+def test_copies_learn_to_keep_their_label_only_where_they_are_to_be_recovered(
+    recovered, teacher, monkeypatch
+):
+    asked: list[bool] = []
+
+    def spy(*logits_and_labels, recovered):
+        asked.append(recovered)
+        return withstand(*logits_and_labels, recovered=recovered)
+
+    monkeypatch.setattr(distillation, "withstand", spy)
+    short(teacher, hardening=UniversalPerturbations(10, DATA.image_shape, recovered=recovered))
+    assert asked == [recovered] * 3
+
+
+@pytest.mark.parametrize("loss", ["kd", "ofd"])
+@pytest.mark.parametrize("hardening", [None, perturbations()], ids=["plain", "hardened"])
+def test_without_labels_the_teacher_is_all_that_teaches(loss, hardening, teacher):
+    found = distill(
+        net(),
+        Unlabelled(DATA),
+        teacher=teacher,
+        losses={loss: 1.0},
+        epochs=4,
+        batch_size=32,
+        hardening=hardening,
+    )
+    first, last = found.epochs[0], found.epochs[-1]
+    assert first["ce"] == last["ce"] == 0
+    assert ("harden" in last) == (hardening is not None)
+    if hardening is None:
+        assert last[loss] < 0.8 * first[loss]
+
+
+def test_the_weights_of_the_best_epoch_stay(teacher, monkeypatch, tmp_path):
+    """A step schedule is flat over its first half: epoch 1 of 4 is epoch 1 of 2."""
+
+    def kept(figures: list[float], epochs: int) -> str:
+        remaining = iter(figures)
+        monkeypatch.setattr(
+            distillation, "accuracy_on", lambda *_: Proportion(int(100 * next(remaining)), 100)
+        )
+        return digest(short(teacher, epochs=epochs, schedule="step"), tmp_path)
+
+    first = kept([0.9, 0.5, 0.4, 0.3], 4)
+    assert kept([0.9, 0.1], 2) == first
+    assert kept([0.1, 0.9], 2) != first
+    assert kept([0.5, 0.5], 2) == kept([0.1, 0.9], 2)
+
+
+@pytest.mark.parametrize(
+    ("hits", "hardened", "kept"),
+    [
+        ([30, 40, 37], True, 3),  # Wilson's interval of 40 in 40 begins at 36.5
+        ([30, 40, 36], True, 2),
+        ([20, 30, 24], True, 3),  # and that of 30 in 40 at 23.9
+        ([20, 30, 23], True, 2),
+        ([20, 30, 29], False, 2),
+    ],
+)
+def test_a_hardened_student_stays_to_the_end_unless_it_gets_worse(
+    hits, hardened, kept, teacher, monkeypatch
+):
+    seen, left = [], iter(hits)
+
+    def count(student: nn.Module, *_: object) -> Proportion:
+        seen.append(student.state_dict()["network.head.weight"].clone())
+        return Proportion(next(left), 40)
+
+    monkeypatch.setattr(distillation, "accuracy_on", count)
+    how = {"hardening": perturbations()} if hardened else {}
+    found = short(teacher, epochs=3, **how)
+    assert torch.equal(found.student.state_dict()["network.head.weight"], seen[kept - 1])
+    assert found.kept == kept
+
+
+def test_selection_looks_at_validation_images(teacher):
+    found = short(teacher, epochs=3)
+    figures = [record["validation"] for record in found.epochs]
+    assert accuracy_on(found.student, DATA, "validation").value == max(figures)
+
+
+def test_one_line_an_epoch_is_logged(teacher, tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    found = short(teacher, epochs=2, log=log)
+    assert [json.loads(line) for line in log.read_text().splitlines()] == found.epochs
+    assert [record["epoch"] for record in found.epochs] == [1.0, 2.0]
+
+
+def test_half_precision_runs_and_full_precision_after_it(teacher, tmp_path):
+    full = digest(short(teacher), tmp_path)
+    half = short(
+        teacher, losses=dict.fromkeys(TERMS, 1.0), precision="bf16", hardening=perturbations()
+    )
+    assert all(math.isfinite(value) for value in half.epochs[0].values())
+    assert all(parameter.dtype == torch.float32 for parameter in half.student.parameters())
+    assert digest(half, tmp_path) != full
+    assert digest(short(teacher), tmp_path) == full
+
+
+# Taps.
+
+
+def test_the_last_stages_of_both_are_paired(teacher, tmp_path):
+    alone = digest(short(teacher, student_taps=STAGES[-1:], teacher_taps=STAGES[-1:]), tmp_path)
+    assert digest(short(teacher, student_taps=STAGES, teacher_taps=STAGES[-1:]), tmp_path) == alone
+    first = short(teacher, student_taps=STAGES[-1:], teacher_taps=STAGES[:1])
+    assert digest(first, tmp_path) != alone
+
+
+def test_wider_teachers_and_other_sizes_are_bridged():
+    found = short(net(1, "wrn-10-2"), teacher_taps=STAGES[:2], student_taps=STAGES[1:])
+    assert math.isfinite(found.epochs[0]["ofd"])
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_FEATURES))
+def test_a_loss_that_does_nothing_is_refused(name, teacher):
+    """Ahead of the tap there is no weight to learn: OFD's connector alone would."""
+    message = (
+        f"distillation loss {name!r} gives the student no gradient; "
+        "check the taps of teacher and student"
+    )
+    with pytest.raises(TrainingError, match=f"^{re.escape(message)}$"):
+        short(
+            teacher,
+            losses={"kd": 1.0, name: 1.0},
+            student_taps=["normalise"],
+            teacher_taps=["normalise"],
+        )
+
+
+def test_a_student_without_weights_to_train_is_refused(teacher):
+    with pytest.raises(TrainingError, match=r"^the student has no weight that can be trained$"):
+        short(teacher, student=net().requires_grad_(False))
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(teacher):
+    message = r"^the training's \w+ is (nan|inf); try a smaller learning rate$"
+    with pytest.raises(TrainingError, match=message):
+        short(teacher, lr=1e30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losses": {}}, "there is a teacher but no distillation loss; name one, e.g. 'ofd'"),
+        (
+            {"losses": {"odf": 1.0}},
+            f"unknown distillation loss 'odf'; expected {', '.join(TERMS)}",
+        ),
+        (
+            {"losses": {"kd": -1.0}},
+            "weight of distillation loss 'kd' is -1.0; expected above 0",
+        ),
+        (
+            {"losses": {"kd": 1.0}, "temperature": 0.0},
+            "temperature is 0.0: expected a positive number, such as 4",
+        ),
+        ({"epochs": 0}, "epochs is 0; expected more than 0"),
+        ({"batch_size": -1}, "batch_size is -1; expected more than 0"),
+        ({"lr": math.nan}, "lr is nan; expected more than 0"),
+        (
+            {"teacher_taps": ["network.grops"]},
+            "no module 'network.grops' in Classifier; did you mean 'network.groups'?",
+        ),
+        (
+            {"student_taps": ["network.head"]},
+            "module 'network.head' gives features of shape (10,); expected channels x height x "
+            "width or tokens x channels: tap a stage",
+        ),
+        (
+            {"hardening": UniversalPerturbations(7, (1, 8, 8))},
+            "hardening is for classes and images of shape (7, 1, 8, 8); the data has "
+            "(10, 1, 16, 16)",
+        ),
+    ],
+)
+def test_refusals_by_their_text(changes, message, teacher):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        short(teacher, **changes)

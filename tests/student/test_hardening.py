@@ -1,0 +1,385 @@
+"""Universal perturbations: where they stay, whither they go, and that they get there."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from torch import Tensor
+
+from robustkd.core.errors import UsageError
+from robustkd.core.types import UNLABELLED
+from robustkd.student.families import Ball, Patch, onto_mass
+from robustkd.student.hardening import UniversalPerturbations, withstand
+
+SHAPE = (1, 2, 3)
+
+
+def images(n: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def random(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def ball(epsilon: float = 0.1, classes: int = 3) -> Ball:
+    return Ball(classes, SHAPE, epsilon, random())
+
+
+def patch(mass: float = 0.2, classes: int = 3) -> Patch:
+    return Patch(classes, SHAPE, mass, random())
+
+
+def step(
+    perturbations: UniversalPerturbations, weight: Tensor, pixels: Tensor, labels: Tensor
+) -> None:
+    """One backward pass of a linear classifier (classes x pixels), then one step."""
+    seen, toward = perturbations.perturb(pixels, labels)
+    logits = seen.flatten(1) @ weight.T
+    copies = len(toward)
+    led = withstand(logits[:copies], logits[len(pixels) :], labels[:copies], toward)
+    led.sum().backward()
+    perturbations.advance()
+
+
+# The batch and its copies.
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(2, 6),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0.01, 1),
+    st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_clean_images_stay_copies_stay_pixels_and_none_is_led_to_its_own_class(
+    n, classes, epsilon, mass, share, seed
+):
+    if epsilon == mass == 0:
+        epsilon = 0.5
+    perturbations = UniversalPerturbations(
+        classes, SHAPE, epsilon=epsilon, mass=mass, share=share, seed=seed
+    )
+    clean, labels = images(n), torch.arange(n) % classes
+    seen, toward = perturbations.perturb(clean, labels)
+    copies = max(1, round(share * n))
+    assert len(toward) == copies
+    assert torch.equal(seen[:n], clean)
+    assert seen.shape == (n + copies, *SHAPE)
+    assert seen.min() >= 0
+    assert seen.max() <= 1
+    assert (toward != labels[:copies]).all()
+    assert ((toward >= 0) & (toward < classes)).all()
+
+
+def test_each_family_dresses_its_part_of_the_copies():
+    perturbations = UniversalPerturbations(4, SHAPE, epsilon=0.1, mass=0.3, share=1.0)
+    clean = images(5)
+    seen, toward = perturbations.perturb(clean, torch.zeros(5).long())
+    one, other = perturbations.families
+    assert torch.equal(seen[5:8], (clean[:3] + one.delta[toward[:3]]).clamp(0, 1))
+    expected = torch.lerp(clean[3:], other.pattern[toward[3:]], other.mask[toward[3:]])
+    assert torch.equal(seen[8:], expected)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kinds"),
+    [
+        ({"epsilon": 0.1, "mass": 0}, [Ball]),
+        ({"epsilon": 0, "mass": 0.1}, [Patch]),
+        ({"epsilon": 0.1, "mass": 0.1}, [Ball, Patch]),
+    ],
+)
+def test_a_bound_of_zero_is_no_family(bounds, kinds):
+    families = UniversalPerturbations(3, SHAPE, **bounds).families
+    assert [type(family) for family in families] == kinds
+
+
+def test_every_other_class_is_led_to_equally_often():
+    perturbations = UniversalPerturbations(4, SHAPE, share=1.0)
+    toward = perturbations.perturb(images(3000), torch.full((3000,), 2)).toward
+    counts = toward.bincount(minlength=4).tolist()
+    assert counts[2] == 0
+    assert all(abs(counts[k] - 1000) < 120 for k in (0, 1, 3))
+
+
+def test_an_image_without_a_label_may_be_led_to_any_class():
+    perturbations = UniversalPerturbations(3, SHAPE, share=1.0)
+    toward = perturbations.perturb(images(3000), torch.full((3000,), UNLABELLED)).toward
+    assert all(abs(count - 1000) < 120 for count in toward.bincount(minlength=3).tolist())
+
+
+def test_the_batch_that_is_given_stays_as_it_was():
+    clean = images(5)
+    before = clean.clone()
+    seen, _ = UniversalPerturbations(3, SHAPE, share=1.0).perturb(clean, torch.zeros(5).long())
+    seen.detach().zero_()
+    assert torch.equal(clean, before)
+
+
+def test_the_seed_decides_start_and_draws_and_nothing_else_is_touched():
+    def drawn(seed: int) -> tuple[Tensor, Tensor]:
+        perturbations = UniversalPerturbations(5, SHAPE, seed=seed)
+        toward = perturbations.perturb(images(20), torch.arange(20) % 5).toward
+        return torch.cat([value.flatten() for value in perturbations.buffers()]), toward
+
+    before = torch.get_rng_state()
+    one, same, other = drawn(0), drawn(0), drawn(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one[0], same[0])
+    assert torch.equal(one[1], same[1])
+    assert not torch.equal(one[0], other[0])
+    assert not torch.equal(one[1], other[1])
+
+
+# The families.
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 9))
+@settings(max_examples=20, deadline=None)
+def test_perturbations_never_leave_their_bounds(epsilon, mass, seed):
+    perturbations = UniversalPerturbations(3, SHAPE, epsilon=epsilon, mass=mass, seed=seed)
+    weight = torch.randn(3, 6, generator=random(seed))
+    one, other = perturbations.families
+    for _ in range(5):
+        assert one.delta.abs().max() <= epsilon
+        assert other.mask.min() >= 0
+        assert other.mask.mean(dim=(1, 2, 3)).max() <= mass + 1e-5
+        assert other.pattern.min() >= 0
+        assert other.pattern.max() <= 1
+        step(perturbations, weight, images(6), torch.arange(6) % 3)
+
+
+def test_a_step_in_the_ball_goes_up_the_gradient_solved_by_hand():
+    """Two classes, all images of class 0: class 1 is worn, towards the sign of w1 - w0."""
+    weight = torch.tensor([[1.0, 0.0, 0.5, -1.0, 2.0, 0.0], [0.0, 1.0, 0.5, 1.0, -2.0, 3.0]])
+    perturbations = UniversalPerturbations(2, SHAPE, epsilon=0.1, mass=0, share=1.0)
+    (family,) = perturbations.families
+    before = family.delta.clone()
+    step(perturbations, weight, torch.full((4, *SHAPE), 0.5), torch.zeros(4, dtype=torch.int64))
+    direction = torch.tensor([-1.0, 1.0, 0.0, 1.0, -1.0, 1.0]).view(SHAPE)
+    expected = (before[1] + 0.01 * direction).clamp(-0.1, 0.1)
+    assert torch.equal(family.delta[1], expected)
+    assert torch.equal(family.delta[0], before[0])
+
+
+def test_a_step_in_the_ball_remembers_directions_and_forgets_sizes():
+    """After +1 and +1, a single -1 is outvoted, however large: -1 + 0.9 + 0.81 is above 0."""
+    family = ball(classes=2)
+    started = family.delta.clone()
+    for slope in (1.0, 1.0, -1000.0):
+        family(torch.full((2, *SHAPE), 0.5), torch.zeros(2, dtype=torch.int64))
+        family.delta.grad = torch.zeros_like(family.delta)
+        family.delta.grad[0] = slope
+        before = family.delta.detach().clone()
+        with torch.no_grad():
+            family.advance(1.0)
+        expected = (before[0] + 0.1 * family.epsilon).clamp(max=family.epsilon)
+        torch.testing.assert_close(family.delta[0], expected)
+    assert torch.equal(family.delta[1], started[1])
+
+
+def test_a_step_of_the_mask_gathers_it_where_the_gradient_is_largest():
+    family = patch(mass=0.25, classes=1)
+    family(torch.full((2, *SHAPE), 0.5), torch.zeros(2, dtype=torch.int64))
+    family.mask.grad = torch.tensor([4.0, 2.0, 0.0, 0.0, -2.0, -4.0]).view(1, *SHAPE)
+    family.pattern.grad = torch.zeros_like(family.pattern)
+    with torch.no_grad():
+        family.advance(1.0)
+    raised = torch.tensor([0.35, 0.3, 0.25, 0.25, 0.2, 0.15])
+    torch.testing.assert_close(family.mask.flatten(), raised)
+
+
+@given(st.integers(0, 50), st.floats(0.02, 0.9))
+@settings(max_examples=50, deadline=None)
+def test_onto_mass_is_the_nearest_mask_within_the_bounds(seed, mass):
+    """The nearest point p of a convex set to x is the one with (x - p)(m - p) <= 0 for all m of it.
+
+    The set is 0 <= m <= 1 with mean(m) <= mass; a linear program finds the m where this is largest.
+    """
+    given_mask = torch.randn(1, 1, 2, 3, generator=random(seed)) * 0.7 + 0.3
+    found = onto_mass(given_mask, mass).flatten().double().numpy()
+    away = given_mask.flatten().double().numpy() - found
+    furthest = linprog(-away, A_ub=[[1 / 6] * 6], b_ub=[mass], bounds=(0, 1))
+    assert furthest.success
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert found.mean() <= mass + 1e-6
+    assert away @ (furthest.x - found) <= 1e-5
+
+
+def test_masks_within_the_mass_are_left_alone():
+    masks = torch.tensor([0.1, 0.0, 0.5, 0.2, 0.0, 0.1]).view(1, *SHAPE)
+    assert torch.equal(onto_mass(masks, 0.2), masks)
+
+
+def test_one_backward_pass_is_one_step():
+    perturbations = UniversalPerturbations(2, SHAPE, epsilon=0.5, mass=0)
+    (family,) = perturbations.families
+    start = family.delta.clone()
+    perturbations.advance()
+    assert torch.equal(family.delta, start)
+    step(perturbations, torch.randn(2, 6), images(4), torch.zeros(4, dtype=torch.int64))
+    moved = family.delta.clone()
+    perturbations.advance()
+    assert torch.equal(family.delta, moved)
+    assert not moved.requires_grad
+
+
+@pytest.mark.parametrize("make", [ball, patch])
+def test_a_gradient_that_overflowed_moves_nothing_and_spoils_nothing(make):
+    family = make()
+    family(images(4), torch.zeros(4, dtype=torch.int64))
+    before = {name: value.detach().clone() for name, value in family.named_buffers()}
+    for value in family.buffers():
+        value.grad = torch.full_like(value, math.nan)
+    with torch.no_grad():
+        family.advance(1.0)
+    for name, value in family.named_buffers():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_copies_grow_fewer_over_the_fade_until_a_tenth_is_left():
+    perturbations = UniversalPerturbations(2, SHAPE, share=0.5, fade=0.5)
+    images, labels = torch.rand(80, *SHAPE), torch.zeros(80, dtype=torch.int64)
+    perturbations.begin(8)
+    counts = []
+    for _ in range(9):  # a step more than was said
+        seen, toward = perturbations.perturb(images, labels)
+        assert len(seen) == 80 + len(toward)
+        counts.append(len(toward))
+        perturbations.advance()
+    assert counts == [40, 40, 40, 40, 40, 31, 22, 13, 4]
+
+
+def test_without_a_beginning_nothing_fades():
+    perturbations = UniversalPerturbations(2, SHAPE, fade=1.0)
+    for _ in range(3):
+        seen, _ = perturbations.perturb(torch.rand(6, *SHAPE), torch.zeros(6, dtype=torch.int64))
+        assert len(seen) == 12
+        perturbations.advance()
+
+
+def test_bounds_grow_over_the_ramp():
+    perturbations = UniversalPerturbations(2, SHAPE, epsilon=0.4, mass=0.4, ramp=0.5)
+    perturbations.begin(8)
+    one, other = perturbations.families
+    weight = torch.eye(2).repeat_interleave(3, dim=1) * 9
+    for bound in (0.1, 0.2, 0.3, 0.4, 0.4, 0.4):
+        worn = one.delta.abs().max(), other.mask.mean(dim=(1, 2, 3)).max()
+        assert min(worn) > 0.05
+        assert max(worn) <= bound + 1e-5
+        step(perturbations, weight, images(8), torch.arange(8) % 2)
+    # A step is a tenth of the radius: both have long left the first bound behind.
+    assert one.delta.abs().max() > 0.25
+    assert other.mask.mean(dim=(1, 2, 3)).max() > 0.25
+
+
+@pytest.mark.parametrize("bounds", [{"epsilon": 0.3, "mass": 0}, {"epsilon": 0, "mass": 0.34}])
+def test_steps_find_a_perturbation_that_sends_every_image_to_its_class(bounds):
+    """Each class reads two pixels of its own; the bounds outweigh what images differ by."""
+    weight = torch.eye(3).repeat_interleave(2, dim=1)
+    clean, labels = 0.4 + 0.2 * images(60), torch.arange(60) % 3
+    # The images carry their class: one that fits it is brighter in its pixels.
+    clean = clean + 0.1 * weight[labels].view(-1, *SHAPE)
+    assert ((clean.flatten(1) @ weight.T).argmax(1) == labels).float().mean() > 0.8
+    perturbations = UniversalPerturbations(3, SHAPE, share=1.0, **bounds)
+    for _ in range(40):
+        step(perturbations, weight, clean, labels)
+    (family,) = perturbations.families
+    for target in range(3):
+        dressed = family(clean, torch.full((60,), target))
+        assert ((dressed.flatten(1) @ weight.T).argmax(1) == target).all()
+
+
+# The loss between student and perturbations.
+
+
+def test_withstand_solved_by_hand():
+    perturbed = torch.tensor([[0.0, 0.0], [3.0, 1.0], [-1.0, 1.0]])
+    value = withstand(
+        torch.zeros(3, 2), perturbed, torch.tensor([0, 0, 0]), torch.tensor([1, 1, 1])
+    )
+    # With two classes both parts are the same.
+    once = [math.log(2), math.log1p(math.exp(-2)), math.log1p(math.exp(2))]
+    assert value.tolist() == pytest.approx([2 * part for part in once])
+
+
+@pytest.mark.parametrize("recovered", [True, False])
+def test_only_a_recovered_image_is_held_to_its_label_against_classes_it_is_not_led_to(recovered):
+    shown = torch.zeros(1, 3)
+    perturbed = torch.tensor([[0.0, -2.0, 7.0]], requires_grad=True)
+    labels, toward = torch.tensor([0]), torch.tensor([1])
+    value = withstand(shown, perturbed, labels, toward, recovered=recovered)
+    kept = math.log(1 + math.exp(-2) + math.exp(7)) if recovered else 0
+    assert value.tolist() == pytest.approx([kept + math.log1p(math.exp(-2))])
+    value.sum().backward()
+    assert bool(perturbed.grad[0, 2]) == recovered
+
+
+def test_without_labels_the_students_word_on_the_clean_image_counts():
+    shown = torch.tensor([[0.0, 5.0, 0.0], [9.0, 0.0, 0.0]], requires_grad=True)
+    perturbed = torch.randn(2, 3, generator=random(), requires_grad=True)
+    toward = torch.tensor([2, 1])
+    said = withstand(shown, perturbed, torch.full((2,), UNLABELLED), toward)
+    told = withstand(shown, perturbed, torch.tensor([1, 0]), toward)
+    assert torch.equal(said, told)
+    said.sum().backward()
+    assert shown.grad is None
+
+
+def test_an_image_led_to_what_it_is_taken_for_is_only_kept_there():
+    shown, perturbed = torch.tensor([[0.0, 5.0]]), torch.tensor([[1.0, 2.0]])
+    own = torch.tensor([UNLABELLED]), torch.tensor([1])
+    value = withstand(shown, perturbed, *own)
+    assert value.tolist() == pytest.approx([math.log1p(math.exp(-1))])
+    assert withstand(shown, perturbed, *own, recovered=False).tolist() == [0.0]
+
+
+@given(st.integers(0, 100), st.floats(-50, 50), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_withstand_ignores_shifts_and_pulls_the_right_way(seed, shift, recovered):
+    logits = torch.randn(4, 5, generator=random(seed)).requires_grad_()
+    labels, toward = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 3, 0, 1])
+    value = withstand(logits, logits, labels, toward, recovered=recovered)
+    shifted = withstand(logits, logits + shift, labels, toward, recovered=recovered)
+    torch.testing.assert_close(shifted, value, rtol=1e-3, atol=1e-4)
+    value.sum().backward()
+    rows = torch.arange(4)
+    assert (logits.grad[rows, toward] > 0).all()
+    assert (logits.grad[rows, labels] < 0).all()
+
+
+def test_withstand_stays_finite_for_huge_logits():
+    logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
+    value = withstand(logits, logits, torch.tensor([0, 0]), torch.tensor([1, 1]))
+    assert value.tolist() == [0.0, 4e4]
+    value.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epsilon": -0.1}, "epsilon is -0.1; expected 0 to 1"),
+        ({"epsilon": math.nan}, "epsilon is nan; expected 0 to 1"),
+        ({"epsilon": 1.5}, "epsilon is 1.5; expected 0 to 1"),
+        ({"mass": 1.5}, "mass is 1.5; expected 0 to 1"),
+        ({"share": -0.5}, "share is -0.5; expected more than 0"),
+        ({"share": 1.5}, "share is 1.5; expected 0 to 1"),
+        ({"ramp": 2.0}, "ramp is 2.0; expected 0 to 1"),
+        ({"fade": -0.1}, "fade is -0.1; expected 0 to 1"),
+        ({"epsilon": 0, "mass": 0}, "epsilon and mass are both 0; expected at least one above"),
+    ],
+)
+def test_refusals_by_their_text(arguments, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        UniversalPerturbations(3, SHAPE, **arguments)

@@ -1,0 +1,268 @@
+"""Teachers from plain PyTorch files: what fits is loaded and told, whatever else is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from robustkd.core.errors import InputError, UsageError
+from robustkd.models import Spec, build, save
+from robustkd.models.serialization import write_safetensors
+from robustkd.teacher.read import Teacher, load_teacher, read_teacher
+
+SPEC = Spec("wrn-10-1", classes=3, image_shape=(1, 8, 8), mean=(0.3,), std=(0.2,))
+IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = IMAGES.contiguous(memory_format=torch.channels_last)
+
+
+def model(seed: int = 0):
+    """A model whose BatchNorm statistics are not those of a fresh network."""
+    made = build(SPEC, seed=seed)
+    made(torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(seed)))
+    return made.eval()
+
+
+def network() -> nn.Module:
+    return model().network
+
+
+def read(path: Path, **changes: object) -> Teacher:
+    said = {"arch": "wrn-10-1", "classes": 3, "image_shape": (1, 8, 8), "mean": (0.3,)}
+    return read_teacher(path, **{**said, "std": (0.2,), **changes})
+
+
+def state_in(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def refusal(path: Path, **changes: object) -> str:
+    with pytest.raises(InputError) as caught:
+        read(path, **changes)
+    return str(caught.value)
+
+
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "stripped"),
+    [
+        (lambda state: state, ()),
+        (lambda state: {"state_dict": state, "epoch": 3}, ("state_dict",)),
+        (lambda state: prefixed("module.", state), ("module.",)),
+        (lambda state: prefixed("network.", state), ("network.",)),
+        (lambda state: prefixed("module._orig_mod.", state), ("module.", "_orig_mod.")),
+        (lambda state: {"model": prefixed("module.", state)}, ("model", "module.")),
+    ],
+)
+def test_a_plain_checkpoint_gives_the_same_logits(content, stripped, tmp_path):
+    found = read(state_in(tmp_path / "teacher.pt", content(network().state_dict())))
+    assert torch.equal(found.model(IMAGES), model()(IMAGES))
+    assert not any(module.training for module in found.model.modules())
+    assert found.file.wrappers == stripped
+    assert (found.file.format, found.file.matched) == ("torch zip", len(network().state_dict()))
+
+
+def test_plain_safetensors_are_read_as_well(tmp_path):
+    path = tmp_path / "teacher.bin"
+    state = {n: t.contiguous() for n, t in network().state_dict().items()}
+    save_file(prefixed("model.", state), path)
+    found = read(path)
+    assert torch.equal(found.model(IMAGES), model()(IMAGES))
+    assert (found.file.format, found.file.wrappers) == ("safetensors", ("model.",))
+
+
+def test_the_facts_are_json_values_of_the_file(tmp_path):
+    path = state_in(tmp_path / "teacher.pt", {"ema": network().half().state_dict(), "epoch": 1})
+    record = read(path).file.record()
+    assert record.pop("limits")
+    assert len(record.pop("sha256")) == 64
+    floats = sum(t.is_floating_point() for t in network().state_dict().values())
+    assert record == {
+        "name": "teacher.pt",
+        "bytes": path.stat().st_size,
+        "format": "torch zip",
+        "matched": len(network().state_dict()),
+        "filled": 0,
+        "wrappers": ["ema"],
+        "ignored": ["'epoch'"],
+        "converted": {"float16": floats},
+        "normalisation": "given by the user",
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_floats_are_converted(dtype, tmp_path):
+    found = read(state_in(tmp_path / "t.pt", network().to(dtype).state_dict()))
+    expected = {n: t.float() for n, t in network().to(dtype).state_dict().items()}
+    state = found.model.network.state_dict()
+    assert all(torch.equal(state[name].float(), tensor) for name, tensor in expected.items())
+    assert {t.dtype for t in found.model.parameters()} == {torch.float32}
+
+
+def test_counters_of_old_are_filled_in(tmp_path):
+    state = {n: t for n, t in network().state_dict().items() if "num_batches" not in n}
+    found = read(state_in(tmp_path / "t.pt", state))
+    assert torch.equal(found.model(IMAGES), model()(IMAGES))
+    assert found.file.filled == len(network().state_dict()) - len(state) == 7
+    assert found.file.matched == len(state)
+
+
+# Normalisation.
+
+
+def test_our_own_files_know_their_normalisation(tmp_path):
+    save(model(), tmp_path / "t")
+    for changes in ({"mean": (), "std": ()}, {}):
+        found = read(tmp_path / "t", **changes)
+        assert torch.equal(found.model(IMAGES), model()(IMAGES))
+        assert found.file.normalisation == "the teacher's file"
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path / "t", mean=(0.5,))
+    assert str(caught.value) == (
+        f"mean (0.5,) and std (0.2,) are not those of {tmp_path / 't'}, (0.3,) and (0.2,); "
+        "leave them out"
+    )
+
+
+def test_a_classifier_saved_by_torch_keeps_its_normalisation(tmp_path):
+    path = state_in(tmp_path / "t.pt", prefixed("module.", model().state_dict()))
+    found = read(path, mean=(), std=())
+    assert torch.equal(found.model(IMAGES), model()(IMAGES))
+    assert found.file.normalisation == "the teacher's file"
+    assert found.file.wrappers == ("module.", "network.")
+    assert read(path, mean=(0.1,)).file.normalisation == "given by the user"
+
+
+def test_where_nobody_says_it_the_data_does(tmp_path):
+    path = state_in(tmp_path / "t.pt", network().state_dict())
+    found = read(path, mean=(), std=(), statistics=lambda: ((0.3,), (0.2,)))
+    assert torch.equal(found.model(IMAGES), model()(IMAGES))
+    assert found.file.normalisation == "statistics of the data"
+    with pytest.raises(UsageError, match="does not say how its images are normalised; give mean"):
+        load_teacher(path, arch="wrn-10-1", classes=3, image_shape=(1, 8, 8))
+
+
+def test_mean_and_std_belong_together_and_to_the_channels(tmp_path):
+    with pytest.raises(UsageError, match=r"^mean and std belong together; give both, or neither$"):
+        read(tmp_path / "t", std=())
+    with pytest.raises(UsageError, match="must have 1 values, std above 0"):
+        read(tmp_path / "t", mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+
+
+# What does not fit.
+
+
+def test_only_known_prefixes_are_stripped(tmp_path):
+    text = refusal(state_in(tmp_path / "t.pt", prefixed("mine.", network().state_dict())))
+    assert "46 missing (stem.weight, groups.0.0.bn1.weight, groups.0.0.bn1.bias); " in text
+    assert "46 unexpected ('mine." in text
+
+
+def test_normalisation_with_values_that_make_none_is_refused(tmp_path):
+    state = model().state_dict() | {"normalise.std": torch.zeros(1, 1, 1)}
+    path = state_in(tmp_path / "t.pt", state)
+    assert refusal(path, mean=(), std=()) == (
+        f"{path} has a normalisation that is none: mean ({float(torch.tensor(0.3))},) and std "
+        "(0.0,) must have 1 values, std above 0"
+    )
+
+
+def test_another_number_of_classes_is_told_whatever_else_is_right(tmp_path):
+    path = state_in(tmp_path / "t.pt", network().state_dict())
+    assert refusal(path, classes=10) == (
+        f"{path} is a model of 3 classes; the data has 10: use the data that it was trained for"
+    )
+
+
+def test_a_missing_head_is_told(tmp_path):
+    state = {n: t for n, t in network().state_dict().items() if not n.startswith("head.")}
+    path = state_in(tmp_path / "t.pt", state)
+    assert refusal(path) == (
+        f"{path} has no head (head.bias, head.weight): it ends in features; give a whole classifier"
+    )
+
+
+def test_integers_for_weights_are_refused(tmp_path):
+    state = network().state_dict()
+    path = state_in(tmp_path / "t.pt", state | {"stem.weight": state["stem.weight"].to(torch.int8)})
+    assert refusal(path) == (
+        f"{path} has torch.int8 values in 'stem.weight'; quantised weights cannot be distilled "
+        "from: give the float ones"
+    )
+    path = state_in(tmp_path / "t.pt", state | {"stem.weight": state["stem.weight"].long()})
+    assert "1 mistyped (stem.weight torch.int64 for torch.float32)" in refusal(path)
+
+
+def test_a_description_of_ours_is_held_to_its_word(tmp_path):
+    path = tmp_path / "t"
+    write_safetensors(path, model().state_dict(), {"spec": None})
+    assert refusal(path) == f"{path} has a damaged model description: no spec"
+    save_file({"w": torch.ones(1)}, path, metadata={"robustkd": "[" * 10**5})
+    assert re.search("is not a readable safetensors file: ", refusal(path))
+    save_file({"w": torch.ones(1)}, path, metadata={"robustkd": '{"format": 2}'})
+    assert refusal(path) == f"{path} has metadata of another version; expected format 1"
+
+
+@pytest.mark.parametrize("mean", [73.0, -0.1, float("nan")])
+def test_means_of_bytes_are_refused(mean, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path / "t.pt", mean=(0.5, mean), std=(0.2, 0.2))
+    assert str(caught.value) == (
+        f"mean is (0.5, {mean}); expected values in [0, 1]: divide those of bytes by 255"
+    )
+
+
+def test_the_global_generator_is_left_alone(tmp_path):
+    path = state_in(tmp_path / "t.pt", network().state_dict())
+    before = torch.get_rng_state()
+    read(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("channels", "source"), [(3, "published for the architecture"), (1, None)])
+def test_a_library_says_how_its_images_are_normalised(channels, source, tmp_path):
+    """A plain state dict of timm's, whose normalisation nobody gives."""
+    made = build(Spec("timm/resnet10t", 4, (channels, 32, 32)), seed=0)
+    torch.save(made.network.state_dict(), tmp_path / "t.pth")
+    found = read_teacher(
+        tmp_path / "t.pth",
+        arch="timm/resnet10t",
+        classes=4,
+        image_shape=(channels, 32, 32),
+        statistics=lambda: ((0.25,), (0.125,)),
+    )
+    assert found.file.normalisation == (source or "statistics of the data")
+    assert found.model.spec.mean == ((0.485, 0.456, 0.406) if source else (0.25,))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "source"),
+    [
+        ((0.3, 0.8), "statistics of the data"),
+        ((0.8, 0.3), "published for the architecture"),
+        ((0.5, 0.5), "published for the architecture"),
+    ],
+)
+def test_where_nobody_says_the_more_accurate_normalisation_is_taken(accuracies, source, tmp_path):
+    """A library's network that was trained on other images than its published weights."""
+    made = build(Spec("timm/resnet10t", 4, (3, 32, 32)), seed=0)
+    torch.save(made.network.state_dict(), tmp_path / "t.pth")
+    published = dict(zip((True, False), accuracies, strict=True))
+    found = read_teacher(
+        tmp_path / "t.pth",
+        arch="timm/resnet10t",
+        classes=4,
+        image_shape=(3, 32, 32),
+        statistics=lambda: ((0.25,) * 3, (0.125,) * 3),
+        judge=lambda model: published[model.spec.mean == (0.485, 0.456, 0.406)],
+    )
+    assert found.file.normalisation == source
+    assert (found.model.spec.mean == (0.25,) * 3) == (source == "statistics of the data")

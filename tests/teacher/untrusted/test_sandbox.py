@@ -1,0 +1,240 @@
+"""The reading process cannot do what it gave up, and whoever waits for it waits not for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from robustkd.core.errors import InputError
+from robustkd.teacher.untrusted import quarantine, sandbox
+from tests.teacher.untrusted.samples import checkpoint, saved, weights
+
+ON_LINUX = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+MIB = 1 << 20
+ACTS = {
+    "open": "open('/etc/passwd')",
+    "create": "os.open('canary', os.O_CREAT | os.O_WRONLY)",
+    "socket": "socket.socket()",
+    "fork": "os.fork()",
+    "exec": "os.execv('/bin/true', ['true'])",
+    "system": "os.system('true') == 0 or 1 / 0",
+    "kill": "os.kill(os.getppid(), 0)",
+    "remove": "os.unlink('precious')",
+    "rename": "os.rename('canary', 'other')",
+    "link": "os.symlink('other', 'link')",
+    "mode": "os.chmod('other', 0o777)",
+    "pipe": "os.pipe()",
+    "limits": "resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))",
+    "memory": f"bytearray({600 * MIB})",
+    "write": f"[os.write(1, bytes({MIB})) for _ in range(3)][9]",
+}
+
+
+def giving_up(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process that has given up what the reading process gives up."""
+    start = (
+        "import os, resource, socket, sys\n"
+        "from robustkd.teacher.untrusted.limits import give_up\n"
+        f"print(*give_up(memory={300 * MIB}, seconds=1, written={MIB}), sep='|', file=sys.stderr)\n"
+    )
+    with (cwd / "out").open("wb") as out:
+        return subprocess.run(
+            [sys.executable, "-c", start + code],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            check=False,
+        )
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="system calls are filtered on Linux alone")
+def test_what_was_given_up_fails(tmp_path):
+    (tmp_path / "precious").touch()
+    tries = "".join(
+        f"try: {act}; print('{name}', file=sys.stderr)\nexcept (Exception, MemoryError): pass\n"
+        for name, act in ACTS.items()
+    )
+    done = giving_up(tries + "os._exit(0)", tmp_path)
+    enforced, *possible = done.stderr.splitlines()
+    assert possible == []
+    assert set(enforced.split("|")) >= {"memory", "processor time", "system calls", "file size"}
+    assert sorted(os.listdir(tmp_path)) == ["out", "precious"]
+    assert (tmp_path / "out").stat().st_size == MIB
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="system calls are filtered on Linux alone")
+def test_all_of_it_can_be_done_before(tmp_path):
+    """So the test above is about what was given up, and not about this machine."""
+    (tmp_path / "precious").touch()
+    acts = {n: a for n, a in ACTS.items() if n not in ("exec", "system", "write", "limits", "fork")}
+    code = "import os, resource, socket\n" + "\n".join(acts.values())
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_processor_time_is_limited(tmp_path):
+    assert giving_up("while True: pass", tmp_path).returncode < 0
+
+
+def run(code: str, monkeypatch: pytest.MonkeyPatch, *, seconds: int = 5) -> sandbox.Verdict:
+    """A reading process that does something else."""
+    monkeypatch.setattr(sandbox, "_START", code.replace("{", "{{").replace("}", "}}"))
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
+        grant = sandbox.Grant(memory=512 * MIB, seconds=seconds, written=MIB)
+        return sandbox.run(source.fileno(), target.fileno(), grant)
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="memory is limited on Linux alone")
+def test_memory_beyond_the_grant_is_a_refusal():
+    """Dictionaries of 64 bytes each, from one byte of pickle each."""
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
+        source.write(checkpoint(b"\x80\x02" + b"}" * 900_000 + b"."))
+        source.seek(0)
+        grant = sandbox.Grant(memory=64 * MIB, seconds=30, written=MIB)
+        verdict = sandbox.run(source.fileno(), target.fileno(), grant)
+    assert verdict.refusal == "needs more memory than is granted for a file of its size"
+    assert verdict.peak_mib is not None
+    assert verdict.peak_mib < 64
+
+
+def saying(said: object) -> str:
+    return f"import os; os.write(2, {json.dumps(said).encode()!r})"
+
+
+GOOD = {"enforced": ["memory"], "peak_mib": 1.5, "format": "torch zip"}
+
+
+def test_a_process_that_hangs_is_ended(monkeypatch):
+    started = time.monotonic()
+    verdict = run("import time; time.sleep(1000)", monkeypatch, seconds=1)
+    assert verdict.refusal == "takes longer than 1 s to read; it is damaged, or made to"
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("import os; os.abort()", -6), ("1 / 0", 1), ("import os; os._exit(7)", 7)],
+)
+def test_a_process_that_fails_is_a_refusal(code, status, monkeypatch):
+    refusal = f"makes its reader fail (status {status}); it is damaged, or made to"
+    assert run(code, monkeypatch).refusal == refusal
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [],
+        {},
+        "x",
+        {**GOOD, "refusal": "two\nlines"},
+        {**GOOD, "format": 3},
+        {**GOOD, "wrappers": ["\x1b[2J"]},
+        {**GOOD, "ignored": 7},
+        {**GOOD, "peak_mib": "much"},
+        {**GOOD, "ignored": ["x" * 10**5]},
+    ],
+)
+def test_a_verdict_out_of_order_is_a_refusal(said, monkeypatch):
+    assert run(saying(said), monkeypatch).refusal == (
+        "makes its reader say nonsense; it is damaged, or made to"
+    )
+
+
+def test_a_verdict_in_order_is_believed(monkeypatch):
+    verdict = run(saying({**GOOD, "refusal": "is " + "x" * 9999}), monkeypatch)
+    assert verdict.refusal == "is " + "x" * 497
+    assert (verdict.enforced, verdict.peak_mib) == (("memory",), 1.5)
+    assert verdict.seconds > 0
+
+
+def test_an_interrupt_leaves_no_process(monkeypatch):
+    started: list[int] = []
+    start = os.posix_spawn
+    monkeypatch.setattr(
+        os, "posix_spawn", lambda *a, **k: started.append(start(*a, **k)) or started[-1]
+    )
+    monkeypatch.setattr(sandbox.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run("while True: pass", monkeypatch)
+    (process,) = started
+    with pytest.raises(ChildProcessError):
+        os.waitpid(process, os.WNOHANG)
+
+
+def test_the_process_sees_no_secrets_of_ours(monkeypatch):
+    monkeypatch.setenv("SECRET", "x")
+    verdict = run(
+        "import os, json; assert not {'SECRET', 'PATH', 'HOME'} & set(os.environ);"
+        f"os.write(2, json.dumps({GOOD!r}).encode())",
+        monkeypatch,
+    )
+    assert verdict.refusal == ""
+
+
+def test_output_that_is_no_safetensors_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "teacher.pt"
+    path.write_bytes(saved(weights()))
+    monkeypatch.setattr(sandbox, "_START", saying(GOOD).replace("{", "{{").replace("}", "}}"))
+    with pytest.raises(InputError) as caught:
+        quarantine.read(path)
+    assert str(caught.value) == f"{path} makes its reader write nonsense; it is damaged"
+
+
+def test_what_is_read_and_said_of_an_honest_file(tmp_path):
+    import hashlib
+
+    path, state = tmp_path / "teacher.pt", weights()
+    path.write_bytes(saved({"epoch": 1, "state_dict": state}))
+    found = quarantine.read(path)
+    assert found.tensors.keys() == state.keys()
+    assert (found.name, found.bytes) == ("teacher.pt", path.stat().st_size)
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (found.verdict.format, found.verdict.wrappers) == ("torch zip", ("state_dict",))
+    assert found.verdict.ignored == ("'epoch'",)
+    assert os.listdir(tmp_path) == ["teacher.pt"]
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(300, marks=pytest.mark.slow)])
+def test_mutated_files_are_read_or_refused_by_the_whole_path(count, tmp_path):
+    path, random = tmp_path / "teacher", Random(count)  # noqa: S311 (no secret)
+    state = {"w": torch.arange(5.0), "b": torch.ones(2, 3).t()}
+    honest = [saved({"model": state}), save({n: t.contiguous() for n, t in state.items()})]
+    ends = {"read": 0, "refused": 0}
+    for _ in range(count):
+        content = bytearray(random.choice(honest))
+        for _ in range(random.randrange(3)):
+            content[random.randrange(len(content))] = random.randrange(256)
+        path.write_bytes(content)
+        try:
+            assert sum(t.nbytes for t in quarantine.read(path).tensors.values()) <= 2 * len(content)
+            ends["read"] += 1
+        except InputError as error:
+            ends["refused"] += 1
+            message = str(error)
+            assert message.isprintable(), message
+            assert "its reader" not in message, message
+    assert min(ends.values()) > 0
+
+
+def test_a_link_within_its_folder_is_followed(tmp_path):
+    (tmp_path / "blob").write_bytes(saved(weights()))
+    (tmp_path / "teacher.pt").symlink_to("blob")
+    assert len(quarantine.read(tmp_path / "teacher.pt").tensors) == len(weights())
+
+
+def test_without_a_way_to_start_a_process_nothing_is_read(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_spawn")
+    with pytest.raises(InputError, match="cannot be read safely on this system; use Linux or mac"):
+        quarantine.read(tmp_path / "teacher.pt")

@@ -1,0 +1,273 @@
+"""A training that stops anywhere and goes on elsewhere is the training that never stopped."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import resource
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.errors import InputError, WriteError
+from robustkd.data import CropFlip, InMemory, Labelled
+from robustkd.models import Spec, build
+from robustkd.student.distillation import distill
+from robustkd.student.hardening import UniversalPerturbations
+from robustkd.training.checkpoint import State, load_state, save_state
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+
+def split(n: int, seed: int) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return Labelled(images, torch.arange(n) % 3)
+
+
+# Two and a half batches an epoch, in colour, so that memory formats matter.
+DATA = InMemory(
+    "noise", ("a", "b", "c"), split(20, 0), split(9, 1), split(9, 2), augmentation=CropFlip(1)
+)
+EPOCHS, STEPS = 3, 9
+
+
+class Stopping:
+    """A keeper in a file, that wants every state and stops the training at one of them."""
+
+    def __init__(self, path: Path, stop: int | None) -> None:
+        self.path, self.stop, self.kept = path, stop, 0
+
+    def last(self) -> State | None:
+        return load_state(self.path) if self.path.exists() else None
+
+    def wanted(self) -> bool:
+        return True
+
+    def keep(self, state: State) -> None:
+        save_state(state, self.path)
+        if self.kept == self.stop:
+            raise KeyboardInterrupt
+        self.kept += 1
+
+
+def learner() -> Supervised:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 3)
+        )
+    return Supervised(network)
+
+
+class Halves(nn.Module):
+    """The same network in two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = learner().model
+        self.head = self.body.pop(-1)
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return Supervised(nn.Sequential(self.body, self.head))(images, labels)
+
+
+def trained(
+    keeper: Stopping | None,
+    make: Callable[[], nn.Module] = learner,
+    scores: Sequence[float] = (0.5, 0.7, 0.6),  # the second epoch is the best
+    **how: object,
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    made = make()
+    done = 0 if keeper is None or (last := keeper.last()) is None else len(last.values["records"])
+    figures = iter(scores[done:])
+    records = fit(
+        made,
+        DATA,
+        epochs=EPOCHS,
+        batch_size=8,
+        seed=5,
+        validate=lambda: next(figures),
+        keeper=keeper,
+        **how,
+    )
+    return made.state_dict(), records
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("stop", range(STEPS + EPOCHS))
+def test_a_training_goes_on_from_any_state(stop, tmp_path):
+    path = tmp_path / "state"
+    weights, records = trained(None)
+    with pytest.raises(KeyboardInterrupt):
+        trained(Stopping(path, stop))
+    torch.manual_seed(stop)  # another process has another global generator
+    resumed, continued = trained(Stopping(path, None))
+    assert same(weights, resumed)
+    assert [list(record.items()) for record in continued] == [list(r.items()) for r in records]
+
+
+def test_a_training_with_a_rate_for_a_part_goes_on_as_well(tmp_path):
+    how = {"make": Halves, "rates": {"head": 0.01}}
+    weights, _ = trained(None, **how)
+    assert not same(weights, trained(None, make=Halves)[0])
+    with pytest.raises(KeyboardInterrupt):
+        trained(Stopping(tmp_path / "state", 4), **how)
+    assert same(weights, trained(Stopping(tmp_path / "state", None), **how)[0])
+
+
+@pytest.mark.parametrize("stop", range(STEPS + EPOCHS))
+@pytest.mark.parametrize(("scores", "kept"), [([0.5, 0.7, 0.6], 3), ([0.7, 0.6, 0.5], 2)])
+def test_a_training_with_enough_goes_on_as_well(scores, kept, stop, tmp_path):
+    """In the second case, what was kept when it stops is not the best, and is enough only once."""
+    how = {"scores": scores, "enough": lambda best: best - 0.125}
+    weights, _ = trained(None, **how)
+    assert same(weights, trained(None, scores=[float(epoch == kept) for epoch in (1, 2, 3)])[0])
+    with pytest.raises(KeyboardInterrupt):
+        trained(Stopping(tmp_path / "state", stop), **how)
+    assert same(weights, trained(Stopping(tmp_path / "state", None), **how)[0])
+
+
+def test_a_state_of_other_networks_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(Stopping(tmp_path / "state", 0))
+    message = (
+        "the state that was kept does not fit the networks, whose code has changed since; put it "
+        "back, or begin a new run with --out"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        fit(Supervised(nn.Linear(8, 3)), DATA, epochs=1, keeper=Stopping(tmp_path / "state", None))
+
+
+def distilled(keeper: Stopping | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    spec = Spec("wrn-10-1", 3, (3, 8, 8))
+    hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, fade=0.5, seed=4)
+    made = distill(
+        build(spec, seed=1),
+        DATA,
+        teacher=build(spec, seed=2).eval(),
+        losses={"ofd": 1.0, "kd": 1.0},
+        hardening=hardening,
+        epochs=2,
+        batch_size=8,
+        seed=3,
+        keeper=keeper,
+    )
+    return made.student.state_dict(), hardening.state_dict()
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 5, 7])
+def test_distillation_goes_on_with_connectors_and_perturbations(stop, tmp_path):
+    weights, perturbations = distilled(None)
+    with pytest.raises(KeyboardInterrupt):
+        distilled(Stopping(tmp_path / "state", stop))
+    resumed, hardened = distilled(Stopping(tmp_path / "state", None))
+    assert same(weights, resumed)
+    assert same(perturbations, hardened)
+
+
+def test_a_keeper_changes_nothing(tmp_path):
+    weights, records = trained(None)
+    kept, same_records = trained(Stopping(tmp_path / "state", None))
+    assert same(weights, kept)
+    assert records == same_records
+
+
+def test_perturbations_hold_the_generator_and_the_ramp():
+    made = UniversalPerturbations(3, (3, 8, 8), ramp=1.0, seed=1)
+    made.begin(10)
+    images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
+    made.perturb(images, labels)
+    made.advance()
+    state = copy.deepcopy(made.state_dict())
+    other = UniversalPerturbations(3, (3, 8, 8), ramp=1.0, seed=2)
+    other.begin(10)
+    other.load_state_dict(state)
+    for perturbations in (made, other):
+        perturbations.advance()
+    for one, two in zip(made.perturb(images, labels), other.perturb(images, labels), strict=True):
+        assert torch.equal(one, two)
+
+
+STATE = State({"learner.weight": torch.arange(6.0).reshape(2, 3)}, {"step": 7, "records": []})
+NEXT = State({"learner.weight": torch.arange(6.0).reshape(2, 3) + 1}, {"step": 8, "records": []})
+
+
+def test_a_state_comes_back(tmp_path):
+    save_state(STATE, tmp_path / "state")
+    found = load_state(tmp_path / "state")
+    assert found.values == STATE.values
+    assert torch.equal(found.part("learner")["weight"], STATE.tensors["learner.weight"])
+
+
+def test_what_is_no_state_is_refused(tmp_path):
+    from robustkd.models import save
+
+    path = tmp_path / "model"
+    save(build(Spec("wrn-10-1", 3, (3, 8, 8)), seed=0), path)
+    message = f"{path} holds no state of a training; expected a run's checkpoint"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        load_state(path)
+
+
+class Died(BaseException):
+    """Stands for SIGKILL: nothing that follows in the process happens."""
+
+
+def test_a_death_between_any_two_system_calls_leaves_the_old_state_or_the_new(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "state"
+    calls = [(os, "open"), (os, "fsync"), (os, "close"), (os, "replace"), (Path, "unlink")]
+    left = [-1]
+
+    def dying(real):
+        def call(*arguments, **settings):
+            if left[0] == 0:
+                raise Died
+            left[0] -= 1
+            return real(*arguments, **settings)
+
+        return call
+
+    for module, name in calls:
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+    seen = []
+    for survived in range(100):
+        left[0] = -1
+        save_state(STATE, path)
+        left[0] = survived
+        try:
+            save_state(NEXT, path)
+            ended = True
+        except Died:
+            ended = False
+        left[0] = -1
+        seen.append(load_state(path).values["step"])
+        if ended:
+            break
+    # Made and closed; opened, synchronised and closed; renamed; and the folder as the file.
+    assert seen == [7] * 6 + [8] * 4
+
+
+def test_a_state_that_does_not_fit_leaves_the_old_one(tmp_path):
+    """With a limit on file sizes, which fails the writer as a full disk does."""
+    path = tmp_path / "state"
+    save_state(STATE, path)
+    large = State({"learner.weight": torch.zeros(100_000)}, NEXT.values)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(WriteError, match=f"^{re.escape(str(path))} cannot be written: .+$"):
+            save_state(large, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load_state(path).values == STATE.values
+    assert [found.name for found in tmp_path.iterdir()] == ["state"]

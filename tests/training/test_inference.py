@@ -1,0 +1,102 @@
+"""Prediction keeps order, modes and gradients as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.devices import device_of
+from robustkd.data import CropFlip, InMemory, Labelled
+from robustkd.models.features import collect
+from robustkd.models.features.collect import features_on
+from robustkd.training.inference import accuracy_on, predict
+
+
+def source(n: int) -> InMemory:
+    """Images of one value each: the number of the image; the label is its last bit."""
+    values = torch.arange(n).remainder(256).to(torch.uint8)
+    held = Labelled(values.view(n, 1, 1, 1).repeat(1, 1, 4, 4), torch.arange(n) % 2)
+    return InMemory("toy", ("a", "b"), held, held, held, CropFlip(pad=2, flip=True))
+
+
+class Reading(nn.Module):
+    """Logits are minus and plus the mean pixel, in 1/255; remembers how it was run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(255.0))
+        self.dropout = nn.Dropout(0.9)
+        self.seen: list[tuple[bool, bool, int]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append((self.training, torch.is_grad_enabled(), len(images)))
+        value = self.dropout(self.scale * images).mean(dim=(1, 2, 3))
+        return torch.stack([-value, value], dim=1)
+
+
+@pytest.mark.parametrize("n", [2, 256, 257, 600])
+def test_logits_come_in_the_order_of_the_split(n):
+    model = Reading()
+    logits, labels = predict(model, source(n), "validation")
+    torch.testing.assert_close(logits[:, 1], torch.arange(n).remainder(256).float())
+    assert torch.equal(labels, torch.arange(n) % 2)
+    assert sum(seen[2] for seen in model.seen) == n
+
+
+def test_the_model_runs_in_eval_mode_without_gradients_and_keeps_its_modes():
+    model = Reading()
+    model.dropout.eval()
+    logits, labels = predict(model, source(10), "test")
+    assert {seen[:2] for seen in model.seen} == {(False, False)}
+    assert model.training
+    assert not model.dropout.training
+    # What comes back is free for further use.
+    assert not logits.requires_grad
+    assert not logits.is_inference()
+    assert not labels.is_inference()
+    assert model.scale.grad is None
+
+
+def test_modes_come_back_after_an_exception():
+    class Broken(Reading):
+        def forward(self, images: Tensor) -> Tensor:
+            raise ValueError(len(images))
+
+    model = Broken()
+    with pytest.raises(ValueError, match=r"^4$"):
+        predict(model, source(4), "test")
+    assert model.training
+
+
+def test_the_transform_is_applied_to_images_before_the_model():
+    plain, _ = predict(Reading(), source(300), "train")
+    changed, labels = predict(Reading(), source(300), "train", transform=lambda x: x / 2)
+    torch.testing.assert_close(changed, plain / 2)
+    assert torch.equal(labels, torch.arange(300) % 2)
+
+
+def test_half_precision_logits_come_back_as_float32():
+    logits, _ = predict(Reading().to(torch.bfloat16), source(4), "test", transform=torch.round)
+    assert logits.dtype == torch.float32
+
+
+def test_accuracy_counts_hits():
+    # Every value above 0 is called "b"; image 0 gives equal logits, and the first class wins.
+    measured = accuracy_on(Reading(), source(10), "test")
+    assert (measured.hits, measured.n) == (6, 10)
+
+
+def test_device_is_that_of_the_parameters():
+    assert device_of(nn.Flatten()) == torch.device("cpu")
+    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+def test_features_are_kept_within_a_gibibyte(monkeypatch):
+    data = source(90)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(32, 3))
+    one_batch = 30 * 2 * 4 * 4 * 4
+    for most, batches in ((2**30, 3), (3 * one_batch, 3), (3 * one_batch - 1, 2), (1, 1)):
+        monkeypatch.setattr(collect, "_MOST_BYTES", most)
+        (kept,) = features_on(model, ["0"], data, batch_size=30, batches=5)
+        assert [tuple(part.shape) for part in kept] == [(30, 2, 4, 4)] * batches
