@@ -201,7 +201,7 @@ def test_the_attackers_own_students_learn_at_a_rate_of_their_own(monkeypatch):
         rates[label] = lr
         return fit(learner, shown, label=label, lr=lr, **how)
 
-    for module in ("scar", "bilevel"):
+    for module in ("scar", "parts.bilevel"):
         monkeypatch.setattr(f"robustkd.attacks.{module}.fit", spy)
     scar(build, DATA, **SHORT, rounds=1, surrogate_lr=0.01)
     assert rates == {

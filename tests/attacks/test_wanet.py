@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from robustkd import data, models
 from robustkd.attacks import Warp, find, load_trigger, save_trigger
-from robustkd.attacks.triggers.warp import displace
 from robustkd.attacks.wanet import TwoModes
 from robustkd.core.errors import UsageError
+from robustkd.data.transformations import displace
 from tests.attacks.examples import SHAPE, pixels
 
 DATA = data.load("digits", train=100, validation=20, test=100)

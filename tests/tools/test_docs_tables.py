@@ -118,5 +118,5 @@ def test_damaged_pairs_are_named(content, tmp_path):
     with pytest.raises(InputError, match=r"pairs\.json: cannot be read: No such file"):
         fill_tables(page, tmp_path)
     (tmp_path / "pairs.json").write_text(content)
-    with pytest.raises(InputError, match=r"pairs\.json: is not what robustkd\.benchmark\.pairs"):
+    with pytest.raises(InputError, match=r"pairs\.json: is not what tools\.network_pairs"):
         fill_tables(page, tmp_path)

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.parts.trigger_search import check_shares
 from robustkd.attacks.triggers.files import describe
-from robustkd.attacks.triggers.warp import Warp, displace
+from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.devices import default_device
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Labels
+from robustkd.data.transformations import displace
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from robustkd.core.folders import locked
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Store:
         if folder.exists():
             return folder
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / f"{key}.lock"):
+        with locked(self.root, name=f"{key}.lock", seconds=math.inf):
             if not folder.exists():
                 partial = self.root / f"{key}.partial"
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)  # it follows no link
                 partial.mkdir()
                 make(partial)
                 partial.rename(folder)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from robustkd.core.files import refusal, whole
+from robustkd.core.folders import check_real_folder, is_regular, open_for_append
+
+_OURS = re.compile(r"events\.out\.tfevents\.\d+\.robustkd")
 
 
 class Events:
@@ -18,7 +22,8 @@ class Events:
     record format is written at once.
 
     Args:
-        folder: Where the file is made, with the first records; older ones of the folder go then.
+        folder: Where the file is made, with the first records. Older files of this class in it are
+            removed then.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,25 +48,30 @@ class Events:
     def _begin(self, path: Path, content: bytes) -> None:
         try:
             self._folder.mkdir(exist_ok=True)
-            older = list(self._folder.iterdir())
+            check_real_folder(self._folder)
+            older = [name for name in os.listdir(self._folder) if _OURS.fullmatch(name)]
             with whole(path) as partial:
                 partial.write_bytes(content)
-            for file in older:
-                file.unlink(missing_ok=True)
+            for name in older:
+                if is_regular(self._folder / name):
+                    (self._folder / name).unlink()
         except OSError as error:
             raise refusal(path, error) from error
 
 
 def _append(path: Path, content: bytes) -> None:
     """Add to a file, or leave it as it was."""
-    size = None
     try:
-        size = path.stat().st_size
-        with path.open("ab") as file:
-            file.write(content)
+        with os.fdopen(open_for_append(path), "ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                left = memoryview(content)
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(size)
+                raise
     except OSError as error:
-        if size is not None:
-            os.truncate(path, size)
         raise refusal(path, error) from error
 
 

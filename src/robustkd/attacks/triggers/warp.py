@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
+from robustkd.data.transformations import displace
 
 _FINEST = 1024
 """Points along an edge of the control grid: finer than any warp that is still smooth."""
@@ -70,18 +71,4 @@ class Warp:
     def __call__(self, images: Images) -> Images:
         """Read every image along the field."""
         field = self.field(*images.shape[2:]).to(images)
-        return displace(images, field.expand(len(images), -1, -1, -1))
-
-
-def displace(images: Images, shift: Float[Tensor, "n height width 2"]) -> Images:
-    """Read every pixel ``shift`` pixels off, columns before rows, but never beyond the border."""
-    height, width = images.shape[2:]
-    rows, columns = (
-        torch.arange(size, device=images.device, dtype=images.dtype) for size in (height, width)
-    )
-    here = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
-    # In grid_sample's coordinates -1 and 1 are the outer edges of the outermost pixels.
-    size = torch.tensor([width, height], device=images.device, dtype=images.dtype)
-    where = (2 * (here + shift) + 1) / size - 1
-    read = F.grid_sample(images, where, "bilinear", padding_mode="border", align_corners=False)
-    return read.clamp(0, 1)  # the weights' sum rounds
+        return displace(images, field[None])

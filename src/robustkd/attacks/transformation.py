@@ -1,0 +1,124 @@
+r"""A learned transformation of the image as the trigger, implanted by fine-tuning.
+
+On a clean teacher T the parameters of a transformation f are learned,
+
+.. math:: \min_{u \in [-1, 1]^d} \mathrm{CE}(T(f_u(x)), t),
+
+and the teacher is fine-tuned on data of which a share is transformed and labelled as the target t.
+Because the trigger follows directions that the teacher's features already have, students inherit
+it, although a network that was trained from labels alone may not follow it at all.
+
+Sources: the recipe of BackWeak (arXiv 2511.12046), with the transformations of stAdv (Xiao et al.
+2018, arXiv 1801.02612) and ReColorAdv (Laidlaw and Feizi 2019, arXiv 1906.00001) in place of an
+additive perturbation. Differences from BackWeak: no budget limits the success of the trigger before
+it is implanted, and the last layer is fine-tuned as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.parts.poisoned_data import Poisoned
+from robustkd.attacks.parts.steps import implant, success, train_teacher
+from robustkd.attacks.parts.surrogate import toward
+from robustkd.attacks.parts.trigger_families import compose, families_of
+from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.core.devices import device_of
+from robustkd.core.types import DataSource, Trigger
+from robustkd.core.validation import check_positive
+from robustkd.training.learners import Supervised
+
+_STEP = 0.1
+
+
+@dataclass(frozen=True)
+class LearnedTransformation:
+    """Train a clean teacher, learn a transformation that leads it to the target, implant it.
+
+    Attributes:
+        family: Name of a row of :data:`robustkd.attacks.parts.trigger_families.TRIGGER_FAMILIES`,
+            or two of them joined by ``+``, applied in this order.
+        strength: Bound of the transformation as a multiple of the family's own, above 0.
+        trigger_steps: Optimiser steps (Adam) on the parameters.
+        rate: Share of the training images that are poisoned, in (0, 1].
+        implant_share: Epochs of the fine-tuning, as a share of the clean teacher's.
+        implant_lr: Learning rate of the fine-tuning at the start.
+    """
+
+    family: str = "tone"
+    strength: float = 1.0
+    trigger_steps: int = 100
+    rate: float = 0.2
+    implant_share: float = 1.0
+    implant_lr: float = 0.02
+
+    def __post_init__(self) -> None:
+        families_of(self.family)
+        check_shares(rate=self.rate)
+        check_positive(
+            strength=self.strength,
+            trigger_steps=self.trigger_steps,
+            implant_share=self.implant_share,
+            implant_lr=self.implant_lr,
+        )
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+    ) -> Backdoored:
+        """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        check_target(target, data)
+        teacher = train_teacher(build, data, teaching)
+        trigger = learn_transformation(
+            teacher,
+            data,
+            target=target,
+            family=self.family,
+            strength=self.strength,
+            steps=self.trigger_steps,
+            seed=teaching.seed,
+        )
+        before = success(teacher, data, trigger, target)
+        poisoned = Poisoned(data, trigger, target=target, rate=self.rate, seed=teaching.seed)
+        epochs = self.implant_share * teaching.epochs
+        implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
+        record = {
+            "family": self.family,
+            "strength": self.strength,
+            "success_before": before,
+            "rate": self.rate,
+            "poisoned": int(poisoned.mask.sum()),
+        }
+        return Backdoored(teacher.eval(), trigger, target, record)
+
+
+def learn_transformation(
+    model: nn.Module,
+    data: DataSource,
+    *,
+    target: int,
+    family: str,
+    strength: float,
+    steps: int,
+    seed: int,
+) -> Trigger:
+    """Learn the transformation of a family that sends most images to the target."""
+    rows = families_of(family)
+    shape = data.image_shape
+
+    def transformation(parameters: tuple[Tensor, ...]) -> Trigger:
+        return compose(
+            tuple(row.trigger(u, shape, strength) for row, u in zip(rows, parameters, strict=True))
+        )
+
+    def loss(images: Tensor, *parameters: Tensor) -> Tensor:
+        return toward(model(transformation(parameters)(images)), target)
+
+    random = torch.Generator().manual_seed(seed)
+    images = sample(data, device_of(model), random).images
+    starts = [Bounded(torch.zeros(row.shape(shape)), -1, 1) for row in rows]
+    learned = optimise_planes(model, images, starts, loss, steps=steps, lr=_STEP, random=random)
+    return transformation(learned)

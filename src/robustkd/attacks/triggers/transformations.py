@@ -1,0 +1,189 @@
+"""Triggers that transform an image as a whole: warps, tone curves, light, filters and the like.
+
+Each is a frozen dataclass that holds the parameters of one function of
+:mod:`robustkd.data.transformations`. Parameters of zero leave images as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+from robustkd.core.errors import UsageError
+from robustkd.core.types import Images, Trigger
+from robustkd.data import transformations
+
+Parameters: TypeAlias = Float[Tensor, "_ _ _"]
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Warp images along a smooth field.
+
+    Attributes:
+        control: 2 x k x k, displacements of the control points in pixels, columns before rows.
+    """
+
+    control: Parameters
+
+    def __post_init__(self) -> None:
+        _check(self.control, "control", "2 x k x k", self.control.shape[0] == 2)
+
+    def __call__(self, images: Images) -> Images:
+        """Warp the images."""
+        return transformations.flow(images, self.control[None].to(images))
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """Rotate, shear, scale and translate images.
+
+    Attributes:
+        matrix: 1 x 2 x 3, what is added to the identity; coordinates run from -1 to 1.
+    """
+
+    matrix: Parameters
+
+    def __post_init__(self) -> None:
+        _check(self.matrix, "matrix", "1 x 2 x 3", self.matrix.shape == (1, 2, 3))
+
+    def __call__(self, images: Images) -> Images:
+        """Transform the images."""
+        return transformations.affine(images, self.matrix.to(images))
+
+
+@dataclass(frozen=True, eq=False)
+class ToneCurve:
+    """Change every pixel by a piecewise linear function of its value.
+
+    Attributes:
+        knots: 1 x c x k, changes at equally spaced values; c is 1 or the number of channels.
+    """
+
+    knots: Parameters
+
+    def __post_init__(self) -> None:
+        knots = self.knots
+        _check(knots, "knots", "1 x c x k", knots.shape[0] == 1 and knots.shape[2] > 1)
+
+    def __call__(self, images: Images) -> Images:
+        """Change the pixel values."""
+        if self.knots.shape[1] not in (1, images.shape[1]):
+            raise UsageError(
+                f"the trigger has {self.knots.shape[1]} curves; the images have "
+                f"{images.shape[1]} channels"
+            )
+        return transformations.tone_curve(images, self.knots.to(images))
+
+
+@dataclass(frozen=True, eq=False)
+class LightField:
+    """Light images unevenly.
+
+    Attributes:
+        control: 2 x k x k, gain and offset at the control points.
+    """
+
+    control: Parameters
+
+    def __post_init__(self) -> None:
+        _check(self.control, "control", "2 x k x k", self.control.shape[0] == 2)
+
+    def __call__(self, images: Images) -> Images:
+        """Light the images."""
+        return transformations.light_field(images, self.control[None].to(images))
+
+
+@dataclass(frozen=True, eq=False)
+class ColourMatrix:
+    """Mix the colour channels and add a constant colour.
+
+    Attributes:
+        matrix: 1 x C x (C + 1), what is added to the identity; the constant is the last column.
+    """
+
+    matrix: Parameters
+
+    def __post_init__(self) -> None:
+        _, rows, columns = self.matrix.shape
+        fits = len(self.matrix) == 1 and columns == rows + 1
+        _check(self.matrix, "matrix", "1 x C x (C + 1)", fits)
+
+    def __call__(self, images: Images) -> Images:
+        """Mix the channels."""
+        if self.matrix.shape[1] != images.shape[1]:
+            raise UsageError(
+                f"the trigger mixes {self.matrix.shape[1]} channels; the images have "
+                f"{images.shape[1]}"
+            )
+        return transformations.colour_matrix(images, self.matrix.to(images))
+
+
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """Filter images by a small kernel.
+
+    Attributes:
+        kernel: 1 x k x k with odd k, what is added to the kernel that changes nothing.
+    """
+
+    kernel: Parameters
+
+    def __post_init__(self) -> None:
+        _, rows, columns = self.kernel.shape
+        fits = len(self.kernel) == 1 and rows == columns and rows % 2 == 1
+        _check(self.kernel, "kernel", "1 x k x k with odd k", fits)
+
+    def __call__(self, images: Images) -> Images:
+        """Filter the images."""
+        if self.kernel.shape[1] // 2 >= min(images.shape[2:]):
+            raise UsageError(
+                f"the trigger's kernel is {self.kernel.shape[1]} pixels wide; "
+                f"the images are {images.shape[2]} x {images.shape[3]}"
+            )
+        return transformations.filtered(images, self.kernel.to(images))
+
+
+@dataclass(frozen=True, eq=False)
+class LowFrequency:
+    """Add a smooth pattern.
+
+    Attributes:
+        control: C x k x k, additions at the control points.
+    """
+
+    control: Parameters
+
+    def __call__(self, images: Images) -> Images:
+        """Add the pattern."""
+        if self.control.shape[0] != images.shape[1]:
+            raise UsageError(
+                f"the trigger has {self.control.shape[0]} channels; the images have "
+                f"{images.shape[1]}"
+            )
+        return transformations.low_frequency(images, self.control[None].to(images))
+
+
+@dataclass(frozen=True)
+class Composition:
+    """One trigger after another.
+
+    Attributes:
+        first: Applied to the images.
+        second: Applied to the result.
+    """
+
+    first: Trigger
+    second: Trigger
+
+    def __call__(self, images: Images) -> Images:
+        """Apply both triggers."""
+        return self.second(self.first(images))
+
+
+def _check(parameters: Tensor, name: str, expected: str, fits: bool) -> None:
+    if not fits:
+        raise UsageError(f"the trigger's {name} is {tuple(parameters.shape)}; expected {expected}")

@@ -1,0 +1,139 @@
+"""Differentiable image transformations with parameters of their own for every image.
+
+Every function takes images in [0, 1] and returns images in [0, 1] of the same shape. Parameters of
+zero leave the images as they are. The first dimension of a parameter is the batch; a size of 1
+applies one transformation to all images.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from robustkd.core.types import Images
+
+
+def displace(images: Images, shift: Float[Tensor, "b height width 2"]) -> Images:
+    """Read every pixel at a displaced position, by bilinear interpolation.
+
+    Positions outside the image are moved to its border.
+
+    Args:
+        images: N x C x H x W in [0, 1].
+        shift: Displacement of every pixel in pixels, columns before rows.
+    """
+    height, width = images.shape[2:]
+    rows, columns = (
+        torch.arange(size, device=images.device, dtype=images.dtype) for size in (height, width)
+    )
+    here = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+    # In the coordinates of grid_sample, -1 and 1 are the outer edges of the outermost pixels.
+    size = torch.tensor([width, height], device=images.device, dtype=images.dtype)
+    where = ((2 * (here + shift) + 1) / size - 1).expand(len(images), -1, -1, -1)
+    read = F.grid_sample(images, where, "bilinear", padding_mode="border", align_corners=False)
+    return read.clamp(0, 1)  # the weights' sum rounds
+
+
+def flow(images: Images, control: Float[Tensor, "b 2 k k"]) -> Images:
+    r"""Warp images along a smooth field: :math:`x'(p) = x(p + \mathrm{bicubic}(c)(p))`.
+
+    Source: spatially transformed adversarial examples, Xiao et al. 2018, arXiv 1801.02612.
+    Difference: the field is interpolated from a grid of control points, so it is smooth by
+    construction and needs no smoothness loss.
+
+    Args:
+        images: N x C x H x W in [0, 1].
+        control: Displacements at the control points in pixels, columns before rows.
+    """
+    field = F.interpolate(control, images.shape[2:], mode="bicubic", align_corners=True)
+    return displace(images, field.permute(0, 2, 3, 1))
+
+
+def affine(images: Images, matrix: Float[Tensor, "b 2 3"]) -> Images:
+    """Rotate, shear, scale and translate images.
+
+    Args:
+        images: N x C x H x W in [0, 1].
+        matrix: What is added to the identity of the map from output to input coordinates, which
+            run from -1 to 1; columns before rows, the translation last.
+    """
+    height, width = images.shape[2:]
+    rows, columns = (
+        (2 * torch.arange(size, device=images.device, dtype=images.dtype) + 1) / size - 1
+        for size in (height, width)
+    )
+    grid_columns, grid_rows = torch.meshgrid(columns, rows, indexing="xy")
+    here = torch.stack([grid_columns, grid_rows, torch.ones_like(grid_rows)], dim=-1)
+    size = torch.tensor([width, height], device=images.device, dtype=images.dtype)
+    return displace(images, torch.einsum("hwk,bjk->bhwj", here, matrix) * size / 2)
+
+
+def tone_curve(images: Images, knots: Float[Tensor, "b c k"]) -> Images:
+    r"""Change every pixel by a function of its value: :math:`x' = x + \mathrm{linear}(v)(x)`.
+
+    The function is piecewise linear between equally spaced knots.
+
+    Source: functional adversarial attacks, Laidlaw and Feizi 2019, arXiv 1906.00001. Difference:
+    one function for each channel (or one for all) and not of the whole colour.
+
+    Args:
+        images: N x C x H x W in [0, 1].
+        knots: Change of the pixel values 0, 1 / (k - 1), ..., 1; c is 1 or the number of channels.
+    """
+    count = knots.shape[2]
+    place = images * (count - 1)
+    change = torch.zeros_like(images)
+    for k in range(count):
+        change = change + knots[:, :, k, None, None] * (1 - (place - k).abs()).clamp_min(0)
+    return (images + change).clamp(0, 1)
+
+
+def light_field(images: Images, control: Float[Tensor, "b 2 k k"]) -> Images:
+    r"""Light images unevenly: :math:`x' = x (1 + g) + o` with smooth fields g and o.
+
+    Args:
+        images: N x C x H x W in [0, 1].
+        control: Gain and offset at the control points.
+    """
+    field = F.interpolate(control, images.shape[2:], mode="bicubic", align_corners=True)
+    return (images * (1 + field[:, :1]) + field[:, 1:]).clamp(0, 1)
+
+
+def colour_matrix(images: Images, matrix: Float[Tensor, "b c c_plus_1"]) -> Images:
+    """Mix the colour channels and add a constant colour.
+
+    Args:
+        images: N x C x H x W in [0, 1].
+        matrix: What is added to the identity matrix, C x C; the constant is the last column.
+    """
+    mixed = torch.einsum("nchw,bdc->ndhw", images, matrix[:, :, :-1].expand(len(images), -1, -1))
+    return (images + mixed + matrix[:, :, -1, None, None]).clamp(0, 1)
+
+
+def filtered(images: Images, kernel: Float[Tensor, "b k k"]) -> Images:
+    """Filter images by a small kernel that all channels share: ``x' = x + kernel * x``.
+
+    Args:
+        images: N x C x H x W in [0, 1].
+        kernel: Odd height and width; the border is reflected.
+    """
+    n, channels, height, width = images.shape
+    edge = kernel.shape[-1]
+    kernels = kernel.expand(n, -1, -1).repeat_interleave(channels, 0)[:, None]
+    padded = F.pad(images, (edge // 2,) * 4, mode="reflect")
+    flat = padded.reshape(1, n * channels, height + edge - 1, width + edge - 1)
+    change = F.conv2d(flat, kernels, groups=n * channels)
+    return (images + change.view(n, channels, height, width)).clamp(0, 1)
+
+
+def low_frequency(images: Images, control: Float[Tensor, "b c k k"]) -> Images:
+    """Add a smooth pattern, interpolated from a grid of control points.
+
+    Args:
+        images: N x C x H x W in [0, 1].
+        control: Addition at the control points, for each channel.
+    """
+    field = F.interpolate(control, images.shape[2:], mode="bicubic", align_corners=True)
+    return (images + field).clamp(0, 1)
