@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from robustkd import data, models
 from robustkd.core.devices import device_of
 from robustkd.core.files import make_folder, write_json
-from robustkd.core.methods import Preset
+from robustkd.core.methods import Method
 from robustkd.data import InMemory
 from robustkd.models.features import taps
 from robustkd.pipeline import run_folder
@@ -183,7 +183,7 @@ def measure(
         teacher,
         models.builder(source)(student, seed + 1),
         source,
-        Preset(
+        Method(
             name,
             losses=how.losses or {losses: 1.0},
             detox=how.detox,

@@ -17,7 +17,7 @@ from statistics import median
 from robustkd import data, models
 from robustkd.core.environment import environment
 from robustkd.core.files import make_folder, write_json
-from robustkd.core.methods import preset
+from robustkd.core.methods import find_method
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.student import make_student
 from robustkd.training.learners import Supervised
@@ -46,7 +46,7 @@ def main() -> None:
             teacher,
             build("wrn-10-1", seed),
             source,
-            preset(method),
+            find_method(method),
             training={"epochs": given.epochs, "batch_size": 64, "precision": "bf16"},
             detoxing={"steps": 40},
             seed=seed,

@@ -67,7 +67,7 @@ SECRETS = re.compile("trigger|target|attack|poison|backdoor", re.IGNORECASE)
         ("pipeline.student", "make_student"),
         ("pipeline.run", "distill_file"),
         ("pipeline.student", "Made"),
-        ("core.methods", "Preset"),
+        ("core.methods", "Method"),
     ],
 )
 def test_no_defence_has_a_place_for_a_secret(module, name):

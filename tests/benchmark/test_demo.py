@@ -18,7 +18,7 @@ from robustkd import cli, models, report
 from robustkd.attacks import load_trigger
 from robustkd.benchmark import PROTOCOLS, Protocol, measure
 from robustkd.benchmark import demo as the_demo
-from robustkd.core.methods import PRESETS
+from robustkd.core.methods import METHODS
 
 TINY = Protocol(
     data="digits",
@@ -32,7 +32,7 @@ TINY = Protocol(
     training={"epochs": 1, "batch_size": 40},
     detoxing={"steps": 1},
 )
-METHODS = ["teacher", *the_demo.METHODS]
+SHOWN = ["teacher", *the_demo.SHOWN]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def demo(told) -> Path:
 def test_every_method_and_seed_is_told_with_all_figures(demo):
     results = report.read(demo)
     assert [(run.seed, run.method) for run in results.runs] == [
-        (seed, method) for seed in (0, 1) for method in METHODS
+        (seed, method) for seed in (0, 1) for method in SHOWN
     ]
     for run in results.runs:
         assert (run.data, run.pair, run.attack) == ("digits", "wrn-10-1 to wrn-10-1", "ckd")
@@ -67,7 +67,7 @@ def test_every_method_and_seed_is_told_with_all_figures(demo):
         assert run.seconds > 0
     assert set(results.records) == {
         "classes",
-        *(f"{method}/{seed}" for method in METHODS for seed in (0, 1)),
+        *(f"{method}/{seed}" for method in SHOWN for seed in (0, 1)),
     }
     assert results.config == TINY.settings() | {"seeds": 2}
     assert results.environment["torch"] == torch.__version__
@@ -75,7 +75,7 @@ def test_every_method_and_seed_is_told_with_all_figures(demo):
 
 def test_seeds_are_aggregated_by_method(demo):
     rows = report.aggregate(report.read(demo).runs)
-    assert {row.method: row.acc.n for row in rows} == dict.fromkeys(METHODS, 2)
+    assert {row.method: row.acc.n for row in rows} == dict.fromkeys(SHOWN, 2)
     assert {row.asr.n for row in rows} == {2}
     assert "(mean of 2 seeds)" in report.headline(rows)
 
@@ -85,14 +85,14 @@ def test_each_seed_has_its_models_trigger_and_log(demo):
         found = {path.name for path in (demo / f"seed-{seed}").iterdir()}
         assert found == {
             "trigger.safetensors",
-            *(f"{method}.safetensors" for method in METHODS),
-            *(f"{method}.metrics.jsonl" for method in the_demo.METHODS),
+            *(f"{method}.safetensors" for method in SHOWN),
+            *(f"{method}.metrics.jsonl" for method in the_demo.SHOWN),
         }
     teachers = [(demo / f"seed-{seed}" / "teacher.safetensors").read_bytes() for seed in (0, 1)]
     assert teachers[0] != teachers[1]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SHOWN)
 def test_saved_models_and_trigger_give_the_figures_again(demo, method):
     folder = demo / "seed-1"
     trigger, target = load_trigger(folder / "trigger.safetensors")
@@ -107,14 +107,14 @@ def test_saved_models_and_trigger_give_the_figures_again(demo, method):
 def test_arrays_are_those_of_the_first_seed(demo):
     with np.load(demo / "arrays.npz") as arrays:
         masked = {name.rsplit("/", 1)[0] for name in arrays if name.startswith("mask/")}
-        assert masked == {f"mask/{name}" for name in METHODS[1:] if PRESETS[name].detox}
+        assert masked == {f"mask/{name}" for name in SHOWN[1:] if METHODS[name].detox}
         assert set(arrays) >= {
             "images",
             "labels",
             "triggered",
             "trigger_mask",
             "trigger_pattern",
-            *(f"predictions/{method}" for method in METHODS),
+            *(f"predictions/{method}" for method in SHOWN),
         }
         trigger, target = load_trigger(demo / "seed-0" / "trigger.safetensors")
         images = torch.from_numpy(arrays["images"])
@@ -131,14 +131,14 @@ def test_the_report_stands_beside_the_results(demo):
     names = sorted(path.name for path in demo.iterdir())
     assert names == ["arrays.npz", "report.html", "results.json", "seed-0", "seed-1"]
     page = (demo / "report.html").read_text()
-    assert all(method in page for method in METHODS)
+    assert all(method in page for method in SHOWN)
     assert "no-such-method" not in page
 
 
 def test_the_command_tells_progress_table_report_and_headline(told):
     folder, out, err = told
     words = [line.split() for line in err.splitlines()]
-    expected = [["seed", str(seed), method] for seed in (0, 1) for method in METHODS]
+    expected = [["seed", str(seed), method] for seed in (0, 1) for method in SHOWN]
     assert [line[:3] for line in words] == expected
     assert "Report: demo-2/report.html" in out.splitlines()
     assert report.headline(report.aggregate(report.read(folder).runs)) in " ".join(out.split())

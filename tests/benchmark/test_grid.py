@@ -13,7 +13,7 @@ from robustkd.attacks import ATTACKS
 from robustkd.benchmark import Cell, load_grid
 from robustkd.benchmark.cells import TEACHER
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.methods import PRESETS
+from robustkd.core.methods import METHODS, DetoxSettings, HardeningSettings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BLOCK = {
@@ -169,31 +169,31 @@ def test_the_teachers_own_cell_does_not_depend_on_how_students_learn(tmp_path):
 
 def test_a_method_that_cleans_nothing_does_not_depend_on_how_others_clean(tmp_path):
     cell = load(tmp_path, BLOCK)[1]
-    assert PRESETS[cell.method].detox is None
+    assert METHODS[cell.method].detox is None
     assert replace(cell, detoxing={"steps": 9}).name == cell.name
 
 
 def test_what_a_name_follows_from_can_be_written_down(tmp_path):
-    for cell in load(tmp_path, BLOCK | {"methods": list(PRESETS)}):
+    for cell in load(tmp_path, BLOCK | {"methods": list(METHODS)}):
         assert json.loads(json.dumps(cell.configuration()))["method"] == cell.method
 
 
 def test_a_preset_that_changes_is_another_cell(tmp_path, monkeypatch):
     cell = load(tmp_path, BLOCK)[2]
     before = cell.name
-    changed = replace(PRESETS["default"], hardening={"epsilon": 0.5})
-    monkeypatch.setitem(PRESETS, "default", changed)
+    changed = replace(METHODS["default"], hardening=HardeningSettings(epsilon=0.5))
+    monkeypatch.setitem(METHODS, "default", changed)
     assert cell.name != before
 
 
 @pytest.mark.parametrize(
     ("attack", "part", "other"),
     [
-        ("adaptive-harden", {"hardening": {"epsilon": 0.5}}, True),
-        ("adaptive", {"hardening": {"epsilon": 0.5}}, True),
-        ("adaptive-detox", {"hardening": {"epsilon": 0.5}}, False),
-        ("adaptive-detox", {"detox": {"cap": 0.5}}, True),
-        ("ckd", {"hardening": {"epsilon": 0.5}}, False),
+        ("adaptive-harden", {"hardening": HardeningSettings(epsilon=0.5)}, True),
+        ("adaptive", {"hardening": HardeningSettings(epsilon=0.5)}, True),
+        ("adaptive-detox", {"hardening": HardeningSettings(epsilon=0.5)}, False),
+        ("adaptive-detox", {"detox": DetoxSettings(cap=0.5)}, True),
+        ("ckd", {"hardening": HardeningSettings(epsilon=0.5)}, False),
     ],
 )
 def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
@@ -203,7 +203,7 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
     cells = load(tmp_path, {**BLOCK, "attacks": {attack: {}}, "methods": ["no-teacher", "kd"]})
     before = [(cell.name, cell.teacher.configuration()) for cell in cells]
     for name in ("default", "both"):
-        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], **part))
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], **part))
     after = [(cell.name, cell.teacher.configuration()) for cell in cells]
     assert [one[0] != two[0] for one, two in zip(before, after, strict=True)] == [other] * 6
     assert (before[0][1] != after[0][1]) is other

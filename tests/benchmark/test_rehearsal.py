@@ -10,7 +10,7 @@ import torch
 from robustkd import data, models
 from robustkd.attacks import ATTACKS, find
 from robustkd.benchmark import informed, rehearsal
-from robustkd.core.methods import PRESETS
+from robustkd.core.methods import METHODS
 from robustkd.models.features import taps
 from robustkd.pipeline.student import Made
 
@@ -26,7 +26,7 @@ def build() -> models.Classifier:
 def told(attack: str, method: str = "both"):
     return informed(
         ATTACKS[attack].takes,
-        PRESETS[method],
+        METHODS[method],
         build_student=build,
         training={"epochs": 1, "batch_size": 50},
         detoxing={"steps": 2, "raises": 0, "bisections": 0},
@@ -78,7 +78,7 @@ def test_half_of_the_work_is_rehearsed_and_no_teacher_is_cleaned_twice(attack, c
     training, detoxing = {"epochs": 3, "lr": 0.1}, {"steps": 40, "lr": 0.2}
     known = informed(
         ATTACKS[attack].takes,
-        PRESETS["both"],
+        METHODS["both"],
         build_student=build,
         training=training,
         detoxing=detoxing,
@@ -88,7 +88,7 @@ def test_half_of_the_work_is_rehearsed_and_no_teacher_is_cleaned_twice(attack, c
     assert asked["detoxing"] == {"steps": 20, "lr": 0.2}
     assert (training["epochs"], detoxing["steps"]) == (3, 40)
     assert (asked["how"].detox is not None) is cleans
-    assert asked["how"].hardening == PRESETS["both"].hardening
+    assert asked["how"].hardening == METHODS["both"].hardening
 
 
 @pytest.mark.parametrize("attack", ["adaptive-detox", "adaptive-harden", "adaptive"])

@@ -19,7 +19,7 @@ from robustkd import cli, data, models
 from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, save_trigger
 from robustkd.benchmark import attacked_teachers
 from robustkd.core.errors import TrainingError
-from robustkd.core.methods import PRESETS
+from robustkd.core.methods import METHODS
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.metrics import Proportion
@@ -211,10 +211,10 @@ def test_list_names_everything_within_80_columns(robustkd):
     assert (said.code, said.err) == (0, "")
     assert max(len(line) for line in said.out.splitlines()) <= 80
     words = set(said.out.split())
-    assert words >= {*data.names(), *PRESETS, *ATTACKS, "wrn-DEPTH-WIDTH"}
+    assert words >= {*data.names(), *METHODS, *ATTACKS, "wrn-DEPTH-WIDTH"}
     listed = json.loads(robustkd("list", "--json").out)
     assert list(listed) == ["data", "models", "methods", "losses", "attacks"]
-    assert list(listed["methods"]) == list(PRESETS)
+    assert list(listed["methods"]) == list(METHODS)
     assert all("\n" not in line for kind in listed.values() for line in kind.values())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from robustkd import data, models
-from robustkd.core.methods import PRESETS
+from robustkd.core.methods import METHODS
 from robustkd.pipeline import dry_run
 from robustkd.pipeline.student import make_student
 from robustkd.training.learners import Supervised
@@ -39,9 +39,9 @@ def plan(teacher_file: Path, method: str):
 
 def test_the_plan_counts_every_phase(teacher_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    how = PRESETS["both"]
-    brief = replace(how, detox={**how.detox, "steps": 10, "raises": 2, "bisections": 1})
-    monkeypatch.setitem(PRESETS, "both", brief)
+    how = METHODS["both"]
+    brief = replace(how, detox=replace(how.detox, steps=10, raises=2, bisections=1))
+    monkeypatch.setitem(METHODS, "both", brief)
     found = plan(teacher_file, "both")
     assert list(found) == [
         *("teacher", "student", "data", "detoxify", "distil", "validate", "estimate")

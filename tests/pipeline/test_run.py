@@ -14,7 +14,7 @@ import torch
 
 from robustkd import data, models, report
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.methods import PRESETS, Preset
+from robustkd.core.methods import METHODS, Method
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import run_folder
 from robustkd.pipeline import student as making
@@ -73,10 +73,10 @@ def run(teacher_file: Path, out: Path, **changes) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(teacher_file, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("runs") / "both"
-    how = PRESETS["both"]
-    brief = replace(how, detox={**how.detox, "steps": 2})
+    how = METHODS["both"]
+    brief = replace(how, detox=replace(how.detox, steps=2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "both", brief)
+        patch.setitem(METHODS, "both", brief)
         return out, run(teacher_file, out, method="both", seed=5)
 
 
@@ -92,8 +92,8 @@ def test_the_folder_is_complete_and_the_results_are_those_on_disk(finished):
 
 def test_named_taps_are_what_is_cleaned_and_imitated(teacher_file, tmp_path, monkeypatch):
     named = ("network.groups.1.0.bn1", "network.bn")
-    brief = replace(PRESETS["paper"], detox={**PRESETS["paper"].detox, "steps": 1, "raises": 0})
-    monkeypatch.setitem(PRESETS, "paper", brief)
+    brief = replace(METHODS["paper"], detox=replace(METHODS["paper"].detox, steps=1, raises=0))
+    monkeypatch.setitem(METHODS, "paper", brief)
     made: list[tuple[str, ...]] = []
     paired = distillation.pair_of
 
@@ -227,24 +227,24 @@ def test_a_used_folder_stays_as_it_was(teacher_file, tmp_path):
 # make_student, below it.
 
 
-def made(how: Preset, **changes):
+def made(how: Method, **changes):
     teacher = build(1)
     settings = {"training": {"epochs": 1, "batch_size": 64}, "detoxing": {"steps": 2}}
     return make_student(teacher, build(0), CLEAN, how, **(settings | changes))
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(METHODS))
 def test_every_preset_makes_a_student(name):
-    found = made(PRESETS[name])
+    found = made(METHODS[name])
     assert not any(module.training for module in found.student.modules())
-    assert (found.detoxified is not None) == (PRESETS[name].detox is not None)
-    assert ("detox" in found.record) == (PRESETS[name].detox is not None)
-    assert ("harden" in found.record["epochs"][0]) == (PRESETS[name].hardening is not None)
-    assert set(PRESETS[name].losses) <= set(found.record["epochs"][0])
+    assert (found.detoxified is not None) == (METHODS[name].detox is not None)
+    assert ("detox" in found.record) == (METHODS[name].detox is not None)
+    assert ("harden" in found.record["epochs"][0]) == (METHODS[name].hardening is not None)
+    assert set(METHODS[name].losses) <= set(found.record["epochs"][0])
     json.dumps(found.record)
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(METHODS))
 def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
     """Whoever teaches is the cleaned teacher where the preset cleans, and else the one given."""
     teachers = []
@@ -254,7 +254,7 @@ def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
         return distill(student, clean, teacher=teacher, **settings)
 
     monkeypatch.setattr(making, "distill", watched)
-    how, given = PRESETS[name], build(1)
+    how, given = METHODS[name], build(1)
     settings = {"training": {"epochs": 1, "batch_size": 100}, "detoxing": {"steps": 1}}
     found = make_student(given, build(0), CLEAN, how, **settings)
     (teacher,) = teachers
@@ -263,7 +263,7 @@ def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
 
 def test_a_preset_outranks_what_depends_on_the_data():
     """A mask of at most 0.01 whatever is asked; the first optimiser step alone goes further."""
-    how = Preset("", losses={"kd": 1.0}, detox={"cap": 0.01, "lr": 0.5})
+    how = Method("", losses={"kd": 1.0}, detox={"cap": 0.01, "lr": 0.5})
     found = made(how, detoxing={"steps": 1, "cap": 1.0})
     assert max(found.record["detox"]["mean_mask"]) <= 0.01
 
@@ -272,7 +272,7 @@ def test_the_untrusted_teacher_is_not_changed():
     teacher = build(1)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     settings = {"training": {"epochs": 1}, "detoxing": {"steps": 1}}
-    make_student(teacher, build(0), CLEAN, PRESETS["default"], **settings)
+    make_student(teacher, build(0), CLEAN, METHODS["default"], **settings)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
@@ -295,9 +295,9 @@ def interrupted(teacher_file: Path, out: Path, wants: int, **changes) -> str:
 
 
 def test_detoxification_is_not_repeated(finished, teacher_file, tmp_path, monkeypatch):
-    how = PRESETS["both"]
-    brief = replace(how, detox={**how.detox, "steps": 2})
-    monkeypatch.setitem(PRESETS, "both", brief)
+    how = METHODS["both"]
+    brief = replace(how, detox=replace(how.detox, steps=2))
+    monkeypatch.setitem(METHODS, "both", brief)
     out, again = tmp_path / "run", {"method": "both", "seed": 5}
     said = interrupted(teacher_file, out, 2, **again)
     assert said == f"interrupted; go on with: robustkd distill --resume {out}"
@@ -312,9 +312,9 @@ def test_detoxification_is_not_repeated(finished, teacher_file, tmp_path, monkey
 
 
 def test_a_kill_within_detoxification_restarts_it(finished, teacher_file, tmp_path, monkeypatch):
-    how = PRESETS["both"]
-    brief = replace(how, detox={**how.detox, "steps": 2})
-    monkeypatch.setitem(PRESETS, "both", brief)
+    how = METHODS["both"]
+    brief = replace(how, detox=replace(how.detox, steps=2))
+    monkeypatch.setitem(METHODS, "both", brief)
     out, again = tmp_path / "run", {"method": "both", "seed": 5}
 
     def killed(*_, **__):

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from robustkd.report import METHODS, Run, aggregate, grid_files, summaries
+from robustkd.core.methods import METHODS
+from robustkd.report import Run, aggregate, grid_files, summaries
 from robustkd.report.comparison import (
     PARTS,
     ablation_table,
@@ -276,7 +277,7 @@ def test_all_files_are_the_same_every_time_and_the_figure_is_an_svg():
 
 
 def test_the_figure_shows_every_method_however_many_there_are():
-    methods = [*METHODS, "nad", "anp", "fine-pruning"]
+    methods = ["teacher", *METHODS, "nad", "anp", "fine-pruning"]
     found = aggregate(Run(**make_run(method=method, acc=0.9, asr=0.5)) for method in methods)
     shown = grid_files(found)["acc-asr.svg"]
     for row in found:

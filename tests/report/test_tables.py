@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from robustkd.report import METHODS, Run, aggregate, console_table, markdown_table
+from robustkd.core.methods import METHODS
+from robustkd.report import Run, aggregate, console_table, markdown_table
 from robustkd.report.tables import UNKNOWN, short_count
 
 from .conftest import SCORES, make_run
@@ -22,12 +23,12 @@ def widest_rows(seeds):
     widest = {"acc": 1.0, "asr": 1.0, "ra": 1.0, "params": 36_479_219, "n_asr": 100}
     return aggregate(
         Run(**make_run(method=method, seed=seed, **widest))
-        for i, method in enumerate(METHODS)
+        for i, method in enumerate(["teacher", *METHODS])
         for seed in range(seeds[i])
     )
 
 
-COUNT = len(METHODS)
+COUNT = 1 + len(METHODS)
 
 
 @pytest.mark.parametrize(

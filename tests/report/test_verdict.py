@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from robustkd.core.methods import PRESETS
+from robustkd.core.methods import METHODS
 from robustkd.report import Run, aggregate, headline
 
 from .conftest import make_rows, make_run
@@ -116,7 +116,7 @@ def test_one_setting(scores, said):
     assert headline(make_rows(**scores)) == said
 
 
-@pytest.mark.parametrize("method", [name for name, how in PRESETS.items() if how.losses])
+@pytest.mark.parametrize("method", [name for name, how in METHODS.items() if how.losses])
 def test_no_student_with_a_teacher_is_passed_over(method):
     rows = aggregate([Run(**make_run(method="teacher")), Run(**make_run(method=method, acc=0.5))])
     assert "50.0 % accuracy" in headline(rows)

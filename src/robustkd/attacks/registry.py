@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
@@ -14,10 +13,13 @@ from robustkd.attacks.base import Attack, Backdoored, Build, Teaching
 from robustkd.attacks.cheatkd import CKD
 from robustkd.attacks.data_poisoning import CleanLabel, DirtyLabel
 from robustkd.attacks.latent import Latent
+from robustkd.attacks.parts.trigger_families import TRIGGER_FAMILIES
 from robustkd.attacks.scar import OSCAR, SCAR
+from robustkd.attacks.transformation import LearnedTransformation
 from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend
 from robustkd.attacks.wanet import WaNet
 from robustkd.core.errors import UsageError
+from robustkd.core.names import nearest
 from robustkd.core.types import DataSource
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -25,6 +27,11 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "float": ((int, float), "a number"),
     "str": ((str,), "a word"),
 }
+TRANSFORMATIONS: Mapping[str, str] = {
+    **{name: row.summary for name, row in TRIGGER_FAMILIES.items() if row.image_wide},
+    "flow+tone": "smooth warp, then tone curve",
+}
+"""Learned transformations that the table of attacks has, by family."""
 _TEACHING = tuple(field.name for field in fields(Teaching))
 
 
@@ -105,6 +112,10 @@ ATTACKS: dict[str, Row] = {
     "blend": Row(DirtyLabel(Blend()), "faint noise over the picture, dirty labels; a control"),
     "sig": Row(CleanLabel(SIG()), "sinusoidal stripe, clean labels; a control", revision=1),
     "wanet": Row(WaNet(), "smooth warp of the picture, dirty labels; a control"),
+    **{
+        family: Row(LearnedTransformation(family), f"learned transformation: {summary}")
+        for family, summary in TRANSFORMATIONS.items()
+    },
     "ckd": Row(CKD(), "learned trigger on the teacher's strongest channels; survives distillation"),
     "latent": Row(Latent(), "learned trigger that imitates the target's features"),
     "backweak": Row(
@@ -156,6 +167,4 @@ def find(name: str) -> Row:
     """
     if name in ATTACKS:
         return ATTACKS[name]
-    near = difflib.get_close_matches(name, ATTACKS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(ATTACKS)}"
-    raise UsageError(f"unknown attack {name!r}; {hint}")
+    raise UsageError(f"unknown attack {name!r}; {nearest(name, ATTACKS)}")

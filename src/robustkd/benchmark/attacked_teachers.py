@@ -18,7 +18,7 @@ from robustkd.benchmark.rows import measured_run
 from robustkd.core.environment import environment
 from robustkd.core.errors import UsageError
 from robustkd.core.files import new_folder, write_json
-from robustkd.core.methods import preset
+from robustkd.core.methods import find_method
 from robustkd.core.types import DataSource
 
 _SURROGATE_SEED = 10_000
@@ -79,7 +79,7 @@ def run_attack(
     if rehearsal is not None:
         extra = informed(
             attack.takes,
-            preset(rehearsal.method),
+            find_method(rehearsal.method),
             build_student=build_surrogate,
             training=rehearsal.training,
             detoxing=rehearsal.detoxing,

@@ -17,7 +17,7 @@ from typing import Any
 
 from robustkd.attacks import find
 from robustkd.benchmark.attacked_teachers import Rehearsal
-from robustkd.core.methods import preset
+from robustkd.core.methods import find_method, stated
 from robustkd.core.types import Split
 from robustkd.training.precision import Precision
 
@@ -128,7 +128,7 @@ class Cell:
             own = asdict(replace(self, training={}, detoxing={}))
             return {"format": FORMAT, **own, **teacher}
         # A method that cleans nothing is the same however long the others clean.
-        cleans = preset(self.method).detox is not None
+        cleans = find_method(self.method).detox is not None
         relevant = self if cleans else replace(self, detoxing={})
         return {
             "format": FORMAT,
@@ -140,10 +140,11 @@ class Cell:
 
 def _parts(method: str) -> dict[str, Any]:
     """What a preset does, in JSON values."""
-    how = preset(method)
-    hardening = None if how.hardening is None else {**how.hardening, "revision": _HARDENED}
-    parts = {"losses": how.losses, "detox": how.detox, "hardening": hardening}
-    return {name: None if part is None else dict(part) for name, part in parts.items()}
+    how = find_method(method)
+    hardening = stated(how.hardening)
+    if hardening is not None:
+        hardening["revision"] = _HARDENED
+    return {"losses": dict(how.losses), "detox": stated(how.detox), "hardening": hardening}
 
 
 def digest(configuration: Mapping[str, Any]) -> str:

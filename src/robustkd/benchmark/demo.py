@@ -20,12 +20,12 @@ from robustkd.benchmark.rows import measured_run
 from robustkd.core.devices import device_of
 from robustkd.core.environment import environment
 from robustkd.core.files import new_folder, write_json
-from robustkd.core.methods import PRESETS
+from robustkd.core.methods import METHODS
 from robustkd.core.types import DataSource
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 
-METHODS = ("no-teacher", "ofd", "kd", "paper", "default")
+SHOWN = ("no-teacher", "ofd", "kd", "paper", "default")
 """What the demo shows beside the teacher itself."""
 _SHOWN = 8
 
@@ -65,7 +65,7 @@ class _Story:
             # Every method's student starts from the same weights.
             self.build(self.setting.student, self.seed + 1),
             self.data,
-            PRESETS[method],
+            METHODS[method],
             training=self.setting.training,
             detoxing=self.setting.detoxing,
             seed=self.seed,
@@ -180,7 +180,7 @@ def _tell_story(story: _Story) -> Iterator[str]:
     backdoored = story.attack()
     story.show_trigger(backdoored)
     yield _line(story.found[-1])
-    for method in METHODS:
+    for method in SHOWN:
         story.learn(method, backdoored)
         yield _line(story.found[-1])
 

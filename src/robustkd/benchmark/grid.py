@@ -25,7 +25,7 @@ from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError
-from robustkd.core.methods import PRESETS, preset
+from robustkd.core.methods import METHODS, method_name
 from robustkd.core.types import Split
 from robustkd.core.validation import check_positive
 from robustkd.core.yaml_files import read_yaml
@@ -113,9 +113,7 @@ class Block(BaseModel):
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, methods: list[str]) -> list[str]:
-        for name in methods:
-            preset(name)
-        return methods
+        return [method_name(name) for name in methods]
 
     def cells(self) -> Iterator[Cell]:
         """Every cell; those of one teacher come one after the other, the teacher's own first."""
@@ -144,7 +142,7 @@ class Block(BaseModel):
         method = expected_method(takes)
         if method is None:
             return None
-        detoxing = self.detoxing if PRESETS[method].detox is not None else {}
+        detoxing = self.detoxing if METHODS[method].detox is not None else {}
         return Rehearsal(_at_own_rate(self.training, student), method, detoxing)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 
 from robustkd.attacks.adaptive import Cleaned
 from robustkd.attacks.parts.surrogate import fresh
-from robustkd.core.methods import Preset
+from robustkd.core.methods import DetoxSettings, Method
 from robustkd.core.types import DataSource
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import detoxify
@@ -32,7 +32,7 @@ def expected_method(takes: Collection[str]) -> str | None:
 
 def informed(
     takes: Collection[str],
-    how: Preset,
+    how: Method,
     *,
     build_student: Callable[[], nn.Module],
     training: Mapping[str, Any],
@@ -60,9 +60,8 @@ def informed(
     training, detoxing = _shorter(training), _shorter(detoxing or {})
 
     def clean_teacher(teacher: nn.Module, data: DataSource) -> Cleaned:
-        cleaned = detoxify(
-            teacher, data, seed=seed + _APART, **{**detoxing, **(how.detox or {})}
-        ).teacher
+        settings = asdict(replace(how.detox or DetoxSettings(), **detoxing))
+        cleaned = detoxify(teacher, data, seed=seed + _APART, **settings).teacher
         return Cleaned(cleaned, dict(zip(cleaned.locations, cleaned.masks, strict=True)))
 
     def train_surrogate(teacher: nn.Module, data: DataSource) -> nn.Module:

@@ -24,7 +24,7 @@ from robustkd.core.devices import default_device
 from robustkd.core.environment import environment
 from robustkd.core.errors import RobustKDError
 from robustkd.core.files import write_json
-from robustkd.core.methods import preset
+from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.data import InMemory
 from robustkd.pipeline.student import make_student
@@ -108,7 +108,7 @@ def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, dict[str, Any
 
 
 def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, dict[str, Any]]:
-    how, setting = preset(cell.method), cell.teacher.setting
+    how, setting = find_method(cell.method), cell.teacher.setting
 
     def make(folder: Path) -> None:
         made = make_student(

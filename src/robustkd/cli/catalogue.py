@@ -6,7 +6,7 @@ import torch
 
 from robustkd import models
 from robustkd.attacks import ATTACKS
-from robustkd.core.methods import PRESETS
+from robustkd.core.methods import METHODS
 from robustkd.data import PICTURES, SOURCES
 from robustkd.models import FAMILIES
 from robustkd.models.features.collect import layouts_of
@@ -27,7 +27,7 @@ def catalogue() -> dict[str, dict[str, str]]:
             )
             for name, family in FAMILIES.items()
         },
-        "methods": {name: preset.summary for name, preset in PRESETS.items()},
+        "methods": {name: method.summary for name, method in METHODS.items()},
         "losses": dict(LOSSES),
         "attacks": {name: row.summary for name, row in ATTACKS.items()},
     }

@@ -1,98 +1,229 @@
-"""Named ways to make a student, each a fixed combination of the parts.
+"""The methods that make a student, one row each.
 
-A preset says what is cleaned, what is imitated and what is withstood. How long and how fast a
-student learns is not part of it, so that presets can be compared at equal cost.
+A method says what the student learns from, whether the teacher is cleaned first, and whether the
+student is hardened. How long and how fast a student learns is not part of it, so that methods can
+be compared at equal cost. A new method is one row of :data:`METHODS` and nothing else: the command
+line, ``robustkd list``, grids, tables and reports read the row.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Literal, TypeAlias
 
 from robustkd.core.errors import UsageError
+from robustkd.core.names import nearest
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+Ratio: TypeAlias = Literal["position", "stage"]
+Setting: TypeAlias = float | int | str | bool | tuple[str, ...]
+
+_NO_LOSSES: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Preset:
+class DetoxSettings:
+    """What a method asks of detoxification; ranges are checked where it runs.
+
+    Attributes:
+        cap: Largest value of a mask, in (0, 1].
+        ratio: What counts as a variance; see
+            :func:`robustkd.models.features.variance.variance_ratio`.
+        accuracy_budget: Share of clean validation accuracy that cleaning may cost, in [0, 1).
+        variance_weight: First weight of the variance in the loss, above 0.
+        growth: Factor from one weight to the next, above 1.
+        raises: How often the weight is raised at most.
+        bisections: How often the step to the last weight is halved.
+        steps: Optimiser steps for every weight.
+        batch_size: Images per step.
+        lr: Learning rate of the masks.
+    """
+
+    cap: float = 1.0
+    ratio: Ratio = "position"
+    accuracy_budget: float = 0.02
+    variance_weight: float = 1.0
+    growth: float = 4.0
+    raises: int = 3
+    bisections: int = 2
+    steps: int = 60
+    batch_size: int = 128
+    lr: float = 0.05
+
+
+@dataclass(frozen=True)
+class HardeningSettings:
+    """What a method asks of hardening.
+
+    See :class:`robustkd.student.hardening.UniversalPerturbations`.
+
+    Attributes:
+        epsilon: Bound of additions in pixel units, in [0, 1]; 0 leaves this family out.
+        mass: Largest mean of the masks of patterns, in [0, 1]; 0 leaves this family out.
+        share: Perturbed copies that are added to a batch, as a share of it, in (0, 1].
+        distilled: If True, copies are compared with the teacher's view of the clean image as well.
+        recovered: If True, copies are trained towards their true label; if False, they are only
+            pushed away from the class that the perturbation drives them to.
+        ramp: Share of all steps, the first ones, over which the bounds grow, in [0, 1].
+        fade: Share of all steps, the last ones, over which copies become fewer, in [0, 1].
+        families: Further families of transformations, by name.
+    """
+
+    epsilon: float = 0.2
+    mass: float = 0.05
+    share: float = 1.0
+    distilled: bool = False
+    recovered: bool = True
+    ramp: float = 0.0
+    fade: float = 0.0
+    families: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Method:
     """One way to make a student.
 
     Attributes:
         summary: One line on it.
+        label: Its name in tables and reports.
         losses: Distillation losses by weight; empty for a student without a teacher.
-        detox: Arguments of :func:`robustkd.teacher.defences.detoxification.detoxify`; None to
-            trust the teacher.
-        hardening: Arguments of :class:`robustkd.student.hardening.UniversalPerturbations`; None
-            for none.
+        detox: Settings of detoxification; None to use the teacher as it is.
+        hardening: Settings of hardening; None to train without.
+        rivals: Names of the ordinary methods that it is compared with; empty for an ordinary one.
     """
 
     summary: str
-    losses: Mapping[str, float] = field(default_factory=lambda: _NOTHING)
-    detox: Mapping[str, Any] | None = None
-    hardening: Mapping[str, Any] | None = None
+    label: str = ""
+    losses: Mapping[str, float] = field(default_factory=lambda: _NO_LOSSES)
+    detox: DetoxSettings | None = None
+    hardening: HardeningSettings | None = None
+    rivals: tuple[str, ...] = ()
+
+    @property
+    def defended(self) -> bool:
+        """Whether the method is a defence, and not an ordinary student."""
+        return bool(self.rivals)
 
 
 # The budget is the 3 to 4 points of accuracy that the paper reports as its price.
-_PAPER: Mapping[str, Any] = MappingProxyType(
-    {"cap": 0.2, "ratio": "stage", "accuracy_budget": 0.035}
-)
-# How it was chosen: docs/method.md. 0.2 is the largest mask of published triggers; copies that
-# imitate the teacher as well cost more time or accuracy than copies that keep their labels.
-_HARDENING: Mapping[str, Any] = MappingProxyType(
-    {"epsilon": 0.2, "mass": 0.05, "share": 1.0, "distilled": False}
-)
-# By soft targets alone, copies to the end that shall keep their label cost accuracy: they fade, and
-# shall only not go where they are led to. Beside OFD they cost little to begin with.
-_FADING: Mapping[str, Any] = MappingProxyType({**_HARDENING, "recovered": False, "fade": 0.5})
+_PAPER = DetoxSettings(cap=0.2, ratio="stage", accuracy_budget=0.035)
+# How these were chosen is told in the documentation. 0.2 is the largest mask of published triggers;
+# copies that imitate the teacher as well cost more time or accuracy than copies with labels alone.
+_HARDENING = HardeningSettings(epsilon=0.2, mass=0.05, share=1.0, distilled=False)
+# By soft targets alone, copies to the end that keep their label cost accuracy. Beside OFD they cost
+# little.
+_FADING = HardeningSettings(recovered=False, fade=0.5)
 # At its full weight, OFD outweighs what the perturbations teach; beside it, logits give accuracy.
 _MIX: Mapping[str, float] = MappingProxyType({"kd": 1.0, "ofd": 0.3})
+_ANY = ("ofd", "kd", "mix")
 
-PRESETS: dict[str, Preset] = {
-    "no-teacher": Preset("labels alone, no teacher"),
-    "ofd": Preset("ordinary feature distillation (OFD)", losses={"ofd": 1.0}),
-    "kd": Preset("ordinary logit distillation (soft targets)", losses={"kd": 1.0}),
-    "mix": Preset("ordinary soft targets and OFD, the losses of default", losses=_MIX),
-    "paper": Preset(
+METHODS: dict[str, Method] = {
+    "no-teacher": Method("labels alone, no teacher", "student, no teacher"),
+    "ofd": Method(
+        "ordinary feature distillation (OFD)", "ordinary student (OFD)", losses={"ofd": 1.0}
+    ),
+    "kd": Method(
+        "ordinary logit distillation (soft targets)", "ordinary student (KD)", losses={"kd": 1.0}
+    ),
+    "mix": Method(
+        "ordinary soft targets and OFD, the losses of default",
+        "ordinary student (mix)",
+        losses=_MIX,
+    ),
+    "paper": Method(
         "detoxified teacher, then OFD, as in arXiv 2406.03409",
+        "RobustKD (paper)",
         losses={"ofd": 1.0},
         detox=_PAPER,
+        rivals=("ofd",),
     ),
-    "paper-0.9": Preset(
-        "paper, its masks up to 0.9 and not 0.2: the largest cap of its runs",
+    "paper-0.9": Method(
+        "paper with masks up to 0.9 instead of 0.2, the largest cap of its runs",
+        "RobustKD (paper-0.9)",
         losses={"ofd": 1.0},
-        detox={**_PAPER, "cap": 0.9},
+        detox=DetoxSettings(cap=0.9, ratio="stage", accuracy_budget=0.035),
+        rivals=("ofd",),
     ),
-    "default": Preset(
-        "soft targets and OFD into a student hardened against universal perturbations",
+    "default": Method(
+        "soft targets and OFD, hardened against universal additions and patterns",
+        "RobustKD (default)",
         losses=_MIX,
         hardening=_HARDENING,
+        rivals=_ANY,
     ),
-    "default-kd": Preset(
-        "soft targets into a student hardened against universal perturbations",
+    "universal": Method(
+        "default, hardened against warps, colours, light and filters as well",
+        "RobustKD (universal)",
+        losses=_MIX,
+        hardening=replace(_HARDENING, families=("generator", "warp")),
+        rivals=_ANY,
+    ),
+    "default-kd": Method(
+        "soft targets, hardened against universal additions and patterns",
+        "RobustKD (default KD)",
         losses={"kd": 1.0},
         hardening=_FADING,
+        rivals=("kd",),
     ),
-    "both": Preset(
+    "both": Method(
         "detoxified teacher as in paper, hardened student as in default",
+        "RobustKD (both)",
         losses=_MIX,
         detox=_PAPER,
         hardening=_HARDENING,
+        rivals=_ANY,
     ),
 }
+"""All methods by name, in the order in which tables show them."""
+
+ALIASES: Mapping[str, str] = MappingProxyType({"kd+ofd": "mix", "detox+harden": "both"})
+"""Descriptive names of methods, and the names under which results are stored."""
 
 
-def preset(name: str) -> Preset:
-    """The preset of that name.
+def find_method(name: str) -> Method:
+    """Return the method of a name or alias.
 
     Raises:
-        UsageError: If there is none; the nearest name is told.
+        UsageError: If there is none; the message suggests the nearest name.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(PRESETS)}"
-    raise UsageError(f"unknown method {name!r}; {hint}")
+    return METHODS[method_name(name)]
+
+
+def method_name(name: str) -> str:
+    """Return the name under which the results of a method are stored.
+
+    Raises:
+        UsageError: If there is no such method; the message suggests the nearest name.
+
+    >>> method_name("kd+ofd")
+    'mix'
+    """
+    known = ALIASES.get(name, name)
+    if known not in METHODS:
+        raise UsageError(f"unknown method {name!r}; {nearest(name, [*METHODS, *ALIASES])}")
+    return known
+
+
+def label_of(method: str) -> str:
+    """Return how tables call a method, the teacher itself, or a method of an older version."""
+    if method == "teacher":
+        return "teacher as given"
+    return METHODS[method].label or method if method in METHODS else method
+
+
+def stated(settings: DetoxSettings | HardeningSettings | None) -> dict[str, Setting] | None:
+    """Return the settings that results are stored under, in JSON values.
+
+    The settings of the first version are always stated; later ones only where they differ from
+    their default, so that a new setting renames no stored result.
+    """
+    if settings is None:
+        return None
+    first = {"cap", "ratio", "accuracy_budget", "epsilon", "mass", "share", "distilled"}
+    defaults = {f.name: f.default for f in fields(settings) if f.default is not MISSING}
+    return {
+        name: value
+        for name, value in asdict(settings).items()
+        if name in first or value != defaults[name]
+    }

@@ -108,7 +108,7 @@ def colour_matrix(images: Images, matrix: Float[Tensor, "b c c_plus_1"]) -> Imag
         images: N x C x H x W in [0, 1].
         matrix: What is added to the identity matrix, C x C; the constant is the last column.
     """
-    mixed = torch.einsum("nchw,bdc->ndhw", images, matrix[:, :, :-1].expand(len(images), -1, -1))
+    mixed = torch.einsum("nchw,ndc->ndhw", images, matrix[:, :, :-1].expand(len(images), -1, -1))
     return (images + mixed + matrix[:, :, -1, None, None]).clamp(0, 1)
 
 
@@ -120,6 +120,8 @@ def filtered(images: Images, kernel: Float[Tensor, "b k k"]) -> Images:
         kernel: Odd height and width; the border is reflected.
     """
     n, channels, height, width = images.shape
+    if n == 0:
+        return images
     edge = kernel.shape[-1]
     kernels = kernel.expand(n, -1, -1).repeat_interleave(channels, 0)[:, None]
     padded = F.pad(images, (edge // 2,) * 4, mode="reflect")

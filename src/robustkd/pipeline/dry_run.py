@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -16,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 
 from robustkd import models
+from robustkd.core.methods import DetoxSettings
 from robustkd.core.types import Batch, DataSource, Split
 from robustkd.pipeline.prepare import Prepared, prepare
 from robustkd.pipeline.student import make_student
@@ -143,17 +143,13 @@ def _phases(ready: Prepared, clean: DataSource, training: Mapping[str, Any], see
     """Steps and seconds of each phase of the run, from a few steps of each."""
     phases: Phases = {}
     how, teacher = ready.how, ready.teacher
-    usual = {
-        name: parameter.default
-        for name, parameter in inspect.signature(detoxify).parameters.items()
-    }
     batch_size = training["batch_size"]
-    few = _Few(clean, _BATCHES * max(batch_size, usual["batch_size"]))
+    few = _Few(clean, _BATCHES * max(batch_size, DetoxSettings().batch_size))
     source = teacher
     if how.detox is not None:
-        full = {**usual, **how.detox}
-        brief = {**how.detox, "steps": _BATCHES, "raises": 0, "bisections": 0}
-        steps = full["steps"] * (1 + full["raises"] + full["bisections"])
+        full = how.detox
+        brief = asdict(replace(full, steps=_BATCHES, raises=0, bisections=0))
+        steps = full.steps * (1 + full.raises + full.bisections)
         with few.timed(phases, "detoxify", steps):
             source = detoxify(teacher, few, seed=seed, **brief).teacher  # type: ignore[assignment]
     steps = training["epochs"] * -(-clean.size("train") // batch_size)

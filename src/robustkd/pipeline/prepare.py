@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from robustkd import models
 from robustkd.core.devices import default_device
-from robustkd.core.methods import Preset, preset
+from robustkd.core.methods import Method, find_method
 from robustkd.core.types import DataSource, Split
 from robustkd.data import split_text
 from robustkd.data.images.listing import shown
@@ -32,7 +32,7 @@ class Prepared:
         student: Network with fresh weights.
     """
 
-    how: Preset
+    how: Method
     teacher: models.Classifier
     file: TeacherFile
     knows: Proportion
@@ -65,7 +65,7 @@ def prepare(
 
     Arguments and errors are those of :func:`robustkd.pipeline.run.distill_file`.
     """
-    how = preset(method)
+    how = find_method(method)
     models.check_name(student_arch)
     read = read_teacher(
         teacher_file,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from robustkd.core.methods import Preset
+from robustkd.core.methods import Method
 from robustkd.core.types import DataSource
 from robustkd.pipeline import run_folder
 from robustkd.student.distillation import distill
@@ -40,7 +40,7 @@ def make_student(
     teacher: nn.Module,
     student: nn.Module,
     clean: DataSource,
-    how: Preset,
+    how: Method,
     *,
     training: Mapping[str, Any],
     detoxing: Mapping[str, Any] | None = None,
@@ -69,14 +69,11 @@ def make_student(
     record: dict[str, Any] = {}
     source, detoxified = teacher, None
     if how.detox is not None:
-        arguments = {
-            "precision": training.get("precision", "no"),
-            **(detoxing or {}),
-            **how.detox,
-        }
+        settings = asdict(replace(how.detox, **(detoxing or {})))
+        precision = training.get("precision", "no")
 
         def clean_up() -> tuple[DetoxifiedTeacher, dict[str, Any]]:
-            cleaned = detoxify(teacher, clean, seed=seed, **arguments)
+            cleaned = detoxify(teacher, clean, seed=seed, precision=precision, **settings)
             return cleaned.teacher, asdict(cleaned.record)
 
         detoxified, record["detox"] = clean_up() if run is None else run.once(clean_up, teacher)
@@ -84,7 +81,7 @@ def make_student(
     hardening = None
     if how.hardening is not None:
         hardening = UniversalPerturbations(
-            len(clean.classes), clean.image_shape, seed=seed, **how.hardening
+            len(clean.classes), clean.image_shape, seed=seed, **asdict(how.hardening)
         )
     learnt = distill(
         student,

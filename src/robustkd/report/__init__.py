@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustkd.report.aggregate import METHODS, Cell, Row, Statistic, aggregate, by_cell
+from robustkd.report.aggregate import Cell, Row, Statistic, aggregate, by_cell
 from robustkd.report.comparison import Summary, grid_files, summaries
 from robustkd.report.html import write_html
 from robustkd.report.results import Results, Run, read
@@ -10,7 +10,6 @@ from robustkd.report.tables import console_table, markdown_table
 from robustkd.report.verdict import headline
 
 __all__ = [
-    "METHODS",
     "Cell",
     "Results",
     "Row",

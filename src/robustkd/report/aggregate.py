@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from robustkd.core.methods import METHODS, label_of
 from robustkd.core.statistics import wilson
 from robustkd.report.results import Run
-
-METHODS: Mapping[str, str] = {
-    "teacher": "teacher as given",
-    "no-teacher": "student, no teacher",
-    "ofd": "ordinary student (OFD)",
-    "kd": "ordinary student (KD)",
-    "mix": "ordinary student (mix)",
-    "paper": "RobustKD (paper)",
-    "paper-0.9": "RobustKD (paper-0.9)",
-    "default": "RobustKD (default)",
-    "default-kd": "RobustKD (default KD)",
-    "both": "RobustKD (both)",
-}
-"""The methods in display order, each in words."""
-
-ORDINARY: Mapping[str, tuple[str, ...]] = {
-    "paper": ("ofd",),
-    "paper-0.9": ("ofd",),
-    "default": ("ofd", "kd", "mix"),
-    "default-kd": ("kd",),
-    "both": ("ofd", "kd", "mix"),
-}
-"""Each defended method, and the ordinary students that learn by its losses."""
 
 _USELESS = 0.10
 """A teacher this much less accurate than a student without one would be noticed, not used."""
@@ -88,7 +66,7 @@ class Row:
     @property
     def words(self) -> str:
         """The method in words."""
-        return METHODS.get(self.method, self.method)
+        return label_of(self.method)
 
     @property
     def shares(self) -> tuple[Statistic, Statistic | None, Statistic | None]:
@@ -98,7 +76,7 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether the method is one of RobustKD's presets."""
-        return self.method in ORDINARY
+        return self.method in METHODS and METHODS[self.method].defended
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:
@@ -161,7 +139,7 @@ def _statistic(measured: list[tuple[float | None, int | None]]) -> Statistic | N
 
 def place(method: str) -> tuple[int, str]:
     """Where a method stands: those of `METHODS` first, in their order, then the others by name."""
-    known = list(METHODS)
+    known = ["teacher", *METHODS]
     return (known.index(method) if method in known else len(known), method)
 
 

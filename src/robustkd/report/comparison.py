@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
 
+from robustkd.core.methods import METHODS, label_of
 from robustkd.core.statistics import defence_effectiveness
 from robustkd.report.aggregate import (
-    METHODS,
-    ORDINARY,
     Cell,
     Row,
     Statistic,
@@ -112,7 +111,9 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
 
 def _of_methods(data: str, pair: str, settings: Sequence[list[Row]]) -> list[Summary]:
     found = (
-        _summary((data, pair), method, ordinary, settings) for method, ordinary in ORDINARY.items()
+        _summary((data, pair), name, method.rivals, settings)
+        for name, method in METHODS.items()
+        if method.defended
     )
     return [summary for summary in found if summary is not None]
 
@@ -176,7 +177,7 @@ def summary_table(rows: Sequence[Row]) -> str:
     lines = [
         [
             *(getattr(found, name) for name in several),
-            METHODS.get(found.method, found.method),
+            label_of(found.method),
             str(found.settings),
             percent(found.ordinary_asr),
             percent(found.asr),
@@ -198,7 +199,7 @@ def attack_table(rows: Sequence[Row]) -> str:
     cells = by_cell(rows)
     methods = sorted({row.method for row in rows}, key=place)
     head, names = _settings(cells)
-    head += ["Base", *(METHODS.get(method, method) for method in methods), "n", "Verdict"]
+    head += ["Base", *(label_of(method) for method in methods), "n", "Verdict"]
     lines = []
     for cell, members in cells.items():
         shown = [_figures(_find(members, method)) for method in methods]
@@ -215,17 +216,21 @@ def headline_table(rows: Sequence[Row]) -> str:
     cells = {
         cell: members
         for cell, members in by_cell(rows).items()
-        if inherited(members, ORDINARY["default"])
+        if inherited(members, METHODS["default"].rivals)
     }
     if not cells:
         return "No ordinary student inherits any of these attacks.\n"
     head, names = _settings(cells)
     known = {row.method for members in cells.values() for row in members}
-    methods = [name for name in METHODS if name in {*ORDINARY} - {"both"} and name in known]
+    methods = [
+        name
+        for name, method in METHODS.items()
+        if method.defended and name != "both" and name in known
+    ]
     lines = []
     for cell, members in cells.items():
         obeying = max(
-            (row for row in members if row.method in ORDINARY["default"] and row.asr),
+            (row for row in members if row.method in METHODS["default"].rivals and row.asr),
             key=lambda row: row.asr.mean if row.asr else 0,
         )
         beside = [_find(members, method) for method in ("no-teacher", *methods)]
@@ -234,7 +239,7 @@ def headline_table(rows: Sequence[Row]) -> str:
         counted = [obeying, *(row for row in beside if row is not None)]
         lines.append([*names[cell], clean, most, *robust, _counts(counted)])
     head += ["student, no teacher", "ordinary student that obeys most"]
-    return _markdown([*head, *(METHODS[name] for name in methods), "n"], lines, numbers=0)
+    return _markdown([*head, *map(label_of, methods), "n"], lines, numbers=0)
 
 
 def ablation_table(rows: Sequence[Row]) -> str:
@@ -248,7 +253,7 @@ def ablation_table(rows: Sequence[Row]) -> str:
     whole: list[tuple[list[str], list[Row]]] = []
     for cell, members in cells.items():
         shown = [row for method in PARTS.values() if (row := _find(members, method)) is not None]
-        if len(shown) == len(PARTS) and inherited(members, ORDINARY["both"]):
+        if len(shown) == len(PARTS) and inherited(members, METHODS["both"].rivals):
             whole.append((names[cell], shown))
     lines = [[*name, *map(_figures, shown), _counts(shown)] for name, shown in whole]
     if whole:
@@ -272,7 +277,7 @@ def _settings(cells: Iterable[Cell]) -> tuple[list[str], dict[Cell, list[str]]]:
 
 def verdict(members: Sequence[Row]) -> str:
     """What the ordinary students did with the backdoor, beside one that never met the teacher."""
-    ordinary = dict.fromkeys(chain.from_iterable(ORDINARY.values()))
+    ordinary = dict.fromkeys(chain.from_iterable(method.rivals for method in METHODS.values()))
     known = [asr for _, asr in _measured(members, ordinary)]
     clean = _find(members, "no-teacher")
     if not known:

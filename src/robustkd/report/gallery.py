@@ -8,7 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from robustkd.report.aggregate import METHODS, place
+from robustkd.core.methods import label_of
+from robustkd.report.aggregate import place
 from robustkd.report.arrays import Array
 from robustkd.report.figures import heat_map, heat_scale, picture
 
@@ -98,8 +99,7 @@ def strip(arrays: Mapping[str, Array], classes: Sequence[str] = ()) -> Strip | N
     prefix = "predictions/"
     methods = sorted((key[len(prefix) :] for key in arrays if key.startswith(prefix)), key=place)
     guesses = {
-        METHODS.get(method, method): _guesses(arrays[prefix + method], labels, classes)
-        for method in methods
+        label_of(method): _guesses(arrays[prefix + method], labels, classes) for method in methods
     }
     return Strip(samples, guesses, coarse=max(arrays["images"].shape[2:]) <= _COARSE)
 
@@ -117,7 +117,7 @@ def masks(arrays: Mapping[str, Array]) -> Masks | None:
         shape = "\u00a0\u00d7\u00a0".join(map(str, mask.shape))
         note = f"mean {mask.mean():.3f}, strongest {mask.max():.2f}; {shape}"
         drawn = Picture(heat_map(mask, top=top), stage, note)
-        presets.setdefault(METHODS.get(preset, preset), []).append(drawn)
+        presets.setdefault(label_of(preset), []).append(drawn)
     return Masks(presets, top, heat_scale())
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from robustkd.report.aggregate import ORDINARY, Row, Statistic, by_cell, useless
+from robustkd.core.methods import METHODS
+from robustkd.report.aggregate import Row, Statistic, by_cell, useless
 from robustkd.report.tables import own_name, percent
 
 INHERITED = 0.30
@@ -174,8 +175,11 @@ def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
 
 def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
     """The RobustKD student and the ordinary one that it is compared with."""
-    robust = _first(rows, "default", "default-kd", "both", "paper", "paper-0.9")
-    own = ORDINARY[robust.method] if robust is not None else ()
+    defended = [name for name, method in METHODS.items() if method.defended]
+    # Of several, the first that hardens the student.
+    defended.sort(key=lambda name: METHODS[name].hardening is None)
+    robust = _first(rows, *defended)
+    own = METHODS[robust.method].rivals if robust is not None else ()
     known = [row for row in rows if row.method in own and row.asr is not None]
     most = max(known, key=lambda row: row.asr.mean if row.asr else 0, default=None)
     return robust, most or _first(rows, *own, "ofd", "kd", "mix")

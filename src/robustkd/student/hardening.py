@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from robustkd.core.errors import UsageError
 from robustkd.core.types import UNLABELLED, Images, Labels, Logits, PerSample
 from robustkd.core.validation import check_positive
-from robustkd.student.families import Ball, Patch
+from robustkd.student.families import Ball, Patch, make_family, members_of
 
 _LEAST = 0.1
 """Share of the copies that a fade leaves at its end."""
@@ -56,6 +56,8 @@ class UniversalPerturbations(nn.Module):
             equal parts; in [0, 1].
         fade: Share of all steps, the last ones, over which copies grow fewer until a tenth is
             left, in [0, 1]. At the end, BatchNorm's statistics are nearly those of clean images.
+        families: Further families of transformations, names of
+            :data:`robustkd.student.families.FAMILIES`.
         seed: Of the first perturbations and of the classes drawn.
 
     Raises:
@@ -74,6 +76,7 @@ class UniversalPerturbations(nn.Module):
         recovered: bool = True,
         ramp: float | int = 0.0,
         fade: float | int = 0.0,
+        families: tuple[str, ...] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class UniversalPerturbations(nn.Module):
         for name, value in bounds.items():
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; expected 0 to 1")
-        if epsilon == mass == 0:
+        if epsilon == mass == 0 and not families:
             raise UsageError("epsilon and mass are both 0; expected at least one above")
         self.shape = (classes, *image_shape)
         self.share, self.ramp, self.fade = share, ramp, fade
@@ -93,14 +96,17 @@ class UniversalPerturbations(nn.Module):
             self.families.append(Ball(classes, image_shape, epsilon, self._random))
         if mass > 0:
             self.families.append(Patch(classes, image_shape, mass, self._random))
+        self.families.extend(
+            make_family(name, classes, image_shape, self._random) for name in families
+        )
         self._steps = self._all_steps = 0
 
     @torch.no_grad()
     def begin(self, steps: int) -> None:
         """Start ramp and fade for a training of so many steps."""
         self._steps, self._all_steps = 0, steps
-        for family in self.families if self.ramp else ():
-            family.bound(self._grown())  # type: ignore[operator]
+        for family in members_of(self.families) if self.ramp else ():
+            family.bound(self._grown())
 
     def perturb(self, images: Images, labels: Labels) -> Perturbed:
         """Add copies of the first images, each led to a random class that is not its own.
@@ -128,8 +134,8 @@ class UniversalPerturbations(nn.Module):
     def advance(self) -> None:
         """Step every perturbation that was worn up the gradient of the last backward pass."""
         self._steps += 1
-        for family in self.families:
-            family.advance(self._grown())  # type: ignore[operator]
+        for family in members_of(self.families):
+            family.advance(self._grown())
 
     def _grown(self) -> float:
         """What the next step may use of both bounds, as a share of them."""

@@ -18,7 +18,7 @@ from robustkd.models import write_safetensors
 from tests.attacks.examples import SHAPE, example, pixels
 
 PLANE = torch.full((1, 2, 2), 0.5)
-NO_TRIGGER = f"holds no trigger; expected one of {', '.join(TRIGGERS)}"
+NO_TRIGGER = f"holds no trigger; expected one of {', '.join([*TRIGGERS, 'composition'])}"
 
 
 @pytest.mark.parametrize("kind", list(TRIGGERS))

@@ -46,11 +46,13 @@ class TriggerFamily:
         shape: Shape of the parameters for images of a shape (channels, height, width).
         trigger: The trigger of some parameters, for images of a shape and a strength above 0.
             Gradients flow from its output to the parameters.
+        image_wide: False for additions and patches, which other attacks learn as well.
     """
 
     summary: str
     shape: Callable[[Shape], Shape]
     trigger: Callable[[Tensor, Shape, float], Trigger]
+    image_wide: bool = True
 
 
 def _affine(parameters: Tensor, _image: Shape, strength: float) -> Trigger:
@@ -100,6 +102,7 @@ TRIGGER_FAMILIES: dict[str, TriggerFamily] = {
         "opaque square in the corner, a sixth of the edge wide",
         lambda image: image,
         _patch,
+        image_wide=False,
     ),
     "smooth": TriggerFamily(
         "smooth additive pattern of at most 0.25",
@@ -110,6 +113,7 @@ TRIGGER_FAMILIES: dict[str, TriggerFamily] = {
         "additive pattern of at most 0.1",
         lambda image: image,
         lambda u, _, strength: Additive((0.1 * strength * u).clamp(-1, 1)),
+        image_wide=False,
     ),
 }
 

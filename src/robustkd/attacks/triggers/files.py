@@ -12,6 +12,16 @@ from torch import Tensor
 
 from robustkd.attacks.triggers.additive import Additive
 from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend, MaskedPattern
+from robustkd.attacks.triggers.transformations import (
+    Affine,
+    ColourMatrix,
+    Composition,
+    Filter,
+    Flow,
+    LightField,
+    LowFrequency,
+    ToneCurve,
+)
 from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import Trigger
@@ -24,7 +34,15 @@ TRIGGERS: dict[str, type] = {
     "masked-pattern": MaskedPattern,
     "additive": Additive,
     "warp": Warp,
+    "flow": Flow,
+    "affine": Affine,
+    "tone-curve": ToneCurve,
+    "colour-matrix": ColourMatrix,
+    "light-field": LightField,
+    "filter": Filter,
+    "low-frequency": LowFrequency,
 }
+_COMPOSED = ("first", "second")
 
 
 # What a field may hold, by its annotation; every other one is a plane of pixels.
@@ -35,12 +53,28 @@ _PLAIN: dict[object, tuple[type | tuple[type, ...], str]] = {
 
 
 def save_trigger(trigger: Trigger, target: int, path: Path) -> None:
-    """Write a trigger of the table with its target class.
+    """Write a trigger of the table, or a composition of two, with its target class.
 
     Raises:
         UsageError: If the trigger is of no kind in the table.
         InputError: If the file cannot be written.
     """
+    if isinstance(trigger, Composition):
+        parts = {name: _parts(getattr(trigger, name)) for name in _COMPOSED}
+        tensors = {
+            f"{name}.{key}": tensor
+            for name, (_, own) in parts.items()
+            for key, tensor in own.items()
+        }
+        described = {name: description for name, (description, _) in parts.items()}
+        write_safetensors(path, tensors, {"trigger": "composition", "target": target, **described})
+        return
+    description, tensors = _parts(trigger)
+    write_safetensors(path, tensors, {"target": target, **description})
+
+
+def _parts(trigger: Trigger) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The kind and numbers of a trigger, in JSON values, and its tensors."""
     kind = next((name for name, cls in TRIGGERS.items() if type(trigger) is cls), None)
     if kind is None:
         raise UsageError(f"{type(trigger).__name__} is no trigger that can be saved")
@@ -48,7 +82,7 @@ def save_trigger(trigger: Trigger, target: int, path: Path) -> None:
     # Cloned, as the format refuses tensors that share memory.
     tensors = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
     numbers = {name: value for name, value in values.items() if name not in tensors}
-    write_safetensors(path, tensors, {"trigger": kind, "target": target, "values": numbers})
+    return {"trigger": kind, "values": numbers}, tensors
 
 
 def load_trigger(path: Path) -> tuple[Trigger, int]:
@@ -59,18 +93,36 @@ def load_trigger(path: Path) -> tuple[Trigger, int]:
     """
     tensors, description = read_safetensors(path)
     kind, target = description.get("trigger"), description.get("target")
-    if not isinstance(kind, str) or kind not in TRIGGERS or not _is_class(target):
-        raise InputError(f"{path} holds no trigger; expected one of {', '.join(TRIGGERS)}")
-    numbers = description.get("values", {})
+    kinds = [*TRIGGERS, "composition"]
+    if not isinstance(kind, str) or kind not in kinds or not _is_class(target):
+        raise InputError(f"{path} holds no trigger; expected one of {', '.join(kinds)}")
     try:
-        if not isinstance(numbers, dict):
-            raise UsageError(f"its values are of type {type(numbers).__name__}; expected an object")
-        values = {**numbers, **tensors}
-        _check_values(TRIGGERS[kind], values)
-        trigger: Trigger = TRIGGERS[kind](**values)
+        if kind != "composition":
+            return _rebuilt(description, tensors), target
+        parts = {name: dict[str, Tensor]() for name in _COMPOSED}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(".")
+            if part not in parts:
+                raise UsageError(f"it has the unknown field {name!a}")
+            parts[part][key] = tensor
+        both = (_rebuilt(description.get(name), parts[name]) for name in _COMPOSED)
+        return Composition(*both), target
     except UsageError as error:
         raise InputError(f"{path} has a damaged trigger: {error}") from error
-    return trigger, target
+
+
+def _rebuilt(description: object, tensors: Mapping[str, Tensor]) -> Trigger:
+    """The trigger that :func:`_parts` took apart."""
+    if not isinstance(description, Mapping) or description.get("trigger") not in TRIGGERS:
+        raise UsageError(f"a part of it is no trigger; expected one of {', '.join(TRIGGERS)}")
+    numbers = description.get("values", {})
+    if not isinstance(numbers, dict):
+        raise UsageError(f"its values are of type {type(numbers).__name__}; expected an object")
+    values = {**numbers, **tensors}
+    kind = TRIGGERS[description["trigger"]]
+    _check_values(kind, values)
+    trigger: Trigger = kind(**values)
+    return trigger
 
 
 def _is_class(target: object) -> TypeGuard[int]:
@@ -102,6 +154,8 @@ def _check_values(trigger: type, values: Mapping[str, object]) -> None:
 
 def describe(trigger: Trigger) -> dict[str, object]:
     """A trigger's kind and numbers, for records; tensors are left out."""
+    if isinstance(trigger, Composition):
+        return {"kind": "composition", **{n: describe(getattr(trigger, n)) for n in _COMPOSED}}
     kind = next((name for name, cls in TRIGGERS.items() if type(trigger) is cls), "custom")
     values = asdict(trigger) if kind != "custom" else {}  # type: ignore[call-overload]
     plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustkd.core.methods import Ratio
 from robustkd.core.types import Features, Labels
 
-Ratio: TypeAlias = Literal["position", "stage"]
 ALIVE: Final = 1e-6
 """Positions whose variance is not above this do not vary: a ratio to it says nothing."""
 

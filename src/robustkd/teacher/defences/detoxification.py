@@ -41,13 +41,14 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.methods import Ratio
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
 from robustkd.core.validation import check_not_negative, check_positive
 from robustkd.models.features import taps
 from robustkd.models.features.collect import features_on
 from robustkd.models.features.stages import stages
-from robustkd.models.features.variance import ALIVE, Ratio, variance_ratio
+from robustkd.models.features.variance import ALIVE, variance_ratio
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training.inference import accuracy_on
 from robustkd.training.precision import Precision, mixed

@@ -1,4 +1,4 @@
-"""Families of universal transformations that hardening trains the student against."""
+"""Additions to the pixels, and patterns behind a mask."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.types import Images, Labels
-
-_STEP = 0.1
-"""Length of a step, as a share of the range of what is stepped."""
-_MOMENTUM = 0.9
-"""What stays of the earlier gradients of an addition: one batch shows it a few images a class."""
+from robustkd.student.families.bounded import MOMENTUM, STEP, gradient_of
 
 
 class Ball(nn.Module):
@@ -52,12 +48,12 @@ class Ball(nn.Module):
         no image wore stays where it is.
         """
         radius = scale * self.epsilon
-        slope = _slope(self.delta)
+        slope = gradient_of(self.delta)
         size = slope.abs().mean(dim=(1, 2, 3), keepdim=True)
         worn = size > 0
-        pulled = _MOMENTUM * self.pull.to(slope.device) + slope / size.clamp_min(1e-30)
+        pulled = MOMENTUM * self.pull.to(slope.device) + slope / size.clamp_min(1e-30)
         self.pull = torch.where(worn, pulled, self.pull.to(slope.device))
-        self.delta = self.delta + _STEP * radius * self.pull.sign() * worn
+        self.delta = self.delta + STEP * radius * self.pull.sign() * worn
         self.bound(scale)
 
     def bound(self, scale: float) -> None:
@@ -101,12 +97,12 @@ class Patch(nn.Module):
 
     def advance(self, scale: float) -> None:
         """Step patterns by the sign, masks by the size of the gradient, and back to the mass."""
-        slope = _slope(self.mask)
+        slope = gradient_of(self.mask)
         # Not the sign: mass shall gather where it leads furthest, and leave where it does nothing.
         largest = slope.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        self.mask = self.mask + _STEP * slope / largest
+        self.mask = self.mask + STEP * slope / largest
         self.bound(scale)
-        self.pattern = (self.pattern + _STEP * _slope(self.pattern).sign()).clamp(0, 1)
+        self.pattern = (self.pattern + STEP * gradient_of(self.pattern).sign()).clamp(0, 1)
 
     def bound(self, scale: float) -> None:
         """Bring the masks back to ``scale`` times the mass."""
@@ -128,8 +124,3 @@ def onto_mass(
         light = (masks - middle).clamp(0, 1).mean(dim=(1, 2, 3), keepdim=True) <= mass
         low, high = torch.where(light, low, middle), torch.where(light, middle, high)
     return (masks - torch.where(fits, 0.0, high)).clamp(0, 1)
-
-
-def _slope(stepped: Tensor) -> Tensor:
-    """The gradient; nothing where there is none, or where half precision has overflowed."""
-    return torch.zeros_like(stepped) if stepped.grad is None else stepped.grad.nan_to_num()

@@ -1,0 +1,124 @@
+"""Families of universal transformations that hardening trains the student against.
+
+A new family is one function and one row of :data:`FAMILIES`. Bounds are changes at which a person
+still sees the same picture; none was chosen by looking at a triggered image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from robustkd.core.errors import UsageError
+from robustkd.core.names import nearest
+from robustkd.data import transformations
+from robustkd.student.families.bounded import Bounded, Chain, Family, Shape, members_of
+from robustkd.student.families.generator import generator
+from robustkd.student.families.perturbations import Ball, Patch, onto_mass
+
+__all__ = [
+    "FAMILIES",
+    "Ball",
+    "Bounded",
+    "Chain",
+    "Family",
+    "Patch",
+    "make_family",
+    "members_of",
+    "onto_mass",
+]
+
+_GRID = 4
+_KNOTS = 8
+_KERNEL = 5
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """One family.
+
+    Attributes:
+        summary: What it changes, and by how much at most.
+        make: Makes the family for a number of classes and a shape of images (channels, height,
+            width).
+    """
+
+    summary: str
+    make: Callable[[int, Shape, torch.Generator], nn.Module]
+
+
+def _flow(classes: int, image: Shape, random: torch.Generator) -> Bounded:
+    limit = 0.07 * min(image[1:])
+    return Bounded(classes, (2, _GRID, _GRID), limit, transformations.flow, random)
+
+
+def _affine(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
+    limit = torch.tensor([0.25, 0.25, 0.125])
+    return Bounded(
+        classes, (1, 2, 3), limit, lambda x, p: transformations.affine(x, p[:, 0]), random
+    )
+
+
+def _tone(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
+    return Bounded(
+        classes, (1, 1, _KNOTS), 0.35, lambda x, p: transformations.tone_curve(x, p[:, 0]), random
+    )
+
+
+def _light(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
+    return Bounded(classes, (2, _GRID, _GRID), 0.3, transformations.light_field, random)
+
+
+def _filter(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
+    return Bounded(
+        classes,
+        (1, _KERNEL, _KERNEL),
+        0.15,
+        lambda x, p: transformations.filtered(x, p[:, 0]),
+        random,
+    )
+
+
+def _smooth(classes: int, image: Shape, random: torch.Generator) -> Bounded:
+    return Bounded(classes, (image[0], _GRID, _GRID), 0.25, transformations.low_frequency, random)
+
+
+FAMILIES: dict[str, FamilyRow] = {
+    "generator": FamilyRow(
+        "small network a class: colours, light and texture, a change of at most 0.35",
+        lambda classes, image, random: generator(classes, image[0], 0.35, random),
+    ),
+    "warp": FamilyRow(
+        "rotation, shear, scale and translation, then a smooth flow",
+        lambda classes, image, random: Chain(
+            _affine(classes, image, random), _flow(classes, image, random)
+        ),
+    ),
+    "flow": FamilyRow("smooth flow of at most 7 % of the image's edge", _flow),
+    "affine": FamilyRow("rotation, shear, scale by 0.25, translation by 6 % of the edge", _affine),
+    "tone": FamilyRow("tone curve, a change of at most 0.35", _tone),
+    "light": FamilyRow("smooth field of gain and offset of at most 0.3", _light),
+    "filter": FamilyRow("5 x 5 kernel, entries changed by at most 0.15", _filter),
+    "smooth": FamilyRow("smooth addition of at most 0.25", _smooth),
+}
+"""Families of transformations by name; additions and patterns have bounds of their own."""
+
+
+def make_family(name: str, classes: int, image: Shape, random: torch.Generator) -> nn.Module:
+    """Make the family of a name.
+
+    Args:
+        name: A row of :data:`FAMILIES`.
+        classes: Number of classes.
+        image: Channels, height and width of the images.
+        random: Source of the first members.
+
+    Raises:
+        UsageError: If there is none; the message suggests the nearest name.
+    """
+    if name not in FAMILIES:
+        raise UsageError(f"unknown family {name!r}; {nearest(name, FAMILIES)}")
+    return FAMILIES[name].make(classes, image, random)

@@ -1,0 +1,126 @@
+"""One bounded transformation for each class, stepped by the sign of its averaged gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustkd.core.types import Images, Labels
+
+STEP = 0.1
+"""Length of a step, as a share of the range of what is stepped."""
+MOMENTUM = 0.9
+"""Weight of the earlier gradients: one batch shows each class a few images only."""
+
+Shape: TypeAlias = tuple[int, int, int]
+Transformation: TypeAlias = Callable[[Images, Tensor], Images]
+
+
+@runtime_checkable
+class Family(Protocol):
+    """A kind of transformation with one learned member for each class."""
+
+    def __call__(self, images: Images, toward: Labels) -> Images:
+        """Transform every image by the member of the class that it is driven to."""
+
+    def advance(self, scale: float) -> None:
+        """Step every member that was used up its gradient, within ``scale`` times its bound."""
+
+    def bound(self, scale: float) -> None:
+        """Project every member onto ``scale`` times its bound."""
+
+
+class Bounded(nn.Module):
+    """One parametric transformation for each class, with parameters in a box.
+
+    Args:
+        classes: Number of classes.
+        shape: Shape of one member's parameters.
+        bound: Largest absolute value of the parameters: one number, or one for each.
+        transform: Function of images and one set of parameters for each image; zero parameters
+            should leave images as they are.
+        random: Source of the first parameters, which are uniform in the box.
+    """
+
+    members: Float[Tensor, classes * shape]
+    limit: Tensor
+    average: Float[Tensor, classes * shape]
+
+    def __init__(
+        self,
+        classes: int,
+        shape: Shape,
+        bound: float | Tensor,
+        transform: Transformation,
+        random: torch.Generator,
+    ) -> None:
+        super().__init__()
+        start = torch.rand((classes, *shape), generator=random) * 2 - 1
+        limit = torch.as_tensor(bound, dtype=start.dtype).expand(shape).clone()
+        self.transform = transform
+        self.register_buffer("limit", limit)
+        self.register_buffer("members", start * limit)
+        self.register_buffer("average", torch.zeros_like(start))
+
+    def forward(self, images: Images, toward: Labels) -> Images:
+        """Transform every image by the member of the class that it is driven to."""
+        self.to(images.device)
+        self.members = self.members.detach().requires_grad_()
+        return self.transform(images, self.members[toward])
+
+    def advance(self, scale: float) -> None:
+        """Step by the sign of the averaged gradient; members that were not used stay.
+
+        Every gradient counts for its direction and not for its size.
+        """
+        gradient = gradient_of(self.members)
+        size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
+        used = size > 0
+        averaged = MOMENTUM * self.average + gradient / size.clamp_min(1e-30)
+        self.average = torch.where(used, averaged, self.average)
+        step = STEP * scale * self.limit * self.average.sign()
+        self.members = self.members.detach() + step * used
+        self.bound(scale)
+
+    def bound(self, scale: float) -> None:
+        """Project the parameters onto ``scale`` times the box."""
+        limit = scale * self.limit
+        self.members = torch.maximum(torch.minimum(self.members.detach(), limit), -limit)
+
+
+class Chain(nn.Module):
+    """Families applied one after another, all stepped by the same gradient."""
+
+    def __init__(self, *families: nn.Module) -> None:
+        super().__init__()
+        self.families = nn.ModuleList(families)
+
+    def forward(self, images: Images, toward: Labels) -> Images:
+        """Apply every family's member in order."""
+        for family in members_of(self.families):
+            images = family(images, toward)
+        return images
+
+    def advance(self, scale: float) -> None:
+        """Step the members of every family."""
+        for family in members_of(self.families):
+            family.advance(scale)
+
+    def bound(self, scale: float) -> None:
+        """Project the members of every family."""
+        for family in members_of(self.families):
+            family.bound(scale)
+
+
+def members_of(families: nn.ModuleList) -> list[Family]:
+    """The families of a list of modules."""
+    return [cast(Family, family) for family in families]
+
+
+def gradient_of(stepped: Tensor) -> Tensor:
+    """The gradient; zero where there is none, or where half precision has overflowed."""
+    return torch.zeros_like(stepped) if stepped.grad is None else stepped.grad.nan_to_num()
