@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from robustkd import data, models
 from robustkd.core.devices import device_of
 from robustkd.core.files import make_folder, write_json
-from robustkd.core.methods import Method
+from robustkd.core.methods import DetoxSettings, HardeningSettings, Method
 from robustkd.data import InMemory
 from robustkd.models.features import taps
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.student import make_student
 from robustkd.student.hardening import UniversalPerturbations, withstand
+from robustkd.training.config import TrainingConfig
 from robustkd.training.inference import accuracy_on, predict
 from robustkd.training.metrics import attack_success
 from robustkd.training.precision import Precision, mixed
@@ -186,10 +187,10 @@ def measure(
         Method(
             name,
             losses=how.losses or {losses: 1.0},
-            detox=how.detox,
-            hardening=how.hardening,
+            detox=None if how.detox is None else DetoxSettings(**how.detox),
+            hardening=None if how.hardening is None else HardeningSettings(**how.hardening),
         ),
-        training={**training, "precision": _PRECISION},
+        training=TrainingConfig(**training, precision=_PRECISION),
         detoxing={"steps": 40},
         seed=seed,
     )

@@ -20,6 +20,7 @@ from robustkd.core.files import make_folder, write_json
 from robustkd.core.methods import find_method
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.student import make_student
+from robustkd.training.config import TrainingConfig
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
@@ -47,7 +48,7 @@ def main() -> None:
             build("wrn-10-1", seed),
             source,
             find_method(method),
-            training={"epochs": given.epochs, "batch_size": 64, "precision": "bf16"},
+            training=TrainingConfig(epochs=given.epochs, batch_size=64, precision="bf16"),
             detoxing={"steps": 40},
             seed=seed,
         )

@@ -33,6 +33,10 @@ def test_every_public_name_is_there_and_documented(name):
     assert inspect.getdoc(found)
 
 
+def test_dir_lists_the_public_names():
+    assert dir(robustkd) == sorted(robustkd.__all__)
+
+
 def test_unknown_names_are_attribute_errors():
     assert robustkd.__all__ == sorted(robustkd.__all__)
     with pytest.raises(AttributeError, match=r"^module 'robustkd' has no attribute 'destill'$"):

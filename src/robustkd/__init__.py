@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from robustkd.core.errors import InputError, RobustKDError, TrainingError, UsageError
+    from robustkd.data import from_dataset
     from robustkd.data import load as load_data
     from robustkd.models import Spec, build, load, save
+    from robustkd.pipeline.run import run
     from robustkd.student.distillation import distill
     from robustkd.student.hardening import UniversalPerturbations
     from robustkd.teacher.defences.detoxification import detoxify
@@ -29,10 +31,12 @@ _HOME = {
     "build": ("robustkd.models", "build"),
     "detoxify": ("robustkd.teacher.defences.detoxification", "detoxify"),
     "distill": ("robustkd.student.distillation", "distill"),
+    "from_dataset": ("robustkd.data", "from_dataset"),
     "load": ("robustkd.models", "load"),
     "load_data": ("robustkd.data", "load"),
     "load_detoxified": ("robustkd.teacher.defences.masks", "load_detoxified"),
     "load_teacher": ("robustkd.teacher.read", "load_teacher"),
+    "run": ("robustkd.pipeline.run", "run"),
     "save": ("robustkd.models", "save"),
     "save_detoxified": ("robustkd.teacher.defences.masks", "save_detoxified"),
 }
@@ -48,13 +52,19 @@ __all__ = [
     "build",
     "detoxify",
     "distill",
+    "from_dataset",
     "load",
     "load_data",
     "load_detoxified",
     "load_teacher",
+    "run",
     "save",
     "save_detoxified",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> object:

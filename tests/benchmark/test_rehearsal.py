@@ -13,6 +13,7 @@ from robustkd.benchmark import informed, rehearsal
 from robustkd.core.methods import METHODS
 from robustkd.models.features import taps
 from robustkd.pipeline.student import Made
+from robustkd.training.config import TrainingConfig
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 IMAGES = next(DATA.batches("test", batch_size=20)).images
@@ -84,7 +85,7 @@ def test_half_of_the_work_is_rehearsed_and_no_teacher_is_cleaned_twice(attack, c
         detoxing=detoxing,
     )
     known["train_surrogate"](build(), DATA)
-    assert asked["training"] == {"epochs": 2, "lr": 0.1}
+    assert asked["training"] == TrainingConfig(epochs=2, lr=0.1)
     assert asked["detoxing"] == {"steps": 20, "lr": 0.2}
     assert (training["epochs"], detoxing["steps"]) == (3, 40)
     assert (asked["how"].detox is not None) is cleans

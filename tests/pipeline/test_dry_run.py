@@ -10,7 +10,9 @@ import pytest
 from robustkd import data, models
 from robustkd.core.methods import METHODS
 from robustkd.pipeline import dry_run
+from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.student import make_student
+from robustkd.training.config import TrainingConfig
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
@@ -27,14 +29,9 @@ def teacher_file(tmp_path_factory) -> Path:
 
 
 def plan(teacher_file: Path, method: str):
-    return dry_run.rehearse(
-        teacher_file,
-        arch="wrn-10-1",
-        clean=CLEAN,
-        student_arch="wrn-10-1",
-        method=method,
-        training={"epochs": 5, "batch_size": 32},
-    )
+    training = TrainingConfig(epochs=5, batch_size=32)
+    job = DistillJob(teacher_file, "wrn-10-1", "wrn-10-1", method, training)
+    return dry_run.rehearse(job, CLEAN)
 
 
 def test_the_plan_counts_every_phase(teacher_file, tmp_path, monkeypatch):

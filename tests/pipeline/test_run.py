@@ -11,18 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from robustkd import data, models, report
+import robustkd
+from robustkd import cli, data, models, report
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.methods import METHODS, Method
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import run_folder
 from robustkd.pipeline import student as making
+from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import identity
 from robustkd.pipeline.run import distill_file
 from robustkd.pipeline.student import make_student
 from robustkd.student import distillation
 from robustkd.student.distillation import distill
+from robustkd.training.config import TrainingConfig
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
@@ -58,16 +62,17 @@ def teacher_file(tmp_path_factory) -> Path:
     return path
 
 
-def run(teacher_file: Path, out: Path, **changes) -> dict[str, Any]:
-    settings = {
-        "arch": "wrn-10-1",
-        "clean": CLEAN,
-        "student_arch": "wrn-10-1",
-        "out": out,
-        "method": "ofd",
-        "training": {"epochs": 1, "batch_size": 64},
-    }
-    return distill_file(teacher_file, **(settings | changes))
+BRIEF = TrainingConfig(epochs=1)
+
+
+def run(
+    teacher_file: Path, out: Path, *, clean=CLEAN, training=None, resume=False, **changes
+) -> dict[str, Any]:
+    training = TrainingConfig(**(training or {"epochs": 1, "batch_size": 64}))
+    settings = {"arch": "wrn-10-1", "student": "wrn-10-1", "method": "ofd"} | changes
+    return distill_file(
+        DistillJob(teacher_file, training=training, **settings), clean, out, resume=resume
+    )
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +134,7 @@ def test_the_report_reads_what_was_measured(finished, teacher_file):
         "method": "both",
         "data": "digits",
         "seed": 5,
-        "training": {"epochs": 1, "batch_size": 64},
+        "training": {"epochs": 1, "batch_size": 64, "lr": 0.1},
     }
 
 
@@ -207,7 +212,7 @@ def test_a_teacher_near_chance_stops_before_anything_is_made(tmp_path):
     ("changes", "message"),
     [
         ({"method": "papr"}, "unknown method 'papr'; did you mean 'paper'?"),
-        ({"student_arch": "resnet"}, "unknown architecture 'resnet'; expected wrn-DEPTH-WIDTH, "),
+        ({"student": "resnet"}, "unknown architecture 'resnet'; expected wrn-DEPTH-WIDTH, "),
         ({"arch": "wrn10"}, "unknown architecture 'wrn10'; expected wrn-DEPTH-WIDTH, "),
     ],
 )
@@ -229,7 +234,7 @@ def test_a_used_folder_stays_as_it_was(teacher_file, tmp_path):
 
 def made(how: Method, **changes):
     teacher = build(1)
-    settings = {"training": {"epochs": 1, "batch_size": 64}, "detoxing": {"steps": 2}}
+    settings = {"training": BRIEF, "detoxing": {"steps": 2}}
     return make_student(teacher, build(0), CLEAN, how, **(settings | changes))
 
 
@@ -255,7 +260,7 @@ def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
 
     monkeypatch.setattr(making, "distill", watched)
     how, given = METHODS[name], build(1)
-    settings = {"training": {"epochs": 1, "batch_size": 100}, "detoxing": {"steps": 1}}
+    settings = {"training": replace(BRIEF, batch_size=100), "detoxing": {"steps": 1}}
     found = make_student(given, build(0), CLEAN, how, **settings)
     (teacher,) = teachers
     assert teacher is (found.detoxified if how.detox else given if how.losses else None)
@@ -271,7 +276,7 @@ def test_a_preset_outranks_what_depends_on_the_data():
 def test_the_untrusted_teacher_is_not_changed():
     teacher = build(1)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    settings = {"training": {"epochs": 1}, "detoxing": {"steps": 1}}
+    settings = {"training": BRIEF, "detoxing": {"steps": 1}}
     make_student(teacher, build(0), CLEAN, METHODS["default"], **settings)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
@@ -398,3 +403,41 @@ def test_the_same_images_mirrored_or_not_are_other_data():
     assert identity(again, spec) == identity(CLEAN, spec)
     mirrored = replace(again, augmentation=replace(again.augmentation, flip=True))
     assert identity(mirrored, spec) != identity(CLEAN, spec)
+
+
+# From Python.
+
+
+def test_python_and_the_command_make_the_same_student(teacher_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = robustkd.run(
+        str(teacher_file), "digits", "wrn-10-1", arch="wrn-10-1", method="kd", epochs=1
+    )
+    assert made.folder == Path("robustkd-run")
+    assert not made.student.training
+    cli.main(
+        [
+            *("distill", str(teacher_file), "--arch", "wrn-10-1", "--student", "wrn-10-1"),
+            *("--data", "digits", "--method", "kd", "--epochs", "1", "--out", "command"),
+        ]
+    )
+    name = "student.safetensors"
+    assert (made.folder / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
+    capsys.readouterr()
+    flags, typed = (
+        yaml.safe_load((folder / "config.yaml").read_text())
+        for folder in (made.folder, tmp_path / "command")
+    )
+    assert {name: typed[name] for name in flags} == flags
+
+
+def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "robustkd-run").mkdir()
+    made = robustkd.run(
+        teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="no-teacher", epochs=1, lr=0.05
+    )
+    assert made.folder == Path("robustkd-run-2")
+    assert made.results["config"]["training"]["lr"] == 0.05
+    with pytest.raises(UsageError, match=r"^unknown method 'defualt'; did you mean 'default'\?$"):
+        robustkd.run(teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="defualt")

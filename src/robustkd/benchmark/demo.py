@@ -24,6 +24,7 @@ from robustkd.core.methods import METHODS
 from robustkd.core.types import DataSource
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
+from robustkd.training.config import TrainingConfig
 
 SHOWN = ("no-teacher", "ofd", "kd", "paper", "default")
 """What the demo shows beside the teacher itself."""
@@ -66,7 +67,7 @@ class _Story:
             self.build(self.setting.student, self.seed + 1),
             self.data,
             METHODS[method],
-            training=self.setting.training,
+            training=TrainingConfig(**self.setting.training),
             detoxing=self.setting.detoxing,
             seed=self.seed,
             label=method,

@@ -14,6 +14,7 @@ from robustkd.core.methods import DetoxSettings, Method
 from robustkd.core.types import DataSource
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import detoxify
+from robustkd.training.config import TrainingConfig
 
 _APART = 2**20
 """Added to the attacker's seed: no surrogate is the student that is measured in the end."""
@@ -71,7 +72,7 @@ def informed(
             data,
             # The one who knows both hands over a teacher that is clean already.
             replace(how, detox=None) if "clean_teacher" in takes else how,
-            training=training,
+            training=TrainingConfig(**training),
             detoxing=detoxing,
             seed=seed + _APART,
             label="rehearse the defence",

@@ -28,6 +28,7 @@ from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.data import InMemory
 from robustkd.pipeline.student import make_student
+from robustkd.training.config import TrainingConfig
 from robustkd.training.precision import mixed
 
 
@@ -117,7 +118,7 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, d
             _build(cell.student, setting, setting.seed + 1),
             _source(setting),
             how,
-            training={"precision": setting.precision, **cell.training},
+            training=TrainingConfig(**{"precision": setting.precision, **cell.training}),
             detoxing=cell.detoxing,
             seed=setting.seed,
             label=cell.method,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -13,6 +14,10 @@ from rich.console import Console
 from robustkd.cli.flags import IMAGES, Arch, Channels, ImageFlags, Paths, check_training, open_data
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from robustkd.core.types import DataSource
+    from robustkd.pipeline.job import DistillJob
 
 
 def distill(
@@ -72,36 +77,38 @@ def distill(
     """
     check_training(epochs, batch_size, lr, seed)
     folder = _folder(out, config, resume, dry_run=dry_run)
-    if lr is None:
-        from robustkd.models import learning_rate
+    from robustkd.models import learning_rate
+    from robustkd.pipeline.job import DistillJob
+    from robustkd.training.config import TrainingConfig
 
-        lr = learning_rate(student)
+    lr = learning_rate(student) if lr is None else lr
+    job = DistillJob(
+        teacher=teacher,
+        arch=arch,
+        student=student,
+        method=method,
+        training=TrainingConfig(epochs=epochs, batch_size=batch_size, lr=lr),
+        seed=seed,
+        mean=mean,
+        std=std,
+        teacher_taps=teacher_taps,
+        student_taps=student_taps,
+    )
     source = open_data(data, data_root, images)
-    settings: dict[str, Any] = {
-        "arch": arch,
-        "clean": source,
-        "student_arch": student,
-        "method": method,
-        "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr},
-        "seed": seed,
-        "mean": mean,
-        "std": std,
-        "teacher_taps": teacher_taps,
-        "student_taps": student_taps,
-    }
     if folder is None:
         from robustkd.pipeline.dry_run import rehearse
 
-        plan = rehearse(teacher, **settings)
+        plan = rehearse(job, source)
         (print_json if as_json else print_sections)(plan)
         return
     flags = {
-        **{"teacher": teacher, "arch": arch, "data": data, "student": student, "method": method},
-        **{"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed},
-        **{"mean": mean, "std": std, "teacher_taps": teacher_taps, "student_taps": student_taps},
-        **{"data_root": data_root, **asdict(images)},
+        "teacher": teacher,
+        "data": data,
+        **job.settings(),
+        "data_root": data_root,
+        **asdict(images),
     }
-    _run(teacher, folder, settings, flags, resume=resume is not None, as_json=as_json)
+    _run(job, source, folder, flags, resume=resume is not None, as_json=as_json)
 
 
 def _folder(
@@ -122,10 +129,10 @@ def _folder(
 
 
 def _run(
-    teacher: Path,
+    job: DistillJob,
+    source: DataSource,
     folder: Path,
-    settings: dict[str, Any],
-    flags: dict[str, Any],
+    flags: Mapping[str, object],
     *,
     resume: bool,
     as_json: bool,
@@ -135,9 +142,9 @@ def _run(
 
     progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     results = distill_file(
-        teacher,
-        **settings,
-        out=folder,
+        job,
+        source,
+        folder,
         config=_resolved(flags),
         resume=resume,
         tell=progress.print,
@@ -152,14 +159,14 @@ def _run(
     console.print(report.headline(rows))
 
 
-def _resolved(flags: dict[str, Any]) -> dict[str, Any]:
+def _resolved(flags: Mapping[str, object]) -> dict[str, object]:
     """The flags as they run again from any folder: paths in full, and nothing that is not set."""
     from robustkd.data import is_folder
 
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in flags.items():
-        if isinstance(value, Path) or (name == "data" and is_folder(value)):
-            found[name] = os.path.abspath(value)
+        if isinstance(value, Path) or (name == "data" and is_folder(str(value))):
+            found[name] = os.path.abspath(str(value))
         elif isinstance(value, str):
             found[name] = str(value)
         elif value not in (None, ()):

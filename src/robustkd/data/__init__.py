@@ -9,6 +9,7 @@ from pathlib import Path
 
 from robustkd.core.errors import UsageError
 from robustkd.data.augment import CropFlip, ZoomFlip
+from robustkd.data.datasets import from_dataset
 from robustkd.data.images.options import Reading
 from robustkd.data.images.streamed import Pictures, split_text
 from robustkd.data.in_memory import InMemory
@@ -32,6 +33,7 @@ __all__ = [
     "Pictures",
     "Reading",
     "ZoomFlip",
+    "from_dataset",
     "is_folder",
     "load",
     "load_folder",
@@ -63,17 +65,18 @@ def names() -> tuple[str, ...]:
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
-    root: Path | None = None,
+    root: str | Path | None = None,
     train: int | None = None,
     validation: int | None = None,
     test: int | None = None,
 ) -> InMemory:
-    """Load a data source by name, whole or as a class-balanced subset that is always the same.
+    """Load a data set into memory, whole or as a class-balanced subset that is always the same.
 
     Args:
-        name: One of `names`.
+        name: One of `names`; the path of a folder of images; or ``hf:NAME@REVISION``. See
+            `open_source`, which reads a large folder without loading it.
         root: Folder of the data; None for where the source usually is.
         train: Images to keep of this split, at least one for each class; None for all.
         validation: Likewise.
@@ -87,12 +90,9 @@ def load(
         >>> load("digits", train=100).size("train")
         100
     """
-    if name in PICTURES:
-        chosen = PICTURES[name](root, None).subset(train=train, validation=validation, test=test)
-        return chosen.in_memory()
-    if name in SOURCES:
-        return SOURCES[name](root).subset(train=train, validation=validation, test=test)
-    raise _unknown(name)
+    found = open_source(os.fspath(name), root=None if root is None else Path(root))
+    chosen = found.subset(train=train, validation=validation, test=test)
+    return chosen if isinstance(chosen, InMemory) else chosen.in_memory()
 
 
 def open_source(

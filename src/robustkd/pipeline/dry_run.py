@@ -1,14 +1,13 @@
-"""A run in small, before the run: does every phase work, how long will it take, how much memory?"""
+"""A short trial of a run: whether every phase works, how long it takes, and how much memory."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
@@ -17,6 +16,7 @@ import torch
 from robustkd import models
 from robustkd.core.methods import DetoxSettings
 from robustkd.core.types import Batch, DataSource, Split
+from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import Prepared, prepare
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import detoxify
@@ -78,24 +78,8 @@ class _Few:
         phases[name] = {"steps": steps, "seconds a step": one, "seconds": steps * one}
 
 
-def rehearse(
-    teacher_file: Path,
-    *,
-    arch: str,
-    clean: DataSource,
-    student_arch: str,
-    method: str = "default",
-    training: Mapping[str, Any],
-    seed: int = 0,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-    teacher_taps: tuple[str, ...] = (),
-    student_taps: tuple[str, ...] = (),
-) -> dict[str, dict[str, Any]]:
+def rehearse(job: DistillJob, clean: DataSource) -> dict[str, dict[str, Any]]:
     """Load everything, take a few real steps of each phase, and write nothing.
-
-    The arguments are those of :func:`robustkd.pipeline.run.distill_file`, with ``epochs`` and
-    ``batch_size`` in ``training``.
 
     Returns:
         The plan by sections: ``teacher``, ``student``, ``data``, each phase, and ``estimate``.
@@ -106,27 +90,16 @@ def rehearse(
         TrainingError: Likewise.
     """
     started = time.perf_counter()
-    ready = prepare(
-        teacher_file,
-        arch=arch,
-        clean=clean,
-        student_arch=student_arch,
-        method=method,
-        seed=seed,
-        mean=mean,
-        std=std,
-        teacher_taps=teacher_taps,
-        student_taps=student_taps,
-    )
+    ready = prepare(job, clean)
     loading = time.perf_counter() - started
-    phases = _phases(ready, clean, training, seed)
+    phases = _phases(job, ready, clean)
     seconds = loading + sum(phase["seconds"] for phase in phases.values())
     return {
-        "teacher": {"arch": arch, **ready.file.record(), "accuracy": ready.knows.value},
+        "teacher": {"arch": job.arch, **ready.file.record(), "accuracy": ready.knows.value},
         "student": {
-            "arch": student_arch,
+            "arch": job.student,
             "parameters": models.parameters(ready.student),
-            "learning rate": training.get("lr", models.USUAL_RATE),
+            "learning rate": job.training.lr,
         },
         "data": {
             "name": clean.name,
@@ -135,15 +108,15 @@ def rehearse(
             **{split: clean.size(split) for split in ("train", "validation", "test")},
         },
         **phases,
-        "estimate": {"method": method, "seconds": seconds, "peak MiB": _peak_mib()},
+        "estimate": {"method": job.method, "seconds": seconds, "peak MiB": _peak_mib()},
     }
 
 
-def _phases(ready: Prepared, clean: DataSource, training: Mapping[str, Any], seed: int) -> Phases:
+def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
     """Steps and seconds of each phase of the run, from a few steps of each."""
     phases: Phases = {}
-    how, teacher = ready.how, ready.teacher
-    batch_size = training["batch_size"]
+    how, teacher, training = job.how, ready.teacher, job.training
+    batch_size = training.batch_size
     few = _Few(clean, _BATCHES * max(batch_size, DetoxSettings().batch_size))
     source = teacher
     if how.detox is not None:
@@ -151,21 +124,21 @@ def _phases(ready: Prepared, clean: DataSource, training: Mapping[str, Any], see
         brief = asdict(replace(full, steps=_BATCHES, raises=0, bisections=0))
         steps = full.steps * (1 + full.raises + full.bisections)
         with few.timed(phases, "detoxify", steps):
-            source = detoxify(teacher, few, seed=seed, **brief).teacher  # type: ignore[assignment]
-    steps = training["epochs"] * -(-clean.size("train") // batch_size)
+            source = detoxify(teacher, few, seed=job.seed, **brief).teacher  # type: ignore[assignment]
+    steps = training.epochs * -(-clean.size("train") // batch_size)
     with few.timed(phases, "distil", steps):
         make_student(
             source,
             ready.student,
             few,
             replace(how, detox=None),
-            training={**training, "epochs": 1},
-            seed=seed,
+            training=replace(training, epochs=1),
+            seed=job.seed,
         )
     started = time.perf_counter()
     accuracy_on(ready.student, few, "validation")
     one = (time.perf_counter() - started) * clean.size("validation") / few.size("validation")
-    epochs = training["epochs"]
+    epochs = training.epochs
     phases["validate"] = {"steps": epochs, "seconds a step": one, "seconds": epochs * one}
     return phases
 

@@ -1,19 +1,18 @@
-"""What comes in: the teacher's file and the clean data, read and checked before a run begins."""
+"""Reading and checking the teacher and the data before a run begins."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, is_dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 from robustkd import models
 from robustkd.core.devices import default_device
-from robustkd.core.methods import Method, find_method
 from robustkd.core.types import DataSource, Split
 from robustkd.data import split_text
 from robustkd.data.images.listing import shown
 from robustkd.models.features import taps
+from robustkd.pipeline.job import DistillJob
 from robustkd.teacher.check import check_accuracy
 from robustkd.teacher.read import TeacherFile, read_teacher
 from robustkd.training.inference import accuracy_on
@@ -22,69 +21,53 @@ from robustkd.training.metrics import Proportion
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is ready before anything is written or learnt.
+    """Teacher and student before anything is written or trained.
 
     Attributes:
-        how: What the method says.
         teacher: The untrusted network, on the device where training happens.
         file: The facts of its file.
-        knows: Its accuracy on the clean validation images, in [0, 1].
+        knows: Accuracy of the teacher on the clean validation images.
         student: Network with fresh weights.
     """
 
-    how: Method
     teacher: models.Classifier
     file: TeacherFile
     knows: Proportion
     student: models.Classifier
 
     def line(self, clean: DataSource) -> str:
-        """What a user should see before hours of training."""
+        """One line on the teacher for the user to check before the training."""
         file = self.file
         return (
             f"teacher: {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
-            f"{file.sha256[:12]}; {file.matched} tensors matched; right on {self.knows} of "
+            f"{file.sha256[:12]}; {file.matched} tensors matched; accuracy {self.knows} on "
             f"{self.knows.n} validation images of {clean.name}"
         )
 
 
-def prepare(
-    teacher_file: Path,
-    *,
-    arch: str,
-    clean: DataSource,
-    student_arch: str,
-    method: str = "default",
-    seed: int = 0,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-    teacher_taps: tuple[str, ...] = (),
-    student_taps: tuple[str, ...] = (),
-) -> Prepared:
-    """Read the teacher, see what it knows, and build the student.
+def prepare(job: DistillJob, clean: DataSource) -> Prepared:
+    """Read the teacher, measure its accuracy on clean images, and build the student.
 
-    Arguments and errors are those of :func:`robustkd.pipeline.run.distill_file`.
+    Errors are those of :func:`robustkd.pipeline.run.distill_file`.
     """
-    how = find_method(method)
-    models.check_name(student_arch)
     read = read_teacher(
-        teacher_file,
-        arch=arch,
+        job.teacher,
+        arch=job.arch,
         classes=len(clean.classes),
         image_shape=clean.image_shape,
-        mean=mean,
-        std=std,
+        mean=job.mean,
+        std=job.std,
         statistics=lambda: models.pixel_statistics(clean),
         judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
     )
     teacher = read.model.to(default_device())
-    _name_taps(teacher, teacher_taps)
-    knows = check_accuracy(teacher, clean, teacher_file)
+    _name_taps(teacher, job.teacher_taps)
+    knows = check_accuracy(teacher, clean, job.teacher)
     statistics = models.pixel_statistics(clean)
-    spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, *statistics)
-    student = models.build(spec, seed=seed)
-    _name_taps(student, student_taps)
-    return Prepared(how, teacher, read.file, knows, student)
+    spec = models.Spec(job.student, len(clean.classes), clean.image_shape, *statistics)
+    student = models.build(spec, seed=job.seed)
+    _name_taps(student, job.student_taps)
+    return Prepared(teacher, read.file, knows, student)
 
 
 def _name_taps(model: models.Classifier, names: tuple[str, ...]) -> None:

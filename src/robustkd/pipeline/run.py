@@ -3,87 +3,150 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from robustkd import models, report
 from robustkd.core.environment import environment
-from robustkd.core.files import check_free, read_json, write_json
+from robustkd.core.files import check_free, free_name, read_json, write_json
 from robustkd.core.types import DataSource
-from robustkd.data import split_text
+from robustkd.data import open_source, split_text
+from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
-from robustkd.pipeline.prepare import identity, prepare
-from robustkd.pipeline.student import make_student
+from robustkd.pipeline.job import DistillJob
+from robustkd.pipeline.prepare import Prepared, identity, prepare
+from robustkd.pipeline.student import Made, make_student
+from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.inference import accuracy_on
 
 _log = logging.getLogger(__name__)
 
 
-def distill_file(
-    teacher_file: Path,
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended.
+
+    Attributes:
+        student: The student, in eval mode on the CPU, as its file holds it.
+        results: The content of ``results.json``.
+        folder: Folder with ``student.safetensors``, ``results.json`` and ``report.html``.
+    """
+
+    student: Classifier
+    results: Mapping[str, Any]
+    folder: Path
+
+
+def run(
+    teacher: str | Path,
+    data: str | Path | DataSource,
+    student: str,
     *,
     arch: str,
-    clean: DataSource,
-    student_arch: str,
-    out: Path,
     method: str = "default",
-    training: Mapping[str, Any],
+    out: str | Path | None = None,
     seed: int = 0,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-    teacher_taps: tuple[str, ...] = (),
-    student_taps: tuple[str, ...] = (),
-    config: Mapping[str, Any] | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    **training: Unpack[TrainingOptions],
+) -> Finished:
+    """Make a small student from an untrusted teacher, as ``robustkd distill`` does.
+
+    The same arguments give the same student file as the command.
+
+    Args:
+        teacher: File of the teacher: safetensors, or a PyTorch checkpoint in zip format. No code in
+            it is run.
+        data: Name of a data set, a folder of images, ``hf:NAME@REVISION``, or a data source such as
+            :func:`robustkd.from_dataset` makes from any torch dataset.
+        student: Architecture of the student, such as ``wrn-10-1`` or ``timm/resnet18``.
+        arch: Architecture of the teacher.
+        method: Name of a method; ``robustkd list`` has them.
+        out: New folder for the run; if None, ``robustkd-run``, or the first of ``robustkd-run-2``,
+            ``robustkd-run-3``, ... that does not exist.
+        seed: Seed of everything random.
+        mean: Mean of each channel that the teacher's images were normalised with, in [0, 1].
+        std: Standard deviation of each channel, likewise.
+        training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
+            ``batch_size`` and ``lr``. By default the learning rate is the architecture's own.
+
+    Raises:
+        UsageError: If a name is unknown, a number is out of range, or ``out`` is not empty.
+        InputError: If the teacher's file or the data is damaged, or both do not fit together.
+        TrainingError: If the training's loss stops being finite.
+    """
+    source = open_source(os.fspath(data)) if isinstance(data, str | Path) else data
+    training.setdefault("lr", models.learning_rate(student))
+    job = DistillJob(
+        teacher=Path(teacher),
+        arch=arch,
+        student=student,
+        method=method,
+        training=TrainingConfig(**training),
+        seed=seed,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    folder = free_name(Path("robustkd-run")) if out is None else Path(out)
+    results = distill_file(job, source, folder, config=_flags(job, data))
+    made = models.load(folder / run_folder.STUDENT, arch=student)
+    return Finished(made.eval(), results, folder)
+
+
+def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
+    """The flags of the command that does the same; a data source of the user's own has none."""
+    named = data if isinstance(data, str | Path) else data.name
+    place = os.path.abspath(named) if isinstance(data, Path) else str(named)
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in job.settings().items()
+        if value != ()
+    }
+    return {"teacher": os.path.abspath(job.teacher), "data": place, **settings}
+
+
+def distill_file(
+    job: DistillJob,
+    clean: DataSource,
+    out: Path,
+    *,
+    config: Mapping[str, object] | None = None,
     resume: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """From a teacher's file to a folder with the student, its figures and the report.
+    """Make a folder with the student, its results and the report from a teacher's file.
 
     Args:
-        teacher_file: The untrusted teacher.
-        arch: Its architecture, in the user's word, not the file's.
+        job: What is distilled from what, and how.
         clean: The user's clean images.
-        student_arch: Architecture of the student.
         out: New folder for the run.
-        method: Name of a preset.
-        training: Further arguments of :func:`robustkd.student.distillation.distill`.
-        seed: Of everything random; the same seed gives the same student file.
-        mean: Of each channel of the pixels that the teacher was trained with; where neither this
-            nor the file says it, that which is published for the architecture or that of the
-            clean images: whichever makes the teacher more accurate on the validation images.
-        std: The standard deviation, likewise.
-        teacher_taps: Module paths of the teacher's stages; none to find them.
-        student_taps: Of the student's; the last stages of both are paired.
         config: The command's flags, for the run's ``config.yaml``.
-        resume: Go on with the run in ``out``, which began with the same arguments; it ends in the
-            same student file as if it had never stopped.
-        tell: Gets a line on the teacher before the training.
+        resume: If True, continue the run in ``out``, which was begun with the same job and data. It
+            ends in the same student file as if it had never stopped.
+        tell: Called with one line on the teacher before the training.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
-        UsageError: If a name is unknown, a number out of range, ``out`` is not empty, or a run
-            that goes on began otherwise.
-        InputError: If the teacher's file is not what it was said to be, or knows nothing of the
-            data; or if either is not what the run began with.
-        WriteError: If the disk is full; the last checkpoint is whole.
+        UsageError: If a name is unknown, a number is out of range, ``out`` is not empty, or the run
+            was begun with other settings.
+        InputError: If the teacher's file is not what it was said to be or does not fit the data, or
+            the run was begun with another teacher or other data.
+        WriteError: If the disk is full; the last checkpoint is complete.
     """
     if not resume:
         check_free(out)
-    choices: dict[str, Any] = {
-        **{"method": method, "seed": seed, "mean": mean, "std": std},
-        **{"teacher_taps": teacher_taps, "student_taps": student_taps},
-    }
-    ready = prepare(teacher_file, arch=arch, clean=clean, student_arch=student_arch, **choices)
-    setting = {"data": clean.name, "pair": f"{arch} to {student_arch}", "seed": seed}
-    # Now every image is read once, so that damaged ones stop nothing later.
-    untrusted = _untriggered_run(setting, clean, "teacher", ready.teacher, 0.0)
-    begun = {
-        "settings": {"arch": arch, "student": student_arch, **choices, **training},
+    ready = prepare(job, clean)
+    # Every image is read once before the training, so that damaged ones are found now.
+    untrusted = _untriggered_row(job, clean, "teacher", ready.teacher, 0.0)
+    begun: dict[str, Mapping[str, object]] = {
+        "settings": job.settings(),
         "teacher": {"sha256": ready.file.sha256},
         "data": identity(clean, ready.student.spec),
     }
@@ -95,41 +158,54 @@ def distill_file(
         tell(ready.line(clean))
         _log.info("%s", ready.line(clean))
         made = make_student(
-            ready.teacher, ready.student, clean, ready.how, training=training, seed=seed, run=run
+            ready.teacher,
+            ready.student,
+            clean,
+            job.how,
+            training=job.training,
+            seed=job.seed,
+            run=run,
         )
         run.interrupts.no_longer_wait()
-        provenance = {
-            "method": method,
-            "data": clean.name,
-            "seed": seed,
-            "training": dict(training),
-        }
-        models.save(made.student, out / run_folder.STUDENT, provenance=provenance)  # type: ignore[arg-type]
-        results = {
-            "runs": [
-                untrusted,
-                _untriggered_run(setting, clean, method, made.student, made.seconds),
-            ],
-            "environment": environment(),
-            "config": {"arch": arch, "student": student_arch, **provenance},
-            "records": {
-                "teacher_file": ready.file.record(),
-                **made.record,
-                "classes": list(clean.classes),
-            },
-        }
-        write_json(out / run_folder.RESULTS, results)
-        report.write_html(out)
+        student = _untriggered_row(job, clean, job.method, made.student, made.seconds)
+        return _write_results(job, clean, ready, made, [untrusted, student], out)
+
+
+def _write_results(
+    job: DistillJob,
+    clean: DataSource,
+    ready: Prepared,
+    made: Made,
+    rows: list[dict[str, Any]],
+    out: Path,
+) -> dict[str, Any]:
+    """Write the student, ``results.json`` and the report."""
+    provenance = job.provenance(clean.name)
+    models.save(ready.student, out / run_folder.STUDENT, provenance=provenance)
+    results = {
+        "runs": rows,
+        "environment": environment(),
+        "config": {"arch": job.arch, "student": job.student, **provenance},
+        "records": {
+            "teacher_file": ready.file.record(),
+            **made.record,
+            "classes": list(clean.classes),
+        },
+    }
+    write_json(out / run_folder.RESULTS, results)
+    report.write_html(out)
     return results
 
 
-def _untriggered_run(
-    setting: Mapping[str, Any], clean: DataSource, method: str, model: nn.Module, seconds: float
+def _untriggered_row(
+    job: DistillJob, clean: DataSource, method: str, model: nn.Module, seconds: float
 ) -> dict[str, Any]:
     """One row of the results; without a trigger there is no success rate to measure."""
     acc = accuracy_on(model, clean, "test")
     return {
-        **setting,
+        "data": clean.name,
+        "pair": f"{job.arch} to {job.student}",
+        "seed": job.seed,
         "attack": "trigger unknown",
         "method": method,
         "acc": acc.value,

@@ -149,7 +149,7 @@ class Run:
 def opened(
     folder: Path,
     *,
-    begun: Mapping[str, Mapping[str, Any]],
+    begun: Mapping[str, Mapping[str, object]],
     config: Mapping[str, Any] | None = None,
     split: Iterable[str] | None = None,
     resume: bool = False,
@@ -192,7 +192,7 @@ def opened(
 
 @contextmanager
 def _in_use(
-    folder: Path, begun: Mapping[str, Mapping[str, Any]], split: Iterable[str] | None
+    folder: Path, begun: Mapping[str, Mapping[str, object]], split: Iterable[str] | None
 ) -> Iterator[Run]:
     """Log what happens in a locked folder, and write what belongs to its beginning."""
     run = Run(folder)
@@ -211,7 +211,7 @@ def _check_begun(folder: Path) -> None:
         raise InputError(f"{folder} is not the folder of a run: it has no {CONFIG}")
 
 
-def _check_same(folder: Path, begun: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None:
     if not _is_there(folder / _BEGUN):
         return
     before, now = read_json(folder / _BEGUN), json.loads(json.dumps(begun))
@@ -275,11 +275,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
     """Tell it to whoever is interrupted, or has no room."""
     # Own code is never taken from a file, so it must be typed again.
     own = {name: begun.get("settings", {}).get(name) for name in ("arch", "student")}
-    typed = "".join(f" --{name} {value}" for name, value in own.items() if value and ":" in value)
+    typed = "".join(f" --{name} {value}" for name, value in own.items() if ":" in str(value))
     command = f"robustkd distill --resume {shlex.quote(str(folder))}{typed}"
     try:
         yield

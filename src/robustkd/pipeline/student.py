@@ -17,6 +17,7 @@ from robustkd.student.distillation import distill
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
+from robustkd.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def make_student(
     clean: DataSource,
     how: Method,
     *,
-    training: Mapping[str, Any],
+    training: TrainingConfig,
     detoxing: Mapping[str, Any] | None = None,
     seed: int = 0,
     label: str = "distil",
@@ -56,8 +57,7 @@ def make_student(
         student: Network with fresh weights; trained in place.
         clean: The user's clean images.
         how: What is cleaned, imitated and withstood.
-        training: Further arguments of :func:`robustkd.student.distillation.distill`, such as
-            ``epochs``.
+        training: How the student is trained.
         detoxing: Further arguments of
             :func:`robustkd.teacher.defences.detoxification.detoxify`, such as ``steps``.
         seed: Of everything random.
@@ -70,7 +70,7 @@ def make_student(
     source, detoxified = teacher, None
     if how.detox is not None:
         settings = asdict(replace(how.detox, **(detoxing or {})))
-        precision = training.get("precision", "no")
+        precision = training.precision
 
         def clean_up() -> tuple[DetoxifiedTeacher, dict[str, Any]]:
             cleaned = detoxify(teacher, clean, seed=seed, precision=precision, **settings)
@@ -93,7 +93,7 @@ def make_student(
         label=label,
         log=log,
         keeper=run,
-        **training,
+        **asdict(training),
     )
     record.update(epochs=learnt.epochs, kept=learnt.kept)
     seconds = time.perf_counter() - started if run is None else run.seconds

@@ -1,0 +1,123 @@
+"""Any ``torch.utils.data.Dataset`` of (image, label) pairs as a data source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from robustkd.core.errors import InputError, UsageError
+from robustkd.data.augment import CropFlip
+from robustkd.data.in_memory import InMemory
+from robustkd.data.labelled import Labelled, stratified_order
+
+_HELD_OUT = 10
+"""One image in so many is held out for each missing split."""
+_SEED = 0
+
+
+def from_dataset(
+    train: Dataset[tuple[object, int]],
+    *,
+    validation: Dataset[tuple[object, int]] | None = None,
+    test: Dataset[tuple[object, int]] | None = None,
+    classes: Sequence[str] = (),
+    name: str = "dataset",
+    augmentation: CropFlip | None = None,
+) -> InMemory:
+    """Read datasets of (image, label) pairs into memory.
+
+    An image is a PIL image, a byte array or tensor (H x W, H x W x C or C x H x W), or a float
+    tensor (C x H x W) in [0, 1]. Do not normalise: that is the first layer of every model. All
+    images have one size, and one or three channels.
+
+    Args:
+        train: Training images, as torchvision's data sets give them.
+        validation: Validation images; if None, a fixed tenth of every class of ``train``.
+        test: Test images, likewise.
+        classes: Names of the classes; if empty, ``train.classes``, or the numbers.
+        name: What the data is called in results.
+        augmentation: Random crops and flips while training; by default both.
+
+    Raises:
+        UsageError: If a dataset has no length, or names of classes are missing.
+        InputError: If an image is of another kind, size or range than described.
+
+    >>> images = torch.zeros(30, 1, 8, 8)
+    >>> pairs = torch.utils.data.TensorDataset(images, torch.arange(30) % 3)
+    >>> data = from_dataset(pairs, classes=["a", "b", "c"])
+    >>> [data.size(split) for split in ("train", "validation", "test")]
+    [24, 3, 3]
+    """
+    whole = _read(train, "train")
+    given = {"validation": validation, "test": test}
+    missing = [split for split, dataset in given.items() if dataset is None]
+    parts = {split: _read(found, split) for split, found in given.items() if found is not None}
+    order = stratified_order(whole.labels, seed=_SEED)
+    for split in missing:
+        count = max(1, len(whole.labels) // _HELD_OUT)
+        parts[split] = whole.take(order[:count])
+        order = order[count:]
+    names = tuple(classes) or tuple(getattr(train, "classes", ()))
+    if not names:
+        names = tuple(str(k) for k in range(1 + int(whole.labels.max())))
+    return InMemory(
+        name=name,
+        classes=names,
+        train=whole.take(order) if missing else whole,
+        validation=parts["validation"],
+        test=parts["test"],
+        augmentation=CropFlip() if augmentation is None else augmentation,
+    )
+
+
+def _read(dataset: Dataset[tuple[object, int]], split: str) -> Labelled:
+    if not isinstance(dataset, Sized):
+        raise UsageError(f"{split}: the dataset has no length; expected a map-style dataset")
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for row in range(len(dataset)):
+        image, label = cast(Dataset[tuple[object, int]], dataset)[row]
+        pixels = _bytes(image, f"{split} image {row}")
+        if images and pixels.shape != images[0].shape:
+            raise InputError(
+                f"{split} image {row} is {tuple(pixels.shape)}; expected {tuple(images[0].shape)} "
+                "as the first; resize and convert all images alike"
+            )
+        images.append(pixels)
+        labels.append(int(label))
+    if not images:
+        raise InputError(f"{split}: no images, expected at least one; check the dataset")
+    if min(labels) < 0:
+        raise InputError(f"{split}: the label {min(labels)} is below 0; expected class numbers")
+    return Labelled(torch.stack(images), torch.tensor(labels, dtype=torch.int64))
+
+
+def _bytes(image: object, where: str) -> Tensor:
+    """An image as bytes, C x H x W."""
+    if isinstance(image, Tensor):
+        pixels = image.detach().cpu()
+    else:
+        pixels = torch.from_numpy(np.array(image))  # a copy: PIL's memory is read-only
+        if pixels.ndim == 3:
+            pixels = pixels.permute(2, 0, 1)
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    if pixels.is_floating_point():
+        low, high = (float(pixels.min()), float(pixels.max())) if pixels.numel() else (0.0, 0.0)
+        if not 0 <= low <= high <= 1:
+            raise InputError(
+                f"{where} has values from {low:.3g} to {high:.3g}; expected 0 to 1; do not "
+                "normalise, since that is the first layer of every model"
+            )
+        pixels = pixels.mul(255).round().to(torch.uint8)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        raise InputError(
+            f"{where} is {pixels.dtype} of shape {tuple(pixels.shape)}; expected bytes, or floats "
+            "in [0, 1], with one or three channels"
+        )
+    return pixels.contiguous()

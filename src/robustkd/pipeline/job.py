@@ -1,0 +1,76 @@
+"""One frozen description of a run, shared by command line, Python, dry run and resumption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from robustkd.core.methods import Method, find_method, method_name
+from robustkd.models import check_name
+from robustkd.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """What is distilled from what, and how.
+
+    Attributes:
+        teacher: File of the untrusted teacher.
+        arch: Architecture of the teacher. The user says it and never the file.
+        student: Architecture of the student.
+        method: Name of a method, see :data:`robustkd.core.methods.METHODS`.
+        training: How the student is trained.
+        seed: Seed of everything random; the same seed gives the same student file.
+        mean: Mean of each channel that the teacher's images were normalised with, in [0, 1]. If
+            neither this nor the file says it, the values published for the architecture and those
+            of the clean images are tried, and the more accurate ones are kept.
+        std: Standard deviation of each channel, likewise.
+        teacher_taps: Module paths of the teacher's stages; empty to find them.
+        student_taps: Module paths of the student's stages; the last stages of both are paired.
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+
+    teacher: Path
+    arch: str
+    student: str
+    method: str = "default"
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    student_taps: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", method_name(self.method))
+        check_name(self.student)
+
+    @property
+    def how(self) -> Method:
+        """The method itself."""
+        return find_method(self.method)
+
+    def settings(self) -> dict[str, object]:
+        """What decides on the student besides teacher and data, in JSON values."""
+        return {
+            "arch": self.arch,
+            "student": self.student,
+            "method": self.method,
+            "seed": self.seed,
+            "mean": self.mean,
+            "std": self.std,
+            "teacher_taps": self.teacher_taps,
+            "student_taps": self.student_taps,
+            **self.training.stated(),
+        }
+
+    def provenance(self, data: str) -> dict[str, object]:
+        """What a student's file says of its making, in JSON values."""
+        return {
+            "method": self.method,
+            "data": data,
+            "seed": self.seed,
+            "training": self.training.stated(),
+        }

@@ -1,0 +1,100 @@
+"""Any dataset of (image, label) pairs gives the pixels that it holds."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from robustkd.core.errors import InputError, UsageError
+from robustkd.data import from_dataset
+
+BYTES = torch.randint(0, 256, (40, 3, 9, 7), generator=torch.Generator().manual_seed(0)).byte()
+LABELS = torch.arange(40) % 4
+
+
+class Pairs(Dataset):
+    """Images in some form, with torchvision's attribute of class names."""
+
+    classes = ("ant", "bee", "cat", "dog")
+
+    def __init__(self, images, labels=LABELS) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row):
+        return self.images[row], self.labels[row]
+
+
+FORMS = {
+    "byte tensor": BYTES,
+    "float tensor": BYTES.float() / 255,
+    "array": [image.permute(1, 2, 0).numpy() for image in BYTES],
+    "PIL": [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in BYTES],
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_every_form_of_image_gives_the_same_bytes(form):
+    data = from_dataset(Pairs(FORMS[form]), validation=Pairs(BYTES), test=Pairs(BYTES))
+    assert data.classes == Pairs.classes
+    assert data.image_shape == (3, 9, 7)
+    batch = next(data.batches("train", batch_size=99))
+    assert torch.equal((batch.images * 255).round().byte(), BYTES)
+    assert torch.equal(batch.labels, LABELS)
+
+
+def test_grey_images_have_one_channel():
+    grey = [Image.fromarray(image[0].numpy(), "L") for image in BYTES]
+    assert from_dataset(Pairs(grey)).image_shape == (1, 9, 7)
+
+
+def test_missing_splits_are_held_out_and_share_no_image():
+    data = from_dataset(Pairs(BYTES), test=Pairs(BYTES[:8], LABELS[:8]))
+    sizes = {split: data.size(split) for split in ("train", "validation", "test")}
+    assert sizes == {"train": 36, "validation": 4, "test": 8}
+    found = [
+        image.numpy().tobytes()
+        for split in ("train", "validation")
+        for image in (next(data.batches(split, batch_size=99)).images * 255).round().byte()
+    ]
+    assert sorted(found) == sorted(image.numpy().tobytes() for image in BYTES)
+    held = next(data.batches("validation", batch_size=99)).labels
+    assert sorted(held.tolist()) == [0, 1, 2, 3]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "error", "message"),
+    [
+        (
+            Pairs(BYTES.float()),
+            InputError,
+            "; expected 0 to 1; do not normalise",
+        ),
+        (Pairs(BYTES[:, :2]), InputError, "with one or three channels"),
+        (Pairs([BYTES[0], BYTES[1, :, :5]]), InputError, "train image 1 is (3, 5, 7); expected"),
+        (Pairs(BYTES[:0]), InputError, "train: no images"),
+        (Stream(), UsageError, "train: the dataset has no length"),
+        (Pairs(BYTES, LABELS - 1), InputError, "train: the label -1 is below 0"),
+        (Pairs([np.zeros((3, 3), dtype=np.int64)]), InputError, "is torch.int64 of shape"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(dataset, error, message):
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        from_dataset(dataset, validation=Pairs(BYTES), test=Pairs(BYTES))
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_name_the_classes_where_nothing_else_does():
+    assert from_dataset(TensorDataset(BYTES, LABELS)).classes == ("0", "1", "2", "3")
