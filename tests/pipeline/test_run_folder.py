@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -50,7 +49,7 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     def closed(_path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(os, "listdir", closed)
+    monkeypatch.setattr(Path, "iterdir", closed)
     message = f"output folder {tmp_path} cannot be read: Permission denied"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         new_folder(tmp_path)
@@ -120,6 +119,11 @@ def test_a_run_begins_with_all_that_repeats_it(tmp_path):
     assert json.loads((out / "run.json").read_text()) == json.loads(json.dumps(BEGUN))
     assert json.loads((out / "split.json").read_text()) == {"format": 1}
     assert (out / "run.log").read_text().endswith(" INFO finished\n")
+
+
+def test_what_was_being_written_when_a_run_was_killed_is_in_nobodys_way(tmp_path):
+    (tmp_path / "config.yaml.partial").write_text("epo")
+    begin(tmp_path)
 
 
 def test_what_safetensors_left_at_a_kill_is_gone_when_the_run_goes_on(tmp_path):
@@ -219,7 +223,7 @@ def test_another_machine_is_warned_of(tmp_path, caplog):
     write_json(tmp_path / "environment.json", environment() | {"torch": "1.0"})
     begin(tmp_path, resume=True)
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert record.getMessage().startswith("torch was '1.0' when the run began and is '")
+    assert record.getMessage().startswith("torch was 1.0 when the run began and is ")
 
 
 def test_warnings_still_reach_stderr_and_the_logger_is_left_as_it_was(tmp_path):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustkd.core.folders import locked
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,10 @@ class Store:
         if folder.exists():
             return folder
         self.root.mkdir(parents=True, exist_ok=True)
-        with locked(self.root, name=f"{key}.lock", seconds=math.inf):
+        with FileLock(self.root / f"{key}.lock"):
             if not folder.exists():
                 partial = self.root / f"{key}.partial"
-                shutil.rmtree(partial, ignore_errors=True)  # it follows no link
+                shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 make(partial)
                 partial.rename(folder)

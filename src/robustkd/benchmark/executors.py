@@ -16,7 +16,6 @@ from typing import Literal, TypeAlias, get_args
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.records import Told, fail_group, run_each, run_group
 from robustkd.core.errors import UsageError
-from robustkd.core.processes import safe_module_path
 
 Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
 _WATCH_SECONDS = 0.5
@@ -82,11 +81,10 @@ def _pool(
     )
     others = set(active_children())  # of the caller, and none of ours
     try:
-        with safe_module_path():
-            tasks = {
-                pool.submit(run_group, list(group), out, cache): number
-                for number, group in groups.items()
-            }
+        tasks = {
+            pool.submit(run_group, list(group), out, cache): number
+            for number, group in groups.items()
+        }
         for task in as_completed(tasks):
             yield tasks[task], task.result()
     except BaseException:
@@ -116,8 +114,7 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
 
     ours = not ray.is_initialized()
     if ours:
-        with safe_module_path():
-            ray.init(log_to_driver=False, include_dashboard=False)
+        ray.init(log_to_driver=False, include_dashboard=False)
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         nodes = [node["Resources"] for node in alive]

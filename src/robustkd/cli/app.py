@@ -11,7 +11,6 @@ from rich.console import Console
 from robustkd.cli.files import from_files
 from robustkd.cli.flags import check_whole
 from robustkd.core.errors import RobustKDError, printable
-from robustkd.core.processes import leave_working_directory
 
 _USAGE, _INTERRUPTED = 2, 130
 
@@ -27,7 +26,6 @@ app = App(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and an exit code, no traceback."""
-    leave_working_directory()
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         app(

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import secrets
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from robustkd.core.errors import InputError, UsageError, WriteError, printable
-from robustkd.core.folders import entries, read_regular
+from robustkd.core.errors import InputError, UsageError, WriteError
 
 PARTIAL = ".partial"
-"""Ends the name of a file that is being written."""
-_MOST_JSON = 1 << 28
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.partial|\.tmp.{6}")
-"""Names of our own unfinished files, and of those of the safetensors library."""
+"""Behind the name of a file that is being written."""
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a new file beside ``path``, and rename it to ``path`` when the block ends well.
+    """Give a name to write to, and put that file in the place of ``path`` when the block ends well.
 
-    The new file has a random name and is created exclusively, so a link that lies in the folder is
-    never written through. It is on the disk before the old content is gone.
+    Both are on the disk before the old content is gone.
 
     Raises:
         WriteError: If it cannot be written; nothing is left beside it.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+    partial = path.with_name(path.name + PARTIAL)
     try:
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield partial
         _to_disk(partial)
         os.replace(partial, path)
@@ -69,15 +60,6 @@ def refusal(path: Path, error: OSError) -> WriteError:
     return WriteError(f"{path} cannot be written: {error.strerror or error}")
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the files that a process which was killed had not finished, and nothing else."""
-    for name in os.listdir(folder):
-        if _UNFINISHED.fullmatch(name):
-            with suppress(OSError):
-                if stat.S_ISREG((folder / name).lstat().st_mode):
-                    (folder / name).unlink()
-
-
 def _to_disk(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # folders cannot be opened there, and need not be
@@ -92,7 +74,7 @@ def new_folder(path: Path) -> Path:
     """Make an empty folder for a run.
 
     Raises:
-        UsageError: If it exists and holds anything.
+        UsageError: If it exists and holds anything, other than a file that was never finished.
         InputError: If it cannot be made.
     """
     check_free(path)
@@ -103,7 +85,7 @@ def check_free(path: Path) -> None:
     """Refuse a folder that holds anything, before a run that takes hours.
 
     Raises:
-        UsageError: If it exists and holds anything.
+        UsageError: If it exists and holds anything, other than a file that was never finished.
         InputError: If it exists and cannot be read.
     """
     try:
@@ -111,7 +93,7 @@ def check_free(path: Path) -> None:
     except OSError:
         return  # a folder above it is closed; making it will say so
     try:
-        used = there and bool(entries(path))
+        used = there and any(found.suffix != PARTIAL for found in path.iterdir())
     except OSError as error:
         raise InputError(f"output folder {path} cannot be read: {error.strerror}") from error
     if used:
@@ -153,10 +135,10 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: If it cannot be read, or is no JSON object.
     """
     try:
-        content = json.loads(read_regular(path, most=_MOST_JSON).decode("utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(printable(str(error)).split())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"{path} cannot be read as a run's file: {reason}") from error
     return content

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.files import (
-    check_free,
     new_folder,
     read_json,
     refusal,
-    remove_unfinished,
     write_json,
     write_lines,
     write_text,
 )
-from robustkd.core.folders import is_regular, locked, open_for_append
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +37,8 @@ _BEGUN = "run.json"
 _ENVIRONMENT = "environment.json"
 _DETOXIFIED = "detoxified.safetensors"
 _LAST = "report.html"
+_LEFT = ".tmp??????"
+"""What safetensors was writing to when a run was killed."""
 
 _KEEP_EVERY = 300.0
 _LOCK_SECONDS = 15.0
@@ -74,7 +72,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return _is_there(self.folder / _LAST)
+        return (self.folder / _LAST).is_file()
 
     def once(
         self, detoxify: Callable[[], tuple[DetoxifiedTeacher, dict[str, Any]]], teacher: nn.Module
@@ -90,7 +88,7 @@ class Run:
         from robustkd.teacher.defences.masks import load_detoxified, save_detoxified
 
         path = self.folder / _DETOXIFIED
-        fresh = not _is_there(path)
+        fresh = not path.exists()
         if fresh:
             cleaned, record = detoxify()
             provenance = {"record": record, "seconds": self.seconds}
@@ -109,7 +107,7 @@ class Run:
 
         self.interrupts.deferring = True
         path = self.folder / CHECKPOINT
-        if not _is_there(path):
+        if not path.exists():
             return None
         state = load_state(path)
         self._seconds_before = state.values["seconds"]
@@ -149,7 +147,7 @@ class Run:
 def opened(
     folder: Path,
     *,
-    begun: Mapping[str, Mapping[str, object]],
+    begun: Mapping[str, Mapping[str, Any]],
     config: Mapping[str, Any] | None = None,
     split: Iterable[str] | None = None,
     resume: bool = False,
@@ -174,45 +172,29 @@ def opened(
         WriteError: If a file cannot be written.
         KeyboardInterrupt: With the command that goes on.
     """
+    path = folder / CONFIG
     if resume:
-        _check_begun(folder)
+        _check_same(folder, begun)
     else:
         new_folder(folder)
-    with _locked(folder):
-        # Only now, as another process may have used the folder until the lock was released.
-        if resume:
-            _check_same(folder, begun)
-        else:
-            check_free(folder)
-            # The first file of all: a folder that has it can be resumed.
-            write_text(folder / CONFIG, _as_yaml(config or {}))
-        with _in_use(folder, begun, split) as run:
-            yield run
-
-
-@contextmanager
-def _in_use(
-    folder: Path, begun: Mapping[str, Mapping[str, object]], split: Iterable[str] | None
-) -> Iterator[Run]:
-    """Log what happens in a locked folder, and write what belongs to its beginning."""
+        # First of all: whatever has this file can be resumed.
+        write_text(path, _as_yaml(config or {}))
     run = Run(folder)
-    with _logged(folder), _how_to_go_on(folder, begun), run.interrupts.watched():
-        remove_unfinished(folder)
+    with _locked(folder), _logged(folder), _how_to_go_on(folder, begun), run.interrupts.watched():
+        for left in folder.glob(_LEFT):
+            left.unlink(missing_ok=True)
         _note_environment(folder / _ENVIRONMENT)
         if split is not None:
             write_lines(folder / "split.json", split)
-        if not _is_there(folder / _BEGUN):
+        if not (folder / _BEGUN).exists():
             write_json(folder / _BEGUN, begun)
         yield run
 
 
-def _check_begun(folder: Path) -> None:
-    if not is_regular(folder / CONFIG):
+def _check_same(folder: Path, begun: Mapping[str, Mapping[str, Any]]) -> None:
+    if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not the folder of a run: it has no {CONFIG}")
-
-
-def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None:
-    if not _is_there(folder / _BEGUN):
+    if not (folder / _BEGUN).exists():
         return
     before, now = read_json(folder / _BEGUN), json.loads(json.dumps(begun))
     for kind, facts in now.items():
@@ -223,15 +205,6 @@ def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None
                     f"{folder} was begun with {kind} {name} {_brief(was)}, now it is "
                     f"{_brief(value)}; leave it as it was, or begin a new run with --out"
                 )
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a run wrote a file before; anything but a regular file in its place is refused."""
-    if not os.path.lexists(path):
-        return False
-    if not is_regular(path):
-        raise InputError(f"{path} is a link or no regular file; remove it, or begin a new run")
-    return True
 
 
 def _brief(value: object) -> str:
@@ -249,37 +222,44 @@ def _as_yaml(config: Mapping[str, Any]) -> str:
 def _note_environment(path: Path) -> None:
     """Write it down, or say what has changed since."""
     now = environment()
-    if not _is_there(path):
+    if not path.exists():
         write_json(path, now)
         return
     before = read_json(path)
     for name in now:
         if before.get(name) != now[name]:
-            # The file may come from somebody else: its values are quoted, short and on one line.
             _log.warning(
                 "%s was %s when the run began and is %s now: the student may differ in its last "
                 "bits from one that was not interrupted",
-                *(name, _brief(before.get(name)), _brief(now[name])),
+                *(name, before.get(name), now[name]),
             )
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            # Workers of a process that was killed hold its lock until they notice.
-            stack.enter_context(locked(folder, seconds=_LOCK_SECONDS))
-        except OSError as error:
-            raise refusal(folder, error) from error
+    from filelock import FileLock, Timeout
+
+    path = folder / ".lock"
+    # Workers of a process that was killed hold its lock until they notice.
+    lock = FileLock(path, timeout=_LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"{folder} is in use by another process; wait for its end") from error
+    except OSError as error:
+        raise refusal(path, error) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
-def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
+def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
     """Tell it to whoever is interrupted, or has no room."""
     # Own code is never taken from a file, so it must be typed again.
     own = {name: begun.get("settings", {}).get(name) for name in ("arch", "student")}
-    typed = "".join(f" --{name} {value}" for name, value in own.items() if ":" in str(value))
+    typed = "".join(f" --{name} {value}" for name, value in own.items() if value and ":" in value)
     command = f"robustkd distill --resume {shlex.quote(str(folder))}{typed}"
     try:
         yield
@@ -289,17 +269,8 @@ def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> It
         raise WriteError(f"{error}; make room, then go on with: {command}") from error
 
 
-class _LogFile(logging.StreamHandler[TextIO]):
+class _LogFile(logging.FileHandler):
     """A log that stays quiet where it cannot be written: what matters will say so by itself."""
-
-    def __init__(self, path: Path) -> None:
-        descriptor = open_for_append(path)
-        super().__init__(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self.stream.close()
-        super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         del record
@@ -310,7 +281,7 @@ def _logged(folder: Path) -> Iterator[None]:
     """What the package says goes into the folder's log, and how the block ends."""
     path = folder / "run.log"
     try:
-        file = _LogFile(path)
+        file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise refusal(path, error) from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from robustkd.core.files import refusal, whole
-from robustkd.core.folders import check_real_folder, is_regular, open_for_append
-
-_OURS = re.compile(r"events\.out\.tfevents\.\d+\.robustkd")
 
 
 class Events:
@@ -22,8 +18,7 @@ class Events:
     record format is written at once.
 
     Args:
-        folder: Where the file is made, with the first records. Older files of this class in it are
-            removed then.
+        folder: Where the file is made, with the first records; older ones of the folder go then.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,30 +43,25 @@ class Events:
     def _begin(self, path: Path, content: bytes) -> None:
         try:
             self._folder.mkdir(exist_ok=True)
-            check_real_folder(self._folder)
-            older = [name for name in os.listdir(self._folder) if _OURS.fullmatch(name)]
+            older = list(self._folder.iterdir())
             with whole(path) as partial:
                 partial.write_bytes(content)
-            for name in older:
-                if is_regular(self._folder / name):
-                    (self._folder / name).unlink()
+            for file in older:
+                file.unlink(missing_ok=True)
         except OSError as error:
             raise refusal(path, error) from error
 
 
 def _append(path: Path, content: bytes) -> None:
     """Add to a file, or leave it as it was."""
+    size = None
     try:
-        with os.fdopen(open_for_append(path), "ab", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            try:
-                left = memoryview(content)
-                while left:
-                    left = left[file.write(left) :]
-            except OSError:
-                file.truncate(size)
-                raise
+        size = path.stat().st_size
+        with path.open("ab") as file:
+            file.write(content)
     except OSError as error:
+        if size is not None:
+            os.truncate(path, size)
         raise refusal(path, error) from error
 
 

@@ -15,9 +15,11 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib import colormaps, image, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from robustkd.report.aggregate import Row, Statistic, place
-from robustkd.report.plotting import Axes, Figure, colormaps, image, our_style
 from robustkd.report.tables import UNKNOWN, percent
 
 Pixels: TypeAlias = Float[np.ndarray, "channels height width"]
@@ -48,7 +50,7 @@ def bars(rows: Sequence[Row], measure: Measure) -> str:
     The error bar is the sample standard deviation over seeds or, for one seed, the Wilson
     interval. The scale is always 0 to 100 %.
     """
-    with our_style():
+    with rc_context({"svg.hashsalt": "robustkd", "svg.fonttype": "none"}):
         figure = Figure(figsize=(_WIDTH, 0.42 + _BAR * len(rows)))
         # fixed margins, so that the charts of one page line up
         bottom = 0.32 / figure.get_figheight()
@@ -71,7 +73,7 @@ def scatter(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.asr is not None and row.method != "teacher":
             shown.setdefault(row.method, []).append(row)
-    with our_style():
+    with rc_context({"svg.hashsalt": "robustkd", "svg.fonttype": "none"}):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
         for method, style in zip(sorted(shown, key=place), cycle(_STYLES), strict=False):

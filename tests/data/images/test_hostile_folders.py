@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from robustkd import cli, data, models
-from robustkd.core.errors import InputError
-from robustkd.data import Reading, load_folder
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from tests.data.images.hostile_folders import CASES, Case, sound
@@ -111,33 +108,3 @@ def test_a_split_of_ours_is_written_into_the_run_and_used_again(distil, tmp_path
     assert "run/split.json names 8 images that are not there, the first '" in said.err
     cli.main(["evaluate", "run/student.safetensors", "--data", "./data", "--json"])
     assert json.loads(capsys.readouterr().out)["n_acc"] == 8
-
-
-def test_a_file_that_becomes_a_link_after_the_scan_is_not_read(tmp_path):
-    sound(tmp_path / "data")
-    outside = tmp_path / "outside.png"
-    data = load_folder(tmp_path / "data", Reading(streaming=True, workers=0))
-    file = next((tmp_path / "data" / "train").rglob("*.png"))
-    file.rename(outside)
-    file.symlink_to(outside)
-    listing = data.parts["train"].files
-    names = [listing.name(row) for row in range(len(listing.labels))]
-    row = names.index(str(file.relative_to(tmp_path / "data")))
-    with pytest.raises(OSError, match="it is a link that leaves the folder"):
-        listing.open(row)
-
-
-def test_a_linked_folder_of_validation_images_is_refused(tmp_path):
-    root, outside = tmp_path / "data", tmp_path / "private"
-    sound(root)
-    outside.mkdir()
-    for part in ("val", "test"):
-        shutil.rmtree(root / part, ignore_errors=True)
-    (root / "val").mkdir()
-    picture = next(root.rglob("*.png"))
-    shutil.copy(picture, outside / "a.png")
-    (root / "val" / "images").symlink_to(outside)
-    classes = sorted(path.name for path in (root / "train").iterdir())
-    (root / "val" / "val_annotations.txt").write_text(f"a.png\t{classes[0]}\t0\t0\t1\t1\n")
-    with pytest.raises(InputError, match=r"images is a link, or lies below one"):
-        load_folder(root)

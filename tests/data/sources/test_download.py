@@ -183,7 +183,7 @@ def test_gtsrb_s_table_cannot_lead_out_of_the_folder(tmp_path):
     root = official_files.write_gtsrb(tmp_path)
     table = root / "gtsrb" / "GT-final_test.csv"
     table.write_text(table.read_text().replace("00003.ppm", "../../../../secret.ppm"))
-    with pytest.raises(InputError, match=r"holds no intact GTSRB \(GTSRB.*secret.ppm leads out"):
+    with pytest.raises(InputError, match=r"holds no intact GTSRB \(a file of the list is outside"):
         opened("gtsrb", root)
 
 

@@ -18,7 +18,6 @@ from jaxtyping import Int, Int32, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustkd.core.errors import InputError
-from robustkd.core.processes import safe_module_path
 from robustkd.data.images.decode import Channels, UndecodableError, decode
 from robustkd.data.images.listing import Encoded
 
@@ -148,8 +147,7 @@ def decoded(
             # Otherwise each pass draws from torch's global generator.
             generator=torch.Generator(),
         )
-        with safe_module_path():
-            batches = iter(loader)
+        batches = iter(loader)
     try:
         yield from batches
     except RuntimeError as error:

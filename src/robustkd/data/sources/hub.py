@@ -9,7 +9,6 @@ accepted.
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ PREFIX = "hf:"
 
 _FORMATS = ("parquet", "arrow")
 """Tables; the library's other readers unpack archives, or load tensors, of a stranger's choice."""
-_NAME = re.compile(r"hf:(?P<name>\w[\w.-]*(/\w[\w.-]*)?)@(?P<revision>[^@]+)")
+_NAME = re.compile(r"hf:(?P<name>[^@]+)@(?P<revision>[^@]+)")
 _SPELLINGS: Mapping[str, HeldOut] = {
     "validation": "validation",
     "valid": "validation",
@@ -81,12 +80,6 @@ def load_hub(name: str, reading: Reading | None = None) -> Pictures:
         raise UsageError(
             f"{name!r}: expected hf:NAME@REVISION, e.g. hf:user/flowers@1f0c2b7 with the commit "
             "of the version that you mean"
-        )
-    if os.path.lexists(form["name"]):
-        # The library would read it in place of the hub's, and ignore the revision.
-        raise InputError(
-            f"{name}: a file or folder of that name is in the working directory and would be read "
-            "in place of the hub's data; run the command from another directory"
         )
     reading = reading or Reading()
     reading.check_unused(
