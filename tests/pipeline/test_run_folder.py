@@ -16,22 +16,29 @@ import yaml
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.files import free_name, new_folder, write_json
+from robustkd.core.folders import Folder
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.run_folder import Run, opened
 
 
+def make(path: Path) -> None:
+    with new_folder(path):
+        pytest.fail("made")
+
+
 def test_a_new_folder_is_made_with_its_parents_and_an_empty_one_taken(tmp_path):
     path = tmp_path / "a" / "b"
-    assert new_folder(path) == path
-    assert path.is_dir()
-    assert new_folder(path) == path
+    for _ in range(2):
+        with new_folder(path) as folder:
+            assert folder.path == path
+            assert path.is_dir()
 
 
 def test_a_folder_that_holds_anything_is_refused_and_left_alone(tmp_path):
     (tmp_path / ".hidden").touch()
     message = f"output folder {tmp_path} is not empty; give a new one with --out"
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
-        new_folder(tmp_path)
+        make(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".hidden"]
 
 
@@ -42,17 +49,17 @@ def test_a_folder_that_cannot_be_made_is_refused(below, reason, tmp_path):
     (tmp_path / "file").touch()
     message = f"output folder {tmp_path / below} cannot be made: {reason}"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        new_folder(tmp_path / below)
+        make(tmp_path / below)
 
 
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     def closed(_path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", closed)
+    monkeypatch.setattr(Folder, "at", closed)
     message = f"output folder {tmp_path} cannot be read: Permission denied"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        new_folder(tmp_path)
+        make(tmp_path)
 
 
 def test_the_first_free_name(tmp_path):
@@ -121,24 +128,22 @@ def test_a_run_begins_with_all_that_repeats_it(tmp_path):
     assert (out / "run.log").read_text().endswith(" INFO finished\n")
 
 
-def test_what_was_being_written_when_a_run_was_killed_is_in_nobodys_way(tmp_path):
-    (tmp_path / "config.yaml.partial").write_text("epo")
-    begin(tmp_path)
-
-
-def test_what_safetensors_left_at_a_kill_is_gone_when_the_run_goes_on(tmp_path):
+def test_what_a_kill_leaves_is_gone_when_the_run_goes_on(tmp_path):
     code = (
-        "import os, signal, sys, threading, torch; from safetensors.torch import save_file\n"
+        "import os, signal, sys, threading, torch; from pathlib import Path\n"
+        "from robustkd.models import write_safetensors\n"
         "def kill():\n"
-        "    while not {n for n in os.listdir(sys.argv[1]) if n.startswith('.tmp')}: pass\n"
+        "    while not {n for n in os.listdir(sys.argv[1]) if n.endswith('.partial')}: pass\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "threading.Thread(target=kill).start()\n"
-        "save_file({'a': torch.zeros(50_000_000)}, sys.argv[1] + '/checkpoint.safetensors')\n"
+        "path = Path(sys.argv[1]) / 'checkpoint.safetensors'\n"
+        "write_safetensors(path, {'a': torch.zeros(50_000_000)}, {})\n"
     )
     begin(tmp_path)
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert list(tmp_path.glob(".*.partial"))
     begin(tmp_path, resume=True)
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp")]
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 @pytest.mark.parametrize(

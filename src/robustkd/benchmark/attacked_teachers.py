@@ -179,48 +179,48 @@ def attack_to_folder(
         models.check_name(given)
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
-    folder = new_folder(out)
-    method = expected_method(find(name).takes)
-    training: dict[str, Any] = {
-        "lr": models.learning_rate(surrogate),
-        **{key: read[key] for key in ("epochs", "lr", "batch_size") if key in read},
-    }
-    read = {
-        "lr": models.learning_rate(arch),
-        **at_own_rates(name, read, arch=arch, surrogate=surrogate),
-    }
-    started = time.perf_counter()
-    made = run_attack(
-        name,
-        models.builder(source),
-        source,
-        arch=arch,
-        surrogate=surrogate,
-        target=target,
-        seed=seed,
-        settings=read,
-        rehearsal=None if method is None else Rehearsal(training, method),
-    )
-    seconds = time.perf_counter() - started
-    provenance = {"attack": name, "data": source.name, "seed": seed}
-    models.save(made.teacher, folder / "teacher.safetensors", provenance=provenance)  # type: ignore[arg-type]
-    save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
-    run = measured_run(
-        made.teacher,
-        source,
-        made,
-        data=source.name,
-        pair=arch,
-        attack=name,
-        method="teacher",
-        seed=seed,
-        seconds=seconds,
-    )
-    results = {
-        "runs": [run],
-        "environment": environment(),
-        "config": {"target": target, "surrogate": surrogate, **read},
-        "records": {"teacher": made.record, "classes": list(source.classes)},
-    }
-    write_json(folder / "results.json", results)
-    return results
+    with new_folder(out):
+        method = expected_method(find(name).takes)
+        training: dict[str, Any] = {
+            "lr": models.learning_rate(surrogate),
+            **{key: read[key] for key in ("epochs", "lr", "batch_size") if key in read},
+        }
+        read = {
+            "lr": models.learning_rate(arch),
+            **at_own_rates(name, read, arch=arch, surrogate=surrogate),
+        }
+        started = time.perf_counter()
+        made = run_attack(
+            name,
+            models.builder(source),
+            source,
+            arch=arch,
+            surrogate=surrogate,
+            target=target,
+            seed=seed,
+            settings=read,
+            rehearsal=None if method is None else Rehearsal(training, method),
+        )
+        seconds = time.perf_counter() - started
+        provenance = {"attack": name, "data": source.name, "seed": seed}
+        models.save(made.teacher, out / "teacher.safetensors", provenance=provenance)  # type: ignore[arg-type]
+        save_trigger(made.trigger, made.target, out / "trigger.safetensors")
+        run = measured_run(
+            made.teacher,
+            source,
+            made,
+            data=source.name,
+            pair=arch,
+            attack=name,
+            method="teacher",
+            seed=seed,
+            seconds=seconds,
+        )
+        results = {
+            "runs": [run],
+            "environment": environment(),
+            "config": {"target": target, "surrogate": surrogate, **read},
+            "records": {"teacher": made.record, "classes": list(source.classes)},
+        }
+        write_json(out / "results.json", results)
+        return results

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from robustkd.core.folders import Folder, refusal
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,28 @@ class Store:
     root: Path
 
     def fetch(self, key: str, make: Callable[[Path], None]) -> Path:
-        """The folder of that key; ``make`` fills it where it is missing, one process at a time."""
-        folder = self.root / key
-        if folder.exists():
-            return folder
+        """The folder of that key; ``make`` fills it where it is missing, one process at a time.
+
+        Raises:
+            InputError: If a folder is a link, which may lead to files of others, or is not to be
+                read or made.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / f"{key}.lock"):
-            if not folder.exists():
-                partial = self.root / f"{key}.partial"
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                make(partial)
-                partial.rename(folder)
-        return folder
+        try:
+            with Folder.at(self.root) as root:
+                if not root.has(key):
+                    self._make(root, key, make)
+                root.inside(key).close()
+        except OSError as error:
+            raise refusal(self.root / key, error) from error
+        return self.root / key
+
+    def _make(self, root: Folder, key: str, make: Callable[[Path], None]) -> None:
+        with root.locked(f"{key}.lock", seconds=math.inf):
+            # A killed process of this key may have left one; of others, they may be at work.
+            root.clean(key)
+            if root.has(key):
+                return
+            partial = root.private(key)
+            make(self.root / partial)
+            os.rename(partial, key, src_dir_fd=root.descriptor, dst_dir_fd=root.descriptor)

@@ -19,7 +19,8 @@ from robustkd.benchmark.protocol import Protocol
 from robustkd.benchmark.rows import measured_run
 from robustkd.core.devices import device_of
 from robustkd.core.environment import environment
-from robustkd.core.files import new_folder, write_json
+from robustkd.core.files import make_folder, new_folder, write_json
+from robustkd.core.folders import Folder
 from robustkd.core.methods import METHODS
 from robustkd.core.types import DataSource
 from robustkd.pipeline.student import make_student
@@ -152,21 +153,29 @@ def run_demo(
         ``out``.
     """
     data = setting.load(root)
-    new_folder(out)
+    with new_folder(out) as folder:
+        _run_seeds(setting, folder, data, seeds, tell)
+    return out
+
+
+def _run_seeds(
+    setting: Protocol, out: Folder, data: DataSource, seeds: int, tell: Callable[[str], None]
+) -> None:
     build = models.builder(data)
     found: list[dict[str, Any]] = []
     records: dict[str, Any] = {}
     for seed in range(seeds):
-        folder = new_folder(out / f"seed-{seed}")
+        folder = make_folder(out.path / f"seed-{seed}")
         story = _Story(setting, seed, data, folder, build)
         for line in _tell_story(story):
             tell(line)
         found += story.found
         records |= story.records
         if seed == 0:
-            np.savez_compressed(out / "arrays.npz", **story.arrays)  # type: ignore[arg-type]
+            with out.writing("arrays.npz") as file:
+                np.savez_compressed(file, **story.arrays)  # type: ignore[arg-type]
         write_json(
-            out / "results.json",
+            out.path / "results.json",
             {
                 "runs": found,
                 "environment": environment(),
@@ -174,7 +183,6 @@ def run_demo(
                 "records": {**records, "classes": list(data.classes)},
             },
         )
-    return out
 
 
 def _tell_story(story: _Story) -> Iterator[str]:

@@ -16,6 +16,8 @@ from typing import Literal, TypeAlias, get_args
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.records import Told, fail_group, run_each, run_group
 from robustkd.core.errors import UsageError
+from robustkd.core.surroundings import elsewhere, safe_children
+from robustkd.data.sources.download import DATA_VARIABLE
 
 Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
 _WATCH_SECONDS = 0.5
@@ -73,18 +75,20 @@ def _pool(
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import active_children, get_context
 
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=get_context("spawn"),
-        initializer=_end_with,
-        initargs=(os.getpid(),),
-    )
+    with safe_children():  # the pool starts a process of its own at once, and workers with tasks
+        pool = ProcessPoolExecutor(
+            workers,
+            mp_context=get_context("spawn"),
+            initializer=_end_with,
+            initargs=(os.getpid(),),
+        )
     others = set(active_children())  # of the caller, and none of ours
     try:
-        tasks = {
-            pool.submit(run_group, list(group), out, cache): number
-            for number, group in groups.items()
-        }
+        with safe_children():
+            tasks = {
+                pool.submit(run_group, list(group), out, cache): number
+                for number, group in groups.items()
+            }
         for task in as_completed(tasks):
             yield tasks[task], task.result()
     except BaseException:
@@ -114,7 +118,11 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
 
     ours = not ray.is_initialized()
     if ours:
-        ray.init(log_to_driver=False, include_dashboard=False)
+        data = os.environ.get(DATA_VARIABLE)
+        told = {"env_vars": {DATA_VARIABLE: os.path.abspath(data)}} if data else None
+        # Its processes search modules where it begins, before the installed ones.
+        with safe_children(), elsewhere():
+            ray.init(log_to_driver=False, include_dashboard=False, runtime_env=told)
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         nodes = [node["Resources"] for node in alive]

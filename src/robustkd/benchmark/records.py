@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from robustkd.benchmark.cache import Store
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.run_cell import NoTeacherError, run_cell
 from robustkd.core.environment import environment
-from robustkd.core.files import write_json
+from robustkd.core.folders import Folder, UnsafeError, refusal
 
 
 class Told(NamedTuple):
@@ -73,7 +74,8 @@ def fail_group(cells: Iterable[Cell], out: Path, error: str) -> list[Told]:
 
 def _write(cell: Cell, content: dict[str, Any], out: Path) -> Told:
     content.setdefault("environment", environment())
-    write_json(_file(cell, out), content)
+    with _cells(out) as folder:
+        folder.write(f"{cell.name}.json", json.dumps(content, indent=1) + "\n")
     return Told(_line(cell, content), "run" in content)
 
 
@@ -97,13 +99,39 @@ def gather(cells: Iterable[Cell], out: Path) -> Gathered:
     return all_of_it
 
 
-def _file(cell: Cell, out: Path) -> Path:
-    return out / "cells" / f"{cell.name}.json"
+@contextmanager
+def _cells(out: Path) -> Iterator[Folder]:
+    """The open folder of the results of cells, which is never a link to another place."""
+    with ExitStack() as held:
+        try:
+            folder = held.enter_context(Folder.at(out))
+            cells = held.enter_context(folder.inside("cells"))
+        except OSError as error:
+            raise refusal(out / "cells", error) from error
+        yield cells
+
+
+def check_subfolder(out: Path, name: str) -> None:
+    """Make a folder in that of the results where it is missing.
+
+    Raises:
+        InputError: If it cannot be made, or is a link.
+    """
+    try:
+        with Folder.at(out) as folder:
+            folder.inside(name, make=True).close()
+    except OSError as error:
+        raise refusal(out / name, error) from error
 
 
 def _read(cell: Cell, out: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(_file(cell, out).read_text(encoding="utf-8"))
+        with Folder.at(out) as folder, folder.inside("cells") as cells:
+            content = json.loads(cells.read(f"{cell.name}.json"))
+    except FileNotFoundError:
+        return None
+    except UnsafeError as error:
+        raise refusal(out / "cells" / f"{cell.name}.json", error) from error
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

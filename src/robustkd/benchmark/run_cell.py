@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from robustkd.benchmark.rows import measured_run
 from robustkd.core.devices import default_device
 from robustkd.core.environment import environment
 from robustkd.core.errors import RobustKDError
-from robustkd.core.files import write_json
+from robustkd.core.files import read_json, write_json
 from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.data import InMemory
@@ -102,9 +101,9 @@ def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, dict[str, Any
         write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
 
     folder = store.fetch(digest(cell.configuration()), make)
-    trigger, target = load_trigger(folder / "trigger.safetensors")
-    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    teacher = models.load(folder / "model.safetensors").to(default_device())
+    trigger, target = load_trigger(folder / "trigger.safetensors", links=False)
+    made = read_json(folder / "made.json")
+    teacher = models.load(folder / "model.safetensors", links=False).to(default_device())
     return Backdoored(teacher.eval(), trigger, target, made["record"]), made
 
 
@@ -138,8 +137,8 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, d
         for name in cell.teacher.made_by():
             del configuration[name]
     folder = store.fetch(digest({**configuration, "kind": "student"}), make)
-    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    return models.load(folder / "model.safetensors").to(default_device()), made
+    made = read_json(folder / "made.json")
+    return models.load(folder / "model.safetensors", links=False).to(default_device()), made
 
 
 @lru_cache(maxsize=2)

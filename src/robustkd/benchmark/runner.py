@@ -10,7 +10,7 @@ from typing import NamedTuple
 from robustkd import report
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.executors import Executor
-from robustkd.benchmark.records import finished, gather
+from robustkd.benchmark.records import check_subfolder, finished, gather
 from robustkd.core.errors import UsageError
 from robustkd.core.files import make_folder, write_json, write_text
 
@@ -27,8 +27,8 @@ def run_grid(
     cells: Sequence[Cell],
     out: Path,
     *,
-    cache: Path,
     executor: Executor,
+    cache: Path | None = None,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> Counts:
     """Run every cell that has no result yet, those that failed among them.
@@ -36,11 +36,17 @@ def run_grid(
     Args:
         cells: The grid.
         out: Folder of the results; ``cells/`` in it gets a file for each.
-        cache: Folder of the networks, shared by everybody who works on the grid.
         executor: Runs groups of cells.
+        cache: Folder of the networks, shared by everybody who works on the grid; ``cache`` in
+            ``out`` when it is not given.
         tell: Gets one line for each cell.
     """
-    make_folder(out / "cells")
+    make_folder(out)
+    # Before hours of work, what is a link to another place or cannot be made is refused.
+    check_subfolder(out, "cells")
+    if cache is None:
+        check_subfolder(out, "cache")
+        cache = out / "cache"
     missing = [cell for cell in cells if finished(cell, out) is None]
     groups = [list(group) for _, group in groupby(missing, key=lambda cell: cell.teacher)]
     done = failed = 0

@@ -11,6 +11,7 @@ from rich.console import Console
 from robustkd.cli.files import from_files
 from robustkd.cli.flags import check_whole
 from robustkd.core.errors import RobustKDError, printable
+from robustkd.core.surroundings import safe_children
 
 _USAGE, _INTERRUPTED = 2, 130
 
@@ -28,12 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and an exit code, no traceback."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
-        app(
-            sys.argv[1:] if arguments is None else arguments,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        with safe_children():
+            app(
+                sys.argv[1:] if arguments is None else arguments,
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
     except CycloptsError as error:
         line = " ".join(str(error).split())
         errors.print(f"robustkd: {printable(line)} (see robustkd --help)")

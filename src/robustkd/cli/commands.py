@@ -127,8 +127,8 @@ def bench(
         counts = run_grid(
             cells,
             folder,
-            cache=cache or folder / "cache",
             executor=executors.executor(executor, workers=workers),
+            cache=cache,
             tell=progress.print,
         )
         progress.print(f"{counts.done} cells done, {counts.before} before, {counts.failed} failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollectio
 
 
 def _read(path: Path, *, of_a_run: bool) -> dict[str, Any]:
-    if of_a_run and not path.is_file():
+    if of_a_run and not os.path.lexists(path):
         raise InputError(f"{path.parent} is not the folder of a run: it has no {path.name}")
-    content = read_yaml(path)
+    content = read_yaml(path, links=not of_a_run)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path} holds no flags; expected lines such as 'epochs: 30'")
     # What is null is left to its default.

@@ -5,39 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from robustkd.core.errors import InputError, UsageError, WriteError
-
-PARTIAL = ".partial"
-"""Behind the name of a file that is being written."""
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.folders import LOCK, Folder, refusal
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a name to write to, and put that file in the place of ``path`` when the block ends well.
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, and put that file in the place of ``path`` when the block ends.
 
-    Both are on the disk before the old content is gone.
+    What is there already is replaced, never written through: see `robustkd.core.folders.Folder`.
 
     Raises:
         WriteError: If it cannot be written; nothing is left beside it.
     """
-    partial = path.with_name(path.name + PARTIAL)
-    try:
+    with _parent(path) as folder, folder.replacing(path.name) as partial:
         yield partial
-        _to_disk(partial)
-        os.replace(partial, path)
-        # A renamed file outlives a power failure when its folder is on the disk too.
-        _to_disk(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise refusal(path, error) from error
-        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,59 +38,97 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     Raises:
         WriteError: If it cannot be written.
     """
-    with whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("x", encoding="utf-8") as file:
         file.writelines(lines)
 
 
-def refusal(path: Path, error: OSError) -> WriteError:
-    """What to tell of a file that the system did not let us write."""
-    return WriteError(f"{path} cannot be written: {error.strerror or error}")
-
-
-def _to_disk(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # folders cannot be opened there, and need not be
-    descriptor = os.open(path, os.O_RDONLY)
+def _parent(path: Path) -> Folder:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return Folder.at(path.parent)
+    except OSError as error:
+        raise refusal(path, error) from error
 
 
-def new_folder(path: Path) -> Path:
-    """Make an empty folder for a run.
+@contextmanager
+def new_folder(path: Path) -> Iterator[Folder]:
+    """Make an empty folder and keep it for this process alone until the block ends.
 
     Raises:
-        UsageError: If it exists and holds anything, other than a file that was never finished.
-        InputError: If it cannot be made.
+        UsageError: If it exists and holds anything.
+        InputError: If it cannot be made, or another process has it.
     """
     check_free(path)
-    return make_folder(path)
+    make_folder(path)
+    with open_folder(path) as folder, locked(folder, seconds=0.0):
+        # Another process may have begun, and even ended, since the first look.
+        check_empty(folder)
+        yield folder
+
+
+@contextmanager
+def locked(folder: Folder, *, seconds: float) -> Iterator[None]:
+    """Keep a folder for this process alone while the block lasts.
+
+    Args:
+        folder: An open folder.
+        seconds: How long to wait for another process.
+
+    Raises:
+        InputError: If another process has it, or its lock cannot be created.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(folder.locked(seconds=seconds))
+        except TimeoutError as error:
+            message = f"{folder.path} is in use by another process; wait for its end"
+            raise InputError(message) from error
+        except OSError as error:
+            raise refusal(folder.path / LOCK, error) from error
+        yield
 
 
 def check_free(path: Path) -> None:
     """Refuse a folder that holds anything, before a run that takes hours.
 
     Raises:
-        UsageError: If it exists and holds anything, other than a file that was never finished.
+        UsageError: If it exists and holds anything.
         InputError: If it exists and cannot be read.
     """
     try:
         there = path.is_dir()
     except OSError:
         return  # a folder above it is closed; making it will say so
+    if there:
+        with open_folder(path) as folder:
+            check_empty(folder)
+
+
+def check_empty(folder: Folder) -> None:
+    """Refuse an open folder that holds anything but its lock.
+
+    Raises:
+        UsageError: If it does.
+    """
+    if any(name != LOCK for name in folder.names()):
+        raise UsageError(f"output folder {folder.path} is not empty; give a new one with --out")
+
+
+def open_folder(path: Path) -> Folder:
+    """Open an output folder.
+
+    Raises:
+        InputError: If it cannot be opened.
+    """
     try:
-        used = there and any(found.suffix != PARTIAL for found in path.iterdir())
+        return Folder.at(path)
     except OSError as error:
         raise InputError(f"output folder {path} cannot be read: {error.strerror}") from error
-    if used:
-        raise UsageError(f"output folder {path} is not empty; give a new one with --out")
 
 
 def free_name(path: Path) -> Path:
     """The path itself, or with -2, -3, ... behind it, so that nothing is there yet."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    return next(free for free in chain([path], numbered) if not free.exists())
+    return next(free for free in chain([path], numbered) if not os.path.lexists(free))
 
 
 def make_folder(path: Path) -> Path:
@@ -132,10 +157,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that :func:`write_json` wrote.
 
     Raises:
-        InputError: If it cannot be read, or is no JSON object.
+        InputError: If it cannot be read, is a link or not a regular file, or is no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with Folder.at(path.parent) as folder:
+            content = json.loads(folder.read(path.name))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError, RecursionError) as error:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustkd.core.errors import InputError
+from robustkd.core.folders import Folder, UnsafeError
 
 if TYPE_CHECKING:
     from yaml import Node
 
+_MOST_BYTES = 1 << 20
 
-def read_yaml(path: Path) -> object:
+
+def read_yaml(path: Path, *, links: bool = True) -> object:
     """What a YAML file holds, read as plain data.
+
+    Args:
+        path: The file.
+        links: Whether the path is the user's own, which may be a link or a pipe. A file that we
+            look for in a folder, as in that of a run, must be there itself.
 
     Raises:
         InputError: If it cannot be read or is not YAML, or a mapping says a key twice, of which
@@ -22,7 +31,7 @@ def read_yaml(path: Path) -> object:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text(path, links=links)
         twice = next(_twice(yaml.compose(text, yaml.SafeLoader)), None)
         content = yaml.safe_load(text)
     except OSError as error:
@@ -35,6 +44,18 @@ def read_yaml(path: Path) -> object:
         line = twice.start_mark.line + 1
         raise InputError(f"{path} says {twice.value!r} twice, in line {line}; leave one of them")
     return content
+
+
+def _text(path: Path, *, links: bool) -> str:
+    if links:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    else:
+        with Folder.at(path.parent) as folder:
+            content = folder.read(path.name, most=_MOST_BYTES)
+    if len(content) > _MOST_BYTES:
+        raise UnsafeError(errno.EFBIG, f"it has more than {_MOST_BYTES:,} bytes")
+    return content.decode("utf-8")
 
 
 def _twice(root: Node | None) -> Iterator[Node]:

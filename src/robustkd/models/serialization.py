@@ -8,16 +8,19 @@ byte for byte when the model is.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from robustkd.core.errors import InputError, UsageError, WriteError
-from robustkd.core.files import refusal, whole
+from robustkd.core.files import replacing
+from robustkd.core.folders import Folder, refusal
+from robustkd.core.trees import open_named, readable_path
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.registry import build, check_name
 
@@ -41,8 +44,8 @@ def write_safetensors(
     text = json.dumps({"format": _FORMAT, **description}, sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as partial:
-            partial.touch()
+        with replacing(path) as partial:
+            partial.touch(exist_ok=False)
             mode = partial.stat().st_mode
             save_file(plain, partial, metadata={_KEY: text})
             # It makes files for their owner alone; who else may read them is the umask's to say.
@@ -65,8 +68,13 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_safetensors(path: Path, *, links: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and description of a file that :func:`write_safetensors` made.
+
+    Args:
+        path: The file.
+        links: Whether the path is the user's own, which may be a link within its folder. A file
+            that we look for in a folder, as in that of a run, must be there itself.
 
     Raises:
         InputError: If the file is missing, is not safetensors, or does not describe itself.
@@ -74,9 +82,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        if not path.is_file():
-            raise InputError(f"{path} is not a file; expected a model in safetensors format")
-        with safe_open(path, framework="pt") as file:
+        with (
+            _opened(path, links=links) as opened,
+            safe_open(readable_path(opened.fileno()), framework="pt") as file,
+        ):
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
         description = parse_description(metadata[_KEY], path)
@@ -89,6 +98,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is not a readable safetensors file: {first_line(error)}"
         ) from error
     return tensors, description
+
+
+def _opened(path: Path, *, links: bool) -> BinaryIO:
+    if links:
+        if not path.is_file():
+            raise InputError(f"{path} is not a file; expected a model in safetensors format")
+        return os.fdopen(open_named(path), "rb")
+    with Folder.at(path.parent) as folder:
+        return folder.open(path.name)
 
 
 def parse_description(text: str, path: Path) -> dict[str, Any]:
@@ -123,7 +141,7 @@ def save(model: Classifier, path: Path, *, provenance: Mapping[str, Any] | None 
     write_safetensors(path, model.state_dict(), description)
 
 
-def load(path: Path, *, arch: str | None = None) -> Classifier:
+def load(path: Path, *, arch: str | None = None, links: bool = True) -> Classifier:
     """Read a model that :func:`save` wrote, in eval mode; no code in the file is ever run.
 
     Args:
@@ -131,13 +149,14 @@ def load(path: Path, *, arch: str | None = None) -> Classifier:
         arch: Its architecture in the user's word. It is needed where that is the user's own code
             (:class:`robustkd.models.OwnCode`), since a file cannot name code; else the file's own
             word will do.
+        links: Whether the path is the user's own, as in :func:`read_safetensors`.
 
     Raises:
         UsageError: If the architecture is unknown.
         InputError: If the file is damaged or of another architecture, or its tensors do not fit
             its own description.
     """
-    return restore(*read_safetensors(path), path, arch=arch)
+    return restore(*read_safetensors(path, links=links), path, arch=arch)
 
 
 def restore(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.files import (
+    locked,
     new_folder,
+    open_folder,
     read_json,
-    refusal,
     write_json,
     write_lines,
     write_text,
 )
+from robustkd.core.folders import Folder
+from robustkd.pipeline.run_log import logged
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,8 +42,8 @@ _BEGUN = "run.json"
 _ENVIRONMENT = "environment.json"
 _DETOXIFIED = "detoxified.safetensors"
 _LAST = "report.html"
-_LEFT = ".tmp??????"
-"""What safetensors was writing to when a run was killed."""
+_VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
+"""What a value of an environment may be to be shown."""
 
 _KEEP_EVERY = 300.0
 _LOCK_SECONDS = 15.0
@@ -72,7 +77,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return (self.folder / _LAST).is_file()
+        return _has(self.folder, _LAST)
 
     def once(
         self, detoxify: Callable[[], tuple[DetoxifiedTeacher, dict[str, Any]]], teacher: nn.Module
@@ -88,18 +93,19 @@ class Run:
         from robustkd.teacher.defences.masks import load_detoxified, save_detoxified
 
         path = self.folder / _DETOXIFIED
-        fresh = not path.exists()
+        fresh = not _has(self.folder, _DETOXIFIED)
         if fresh:
             cleaned, record = detoxify()
             provenance = {"record": record, "seconds": self.seconds}
             save_detoxified(cleaned, path, provenance=provenance)
             _log.info("the teacher is detoxified")
         # Read back even if it is fresh, so that a resumed run distils from nothing else.
-        provenance = read_safetensors(path)[1]["provenance"]
+        provenance = read_safetensors(path, links=False)[1]["provenance"]
         if not fresh:
             self._seconds_before = provenance["seconds"]
         arch = getattr(getattr(teacher, "spec", None), "arch", None)
-        return load_detoxified(path, arch=arch).to(device_of(teacher)), provenance["record"]
+        cleaned = load_detoxified(path, arch=arch, links=False)
+        return cleaned.to(device_of(teacher)), provenance["record"]
 
     def last(self) -> State | None:
         """The state that was kept last; from now on an interrupt waits for the next one."""
@@ -107,7 +113,7 @@ class Run:
 
         self.interrupts.deferring = True
         path = self.folder / CHECKPOINT
-        if not path.exists():
+        if not _has(self.folder, CHECKPOINT):
             return None
         state = load_state(path)
         self._seconds_before = state.values["seconds"]
@@ -147,7 +153,7 @@ class Run:
 def opened(
     folder: Path,
     *,
-    begun: Mapping[str, Mapping[str, Any]],
+    begun: Mapping[str, Mapping[str, object]],
     config: Mapping[str, Any] | None = None,
     split: Iterable[str] | None = None,
     resume: bool = False,
@@ -172,34 +178,46 @@ def opened(
         WriteError: If a file cannot be written.
         KeyboardInterrupt: With the command that goes on.
     """
-    path = folder / CONFIG
-    if resume:
-        _check_same(folder, begun)
-    else:
-        new_folder(folder)
-        # First of all: whatever has this file can be resumed.
-        write_text(path, _as_yaml(config or {}))
     run = Run(folder)
-    with _locked(folder), _logged(folder), _how_to_go_on(folder, begun), run.interrupts.watched():
-        for left in folder.glob(_LEFT):
-            left.unlink(missing_ok=True)
-        _note_environment(folder / _ENVIRONMENT)
-        if split is not None:
-            write_lines(folder / "split.json", split)
-        if not (folder / _BEGUN).exists():
-            write_json(folder / _BEGUN, begun)
-        yield run
+    with _old_folder(folder) if resume else new_folder(folder) as held:
+        if resume:
+            _check_same(folder, begun)
+            held.clean()
+        else:
+            # First of all: whatever has this file can be resumed.
+            write_text(folder / CONFIG, _as_yaml(config or {}))
+        with logged(held), _how_to_go_on(folder, begun), run.interrupts.watched():
+            _note_environment(folder / _ENVIRONMENT)
+            if split is not None:
+                write_lines(folder / "split.json", split)
+            if not held.has(_BEGUN):
+                write_json(folder / _BEGUN, begun)
+            yield run
 
 
-def _check_same(folder: Path, begun: Mapping[str, Mapping[str, Any]]) -> None:
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is not the folder of a run: it has no {CONFIG}")
-    if not (folder / _BEGUN).exists():
+@contextmanager
+def _old_folder(path: Path) -> Iterator[Folder]:
+    """Keep the folder of a run that has begun for this process alone until the block ends."""
+    if not _has(path, CONFIG):
+        raise InputError(f"{path} is not the folder of a run: it has no {CONFIG}")
+    # Workers of a process that was killed hold its lock until they notice.
+    with open_folder(path) as folder, locked(folder, seconds=_LOCK_SECONDS):
+        yield folder
+
+
+def _has(folder: Path, name: str) -> bool:
+    """Whether there is anything of that name in a folder; what it is, its reader checks."""
+    return os.path.lexists(folder / name)
+
+
+def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None:
+    if not _has(folder, _BEGUN):
         return
     before, now = read_json(folder / _BEGUN), json.loads(json.dumps(begun))
     for kind, facts in now.items():
+        known = before.get(kind)
         for name, value in facts.items():
-            if (was := before.get(kind, {}).get(name)) != value:
+            if (was := known.get(name) if isinstance(known, dict) else None) != value:
                 error = UsageError if kind == "settings" else InputError
                 raise error(
                     f"{folder} was begun with {kind} {name} {_brief(was)}, now it is "
@@ -222,7 +240,7 @@ def _as_yaml(config: Mapping[str, Any]) -> str:
 def _note_environment(path: Path) -> None:
     """Write it down, or say what has changed since."""
     now = environment()
-    if not path.exists():
+    if not _has(path.parent, path.name):
         write_json(path, now)
         return
     before = read_json(path)
@@ -231,35 +249,22 @@ def _note_environment(path: Path) -> None:
             _log.warning(
                 "%s was %s when the run began and is %s now: the student may differ in its last "
                 "bits from one that was not interrupted",
-                *(name, before.get(name), now[name]),
+                *(name, _shown(before.get(name)), _shown(now[name])),
             )
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    path = folder / ".lock"
-    # Workers of a process that was killed hold its lock until they notice.
-    lock = FileLock(path, timeout=_LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"{folder} is in use by another process; wait for its end") from error
-    except OSError as error:
-        raise refusal(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _shown(value: object) -> str:
+    """A version or a count, or what to say of a text that is neither and may be anything."""
+    text = str(value) if isinstance(value, str | int) else ""
+    return text if _VERSION.fullmatch(text) else "something unknown"
 
 
 @contextmanager
-def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
     """Tell it to whoever is interrupted, or has no room."""
     # Own code is never taken from a file, so it must be typed again.
     own = {name: begun.get("settings", {}).get(name) for name in ("arch", "student")}
-    typed = "".join(f" --{name} {value}" for name, value in own.items() if value and ":" in value)
+    typed = "".join(f" --{name} {value}" for name, value in own.items() if ":" in str(value))
     command = f"robustkd distill --resume {shlex.quote(str(folder))}{typed}"
     try:
         yield
@@ -267,41 +272,3 @@ def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, Any]]) -> Itera
         raise KeyboardInterrupt(f"interrupted; go on with: {command}") from None
     except WriteError as error:
         raise WriteError(f"{error}; make room, then go on with: {command}") from error
-
-
-class _LogFile(logging.FileHandler):
-    """A log that stays quiet where it cannot be written: what matters will say so by itself."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        del record
-
-
-@contextmanager
-def _logged(folder: Path) -> Iterator[None]:
-    """What the package says goes into the folder's log, and how the block ends."""
-    path = folder / "run.log"
-    try:
-        file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise refusal(path, error) from error
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handlers: list[logging.Handler] = [file]
-    if not logging.getLogger().handlers and logging.lastResort is not None:
-        handlers.append(logging.lastResort)  # which a handler of ours would silence
-    logger = logging.getLogger("robustkd")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        yield
-        _log.info("finished")
-    except BaseException as error:
-        # No error to the log's other readers: whoever catches it says so himself.
-        _log.info("stopped: %s", error or type(error).__name__)
-        raise
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-        logger.setLevel(level)
-        file.close()

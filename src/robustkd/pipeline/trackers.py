@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from robustkd.core.files import refusal, whole
+from robustkd.core.folders import Folder, refusal
+
+_OURS = re.compile(r"events\.out\.tfevents\.\d+\.robustkd")
 
 
 class Events:
@@ -18,12 +21,13 @@ class Events:
     record format is written at once.
 
     Args:
-        folder: Where the file is made, with the first records; older ones of the folder go then.
+        folder: Where the file is made, with the first records; older ones that this class made
+            are removed then.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._path: Path | None = None
+        self._name = ""
         self._shown = 0
 
     def show(self, records: Sequence[Mapping[str, float]]) -> None:
@@ -32,37 +36,44 @@ class Events:
         Raises:
             WriteError: If it cannot be written; it keeps what it had.
         """
-        if self._path is None:
-            path = self._folder / f"events.out.tfevents.{time.time_ns() // 1000}.robustkd"
-            self._begin(path, _version() + _scalars(records))
-            self._path = path
-        else:
-            _append(self._path, _scalars(records[self._shown :]))
-        self._shown = len(records)
-
-    def _begin(self, path: Path, content: bytes) -> None:
+        name = self._name or f"events.out.tfevents.{time.time_ns() // 1000}.robustkd"
         try:
-            self._folder.mkdir(exist_ok=True)
-            older = list(self._folder.iterdir())
-            with whole(path) as partial:
-                partial.write_bytes(content)
-            for file in older:
-                file.unlink(missing_ok=True)
+            with (
+                Folder.at(self._folder.parent) as parent,
+                parent.inside(self._folder.name, make=True) as folder,
+            ):
+                if self._name:
+                    _append(folder, name, _scalars(records[self._shown :]))
+                else:
+                    _begin(folder, name, _version() + _scalars(records))
         except OSError as error:
-            raise refusal(path, error) from error
+            raise refusal(self._folder / name, error) from error
+        self._name, self._shown = name, len(records)
 
 
-def _append(path: Path, content: bytes) -> None:
+def _begin(folder: Folder, name: str, content: bytes) -> None:
+    """Write a new file and remove the older ones of earlier processes."""
+    older = [found for found in folder.names() if _OURS.fullmatch(found)]
+    with folder.writing(name) as file:
+        file.write(content)
+    for found in older:
+        folder.remove(found)
+
+
+def _append(folder: Folder, name: str, content: bytes) -> None:
     """Add to a file, or leave it as it was."""
-    size = None
+    descriptor = folder.append(name)
     try:
-        size = path.stat().st_size
-        with path.open("ab") as file:
-            file.write(content)
-    except OSError as error:
-        if size is not None:
-            os.truncate(path, size)
-        raise refusal(path, error) from error
+        size = os.fstat(descriptor).st_size
+        try:
+            # A full disk may take a part of it.
+            while content:
+                content = content[os.write(descriptor, content) :]
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _version() -> bytes:

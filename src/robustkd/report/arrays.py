@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from robustkd.core.errors import InputError
+from robustkd.core.folders import Folder
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,7 +44,7 @@ def read_arrays(folder: Path) -> dict[str, Array]:
         InputError: The file is damaged, or an array has a wrong type, shape or range.
     """
     file = Path(folder) / "arrays.npz"
-    if not file.exists():
+    if not os.path.lexists(file):
         return {}
     arrays = {}
     for key, array in _load(file).items():
@@ -56,7 +58,11 @@ def read_arrays(folder: Path) -> dict[str, Array]:
 def _load(file: Path) -> dict[str, Array]:
     try:
         # opened here, as numpy leaves a damaged file open
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+        with (
+            Folder.at(file.parent) as folder,
+            folder.open(file.name) as opened,
+            np.load(opened, allow_pickle=False) as stored,
+        ):
             return dict(stored)
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:100]

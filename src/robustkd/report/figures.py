@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import cycle
 from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import colormaps, image, rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from robustkd.core.surroundings import elsewhere
 from robustkd.report.aggregate import Row, Statistic, place
 from robustkd.report.tables import UNKNOWN, percent
+
+# A file matplotlibrc in the working directory would be read first of all, with code in it in
+# matplotlib before 3.11; charts follow no settings but our own anyway.
+with elsewhere() if os.path.lexists("matplotlibrc") else nullcontext():
+    from matplotlib import colormaps, image, rc_context, rcdefaults, rcParams
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Pixels: TypeAlias = Float[np.ndarray, "channels height width"]
 Measure: TypeAlias = Literal["acc", "asr"]
@@ -44,13 +51,22 @@ _STYLES = (
 )
 
 
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """The library's defaults and what makes charts the same byte for byte, for a while."""
+    with rc_context():
+        rcdefaults()
+        rcParams.update({"svg.hashsalt": "robustkd", "svg.fonttype": "none"})
+        yield
+
+
 def bars(rows: Sequence[Row], measure: Measure) -> str:
     """One horizontal bar for each method, with its error bar and its number, as inline SVG.
 
     The error bar is the sample standard deviation over seeds or, for one seed, the Wilson
     interval. The scale is always 0 to 100 %.
     """
-    with rc_context({"svg.hashsalt": "robustkd", "svg.fonttype": "none"}):
+    with _own_settings():
         figure = Figure(figsize=(_WIDTH, 0.42 + _BAR * len(rows)))
         # fixed margins, so that the charts of one page line up
         bottom = 0.32 / figure.get_figheight()
@@ -73,7 +89,7 @@ def scatter(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.asr is not None and row.method != "teacher":
             shown.setdefault(row.method, []).append(row)
-    with rc_context({"svg.hashsalt": "robustkd", "svg.fonttype": "none"}):
+    with _own_settings():
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
         for method, style in zip(sorted(shown, key=place), cycle(_STYLES), strict=False):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from robustkd.core.errors import InputError
+from robustkd.core.folders import Folder
 
 Scalar: TypeAlias = str | int | float | None
 
@@ -80,7 +81,8 @@ def read(folder: Path) -> Results:
     """
     file = Path(folder) / "results.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        with Folder.at(file.parent) as opened:
+            content = json.loads(opened.read(file.name))
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give a run folder") from error
     except (ValueError, RecursionError) as error:

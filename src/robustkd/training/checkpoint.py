@@ -66,12 +66,12 @@ def save_state(state: State, path: Path) -> None:
 
 
 def load_state(path: Path) -> State:
-    """Read a state that :func:`save_state` wrote.
+    """Read a state that :func:`save_state` wrote; a link to one is refused.
 
     Raises:
         InputError: If the file is damaged, or no such state.
     """
-    tensors, description = serialization.read_safetensors(path)
+    tensors, description = serialization.read_safetensors(path, links=False)
     if not isinstance(text := description.get("state"), str):
         raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
     return State(tensors, json.loads(text))

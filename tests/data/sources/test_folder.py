@@ -290,8 +290,8 @@ def with_a_file_for_its_folder(path: Path) -> None:
     ("change", "row", "reason"),
     [
         (without_its_file, 2, "No such file or directory"),
-        (as_folder, 2, "not a file any more"),
-        (as_fifo, 2, "not a file any more"),
+        (as_folder, 2, "it is not a regular file"),
+        (as_fifo, 2, "it is not a regular file"),
         (with_a_file_for_its_folder, 0, "Not a directory"),
     ],
 )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from robustkd.core.errors import InputError, UsageError
 from robustkd.data import Reading, open_source, split_text
+from robustkd.data.sources import hub
 from robustkd.data.sources.hub import load_hub
 from tests.data.images.image_files import picture
 
@@ -26,6 +27,21 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def hub_names(monkeypatch):
+    """The check of names as it is for users; elsewhere here, a local folder stands for the hub."""
+
+
+@pytest.fixture(autouse=True)
+def folders_for_the_hub(request, monkeypatch):
+    if "hub_names" not in request.fixturenames:
+        monkeypatch.setattr(
+            hub,
+            "_builder",
+            lambda name, revision: datasets.load_dataset_builder(name, revision=revision),
+        )
 
 
 def encoded(seed: int) -> bytes:
@@ -152,6 +168,32 @@ def test_class_names_that_cannot_be_printed_are_refused(tmp_path):
     message = r"the class name 'b\\x1b\[2J' has characters that cannot be printed; use another"
     with pytest.raises(InputError, match=message):
         open_source(f"hf:{folder}@main")
+
+
+@pytest.mark.parametrize("name", ["insects", "user/insects"])
+def test_a_folder_here_is_never_taken_for_a_data_set_of_the_hub(
+    name, tmp_path, monkeypatch, hub_names
+):
+    """The library would take it, whatever the revision says."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write_hub(tmp_path / name, {"train": 20})
+    monkeypatch.chdir(tmp_path)
+    message = (
+        f"hf:{name}@0123abc cannot be had: the working directory has a folder of that name; "
+        "start from another one"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        open_source(f"hf:{name}@0123abc")
+
+
+@pytest.mark.parametrize("name", ["/etc", "../a", "./a", "a/../b", "a/b/c", "user/.", "a b", "-a"])
+def test_paths_are_no_names_of_the_hub(name, hub_names):
+    message = (
+        f"hf:{name}@main cannot be had: the hub's names are NAME or USER/NAME; give a folder "
+        "without hf:"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        open_source(f"hf:{name}@main")
 
 
 def test_without_the_extra_the_command_is_named(monkeypatch):

@@ -85,13 +85,17 @@ def _parts(trigger: Trigger) -> tuple[dict[str, object], dict[str, Tensor]]:
     return {"trigger": kind, "values": numbers}, tensors
 
 
-def load_trigger(path: Path) -> tuple[Trigger, int]:
+def load_trigger(path: Path, *, links: bool = True) -> tuple[Trigger, int]:
     """Read a trigger and its target class.
+
+    Args:
+        path: The file.
+        links: Whether the path is the user's own, as for :func:`robustkd.models.load`.
 
     Raises:
         InputError: If the file is damaged or holds no trigger.
     """
-    tensors, description = read_safetensors(path)
+    tensors, description = read_safetensors(path, links=links)
     kind, target = description.get("trigger"), description.get("target")
     kinds = [*TRIGGERS, "composition"]
     if not isinstance(kind, str) or kind not in kinds or not _is_class(target):

@@ -6,9 +6,7 @@ page by page as it touches the objects' reference counts. An array and a file do
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from robustkd.core.errors import printable
+from robustkd.core.trees import Tree
 from robustkd.data.images.decode import Stream
 from robustkd.data.images.filenames import Names
 
@@ -63,19 +62,18 @@ class Listing:
     """Image files below one root; made by `list_files`, not by hand.
 
     Attributes:
-        root: Folder above all of them.
+        tree: Folder above all of them.
         labels: Class of each file, in the smallest type that holds all classes.
         names: Paths of the files relative to ``root``, with ``/`` between their parts.
     """
 
-    root: Path
+    tree: Tree
     labels: Int[np.ndarray, " n"] = field(repr=False)
     names: Names = field(repr=False)
 
     def open(self, row: int) -> Stream:
-        """The file at ``row``, opened."""
-        # A Path enters each of its parts into the interpreter's table of strings, which then grows.
-        return open(os.path.join(self.root, self.name(row)), "rb", opener=_open_file)
+        """The file at ``row``, opened; one that has come to lie outside of the root is refused."""
+        return os.fdopen(self.tree.open(self.name(row)), "rb")
 
     def name(self, row: int) -> str:
         """The path at ``row`` relative to the root, with ``/`` between its parts."""
@@ -86,7 +84,7 @@ def list_files(root: Path, folders: Iterable[Folder], *, classes: int) -> Listin
     """Remember files in the order in which they are given; nothing is read.
 
     Args:
-        root: Folder above all of them.
+        root: Folder above all of them, with no link in its path.
         folders: The files.
         classes: Number of classes, above every label.
 
@@ -99,21 +97,12 @@ def list_files(root: Path, folders: Iterable[Folder], *, classes: int) -> Listin
         added = names.extend(folder.names, prefix=f"{folder.path}/" if folder.path else "")
         own = folder.labels
         labels.extend(array(labels.typecode, [own]) * added if isinstance(own, int) else own)
-    return Listing(root, np.asarray(labels), names)
+    return Listing(Tree(root), np.asarray(labels), names)
 
 
 def _smallest_type(classes: int) -> str:
     """Code of the smallest signed type that holds every label."""
     return "b" if classes <= 1 << 7 else "h" if classes <= 1 << 15 else "i"
-
-
-def _open_file(path: str, flags: int) -> int:
-    """Open what is still a file: a FIFO in its place would block for ever."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a file any more")
-    return descriptor
 
 
 def shown(text: str | Path) -> str:

@@ -18,6 +18,7 @@ from jaxtyping import Int, Int32, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustkd.core.errors import InputError
+from robustkd.core.surroundings import safe_children
 from robustkd.data.images.decode import Channels, UndecodableError, decode
 from robustkd.data.images.listing import Encoded
 
@@ -147,7 +148,8 @@ def decoded(
             # Otherwise each pass draws from torch's global generator.
             generator=torch.Generator(),
         )
-        batches = iter(loader)
+        with safe_children():
+            batches = iter(loader)
     try:
         yield from batches
     except RuntimeError as error:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from robustkd.core import folders, trees
 from robustkd.core.errors import InputError
 from robustkd.data.images.filenames import SortedNames
 from robustkd.data.images.listing import Folder, Listing, list_files, shown
@@ -31,7 +32,7 @@ def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
         InputError: It cannot be read, a name cannot be printed, or there is something that `scan`
             refuses.
     """
-    names = [entry.name for entry in _entries(root / part) if _is_folder(entry, root)]
+    names = [name for name, is_folder in _entries(root, part) if is_folder]
     for name in names:
         if not name.isprintable():
             raise InputError(
@@ -59,14 +60,22 @@ def read_text(path: Path, *, most: int) -> str:
     return content.decode("utf-8")
 
 
-def read_lines(path: Path) -> tuple[str, ...]:
+def read_lines(path: Path, *, links: bool = True) -> tuple[str, ...]:
     """The lines of a small text file.
+
+    Args:
+        path: The file.
+        links: Whether the path is the user's own, which may be a link or a pipe; a file that we
+            look for in a folder must be there itself.
 
     Raises:
         InputError: It is missing, large, or no text.
     """
     try:
-        return tuple(read_text(path, most=_MOST_TEXT).splitlines())
+        if links:
+            return tuple(read_text(path, most=_MOST_TEXT).splitlines())
+        with folders.Folder.at(path.parent) as folder:
+            return tuple(folder.read(path.name, most=_MOST_TEXT).decode("utf-8").splitlines())
     except (OSError, ValueError) as error:
         raise InputError(
             f"{shown(path)} cannot be read as text ({reason(error)}); correct it"
@@ -141,9 +150,9 @@ def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
         waiting, images = [top], 0
         while waiting:
             path = waiting.pop()
-            files, folders = _sorted_entries(root, path)
+            files, inner = _sorted_entries(root, path)
             images += len(files)
-            waiting += (f"{path}/{folder}" for folder in reversed(folders))
+            waiting += (f"{path}/{folder}" for folder in reversed(inner))
             if files:
                 yield Folder(path, files, label)
         if not images:
@@ -155,46 +164,62 @@ def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
 
 def _sorted_entries(root: Path, path: str) -> tuple[SortedNames, list[str]]:
     """Names of the image files and of the folders in one folder."""
-    folders: list[str] = []
+    inner: list[str] = []
 
     def files() -> Iterator[str]:
-        for entry in _entries(root / path):
-            if _is_folder(entry, root):
-                folders.append(entry.name)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield entry.name
+        for name, is_folder in _entries(root, path):
+            if is_folder:
+                inner.append(name)
+            elif name.lower().endswith(EXTENSIONS):
+                yield name
 
-    return SortedNames(files()), sorted(folders)
+    return SortedNames(files()), sorted(inner)
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+def check_inside(root: Path, path: str) -> None:
+    """Refuse a folder that is reached through a link, or that has a link which leaves ``root``.
+
+    Raises:
+        InputError: As `scan`.
+    """
+    for _ in _entries(root, path):
+        pass
+
+
+def _entries(root: Path, path: str) -> Iterator[tuple[str, bool]]:
+    """Names in a folder below ``root`` that are not hidden, and whether they are folders."""
+    place = root / path
     try:
-        with os.scandir(folder) as entries:
-            yield from (entry for entry in entries if not entry.name.startswith("."))
+        with trees.Tree(root).folder(path) as folder, os.scandir(folder.descriptor) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    yield entry.name, _is_folder(entry, place / entry.name, root)
     except OSError as error:
+        if place.is_symlink():
+            raise _refusal(place, "is a link to a folder") from error
         raise InputError(
-            f"{shown(folder)} cannot be read ({reason(error)}); expected a folder of images"
+            f"{shown(place)} cannot be read ({reason(error)}); expected a folder of images"
         ) from error
 
 
-def _is_folder(entry: os.DirEntry[str], root: Path) -> bool:
+def _is_folder(entry: os.DirEntry[str], place: Path, root: Path) -> bool:
     """Whether it is a folder; what is neither that nor a file within ``root`` is refused."""
     if entry.is_dir(follow_symlinks=False):
         return True
     if entry.is_symlink():
-        goal = Path(os.path.realpath(entry.path))
+        goal = Path(os.path.realpath(place))
         if not goal.is_relative_to(root):
-            raise _refusal(entry, "is a link that leaves the folder")
+            raise _refusal(place, "is a link that leaves the folder")
         # Unlike Path.is_file, it is false where a folder on the way may not be searched.
         if not os.path.isfile(goal):
-            raise _refusal(entry, "is a link to something else than a file")
+            raise _refusal(place, "is a link to something else than a file")
     elif not entry.is_file():
-        raise _refusal(entry, "is neither a file nor a folder")
+        raise _refusal(place, "is neither a file nor a folder")
     return False
 
 
-def _refusal(entry: os.DirEntry[str], problem: str) -> InputError:
-    return InputError(f"{shown(entry.path)} {problem}; replace it by a copy of what is meant")
+def _refusal(place: Path, problem: str) -> InputError:
+    return InputError(f"{shown(place)} {problem}; replace it by a copy of what is meant")
 
 
 def reason(error: Exception) -> str:

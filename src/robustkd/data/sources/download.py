@@ -91,6 +91,22 @@ class Official:
             raise refusal("the download is incomplete")
         return cache
 
+    def check_marks(self, root: Path) -> None:
+        """Refuse tables and folders of the data set that are links, since they may lead elsewhere.
+
+        Args:
+            root: The data set's folder.
+
+        Raises:
+            InputError: One of `marks`, or a folder on the way to it, is a link.
+        """
+        for mark in self.marks:
+            place = root
+            for part in mark.split("/"):
+                place = place / part
+                if place.is_symlink():
+                    raise InputError(f"{place} is a link; replace it by a copy of what is meant")
+
     @contextlib.contextmanager
     def reading(self, place: Path) -> Iterator[None]:
         """What torchvision's reader raises within the block becomes one line.

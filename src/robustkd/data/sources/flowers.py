@@ -6,6 +6,7 @@ number of classes", ICVGIP, doi 10.1109/ICVGIP.2008.47.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,11 +42,17 @@ def load_flowers102(root: Path | None = None, reading: Reading | None = None) ->
         lambda cache: Flowers102(str(cache), download=True),
     )
     place = official.locate(root)
+    root = Path(os.path.realpath(place / _FOLDER))
+    official.check_marks(root)
     with official.reading(place):
         # The reader's own tables; it has no public ones.
         readers = [Flowers102(str(place), split=split) for split in ("train", "val", "test")]
         train, validation, test = (
-            listed(place / _FOLDER, list(zip(map(str, r._image_files), r._labels, strict=True)))
+            listed(
+                place / _FOLDER,
+                list(zip(map(str, r._image_files), r._labels, strict=True)),
+                real=root,
+            )
             for r in readers
         )
     reading = reading or Reading()

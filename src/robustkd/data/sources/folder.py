@@ -84,7 +84,7 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
 
 def _given(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[HeldOut, Encoded]:
     """The splits besides train that have folders of their own."""
-    if os.path.isfile(root / _ANNOTATIONS):
+    if "val" in found and os.path.lexists(root / _ANNOTATIONS):
         return {"test": _annotated(root, classes)}
     given: dict[HeldOut, Encoded] = {}
     for part in (name for name in found if name in _SPELLINGS):
@@ -103,7 +103,9 @@ def _annotated(root: Path, classes: Sequence[str]) -> Listing:
     """Images in one folder whose classes stand in a table: file, class, and more, by tabs."""
     path = root / _ANNOTATIONS
     number = {name: label for label, name in enumerate(classes)}
-    class_of = dict(line.split("\t")[:2] for line in read_lines(path) if line.count("\t"))
+    class_of = dict(
+        line.split("\t")[:2] for line in read_lines(path, links=False) if line.count("\t")
+    )
     names = image_names(root, _ANNOTATED)
     labels = [number.get(class_of.get(name, ""), -1) for name in names]
     if -1 in labels:

@@ -7,6 +7,7 @@ doi 10.1016/j.neunet.2012.02.016.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -16,6 +17,7 @@ from robustkd.data.augment import CropFlip
 from robustkd.data.images.compose import compose
 from robustkd.data.images.listing import Folder, Listing, list_files
 from robustkd.data.images.options import Reading
+from robustkd.data.images.scan import check_inside
 from robustkd.data.images.streamed import Pictures
 from robustkd.data.sources.download import Official
 
@@ -47,10 +49,12 @@ def load_gtsrb(root: Path | None = None, reading: Reading | None = None) -> Pict
     marks = ("GTSRB/Training", "GTSRB/Final_Test/Images", "GT-final_test.csv")
     official = Official("GTSRB", "gtsrb", marks, fetch)
     place = official.locate(root)
+    root = Path(os.path.realpath(place / "gtsrb"))
+    official.check_marks(root)
     with official.reading(place):
         # The reader's own table; it has no public one.
         train, test = (
-            listed(place / "gtsrb", GTSRB(str(place), split=split)._samples)
+            listed(place / "gtsrb", GTSRB(str(place), split=split)._samples, real=root)
             for split in ("train", "test")
         )
     reading = replace(reading or Reading(), flip=False)
@@ -66,18 +70,26 @@ def load_gtsrb(root: Path | None = None, reading: Reading | None = None) -> Pict
     )
 
 
-def listed(root: Path, samples: Sequence[tuple[str, int]]) -> Listing:
+def listed(root: Path, samples: Sequence[tuple[str, int]], *, real: Path) -> Listing:
     """The files that a reader of torchvision found below ``root``, in its order.
+
+    Args:
+        root: The folder as the reader knows it.
+        samples: Path and class of each file.
+        real: The same folder, with no link in its path.
 
     Raises:
         ValueError: A file is not below ``root``.
+        InputError: There is a link that leaves it.
     """
     paths = [(Path(path).relative_to(root), label) for path, label in samples]
     if any(".." in path.parts for path, _ in paths):
         raise ValueError("a file of the list is outside of the folder")
     groups = groupby(paths, key=lambda sample: sample[0].parent)
+    for folder in sorted({path.parent.as_posix() for path, _ in paths}):
+        check_inside(real, folder)
     return list_files(
-        root,
+        real,
         (_folder(parent, list(members)) for parent, members in groups),
         classes=1 + max((label for _, label in paths), default=0),
     )

@@ -9,6 +9,7 @@ accepted.
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ PREFIX = "hf:"
 _FORMATS = ("parquet", "arrow")
 """Tables; the library's other readers unpack archives, or load tensors, of a stranger's choice."""
 _NAME = re.compile(r"hf:(?P<name>[^@]+)@(?P<revision>[^@]+)")
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SPELLINGS: Mapping[str, HeldOut] = {
     "validation": "validation",
     "valid": "validation",
@@ -115,7 +117,7 @@ def _fetch(name: str, revision: str) -> Mapping[str, Any]:
             f"datasets {datasets.__version__} runs scripts of data sets; pip install 'datasets>=4'"
         )
     try:
-        builder = datasets.load_dataset_builder(name, revision=revision)
+        builder = _builder(name, revision)
         if builder.name not in _FORMATS:
             raise ValueError(f"stored as {builder.name}, expected {' or '.join(_FORMATS)}")
         builder.download_and_prepare()
@@ -126,6 +128,23 @@ def _fetch(name: str, revision: str) -> Mapping[str, Any]:
         raise InputError(
             f"{PREFIX}{shown(name)}@{shown(revision)} cannot be had: {shown(reason)}"
         ) from error
+    return found
+
+
+def _builder(name: str, revision: str) -> datasets.DatasetBuilder:
+    """The library's reader of a data set of the hub, never of a folder on this machine.
+
+    Raises:
+        ValueError: The name is not one of the hub, or there is something of that name here, which
+            the library would take instead and without a look at the revision.
+    """
+    import datasets
+
+    if _ON_THE_HUB.fullmatch(name) is None:
+        raise ValueError("the hub's names are NAME or USER/NAME; give a folder without hf:")
+    if os.path.lexists(name):
+        raise ValueError("the working directory has a folder of that name; start from another one")
+    found: datasets.DatasetBuilder = datasets.load_dataset_builder(name, revision=revision)
     return found
 
 

@@ -108,18 +108,21 @@ def save_detoxified(
     serialization.write_safetensors(path, teacher.state_dict(), description)
 
 
-def load_detoxified(path: Path, *, arch: str | None = None) -> DetoxifiedTeacher:
+def load_detoxified(
+    path: Path, *, arch: str | None = None, links: bool = True
+) -> DetoxifiedTeacher:
     """Read a cleaned teacher that :func:`save_detoxified` wrote.
 
     Args:
         path: The file.
         arch: The architecture in the user's word, as for :func:`robustkd.models.load`.
+        links: Whether the path is the user's own, as for :func:`robustkd.models.load`.
 
     Raises:
         UsageError: If the architecture is unknown.
         InputError: If the file is damaged, or its tensors do not fit its own description.
     """
-    tensors, description = serialization.read_safetensors(path)
+    tensors, description = serialization.read_safetensors(path, links=links)
     part = "teacher."
     own = {n.removeprefix(part): tensor for n, tensor in tensors.items() if n.startswith(part)}
     inner = serialization.restore(own, description, path, arch=arch)

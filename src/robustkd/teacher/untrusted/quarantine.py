@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
@@ -15,8 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 from robustkd.core.errors import InputError
+from robustkd.core.folders import UnsafeError
+from robustkd.core.trees import open_named
 from robustkd.teacher.untrusted import sandbox
-from robustkd.teacher.untrusted.contents import quoted
 from robustkd.teacher.untrusted.read_safetensors import OWN_KEY
 
 _EXPECTED = "expected a safetensors file or a torch checkpoint"
@@ -70,23 +70,14 @@ def read(path: Path) -> Quarantined:
 
 
 def _open(path: Path) -> BufferedReader:
-    """The open file, once it is a plain one in the folder that was named."""
+    """The open file, once it is a plain one and no link on its path leaves a folder given to us."""
     try:
-        found = path.resolve(strict=True)
-        if path.is_symlink() and not found.is_relative_to(path.parent.resolve()):
-            raise InputError(
-                f"{path} is a symbolic link that leaves its folder; give the file itself: "
-                f"{quoted(str(found))}"
-            )
-        # Without waiting for the other end of a FIFO, nor following a link made just now.
-        descriptor = os.open(found, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.fdopen(open_named(path), "rb")
+    except UnsafeError as error:
+        raise InputError(f"{path} is not a plain file; {_EXPECTED}") from error
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path} cannot be read: {reason}; {_EXPECTED}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise InputError(f"{path} is not a plain file; {_EXPECTED}")
-    return os.fdopen(descriptor, "rb")
 
 
 def _sha256(file: BufferedReader) -> str:

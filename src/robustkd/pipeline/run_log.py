@@ -1,0 +1,59 @@
+"""The log of a run: what the package reports, one line each, in the run's folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+from robustkd.core.errors import printable
+from robustkd.core.folders import Folder, refusal
+
+_LOG = "run.log"
+
+_log = logging.getLogger(__name__)
+
+
+class _LogFile(logging.StreamHandler[TextIO]):
+    """A log that stays quiet where it cannot be written: what matters will say so by itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, whatever a message quotes."""
+        return printable(super().format(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        del record
+
+
+@contextmanager
+def logged(folder: Folder) -> Iterator[None]:
+    """What the package says goes into the folder's log, and how the block ends."""
+    try:
+        descriptor = folder.append(_LOG)
+    except OSError as error:
+        raise refusal(folder.path / _LOG, error) from error
+    file = _LogFile(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handlers: list[logging.Handler] = [file]
+    if not logging.getLogger().handlers and logging.lastResort is not None:
+        handlers.append(logging.lastResort)  # which a handler of ours would silence
+    logger = logging.getLogger("robustkd")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+        _log.info("finished")
+    except BaseException as error:
+        # No error to the log's other readers: whoever catches it says so himself.
+        _log.info("stopped: %s", error or type(error).__name__)
+        raise
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+        logger.setLevel(level)
+        with suppress(OSError):  # what a full disk could not take
+            file.stream.close()
