@@ -52,7 +52,7 @@ def files(tmp_path_factory) -> Files:
 
 FACT = re.compile(
     r"teacher: \S+, (safetensors|torch zip), [\d,]+ bytes, sha256 [0-9a-f]{12}; \d+ tensors "
-    r"matched; right on \d+\.\d % \[\S+, \S+\] of \d+ validation images of digits\n"
+    r"matched; accuracy \d+\.\d % \[\S+, \S+\] on \d+ validation images of digits\n"
 )
 """What is said before the training."""
 

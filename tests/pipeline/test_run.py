@@ -197,11 +197,11 @@ def test_a_baseline_runs_as_well(teacher_file, tmp_path):
 def test_a_teacher_near_chance_stops_before_anything_is_made(tmp_path):
     path, out = tmp_path / "untrained.safetensors", tmp_path / "out"
     models.save(build(1), path)
-    share = accuracy_on(models.load(path), CLEAN, "validation").value
+    found = accuracy_on(models.load(path), CLEAN, "validation")
     message = (
-        f"{path} is right on only {share:.1%} of the validation images of digits, near chance "
-        "(10.0%): are these its classes, in its order, its kind of images, and its --mean and "
-        "--std?"
+        f"teacher {path.name}: accuracy is {found} on 60 validation images of digits, near chance "
+        "(10.0%); check that the image size, the preprocessing (--mean, --std) and the classes "
+        "with their order (--class-names) are those that it was trained with"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         run(path, out)

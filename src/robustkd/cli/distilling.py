@@ -36,6 +36,7 @@ def distill(
     std: Channels = (),
     teacher_taps: Paths = (),
     student_taps: Paths = (),
+    keep_class_order: Annotated[bool, Parameter(negative="")] = False,
     data_root: Path | None = None,
     images: ImageFlags = IMAGES,
     config: Path | None = None,
@@ -66,6 +67,8 @@ def distill(
         teacher_taps: Modules whose outputs are the teacher's stages, see ``robustkd list --taps``,
             which says what is taken when none is named.
         student_taps: Those of the student; of both, the last that have a partner are used.
+        keep_class_order: Accept a teacher whose outputs seem to be in another order than the
+            classes of the data.
         data_root: Folder of the data set's files, where they are not found by themselves.
         images: How images are read.
         config: YAML file of flags, e.g. the config.yaml of a run; what is typed goes before it. A
@@ -93,6 +96,7 @@ def distill(
         std=std,
         teacher_taps=teacher_taps,
         student_taps=student_taps,
+        keep_class_order=keep_class_order,
     )
     source = open_data(data, data_root, images)
     if folder is None:

@@ -27,6 +27,8 @@ class DistillJob:
         std: Standard deviation of each channel, likewise.
         teacher_taps: Module paths of the teacher's stages; empty to find them.
         student_taps: Module paths of the student's stages; the last stages of both are paired.
+        keep_class_order: If True, the teacher is accepted although its outputs seem to be in
+            another order than the classes.
 
     Raises:
         UsageError: If a name is unknown.
@@ -42,6 +44,7 @@ class DistillJob:
     std: tuple[float, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     student_taps: tuple[str, ...] = ()
+    keep_class_order: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_name(self.method))
@@ -64,6 +67,7 @@ class DistillJob:
             "teacher_taps": self.teacher_taps,
             "student_taps": self.student_taps,
             **self.training.stated(),
+            **({"keep_class_order": True} if self.keep_class_order else {}),
         }
 
     def provenance(self, data: str) -> dict[str, object]:

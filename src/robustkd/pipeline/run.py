@@ -53,6 +53,7 @@ def run(
     seed: int = 0,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    keep_class_order: bool = False,
     **training: Unpack[TrainingOptions],
 ) -> Finished:
     """Make a small student from an untrusted teacher, as ``robustkd distill`` does.
@@ -72,6 +73,8 @@ def run(
         seed: Seed of everything random.
         mean: Mean of each channel that the teacher's images were normalised with, in [0, 1].
         std: Standard deviation of each channel, likewise.
+        keep_class_order: If True, accept a teacher whose outputs seem to be in another order than
+            the classes of the data.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
             ``batch_size`` and ``lr``. By default the learning rate is the architecture's own.
 
@@ -91,6 +94,7 @@ def run(
         seed=seed,
         mean=tuple(mean),
         std=tuple(std),
+        keep_class_order=keep_class_order,
     )
     folder = free_name(Path("robustkd-run")) if out is None else Path(out)
     results = distill_file(job, source, folder, config=_flags(job, data))

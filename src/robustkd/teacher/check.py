@@ -2,26 +2,126 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import nn
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, printable
 from robustkd.core.types import DataSource
-from robustkd.training.inference import accuracy_on
-from robustkd.training.metrics import Proportion
+from robustkd.training.inference import predict
+from robustkd.training.metrics import Proportion, accuracy
 
 _NEAR_CHANCE = 0.1
+_MOST_NAMED = 3
+_MOST_LISTED = 12
+
+Confusion = Int64[Tensor, "classes classes"]
 
 
-def check_accuracy(teacher: nn.Module, clean: DataSource, path: Path) -> Proportion:
-    """Stop before hours of training when preprocessing or classes are not the teacher's."""
+def check_accuracy(
+    teacher: nn.Module, clean: DataSource, path: Path, *, keep_class_order: bool = False
+) -> Proportion:
+    """Measure a teacher on clean validation images, and refuse one that does not fit the data.
+
+    Args:
+        teacher: The network.
+        clean: The user's clean images.
+        path: The teacher's file, for messages.
+        keep_class_order: If True, a teacher whose outputs seem to be in another order than the
+            classes is accepted.
+
+    Returns:
+        Its accuracy.
+
+    Raises:
+        InputError: If the accuracy cannot be told from chance, or another order of the classes
+            fits the teacher's outputs far better.
+    """
+    logits, labels = predict(teacher, clean, "validation")
+    found = accuracy(logits, labels)
+    if not keep_class_order:
+        _check_class_order(confusion(logits, labels), clean.classes, found, path)
     chance = 1 / len(clean.classes)
-    found = accuracy_on(teacher, clean, "validation")
-    if found.value < chance + _NEAR_CHANCE * (1 - chance):
+    if found.value < chance + _NEAR_CHANCE * (1 - chance) or found.wilson()[0] <= chance:
         raise InputError(
-            f"{path} is right on only {found.value:.1%} of the validation images of {clean.name}, "
-            f"near chance ({chance:.1%}): are these its classes, in its order, its kind of images, "
-            "and its --mean and --std?"
+            f"teacher {printable(path.name)}: accuracy is {found} on {found.n} validation images "
+            f"of {clean.name}, near chance ({chance:.1%}); check that the image size, the "
+            "preprocessing (--mean, --std) and the classes with their order (--class-names) are "
+            "those that it was trained with"
         )
     return found
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Confusion:
+    """Count the images of each class (rows) that go to each output (columns)."""
+    classes = logits.shape[1]
+    pairs = labels * classes + logits.argmax(1)
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def best_order(counts: Confusion) -> list[int]:
+    """Return, for each class, the output that fits it best when every output is used once.
+
+    The assignment maximises the number of images that are classified correctly (Kuhn 1955,
+    doi 10.1002/nav.3800020109).
+
+    >>> best_order(torch.tensor([[1, 9], [8, 2]]))
+    [1, 0]
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    return [int(output) for output in linear_sum_assignment(-counts.numpy())[1]]
+
+
+def _check_class_order(
+    counts: Confusion, classes: Sequence[str], found: Proportion, path: Path
+) -> None:
+    order = best_order(counts)
+    fitting = Proportion(int(counts[range(len(order)), order].sum()), found.n)
+    clearly = fitting.wilson()[0] > found.wilson()[1]
+    if not clearly or fitting.value - found.value < _NEAR_CHANCE:
+        return
+    moved = [label for label, output in enumerate(order) if output != label and counts[label].any()]
+    moved.sort(key=lambda label: -int(counts[label, order[label]]))
+    mistaken = "; ".join(
+        f"{int(counts[label, order[label]])} of {int(counts[label].sum())} images of "
+        f"{_shown(classes[label])} are classified as {_shown(classes[order[label]])}"
+        for label in moved[:_MOST_NAMED]
+    )
+    # The class that fits output k, for each k.
+    names = [classes[order.index(output)] for output in range(len(order))]
+    raise InputError(
+        f"teacher {printable(path.name)}: its outputs seem to be in another order than the classes "
+        f"of the data: {mistaken}; its accuracy is {found.value:.1%} as it is and "
+        f"{fitting.value:.1%} in the order that fits best{_kind(names)}: {_listed(names)}; write "
+        "these names to a file, one per line, and pass it with --class-names, or pass "
+        "--keep-class-order to keep the order as it is"
+    )
+
+
+def _kind(names: Sequence[str]) -> str:
+    """How an order of names is called, where it has a name."""
+    kinds: dict[str, Callable[[str], object]] = {
+        "case-insensitive": str.lower,
+        "natural": lambda name: [
+            (0, int(part), "") if part.isdigit() else (1, 0, part.lower())
+            for part in re.split(r"(\d+)", name)
+        ],
+    }
+    for kind, key in kinds.items():
+        if list(names) == sorted(names, key=key):  # type: ignore[arg-type]
+            return f" ({kind})"
+    return ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(_shown, names[:_MOST_LISTED]))
+    return shown + (f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else "")
+
+
+def _shown(name: str) -> str:
+    return printable(name)[:40]
