@@ -1,0 +1,39 @@
+"""Docstrings as the site shows them: reStructuredText roles become Markdown."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+
+_ROLE = re.compile(r":(?:func|class|meth|attr|data|mod|exc):`~?([\w.]+)`")
+_MATH = re.compile(r":math:`([^`]*)`")
+_MATH_BLOCK = re.compile(r"^( *)\.\. math::[ ]*(.*(?:\n(?:\1 +.+|(?=\n\1 +\S)))*)", re.MULTILINE)
+_CODE = re.compile(r"``([^`]+)``")
+
+
+def markdown(text: str) -> str:
+    r"""Roles as code, formulas as ``math`` blocks, double backticks as single ones.
+
+    >>> markdown("See :func:`~robustkd.distill`, or ``out``; :math:`x_1`.")
+    'See `distill`, or `out`; `:::math x_1`.'
+    """
+    text = _MATH_BLOCK.sub(_fence, text)
+    text = _ROLE.sub(lambda found: f"`{found[1].rpartition('.')[2]}`", text)
+    text = _MATH.sub(r"`:::math \1`", text)
+    return _CODE.sub(r"`\1`", text)
+
+
+def _fence(found: re.Match[str]) -> str:
+    lines = [line.strip() for line in found[2].splitlines()]
+    return "\n".join(f"{found[1]}{line}" for line in ("", "```math", *filter(None, lines), "```"))
+
+
+class Docstrings(Extension):
+    """Rewrites every docstring before it is parsed."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:  # noqa: ANN401 - what griffe passes
+        """Rewrite the docstring of a module, class, function or attribute."""
+        if obj.docstring is not None:
+            obj.docstring.value = markdown(obj.docstring.value)
