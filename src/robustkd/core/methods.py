@@ -40,8 +40,8 @@ class Preset:
 _PAPER: Mapping[str, Any] = MappingProxyType(
     {"cap": 0.2, "ratio": "stage", "accuracy_budget": 0.035}
 )
-# How it was chosen: docs/method.md. 0.2 is the largest mask of published triggers; copies that
-# imitate the teacher as well cost more time or accuracy than copies that keep their labels.
+# How it was chosen: docs/results/default.md. 0.2 is the largest mask of published triggers; copies
+# that imitate the teacher as well cost more time or accuracy than copies that keep their labels.
 _HARDENING: Mapping[str, Any] = MappingProxyType(
     {"epsilon": 0.2, "mass": 0.05, "share": 1.0, "distilled": False}
 )
