@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them: reStructuredText roles become Markdown."""
+"""Docstrings as the site shows them: reStructuredText and doctests become Markdown."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from griffe import Extension, Object
 _ROLE = re.compile(r":(?:func|class|meth|attr|data|mod|exc):`~?([\w.]+)`")
 _MATH = re.compile(r":math:`([^`]*)`")
 _MATH_BLOCK = re.compile(r"^( *)\.\. math::[ ]*(.*(?:\n(?:\1 +.+|(?=\n\1 +\S)))*)", re.MULTILINE)
+_EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+_DOCTEST = re.compile(r"(?:^>>> .*\n?(?:^(?!\s*$).*\n?)*\n?)+", re.MULTILINE)
 _CODE = re.compile(r"``([^`]+)``")
 
 
 def markdown(text: str) -> str:
-    r"""Roles as code, formulas as ``math`` blocks, double backticks as single ones.
+    r"""Roles and double backticks as code, formulas and doctests as fenced blocks.
 
     >>> markdown("See :func:`~robustkd.distill`, or ``out``; :math:`x_1`.")
     'See `distill`, or `out`; `:::math x_1`.'
     """
+    text = _EXAMPLE.sub("Examples:", text)
+    text = _DOCTEST.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text)
     text = _MATH_BLOCK.sub(_fence, text)
     text = _ROLE.sub(lambda found: f"`{found[1].rpartition('.')[2]}`", text)
     text = _MATH.sub(r"`:::math \1`", text)

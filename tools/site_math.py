@@ -9,7 +9,7 @@ from latex2mathml.converter import convert
 
 def block(source: str, *_: Any, **__: Any) -> str:  # noqa: ANN401 - what pymdownx passes
     """The formula of a fenced block called ``math``."""
-    return f"<p>{convert(source.strip(), display='block')}</p>"
+    return f"<p class='formula'>{convert(source.strip(), display='block')}</p>"
 
 
 def inline(source: str, *_: Any, **__: Any) -> str:  # noqa: ANN401 - what pymdownx passes
