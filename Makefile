@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# `python -m`, so that the site's extensions in tools/ are found; no advertisement of other tools.
+# `python -m` finds the site's extensions in tools/; the variable silences a notice about MkDocs 2.
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .PHONY: setup demo test test-slow check format docs site clean
@@ -29,7 +29,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(SITE) --quiet --site-dir build/site
+	$(SITE) --site-dir build/site
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -21,12 +21,12 @@ def markdown(text: str) -> str:
     >>> markdown("See :func:`~robustkd.distill`, or ``out``; :math:`x_1`.")
     'See `distill`, or `out`; `:::math x_1`.'
     """
+    text = _CODE.sub(r"`\1`", text)
     text = _EXAMPLE.sub("Examples:", text)
     text = _DOCTEST.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text)
     text = _MATH_BLOCK.sub(_fence, text)
     text = _ROLE.sub(lambda found: f"`{found[1].rpartition('.')[2]}`", text)
-    text = _MATH.sub(r"`:::math \1`", text)
-    return _CODE.sub(r"`\1`", text)
+    return _MATH.sub(r"`:::math \1`", text)
 
 
 def _fence(found: re.Match[str]) -> str:

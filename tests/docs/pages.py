@@ -55,7 +55,9 @@ class Block:
     def commands(self) -> list[list[str]]:
         """The commands of a shell block, each as its words, without comments."""
         joined = self.code.replace("\\\n", " ")
-        return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
+        return [
+            words for line in joined.splitlines() if (words := shlex.split(line, comments=True))
+        ]
 
 
 def blocks(*languages: str) -> list[Block]:
