@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# `python -m` finds the site's extensions in tools/; the variable silences a notice about MkDocs 2.
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-.PHONY: setup demo test test-slow check format docs clean
+.PHONY: setup demo test test-slow check format docs site clean
 .DEFAULT_GOAL := demo
 
 setup: $(INSTALLED)
@@ -27,6 +29,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(SITE) --site-dir build/site
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -34,6 +37,10 @@ format: setup
 
 docs: setup
 	$(BIN)/python -m tools.docs_tables
+	$(BIN)/python -m tools.cli_reference
+
+site: setup
+	$(SITE)
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -99,10 +99,10 @@ def _cell(value: object) -> str:
 
 
 def main() -> None:
-    """Fill README.md and docs/*.md of the working directory."""
+    """Fill README.md and all pages in docs of the working directory."""
     root = Path.cwd()
     try:
-        for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
             state = "changed" if fill_tables(page, root) else "up to date"
             sys.stdout.write(f"{page.relative_to(root)}: {state}\n")
     except RobustKDError as error:

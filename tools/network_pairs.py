@@ -33,7 +33,7 @@ from robustkd.teacher.defences.detoxification import detoxify
 from tools import docs_tables
 
 _RESULTS = Path("benchmarks/results/pairs.json")
-_PAGE = Path("docs/architectures.md")
+_PAGE = Path("docs/results/networks.md")
 _CLASSES = 10
 _BATCH = 4
 _T = TypeVar("_T")

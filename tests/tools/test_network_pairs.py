@@ -45,8 +45,8 @@ def test_what_fails_is_said_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
         return try_pair(pair, batch=2)
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
-    page = tmp_path / "docs" / "architectures.md"
+    page = tmp_path / "docs" / "results" / "networks.md"
+    page.parent.mkdir(parents=True)
     page.write_text("<!-- table: benchmarks/results/pairs.json pairs -->\n<!-- end -->\n")
     tried = (PairOfNetworks("wrn-10-1", "resnet-8", 8), PairOfNetworks("resnet-8", "wrn-10-1", 8))
     monkeypatch.setattr(network_pairs, "PAIRS", tried)

@@ -76,7 +76,7 @@ PROTOCOLS: dict[str, Protocol] = {
         teacher="wrn-10-2",
         student="wrn-10-1",
         attack="ckd",
-        # Bags: few images of other classes go there by themselves, see docs/method.md.
+        # Bags: few images of other classes go there by themselves, see docs/results/benchmark.md.
         target=8,
         attacking={
             "epochs": 4,

@@ -108,7 +108,7 @@ class Method:
 
 # The budget is the 3 to 4 points of accuracy that the paper reports as its price.
 _PAPER = DetoxSettings(cap=0.2, ratio="stage", accuracy_budget=0.035)
-# How these were chosen is told in the documentation. 0.2 is the largest mask of published triggers;
+# How these were chosen: docs/results/default.md. 0.2 is the largest mask of published triggers;
 # copies that imitate the teacher as well cost more time or accuracy than copies with labels alone.
 _HARDENING = HardeningSettings(epsilon=0.2, mass=0.05, share=1.0, distilled=False)
 # By soft targets alone, copies to the end that keep their label cost accuracy. Beside OFD they cost

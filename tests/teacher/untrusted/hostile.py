@@ -1,6 +1,7 @@
 """Every kind of hostile teacher file that we know: how to make it, and how it is refused.
 
-One table, which the tests run over and which ``table.py`` turns into ``docs/hostile-files.md``.
+One table: the tests run over it, and ``tools/hostile_table.py`` writes the rows of
+``docs/results/hostile-files.md`` from it.
 """
 
 from __future__ import annotations

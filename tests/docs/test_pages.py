@@ -1,0 +1,147 @@
+"""What README, quickstart and guides tell a newcomer to type exists, and runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import robustkd
+from robustkd import cli
+from robustkd.benchmark import load_grid
+from tests.docs.pages import FOLLOWED, ROOT, Block, blocks
+
+SHELL = blocks("sh")
+PYTHON = blocks("python")
+YAML = blocks("yaml")
+MAKEFILE = (ROOT / "Makefile").read_text()
+EXTRAS = (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_fenced_block_is_of_a_language_that_is_checked():
+    for page in FOLLOWED:
+        fences = re.findall(r"^ *```(\w*)", (ROOT / page).read_text(), re.MULTILINE)
+        assert set(fences) <= {"", "sh", "python", "yaml", "text"}, page
+        assert fences[::2] == [name for name in fences if name], f"{page}: a block has no language"
+    assert len(SHELL) > 10
+    assert len(PYTHON) > 3
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_every_command_can_be_typed(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"teacher": "teacher.pt", "arch": "wrn-10-1", "data": "digits", "student": "wrn-10-1"}
+    for run in ("my-run", "tiny-run"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "config.yaml").write_text(yaml.safe_dump(flags))
+    for program, *words in block.commands():
+        if program == "robustkd":
+            command, _, _ = cli.app.parse_args(words, exit_on_error=False, print_error=False)
+            assert callable(command)
+        elif program == "make":
+            for target in words:
+                assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"make {target}"
+        elif program == "pip":
+            assert words[0] == "install"
+            assert words[1].partition("[")[0] == "."
+            for extra in re.findall(r"\[(\w+)\]", words[1]):
+                assert re.search(rf"^{extra} = \[", EXTRAS, re.MULTILINE), extra
+        elif program == "python":
+            assert words[0] in {made.file_name for made in PYTHON}
+        else:
+            pytest.fail(f"{block}: nothing checks {program!r}")
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_every_snippet_compiles_and_uses_public_names(block):
+    ast.parse(block.code)
+    used = set(re.findall(r"\brobustkd\.(\w+)(?!\w*\.)", block.code))
+    packages = {path.name for path in Path(robustkd.__file__).parent.iterdir() if path.is_dir()}
+    assert used - packages <= set(robustkd.__all__)
+
+
+@pytest.mark.parametrize("block", YAML, ids=str)
+def test_every_grid_is_accepted(block, tmp_path):
+    file = tmp_path / "grid.yaml"
+    file.write_text(block.code)
+    assert load_grid(file)
+
+
+def test_every_command_of_a_line_of_text_exists():
+    """In prose as well: `robustkd something`."""
+    for page in FOLLOWED:
+        text = (ROOT / page).read_text()
+        for command in re.findall(r"`robustkd (\w+)", text):
+            assert cli.app[command] is not None, page
+
+
+def test_modules_and_files_that_the_pages_name_exist():
+    pages = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md"]
+    for page in (*pages, *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        for module in re.findall(r"python -m (tools\.\w+)", text):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{page.name}: {module}"
+        for script in re.findall(r"`(?:python )?((?:benchmarks|tests|src)/[\w/.-]+)", text):
+            assert (ROOT / script.rstrip(".")).exists(), f"{page.name}: {script}"
+
+
+def test_the_api_page_has_every_public_name():
+    text = (ROOT / "docs/reference/api.md").read_text()
+    assert set(re.findall(r"^::: robustkd\.(\w+)$", text, re.MULTILINE)) == set(robustkd.__all__)
+
+
+@pytest.mark.slow
+def test_what_the_pages_run_runs(tmp_path, monkeypatch):
+    """Quickstart and guides from above to below, in one folder, with short trainings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    everything = blocks("sh", "python", "yaml")
+    for block in everything:
+        if block.file_name is not None:
+            (tmp_path / block.file_name).write_text(block.code)
+    shell = [block for block in everything if block.language == "sh" and block.run]
+    assert {block.page for block in shell} > {"docs/quickstart.md"}
+    for block in shell:
+        for program, *words in block.commands():
+            if program == "python":
+                exec((tmp_path / words[0]).read_text(), {})  # noqa: S102 (a page of ours)
+            else:
+                assert program == "robustkd"
+                cli.main(_short(words))
+    for block in PYTHON:
+        if block.page == "docs/quickstart.md" and block.file_name is None:
+            exec(block.code, {})  # noqa: S102 (a page of ours)
+    _check_tree(tmp_path)
+
+
+def _short(words: list[str]) -> list[str]:
+    """The same command with one epoch."""
+    return [
+        "1" if before == "--epochs" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
+def _check_tree(folder: Path) -> None:
+    """The trees on the pages are what the commands leave behind."""
+    trees = [block for block in blocks("text") if "├── " in block.code]
+    assert len(trees) >= 3
+    for tree in trees:
+        root, *lines = tree.code.splitlines()
+        place = folder / root
+        names = {line[4:] for line in lines if line.startswith(("├── ", "└── "))}
+        found = {path.name for path in place.iterdir() if not path.name.startswith(".")}
+        assert names <= found, f"{tree}: {names - found} are not there"
+        if root != ".":
+            assert names == found, f"{tree}: it lacks {found - names}"
+
+
+def test_blocks_are_found_with_their_mark_and_their_name():
+    (made,) = (block for block in PYTHON if block.file_name == "make_example.py")
+    assert isinstance(made, Block)
+    assert made.run
+    (first, *_) = (block for block in SHELL if block.page == "docs/quickstart.md")
+    assert first.commands()[0][:3] == ["robustkd", "attack", "ckd"]

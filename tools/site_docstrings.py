@@ -1,0 +1,43 @@
+"""Docstrings as the site shows them: reStructuredText and doctests become Markdown."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+
+_ROLE = re.compile(r":(?:func|class|meth|attr|data|mod|exc):`~?([\w.]+)`")
+_MATH = re.compile(r":math:`([^`]*)`")
+_MATH_BLOCK = re.compile(r"^( *)\.\. math::[ ]*(.*(?:\n(?:\1 +.+|(?=\n\1 +\S)))*)", re.MULTILINE)
+_EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+_DOCTEST = re.compile(r"(?:^>>> .*\n?(?:^(?!\s*$).*\n?)*\n?)+", re.MULTILINE)
+_CODE = re.compile(r"``([^`]+)``")
+
+
+def markdown(text: str) -> str:
+    r"""Roles and double backticks as code, formulas and doctests as fenced blocks.
+
+    >>> markdown("See :func:`~robustkd.distill`, or ``out``; :math:`x_1`.")
+    'See `distill`, or `out`; `:::math x_1`.'
+    """
+    text = _CODE.sub(r"`\1`", text)
+    text = _EXAMPLE.sub("Examples:", text)
+    text = _DOCTEST.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text)
+    text = _MATH_BLOCK.sub(_fence, text)
+    text = _ROLE.sub(lambda found: f"`{found[1].rpartition('.')[2]}`", text)
+    return _MATH.sub(r"`:::math \1`", text)
+
+
+def _fence(found: re.Match[str]) -> str:
+    lines = [line.strip() for line in found[2].splitlines()]
+    return "\n".join(f"{found[1]}{line}" for line in ("", "```math", *filter(None, lines), "```"))
+
+
+class Docstrings(Extension):
+    """Rewrites every docstring before it is parsed."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:  # noqa: ANN401 - what griffe passes
+        """Rewrite the docstring of a module, class, function or attribute."""
+        if obj.docstring is not None:
+            obj.docstring.value = markdown(obj.docstring.value)
