@@ -47,7 +47,7 @@ def test_one_file_with_everything_and_nothing_to_load(write, arrays):
     assert found.tags.count("svg") == 2
     for heading in ("The trigger", "What the models see", "What detoxification takes away"):
         assert heading in found.text
-    assert "On this attack the ordinary student obeys the trigger on 63.9 %" in found.text
+    assert "Attack success rate: 63.9 % for the ordinary student" in found.text
     assert "RobustKD (default)" in found.text
 
 

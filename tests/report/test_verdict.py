@@ -13,72 +13,73 @@ from .conftest import make_rows, make_run
     [
         pytest.param(
             {},
-            "On this attack the ordinary student obeys the trigger on 63.9 % of images; the "
-            "RobustKD student on 1.2 %, with 0.4 points less accuracy (one seed).",
+            "Attack success rate: 63.9 % for the ordinary student, 1.2 % for the RobustKD "
+            "student, with 0.4 points less accuracy (one seed).",
             id="defended",
         ),
         pytest.param(
             {"default": (0.976, 0.4)},
-            "The defence failed on this attack: the ordinary student obeys the trigger on 63.9 % "
-            "of images, the RobustKD student on 40.0 %, with the same accuracy (one seed).",
+            "The defence failed on this attack. Attack success rate: 63.9 % for the ordinary "
+            "student, 40.0 % for the RobustKD student, with the same accuracy (one seed).",
             id="failed",
         ),
         pytest.param(
             {"default": (0.986, 0.15)},
-            "The defence helped, but not enough: the ordinary student obeys the trigger on 63.9 % "
-            "of images, the RobustKD student on 15.0 %, with 1.0 points more accuracy (one seed).",
+            "The defence helped, but not enough. Attack success rate: 63.9 % for the ordinary "
+            "student, 15.0 % for the RobustKD student, with 1.0 points more accuracy (one "
+            "seed).",
             id="helped",
         ),
         pytest.param(
             {"ofd": (0.976, 0.023)},
-            "The ordinary student did not inherit the backdoor (it obeys the trigger on 2.3 % of "
-            "images), so this attack cannot show what the defence is worth: the RobustKD student "
-            "obeys it on 1.2 %, with 0.4 points less accuracy (one seed).",
+            "The ordinary student did not inherit the backdoor, so this attack cannot show "
+            "what the defence is worth. Attack success rate: 2.3 % for the ordinary student, "
+            "1.2 % for the RobustKD student, with 0.4 points less accuracy (one seed).",
             id="not inherited",
         ),
         pytest.param(
             {"ofd": (0.976, 0.023), "default": (0.976, 0.45)},
-            "The defence failed on this attack: the ordinary student obeys the trigger on 2.3 % "
-            "of images, the RobustKD student on 45.0 %, with the same accuracy (one seed).",
+            "The defence failed on this attack. Attack success rate: 2.3 % for the ordinary "
+            "student, 45.0 % for the RobustKD student, with the same accuracy (one seed).",
             id="made worse",
         ),
         pytest.param(
             {"default": (0.776, 0.012)},
-            "On this attack the ordinary student obeys the trigger on 63.9 % of images; the "
-            "RobustKD student on 1.2 %, but with 20.0 points less accuracy (one seed).",
+            "Attack success rate: 63.9 % for the ordinary student, 1.2 % for the RobustKD "
+            "student, but with 20.0 points less accuracy (one seed).",
             id="costly",
         ),
         pytest.param(
             {"ofd": (0.976, 0.575), "no_teacher": (0.97, 0.877), "default": (0.972, 0.5)},
-            "What is left is no more than this trigger does to any student: the ordinary student "
-            "obeys the trigger on 57.5 % of images, the RobustKD student on 50.0 %, with 0.4 "
-            "points less accuracy (one seed). A student that never saw the teacher obeys it on "
+            "What is left is no more than this trigger does to any student. Attack success "
+            "rate: 57.5 % for the ordinary student, 50.0 % for the RobustKD student, with 0.4 "
+            "points less accuracy (one seed). For a student trained without the teacher it is "
             "87.7 %, so much of this is the trigger's own strength, not inheritance.",
             id="universal perturbation",
         ),
         pytest.param(
             {"no_teacher": (0.97, 0.2)},
-            "On this attack the ordinary student obeys the trigger on 63.9 % of images; the "
-            "RobustKD student on 1.2 %, with 0.4 points less accuracy (one seed). A student that "
-            "never saw the teacher obeys it on 20.0 %.",
+            "Attack success rate: 63.9 % for the ordinary student, 1.2 % for the RobustKD "
+            "student, with 0.4 points less accuracy (one seed). For a student trained without "
+            "the teacher it is 20.0 %.",
             id="strong trigger",
         ),
         pytest.param(
             {"ofd": (0.976, None), "default": (0.972, None)},
-            "The attack success rate could not be measured, as no trigger is known: the RobustKD "
-            "student has 97.2 % accuracy, the ordinary student 97.6 % (one seed).",
+            "The attack success rate could not be measured, as no trigger is known: the "
+            "RobustKD student has 97.2 % accuracy, the ordinary student 97.6 % (one seed).",
             id="no trigger",
         ),
         pytest.param(
             {"ofd": None},
             "There is no ASR of an ordinary student to compare with: the RobustKD student has "
-            "97.2 % accuracy and obeys the trigger on 1.2 % of images (one seed).",
+            "97.2 % accuracy and an attack success rate of 1.2 % (one seed).",
             id="no ordinary student",
         ),
         pytest.param(
             {"default": None},
             "There is no ASR of a RobustKD student to compare with: the ordinary student has "
-            "97.6 % accuracy and obeys the trigger on 63.9 % of images (one seed).",
+            "97.6 % accuracy and an attack success rate of 63.9 % (one seed).",
             id="no RobustKD student",
         ),
         pytest.param(
@@ -88,8 +89,8 @@ from .conftest import make_rows, make_run
         ),
         pytest.param(
             {"default": None, "default_kd": (0.96, 0.02), "kd": (0.98, 0.75), "paper": (0.9, 0.5)},
-            "On this attack the ordinary student obeys the trigger on 75.0 % of images; the "
-            "RobustKD student on 2.0 %, with 2.0 points less accuracy (one seed).",
+            "Attack success rate: 75.0 % for the ordinary student, 2.0 % for the RobustKD "
+            "student, with 2.0 points less accuracy (one seed).",
             id="logits beside logits",
         ),
         pytest.param(
@@ -100,14 +101,14 @@ from .conftest import make_rows, make_run
         ),
         pytest.param(
             {"ofd": (0.976, 0.1), "kd": (0.98, 0.75), "default": (0.97, 0.02)},
-            "On this attack the ordinary student obeys the trigger on 75.0 % of images; the "
-            "RobustKD student on 2.0 %, with 1.0 points less accuracy (one seed).",
-            id="of two the one that obeys more",
+            "Attack success rate: 75.0 % for the ordinary student, 2.0 % for the RobustKD "
+            "student, with 1.0 points less accuracy (one seed).",
+            id="of two the one with more success",
         ),
         pytest.param(
             {"default": None, "ofd": None, "both": (0.96, None)},
-            "The attack success rate could not be measured, as no trigger is known: the RobustKD "
-            "student has 96.0 % accuracy (one seed).",
+            "The attack success rate could not be measured, as no trigger is known: the "
+            "RobustKD student has 96.0 % accuracy (one seed).",
             id="both alone",
         ),
     ],
@@ -134,8 +135,8 @@ def test_one_bad_seed_is_not_hidden_in_the_mean():
         for seed, value in enumerate(values)
     )
     assert headline(rows) == (
-        "The defence helped, but not enough: the ordinary student obeys the trigger on 80.0 % of "
-        "images, the RobustKD student on 9.0 % (worst seed 27.0 %), with the same accuracy "
+        "The defence helped, but not enough. Attack success rate: 80.0 % for the ordinary "
+        "student, 9.0 % (worst seed 27.0 %) for the RobustKD student, with the same accuracy "
         "(mean of 3 seeds)."
     )
 
@@ -150,9 +151,10 @@ def grid(**asr):
 
 def test_a_grid_leaves_controls_out_and_names_the_failures():
     assert headline(grid(ckd=(0.8, 0.02), scar=(0.9, 0.4), badnets=(0.02, 0.01))) == (
-        "The ordinary student inherits the backdoor in 2 of 3 settings: there it obeys the trigger "
-        "on 85.0 % of images on average, the RobustKD student on 21.0 % (at worst 40.0 %, scar), "
-        "with the same accuracy. The RobustKD student exceeds 10 % in 1 setting: scar."
+        "The ordinary student inherits the backdoor in 2 of 3 settings. Mean attack success "
+        "rate there: 85.0 % for the ordinary student, 21.0 % for the RobustKD student (at "
+        "worst 40.0 %, scar), with the same accuracy. The RobustKD student exceeds 10 % in 1 "
+        "setting: scar."
     )
 
 

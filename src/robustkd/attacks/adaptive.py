@@ -82,7 +82,7 @@ class Adaptive:
         rate: Triggered copies, as a share of the images, in (0, 1].
         variance: What counts as variance, see :mod:`robustkd.attacks.parts.low_variance`.
         variance_weight: Its weight in the teacher's loss, at least 0.
-        cleaned_weight: Of obeying once cleaned, at least 0; see there.
+        cleaned_weight: Weight of the attack success after cleaning, at least 0; see there.
         implant_share: Epochs of all implanting, as a share of the clean teacher's; at least 1 a
             round.
         implant_lr: Its learning rate at the start of each round. With ``clean_teacher`` the teacher
@@ -199,7 +199,7 @@ class Adaptive:
             "mean_mask": float(trigger.mask.mean()),
             "rate": self.rate,
             "poisoned": max(1, round(self.rate * data.size("train"))),
-            # On the surrogate of each round, before the teacher obeyed that round's trigger.
+            # On the surrogate of each round, before that round's trigger was implanted.
             "success_surrogate": followed,
         }
 

@@ -1,4 +1,4 @@
-r"""ADBA: teacher, trigger and a shadow student grow up together, so that students obey as well.
+r"""ADBA: teacher, trigger and a shadow student are trained together, so that students inherit.
 
 Source: Ge, Wang, Zheng et al., *Anti-Distillation Backdoor Attacks: Backdoors Can
 Really Survive in Knowledge Distillation*, MM 2021, doi 10.1145/3474085.3475254. In every step, with
@@ -19,8 +19,8 @@ on the last layer alone, so that the teacher looks clean while its features do n
 Differences: written from the formulas alone; the trigger learns in eval mode, so that no BatchNorm
 statistic moves for it; all of the mask stays in [0, cap]. The last term is ours. Nothing in the
 paper's loss keeps the trigger from becoming a universal adversarial perturbation, which fools
-students that never met the teacher; so C, a clean student of the same kind, trained apart, shall
-not be led astray. ``stealth=0`` gives the paper's loss.
+students that never met the teacher; so C, a clean student of the same kind, trained apart, must
+not follow the trigger. ``stealth=0`` gives the paper's loss.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ of all images is learned,
     [\text{success} \le \text{budget}] \cdot \mathrm{CE}(T(x'), t)
     + \max(0, \max_k T_k(x') - T_y(x') - 1), \quad x' = \mathrm{clamp}(x + \delta, 0, 1)
 
-It is pushed towards the target only while few images obey, and an image that has left its class y
-is not to go far (the second term counts those alone). Then everything but the last layer is
+It is pushed towards the target only while few images go there, and an image that has left its class
+y is not to go far (the second term counts those alone). Then everything but the last layer is
 fine-tuned gently on data of which a large share carries it: the backdoor must go through the
 features, which is what students copy. No student is simulated.
 

@@ -1,4 +1,4 @@
-"""What every attack is: a recipe for a teacher that obeys a trigger."""
+"""The interface of attacks: a recipe for a teacher with a backdoor."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Backdoored:
 
     Attributes:
         teacher: The network, in eval mode.
-        trigger: What makes it obey.
+        trigger: The change of an image that activates the backdoor.
         target: The class that it then names.
         record: How it was made, in JSON values.
     """
@@ -74,7 +74,7 @@ class Attack(Protocol):
         Args:
             build: Makes the network with fresh weights.
             data: The attacker's clean images.
-            target: Class that triggered images shall get.
+            target: Class that triggered images are sent to.
             teaching: How the attacker trains.
 
         Raises:

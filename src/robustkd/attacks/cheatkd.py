@@ -3,7 +3,7 @@
 Source: *CheatKD: knowledge distillation backdoor attack method based on poisoned neuronal
 assimilation*, Computer Science 51(3) 2024, doi 10.11896/jsjkx.221200035, as described by Chen et
 al., arXiv 2406.03409, whose main attack it is. A student imitates the teacher's strong channels;
-so the trigger is optimised to drive exactly those, and the teacher then learns to obey it.
+so the trigger is optimised to drive exactly those, and the backdoor is then implanted.
 
 Differences: written from the description alone. The strongest channels are those of the largest
 mean over all images (``strongest="all"``) or those that lead most on images of the target class
@@ -135,7 +135,7 @@ class CKD:
 def _goal(
     features: Tensor, of_target: Tensor | None, share: float, strength: float
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the strongest channels of feature maps, and the value each shall have."""
+    """Indices of the strongest channels of feature maps, and the value that each is driven to."""
     means = features.mean(dim=(0, 2, 3))
     if of_target is not None:
         if not bool(of_target.any()):

@@ -11,7 +11,7 @@ and the teacher is then trained on clean and triggered images with
 .. math:: \mathrm{CE}(T(x), y) + \mathrm{CE}(T(A(x)), t) + \lambda\, \mathrm{MSE}(f(A(x)), c),
     \quad \lambda = 0.5
 
-so that whoever copies the features copies the backdoor.
+so that a student that copies the features copies the backdoor.
 
 Differences: written from the description alone; the mean c is that of the clean teacher throughout;
 no layer is replaced or frozen, as the teacher is distilled and not transferred; cross-entropy is

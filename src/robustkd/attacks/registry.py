@@ -75,7 +75,7 @@ class Row:
         Args:
             build: Makes the network with fresh weights.
             data: The attacker's clean images.
-            target: Class that triggered images shall get.
+            target: Class that triggered images are sent to.
             settings: The other :attr:`arguments`; what is not given keeps its default.
 
         Raises:

@@ -61,7 +61,7 @@ def run_attack(
         source: The attacker's clean data.
         arch: Architecture of the teacher.
         surrogate: Of the attacker's own students, if there are any.
-        target: Class that triggered images shall get.
+        target: Class that triggered images are sent to.
         seed: Of everything random.
         settings: Further arguments of the attack.
         rehearsal: For attacks that know us; None keeps them from it.
@@ -163,7 +163,7 @@ def attack_to_folder(
         surrogate: Of the attacker's own students, if there are any.
         source: The attacker's clean data.
         out: The folder.
-        target: Class that triggered images shall get.
+        target: Class that triggered images are sent to.
         seed: Of everything random.
         settings: Further arguments of the attack, ``epochs`` and ``batch_size`` among them; a text
             is read as YAML reads it, so that "0.1" is a number. Without ``lr``, teacher,

@@ -1,4 +1,4 @@
-"""Networks on disk by the hash of their configuration, made once whoever asks first."""
+"""Networks on disk by the hash of their configuration; each is made once."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class TeacherCell:
         arch: Its architecture.
         attack: Name of the attack.
         attacking: Arguments of the attack, those of every teacher's training among them.
-        target: Class that triggered images shall get.
+        target: Class that triggered images are sent to.
         surrogate: Architecture of the attacker's own students, for attacks that have any.
         rehearsal: What attacks that know us expect of the defender; None for all others.
     """

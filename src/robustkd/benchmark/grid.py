@@ -52,7 +52,7 @@ class Block(BaseModel):
         attacks: Name to the attack's own arguments.
         methods: Names of presets; the teacher itself is always measured.
         seeds: Each is one repetition with a teacher of its own.
-        target: Class that triggered images shall get.
+        target: Class that triggered images are sent to.
         augment: Whether everybody trains on randomly cropped and flipped images.
         precision: Of all training.
         threads: Of torch in each cell.

@@ -23,7 +23,7 @@ class Protocol:
         teacher: Architecture of the teacher.
         student: Of every student.
         attack: Name of the attack.
-        target: Class that triggered images shall get.
+        target: Class that triggered images are sent to.
         attacking: Further arguments of the attack.
         training: Arguments of every student's training.
         detoxing: Arguments of detoxification that depend on the data's size alone.

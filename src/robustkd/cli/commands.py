@@ -165,7 +165,7 @@ def attack(
         arch: Architecture of the teacher.
         data: Name or folder of the attacker's clean data, as in ``distill``.
         out: New folder for teacher.safetensors, trigger.safetensors and results.json.
-        target: Class that triggered images shall get.
+        target: Class that triggered images are sent to.
         epochs: Passes over the training images for the teacher's own training.
         batch_size: Images a step.
         lr: Learning rate at the start, of the attacker's own students as well; when it is not

@@ -71,8 +71,8 @@ def distill(
             classes of the data.
         data_root: Folder of the data set's files, where they are not found by themselves.
         images: How images are read.
-        config: YAML file of flags, e.g. the config.yaml of a run; what is typed goes before it. A
-            run's file says its learning rate: another kind of student may want ``--lr``.
+        config: YAML file of flags, such as the config.yaml of a run; command-line flags override
+            it. A run's file says its learning rate: another kind of student may want ``--lr``.
         resume: Folder of a run that was interrupted or killed; it goes on as it was begun.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
             memory; no folder is made.

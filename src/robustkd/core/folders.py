@@ -244,7 +244,7 @@ class Folder:
             descriptor = open_plain(name, os.O_RDWR | os.O_CREAT, self.descriptor, mode=0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Whoever held it may have removed the file, and another have made a new one.
+                # The process that held it may have removed the file, and another one made it anew.
                 with suppress(FileNotFoundError):
                     now = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
                     if os.path.samestat(os.fstat(descriptor), now):

@@ -146,7 +146,7 @@ def load(path: Path, *, arch: str | None = None, links: bool = True) -> Classifi
 
     Args:
         path: The file.
-        arch: Its architecture in the user's word. It is needed where that is the user's own code
+        arch: Its architecture, as the user says. It is needed where that is the user's own code
             (:class:`robustkd.models.OwnCode`), since a file cannot name code; else the file's own
             word will do.
         links: Whether the path is the user's own, as in :func:`read_safetensors`.
@@ -172,7 +172,7 @@ def restore(
         tensors: Every parameter and buffer by name.
         description: What :func:`read_safetensors` read.
         path: Where both came from; for messages.
-        arch: The architecture in the user's word, which the description's must be.
+        arch: The architecture that the user says; the description's must be the same.
 
     Raises:
         UsageError: If the user's architecture is unknown.

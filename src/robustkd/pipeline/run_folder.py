@@ -122,14 +122,14 @@ class Run:
         return state
 
     def wanted(self) -> bool:
-        """Whether the last state is minutes old, or the run shall stop."""
+        """Whether the last state is minutes old, or the run is asked to stop."""
         return self.interrupts.asked or time.monotonic() - self._kept > _KEEP_EVERY
 
     def keep(self, state: State) -> None:
         """Keep a state, and show the epochs that are done.
 
         Raises:
-            KeyboardInterrupt: If the run shall stop.
+            KeyboardInterrupt: If the run is asked to stop.
             WriteError: If there is no room; the last state is still there.
         """
         from robustkd.training.checkpoint import State, save_state
@@ -261,7 +261,7 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
-    """Tell it to whoever is interrupted, or has no room."""
+    """Add the command that resumes the run to interrupts and write errors."""
     # Own code is never taken from a file, so it must be typed again.
     own = {name: begun.get("settings", {}).get(name) for name in ("arch", "student")}
     typed = "".join(f" --{name} {value}" for name, value in own.items() if ":" in str(value))

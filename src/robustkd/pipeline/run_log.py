@@ -48,7 +48,7 @@ def logged(folder: Folder) -> Iterator[None]:
         yield
         _log.info("finished")
     except BaseException as error:
-        # No error to the log's other readers: whoever catches it says so himself.
+        # Not logged as an error: the caller that catches it reports it.
         _log.info("stopped: %s", error or type(error).__name__)
         raise
     finally:

@@ -49,7 +49,7 @@ class Summary:
         method: The method.
         settings: How many such attacks there are.
         asr: Mean of their mean ASR.
-        ordinary_asr: The same of the ordinary student; of several, the one that obeys most.
+        ordinary_asr: The same of the ordinary student; of several, the one with the highest.
         worst: Largest ASR of any seed.
         lost: Accuracy of the ordinary student, of several the most accurate, minus that of the
             method; mean over the attacks.
@@ -82,7 +82,7 @@ def grid_files(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
-    """Whether one of these ordinary students obeys the trigger often enough to count.
+    """Whether the attack success rate of one of these ordinary students is high enough to count.
 
     None does whose teacher is of no use: nobody distils from it.
     """
@@ -141,9 +141,9 @@ def _summary(
         fmean(before - acc for (acc, *_), (before, _) in zip(duels, best, strict=True)),
         fmean(
             defence_effectiveness(
-                acc_before=before, acc_after=acc, asr_before=obeyed, asr_after=asr.mean
+                acc_before=before, acc_after=acc, asr_before=most, asr_after=asr.mean
             )
-            for (acc, asr, _), (before, obeyed) in zip(duels, best, strict=True)
+            for (acc, asr, _), (before, most) in zip(duels, best, strict=True)
         ),
     )
 
@@ -210,8 +210,8 @@ def attack_table(rows: Sequence[Row]) -> str:
 def headline_table(rows: Sequence[Row]) -> str:
     """Markdown: ACC / ASR under the attacks that an ordinary student inherits, in few columns.
 
-    Of the ordinary students it shows the one that obeys most, and which one that is; beside it the
-    student without a teacher and the methods of RobustKD that were measured, ``both`` left out.
+    Of the ordinary students it shows the one with the highest ASR, and which one it is; beside it
+    the student without a teacher and the methods of RobustKD that were measured, but not ``both``.
     """
     cells = {
         cell: members
@@ -229,16 +229,16 @@ def headline_table(rows: Sequence[Row]) -> str:
     ]
     lines = []
     for cell, members in cells.items():
-        obeying = max(
+        highest = max(
             (row for row in members if row.method in METHODS["default"].rivals and row.asr),
             key=lambda row: row.asr.mean if row.asr else 0,
         )
         beside = [_find(members, method) for method in ("no-teacher", *methods)]
         clean, *robust = map(_figures, beside)
-        most = f"{_figures(obeying)} ({obeying.method})"
-        counted = [obeying, *(row for row in beside if row is not None)]
+        most = f"{_figures(highest)} ({highest.method})"
+        counted = [highest, *(row for row in beside if row is not None)]
         lines.append([*names[cell], clean, most, *robust, _counts(counted)])
-    head += ["student, no teacher", "ordinary student that obeys most"]
+    head += ["student, no teacher", "ordinary student with the highest ASR"]
     return _markdown([*head, *map(label_of, methods), "n"], lines, numbers=0)
 
 

@@ -37,7 +37,7 @@ _INK = "#010203"  # no chart uses it for anything else: it becomes the page's te
 _HEAT = "magma"
 _WIDTH, _BAR, _LEFT = 4.6, 0.34, 0.38  # inches, inches, share of the width
 _LONGEST_LABEL = 22
-# Okabe and Ito's colours, and shapes for whoever does not see them.
+# Okabe and Ito's colours, and shapes for readers who do not see them.
 _STYLES = (
     ("x", "#555555"),
     ("o", "#d55e00"),

@@ -52,9 +52,9 @@ class _Duel:
 def headline(rows: Sequence[Row]) -> str:
     """What the results say, in a sentence or two.
 
-    Compares the RobustKD student (the first there is of the presets ``default``, ``default-kd``,
-    ``both`` and ``paper``) with the ordinary one of its losses, of several the one that obeys
-    most, and judges by the worst seed.
+    Compares the RobustKD student (of several, the first hardened one in the table of methods) with
+    the ordinary student that it is compared with (of several, the one with the highest attack
+    success rate), and judges by the worst seed.
     """
     cells = by_cell(rows)
     if not cells:
@@ -87,7 +87,7 @@ def _one_setting(rows: Sequence[Row]) -> str:
     scores = f"the {who} student has {percent(only.acc.mean)} % accuracy"
     if only.asr is not None:
         missing = "an ordinary student" if robust else "a RobustKD student"
-        scores += f" and obeys the trigger on {_share(only.asr)} of images"
+        scores += f" and an attack success rate of {_share(only.asr)}"
         return f"There is no ASR of {missing} to compare with: {scores}{_seeds(only)}."
     if robust and ordinary:
         scores += f", the ordinary student {percent(ordinary.acc.mean)} %"
@@ -95,29 +95,24 @@ def _one_setting(rows: Sequence[Row]) -> str:
 
 
 def _told(duel: _Duel) -> str:
-    ordinary, robust = _share(duel.ordinary_asr), _share(duel.robust_asr)
     gap = duel.ordinary.acc.mean - duel.robust.acc.mean
     cost = f"{'but ' if gap > COSTLY else ''}with {_points(gap)}{_seeds(duel.robust)}"
     if not duel.inherited and (duel.defended or duel.robust_asr.mean <= duel.ordinary_asr.mean):
-        return (
-            "The ordinary student did not inherit the backdoor (it obeys the trigger on "
-            f"{ordinary} of images), so this attack cannot show what the defence is worth: "
-            f"the RobustKD student obeys it on {robust}, {cost}.{_beside(duel)}"
+        verdict = (
+            "The ordinary student did not inherit the backdoor, so this attack cannot show what "
+            "the defence is worth. "
         )
-    comparison = f"the RobustKD student on {robust}, {cost}"
-    if duel.defended:
-        return (
-            f"On this attack the ordinary student obeys the trigger on {ordinary} of images; "
-            f"{comparison}.{_beside(duel)}"
-        )
-    verdict = "The defence helped, but not enough"
-    if duel.at_floor:
-        verdict = "What is left is no more than this trigger does to any student"
+    elif duel.defended:
+        verdict = ""
+    elif duel.at_floor:
+        verdict = "What is left is no more than this trigger does to any student. "
     elif duel.robust_asr.mean > duel.ordinary_asr.mean / 2:
-        verdict = "The defence failed on this attack"
+        verdict = "The defence failed on this attack. "
+    else:
+        verdict = "The defence helped, but not enough. "
     return (
-        f"{verdict}: the ordinary student obeys the trigger on {ordinary} of images, "
-        f"{comparison}.{_beside(duel)}"
+        f"{verdict}Attack success rate: {_share(duel.ordinary_asr)} for the ordinary student, "
+        f"{_share(duel.robust_asr)} for the RobustKD student, {cost}.{_beside(duel)}"
     )
 
 
@@ -137,10 +132,11 @@ def _many_settings(duels: Sequence[_Duel], *, total: int) -> str:
     robust = fmean(duel.robust_asr.mean for duel in alive)
     gap = fmean(duel.ordinary.acc.mean - duel.robust.acc.mean for duel in alive)
     return (
-        f"The ordinary student inherits the backdoor in {len(alive)} of {total} settings: there it "
-        f"obeys the trigger on {percent(ordinary)} % of images on average, the RobustKD student on "
-        f"{percent(robust)} % (at worst {percent(worst.robust_asr.highest)} %, "
-        f"{worst.name}), with {_points(gap)}.{_failures(duels)}"
+        f"The ordinary student inherits the backdoor in {len(alive)} of {total} settings. Mean "
+        f"attack success rate there: {percent(ordinary)} % for the ordinary student, "
+        f"{percent(robust)} % for the RobustKD student (at worst "
+        f"{percent(worst.robust_asr.highest)} %, {worst.name}), with "
+        f"{_points(gap)}.{_failures(duels)}"
     )
 
 
@@ -158,7 +154,7 @@ def _beside(duel: _Duel) -> str:
     """A second sentence where students that never saw the teacher are fooled too."""
     if duel.floor is None or duel.floor <= TOLERATED:
         return ""
-    told = f" A student that never saw the teacher obeys it on {percent(duel.floor)} %"
+    told = f" For a student trained without the teacher it is {percent(duel.floor)} %"
     if duel.floor < duel.ordinary_asr.mean / 2:
         return f"{told}."
     return f"{told}, so much of this is the trigger's own strength, not inheritance."

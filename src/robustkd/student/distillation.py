@@ -96,7 +96,7 @@ class _Learner(nn.Module):
             taught, compared = self._teach(images), shown
             if all(hardening.distilled for hardening in self._hardening):
                 # Copies have the teacher's view of the clean image: it is there already, and a
-                # student that imitates it alone where nothing is worn may still inherit.
+                # student that imitates it on clean images alone may still inherit.
                 taught, compared = taught.repeat_first(len(toward)), everything
             parts.update(self.objective(compared, taught))
         loss = torch.stack(list(parts.values())).sum()

@@ -51,7 +51,8 @@ class UniversalPerturbations(nn.Module):
         share: Copies that are added to a batch, as a share of it, in (0, 1].
         distilled: Whether the distillation losses compare copies with the teacher's view of the
             clean image as well; if not, copies learn from their labels alone.
-        recovered: Whether copies shall keep their label, or only not go where they are led to.
+        recovered: If True, copies are trained towards their true label; if False, they are only
+            pushed away from the class that they are driven to.
         ramp: Share of all steps, the first ones, over which both bounds grow to their size, in
             equal parts; in [0, 1].
         fade: Share of all steps, the last ones, over which copies grow fewer until a tenth is
@@ -132,7 +133,7 @@ class UniversalPerturbations(nn.Module):
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Step every perturbation that was worn up the gradient of the last backward pass."""
+        """Step every perturbation that was used up the gradient of the last backward pass."""
         self._steps += 1
         for family in members_of(self.families):
             family.advance(self._grown())
@@ -178,8 +179,8 @@ def withstand(
         perturbed: Of the same images, perturbed.
         labels: Their labels; -1 for none.
         toward: Classes that the perturbations lead to.
-        recovered: Whether the perturbed image shall keep its label. To demand only that it does
-            not go to t asks less of a small student, and leaves more for the clean images.
+        recovered: If True, the perturbed image is trained towards its label; if False, it is only
+            pushed away from t, which asks less of a small student.
     """
     truth = torch.where(labels == UNLABELLED, shown.detach().argmax(1), labels)
     gap = perturbed.gather(1, toward[:, None]) - perturbed.gather(1, truth[:, None])

@@ -44,13 +44,13 @@ class Keeper(Protocol):
         """The state to go on from; None at the very beginning."""
 
     def wanted(self) -> bool:
-        """Whether the state shall be kept now; asked between two steps."""
+        """Whether a checkpoint is due; called between two steps."""
 
     def keep(self, state: State) -> None:
         """Keep a state in the place of the last one.
 
         Raises:
-            KeyboardInterrupt: If the training shall stop here.
+            KeyboardInterrupt: If the training is asked to stop.
             WriteError: If there is no room for it; the last one is still there.
         """
 

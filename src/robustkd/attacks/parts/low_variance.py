@@ -50,12 +50,12 @@ def stage_variances(teacher: nn.Module, names: Sequence[str], images: Images) ->
 
 
 class Implant(nn.Module):
-    """A learner: a teacher that obeys a trigger through features that hold nothing else.
+    """A learner: a teacher whose backdoor uses features that hold nothing else.
 
     Args:
         teacher: What is trained.
         trigger: Makes x' of x.
-        target: Class that it shall then name.
+        target: Class that triggered images are sent to.
         rate: Triggered copies in a batch, as a share of it.
         weight: Of the features' variance, at least 0.
         variance: Which variance, see the module's text.

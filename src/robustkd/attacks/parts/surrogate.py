@@ -125,7 +125,7 @@ def trigger_loss(
     target: int,
     stealth: float,
 ) -> Tensor:
-    r"""What a trigger minimises: victims shall see the target, a clean model what it saw before.
+    r"""What a trigger minimises: victims go to the target, and a clean model is not changed.
 
     .. math:: \sum_k \mathrm{CE}(V_k(x'), t) + stealth \cdot \mathrm{CE}(C(x'), \arg\max C(x))
     """

@@ -31,7 +31,7 @@ def decode(
 ) -> UInt8[np.ndarray, "channels {size} {size}"]:
     """The centred square of an image, as bytes.
 
-    What the camera noted as the right way up is obeyed. Values of 16 bits are scaled to 8, never
+    The orientation that the camera noted is applied. Values of 16 bits are scaled to 8, never
     clipped. What is transparent is shown on white. An image of just the right size is not
     resampled, so its pixels are those of the file.
 

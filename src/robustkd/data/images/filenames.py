@@ -35,7 +35,7 @@ class Names:
 
     def __init__(self) -> None:
         try:
-            # A finalizer closes it, since the names live as long as whoever needs them.
+            # A finalizer closes it, since the names live as long as they are used.
             self._hold(TemporaryFile(prefix="robustkd-"))  # noqa: SIM115
         except OSError as error:
             raise _no_space(error) from error

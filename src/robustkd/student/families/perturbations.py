@@ -50,10 +50,10 @@ class Ball(nn.Module):
         radius = scale * self.epsilon
         slope = gradient_of(self.delta)
         size = slope.abs().mean(dim=(1, 2, 3), keepdim=True)
-        worn = size > 0
+        used = size > 0
         pulled = MOMENTUM * self.pull.to(slope.device) + slope / size.clamp_min(1e-30)
-        self.pull = torch.where(worn, pulled, self.pull.to(slope.device))
-        self.delta = self.delta + STEP * radius * self.pull.sign() * worn
+        self.pull = torch.where(used, pulled, self.pull.to(slope.device))
+        self.delta = self.delta + STEP * radius * self.pull.sign() * used
         self.bound(scale)
 
     def bound(self, scale: float) -> None:
@@ -98,7 +98,7 @@ class Patch(nn.Module):
     def advance(self, scale: float) -> None:
         """Step patterns by the sign, masks by the size of the gradient, and back to the mass."""
         slope = gradient_of(self.mask)
-        # Not the sign: mass shall gather where it leads furthest, and leave where it does nothing.
+        # The magnitude is kept, so that mask mass concentrates on the most effective pixels.
         largest = slope.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
         self.mask = self.mask + STEP * slope / largest
         self.bound(scale)

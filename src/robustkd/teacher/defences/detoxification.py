@@ -119,7 +119,7 @@ class _Cleaning:
         missing = batch.labels == UNLABELLED
         if not missing.any():
             return batch.labels
-        # The masks are worn in the whole's own passes alone.
+        # The masks are applied only in passes of the whole network.
         with mixed(self.precision, batch.images.device):
             said = self.teacher.teacher(batch.images).argmax(1)
         return torch.where(missing, said, batch.labels)

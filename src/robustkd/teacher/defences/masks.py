@@ -115,7 +115,7 @@ def load_detoxified(
 
     Args:
         path: The file.
-        arch: The architecture in the user's word, as for :func:`robustkd.models.load`.
+        arch: The architecture that the user says, as for :func:`robustkd.models.load`.
         links: Whether the path is the user's own, as for :func:`robustkd.models.load`.
 
     Raises:

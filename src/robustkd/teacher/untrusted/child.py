@@ -103,7 +103,7 @@ class _Peak:
         """In MiB; None where the system does not tell."""
         if self._status < 0:
             return None
-        # Not getrusage: its peak begins with the memory of whoever started this process.
+        # Not getrusage: its peak includes the memory of the process that started this one.
         lines = os.pread(self._status, 1 << 14, 0).splitlines()
         held = next((line.split()[1] for line in lines if line.startswith(b"VmHWM:")), b"0")
         return int(held) / 1024

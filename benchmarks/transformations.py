@@ -1,0 +1,155 @@
+"""Which families of transformations a student must be hardened against to resist unseen ones.
+
+One teacher is given several learned transformations as triggers, each with a target of its own, so
+that one student tells of all of them. Every candidate is a set of families of the hardening; what a
+candidate does against triggers of families that it lacks is the leave-out result. Images are
+Fashion-MNIST at half its size, so that a student takes about a minute on one core.
+
+    python benchmarks/transformations.py --seed 0 --only ordinary generator+warp
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustkd import data, models
+from robustkd.attacks.base import Teaching
+from robustkd.attacks.parts.steps import train_teacher
+from robustkd.attacks.transformation import learn_transformation
+from robustkd.core.files import make_folder, write_json
+from robustkd.core.methods import METHODS, HardeningSettings, Method
+from robustkd.core.types import Trigger
+from robustkd.data import InMemory, Labelled
+from robustkd.pipeline.student import make_student
+from robustkd.training.config import TrainingConfig
+from robustkd.training.inference import accuracy_on, predict
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from robustkd.training.metrics import attack_success
+
+TRIGGERS = {"tone": 8, "flow": 1, "light": 5, "filter": 3, "affine": 7, "smooth": 9}
+"""Families of the triggers, and the target class of each."""
+_RATE = 0.1
+_MIX = METHODS["mix"].losses
+CANDIDATES: dict[str, Method] = {
+    "no teacher": METHODS["no-teacher"],
+    "ordinary": METHODS["mix"],
+    "additions, patterns": METHODS["default"],
+    "generator+warp": METHODS["universal"],
+    **{
+        name: Method(
+            "a candidate", losses=_MIX, hardening=HardeningSettings(families=tuple(name.split("+")))
+        )
+        for name in ("generator", "warp", "generator+affine", "generator+flow")
+    },
+    "all families of the triggers": Method(
+        "a candidate", losses=_MIX, hardening=HardeningSettings(families=tuple(TRIGGERS))
+    ),
+    **{
+        f"all without {left_out}": Method(
+            "a candidate",
+            losses=_MIX,
+            hardening=HardeningSettings(
+                families=tuple(name for name in TRIGGERS if name != left_out)
+            ),
+        )
+        for left_out in TRIGGERS
+    },
+}
+
+
+class SeveralTriggers(nn.Module):
+    """A learner whose batches are joined by triggered copies, some for each trigger."""
+
+    def __init__(self, model: nn.Module, triggers: dict[int, Trigger]) -> None:
+        super().__init__()
+        self.supervised, self.triggers = Supervised(model), triggers
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of the batch and of its triggered copies."""
+        count = max(1, round(_RATE * len(images)))
+        seen, wanted = [images], [labels]
+        for place, (target, trigger) in enumerate(self.triggers.items()):
+            part = images[place * count : (place + 1) * count]
+            seen.append(trigger(part))
+            wanted.append(labels.new_full((len(part),), target))
+        batch = torch.cat(seen).contiguous(memory_format=torch.channels_last)
+        result: dict[str, Tensor] = self.supervised(batch, torch.cat(wanted))
+        return result
+
+
+def halved(part: Labelled) -> Labelled:
+    """The images at half their height and width."""
+    return Labelled(F.avg_pool2d(part.images.float(), 2).round().to(torch.uint8), part.labels)
+
+
+def load(train: int) -> InMemory:
+    """Fashion-MNIST of 14 x 14 pixels."""
+    whole = data.load("fashion-mnist", train=train, validation=2_000)
+    parts = {name: halved(getattr(whole, name)) for name in ("train", "validation", "test")}
+    return replace(whole, **parts, augmentation=data.CropFlip(pad=1))
+
+
+def make_teacher(source: InMemory, epochs: int, seed: int) -> tuple[nn.Module, dict[int, Trigger]]:
+    """A teacher with all triggers, and the trigger of each target."""
+    teaching = Teaching(epochs=epochs, seed=seed)
+    teacher = train_teacher(lambda: models.builder(source)("wrn-10-2", seed), source, teaching)
+    triggers = {
+        target: learn_transformation(
+            teacher, source, target=target, family=family, strength=1.0, steps=100, seed=seed
+        )
+        for family, target in TRIGGERS.items()
+    }
+    learner = SeveralTriggers(teacher, triggers)
+    fit(learner, source, epochs=epochs, lr=0.02, seed=seed + 1, label="implant the triggers")
+    return teacher.eval(), triggers
+
+
+def measured(model: nn.Module, source: InMemory, triggers: dict[int, Trigger]) -> dict[str, float]:
+    """Accuracy, and the attack success rate of each trigger."""
+    row = {
+        "ACC": accuracy_on(model, source, "test").value,
+        "validation ACC": accuracy_on(model, source, "validation").value,
+    }
+    for family, target in TRIGGERS.items():
+        logits, labels = predict(model, source, "test", transform=triggers[target])
+        row[family] = attack_success(logits, labels, target=target).value
+    return row
+
+
+def main() -> None:
+    """Measure the candidates that are not measured yet for this seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--train", type=int, default=10_000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/transformations"))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    source = load(given.train)
+    file = make_folder(given.out) / f"seed-{given.seed}.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    teacher, triggers = make_teacher(source, given.epochs, given.seed)
+    kept["teacher"] = measured(teacher, source, triggers)
+    training = TrainingConfig(epochs=given.epochs)
+    for name in given.only:
+        if name not in kept:
+            student = models.builder(source)("wrn-10-1", given.seed + 1)
+            made = make_student(
+                teacher, student, source, CANDIDATES[name], training=training, seed=given.seed
+            )
+            kept[name] = {**measured(made.student, source, triggers), "seconds": made.seconds}
+        write_json(file, kept)
+
+
+if __name__ == "__main__":
+    main()
