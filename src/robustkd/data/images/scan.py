@@ -195,7 +195,7 @@ def _entries(root: Path, path: str) -> Iterator[tuple[str, bool]]:
                 if not entry.name.startswith("."):
                     yield entry.name, _is_folder(entry, place / entry.name, root)
     except OSError as error:
-        if place.is_symlink():
+        if os.path.islink(place):
             raise _refusal(place, "is a link to a folder") from error
         raise InputError(
             f"{shown(place)} cannot be read ({reason(error)}); expected a folder of images"
