@@ -70,10 +70,21 @@ def checkpoint(program: bytes, **storages: bytes) -> bytes:
     return zipped({"archive/data.pkl": program, **notes, **data})
 
 
+NO_HOOKS = b"ccollections\nOrderedDict\n)R"
+
+
 def tensor_program(
-    *, length: int = 4, start: int = 0, shape: bytes = b"K\x04\x85", strides: bytes = b"K\x01\x85"
+    *,
+    length: int = 4,
+    start: int = 0,
+    shape: bytes = b"K\x04\x85",
+    strides: bytes = b"K\x01\x85",
+    rest: bytes = b"\x89" + NO_HOOKS,
 ) -> bytes:
-    """The pickle of ``{"w": a view of storage 0}``; shape and strides are pickled tuples."""
+    """The pickle of ``{"w": a view of storage 0}``; shape and strides are pickled tuples.
+
+    ``rest`` are the arguments behind them: requires_grad, and the hooks.
+    """
     storage = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu"
     number = b"J" + struct.pack("<i", length)
     return (
@@ -84,7 +95,8 @@ def tensor_program(
         + struct.pack("<i", start)
         + shape
         + strides
-        + b"\x89}tRs."
+        + rest
+        + b"tRs."
     )
 
 

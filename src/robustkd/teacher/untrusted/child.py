@@ -25,9 +25,8 @@ _READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint}
 
 
 def load_codecs() -> None:
-    """Load what zipfile and pickletools would load when a file makes them, and then cannot."""
-    for name in ("cp437", "raw-unicode-escape"):
-        codecs.lookup(name)
+    """Load what pickletools would load when a file makes it, and then cannot."""
+    codecs.lookup("raw-unicode-escape")
 
 
 def find_tensors(file: BufferedIOBase, size: int) -> Contents:

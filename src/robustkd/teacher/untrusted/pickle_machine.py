@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from robustkd.teacher.untrusted import allowed_names
-from robustkd.teacher.untrusted.contents import Refusal, checked_shape
+from robustkd.teacher.untrusted.contents import Refusal, checked_shape, quoted
 
 _DEEPEST = 200
 _Instruction: TypeAlias = Callable[["Machine", object], None]
@@ -50,6 +50,7 @@ class Machine:
         self._stack: list[object] = []
         self._marks: list[list[object]] = []
         self._memo: dict[object, object] = {}
+        self._storages: dict[str, StorageRef] = {}
 
     def follow(self, name: str, argument: object) -> None:
         """Follow one instruction.
@@ -145,12 +146,19 @@ class Machine:
         self._stack.append(_stand_in(called.name, arguments))
 
     def _build(self, _: object) -> None:
-        self._pop()
+        state = self._pop()
         if not isinstance(self._top(), Ordered):
             raise _misfit("BUILD on something that is no OrderedDict")
+        # Versions of layers. Any other attribute could hide a method from whoever reads the dict.
+        if not isinstance(state, dict) or set(state) != {"_metadata"}:
+            raise _misfit("an OrderedDict with attributes other than _metadata")
 
     def _persistent(self, _: object) -> None:
-        self._stack.append(_storage(self._pop()))
+        storage = _storage(self._pop())
+        # PyTorch believes the first reference to a storage and ignores what the others say.
+        if self._storages.setdefault(storage.key, storage) != storage:
+            raise Refusal(f"gives the storage {quoted(storage.key)} two types or lengths")
+        self._stack.append(storage)
 
     def _nothing(self, _: object) -> None:
         """PROTO and STOP change nothing."""
@@ -195,9 +203,9 @@ def _misfit(what: str) -> Refusal:
 def _stand_in(name: str, arguments: tuple[object, ...]) -> object:
     """What calling a name amounts to, for the few names that may be called."""
     if name in allowed_names.TENSORS:
-        return _tensor(arguments)
-    if name == allowed_names.PARAMETER and arguments and isinstance(arguments[0], TensorRef):
-        return arguments[0]
+        return _tensor(arguments[:4], arguments[4:], newer=name.endswith("_v2"))
+    if name == allowed_names.PARAMETER:
+        return _parameter(arguments)
     if name == allowed_names.ORDERED and not arguments:
         return Ordered()
     if name in (allowed_names.COUNTER, allowed_names.SIZE, allowed_names.DEVICE):
@@ -206,11 +214,34 @@ def _stand_in(name: str, arguments: tuple[object, ...]) -> object:
     raise _misfit(f"a call of {name.replace(' ', '.')}")
 
 
-def _tensor(arguments: tuple[object, ...]) -> TensorRef:
-    """``storage, start, shape, strides`` and what matters to gradients alone."""
-    if len(arguments) < 4:
+def _parameter(arguments: tuple[object, ...]) -> TensorRef:
+    """``data, requires_grad, hooks``."""
+    if not arguments or not isinstance(arguments[0], TensorRef):
+        raise _misfit("a parameter that is no tensor")
+    _check_gradient(arguments[1:])
+    return arguments[0]
+
+
+def _check_gradient(arguments: tuple[object, ...]) -> None:
+    """``requires_grad, hooks`` and nothing else: all further arguments would change the values."""
+    if len(arguments) > 2:
+        raise Refusal(
+            "has a tensor with further properties, such as the negative or the conjugate of its "
+            "values; save it with resolve_neg().resolve_conj().clone()"
+        )
+    if len(arguments) < 2 or type(arguments[0]) is not bool:
+        raise _misfit("a tensor of the wrong arguments")
+    if not isinstance(arguments[1], Ordered) or arguments[1]:
+        raise Refusal("has a tensor with backward hooks; save it with detach()")
+
+
+def _tensor(view: tuple[object, ...], gradient: tuple[object, ...], *, newer: bool) -> TensorRef:
+    """``storage, start, shape, strides``, and behind them what matters to gradients alone."""
+    if len(view) < 4:
         raise _misfit("a tensor of too few arguments")
-    storage, start, shape, strides = arguments[:4]
+    if newer or gradient:
+        _check_gradient(gradient)
+    storage, start, shape, strides = view
     if (
         not isinstance(storage, StorageRef)
         or not isinstance(shape, tuple)
@@ -229,10 +260,12 @@ def _storage(reference: object) -> StorageRef:
     """``("storage", type, key, device, length)``."""
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
         raise _misfit("a reference that is no storage")
-    _, kind, key, _, length = reference
+    _, kind, key, device, length = reference
     if not isinstance(kind, Name) or kind.name not in allowed_names.STORAGES:
         raise _misfit("a storage of no known type")
-    if not isinstance(key, str):
-        raise _misfit("a storage without a key")
+    if not isinstance(key, str) or not isinstance(device, str):
+        raise _misfit("a storage without a key or a device")
+    if device.startswith("meta"):
+        raise Refusal("has a tensor on the device 'meta', which has no values; save real weights")
     (checked_length,) = checked_shape(key, [length])
     return StorageRef(allowed_names.STORAGES[kind.name], key, checked_length)
