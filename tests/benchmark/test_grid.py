@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,6 +295,23 @@ def test_a_file_that_is_no_grid_is_told(tmp_path):
         load(tmp_path, "[1]")
     with pytest.raises(InputError, match=r"none.yaml cannot be read: No such file"):
         load_grid(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ({"seeds": list(range(4000)), "methods": ["ofd"] * 4000}, "32,008,000"),
+        ({"also": [{}] * 2000}, "10,008"),
+    ],
+)
+def test_a_grid_of_more_cells_than_anyone_can_run_is_refused_by_their_count(
+    change, count, tmp_path
+):
+    started = time.perf_counter()
+    message = f"{count} cells or more; expected at most 10,000: split the grid$"
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path, BLOCK | change)
+    assert time.perf_counter() - started < 20
 
 
 def test_an_attack_that_stands_there_twice_is_not_quietly_the_last(tmp_path):

@@ -308,7 +308,7 @@ def test_no_name_of_a_file_makes_it_the_command_line(robustkd, files):
     [
         ("a: [", 3, "c.yaml cannot be read as YAML: while parsing a flow node expected the node "),
         ("- 1", 3, "c.yaml holds no flags; expected lines such as 'epochs: 30'"),
-        ("!!python/object/apply:os.system ['touch x']", 3, "c.yaml cannot be read as YAML: could "),
+        ("!!python/object/apply:os.system ['touch x']", 3, "c.yaml gives a value the type "),
         ("lr: 0.1\nseed: 1\nlr: 0.2", 3, "c.yaml says 'lr' twice, in line 3; leave one of them"),
         ("colour: red", 2, 'Unknown option: "[colour]" from file c.yaml.'),
         (

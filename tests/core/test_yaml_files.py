@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ def written(folder: Path, text: str | bytes) -> Path:
         ("", None),
         ("a: [1, 2.5, no]", {"a": [1, 2.5, False]}),
         ("1: a\n'1': b", {1: "a", "1": "b"}),
-        ("a: &x {b: 1}\nc: *x", {"a": {"b": 1}, "c": {"b": 1}}),
+        ("a: 'no'\nb: '2020-01-01'\nc: 0x10", {"a": "no", "b": "2020-01-01", "c": 16}),
         ("- {a: 1}\n- {a: 2}", [{"a": 1}, {"a": 2}]),
     ],
 )
@@ -45,7 +47,7 @@ def test_a_key_that_stands_twice_at_any_depth_is_refused(text, key, line, tmp_pa
 
 @pytest.mark.parametrize(
     "text",
-    ["a: [", "!!python/object/apply:os.system ['touch x']", b"\xff\xfe\x00", "[" * 3000, "[a]: 1"],
+    ["a: [", b"\xff\xfe\x00", "a: 1\n--- b", "0b_"],
 )
 def test_what_is_no_plain_yaml_is_told_in_one_line(text, tmp_path):
     with pytest.raises(InputError, match=r"some\.yaml cannot be read as YAML: ") as error:
@@ -53,9 +55,69 @@ def test_what_is_no_plain_yaml_is_told_in_one_line(text, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_mapping_that_holds_itself_is_read(tmp_path):
-    content = read_yaml(written(tmp_path, "&x {a: *x}"))
-    assert content["a"] is content
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!bool maybe", "gives a value the type 'tag:yaml.org,2002:bool', in line 1; leave "),
+        ("\na: !!int", "gives a value the type 'tag:yaml.org,2002:int', in line 2; leave "),
+        ("!!python/object/apply:os.system ['touch x']", "gives a value the type 'tag:yaml.org,"),
+        ("a: 2020-01-01", "has '2020-01-01', which YAML reads as a timestamp, in line 1; put it "),
+        ("a: 2020-13-45", "has '2020-13-45', which YAML reads as a timestamp, in line 1; put it "),
+        ("=: 1", "has '=', which YAML reads as a value, in line 1; put it in quotes"),
+        ("<<: {a: 1}", "has '<<', which YAML reads as a merge, in line 1; put it in quotes"),
+        ("[a]: 1", "has a list or a mapping as a key, in line 1; use text or a number"),
+        ("a: " + "9" * 101, "has a number of 101 characters, in line 1; shorten it"),
+        ("a: 1" + ":59" * 60_000, "has a number of 180,001 characters, in line 1; shorten it"),
+        ("[" * 3000, "has more than 32 lists or mappings within each other, in line 1; make it "),
+        ("- " * 3000, "has more than 32 lists or mappings within each other, in line 1; make it "),
+        ("[" + "1," * 10_000 + "]", "has more than 10,000 values, in line 1; make it smaller"),
+        ("x" * (1 << 18) + "y", "cannot be read: it has more than 262,144 bytes"),
+    ],
+)
+@pytest.mark.parametrize("anchors", [False, True])
+def test_what_is_not_plain_or_not_small_is_told_in_one_line(text, message, anchors, tmp_path):
+    started = time.perf_counter()
+    with pytest.raises(InputError) as error:
+        read_yaml(written(tmp_path, text), anchors=anchors)
+    assert time.perf_counter() - started < 10
+    assert str(error.value).startswith(f"{tmp_path / 'some.yaml'} {message}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a: &x 1", "a: *x"])
+def test_a_name_for_a_value_is_read_only_where_it_is_expected(text, tmp_path):
+    sign = text[3:5]
+    with pytest.raises(InputError, match=f"has the name '{re.escape(sign)}', in line 1; write the"):
+        read_yaml(written(tmp_path, text))
+
+
+def test_a_value_that_has_a_name_can_be_repeated(tmp_path):
+    path = written(tmp_path, "a: &x {b: 1}\nc: *x")
+    assert read_yaml(path, anchors=True) == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+BOMB = "\n".join(["x0: &x0 [1, 1]", *(f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]" for i in range(1, 30))])
+KEYS = "\n".join(
+    ["a0: &a0 {b: 1}", *(f"a{i}: &a{i} {{b: *a{i - 1}, c: *a{i - 1}}}" for i in range(1, 30))]
+)
+CHAIN = "\n".join(["x0: &x0 [1]", *(f"x{i}: &x{i} [*x{i - 1}]" for i in range(1, 40))])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "has more than 10,000 values, in line 12; make it smaller"),
+        (KEYS, "has more than 10,000 values, in line 11; make it smaller"),
+        (CHAIN, "has more than 32 lists or mappings within each other, in line 31; make it flat"),
+        ("&x {a: *x}", "has 'x' within itself, in line 1; write it out"),
+        ("*unknown", "cannot be read as YAML: found undefined alias"),
+        ("&x [*x]", "has 'x' within itself, in line 1; write it out"),
+    ],
+)
+def test_what_unfolds_is_counted_unfolded(text, message, tmp_path):
+    with pytest.raises(InputError) as error:
+        read_yaml(written(tmp_path, text), anchors=True)
+    assert str(error.value).startswith(f"{tmp_path / 'some.yaml'} {message}")
 
 
 def test_what_is_not_there_is_told(tmp_path):

@@ -19,6 +19,7 @@ from robustkd.core.environment import environment
 from robustkd.core.errors import UsageError
 from robustkd.core.files import new_folder, write_json
 from robustkd.core.methods import find_method
+from robustkd.core.plain_yaml import parse
 from robustkd.core.types import DataSource
 
 _SURROGATE_SEED = 10_000
@@ -136,8 +137,8 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
 def _value(name: str, given: str | int | float) -> str | int | float:
     """An argument's value, of a text as YAML reads it."""
     try:
-        read = yaml.safe_load(given) if isinstance(given, str) else given
-    except yaml.YAMLError:
+        read = parse(given) if isinstance(given, str) else given
+    except (ValueError, yaml.YAMLError):
         read = None
     if not isinstance(read, str | int | float):
         raise UsageError(f"{name} is {given!r}; expected a number or a word")

@@ -33,6 +33,9 @@ from robustkd.teacher.defences.detoxification import check_search
 from robustkd.training.config import check_training
 from robustkd.training.precision import Precision
 
+MOST_CELLS = 10_000
+"""Of a grid; a larger one would take years, and its cells are listed in memory first."""
+
 Names = Annotated[list[str], Field(min_length=1)]
 Arguments = dict[str, StrictInt | StrictFloat | StrictStr]
 Sizes = dict[Split, Annotated[StrictInt, Field(ge=1)]]
@@ -115,6 +118,12 @@ class Block(BaseModel):
     def _known_methods(cls, methods: list[str]) -> list[str]:
         return [method_name(name) for name in methods]
 
+    def count(self) -> int:
+        """Number of cells, counted without making any."""
+        methods = 1 + len(self.methods)
+        teachers = len(self.seeds) * len(self.pairs) * len(self.attacks) * len(self.data)
+        return teachers * methods
+
     def cells(self) -> Iterator[Cell]:
         """Every cell; those of one teacher come one after the other, the teacher's own first."""
         # Seeds go round first, so that a grid that is stopped early is a smaller whole.
@@ -184,19 +193,22 @@ def load_grid(path: Path) -> list[Cell]:
         UsageError: If a key is unknown, a value is wrong, or two cells would be one line of the
             tables; a cell that stands there twice is run once.
     """
-    content = read_yaml(path)
+    content = read_yaml(path, anchors=True)
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected keys such as 'attacks', not {type(content).__name__}")
     further = content.pop("also", [])
     if not isinstance(further, list) or not all(isinstance(block, dict) for block in further):
         raise UsageError(f"{path}: also: expected a list of blocks")
-    cells: dict[str, Cell] = {}
-    for where, block in [
-        ("", content),
-        *((f"also.{i}.", block) for i, block in enumerate(further)),
-    ]:
-        for cell in _block(path, where, {**content, **block}).cells():
-            cells.setdefault(cell.name, cell)
+    blocks: list[Block] = []
+    count = 0
+    for where, own in [("", {}), *((f"also.{i}.", block) for i, block in enumerate(further))]:
+        blocks.append(_block(path, where, {**content, **own}))
+        count += blocks[-1].count()
+        if count > MOST_CELLS:
+            raise UsageError(
+                f"{path}: {count:,} cells or more; expected at most {MOST_CELLS:,}: split the grid"
+            )
+    cells = {cell.name: cell for block in blocks for cell in block.cells()}
     lines: dict[tuple[object, ...], str] = {}
     for name, cell in cells.items():
         setting = cell.teacher.setting
