@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from robustkd.core.errors import InputError, RobustKDError, TrainingError, UsageError
     from robustkd.data import load as load_data
+    from robustkd.export import export_student
     from robustkd.models import Spec, build, load, save
     from robustkd.student.distillation import distill
     from robustkd.student.hardening import UniversalPerturbations
@@ -29,6 +30,7 @@ _HOME = {
     "build": ("robustkd.models", "build"),
     "detoxify": ("robustkd.teacher.defences.detoxification", "detoxify"),
     "distill": ("robustkd.student.distillation", "distill"),
+    "export_student": ("robustkd.export", "export_student"),
     "load": ("robustkd.models", "load"),
     "load_data": ("robustkd.data", "load"),
     "load_detoxified": ("robustkd.teacher.defences.masks", "load_detoxified"),
@@ -48,6 +50,7 @@ __all__ = [
     "build",
     "detoxify",
     "distill",
+    "export_student",
     "load",
     "load_data",
     "load_detoxified",

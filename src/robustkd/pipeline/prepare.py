@@ -80,9 +80,7 @@ def prepare(
     teacher = read.model.to(default_device())
     _name_taps(teacher, teacher_taps)
     knows = check_accuracy(teacher, clean, teacher_file)
-    statistics = models.pixel_statistics(clean)
-    spec = models.Spec(student_arch, len(clean.classes), clean.image_shape, *statistics)
-    student = models.build(spec, seed=seed)
+    student = models.build(models.spec_for(student_arch, clean), seed=seed)
     _name_taps(student, student_taps)
     return Prepared(how, teacher, read.file, knows, student)
 
