@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from robustkd.core.errors import InputError, RobustKDError, TrainingError, UsageError
     from robustkd.data import from_dataset
     from robustkd.data import load as load_data
+    from robustkd.export import export_student
     from robustkd.models import Spec, build, load, save
     from robustkd.pipeline.run import run
     from robustkd.student.distillation import distill
@@ -31,6 +32,7 @@ _HOME = {
     "build": ("robustkd.models", "build"),
     "detoxify": ("robustkd.teacher.defences.detoxification", "detoxify"),
     "distill": ("robustkd.student.distillation", "distill"),
+    "export_student": ("robustkd.export", "export_student"),
     "from_dataset": ("robustkd.data", "from_dataset"),
     "load": ("robustkd.models", "load"),
     "load_data": ("robustkd.data", "load"),
@@ -52,6 +54,7 @@ __all__ = [
     "build",
     "detoxify",
     "distill",
+    "export_student",
     "from_dataset",
     "load",
     "load_data",

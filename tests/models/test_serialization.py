@@ -188,7 +188,7 @@ def test_a_damaged_description_is_refused(tmp_path, spec, reason):
 
 
 def test_a_description_without_a_part_is_refused(tmp_path):
-    for part in asdict(SPEC):
+    for part in ("arch", "classes", "image_shape", "mean", "std"):
         spec = {name: value for name, value in asdict(SPEC).items() if name != part}
         write_safetensors(tmp_path / "m", model().state_dict(), {"spec": spec})
         assert refusal(lambda: load(tmp_path / "m")) == (

@@ -6,9 +6,10 @@ Nothing heavy is imported up here, so that ``--help`` answers at once.
 from robustkd.cli.app import app, main
 from robustkd.cli.commands import attack, bench, demo, evaluate, list_
 from robustkd.cli.distilling import distill
+from robustkd.cli.exporting import export
 
 __all__ = ["app", "main"]
 
-for _command in (demo, distill, evaluate, bench, attack):
+for _command in (demo, distill, evaluate, export, bench, attack):
     app.command(_command)
 app.command(list_, name="list")

@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_at_least, check_training, open_data
+from robustkd.cli.flags import (
+    IMAGES,
+    Arch,
+    ImageFlags,
+    check_at_least,
+    check_training,
+    open_data,
+    open_data_of,
+)
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.core.errors import TrainingError
 
@@ -76,9 +84,13 @@ def evaluate(
     from robustkd.benchmark import measure
 
     model = models.load(student, arch=arch)
-    source = open_data(data, data_root, images)
+    source = open_data_of(model.spec, data, data_root, images)
     models.check_fits(
-        model.spec, student, classes=len(source.classes), image_shape=source.image_shape
+        model.spec,
+        student,
+        classes=len(source.classes),
+        image_shape=source.image_shape,
+        names=source.classes,
     )
     known, target = load_trigger(trigger) if trigger is not None else (None, 0)
     found = measure(model, source, trigger=known, target=target)

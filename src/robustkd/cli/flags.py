@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias, get_args
 
@@ -15,6 +15,7 @@ from robustkd.core.errors import UsageError
 
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
+    from robustkd.models import Spec
 
 # Twice a seed and one more still fit into torch's generators.
 _LARGEST_SEED = 2**62 - 1
@@ -92,8 +93,10 @@ def check_training(epochs: int, batch_size: int, lr: float | None, seed: int) ->
         raise UsageError(f"--lr is {lr}; expected a finite number above 0")
 
 
-def open_data(data: str, root: Path | None, images: ImageFlags) -> DataSource:
-    """The data that the flags name."""
+def open_data(
+    data: str, root: Path | None, images: ImageFlags, *, classes: tuple[str, ...] | None = None
+) -> DataSource:
+    """The data that the flags name; a file of class names goes before ``classes``."""
     from robustkd.data import Reading, open_source
 
     reading = Reading(
@@ -103,10 +106,34 @@ def open_data(data: str, root: Path | None, images: ImageFlags) -> DataSource:
         flip=images.flip,
         workers=images.workers,
         streaming=images.streaming,
-        classes=images.class_names,
+        classes=images.class_names or classes,
         split=images.split,
     )
     return open_source(data, root=root, reading=reading)
+
+
+def open_data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:
+    """The data that the flags name, read as a model's file says where the flags say nothing.
+
+    Raises:
+        InputError: If the model was made for other data.
+    """
+    from robustkd.data import SOURCES, is_folder
+
+    if data in SOURCES:
+        return open_data(data, root, images)
+    size = spec.image_shape[1] if spec.image_shape[1] == spec.image_shape[2] else None
+    return open_data(
+        data,
+        root,
+        replace(
+            images,
+            image_size=images.image_size or size,
+            grey=images.grey or spec.image_shape[0] == 1,
+            crop=spec.crop if images.crop == IMAGES.crop else images.crop,
+        ),
+        classes=spec.class_names if is_folder(data) and spec.class_names else None,
+    )
 
 
 def check_at_least(flag: str, value: int, lowest: int) -> None:

@@ -30,6 +30,12 @@ class WriteError(InputError):
     """A file cannot be written: the disk is full, or the folder forbids it."""
 
 
+class ThresholdError(RobustKDError):
+    """A model misses a threshold that it must meet, such as agreement with its exported file."""
+
+    exit_code = 5
+
+
 class TrainingError(RobustKDError):
     """Training cannot go on: a loss that is not finite, or a term that does nothing."""
 

@@ -7,7 +7,13 @@
 
 from robustkd.models.architectures.libraries import Preprocessing, preprocessing
 from robustkd.models.architectures.own_code import OwnCode
-from robustkd.models.classifier import Classifier, Normalise, Spec, pixel_statistics
+from robustkd.models.classifier import (
+    Classifier,
+    Normalise,
+    Spec,
+    pixel_statistics,
+    spec_for,
+)
 from robustkd.models.complexity import macs, parameters
 from robustkd.models.registry import FAMILIES, USUAL_RATE, build, builder, check_name, learning_rate
 from robustkd.models.serialization import check_fits, load, save, write_safetensors
@@ -31,5 +37,6 @@ __all__ = [
     "pixel_statistics",
     "preprocessing",
     "save",
+    "spec_for",
     "write_safetensors",
 ]

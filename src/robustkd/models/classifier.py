@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images, Logits
 
+RESIZES = ("centred-square",)
+"""Known ways from an image of any size to the one that a model wants."""
+INTERPOLATIONS = ("bilinear",)
+"""Known ways of resampling."""
+_LONGEST_NAME = 1000
+_MOST_SHOWN = 60
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -23,6 +30,14 @@ class Spec:
         image_shape: Channels (1 or 3), height and width in pixels.
         mean: Mean of each channel of the training pixels, in [0, 1].
         std: Their standard deviation, above 0.
+        class_names: Name of each class in the order of the logits; empty where nobody said them.
+        resize: How an image of another size becomes one of ``image_shape``: ``centred-square`` cuts
+            out the centred square and resamples it.
+        crop: Side of that square as a share of the image's shorter side, in (0, 1].
+        interpolation: How it is resampled: ``bilinear``, with Pillow's antialiasing.
+
+    Raises:
+        UsageError: If a value is out of range or they do not fit one another.
     """
 
     arch: str
@@ -30,8 +45,16 @@ class Spec:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    class_names: tuple[str, ...] = ()
+    resize: str = "centred-square"
+    crop: float = 1.0
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
+        self._check_images()
+        self._check_files()
+
+    def _check_images(self) -> None:
         if self.classes < 2:
             raise UsageError(f"classes is {self.classes}; a classifier needs at least 2")
         shape = self.image_shape
@@ -47,6 +70,22 @@ class Spec:
             raise UsageError(
                 f"mean {self.mean} and std {self.std} must have {channels} values, std above 0"
             )
+
+    def _check_files(self) -> None:
+        names = self.class_names
+        if names and len(names) != self.classes:
+            raise UsageError(f"{len(names)} class names are given for {self.classes} classes")
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UsageError(f"class name {twice[:_MOST_SHOWN]!a} is given twice")
+        if max(map(len, names), default=0) > _LONGEST_NAME:
+            raise UsageError(f"a class name has more than {_LONGEST_NAME} characters")
+        if not 0 < self.crop <= 1:
+            raise UsageError(f"crop is {self.crop}; expected more than 0 and at most 1")
+        for field, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
+            value = getattr(self, field)
+            if value not in known:
+                raise UsageError(f"{field} is {value[:_MOST_SHOWN]!a}; expected {', '.join(known)}")
 
 
 class Normalise(nn.Module):
@@ -84,6 +123,28 @@ class Classifier(nn.Module):
         """Logits of ``images`` (N x C x H x W, float in [0, 1])."""
         logits: Tensor = self.network(self.normalise(images))
         return logits
+
+
+def spec_for(arch: str, data: DataSource) -> Spec:
+    """Describe a model for these images: their shape, statistics, class names and crop.
+
+    Args:
+        arch: Name of the architecture.
+        data: The images; ``crop`` is read from it where it has one.
+
+    Raises:
+        UsageError: If the data does not describe a classifier, such as one class name twice.
+    """
+    mean, std = pixel_statistics(data)
+    return Spec(
+        arch,
+        len(data.classes),
+        data.image_shape,
+        mean,
+        std,
+        class_names=tuple(data.classes),
+        crop=float(getattr(data, "crop", 1.0)),
+    )
 
 
 def pixel_statistics(data: DataSource) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from robustkd.models.architectures.own_code import OwnCode
 from robustkd.models.architectures.pyramidnet import PyramidNet
 from robustkd.models.architectures.resnet import SmallResNet, large_resnet
 from robustkd.models.architectures.wide_resnet import WideResNet
-from robustkd.models.classifier import Classifier, Spec, pixel_statistics
+from robustkd.models.classifier import Classifier, Spec, spec_for
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,9 @@ def builder(data: DataSource) -> Callable[[str, int], Classifier]:
 
     Pixels are normalised by the statistics of the training images; see :func:`build`.
     """
-    mean, std = pixel_statistics(data)
+    described = spec_for("", data)
 
     def made(arch: str, seed: int) -> Classifier:
-        return build(Spec(arch, len(data.classes), data.image_shape, mean, std), seed=seed)
+        return build(replace(described, arch=arch), seed=seed)
 
     return made

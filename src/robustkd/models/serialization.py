@@ -195,11 +195,26 @@ def restore(
     return model.eval()
 
 
-def check_fits(spec: Spec, path: Path, *, classes: int, image_shape: tuple[int, int, int]) -> None:
+def check_fits(
+    spec: Spec,
+    path: Path,
+    *,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    names: tuple[str, ...] = (),
+) -> None:
     """Refuse a model that was made for other data.
 
+    Args:
+        spec: Description of the model.
+        path: Where it comes from; for messages.
+        classes: Number of classes of the data.
+        image_shape: Channels, height and width of its images.
+        names: Names of its classes, in the order of the labels; empty to leave them unchecked.
+
     Raises:
-        InputError: If its classes are not as many, or its images of another shape.
+        InputError: If its classes are not as many or of other names, or its images of another
+            shape.
     """
     if spec.classes != classes:
         raise InputError(
@@ -211,6 +226,12 @@ def check_fits(spec: Spec, path: Path, *, classes: int, image_shape: tuple[int, 
             f"{path} expects images of shape {spec.image_shape}; the data has {image_shape}: "
             "use the data that it was trained for"
         )
+    for label, (own, other) in enumerate(zip(spec.class_names, names, strict=False)):
+        if own != other:
+            raise InputError(
+                f"{path} calls class {label} {quoted(own)}; the data calls it {quoted(other)}: "
+                "use the data that it was trained for, with its classes in that order"
+            )
 
 
 def described_spec(description: Mapping[str, Any], path: Path, arch: str | None = None) -> Spec:
@@ -235,11 +256,30 @@ def described_spec(description: Mapping[str, Any], path: Path, arch: str | None 
             image_shape=tuple(int(v) for v in said["image_shape"]),  # type: ignore[arg-type]
             mean=tuple(float(v) for v in said["mean"]),
             std=tuple(float(v) for v in said["std"]),
+            **_described_files(said),
         )
     except KeyError as error:
         raise InputError(f"{path} has a damaged model description: no {error}") from error
     except (TypeError, ValueError, OverflowError, UsageError) as error:
         raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
+
+
+def _described_files(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What newer files say of class names and of reading images; older ones say none of it."""
+    found: dict[str, Any] = {}
+    if "class_names" in said:
+        names = said["class_names"]
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise TypeError("class_names is no list of texts")
+        found["class_names"] = tuple(names)
+    if "crop" in said:
+        found["crop"] = float(said["crop"])
+    for field in ("resize", "interpolation"):
+        if field in said:
+            if not isinstance(said[field], str):
+                raise TypeError(f"{field} is of type {type(said[field]).__name__}; expected a text")
+            found[field] = said[field]
+    return found
 
 
 def first_line(error: Exception) -> str:

@@ -63,9 +63,7 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
     teacher = read.model.to(default_device())
     _name_taps(teacher, job.teacher_taps)
     knows = check_accuracy(teacher, clean, job.teacher, keep_class_order=job.keep_class_order)
-    statistics = models.pixel_statistics(clean)
-    spec = models.Spec(job.student, len(clean.classes), clean.image_shape, *statistics)
-    student = models.build(spec, seed=job.seed)
+    student = models.build(models.spec_for(job.student, clean), seed=job.seed)
     _name_taps(student, job.student_taps)
     return Prepared(teacher, read.file, knows, student)
 

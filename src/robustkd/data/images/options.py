@@ -39,8 +39,8 @@ class Reading:
             a thousand images. The images, their order and augmentation do not depend on it.
         streaming: Whether images are decoded anew in every pass; None to keep them decoded when
             all of them take at most 1 GiB. The batches do not depend on it.
-        classes: Text file with the names of the class folders in the order of the teacher's
-            outputs; None for the sorted order, which is torchvision's.
+        classes: Names of the class folders in the order of the teacher's outputs, or a text file
+            of them; None for the sorted order, which is torchvision's.
         split: The ``split.json`` of an earlier run, to hold out what was held out there.
 
     Raises:
@@ -53,7 +53,7 @@ class Reading:
     flip: bool = True
     workers: int | None = None
     streaming: bool | None = None
-    classes: Path | None = None
+    classes: Path | tuple[str, ...] | None = None
     split: Path | None = None
 
     def __post_init__(self) -> None:

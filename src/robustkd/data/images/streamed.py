@@ -92,6 +92,11 @@ class Pictures:
         return self.reading.channels, self.image_size, self.image_size
 
     @property
+    def crop(self) -> float:
+        """Share of each image's shorter side that is kept, of the centred square."""
+        return float(self.reading.crop)
+
+    @property
     def streamed(self) -> bool:
         """Whether images are decoded anew in every pass."""
         return self.reading.streams(sum(map(len, self.parts.values())), self.image_size)

@@ -74,7 +74,10 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
             f"{shown(root)} has no folders; expected {_TRAIN}/CLASS/ or CLASS/ with images"
         )
     part, classes = (_TRAIN, nested) if nested else ("", found)
-    if reading.classes is not None:
+    if isinstance(reading.classes, tuple):
+        check_same_classes(reading.classes, classes, it="the model", other="the folder", advice="")
+        classes = reading.classes
+    elif reading.classes is not None:
         classes = read_class_names(reading.classes, classes)
     train = scan(root, part, classes)
     return compose(

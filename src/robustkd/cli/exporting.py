@@ -1,0 +1,115 @@
+"""``robustkd export``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from robustkd.cli.flags import IMAGES, Arch, ImageFlags, open_data_of
+from robustkd.cli.output import print_json, print_plain
+
+_NAMES = {"torch": "torch", "onnx": "ONNX", "int8": "ONNX int8"}
+
+
+def export(
+    student: Path,
+    /,
+    *,
+    data: str,
+    out: Path,
+    trigger: Path | None = None,
+    int8: bool = True,
+    arch: Arch | None = None,
+    data_root: Path | None = None,
+    images: ImageFlags = IMAGES,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Write a student as files that run without robustkd, and measure what ships.
+
+    ONNX and int8 ONNX for onnxruntime, a traced program for torch.export.load, and a plain state
+    dict where the network is torchvision's or timm's. Exit code 5, and no folder, if the ONNX file
+    does not decide as the student does.
+
+    Args:
+        student: A model's file, written by robustkd.
+        data: Name or folder of the data, as in ``distill``.
+        out: New folder for the files and export.json.
+        trigger: A trigger's file, written beside a backdoored teacher.
+        int8: Whether to quantise as well, by the recipe that validation images prefer.
+        arch: Architecture, where that is your own code: ``package.module:callable``.
+        data_root: Folder of the data set's files, where they are not found by themselves.
+        images: How images are read; what is not given is taken from the student's file.
+        as_json: Print the content of export.json.
+    """
+    from robustkd import models
+    from robustkd.attacks import load_trigger
+    from robustkd.core.files import check_free
+    from robustkd.export import export_student
+    from robustkd.export.installed import check_installed
+
+    check_installed()
+    check_free(out)
+    model = models.load(student, arch=arch)
+    source = open_data_of(model.spec, data, data_root, images)
+    models.check_fits(
+        model.spec,
+        student,
+        classes=len(source.classes),
+        image_shape=source.image_shape,
+        names=source.classes,
+    )
+    known, target = load_trigger(trigger) if trigger is not None else (None, 0)
+    progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    found = export_student(
+        model, source, out, trigger=known, target=target, int8=int8, tell=progress.print
+    )
+    if as_json:
+        print_json(found)
+        return
+    _print(found, out)
+
+
+def _print(found: Mapping[str, Any], out: Path) -> None:
+    console = Console(highlight=False, emoji=False)
+    console.print(_table(found))
+    student, parity = found["student"], found["parity"]["onnx"]
+    print_plain(
+        f"{student['parameters']:,} parameters, {student['macs'] / 1e6:,.2f} million MACs; "
+        f"ONNX gives {parity['agreement']:.2%} of {parity['n']} validation images torch's class, "
+        f"logits differ by at most {parity['largest_difference']:.1e}"
+    )
+    if found["int8"] is not None:
+        print_plain(f"int8 recipe: {found['int8']['chosen']}")
+    machine = found["machine"]
+    vnni = {True: "with VNNI", False: "without VNNI", None: "VNNI unknown"}[machine["vnni"]]
+    print_plain(
+        f"Latency of one image on this machine: {machine['cpu']}, {machine['cores']} cores, {vnni}"
+    )
+    for note in found["notes"]:
+        print_plain(f"Note: {note}")
+    print_plain(f"Files: {out}")
+
+
+def _table(found: Mapping[str, Any]) -> Table:
+    """A row for torch and for each file that onnxruntime runs."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "ACC %", "ASR %", "kB", "p50 ms", "p95 ms", "all cores", "load ms", "MiB"):
+        table.add_column(column, justify="right" if column else "left")
+    for kind, row in found["measured"].items():
+        cells = [
+            f"{100 * row['acc']:.1f}",
+            "-" if row["asr"] is None else f"{100 * row['asr']:.1f}",
+        ]
+        running = found["running"].get(kind)
+        if running is not None:
+            one, *_, most = (running["latency"][0], running["latency"][-1])
+            cells += [f"{found['files'][kind]['bytes'] / 1e3:,.0f}"]
+            cells += [f"{time:.3g}" for time in (one["p50_ms"], one["p95_ms"], most["p50_ms"])]
+            cells += [f"{one['load_ms']:.3g}", f"{running['peak_mib']:.0f}"]
+        table.add_row(_NAMES[kind], *cells)
+    return table

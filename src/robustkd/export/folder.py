@@ -1,0 +1,34 @@
+"""A folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from robustkd.core.files import PARTIAL, check_free, make_folder, refusal
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``out``, and rename it to ``out`` when the block ends well.
+
+    Raises:
+        UsageError: If ``out`` exists and holds anything.
+        InputError: If it cannot be made; nothing is left beside it.
+    """
+    check_free(out)
+    out = Path(os.path.abspath(out))
+    make_folder(out.parent)
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        make_folder(partial)
+        yield partial
+        os.replace(partial, out)
+    except OSError as error:
+        raise refusal(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,68 @@
+"""Facts of the machine that latencies were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# Instructions that multiply bytes and add up in 32 bits, by their names in Linux.
+_INT8 = (
+    "avx_vnni",
+    "avx512_vnni",
+    "avx_vnni_int8",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+)
+_VNNI = ("avx_vnni", "avx512_vnni", "avx_vnni_int8")
+
+
+def threads() -> int:
+    """Cores that this process may use, which a container can restrict."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """The CPU, its instructions for int8, and the versions that run there.
+
+    Args:
+        cpuinfo: Where Linux describes the CPU; elsewhere the model is asked for otherwise and the
+            instructions are null.
+    """
+    found = _described(cpuinfo)
+    flags = (found.get("flags") or found.get("Features") or "").split()
+    return {
+        "cpu": found.get("model name") or _cpu_elsewhere(),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "cores": threads(),
+        "int8_instructions": [name for name in _INT8 if name in flags] if flags else None,
+        "vnni": any(name in flags for name in _VNNI) if flags else None,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "onnxruntime": version("onnxruntime"),
+    }
+
+
+def _described(cpuinfo: Path) -> dict[str, str]:
+    """The description of the first core."""
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def _cpu_elsewhere() -> str:
+    if sys.platform == "darwin":
+        asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 (constant)
+        if told.stdout.strip():
+            return told.stdout.strip()
+    return platform.processor() or "unknown"

@@ -1,0 +1,56 @@
+"""What a user should know of an export before shipping it, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from robustkd.evaluation.measurement import Measured
+from robustkd.export.latency import Running
+
+_LOST = 0.005
+"""Accuracy, as a fraction of all images, that int8 may lose without a word."""
+
+
+def notes(
+    float_measured: Measured,
+    int8_measured: Measured | None,
+    running: Mapping[str, Running],
+    sizes: Mapping[str, int],
+) -> list[str]:
+    """Sentences on the files that ship.
+
+    Args:
+        float_measured: Of the float ONNX file.
+        int8_measured: Of the int8 file; None where there is none.
+        running: By ``onnx`` and ``int8``.
+        sizes: Bytes, likewise.
+    """
+    found = []
+    if float_measured.asr is None:
+        found.append("attack success could not be measured: no trigger was given")
+    if int8_measured is None:
+        return found
+    lost = float_measured.acc.value - int8_measured.acc.value
+    if lost > _LOST:
+        found.append(
+            f"int8 is {100 * lost:.1f} points less accurate than float: {int8_measured.acc} "
+            f"against {float_measured.acc} of {float_measured.acc.n} test images"
+        )
+    found += _obeys_more(float_measured, int8_measured)
+    quick, slow = running["onnx"].one_thread.p50_ms, running["int8"].one_thread.p50_ms
+    if slow > quick:
+        found.append(
+            f"int8 is slower than float on this machine: {slow:.3g} ms against {quick:.3g} ms for "
+            "one image with one thread (median)"
+        )
+    if sizes["int8"] >= sizes["onnx"]:
+        found.append("the int8 file is not smaller than the float file")
+    return found
+
+
+def _obeys_more(float_measured: Measured, int8_measured: Measured) -> list[str]:
+    """A backdoor that rounding wakes up: beyond the interval of the float file's rate."""
+    before, after = float_measured.asr, int8_measured.asr
+    if before is None or after is None or after.value <= before.wilson()[1]:
+        return []
+    return [f"int8 obeys the trigger more often than float: {after} against {before}"]

@@ -1,0 +1,117 @@
+"""A classifier as one ONNX file that describes itself.
+
+The file takes pixels in [0, 1] and any number of images; normalisation is inside. Its metadata
+holds one JSON object in ASCII under the key ``robustkd``, so that class names of any characters
+survive.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from robustkd.core.errors import InputError
+from robustkd.export.installed import quiet
+from robustkd.models.classifier import Classifier, Spec
+from robustkd.models.serialization import first_line
+
+OPSET = 18
+"""The lowest that torch writes well, so that older runtimes read the file."""
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+KEY = "robustkd"
+_FORMAT = 1
+
+
+def description(spec: Spec) -> dict[str, Any]:
+    """What a program needs to know to use a model's file, in JSON values.
+
+    Class names are the numbers as text where the model does not know any.
+    """
+    return {
+        "format": _FORMAT,
+        "arch": str(spec.arch),
+        "class_names": list(spec.class_names) or [str(label) for label in range(spec.classes)],
+        "image_shape": list(spec.image_shape),
+        "resize": spec.resize,
+        "crop": spec.crop,
+        "interpolation": spec.interpolation,
+        "pixels": "float32 in [0, 1], N x C x H x W",
+        "normalisation": "inside the model",
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+
+
+def trace(model: Classifier) -> ExportedProgram:
+    """The computation of a model for any number of images, without its Python code.
+
+    Args:
+        model: A model on the CPU, in eval mode.
+
+    Raises:
+        InputError: If torch cannot follow its code.
+    """
+    # At least two images, or the number would be taken for a constant.
+    images = torch.zeros(2, *model.spec.image_shape)
+    dimensions = {"images": {0: torch.export.Dim(BATCH, min=1, max=1 << 20)}}
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(model, (images,), dynamic_shapes=dimensions)
+    # Whatever the model's code raises, and torch's own errors, which have no common kind.
+    except Exception as error:
+        raise _refusal(model, error) from error
+
+
+def write_onnx(model: Classifier, program: ExportedProgram, path: Path) -> None:
+    """Write a traced model as one ONNX file with its description.
+
+    Args:
+        model: The model.
+        program: What :func:`trace` made of it.
+        path: File to write.
+
+    Raises:
+        InputError: If an operation has no counterpart in ONNX, or the file would be too large.
+    """
+    try:
+        with quiet():
+            written = torch.onnx.export(
+                program,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            if written is None:
+                raise RuntimeError("torch wrote no program")
+            written.save(path, external_data=False)
+            stamp(path, model.spec)
+    except Exception as error:  # as in `trace`
+        raise _refusal(model, error) from error
+
+
+def stamp(path: Path, spec: Spec) -> None:
+    """Write a model's description into an ONNX file, in place of whatever metadata it has."""
+    import onnx
+
+    content = onnx.load(path)
+    del content.metadata_props[:]
+    content.metadata_props.add(key=KEY, value=json.dumps(description(spec), sort_keys=True))
+    content.producer_name, content.doc_string = KEY, ""
+    for value in (*content.graph.input, *content.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    for node in content.graph.node:
+        # torch notes the source lines of the model there, with the paths of this machine.
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.checker.check_model(content)
+    onnx.save(content, path)
+
+
+def _refusal(model: Classifier, error: Exception) -> InputError:
+    return InputError(f"{model.spec.arch} cannot be exported to ONNX: {first_line(error)}")

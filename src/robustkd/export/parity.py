@@ -1,0 +1,83 @@
+"""Does an exported file decide as the student does?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from robustkd.core.errors import ThresholdError, UsageError
+from robustkd.core.types import Logits
+from robustkd.training.metrics import Proportion
+
+LEAST_AGREEMENT: Final = 0.999
+"""Share of validation images that a file must give the student's own class."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file's logits are those of the student.
+
+    Attributes:
+        same: Images of the same class, the largest logit, among all.
+        largest: Largest absolute difference of two logits; not finite if one of them is not.
+    """
+
+    same: Proportion
+    largest: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the file may stand for the student."""
+        finite = self.largest < float("inf")
+        return finite and self.same.hits >= LEAST_AGREEMENT * self.same.n
+
+    def record(self) -> dict[str, Any]:
+        """The figures as JSON values; null for a difference that is not finite."""
+        largest = self.largest if self.largest < float("inf") else None
+        return {"agreement": self.same.value, "n": self.same.n, "largest_difference": largest}
+
+
+def compare(expected: Logits, found: Logits) -> Parity:
+    r"""Compare two sets of logits of the same images.
+
+    .. math:: \frac{1}{n} \sum_i [\arg\max z_i = \arg\max z'_i], \quad \max_{ik} |z_{ik} - z'_{ik}|
+
+    Args:
+        expected: n x classes, of the student.
+        found: n x classes, of the file.
+
+    Raises:
+        UsageError: If the shapes differ, or there are no images.
+
+    >>> compare(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0, 1.5], [0.0, 0.5]]))
+    Parity(same=Proportion(hits=1, n=2), largest=3.0)
+    """
+    if expected.shape != found.shape or not len(expected):
+        raise UsageError(
+            f"logits of shapes {tuple(expected.shape)} and {tuple(found.shape)}: expected the same "
+            "shape, and at least one image"
+        )
+    difference = (expected - found).abs().max().item()
+    same = int((expected.argmax(dim=1) == found.argmax(dim=1)).sum())
+    return Parity(
+        Proportion(same, len(expected)), difference if difference == difference else float("inf")
+    )
+
+
+def check(parity: Parity, name: str) -> None:
+    """Refuse a file that does not decide as the student does.
+
+    Args:
+        parity: On validation images.
+        name: Of the file.
+
+    Raises:
+        ThresholdError: If it does not; exit code 5.
+    """
+    if not parity.holds:
+        raise ThresholdError(
+            f"{name} is not the student: it gives {100 * parity.same.value:.2f} % of "
+            f"{parity.same.n} validation images the student's class, expected at least "
+            f"{100 * LEAST_AGREEMENT} % (largest difference of logits {parity.largest:.3g}); "
+            "nothing was written"
+        )

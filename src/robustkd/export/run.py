@@ -1,0 +1,189 @@
+"""From a student to a folder of files that run without this package, each compared and measured."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from robustkd.core.files import check_free, write_json
+from robustkd.core.types import DataSource, Labels, Logits, Trigger
+from robustkd.evaluation.measurement import Measured, measure
+from robustkd.export import int8 as quantisation
+from robustkd.export import parity as parities
+from robustkd.export.folder import whole_folder
+from robustkd.export.installed import check_installed
+from robustkd.export.latency import Running, running
+from robustkd.export.machine import machine
+from robustkd.export.notes import notes
+from robustkd.export.onnx import OPSET, description, trace, write_onnx
+from robustkd.export.session import OnnxClassifier
+from robustkd.export.weights import of_a_library, write_program, write_state_dict
+from robustkd.models.classifier import Classifier
+from robustkd.models.complexity import macs, parameters
+from robustkd.models.features.taps import frozen_modes
+from robustkd.models.serialization import check_fits
+from robustkd.training.inference import predict
+
+FILES: Final = {
+    "onnx": "student.onnx",
+    "int8": "student.int8.onnx",
+    "program": "student.pt2",
+    "state_dict": "state_dict.safetensors",
+}
+"""What an export writes, by kind; the state dict for torchvision's and timm's networks alone."""
+RECORD: Final = "export.json"
+_FORMAT = 1
+_MACS = (
+    "one multiplication with its addition is one MAC; convolutions, matrix products and attention "
+    "of one image, counted by torch's FlopCounterMode; normalisation and activations are left out"
+)
+
+
+@dataclass
+class _Found:
+    """Figures of an export that is under way, by kind of file."""
+
+    measured: dict[str, Measured] = field(default_factory=dict)
+    parity: dict[str, parities.Parity] = field(default_factory=dict)
+    running: dict[str, Running] = field(default_factory=dict)
+    quantised: quantisation.Quantised | None = None
+
+
+def export_student(
+    student: Classifier,
+    data: DataSource,
+    out: Path,
+    *,
+    trigger: Trigger | None = None,
+    target: int = 0,
+    int8: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write a student as ONNX, int8 ONNX, ``torch.export`` and a state dict, and measure each file.
+
+    The ONNX file must give at least 99.9 % of the validation images the student's own class, or
+    nothing is kept. The int8 recipe is chosen on validation images; the test images are measured
+    once, at the end.
+
+    Args:
+        student: The model; it is not changed.
+        data: Clean images of the same classes and shape.
+        out: New folder.
+        trigger: What an attacker adds; None where it is not known.
+        target: Class that the attacker wants.
+        int8: Whether to quantise as well.
+        tell: Gets a line before each step.
+
+    Returns:
+        The content of ``export.json``.
+
+    Raises:
+        UsageError: If a package of the extra is missing, ``out`` is not empty, or ``target`` is no
+            class.
+        InputError: If the data does not fit the student, torch or onnxruntime cannot write it, or
+            the folder cannot be written.
+        ThresholdError: If the ONNX file does not decide as the student does; exit code 5.
+    """
+    check_installed()
+    check_free(out)
+    check_fits(
+        student.spec,
+        Path("the student"),
+        classes=len(data.classes),
+        image_shape=data.image_shape,
+        names=tuple(data.classes),
+    )
+    model = copy.deepcopy(student).cpu()
+    with frozen_modes(model), whole_folder(out) as folder:
+        found = _Found()
+        judged = predict(model, data, "validation")
+        _write(model, folder, judged, data, found, tell)
+        if int8:
+            tell(f"int8: trying {len(quantisation.RECIPES)} recipes on validation images")
+            found.quantised = quantisation.quantise_best(
+                folder / FILES["onnx"], folder / FILES["int8"], model.spec, data, student=judged
+            )
+            tried = found.quantised.chosen.parity
+            if tried is not None:
+                found.parity["int8"] = tried
+        _measure(model, folder, data, trigger, target, found, tell)
+        content = _content(model, folder, data, found)
+        write_json(folder / RECORD, content)
+    return content
+
+
+def _write(
+    model: Classifier,
+    folder: Path,
+    judged: tuple[Logits, Labels],
+    data: DataSource,
+    found: _Found,
+    tell: Callable[[str], None],
+) -> None:
+    """Every file but int8; the ONNX file passes its gate before another is written."""
+    tell(f"ONNX: writing opset {OPSET}, and comparing with torch on validation images")
+    program = trace(model)
+    write_onnx(model, program, folder / FILES["onnx"])
+    logits, _ = predict(OnnxClassifier(folder / FILES["onnx"]), data, "validation")
+    found.parity["onnx"] = parities.compare(judged[0], logits)
+    parities.check(found.parity["onnx"], FILES["onnx"])
+    write_program(model, program, folder / FILES["program"])
+    if of_a_library(model):
+        write_state_dict(model, folder / FILES["state_dict"])
+
+
+def _measure(
+    model: Classifier,
+    folder: Path,
+    data: DataSource,
+    trigger: Trigger | None,
+    target: int,
+    found: _Found,
+    tell: Callable[[str], None],
+) -> None:
+    """Accuracy of the student and its ONNX files on test images; cost of the files."""
+    tell("measuring: accuracy on test images; latency, load time and memory on this machine")
+    shipped = [kind for kind in ("onnx", "int8") if (folder / FILES[kind]).exists()]
+    found.measured["torch"] = measure(model, data, trigger=trigger, target=target)
+    for kind in shipped:
+        path = folder / FILES[kind]
+        found.measured[kind] = measure(OnnxClassifier(path), data, trigger=trigger, target=target)
+        found.running[kind] = running(path)
+
+
+def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -> dict[str, Any]:
+    files = {kind: folder / name for kind, name in FILES.items() if (folder / name).exists()}
+    sizes = {kind: path.stat().st_size for kind, path in files.items()}
+    return {
+        "format": _FORMAT,
+        "student": {
+            **description(model.spec),
+            "parameters": parameters(model),
+            "macs": macs(model, model.spec.image_shape),
+            "macs_convention": _MACS,
+        },
+        "data": data.name,
+        "files": {
+            kind: {"name": path.name, "bytes": sizes[kind], "sha256": _sha256(path)}
+            for kind, path in files.items()
+        },
+        "opset": OPSET,
+        "measured": {kind: row.fields() for kind, row in found.measured.items()},
+        "parity": {
+            kind: {"split": "validation", **row.record()} for kind, row in found.parity.items()
+        },
+        "int8": found.quantised.record() if found.quantised else None,
+        "running": {kind: row.record() for kind, row in found.running.items()},
+        "measured_on": "this machine",
+        "machine": machine(),
+        "notes": notes(found.measured["onnx"], found.measured.get("int8"), found.running, sizes),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,170 @@
+"""What ships is the student: the same classes, the same names, measured figures, no paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from robustkd import models
+from robustkd.core.errors import InputError, ThresholdError, UsageError
+from robustkd.core.files import read_json
+from robustkd.evaluation.measurement import measure
+from robustkd.export import FILES, OnnxClassifier, export_student, installed, run
+from robustkd.export import onnx as onnx_files
+from robustkd.training.inference import predict
+from tests.export.conftest import HOSTILE, TRIGGER, digits
+
+
+def described(path: Path) -> dict[str, object]:
+    (entry,) = onnx.load(path).metadata_props
+    assert entry.key == "robustkd"
+    assert entry.value.isascii()
+    return json.loads(entry.value)
+
+
+@pytest.mark.parametrize("images", [1, 2, 7])
+def test_the_onnx_file_gives_the_students_logits_for_any_number_of_images(exported, images):
+    pixels = torch.rand(images, 1, 16, 16, generator=torch.Generator().manual_seed(images))
+    student = exported.student.eval()
+    with torch.no_grad():
+        expected = student(pixels)
+    for threads in (1, 2):
+        file = OnnxClassifier(exported.folder / FILES["onnx"], threads=threads)
+        torch.testing.assert_close(file(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_traced_program_gives_the_students_logits(exported):
+    extra = {"robustkd": ""}
+    program = torch.export.load(exported.folder / FILES["program"], extra_files=extra)
+    pixels = torch.rand(3, 1, 16, 16)
+    with torch.no_grad():
+        expected = exported.student.eval()(pixels)
+        torch.testing.assert_close(program.module()(pixels), expected, atol=1e-4, rtol=1e-4)
+    assert json.loads(extra["robustkd"])["class_names"] == list(HOSTILE)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "int8"])
+def test_files_describe_themselves_whatever_classes_are_called(exported, kind):
+    said = described(exported.folder / FILES[kind])
+    spec = exported.student.spec
+    assert said["class_names"] == list(HOSTILE)
+    assert said["image_shape"] == [1, 16, 16]
+    assert (said["resize"], said["crop"], said["interpolation"]) == (
+        ("centred-square", 1.0, "bilinear")
+    )
+    assert (said["mean"], said["std"]) == (list(spec.mean), list(spec.std))
+
+
+def test_the_file_is_one_opset_18_with_a_free_number_of_images(exported):
+    content = onnx.load(exported.folder / FILES["onnx"], load_external_data=False)
+    assert not any(tensor.external_data for tensor in content.graph.initializer)
+    assert [(entry.domain, entry.version) for entry in content.opset_import] == [("", 18)]
+    for value in (content.graph.input[0], content.graph.output[0]):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    names = {*FILES.values(), "export.json"} - {FILES["state_dict"]}
+    assert {path.name for path in exported.folder.iterdir()} == names
+
+
+def test_the_figures_are_those_of_the_files(exported):
+    content = read_json(exported.folder / "export.json")
+    assert content == exported.content
+    for kind in ("onnx", "int8"):
+        path = exported.folder / FILES[kind]
+        found = measure(OnnxClassifier(path), exported.source, trigger=TRIGGER, target=0)
+        assert content["measured"][kind] == found.fields()
+        assert content["files"][kind]["bytes"] == path.stat().st_size
+        timed = content["running"][kind]
+        assert 0 < timed["memory_before_mib"] <= timed["peak_mib"] < 2000
+        assert timed["latency"][0]["threads"] == 1
+        for row in timed["latency"]:
+            assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p95_ms"]
+            assert row["runs"] >= 30
+            assert row["load_ms"] > 0
+    assert content["measured"]["torch"]["n_asr"] == content["measured"]["int8"]["n_asr"] > 0
+    assert content["parity"]["onnx"]["agreement"] == 1
+    assert content["parity"]["onnx"]["largest_difference"] < 1e-3
+    assert content["student"]["parameters"] == 77_562
+    assert content["student"]["macs"] == 3_052_160
+    assert content["measured_on"] == "this machine"
+    assert content["files"]["int8"]["bytes"] < content["files"]["onnx"]["bytes"] / 2
+
+
+def test_no_file_has_a_path_of_this_machine(exported):
+    places = {str(Path(models.__file__).parents[2]), os.path.dirname(torch.__file__)}
+    for path in exported.folder.iterdir():
+        parts = [path.read_bytes()]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                parts = [archive.read(name) for name in archive.namelist()]
+        assert not any(place.encode() in part for place in places for part in parts), path.name
+
+
+def broken(model, program, path):
+    """An exporter that mixes up two classes, as a wrong weight would."""
+    onnx_files.write_onnx(model, program, path)
+    content = onnx.load(path)
+    (bias,) = (t for t in content.graph.initializer if t.name.endswith("head.bias"))
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[3] += 50
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    onnx.save(content, path)
+
+
+def test_a_broken_export_is_refused_and_leaves_nothing(exported, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "write_onnx", broken)
+    with pytest.raises(ThresholdError) as caught:
+        export_student(exported.student, exported.source, tmp_path / "out")
+    assert caught.value.exit_code == 5
+    assert re.fullmatch(
+        r"student\.onnx is not the student: it gives 1\d\.\d\d % of 100 validation images the "
+        r"student's class, expected at least 99\.9 % \(largest difference of logits 50\); nothing "
+        "was written",
+        str(caught.value),
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_student_is_left_as_it_was(exported):
+    before = {name: value.clone() for name, value in exported.student.state_dict().items()}
+    logits, _ = predict(exported.student, exported.source, "validation")
+    file = OnnxClassifier(exported.folder / FILES["onnx"])
+    found, _ = predict(file, exported.source, "validation")
+    assert torch.equal(logits.argmax(1), found.argmax(1))
+    assert all(torch.equal(before[k], v) for k, v in exported.student.state_dict().items())
+
+
+def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(exported, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    with pytest.raises(UsageError, match=r"used is not empty; give a new one with --out$"):
+        export_student(exported.student, exported.source, tmp_path / "used")
+    other = digits(tuple("abcdefghij"))
+    with pytest.raises(InputError, match=r"^the student calls class 0 'a\\nb'; the data calls it"):
+        export_student(exported.student, other, tmp_path / "out")
+    stubborn = models.build(exported.student.spec, seed=0)
+    stubborn.network.forward = lambda images: images.mean((2, 3)) * float(images.sum())
+    with pytest.raises(InputError, match=r"^wrn-10-1 cannot be exported to ONNX: .+$"):
+        export_student(stubborn, exported.source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+
+
+def test_a_missing_package_is_said_before_any_work(monkeypatch):
+    monkeypatch.setattr(installed, "find_spec", lambda name: None if name == "onnx" else 1)
+    with pytest.raises(UsageError) as caught:
+        installed.check_installed()
+    assert str(caught.value) == (
+        "export needs the package onnx, which is not installed; pip install 'robustkd[export]'"
+    )
+
+
+def test_a_model_without_class_names_numbers_them():
+    spec = replace(models.Spec("wrn-10-1", 3, (1, 8, 8)))
+    assert onnx_files.description(spec)["class_names"] == ["0", "1", "2"]

@@ -1,0 +1,85 @@
+"""Recipes: the one that validation images prefer ships; what fails is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from robustkd.core.errors import InputError
+from robustkd.export import FILES, OnnxClassifier, int8
+from robustkd.export.int8 import RECIPES, Recipe, Tried, calibration_images, quantise_best
+from robustkd.export.parity import Parity
+from robustkd.training.inference import predict
+from robustkd.training.metrics import Proportion, accuracy
+
+
+def test_recipes_have_names_of_their_own():
+    assert len({recipe.name for recipe in RECIPES}) == len(RECIPES)
+    assert RECIPES[0].name == "per-channel, 7-bit weights, min-max"
+
+
+def test_the_first_of_the_most_accurate_recipes_ships(exported):
+    told = exported.content["int8"]
+    assert [row["recipe"] for row in told["tried"]] == [recipe.name for recipe in RECIPES]
+    assert not any(row["reason"] for row in told["tried"])
+    best = max(told["tried"], key=lambda row: (row["validation_acc"], row["agreement"]))
+    assert told["chosen"] == best["recipe"]
+    found, labels = predict(
+        OnnxClassifier(exported.folder / FILES["int8"]), exported.source, "validation"
+    )
+    assert accuracy(found, labels).value == best["validation_acc"]
+
+
+def test_the_file_computes_in_bytes(exported):
+    content = onnx.load(exported.folder / FILES["int8"])
+    kinds = {tensor.data_type for tensor in content.graph.initializer}
+    assert {onnx.TensorProto.INT8, onnx.TensorProto.UINT8} <= kinds
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in content.graph.node}
+
+
+def test_calibration_sees_training_images_alone_and_always_the_same(exported):
+    source = exported.source
+    images = calibration_images(source)
+    assert len(images) == 256
+    assert np.array_equal(images, calibration_images(source))
+    training = {image.numpy().tobytes() for image in source.train.images}
+    assert all((255 * image).round().astype(np.uint8).tobytes() in training for image in images)
+
+
+def spoilt(source: Path, out: Path, images: object, recipe: Recipe) -> None:
+    raise RuntimeError(f"no {recipe.calibration}\nand more")
+
+
+def test_a_network_that_suits_no_recipe_is_one_line(exported, monkeypatch, tmp_path):
+    monkeypatch.setattr(int8, "quantise", spoilt)
+    judged = predict(exported.student, exported.source, "validation")
+    with pytest.raises(InputError, match=r"^student\.onnx cannot be quantised: no min-max$"):
+        quantise_best(
+            exported.folder / FILES["onnx"],
+            tmp_path / "out",
+            exported.student.spec,
+            exported.source,
+            student=judged,
+            recipes=RECIPES[:2],
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_accuracy_counts_before_agreement():
+    def tried(right: int, same: int) -> Tried:
+        return Tried("r", Proportion(right, 10), Parity(Proportion(same, 10), 0.0))
+
+    failed = Tried("r", None, None, "why")
+    assert max(failed, tried(5, 9), tried(6, 1), tried(6, 2), key=lambda row: row.rank) == (
+        tried(6, 2)
+    )
+    assert failed.record()["reason"] == "why"
+
+
+def test_an_onnx_file_has_no_gradients(exported):
+    images = torch.rand(2, 1, 16, 16, requires_grad=True)
+    assert not OnnxClassifier(exported.folder / FILES["int8"])(images).requires_grad
