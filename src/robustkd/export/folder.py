@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from robustkd.core.files import PARTIAL, check_free, make_folder, refusal
+from robustkd.core.files import check_free, make_folder
+from robustkd.core.folders import refusal
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     check_free(out)
     out = Path(os.path.abspath(out))
     make_folder(out.parent)
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}{PARTIAL}")
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")
     try:
         make_folder(partial)
         yield partial

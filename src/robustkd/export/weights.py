@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from robustkd.core.files import whole
+from robustkd.core.files import replacing
 from robustkd.export.installed import quiet
 from robustkd.export.onnx import KEY, description
 from robustkd.models.classifier import Classifier
@@ -48,5 +48,5 @@ def write_program(model: Classifier, program: ExportedProgram, path: Path) -> No
     said = json.dumps(description(model.spec), sort_keys=True)
     with quiet():
         torch.export.save(program, content, extra_files={KEY: said})
-    with whole(path) as partial:
+    with replacing(path) as partial:
         partial.write_bytes(content.getvalue())
