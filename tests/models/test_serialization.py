@@ -7,7 +7,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from robustkd.core.errors import InputError, UsageError
-from robustkd.models import FAMILIES, Classifier, Spec, build, load, save
+from robustkd.models import FAMILIES, Classifier, Spec, build, check_fits, load, save
 from robustkd.models.serialization import read_safetensors, write_safetensors
 from robustkd.teacher.read import load_teacher
 
@@ -178,6 +178,18 @@ def test_files_that_do_not_describe_themselves_are_refused(tmp_path):
             "image shape is (1, 8, 0); expected (1 or 3, height, width) in pixels",
         ),
         ({"std": [0.0]}, "mean (0.3,) and std (0.0,) must have 1 values, std above 0"),
+        ({"class_names": ["a", "b"]}, "2 class names are given for 3 classes"),
+        ({"class_names": ["a", "a\x1b", "a\x1b"]}, "class name 'a\\x1b' is given twice"),
+        ({"class_names": ["a", "b", "c" * 1001]}, "a class name has more than 1000 characters"),
+        ({"class_names": "abc"}, "class_names is no list of texts"),
+        ({"class_names": ["a", "b", 3]}, "class_names is no list of texts"),
+        ({"class_names": None}, "class_names is no list of texts"),
+        ({"crop": 0}, "crop is 0.0; expected more than 0 and at most 1"),
+        ({"crop": float("nan")}, "crop is nan; expected more than 0 and at most 1"),
+        ({"crop": 10**400}, "int too large to convert to float"),
+        ({"resize": "\x1b" * 99}, "resize is '" + r"\x1b" * 60 + "'; expected centred-square"),
+        ({"resize": ["x"]}, "resize is of type list; expected a text"),
+        ({"interpolation": "nearest"}, "interpolation is 'nearest'; expected bilinear"),
         ({"mean": ["a\nb"]}, "could not convert string to float: 'a\\nb'"),
     ],
 )
@@ -185,6 +197,37 @@ def test_a_damaged_description_is_refused(tmp_path, spec, reason):
     path = described(tmp_path / "m", model().state_dict(), **spec)
     expected = f"{path} has a damaged model description: {reason}"
     assert refusal(lambda: load(path)) == expected
+
+
+NAMES = ("a\nb", "\ud800", "\x1b[2J")
+
+
+def test_class_names_and_the_reading_of_images_come_back(tmp_path):
+    spec = replace(SPEC, class_names=NAMES, crop=0.875)
+    save(build(spec, seed=0), tmp_path / "m")
+    assert load(tmp_path / "m").spec == spec
+    teacher = load_teacher(tmp_path / "m", arch="wrn-10-1", classes=3, image_shape=(1, 8, 8))
+    assert teacher.spec.classes == 3
+
+
+def test_older_files_say_neither_names_nor_reading(tmp_path):
+    newer = ("class_names", "resize", "crop", "interpolation")
+    spec = {name: value for name, value in asdict(SPEC).items() if name not in newer}
+    write_safetensors(tmp_path / "m", model().state_dict(), {"spec": spec})
+    assert load(tmp_path / "m").spec == SPEC
+
+
+def test_data_of_other_classes_is_refused():
+    spec = replace(SPEC, class_names=NAMES)
+    fits = {"classes": 3, "image_shape": (1, 8, 8)}
+    check_fits(spec, Path("m"), **fits, names=NAMES)
+    check_fits(spec, Path("m"), **fits)
+    check_fits(SPEC, Path("m"), **fits, names=NAMES)
+    swapped = (NAMES[0], NAMES[2], NAMES[1])
+    assert refusal(lambda: check_fits(spec, Path("m"), **fits, names=swapped)) == (
+        "m calls class 1 '\\ud800'; the data calls it '\\x1b[2J': use the data that it was "
+        "trained for, with its classes in that order"
+    )
 
 
 def test_a_description_without_a_part_is_refused(tmp_path):

@@ -160,7 +160,7 @@ def quantise_best(
     return Quantised(best[0], tuple(rows), len(images))
 
 
-def calibration_images(data: DataSource) -> Float[np.ndarray, "n channels height width"]:
+def calibration_images(data: DataSource) -> Float[np.ndarray, "m channels height width"]:
     """Clean training images, 32 to 256 by their size, the same in every run, not augmented."""
     wanted = _PIXELS // math.prod(data.image_shape)
     wanted = min(max(wanted, _FEWEST_IMAGES), _MOST_IMAGES, data.size("train"))
@@ -172,7 +172,7 @@ def calibration_images(data: DataSource) -> Float[np.ndarray, "n channels height
 def _try(
     source: Path,
     out: Path,
-    images: Float[np.ndarray, "n channels height width"],
+    images: Float[np.ndarray, "m channels height width"],
     recipe: Recipe,
     data: DataSource,
     student: tuple[Logits, Labels],
@@ -189,7 +189,7 @@ def _try(
 def quantise(
     source: Path,
     out: Path,
-    images: Float[np.ndarray, "n channels height width"],
+    images: Float[np.ndarray, "m channels height width"],
     recipe: Recipe,
 ) -> None:
     """Write a float file in int8 by one recipe.
@@ -222,7 +222,7 @@ def quantise(
         )
 
 
-def _reader(images: Float[np.ndarray, "n channels height width"]) -> Any:  # noqa: ANN401 (theirs)
+def _reader(images: Float[np.ndarray, "m channels height width"]) -> Any:  # noqa: ANN401 (theirs)
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from jaxtyping import Float
+from torch import Tensor
+
 from robustkd.core.errors import ThresholdError, UsageError
 from robustkd.core.types import Logits
 from robustkd.training.metrics import Proportion
@@ -37,7 +40,7 @@ class Parity:
         return {"agreement": self.same.value, "n": self.same.n, "largest_difference": largest}
 
 
-def compare(expected: Logits, found: Logits) -> Parity:
+def compare(expected: Logits, found: Float[Tensor, "m others"]) -> Parity:
     r"""Compare two sets of logits of the same images.
 
     .. math:: \frac{1}{n} \sum_i [\arg\max z_i = \arg\max z'_i], \quad \max_{ik} |z_{ik} - z'_{ik}|
@@ -49,6 +52,7 @@ def compare(expected: Logits, found: Logits) -> Parity:
     Raises:
         UsageError: If the shapes differ, or there are no images.
 
+    >>> import torch
     >>> compare(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0, 1.5], [0.0, 0.5]]))
     Parity(same=Proportion(hits=1, n=2), largest=3.0)
     """

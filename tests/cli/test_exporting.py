@@ -1,0 +1,129 @@
+"""``robustkd export`` as a user meets it, and what a student's file says for itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustkd import cli, data, models
+from robustkd.attacks import BadNets, save_trigger
+from robustkd.evaluation.measurement import measure
+from robustkd.export import run
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from tests.export.test_export import broken
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    """Trained on digits, briefly."""
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    source = data.load("digits", train=300, validation=100, test=100)
+    model = models.build(models.spec_for("wrn-10-1", source), seed=0)
+    fit(Supervised(model), source, epochs=3, batch_size=32)
+    models.save(model, path)
+    return path
+
+
+@pytest.fixture
+def robustkd(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_export_prints_a_table_and_leaves_a_folder(robustkd, student, tmp_path):
+    save_trigger(BadNets(size=3), 0, tmp_path / "trigger")
+    command = ("export", student, "--data", "digits", "--trigger", "trigger", "--out", "out")
+    code, out, err = robustkd(*command, "--no-int8")
+    assert code == 0
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["ONNX", "measuring"]
+    assert "77,562 parameters, 3.05 million MACs" in out
+    assert "100.00% of 240 validation images torch's class" in out
+    assert "Latency of one image on this machine: " in out
+    assert "attack success could not" not in out
+    assert out.endswith("Files: out\n")
+    assert max(map(len, out.partition("77,562")[0].splitlines())) <= 80
+    kept = {path.name for path in (tmp_path / "out").iterdir()}
+    assert kept == {"student.onnx", "student.pt2", "export.json"}
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["int8"] is None
+    code, out, err = robustkd(*command)
+    assert (code, out) == (2, "")
+    assert err == "robustkd: output folder out is not empty; give a new one with --out\n"
+
+
+def test_a_file_that_is_not_the_student_is_refused(robustkd, student, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "write_onnx", broken)
+    code, out, err = robustkd("export", student, "--data", "digits", "--out", "out")
+    assert (code, out) == (5, "")
+    assert err.splitlines()[-1].startswith("robustkd: student.onnx is not the student: it gives ")
+    assert len(err.splitlines()) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_one_line_and_leave_nothing(robustkd, student, tmp_path):
+    for arguments, code, message in (
+        (("none", "--data", "digits"), 3, "none is not a file; expected a model in safetensors"),
+        ((student, "--data", "digit"), 2, "unknown data source 'digit'"),
+        ((student, "--data", "fashion-mnist"), 3, f"{student} expects images of shape"),
+        ((student, "--data", "digits", "--trigger", "no"), 3, "no is not a file"),
+    ):
+        found, out, err = robustkd("export", *arguments, "--out", "out")
+        assert (found, out) == (code, ""), err
+        assert err.startswith(f"robustkd: {message}")
+        assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def folder_of(digits: data.InMemory, path: Path) -> None:
+    """Test images as large files, in folders whose sorted order is not that of the classes."""
+    for split in ("train", "validation", "test"):
+        held = getattr(digits, split)
+        for row, (image, label) in enumerate(zip(held.images, held.labels, strict=True)):
+            part = {"validation": "val"}.get(split, split)
+            place = path / part / f"n{9 - int(label)}"
+            place.mkdir(parents=True, exist_ok=True)
+            wide = np.kron(image[0].numpy(), np.ones((2, 2), dtype=np.uint8))
+            Image.fromarray(wide).save(place / f"{row}.png")
+
+
+def test_a_students_file_says_how_images_are_read(robustkd, tmp_path):
+    """Size, grey and the order of the classes: none of them is typed again."""
+    source = data.load("digits", train=300, validation=40, test=100)
+    named = replace(source, classes=tuple(f"n{9 - label}" for label in range(10)))
+    model = models.build(models.spec_for("wrn-10-1", named), seed=0)
+    fit(Supervised(model), named, epochs=3, batch_size=32)
+    models.save(model, tmp_path / "student")
+    folder_of(source, tmp_path / "images")
+    code, out, err = robustkd("evaluate", "student", "--data", "./images", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["n_acc"] == 100
+    # Resampling blurs a little; classes in another order would leave next to nothing.
+    assert json.loads(out)["acc"] == pytest.approx(measure(model, named).acc.value, abs=0.1)
+    assert json.loads(out)["acc"] > 0.5
+
+
+def test_other_classes_are_refused(robustkd, student, tmp_path):
+    source = data.load("digits", train=100, validation=20, test=20)
+    folder_of(source, tmp_path / "images")
+    code, _, err = robustkd("evaluate", student, "--data", "./images")
+    assert code == 3
+    assert err.startswith("robustkd: the model ")
+    assert "'0'" in err or "'n0'" in err
+    assert err.count("\n") == 1
