@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +221,26 @@ def test_unknown_names_stop_before_anything_is_made(changes, message, teacher_fi
     with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
         run(teacher_file, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_no_report_can_show_stop_before_anything_is_read(tmp_path):
+    long = replace(CLEAN, name="d" * 121)
+    message = (
+        f"the name of the data is '{'d' * 120}...'; expected at most 120 characters: rename it"
+    )
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        run(tmp_path / "none", tmp_path / "out", clean=long)
+    own = f"package.{'m' * 120}:build"
+    with pytest.raises(
+        UsageError, match=r"^the name of the pair is 'package\.m+\.\.\.'; expected at "
+    ):
+        run(tmp_path / "none", tmp_path / "out", arch=own)
+    odd = tmp_path / os.fsdecode(b"caf\xe9.pt")
+    with pytest.raises(
+        InputError, match=r"caf\\udce9.pt' is a path that is no UTF-8; rename what is"
+    ):
+        run(odd, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_used_folder_stays_as_it_was(teacher_file, tmp_path):

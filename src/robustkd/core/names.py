@@ -1,9 +1,25 @@
-"""Suggestions for mistyped names, in one form everywhere."""
+"""Names: what a report can show, and suggestions for mistyped ones, in one form everywhere."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+LONGEST_NAME = 120
+"""Most characters of a name in results."""
+
+
+def unfit(name: object) -> str | None:
+    r"""What results expect in the place of a name that they cannot hold; None for one that fits.
+
+    >>> unfit("cat\n"), unfit("\udcff"), unfit("cat")
+    ('a printable name', 'a printable name', None)
+    """
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        return "a printable name"
+    if len(name) > LONGEST_NAME:
+        return f"at most {LONGEST_NAME} characters"
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,9 @@ from torch import nn
 
 from robustkd import models, report
 from robustkd.core.environment import environment
+from robustkd.core.errors import InputError, UsageError
 from robustkd.core.files import check_free, free_name, read_json, write_json
+from robustkd.core.names import LONGEST_NAME, unfit
 from robustkd.core.types import DataSource
 from robustkd.data import open_source, split_text
 from robustkd.models import Classifier
@@ -146,6 +148,7 @@ def distill_file(
     """
     if not resume:
         check_free(out)
+    _check_names(job, clean, config or {})
     ready = prepare(job, clean)
     # Every image is read once before the training, so that damaged ones are found now.
     untrusted = _untriggered_row(job, clean, "teacher", ready.teacher, 0.0)
@@ -173,6 +176,39 @@ def distill_file(
         run.interrupts.no_longer_wait()
         student = _untriggered_row(job, clean, job.method, made.student, made.seconds)
         return _write_results(job, clean, ready, made, [untrusted, student], out)
+
+
+def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object]) -> None:
+    """Refuse, before the training, names that could not be written down after it.
+
+    Raises:
+        UsageError: A name of the data or an architecture is one.
+        InputError: A path is one.
+    """
+    for what, name in (("data", clean.name), ("pair", _pair(job))):
+        if (expected := unfit(name)) is not None:
+            raise UsageError(
+                f"the name of the {what} is {_brief(name)}; expected {expected}: rename it"
+            )
+    for path in (str(job.teacher), *config.values()):
+        if isinstance(path, str) and not _is_unicode(path):
+            raise InputError(f"{_brief(path)} is a path that is no UTF-8; rename what is there")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _brief(name: str) -> str:
+    return ascii(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...")
+
+
+def _pair(job: DistillJob) -> str:
+    return f"{job.arch} to {job.student}"
 
 
 def _write_results(
@@ -208,7 +244,7 @@ def _untriggered_row(
     acc = accuracy_on(model, clean, "test")
     return {
         "data": clean.name,
-        "pair": f"{job.arch} to {job.student}",
+        "pair": _pair(job),
         "seed": job.seed,
         "attack": "trigger unknown",
         "method": method,

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 
 from robustkd.core.errors import InputError
 from robustkd.core.folders import Folder
+from robustkd.core.names import unfit
 
 Scalar: TypeAlias = str | int | float | None
 
 _NAMES = ("data", "pair", "attack", "method")
-_LONGEST_NAME = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,9 @@ def _run(file: Path, where: str, content: object) -> Run:
 
 def _name(file: Path, where: str, run: Mapping[str, object], key: str) -> str:
     value = _required(file, where, run, key)
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise _wrong(file, f"{where}.{key}", value, "a printable name")
-    if len(value) > _LONGEST_NAME:
-        raise _wrong(file, f"{where}.{key}", value, f"at most {_LONGEST_NAME} characters")
+    expected = unfit(value)
+    if expected is not None or not isinstance(value, str):
+        raise _wrong(file, f"{where}.{key}", value, expected or "a printable name")
     return value
 
 

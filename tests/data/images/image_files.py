@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Mapping
@@ -49,3 +50,26 @@ def png(width: int, height: int, rows: bytes, *, bits: int = 8, kind: int = 2) -
     header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def many_scans(image: Image.Image, scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated, each time through the whole image."""
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:-2] + content[last:-2] * (scans - content.count(b"\xff\xda")) + content[-2:]
+
+
+def one_colour_webp(side: int) -> bytes:
+    """A lossless WebP of one colour: every code has a single symbol, so no pixel takes a bit."""
+    bits, length = 0x2F, 8
+    for value, width in ((side - 1, 14), (side - 1, 14), (0, 1), (0, 3), (0, 1), (0, 1), (0, 1)):
+        bits, length = bits | value << length, length + width
+    for symbol in (255, 255, 255, 255, 0):
+        for value, width in ((1, 1), (0, 1), (1, 1), (symbol, 8)):
+            bits, length = bits | value << length, length + width
+    body = bits.to_bytes(-(-length // 8), "little")
+    body += b"\0" * (len(body) % 2)
+    chunk = b"VP8L" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,73 @@ def test_classes_in_the_order_of_a_file(tmp_path):
     order.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="cannot be read as text"):
         load_folder(folder, Reading(classes=order))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "".join(f"{i}\n" for i in range(200_000)) + "0\n",
+            "names the class '0' twice; remove one",
+        ),
+        ("x" * 1_500_000, "lacks the class 'a', 'b' that the folder has; add it"),
+        (
+            "a\nb\n" + "x" * 1_500_000,
+            f"has the class '{'x' * 200}...' that the folder lacks; remove it",
+        ),
+    ],
+    ids=["many lines", "one line", "one line more"],
+)
+def test_a_large_file_of_classes_is_told_at_once(content, message, tmp_path):
+    folder = write_classes(tmp_path / "data", {"a": 3, "b": 3})
+    order = tmp_path / "classes.txt"
+    order.write_text(content)
+    started = time.perf_counter()
+    refused(folder, f"{order} {message}", classes=order)
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" + "[]," * 20_000 + "1]", '{"a":' + '"",' * 20_000, "{}," * 20_000, "1," * 30_000],
+)
+def test_a_split_of_more_values_than_images_is_not_unfolded(content, tmp_path, monkeypatch):
+    folder = write_classes(tmp_path / "data", {"a": 3, "b": 3})
+    saved = tmp_path / "split.json"
+    saved.write_text(content)
+    monkeypatch.setattr("json.loads", lambda *_: pytest.fail("unfolded"))
+    refused(
+        folder,
+        f"{saved} cannot be read as a split (it lists more than the images that there are); use "
+        "the split.json of a run",
+        split=saved,
+    )
+
+
+def test_a_split_of_names_with_every_sign_is_read(tmp_path):
+    folder = write_classes(tmp_path / "data", {'a"[{,\\': 20, "b\\": 20})
+    for k in range(40):
+        Image.fromarray(picture(k)).save(folder / "b\\" / f'{k}[],{{}}\\"\\\\.png')
+    data = load_folder(folder)
+    saved = tmp_path / "split.json"
+    saved.write_text("".join(split_text(data)))
+    assert written(load_folder(folder, Reading(split=saved))) == written(data)
+
+
+def test_names_that_no_report_can_show_are_refused(tmp_path):
+    counts = {"a": 3, "b": 3}
+    long = write_classes(tmp_path / ("d" * 121), counts)
+    refused(
+        long,
+        f"{'d' * 121} is no name that results can hold, expected at most 120 characters; rename "
+        "the folder",
+    )
+    folder = write_classes(tmp_path / "data", {**counts, "c" * 121: 3})
+    refused(
+        folder,
+        f"{folder}: the name of the folder '{'c' * 121}' is of 121 characters; expected at most "
+        "120 characters: rename it",
+    )
 
 
 def test_a_class_may_be_called_train(tmp_path):

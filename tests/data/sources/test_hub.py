@@ -165,7 +165,7 @@ def test_columns_and_splits_that_are_missing(tmp_path):
 
 def test_class_names_that_cannot_be_printed_are_refused(tmp_path):
     folder = write_hub(tmp_path / "a", {"train": 8}, classes=("a", "b\x1b[2J"))
-    message = r"the class name 'b\\x1b\[2J' has characters that cannot be printed; use another"
+    message = r"the class name 'b\\x1b\[2J' cannot be shown, expected a printable name; use another"
     with pytest.raises(InputError, match=message):
         open_source(f"hf:{folder}@main")
 

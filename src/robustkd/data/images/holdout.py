@@ -29,6 +29,9 @@ SHARE = 0.1
 SEED = 0
 
 _MOST_BYTES = 1 << 28
+_BESIDE_NAMES = 1 << 16
+_BYTES_A_NAME = 1 << 10
+_SIGNS_BESIDE_NAMES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
     Raises:
         InputError: It cannot be read, is no such file, or names images that are not there.
     """
-    content = _content(path)
+    content = _content(path, images=len(files.labels))
     held: dict[HeldOut, Any] = {
         name: content[name] for name in get_args(HeldOut) if name in content
     }
@@ -126,9 +129,12 @@ def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
     return Cut(found["train"], {name: found[name] for name in held})
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path, *, images: int) -> dict[str, Any]:
     try:
-        content = json.loads(read_text(path, most=_MOST_BYTES))
+        most = min(_MOST_BYTES, _BESIDE_NAMES + images * _BYTES_A_NAME)
+        text = read_text(path, most=most)
+        _check_signs(text, most=images + _SIGNS_BESIDE_NAMES)
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{shown(path)} cannot be read as a split ({reason(error)}); use the "
@@ -137,6 +143,21 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != 1:
         raise InputError(f"{shown(path)} is no split; use the split.json of a run")
     return content
+
+
+def _check_signs(text: str, *, most: int) -> None:
+    """Refuse JSON of more values than there are images, which could take far more memory.
+
+    Raises:
+        ValueError: There are more.
+    """
+    # Without escapes, every second part between quotation marks is outside of any text.
+    bare = text.replace("\\\\", "").replace('\\"', "")
+    if bare.count('"') <= 2 * most:
+        outside = "".join(bare.split('"')[::2])
+        if sum(map(outside.count, "[{,")) <= most:
+            return
+    raise ValueError("it lists more than the images that there are")
 
 
 def _rows_of(turn: UInt8[np.ndarray, " n"], wanted: int) -> Rows:

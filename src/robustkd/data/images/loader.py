@@ -152,6 +152,9 @@ def decoded(
             batches = iter(loader)
     try:
         yield from batches
+    except InputError as error:
+        # A worker's error comes with its traceback as text.
+        raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from heapq import nsmallest
 from pathlib import Path
 
 from robustkd.core import folders, trees
 from robustkd.core.errors import InputError
+from robustkd.core.names import unfit
 from robustkd.data.images.filenames import SortedNames
 from robustkd.data.images.listing import Folder, Listing, list_files, shown
 
@@ -18,7 +20,8 @@ EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", 
 """Those of torchvision's ImageFolder."""
 
 _MOST_LISTED = 5
-_MOST_TEXT = 1 << 26
+_MOST_TEXT = 1 << 24
+_LONGEST_SHOWN = 200
 
 
 def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
@@ -38,6 +41,12 @@ def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
             raise InputError(
                 f"{shown(root / part)}: the name of the folder {name!r} has characters that "
                 "cannot be printed; rename it"
+            )
+        expected = unfit(name)
+        if expected is not None:
+            raise InputError(
+                f"{shown(root / part)}: the name of the folder {_quoted(name)} is of "
+                f"{len(name)} characters; expected {expected}: rename it"
             )
     return tuple(sorted(names))
 
@@ -93,9 +102,11 @@ def read_class_names(path: Path, found: Sequence[str]) -> tuple[str, ...]:
         InputError: The file cannot be read, or its lines are not exactly the class folders.
     """
     lines = read_lines(path)
-    if len(set(lines)) < len(lines):
-        twice = next(name for name in lines if lines.count(name) > 1)
-        raise InputError(f"{shown(path)} names the class {twice!r} twice; remove one")
+    met: set[str] = set()
+    for name in lines:
+        if name in met:
+            raise InputError(f"{shown(path)} names the class {_quoted(name)} twice; remove one")
+        met.add(name)
     check_same_classes(lines, found, it=shown(path), other="the folder", advice="")
     return lines
 
@@ -229,6 +240,10 @@ def reason(error: Exception) -> str:
 
 def _some(names: set[str]) -> str:
     """Some of the names in quotes, for one line."""
-    first = sorted(names)[:_MOST_LISTED]
+    first = nsmallest(_MOST_LISTED, names)
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
-    return ", ".join(repr(name) for name in first) + more
+    return ", ".join(map(_quoted, first)) + more
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")

@@ -13,6 +13,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from robustkd.core.errors import InputError
+from robustkd.core.names import unfit
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Split
 from robustkd.data.augment import Augmentation
@@ -70,6 +71,11 @@ class Pictures:
     _failed: dict[Split, dict[int, str]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if (expected := unfit(self.name)) is not None:
+            raise InputError(
+                f"{shown(self.name)} is no name that results can hold, expected {expected}; rename "
+                "the folder"
+            )
         if len(self.classes) < 2:
             found = ", ".join(map(repr, self.classes)) or "none"
             raise InputError(

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.names import unfit
 from robustkd.data.images.compose import compose
 from robustkd.data.images.holdout import HeldOut
 from robustkd.data.images.listing import shown
@@ -92,12 +93,12 @@ def load_hub(name: str, reading: Reading | None = None) -> Pictures:
         raise InputError(f"{shown(name)} has no split train, only {', '.join(splits) or 'none'}")
     image, label = _columns(name, splits["train"].features)
     classes = tuple(splits["train"].features[label].names)
-    odd = next((found for found in classes if not found.isprintable()), None)
-    if odd is not None:
-        raise InputError(
-            f"{shown(name)}: the class name {odd!r} has characters that cannot be printed; "
-            "use another data set"
-        )
+    for odd, expected in ((found, unfit(found)) for found in classes):
+        if expected is not None:
+            raise InputError(
+                f"{shown(name)}: the class name {shown(repr(odd))} cannot be shown, expected "
+                f"{expected}; use another data set"
+            )
     found = {part: _images(part, table, image, label) for part, table in splits.items()}
     given: dict[HeldOut, HubImages] = {
         split: found[part] for part, split in _SPELLINGS.items() if part in found

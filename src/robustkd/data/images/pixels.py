@@ -1,0 +1,183 @@
+"""What Pillow makes of an encoded image that may be an attack, within budgets.
+
+This file imports nothing of the package, so that a process of its own can run it without torch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Channels: TypeAlias = Literal[1, 3]
+Stream: TypeAlias = io.BufferedReader | io.BytesIO
+
+MAX_BYTES = 1 << 26
+"""Most bytes that are read of a file."""
+MAX_PIXELS = 1 << 26
+"""Most pixels that are ever unpacked (8,192 x 8,192); the header says how many."""
+MAX_SAMPLES = 3 * MAX_PIXELS
+"""Most pixels times channels, where a value of 16 bits counts twice."""
+MAX_SCANS = 100
+"""Most scans of a JPEG, each of which goes through the whole image; 20 are many."""
+MAX_SLOW_PIXELS = 1 << 20
+"""Most pixels of the forms that Pillow decodes in Python."""
+SMALL = 1 << 24
+"""Largest cost, in pixels that are passed, of an image that needs no process of its own."""
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's other readers are rarely needed, and one of them starts a PostScript interpreter."""
+_WORD, _BYTE = 65535, 255
+_SLOW = ("bmp_rle", "ppm", "ppm_plain")
+_SLOWER = 100
+_ROWS = 64
+_NARROW = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "I;16": 2, "I;16B": 2, "I;16L": 2, "RGB": 3}
+
+
+class UndecodableError(Exception):
+    """An image is not what it should be; its text is a short reason without the file's name."""
+
+
+class LargeError(Exception):
+    """An image is within the budgets, but costs too much to be decoded without a watch."""
+
+
+def unpack(
+    stream: Stream, *, size: int, channels: Channels, crop: float, watched: bool
+) -> UInt8[np.ndarray, "channels {size} {size}"]:
+    """The centred square of an image; see `robustkd.data.images.decode.decode`.
+
+    Args:
+        stream: The encoded image.
+        size: Height and width of the result in pixels.
+        channels: 3 for red, green and blue; 1 for luminance.
+        crop: Share of the shorter side that is kept, in (0, 1].
+        watched: Whether time and memory are limited, so that a large image may be decoded.
+
+    Raises:
+        UndecodableError: It is damaged, too large, or of another format.
+        LargeError: It is large, and not ``watched``.
+    """
+    with _told(), _open(stream, watched=watched) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        square = _square(_eight_bit(image, channels), size, crop)
+        pixels = np.asarray(square)
+    return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
+
+
+def shape(stream: Stream) -> tuple[int, int]:
+    """Width and height that the header declares, before any rotation.
+
+    Raises:
+        UndecodableError: It is damaged, too large, or of another format.
+    """
+    with _told(), _open(stream, watched=True) as image:
+        return image.size
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    # A damaged image makes Pillow raise almost anything (struct.error, SyntaxError, KeyError, ...)
+    # and warn about much that no user can mend.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (UndecodableError, LargeError):
+        raise
+    except MemoryError as error:
+        raise UndecodableError("it takes too much memory") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UndecodableError(reason) from error
+
+
+def _open(stream: Stream, *, watched: bool) -> Image.Image:
+    try:
+        image = Image.open(stream, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise UndecodableError("not an image of a known format") from error
+    except Image.DecompressionBombError as error:
+        raise UndecodableError(f"more than {MAX_PIXELS:,} pixels") from error
+    cost = _cost(image, stream)
+    if cost > SMALL and not watched:
+        raise LargeError
+    return image
+
+
+def _cost(image: Image.Image, stream: Stream) -> int:
+    """Pixels that the decoder passes, of an image within the budgets."""
+    pixels = math.prod(image.size)
+    if pixels > MAX_PIXELS:
+        raise UndecodableError(f"{image.width}x{image.height}: more than {MAX_PIXELS:,} pixels")
+    channels = 4 if image.has_transparency_data else _NARROW.get(image.mode, 4)
+    if pixels * channels > MAX_SAMPLES:
+        raise UndecodableError(
+            f"{image.width}x{image.height} of {channels} bytes: more than {MAX_SAMPLES:,} bytes"
+        )
+    tiles = getattr(image, "tile", ())
+    if any(tile[0] in _SLOW for tile in tiles):
+        if pixels > MAX_SLOW_PIXELS:
+            raise UndecodableError(
+                f"{image.width}x{image.height}: more than {MAX_SLOW_PIXELS:,} pixels in a form "
+                "that is slow to decode"
+            )
+        return pixels * _SLOWER
+    scans = _scans(stream) if image.format == "JPEG" else 1
+    if scans > MAX_SCANS:
+        raise UndecodableError(f"{scans:,} scans; expected at most {MAX_SCANS}")
+    return pixels * max(1, scans)
+
+
+def _scans(stream: Stream) -> int:
+    before = stream.tell()
+    stream.seek(0)
+    # A scan begins with these bytes, which stand nowhere else but in previews.
+    scans = stream.read().count(b"\xff\xda")
+    stream.seek(before)
+    return scans
+
+
+def _eight_bit(image: Image.Image, channels: Channels) -> Image.Image:
+    """The image in mode L or RGB, whatever it was."""
+    mode: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image = _scaled(image)
+    if image.has_transparency_data:
+        # Colours under transparent pixels are what nobody sees, so no model should.
+        shown = image if image.mode == "RGBA" else image.convert("RGBA")
+        paper = Image.new("RGBA", shown.size, "white")
+        image = Image.alpha_composite(paper, shown)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Grey values of 16 bits as 8; Pillow's own conversion would make most of them white."""
+    if image.mode == "F":
+        raise UndecodableError("pixels are floats, whose range is unknown")
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > _WORD:
+        raise UndecodableError(f"pixels reach from {low} to {high}, beyond 16 bits")
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for first in range(0, len(values), _ROWS):
+        rows = slice(first, first + _ROWS)
+        scaled[rows] = (values[rows].astype(np.int64) * _BYTE + _WORD // 2) // _WORD
+    return Image.fromarray(scaled)
+
+
+def _square(image: Image.Image, size: int, crop: float) -> Image.Image:
+    """Crop first and resample then: a strip of 1 x 60,000,000 pixels never becomes a large one."""
+    side = max(1, round(min(image.size) * crop))
+    left, top = ((length - side) // 2 for length in image.size)
+    box = (left, top, left + side, top + side)
+    if side == size:
+        return image.crop(box)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)

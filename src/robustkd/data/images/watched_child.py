@@ -1,0 +1,77 @@
+"""The process that decodes large images: limited in time and memory, and without the package.
+
+It is run as a file. For every request on standard input it writes one answer to standard output.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+import resource
+import signal
+import struct
+import sys
+from pathlib import Path
+from types import ModuleType
+
+REQUEST = struct.Struct(">IBdQ")
+"""Side of the result, or 0 to ask for that of the image; channels; crop; bytes that follow."""
+ANSWER = struct.Struct(">BQ")
+"""Whether it is a reason for a refusal; bytes that follow."""
+SHAPE = struct.Struct(">II")
+
+
+def serve(memory: int, seconds: int) -> None:
+    """Answer requests until there are no more.
+
+    Args:
+        memory: Bytes of address space.
+        seconds: Processor time of each request.
+    """
+    pixels = _sibling("pixels")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    while head := source.read(REQUEST.size):
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        allowed = math.ceil(used.ru_utime + used.ru_stime) + seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (allowed, hard))
+        size, channels, crop, length = REQUEST.unpack(head)
+        content = io.BytesIO(source.read(length))
+        refused, answer = _answer(pixels, content, size, channels, crop)
+        target.write(ANSWER.pack(refused, len(answer)))
+        target.write(answer)
+        target.flush()
+
+
+def _answer(
+    pixels: ModuleType, content: io.BytesIO, size: int, channels: int, crop: float
+) -> tuple[bool, bytes]:
+    try:
+        if not size:
+            return False, SHAPE.pack(*pixels.shape(content))
+        found = pixels.unpack(content, size=size, channels=channels, crop=crop, watched=True)
+        return False, found.tobytes()
+    except pixels.UndecodableError as error:
+        return True, str(error).encode(errors="backslashreplace")
+
+
+def _sibling(name: str) -> ModuleType:
+    """A module beside this file; importing the package would load torch."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError(name)
+    module = importlib.util.module_from_spec(spec)
+    # Annotations look their module up.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    sys.path += sys.argv[3:]
+    serve(int(sys.argv[1]), int(sys.argv[2]))
