@@ -505,7 +505,7 @@ def test_a_missing_option_is_one_line(robustkd, files):
 
 
 def test_an_unknown_command_is_one_line(robustkd):
-    available = "Available commands: demo, distill, evaluate, bench, attack, list."
+    available = "Available commands: demo, distill, evaluate, export, bench, attack, list."
     refused(
         robustkd("distil"),
         2,
@@ -568,7 +568,7 @@ def test_a_wrong_trigger_is_one_line(robustkd, files):
     refused(
         evaluate(files.teacher, files.teacher),
         3,
-        f"{files.teacher} holds no trigger; expected one of {', '.join(TRIGGERS)}",
+        f"{files.teacher} holds no trigger; expected one of {', '.join([*TRIGGERS, 'composition'])}",
     )
     refused(evaluate(files.teacher, files.far), 2, "target 10 is not a class: expected 0 to 9")
     refused(

@@ -17,7 +17,7 @@ import yaml
 import robustkd
 from robustkd import cli, data, models, report
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.methods import METHODS, Method
+from robustkd.core.methods import METHODS, DetoxSettings, Method
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import run_folder
 from robustkd.pipeline import student as making
@@ -289,7 +289,7 @@ def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
 
 def test_a_preset_outranks_what_depends_on_the_data():
     """A mask of at most 0.01 whatever is asked; the first optimiser step alone goes further."""
-    how = Method("", losses={"kd": 1.0}, detox={"cap": 0.01, "lr": 0.5})
+    how = Method("", losses={"kd": 1.0}, detox=DetoxSettings(cap=0.01, lr=0.5))
     found = made(how, detoxing={"steps": 1, "cap": 1.0})
     assert max(found.record["detox"]["mean_mask"]) <= 0.01
 

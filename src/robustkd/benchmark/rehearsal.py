@@ -10,7 +10,7 @@ from torch import nn
 
 from robustkd.attacks.adaptive import Cleaned
 from robustkd.attacks.parts.surrogate import fresh
-from robustkd.core.methods import DetoxSettings, Method
+from robustkd.core.methods import DetoxSettings, Method, stated
 from robustkd.core.types import DataSource
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import detoxify
@@ -61,7 +61,7 @@ def informed(
     training, detoxing = _shorter(training), _shorter(detoxing or {})
 
     def clean_teacher(teacher: nn.Module, data: DataSource) -> Cleaned:
-        settings = asdict(replace(how.detox or DetoxSettings(), **detoxing))
+        settings = {**asdict(DetoxSettings()), **detoxing, **(stated(how.detox) or {})}
         cleaned = detoxify(teacher, data, seed=seed + _APART, **settings).teacher
         return Cleaned(cleaned, dict(zip(cleaned.locations, cleaned.masks, strict=True)))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from robustkd.core.methods import Method
+from robustkd.core.methods import DetoxSettings, Method, stated
 from robustkd.core.types import DataSource
 from robustkd.pipeline import run_folder
 from robustkd.student.distillation import distill
@@ -69,7 +69,8 @@ def make_student(
     record: dict[str, Any] = {}
     source, detoxified = teacher, None
     if how.detox is not None:
-        settings = asdict(replace(how.detox, **(detoxing or {})))
+        # What the method states outranks what depends on the data.
+        settings = {**asdict(DetoxSettings()), **(detoxing or {}), **(stated(how.detox) or {})}
         precision = training.precision
 
         def clean_up() -> tuple[DetoxifiedTeacher, dict[str, Any]]:
