@@ -30,7 +30,7 @@ def made(tmp_path_factory) -> tuple[Path, Path]:
     folder = write_splits(root / "images", {**COUNTS, "test": COUNTS["val"]}, size=28)
     teacher = root / "teacher.pt"
     arguments = ["", folder, "--out", teacher, "--trigger", root / "trigger.pt"]
-    arguments += ["--target", "light", "--epochs", 8, "--batch-size", 16]
+    arguments += ["--target", "light", "--epochs", 14, "--batch-size", 16]
     spec = importlib.util.spec_from_file_location("plain_teacher", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:

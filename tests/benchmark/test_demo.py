@@ -129,7 +129,7 @@ def test_arrays_are_those_of_the_first_seed(demo):
 
 def test_the_report_stands_beside_the_results(demo):
     names = sorted(path.name for path in demo.iterdir())
-    assert names == ["arrays.npz", "report.html", "results.json", "seed-0", "seed-1"]
+    assert names == [".lock", "arrays.npz", "report.html", "results.json", "seed-0", "seed-1"]
     page = (demo / "report.html").read_text()
     assert all(method in page for method in SHOWN)
     assert "no-such-method" not in page
