@@ -40,6 +40,7 @@ def distill(
     images: ImageFlags = IMAGES,
     config: Path | None = None,
     resume: Path | None = None,
+    allow_weak_sandbox: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -71,6 +72,9 @@ def distill(
         config: YAML file of flags, e.g. the config.yaml of a run; what is typed goes before it. A
             run's file says its learning rate: another kind of student may want ``--lr``.
         resume: Folder of a run that was interrupted or killed; it goes on as it was begun.
+        allow_weak_sandbox: Read the teacher's file even on a system without seccomp (any but Linux
+            on x86-64 or arm64), where its reader could do harm if it had a flaw. No configuration
+            file can set this.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
             memory; no folder is made.
         as_json: Print the results as JSON.
@@ -93,6 +97,7 @@ def distill(
         std=std,
         teacher_taps=teacher_taps,
         student_taps=student_taps,
+        allow_weak_sandbox=allow_weak_sandbox,
     )
     source = open_data(data, data_root, images)
     if folder is None:

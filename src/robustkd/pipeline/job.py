@@ -27,6 +27,8 @@ class DistillJob:
         std: Standard deviation of each channel, likewise.
         teacher_taps: Module paths of the teacher's stages; empty to find them.
         student_taps: Module paths of the student's stages; the last stages of both are paired.
+        allow_weak_sandbox: Whether to read the teacher on a system without seccomp, where its
+            reader could do harm if it had a flaw. It does not decide on the student.
 
     Raises:
         UsageError: If a name is unknown.
@@ -42,6 +44,7 @@ class DistillJob:
     std: tuple[float, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     student_taps: tuple[str, ...] = ()
+    allow_weak_sandbox: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_name(self.method))
