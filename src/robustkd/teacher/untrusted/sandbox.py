@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ _START = (
     "from robustkd.teacher.untrusted.child import main; main()"
 )
 _LONGEST_VERDICT = 1 << 16
+_TOO_LATE = -1000
 _LONGEST_REASON = 500
 
 
@@ -95,25 +97,32 @@ def _spawn(source: int, target: int, said: int, grant: Grant) -> int:
 
 
 def _wait(process: int, *, deadline: float) -> int:
-    """The exit code; negative for the signal that ended the process."""
-    pause, ended = 0.002, 0
+    """The exit code; negative for the signal that ended the process, or for a late end."""
+    pause, ended, late = 0.002, 0, False
     try:
         while not ended:
-            if time.monotonic() > deadline:
+            if not late and time.monotonic() > deadline:
+                late = True
                 os.kill(process, signal.SIGKILL)
             ended, status = os.waitpid(process, os.WNOHANG)
             time.sleep(0 if ended else pause)
             pause = min(2 * pause, 0.05)
+    except ChildProcessError:
+        # Where SIGCHLD is ignored nobody learns how a process ended; its verdict tells enough.
+        return _TOO_LATE if late else 0
     except BaseException:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
         raise
-    return os.waitstatus_to_exitcode(status)
+    return _TOO_LATE if late else os.waitstatus_to_exitcode(status)
 
 
 def _how_it_ended(status: int, grant: Grant) -> str:
-    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+    if status in (-signal.SIGXCPU, _TOO_LATE):
         return f"takes longer than {grant.seconds} s to read; it is damaged, or made to"
+    if status == -signal.SIGKILL:
+        return "cannot be read: the system ended its reader, most likely for want of memory"
     return f"makes its reader fail (status {status}); it is damaged, or made to"
 
 
