@@ -197,6 +197,7 @@ def restore(
     check_values(tensors, path)
     model = build(spec, seed=0)
     _check_normalisation(model, tensors, path)
+    check_buffers(model, tensors, path)
     model.load_state_dict(dict(tensors))
     return model.eval()
 
@@ -319,6 +320,45 @@ def _check_normalisation(model: Classifier, tensors: Mapping[str, Tensor], path:
     for name, value in model.normalise.named_buffers(prefix="normalise"):
         if not torch.equal(tensors[name], value):
             raise InputError(f"{path} has another {name!r} than its description says")
+
+
+def check_buffers(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse other values than the architecture's own where it computes them, such as indices.
+
+    An index outside of its table ends a run on an accelerator, or reads what it should not. What
+    training changes is left alone: statistics, counters, and what begins as a constant.
+
+    Args:
+        model: Fresh, of the architecture.
+        tensors: By the names of the model.
+        path: The file; for messages.
+
+    Raises:
+        InputError: If a value differs by more than its type, which may be of half the precision.
+    """
+    computed = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name in tensors and buffer.numel() > 1 and _is_computed(name, buffer)
+    }
+    # What differs between two fresh networks is random, and not computed.
+    again = dict(build(model.spec, seed=1).named_buffers()) if computed else {}
+    for name, buffer in computed.items():
+        types = (buffer.dtype, torch.float16, torch.bfloat16)
+        rounded = (buffer.to(kind).to(buffer.dtype) for kind in types)
+        if torch.equal(again[name], buffer) and not any(
+            torch.equal(tensors[name], value) for value in rounded
+        ):
+            raise InputError(
+                f"{path} has other values in {name!r} than its architecture computes for itself; "
+                "it is damaged, or made for another input size"
+            )
+
+
+def _is_computed(name: str, buffer: Tensor) -> bool:
+    if not buffer.is_floating_point():
+        return True
+    return "running" not in name and bool((buffer != buffer.flatten()[0]).any())
 
 
 def check_keys(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch: str) -> None:

@@ -21,6 +21,7 @@ from robustkd.models.architectures.libraries import preprocessing
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.registry import build, check_name
 from robustkd.models.serialization import (
+    check_buffers,
     check_claim,
     check_fits,
     check_values,
@@ -225,6 +226,7 @@ def _filled(
     except UsageError as error:
         raise InputError(f"{path} has a normalisation that is none: {error}") from error
     model = build(spec, seed=0)
+    check_buffers(model, {f"network.{name}": value for name, value in tensors.items()}, path)
     model.network.load_state_dict(dict(tensors))
     return model.eval()
 
