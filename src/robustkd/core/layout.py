@@ -41,5 +41,5 @@ def read_layout(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
             for name, entry in header.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ValueError("a header that is none of safetensors") from error
+        raise ValueError("a damaged header, or values of a type that is not read") from error
     return tensors, metadata
