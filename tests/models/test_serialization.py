@@ -354,3 +354,15 @@ def test_metadata_is_one_json_object(tmp_path):
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert list(header["__metadata__"]) == ["robustkd"]
     assert set(json.loads(header["__metadata__"]["robustkd"])) == {"format", "provenance", "spec"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64])
+def test_types_that_we_never_write_are_refused(dtype, tmp_path):
+    """Most of PyTorch's arithmetic does not know them, so that errors would come much later."""
+    path = tmp_path / "odd.safetensors"
+    write_safetensors(path, {"delta": torch.zeros(4).to(dtype)}, {"spec": asdict(SPEC)})
+    said = refusal(lambda: read_safetensors(path))
+    assert said == (
+        f"{path} is not a readable safetensors file: a damaged header, or values of a type that is "
+        "not read"
+    )

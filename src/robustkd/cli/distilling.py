@@ -41,6 +41,7 @@ def distill(
     images: ImageFlags = IMAGES,
     config: Path | None = None,
     resume: Path | None = None,
+    allow_weak_sandbox: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -74,6 +75,9 @@ def distill(
         config: YAML file of flags, such as the config.yaml of a run; command-line flags override
             it. A run's file says its learning rate: another kind of student may want ``--lr``.
         resume: Folder of a run that was interrupted or killed; it goes on as it was begun.
+        allow_weak_sandbox: Read the teacher's file even on a system without seccomp (any but Linux
+            on x86-64 or arm64), where its reader could do harm if it had a flaw. No configuration
+            file can set this.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
             memory; no folder is made.
         as_json: Print the results as JSON.
@@ -97,6 +101,7 @@ def distill(
         teacher_taps=teacher_taps,
         student_taps=student_taps,
         keep_class_order=keep_class_order,
+        allow_weak_sandbox=allow_weak_sandbox,
     )
     source = open_data(data, data_root, images)
     if folder is None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.files import replacing
 from robustkd.core.folders import Folder, refusal
+from robustkd.core.layout import read_layout
 from robustkd.core.trees import open_named, readable_path
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.registry import build, check_name
@@ -27,6 +29,11 @@ from robustkd.models.registry import build, check_name
 _KEY = "robustkd"
 _FORMAT = 1
 _LONGEST = 400
+Fits: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, Any]], object]
+_LARGEST_SIDE = 4096
+_QUICK = 200  # layers, or classes, that are built in no time
+# How deep a network of our own families is; each layer has at least one tensor.
+_LAYERS = re.compile(r"^(?:wrn|pyramidnet|resnet)-([0-9]+)")
 
 
 def write_safetensors(
@@ -68,13 +75,17 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def read_safetensors(path: Path, *, links: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_safetensors(
+    path: Path, *, links: bool = True, fits: Fits | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and description of a file that :func:`write_safetensors` made.
 
     Args:
         path: The file.
         links: Whether the path is the user's own, which may be a link within its folder. A file
             that we look for in a folder, as in that of a run, must be there itself.
+        fits: Is given the tensors without their values, and the description, before any value is
+            read; it raises an error if they are not those that are needed.
 
     Raises:
         InputError: If the file is missing, is not safetensors, or does not describe itself.
@@ -82,18 +93,18 @@ def read_safetensors(path: Path, *, links: bool = True) -> tuple[dict[str, Tenso
     from safetensors import SafetensorError, safe_open
 
     try:
-        with (
-            _opened(path, links=links) as opened,
-            safe_open(readable_path(opened.fileno()), framework="pt") as file,
-        ):
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        description = parse_description(metadata[_KEY], path)
+        with _opened(path, links=links) as opened:
+            layout, metadata = read_layout(opened)
+            description = parse_description(metadata[_KEY], path)
+            if fits is not None:
+                fits(layout, description)
+            with safe_open(readable_path(opened.fileno()), framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     except KeyError as error:
         raise InputError(
             f"{path} has no {_KEY!r} metadata; expected a file written by robustkd"
         ) from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} is not a readable safetensors file: {first_line(error)}"
         ) from error
@@ -156,7 +167,11 @@ def load(path: Path, *, arch: str | None = None, links: bool = True) -> Classifi
         InputError: If the file is damaged or of another architecture, or its tensors do not fit
             its own description.
     """
-    return restore(*read_safetensors(path, links=links), path, arch=arch)
+
+    def fits(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+        check_claim(tensors, description, path, arch=arch)
+
+    return restore(*read_safetensors(path, links=links, fits=fits), path, arch=arch)
 
 
 def restore(
@@ -178,9 +193,30 @@ def restore(
         UsageError: If the user's architecture is unknown.
         InputError: If the description is damaged, or the tensors do not fit it.
     """
+    spec = check_claim(tensors, description, path, arch=arch)
+    check_values(tensors, path)
+    model = build(spec, seed=0)
+    _check_normalisation(model, tensors, path)
+    check_buffers(model, tensors, path)
+    model.load_state_dict(dict(tensors))
+    return model.eval()
+
+
+def check_claim(
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    path: Path,
+    *,
+    arch: str | None = None,
+) -> Spec:
+    """What a file of ours describes, once its tensors fit that by their names, shapes and types.
+
+    The values do not matter here. Arguments and errors are those of :func:`restore`.
+    """
     if arch is not None:
         check_name(arch)
     spec = described_spec(description, path, arch)
+    _check_extent(spec, tensors, path)
     try:
         # Without memory behind it: a file of 1 kB may claim an architecture of 1 TB.
         with torch.device("meta"):
@@ -188,11 +224,26 @@ def restore(
     except (UsageError, RuntimeError, TypeError, OverflowError) as error:
         raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
     check_keys(claimed, tensors, path, spec.arch)
-    check_values(tensors, path)
-    model = build(spec, seed=0)
-    _check_normalisation(model, tensors, path)
-    model.load_state_dict(dict(tensors))
-    return model.eval()
+    return spec
+
+
+def _check_extent(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a description whose network has more layers or classes than the file has values for.
+
+    Even without memory behind it a network of thousands of layers takes a minute to build.
+    """
+    layers = [int(number) for number in _LAYERS.findall(spec.arch)]
+    values = sum(tensor.numel() for tensor in tensors.values())
+    if max([*layers, 0]) > max(len(tensors), _QUICK) or spec.classes > max(values, _QUICK):
+        raise InputError(
+            f"{path} says that it is a {quoted(spec.arch)} of {spec.classes} classes, and has "
+            f"{len(tensors)} tensors of {values} values; it is cut off, or made to mislead"
+        )
+    if max(spec.image_shape) > _LARGEST_SIDE:
+        raise InputError(
+            f"{path} expects images of shape {spec.image_shape}; expected at most "
+            f"{_LARGEST_SIDE} pixels on a side"
+        )
 
 
 def check_fits(
@@ -309,6 +360,45 @@ def _check_normalisation(model: Classifier, tensors: Mapping[str, Tensor], path:
     for name, value in model.normalise.named_buffers(prefix="normalise"):
         if not torch.equal(tensors[name], value):
             raise InputError(f"{path} has another {name!r} than its description says")
+
+
+def check_buffers(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse other values than the architecture's own where it computes them, such as indices.
+
+    An index outside of its table ends a run on an accelerator, or reads what it should not. What
+    training changes is left alone: statistics, counters, and what begins as a constant.
+
+    Args:
+        model: Fresh, of the architecture.
+        tensors: By the names of the model.
+        path: The file; for messages.
+
+    Raises:
+        InputError: If a value differs by more than its type, which may be of half the precision.
+    """
+    computed = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name in tensors and buffer.numel() > 1 and _is_computed(name, buffer)
+    }
+    # What differs between two fresh networks is random, and not computed.
+    again = dict(build(model.spec, seed=1).named_buffers()) if computed else {}
+    for name, buffer in computed.items():
+        types = (buffer.dtype, torch.float16, torch.bfloat16)
+        rounded = (buffer.to(kind).to(buffer.dtype) for kind in types)
+        if torch.equal(again[name], buffer) and not any(
+            torch.equal(tensors[name], value) for value in rounded
+        ):
+            raise InputError(
+                f"{path} has other values in {name!r} than its architecture computes for itself; "
+                "it is damaged, or made for another input size"
+            )
+
+
+def _is_computed(name: str, buffer: Tensor) -> bool:
+    if not buffer.is_floating_point():
+        return True
+    return "running" not in name and bool((buffer != buffer.flatten()[0]).any())
 
 
 def check_keys(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch: str) -> None:

@@ -29,6 +29,8 @@ class DistillJob:
         student_taps: Module paths of the student's stages; the last stages of both are paired.
         keep_class_order: If True, the teacher is accepted although its outputs seem to be in
             another order than the classes.
+        allow_weak_sandbox: Whether to read the teacher on a system without seccomp, where its
+            reader could do harm if it had a flaw. It does not decide on the student.
 
     Raises:
         UsageError: If a name is unknown.
@@ -45,6 +47,7 @@ class DistillJob:
     teacher_taps: tuple[str, ...] = ()
     student_taps: tuple[str, ...] = ()
     keep_class_order: bool = False
+    allow_weak_sandbox: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_name(self.method))

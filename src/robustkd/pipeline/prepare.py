@@ -57,6 +57,7 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
         image_shape=clean.image_shape,
         mean=job.mean,
         std=job.std,
+        allow_weak_sandbox=job.allow_weak_sandbox,
         statistics=lambda: models.pixel_statistics(clean),
         judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
     )

@@ -11,13 +11,14 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from robustkd.core.errors import InputError, printable
-from robustkd.core.types import DataSource
-from robustkd.training.inference import predict
+from robustkd.core.types import DataSource, Split
+from robustkd.training.inference import finite_on, predict
 from robustkd.training.metrics import Proportion, accuracy
 
 _NEAR_CHANCE = 0.1
 _MOST_NAMED = 3
 _MOST_LISTED = 12
+_SPLITS: dict[Split, str] = {"validation": "validation", "train": "training"}
 
 Confusion = Int64[Tensor, "classes classes"]
 
@@ -38,9 +39,16 @@ def check_accuracy(
         Its accuracy.
 
     Raises:
-        InputError: If the accuracy cannot be told from chance, or another order of the classes
-            fits the teacher's outputs far better.
+        InputError: If an output is not finite on the validation or training images, the accuracy
+            cannot be told from chance, or another order of the classes fits the teacher's outputs
+            far better.
     """
+    for split, images in _SPLITS.items():
+        if not finite_on(teacher, clean, split):
+            raise InputError(
+                f"teacher {printable(path.name)}: its outputs are not finite on the {images} "
+                f"images of {clean.name}; expected weights that were trained on such images"
+            )
     logits, labels = predict(teacher, clean, "validation")
     found = accuracy(logits, labels)
     if not keep_class_order:

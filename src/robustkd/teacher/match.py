@@ -29,6 +29,10 @@ PREFIXES = (
 
 _COUNTER = "num_batches_tracked"
 _MOST_CHANNELS = 3
+# Float32 weights, averages of them and two moments of an optimiser are four copies, or eight in
+# float64; settings and curves go with them.
+_MOST_COPIES = 16
+_ROOM = 64 << 20
 Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
 
@@ -77,6 +81,28 @@ def match(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> Matched:
     return Matched(tensors, len(lacking), prefixes, own)
 
 
+def check_layout(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> None:
+    """Refuse tensors that :func:`match` would refuse, by their names, shapes and types alone.
+
+    Args:
+        tensors: Without values, on the device ``meta``.
+        spec: As for :func:`match`.
+        path: The file; for messages.
+
+    Raises:
+        InputError: As :func:`match` does.
+    """
+    match(tensors, spec, path)
+
+
+def most_bytes(spec: Spec) -> int:
+    """Bytes that a file with weights of a spec may have, with an optimiser's state beside them."""
+    with torch.device("meta"):
+        network = build(spec, seed=0).network
+    needed = sum(int(tensor.nbytes) for tensor in network.state_dict().values())
+    return _ROOM + _MOST_COPIES * needed
+
+
 def _strip(
     tensors: Mapping[str, Tensor], expected: Collection[str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[tuple[float, ...], tuple[float, ...]] | None]:
@@ -97,8 +123,10 @@ def _pop_normalisation(tensors: dict[str, Tensor]) -> Normalisation | None:
     found = [tensors.get(f"normalise.{name}") for name in ("mean", "std")]
     if any(tensor is None or tensor.numel() > _MOST_CHANNELS for tensor in found):
         return None
-    mean, std = (tensors.pop(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
-    return tuple(map(float, mean)), tuple(map(float, std))
+    mean, std = (tensors.pop(f"normalise.{name}").flatten() for name in ("mean", "std"))
+    if mean.is_meta or std.is_meta:
+        return None
+    return tuple(map(float, mean.tolist())), tuple(map(float, std.tolist()))
 
 
 def _check_head(

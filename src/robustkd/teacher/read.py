@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from robustkd.models.architectures.libraries import preprocessing
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.registry import build, check_name
 from robustkd.models.serialization import (
+    check_buffers,
+    check_claim,
     check_fits,
     check_values,
     described_spec,
@@ -86,10 +89,17 @@ def load_teacher(
     image_shape: tuple[int, int, int],
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    allow_weak_sandbox: bool = False,
 ) -> Classifier:
     """The network alone of :func:`read_teacher`."""
     found = read_teacher(
-        path, arch=arch, classes=classes, image_shape=image_shape, mean=mean, std=std
+        path,
+        arch=arch,
+        classes=classes,
+        image_shape=image_shape,
+        mean=mean,
+        std=std,
+        allow_weak_sandbox=allow_weak_sandbox,
     )
     return found.model
 
@@ -104,6 +114,7 @@ def read_teacher(
     std: tuple[float, ...] = (),
     statistics: Callable[[], match.Normalisation] | None = None,
     judge: Callable[[Classifier], float] | None = None,
+    allow_weak_sandbox: bool = False,
 ) -> Teacher:
     """Read a teacher whose architecture the user names; the file must fit it in every key.
 
@@ -120,6 +131,8 @@ def read_teacher(
         judge: Accuracy of a network on clean images. It decides between what torchvision or timm
             publish for the architecture and the statistics of the data; without it, or where both
             are as accurate, the published ones count.
+        allow_weak_sandbox: Whether to read the file on a system without seccomp, where its reader
+            could do harm if it had a flaw.
 
     Raises:
         UsageError: If the architecture is unknown, or the normalisation is missing or at odds
@@ -133,7 +146,13 @@ def read_teacher(
     if not all(0 <= value <= 1 for value in mean):
         raise UsageError(f"mean is {mean}; expected values in [0, 1]: divide those of bytes by 255")
     spec = Spec(arch, classes, image_shape, mean, std)
-    found = quarantine.read(path)
+    given = (mean, std) if mean else None
+    found = quarantine.read(
+        path,
+        most=match.most_bytes(spec),
+        fits=partial(_check_layout, spec, path, given),
+        weak=allow_weak_sandbox,
+    )
     tensors, converted = _to_float32(found.tensors, path)
     facts = TeacherFile(
         name=found.name,
@@ -148,10 +167,8 @@ def read_teacher(
         normalisation=_FILE,
         limits=found.verdict.enforced,
     )
-    given = (mean, std) if mean else None
     if found.description:
         description = parse_description(found.description, path)
-        _check_word(described_spec(description, path, arch), spec, path, given=given)
         return Teacher(restore(tensors, description, path, arch=arch), facts)
     weights = match.match(tensors, spec, path)
     check_values(weights.tensors, path)
@@ -173,6 +190,26 @@ def read_teacher(
     )
 
 
+def _check_layout(
+    spec: Spec,
+    path: Path,
+    given: match.Normalisation | None,
+    tensors: Mapping[str, Tensor],
+    text: str,
+) -> None:
+    """Refuse a file that does not fit by its names, shapes and types, before its values are read.
+
+    ``text`` is what a file of ours says of itself.
+    """
+    tensors, _ = _to_float32(tensors, path)
+    if not text:
+        match.check_layout(tensors, spec, path)
+        return
+    description = parse_description(text, path)
+    _check_word(described_spec(description, path, spec.arch), spec, path, given=given)
+    check_claim(tensors, description, path, arch=spec.arch)
+
+
 def _best(tried: Mapping[str, Classifier], judge: Callable[[Classifier], float] | None) -> str:
     """Under which name the most accurate network stands; the first where there is no choice."""
     if judge is None or len(tried) == 1:
@@ -189,6 +226,7 @@ def _filled(
     except UsageError as error:
         raise InputError(f"{path} has a normalisation that is none: {error}") from error
     model = build(spec, seed=0)
+    check_buffers(model, {f"network.{name}": value for name, value in tensors.items()}, path)
     model.network.load_state_dict(dict(tensors))
     return model.eval()
 

@@ -46,6 +46,15 @@ def accuracy_on(model: nn.Module, data: DataSource, split: Split) -> Proportion:
         return sum(counts, start=Proportion(0, 0))
 
 
+def finite_on(model: nn.Module, data: DataSource, split: Split) -> bool:
+    """Whether all logits of a model on a split are finite numbers, and their squares too.
+
+    Losses square them; beyond that no training goes on.
+    """
+    with torch.inference_mode(), frozen_modes(model):
+        return all(logits.square().isfinite().all() for logits, _ in _outputs(model, data, split))
+
+
 def _outputs(
     model: nn.Module,
     data: DataSource,

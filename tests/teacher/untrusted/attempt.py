@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,15 @@ class Ending:
 
 
 def distil(
-    teacher: Path, folder: Path, around: AbstractContextManager[object] | None = None
+    teacher: Path,
+    folder: Path,
+    around: AbstractContextManager[object] | None = None,
+    flags: Sequence[str] = (),
 ) -> Ending:
     """Distil from a file in an own folder, which also holds the folder for temporary files."""
     options = ["--arch", "wrn-10-1", "--data", "digits", "--student", "wrn-10-1"]
     options += ["--out", str(folder / "run"), "--method", "no-teacher", "--epochs", "1"]
+    options += flags
     verdicts: list[sandbox.Verdict] = []
     out, err, code = io.StringIO(), io.StringIO(), 0
     (folder / "tmp").mkdir(exist_ok=True)
@@ -54,7 +59,7 @@ def distil(
         except SystemExit as ended:
             code = int(str(ended.code or 0))
         seconds = time.monotonic() - started
-    verdict = verdicts[0] if verdicts else None
+    verdict = verdicts[-1] if verdicts else None
     return Ending(code, out.getvalue(), err.getvalue(), seconds, verdict)
 
 

@@ -87,6 +87,7 @@ def _cut_pickle(canary: Path) -> bytes:
 
 _CODE = "names code that no state dict needs"
 _NO_SENSE = "has a pickle that makes no sense: "
+_TOO_LARGE = "bytes; expected at most 72104448 for its architecture: save the state dict alone"
 _RAW = "is a raw pickle"
 
 PICKLES = {
@@ -158,19 +159,25 @@ PICKLES = {
         lambda: checkpoint(b"\x80\x02" + b"}" * (4 * 10**6) + b"."),
         "has more than 1000000 pickle instructions",
     ),
-    "pickle of 100 MB": _bytes(
-        lambda: checkpoint(b"\x80\x02" + b"N" * 10**8 + b"."), "expected at most 4194304"
+    "pickle of 60 MB": _bytes(
+        lambda: checkpoint(b"\x80\x02" + b"N" * (6 * 10**7) + b"."), "expected at most 4194304"
+    ),
+    "pickle of 100 MB": _bytes(lambda: checkpoint(b"\x80\x02" + b"N" * 10**8 + b"."), _TOO_LARGE),
+    "negated view": _saved(
+        lambda _: {n: torch._neg_view(t) for n, t in weights().items()},
+        "has a tensor with further properties, such as the negative",
     ),
     "no state dict": _saved(lambda _: {"epoch": 3, "lr": 0.1}, "holds no state dict"),
     "a whole module": _saved(lambda _: torch.nn.ReLU(), f"{_CODE} ('torch.nn.modules."),
 }
 
 
-def _patched(before: bytes, after: bytes) -> bytes:
-    """A checkpoint with some bytes changed wherever they stand."""
-    whole = saved({"w": torch.arange(4.0)})
-    assert before in whole
-    return whole.replace(before, after)
+def _damaged() -> bytes:
+    """A checkpoint that fits, with one stored value changed."""
+    whole = saved(weights(head__bias=torch.full((10,), 0.12345)))
+    before = struct.pack("<10f", *[0.12345] * 10)
+    assert whole.count(before) == 1
+    return whole.replace(before, b"\1" + before[1:])
 
 
 def _flagged(bit: int) -> bytes:
@@ -222,8 +229,8 @@ def _with(name: str) -> bytes:
 
 ARCHIVES = {
     "zip member with a bad CRC": _bytes(
-        lambda: _patched(struct.pack("<f", 3.0), struct.pack("<f", 4.0)),
-        "has a wrong checksum in 'archive/data/0'; it is damaged",
+        _damaged,
+        "has a wrong checksum in 'archive/data/",
     ),
     "zip member marked as encrypted": _bytes(lambda: _flagged(1), "has an encrypted member"),
     "zip member with odd flag bits": _bytes(lambda: _flagged(0x20), "has the odd flag bits 0x0020"),
@@ -272,6 +279,12 @@ ARCHIVES = {
 }
 
 
+def _sparse(path: Path, head: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + (100 << 30))
+
+
 def _many(count: int) -> bytes:
     return safetensors({f"{place}": entry(0, dtype="U8", end=0) for place in range(count)})
 
@@ -281,8 +294,17 @@ SAFETENSORS = {
     "safetensors header longer than the file": _bytes(
         struct.pack("<Q", 2**40) + b'{"w":', "declares a header of 1099511627776 bytes and has 13"
     ),
+    "safetensors header of 60 MB": _bytes(
+        lambda: safetensors(b"{" + b" " * (6 * 10**7) + b"}"), "expected at most 4194304"
+    ),
     "safetensors header of 100 MB": _bytes(
-        lambda: safetensors(b"{" + b" " * 10**8 + b"}"), "expected at most 4194304"
+        lambda: safetensors(b"{" + b" " * 10**8 + b"}"), _TOO_LARGE
+    ),
+    "safetensors of 100 GiB, sparse": _made(
+        lambda path: _sparse(path, safetensors({"w": entry(25 << 30, end=100 << 30)})), _TOO_LARGE
+    ),
+    "zeros of 100 GiB, sparse": _made(
+        lambda path: _sparse(path, b""), "begins with 0000000000000000, which is neither"
     ),
     "safetensors of 100,000 tensors": _bytes(lambda: _many(100_000), "has a header of "),
     "safetensors of 20,000 tensors": _bytes(

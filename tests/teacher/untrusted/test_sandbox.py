@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -120,6 +122,60 @@ def test_a_process_that_hangs_is_ended(monkeypatch):
     verdict = run("import time; time.sleep(1000)", monkeypatch, seconds=1)
     assert verdict.refusal == "takes longer than 1 s to read; it is damaged, or made to"
     assert time.monotonic() - started < 60
+
+
+def test_a_process_that_the_system_kills_is_not_called_slow(monkeypatch):
+    verdict = run("import os; os.kill(os.getpid(), 9)", monkeypatch)
+    assert verdict.refusal == (
+        "cannot be read: the system ended its reader, most likely for want of memory"
+    )
+
+
+def test_ignored_signals_of_children_do_not_matter(tmp_path, monkeypatch):
+    """As a shell or a scheduler may leave them to us; then nobody learns how a process ended."""
+    path = tmp_path / "teacher.pt"
+    path.write_bytes(saved(weights()))
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert quarantine.read(path).tensors.keys() == weights().keys()
+        assert run("1 / 0", monkeypatch).refusal.startswith("makes its reader ")
+        slow = run("import time; time.sleep(99)", monkeypatch, seconds=1)
+        assert slow.refusal.startswith("takes longer than 1 s")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize(
+    ("failing", "number"),
+    [
+        ("tempfile.TemporaryDirectory", errno.ENOSPC),
+        ("tempfile.TemporaryFile", errno.ENOSPC),
+        ("tempfile.TemporaryDirectory", errno.EDQUOT),
+        ("os.posix_spawn", errno.EAGAIN),
+    ],
+)
+def test_what_the_system_lacks_is_not_the_fault_of_the_file(failing, number, tmp_path, monkeypatch):
+    path = tmp_path / "teacher.pt"
+    path.write_bytes(saved(weights()))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(failing, full)
+    with pytest.raises(InputError) as caught:
+        quarantine.read(path)
+    assert str(caught.value) == (
+        f"{path} cannot be read for want of the system: {os.strerror(number)}; free space in the "
+        "folder for temporary files, or set TMPDIR to one that has room for the file twice"
+    )
+
+
+def test_no_folder_for_temporary_files_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "teacher.pt"
+    path.write_bytes(saved(weights()))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(InputError, match="No such file or directory; free space in the folder"):
+        quarantine.read(path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """The process that reads a hostile file: it gives up all it can, finds the tensors, and ends.
 
 Its standard input is the file, its standard output the safetensors file to write, and its
-standard error a file for one JSON object, the verdict. It is told three numbers: bytes of memory,
-seconds of processor time, and bytes to write at most.
+standard error a file for one JSON object, the verdict. It is told five numbers: bytes of memory,
+seconds of processor time, bytes to write at most, whether values are wanted (1) or names, types
+and shapes alone (0), and whether the file may be read without a filter of system calls (1).
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from robustkd.teacher.untrusted.contents import Contents, Refusal, quoted
 from robustkd.teacher.untrusted.formats import HEAD, recognise
 from robustkd.teacher.untrusted.read_checkpoint import read_checkpoint
 from robustkd.teacher.untrusted.read_safetensors import read_safetensors
-from robustkd.teacher.untrusted.write_safetensors import write_plain
+from robustkd.teacher.untrusted.write_safetensors import write_layout, write_plain
 
 _MOST_IGNORED = 20
+_TOO_WEAK = (
+    "is not read: this system has no seccomp, so that its reader could do harm; use Linux on "
+    "x86-64 or arm64, or accept the risk with --allow-weak-sandbox"
+)
 _READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint}
 
 
@@ -29,7 +34,7 @@ def load_codecs() -> None:
     codecs.lookup("raw-unicode-escape")
 
 
-def find_tensors(file: BufferedIOBase, size: int) -> Contents:
+def find_tensors(file: BufferedIOBase, size: int, *, values: bool = True) -> Contents:
     """What there is in a file of ``size`` bytes, of any accepted format.
 
     Raises:
@@ -38,21 +43,29 @@ def find_tensors(file: BufferedIOBase, size: int) -> Contents:
     file.seek(0)
     format_name = recognise(file.read(HEAD))
     file.seek(0)
-    return _READERS[format_name](file, size)
+    return _READERS[format_name](file, size, values=values)
 
 
-def convert(file: BufferedIOBase, out: BufferedIOBase, size: int) -> Contents:
-    """Write the tensors of ``file`` to ``out``; returns what was found.
+def convert(
+    file: BufferedIOBase, out: BufferedIOBase, size: int, *, values: bool = True
+) -> Contents:
+    """Write the tensors of ``file`` to ``out``, or what they are called; returns what was found.
 
     Raises:
         Refusal: If the file is not to be read, or ``out`` cannot be written.
     """
     try:
-        contents = find_tensors(file, size)
-        write_plain(contents, file, out)
+        contents = find_tensors(file, size, values=values)
+        if values:
+            write_plain(contents, file, out)
+        else:
+            write_layout(contents, out)
         out.flush()
     except OSError as error:
-        raise Refusal(f"cannot be converted: {error.strerror or 'I/O error'}") from error
+        raise Refusal(
+            f"cannot be converted: {error.strerror or 'I/O error'}; see that the folder for "
+            "temporary files (TMPDIR) has room for it twice"
+        ) from error
     except MemoryError:
         # The error's frames hold all that memory; a refusal raised from it would hold them.
         pass
@@ -63,14 +76,16 @@ def convert(file: BufferedIOBase, out: BufferedIOBase, size: int) -> Contents:
 
 def main() -> None:
     """Read the file and leave a verdict."""
-    memory, seconds, written = map(int, sys.argv[1:])
+    memory, seconds, written, values, weak = map(int, sys.argv[1:])
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     size = os.fstat(0).st_size
     load_codecs()
     with open(0, "rb") as file, open(1, "wb") as out, _Peak() as peak:
         enforced = limits.give_up(memory=memory, seconds=seconds, written=written)
         try:
-            contents = convert(file, out, size)
+            if not weak and limits.SYSTEM_CALLS not in enforced:
+                raise Refusal(_TOO_WEAK)
+            contents = convert(file, out, size, values=bool(values))
             said = {
                 "format": contents.format,
                 "tensors": len(contents.tensors),

@@ -1,27 +1,37 @@
 """What the reading process gives up before it looks at the file.
 
 Enforced everywhere: processor time, size of what is written, no further open files (nor sockets,
-which are files). On Linux also: memory; a network namespace without any network, where the
-system lets an ordinary user make one; and a filter that leaves the process about twenty system
-calls on x86-64 and arm64 (reading and writing what is open, memory, and its own end). macOS has
-no such filter and does not bound memory. The report of a run says what was enforced in it.
+which are files), and for an ordinary user no further processes. On Linux also: memory; a network
+namespace without any network, where the system lets an ordinary user make one; no changes to the
+file system, where the kernel has Landlock; and a filter that leaves the process about twenty
+system calls on x86-64 and arm64 (reading and writing what is open, memory, and its own end).
+Without that filter, as on macOS, which does not bound memory either, nothing is read unless the
+user allows it. The report of a run says what was enforced in it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import resource
 import struct
 import sys
 from contextlib import suppress
 
+SYSTEM_CALLS = "system calls"
+"""What is enforced by the filter, without which no file is read by default."""
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 # Classic BPF: load a word, jump if equal, return.
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _NOT_PERMITTED, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
 _NUMBER, _ARCHITECTURE = 0, 4
+# Landlock's system calls have the same numbers everywhere.
+_CREATE_RULES, _APPLY_RULES, _VERSION = 444, 446, 1
+# How many kinds of access each version knows: to files, to the network, to other processes.
+_FILES = {1: 13, 2: 14, 3: 15, 4: 15}
+_ALL_FILES, _NETWORK, _SCOPES = 16, 2, 2
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """What the kernel calls a machine; the columns of the table below."""
 _CALLS = {
@@ -67,23 +77,48 @@ def give_up(*, memory: int, seconds: int, written: int) -> list[str]:
         written: Bytes of the largest file that may be written.
     """
     enforced = ["processor time", "file size", "no further files"]
+    if os.geteuid():
+        enforced.append("no further processes")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (written, written))
     if sys.platform != "linux":
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
         return enforced
     library = ctypes.CDLL(None, use_errno=True)
     # A user namespace is what lets an ordinary user leave the network; root needs none.
     if any(library.unshare(flags) == 0 for flags in (_NEW_USER | _NEW_NET, _NEW_NET)):
         enforced.append("no network")
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    if _leave_files(library):
+        enforced.append("file system")
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         enforced.append("memory")
     if _filter_calls(library):
-        enforced.append("system calls")
+        enforced.append(SYSTEM_CALLS)
     return enforced
+
+
+def _leave_files(library: ctypes.CDLL) -> bool:
+    """Give up every access to the file system, where the kernel has Landlock: open files remain."""
+    version = library.syscall(_CREATE_RULES, None, 0, _VERSION)
+    if version < 1 or library.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
+        return False
+    kinds = [_FILES.get(version, _ALL_FILES)]
+    kinds += [_NETWORK] if version >= 4 else []
+    kinds += [_SCOPES] if version >= 6 else []
+    # All that is handled and not allowed by a rule is refused, and there is no rule.
+    handled = struct.pack(f"={len(kinds)}Q", *((1 << kind) - 1 for kind in kinds))
+    rules = library.syscall(_CREATE_RULES, handled, len(handled), 0)
+    if rules < 0:
+        return False
+    try:
+        return bool(library.syscall(_APPLY_RULES, rules, 0) == 0)
+    finally:
+        os.close(rules)
 
 
 def _filter_calls(library: ctypes.CDLL) -> bool:

@@ -29,8 +29,13 @@ OWN_KEY = "robustkd"
 _PREFIX = 8
 
 
-def read_safetensors(file: BufferedIOBase, size: int) -> Contents:
+def read_safetensors(file: BufferedIOBase, size: int, *, values: bool = True) -> Contents:  # noqa: ARG001 (there are no checksums)
     """Find the tensors of a safetensors file of ``size`` bytes.
+
+    Args:
+        file: The file.
+        size: Its bytes.
+        values: Whether to verify the values as well, which the format has no means for.
 
     Raises:
         Refusal: If anything in it is not as the format demands.

@@ -8,7 +8,8 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 _MIB = 1 << 20
@@ -17,6 +18,7 @@ _START = (
     "from robustkd.teacher.untrusted.child import main; main()"
 )
 _LONGEST_VERDICT = 1 << 16
+_TOO_LATE = -1000
 _LONGEST_REASON = 500
 
 
@@ -45,17 +47,28 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the reading process may take: bytes of memory and of output, seconds on the CPU."""
+    """What the reading process may take: bytes of memory and of output, seconds on the CPU.
+
+    And what it is to find: the values, or names, types and shapes alone. And whether it may work
+    where its system calls cannot be filtered.
+    """
 
     memory: int
     seconds: int
     written: int
+    values: bool = True
+    weak: bool = False
 
     @classmethod
-    def for_size(cls, size: int) -> Grant:
+    def for_size(cls, size: int, *, weak: bool = False) -> Grant:
         """Enough for an honest file of ``size`` bytes."""
         # A strided tensor is held twice; every value may be written twice (tied weights).
-        return cls(256 * _MIB + 2 * size, 30 + size // (20 * _MIB), 8 * _MIB + 2 * size)
+        return cls(256 * _MIB + 2 * size, 30 + size // (20 * _MIB), 8 * _MIB + 2 * size, weak=weak)
+
+    @classmethod
+    def for_layout(cls, *, weak: bool = False) -> Grant:
+        """Enough for names, types and shapes, however large the file claims to be."""
+        return cls(256 * _MIB, 30, 64 * _MIB, values=False, weak=weak)
 
 
 def run(source: int, target: int, grant: Grant) -> Verdict:
@@ -75,7 +88,7 @@ def run(source: int, target: int, grant: Grant) -> Verdict:
 
 def _spawn(source: int, target: int, said: int, grant: Grant) -> int:
     root = Path(__file__).parents[3]
-    numbers = map(str, (grant.memory, grant.seconds, grant.written))
+    numbers = map(str, map(int, astuple(grant)))
     # Isolated, without site packages: only the standard library and the reader itself.
     start = [sys.executable, "-I", "-S", "-B", "-c", _START.format(root=str(root)), *numbers]
     kept = {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}
@@ -84,25 +97,32 @@ def _spawn(source: int, target: int, said: int, grant: Grant) -> int:
 
 
 def _wait(process: int, *, deadline: float) -> int:
-    """The exit code; negative for the signal that ended the process."""
-    pause, ended = 0.002, 0
+    """The exit code; negative for the signal that ended the process, or for a late end."""
+    pause, ended, late = 0.002, 0, False
     try:
         while not ended:
-            if time.monotonic() > deadline:
+            if not late and time.monotonic() > deadline:
+                late = True
                 os.kill(process, signal.SIGKILL)
             ended, status = os.waitpid(process, os.WNOHANG)
             time.sleep(0 if ended else pause)
             pause = min(2 * pause, 0.05)
+    except ChildProcessError:
+        # Where SIGCHLD is ignored nobody learns how a process ended; its verdict tells enough.
+        return _TOO_LATE if late else 0
     except BaseException:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
         raise
-    return os.waitstatus_to_exitcode(status)
+    return _TOO_LATE if late else os.waitstatus_to_exitcode(status)
 
 
 def _how_it_ended(status: int, grant: Grant) -> str:
-    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+    if status in (-signal.SIGXCPU, _TOO_LATE):
         return f"takes longer than {grant.seconds} s to read; it is damaged, or made to"
+    if status == -signal.SIGKILL:
+        return "cannot be read: the system ended its reader, most likely for want of memory"
     return f"makes its reader fail (status {status}); it is damaged, or made to"
 
 

@@ -29,14 +29,27 @@ def write_plain(contents: Contents, file: BufferedIOBase, out: BufferedIOBase) -
         Refusal: If the file ends before the values do.
         OSError: If ``out`` cannot be written.
     """
-    # The widest first, so that every value lies at a multiple of its width.
-    tensors = sorted(contents.tensors, key=lambda tensor: (-WIDTHS[tensor.dtype], tensor.name))
+    tensors = _in_order(contents)
     out.write(_header(contents, tensors))
     for tensor in tensors:
         if _is_dense(tensor):
             _copy(tensor, file, out)
         else:
             out.write(gather(tensor, _read(tensor, file)))
+
+
+def write_layout(contents: Contents, out: BufferedIOBase) -> None:
+    """Write names, types and shapes alone: the header of what :func:`write_plain` writes.
+
+    Raises:
+        OSError: If ``out`` cannot be written.
+    """
+    out.write(_header(contents, _in_order(contents)))
+
+
+def _in_order(contents: Contents) -> list[Stored]:
+    """The widest first, so that every value lies at a multiple of its width."""
+    return sorted(contents.tensors, key=lambda tensor: (-WIDTHS[tensor.dtype], tensor.name))
 
 
 def _header(contents: Contents, tensors: list[Stored]) -> bytes:

@@ -1,0 +1,45 @@
+"""The header of a safetensors file as tensors without values: names, types and shapes."""
+
+from __future__ import annotations
+
+import json
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+LONGEST_HEADER = 64 << 20
+"""Bytes; ten thousand names, each letter of which is written as an escape."""
+
+
+def read_layout(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors on the device ``meta``, by name, and the metadata; no value is read.
+
+    Raises:
+        ValueError: If the file does not begin with a header of safetensors.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if length > LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes; expected at most {LONGEST_HEADER}")
+    try:
+        header = json.loads(file.read(length))
+        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
+        tensors = {
+            name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
+            for name, entry in header.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
+        raise ValueError("a damaged header, or values of a type that is not read") from error
+    return tensors, metadata
