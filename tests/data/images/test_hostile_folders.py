@@ -58,7 +58,7 @@ def test_a_hostile_folder(case: Case, distil, tmp_path):
     if case.message is None:
         assert said.code == 0
         # Of the data, nothing but how well the teacher knows it.
-        assert re.fullmatch(r"teacher: teacher\.safetensors, .* of 20 validation .*\n", said.err)
+        assert re.fullmatch(r"teacher: teacher\.safetensors, .* on 20 validation .*\n", said.err)
         rows = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
         # Whatever the images are stored as, dark is dark and light is light.
         assert rows[0]["acc"] == 1.0
