@@ -18,6 +18,7 @@ from robustkd.core import files
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, RobustKDError, UsageError
 from robustkd.core.files import free_name, new_folder, read_json, write_json
+from robustkd.models.serialization import write_safetensors
 from robustkd.pipeline.run_folder import opened
 from robustkd.pipeline.trackers import Events
 from robustkd.teacher.defences.masks import load_detoxified
@@ -284,3 +285,41 @@ def test_of_many_runs_at_once_one_has_the_folder(tmp_path):
 def test_a_name_that_is_a_link_without_a_target_is_not_free(tmp_path):
     (tmp_path / "demo").symlink_to(tmp_path / "nothing")
     assert free_name(tmp_path / "demo") == tmp_path / "demo-2"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "{",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"seconds": "x", "records": []}',
+        '{"seconds": 1, "records": 3}',
+        '{"seconds": 1, "records": [[]]}',
+        '{"seconds": 1, "records": [{"loss": "x"}]}',
+    ],
+)
+def test_a_checkpoint_of_another_form_is_one_line(values, folder):
+    path = folder / "checkpoint.safetensors"
+    path.unlink()
+    write_safetensors(path, STATE.tensors, {"state": values})
+    with opened(folder, begun=BEGUN, resume=True) as run:
+        text = refused(run.last)
+    assert text == f"{path} holds no state of a training; expected a run's checkpoint"
+
+
+def test_kernel_choices_that_changed_are_told(folder, caplog, monkeypatch):
+    before = environment() | {"OMP_A": "1", "MKL_B": "2", "ATEN_C\n": "x", "TORCH_D": "\x1b[2J"}
+    write_json(folder / "environment.json", before)
+    monkeypatch.setenv("OMP_A", "3")
+    monkeypatch.setenv("ONEDNN_E", "4")
+    with caplog.at_level(logging.WARNING):
+        begin(folder, resume=True)
+    told = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert told == [
+        "OMP_A was 1 when the run began and is 3 now",
+        "ONEDNN_E was not set when the run began and is 4 now",
+        "MKL_B was 2 when the run began and is not set now",
+        "TORCH_D was something unknown when the run began and is not set now",
+    ]

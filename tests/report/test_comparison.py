@@ -282,3 +282,10 @@ def test_the_figure_shows_every_method_however_many_there_are():
     shown = grid_files(found)["acc-asr.svg"]
     for row in found:
         assert (row.words in shown) == (row.method != "teacher")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\u00a0=1"])
+def test_no_name_is_a_formula_in_a_spreadsheet(name):
+    rows = aggregate([Run(**make_run(data=name, method="ofd"))])
+    (_, line) = csv.reader(io.StringIO(csv_table(rows)))
+    assert line[0] == f"'{name}"

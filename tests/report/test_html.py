@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+import struct
 import subprocess
 import sys
+import zipfile
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from robustkd.core.errors import InputError
 from robustkd.report import write_html
+from robustkd.report.arrays import read_arrays
 
 from .conftest import make_run
 
@@ -149,6 +153,35 @@ def test_a_damaged_file_is_refused(write, content):
     (folder / "arrays.npz").write_bytes(content)
     with pytest.raises(InputError, match=r"arrays.npz: not an .npz of plain arrays \(.*\); make"):
         write_html(folder)
+
+
+def npy(shape: str, content: bytes) -> bytes:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + content
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        (
+            [npy("(8000000,)", bytes(8_000_000))],
+            "an array unfolds to more than 200 times its bytes",
+        ),
+        ([npy("(60000000,)", bytes(60_000_000))] * 2, "it unfolds to more than 67,108,864 bytes"),
+        ([npy("(1 << 40,)", bytes(9))], ""),
+        ([npy("(1099511627776,)", bytes(9))], "an array has another size than its header says"),
+        ([npy("(1,)", bytes(1))] * 1001, "it has 1001 arrays, expected at most 1000"),
+    ],
+)
+def test_arrays_that_unfold_beyond_pictures_are_not_unfolded(write, members, reason):
+    folder = write()
+    with zipfile.ZipFile(folder / "arrays.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, member in enumerate(members):
+            archive.writestr(f"mask/{i}.npy", member)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=rf"not an .npz of plain arrays \({reason}.*\); make the"):
+        read_arrays(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 16
 
 
 def test_pickled_arrays_are_refused(write):

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from robustkd.core.methods import METHODS
 from robustkd.report import Run, aggregate, console_table, markdown_table
-from robustkd.report.tables import UNKNOWN, short_count
+from robustkd.report.tables import UNKNOWN, markdown, short_count
 
 from .conftest import SCORES, make_run
 
@@ -99,6 +99,20 @@ def test_markdown_gives_back_the_numbers():
         assert float(found["ASR %"]) == pytest.approx(100 * row.asr.mean, abs=0.05)
         assert int(found["Parameters"].replace(",", "")) == row.params
         assert (found["n"], found["Seconds"]) == ("1", "31")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("![x](http://a.b/c.png)", "![x]&#40;http&#58;//a.b/c.png)"),
+        ("[x](javascript:y)", "[x]&#40;javascript:y)"),
+        ("www.a.b", "www&#46;a.b"),
+        ("a\\|b", "a&#92;\\|b"),
+        ("50.0 [40.4, 59.6]", "50.0 [40.4, 59.6]"),
+    ],
+)
+def test_a_cell_holds_no_link_and_no_image(name, written):
+    assert markdown(name) == written
 
 
 def test_a_hostile_name_stays_in_its_markdown_cell():

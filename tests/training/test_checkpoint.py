@@ -146,6 +146,43 @@ def test_a_state_of_other_networks_is_refused(tmp_path):
         fit(Supervised(nn.Linear(8, 3)), DATA, epochs=1, keeper=Stopping(tmp_path / "state", None))
 
 
+def damaged(state: State, key: str, value: object) -> State:
+    if isinstance(value, Tensor):
+        return State({**state.tensors, key: value}, state.values)
+    if key in state.tensors:
+        return State({k: v for k, v in state.tensors.items() if k != key}, state.values)
+    return State(state.tensors, {**state.values, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("random.cpu", torch.zeros(3, dtype=torch.uint8)),
+        ("random.nowhere", torch.zeros(3, dtype=torch.uint8)),
+        ("began.order", torch.zeros(3, dtype=torch.uint8)),
+        ("began.crops", torch.zeros(3)),
+        ("began.crops", None),
+        ("momentum.99", torch.zeros(3)),
+        ("momentum.x", torch.zeros(3)),
+        ("momentum.0", torch.zeros(7, 7)),
+        ("step", "many"),
+        ("taken", -1),
+        ("epoch", None),
+        ("scalars", ["none"]),
+    ],
+)
+def test_a_damaged_state_is_one_line(key, value, tmp_path):
+    keeper = Stopping(tmp_path / "state", 2)
+    with pytest.raises(KeyboardInterrupt):
+        trained(keeper)
+    save_state(damaged(load_state(keeper.path), key, value), keeper.path)
+    with pytest.raises(
+        InputError, match=r"^the state that was kept is damaged \(.*\); begin a"
+    ) as e:
+        trained(Stopping(keeper.path, None))
+    assert "\n" not in str(e.value)
+
+
 def distilled(keeper: Stopping | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     spec = Spec("wrn-10-1", 3, (3, 8, 8))
     hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, fade=0.5, seed=4)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from robustkd.cli.files import from_files
 from robustkd.cli.flags import check_whole
-from robustkd.core.errors import RobustKDError, printable
+from robustkd.core.errors import InputError, RobustKDError, printable, told
 from robustkd.core.surroundings import safe_children
 
 _USAGE, _INTERRUPTED = 2, 130
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RobustKDError as error:
         errors.print(f"robustkd: {printable(str(error))}")
         sys.exit(error.exit_code)
+    except (OSError, MemoryError, UnicodeError, RecursionError) as error:
+        errors.print(f"robustkd: {printable(told(error))}")
+        sys.exit(InputError.exit_code)
     except KeyboardInterrupt as stop:
         errors.print(f"robustkd: {printable(str(stop)) or 'interrupted'}")
         sys.exit(_INTERRUPTED)

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import TYPE_CHECKING
+import re
 
-if TYPE_CHECKING:
-    pass
+from robustkd.core.errors import printable
+
+_LIBRARIES = "OMP|MKL|KMP|OPENBLAS|ONEDNN|DNNL|ATEN|TORCH|PYTORCH|CUDA|CUDNN|CUBLAS|NVIDIA"
+_CHOOSES_KERNELS = re.compile(rf"({_LIBRARIES})_[A-Z0-9_]{{1,60}}")
+_CHOOSES_PLACES = ("_HOME", "_DIR", "_PATH", "_CACHE", "_LOGS", "_OUT", "_FILE")
+_LONGEST_VALUE = 60
+
+
+def is_kernel_choice(name: str) -> bool:
+    """Whether an environment variable of that name can change the last bits of figures."""
+    return _CHOOSES_KERNELS.fullmatch(name) is not None and not name.endswith(_CHOOSES_PLACES)
+
+
+def kernel_choices() -> dict[str, str]:
+    """The environment variables that choose among kernels, where they are set."""
+    return {
+        name: printable(value)[:_LONGEST_VALUE]
+        for name, value in sorted(os.environ.items())
+        if is_kernel_choice(name)
+    }
 
 
 def environment() -> dict[str, str | int]:
@@ -26,4 +44,5 @@ def environment() -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "machine": platform.machine(),
         "system": platform.system(),
+        **kernel_choices(),
     }

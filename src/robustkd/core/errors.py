@@ -5,7 +5,16 @@ A message is one line: the bad value, what was expected, what to do.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
+
+_OF_THE_MACHINE = {
+    (errno.ENOSPC, errno.EDQUOT): "the disk is full; make room",
+    (errno.ENOMEM,): "memory ran out; end other programs, or use a larger machine",
+    (errno.EMFILE, errno.ENFILE): "too many files are open; raise the limit (ulimit -n)",
+    (errno.EAGAIN,): "no more processes can be started; raise the limit (ulimit -u)",
+    (errno.EPIPE,): "whoever reads the output has stopped",
+}
 
 
 class RobustKDError(Exception):
@@ -38,6 +47,28 @@ class ThresholdError(RobustKDError):
 
 class TrainingError(RobustKDError):
     """Training cannot go on: a loss that is not finite, or a term that does nothing."""
+
+
+def told(error: OSError | MemoryError | UnicodeError | RecursionError) -> str:
+    """What failed at a file's edge and nobody has told better: the file's fault, or the machine's.
+
+    >>> told(OSError(28, "No space left on device", "student.safetensors"))
+    'student.safetensors: the disk is full; make room'
+    >>> told(PermissionError(13, "Permission denied", "teacher.pt"))
+    'teacher.pt: Permission denied; check that the file is what you mean'
+    """
+    if isinstance(error, MemoryError):
+        return "memory ran out; use a smaller batch, image size or network, or a larger machine"
+    if isinstance(error, RecursionError):
+        return "something that was read is nested too deep; check your files"
+    if isinstance(error, UnicodeError):
+        return "a file or a name is not in UTF-8; convert or rename it"
+    name = error.filename if isinstance(error.filename, str) else ""
+    for numbers, problem in _OF_THE_MACHINE.items():
+        if error.errno in numbers:
+            return f"{name}: {problem}" if name else problem
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{name or 'a file'}: {reason}; check that the file is what you mean"
 
 
 def printable(text: str) -> str:

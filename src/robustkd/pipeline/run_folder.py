@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from robustkd.core.environment import environment
+from robustkd.core.environment import environment, is_kernel_choice
 from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.files import (
     locked,
@@ -100,12 +100,17 @@ class Run:
             save_detoxified(cleaned, path, provenance=provenance)
             _log.info("the teacher is detoxified")
         # Read back even if it is fresh, so that a resumed run distils from nothing else.
-        provenance = read_safetensors(path, links=False)[1]["provenance"]
+        made = read_safetensors(path, links=False)[1].get("provenance")
+        before, seconds = (
+            (made.get("record"), made.get("seconds")) if isinstance(made, dict) else (None, None)
+        )
+        if not isinstance(before, dict) or not isinstance(seconds, int | float):
+            raise InputError(f"{path} does not say how it was made; begin a new run with --out")
         if not fresh:
-            self._seconds_before = provenance["seconds"]
+            self._seconds_before = seconds
         arch = getattr(getattr(teacher, "spec", None), "arch", None)
         cleaned = load_detoxified(path, arch=arch, links=False)
-        return cleaned.to(device_of(teacher)), provenance["record"]
+        return cleaned.to(device_of(teacher)), before
 
     def last(self) -> State | None:
         """The state that was kept last; from now on an interrupt waits for the next one."""
@@ -116,9 +121,11 @@ class Run:
         if not _has(self.folder, CHECKPOINT):
             return None
         state = load_state(path)
-        self._seconds_before = state.values["seconds"]
-        self._noted = len(state.values["records"])
-        _log.info("continued after step %d", state.values["step"])
+        seconds, records = state.values.get("seconds"), state.values.get("records")
+        if not isinstance(seconds, int | float) or not _are_records(records):
+            raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
+        self._seconds_before, self._noted = seconds, len(records)
+        _log.info("continued after step %s", _shown(state.values.get("step")))
         return state
 
     def wanted(self) -> bool:
@@ -225,6 +232,14 @@ def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None
                 )
 
 
+def _are_records(found: object) -> TypeGuard[list[Mapping[str, float]]]:
+    return isinstance(found, list) and all(
+        isinstance(record, dict)
+        and all(isinstance(figure, int | float) for figure in record.values())
+        for record in found
+    )
+
+
 def _brief(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -244,17 +259,20 @@ def _note_environment(path: Path) -> None:
         write_json(path, now)
         return
     before = read_json(path)
-    for name in now:
-        if before.get(name) != now[name]:
+    set_before = (name for name in before if is_kernel_choice(name) and name not in now)
+    for name in (*now, *set_before):
+        if before.get(name) != now.get(name):
             _log.warning(
                 "%s was %s when the run began and is %s now: the student may differ in its last "
                 "bits from one that was not interrupted",
-                *(name, _shown(before.get(name)), _shown(now[name])),
+                *(name, _shown(before.get(name)), _shown(now.get(name))),
             )
 
 
 def _shown(value: object) -> str:
     """A version or a count, or what to say of a text that is neither and may be anything."""
+    if value is None:
+        return "not set"
     text = str(value) if isinstance(value, str | int) else ""
     return text if _VERSION.fullmatch(text) else "something unknown"
 

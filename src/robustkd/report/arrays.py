@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from robustkd.core.errors import InputError
 from robustkd.core.folders import Folder
@@ -24,6 +27,20 @@ _SIZES = {
     "labels": 1,
     "predictions/": 1,
 }
+_DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    MemoryError,
+    RecursionError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise of a file that is no archive of arrays."""
 _PER_IMAGE = ("triggered", "labels", "predictions/")
 _LAYOUT = {
     4: "numbers of shape [k, C, H, W]",
@@ -31,6 +48,10 @@ _LAYOUT = {
     1: "whole numbers of shape [k]",
 }
 _ROUNDING = 1e-4
+_MOST_BYTES = 1 << 26
+_MOST_MEMBERS = 1000
+_MOST_RATIO = 200
+_WORTH_A_RATIO = 1 << 22
 
 
 def read_arrays(folder: Path) -> dict[str, Array]:
@@ -61,13 +82,50 @@ def _load(file: Path) -> dict[str, Array]:
         with (
             Folder.at(file.parent) as folder,
             folder.open(file.name) as opened,
-            np.load(opened, allow_pickle=False) as stored,
         ):
-            return dict(stored)
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+            _check_sizes(opened)
+            with np.load(opened, allow_pickle=False) as stored:
+                return {
+                    key: stored[key] for key in stored if any(_is(key, kind) for kind in _SIZES)
+                }
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())[:100]
         message = f"{file}: not an .npz of plain arrays ({reason}); make the run again"
         raise InputError(message) from error
+
+
+def _check_sizes(opened: BinaryIO) -> None:
+    """Refuse an archive that would unfold to far more than pictures take, before it does.
+
+    Raises:
+        ValueError: It would.
+    """
+    if os.fstat(opened.fileno()).st_size > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    with zipfile.ZipFile(opened) as archive:
+        members = archive.infolist()
+        if len(members) > _MOST_MEMBERS:
+            raise ValueError(f"it has {len(members)} arrays, expected at most {_MOST_MEMBERS}")
+        if sum(member.file_size for member in members) > _MOST_BYTES:
+            raise ValueError(f"it unfolds to more than {_MOST_BYTES:,} bytes")
+        for member in members:
+            most = _MOST_RATIO * member.compress_size
+            if member.file_size > _WORTH_A_RATIO and member.file_size > most:
+                raise ValueError(f"an array unfolds to more than {_MOST_RATIO} times its bytes")
+            _check_header(archive, member)
+    opened.seek(0)
+
+
+def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Refuse an array whose header promises more than there is, for which numpy makes room."""
+    with archive.open(member) as stored:
+        readers = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
+        version = read_magic(stored)
+        if version not in readers:
+            raise ValueError(f"it has the unknown version {version}")
+        shape, _, kind = readers[version](stored)
+        if math.prod(shape) * kind.itemsize != member.file_size - stored.tell():
+            raise ValueError("an array has another size than its header says")
 
 
 def _is(key: str, kind: str) -> bool:

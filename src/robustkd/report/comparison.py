@@ -301,8 +301,14 @@ def csv_table(rows: Sequence[Row]) -> str:
     )
     for row in rows:
         parts = [part for measure in row.shares for part in _parts(measure)]
-        writer.writerow([*row.cell, row.method, row.acc.n, *parts])
+        names = map(_inert, (*row.cell, row.method))
+        writer.writerow([*names, row.acc.n, *parts])
     return text.getvalue()
+
+
+def _inert(name: str) -> str:
+    """A name that no spreadsheet takes for a formula: it begins with a quotation mark then."""
+    return f"'{name}" if name.lstrip().startswith(("=", "+", "-", "@")) else name
 
 
 _PARTS = ("mean", "sd", "lowest", "highest")

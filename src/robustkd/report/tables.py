@@ -13,6 +13,17 @@ from robustkd.report.aggregate import Cell, Row, Statistic, by_cell
 UNKNOWN = "\u2013"
 """An en dash stands where nothing was measured."""
 
+_ENTITIES = (
+    ("&", "&amp;"),
+    ("\\", "&#92;"),
+    ("<", "&lt;"),
+    (">", "&gt;"),
+    ("|", "\\|"),
+    # A link or an image needs a bracket behind a bracket; an address is a link by itself.
+    ("](", "]&#40;"),
+    ("://", "&#58;//"),
+    ("www.", "www&#46;"),
+)
 _FULL_NAMES = ("Data", "Pair", "Attack")
 
 
@@ -158,7 +169,7 @@ def _caption(seeds: Sequence[int], *, intervals: bool) -> str:
 
 
 def markdown(name: str) -> str:
-    """A text that stays one cell of a Markdown table, whatever is in it."""
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
-        name = name.replace(character, entity)
+    """A text that stays one cell of a Markdown table, without links and images of its own."""
+    for text, entity in _ENTITIES:
+        name = name.replace(text, entity)
     return " ".join(name.split())

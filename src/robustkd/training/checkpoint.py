@@ -74,4 +74,10 @@ def load_state(path: Path) -> State:
     tensors, description = serialization.read_safetensors(path, links=False)
     if not isinstance(text := description.get("state"), str):
         raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
-    return State(tensors, json.loads(text))
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
+    return State(tensors, values)

@@ -10,6 +10,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _CHECK_EVERY = 20
+_LONGEST_REASON = 100
 
 
 def chosen_epoch(figures: Sequence[float], enough: Callable[[float], float] | None = None) -> int:
@@ -183,7 +185,8 @@ class _Loop:
         # Batches that are behind are made again, so that the same numbers are drawn for them.
         for _ in zip(range(self.taken), source, strict=False):
             pass
-        _set_random(self._then)
+        with _as_kept():
+            _set_random(self._then)
         self._then = {}
         yield from source
 
@@ -279,7 +282,6 @@ class _Loop:
         Raises:
             InputError: If its networks were others.
         """
-        values = state.values
         try:
             self.learner.load_state_dict(state.part("learner"))
             if self.beside is not None:
@@ -289,7 +291,12 @@ class _Loop:
                 "the state that was kept does not fit the networks, whose code has changed since; "
                 "put it back, or begin a new run with --out"
             ) from error
-        trained = self._trained()
+        with _as_kept():
+            self._restore_rest(state)
+
+    def _restore_rest(self, state: State) -> None:
+        """Put back everything but the networks."""
+        values, trained = state.values, self._trained()
         for index, saved in state.part("momentum").items():
             parameter = trained[int(index)]
             # In the parameter's memory format: in another one, sums may round differently.
@@ -305,8 +312,8 @@ class _Loop:
         began, self._then = state.part("began"), state.part("random")
         self.order.set_state(began["order"])
         self.crops.set_state(began["crops"])
-        self.step, self.epoch = values["step"], values["epoch"]
-        self.taken, self.seen = values["taken"], values["seen"]
+        self.step, self.epoch = _count(values["step"]), _count(values["epoch"])
+        self.taken, self.seen = _count(values["taken"]), values["seen"]
         self.records = list(values["records"])
 
     def _momentum(self) -> dict[str, Tensor]:
@@ -331,6 +338,25 @@ def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dic
             rate = rates.get(name.partition(".")[0], lr)
             groups.setdefault(rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+@contextmanager
+def _as_kept() -> Iterator[None]:
+    """Tell in one line that a state is not what a training keeps; it may be a stranger's."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise InputError(
+            f"the state that was kept is damaged ({type(error).__name__}: {reason}); begin a new "
+            "run with --out"
+        ) from error
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{ascii(value)[:40]} is no count")
+    return value
 
 
 def _get_random(device: torch.device) -> dict[str, Tensor]:

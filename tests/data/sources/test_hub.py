@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,8 @@ from robustkd.data.sources.hub import load_hub
 from tests.data.images.image_files import picture
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
 SPLITS = ("train", "validation", "test")
 
 
@@ -168,6 +171,19 @@ def test_class_names_that_cannot_be_printed_are_refused(tmp_path):
     message = r"the class name 'b\\x1b\[2J' cannot be shown, expected a printable name; use another"
     with pytest.raises(InputError, match=message):
         open_source(f"hf:{folder}@main")
+
+
+def test_a_table_that_repeats_a_row_millions_of_times_is_not_unfolded(tmp_path):
+    folder = write_hub(tmp_path / "a", {"train": 8})
+    path = folder / "train-00000-of-00001.parquet"
+    table = pyarrow.parquet.read_table(path)
+    many = table.take(pyarrow.array(np.zeros(100_000, dtype=np.int64)))
+    pyarrow.parquet.write_table(many, path, compression="zstd")
+    assert path.stat().st_size < 200_000
+    message = r"cannot be had: a file has 100,000 rows in [\d,]+ bytes, fewer than images take$"
+    with pytest.raises(InputError, match=message):
+        open_source(f"hf:{folder}@main")
+    assert not list((tmp_path / "cache").glob("**/*.arrow"))
 
 
 @pytest.mark.parametrize("name", ["insects", "user/insects"])

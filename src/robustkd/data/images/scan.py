@@ -206,6 +206,7 @@ def _entries(root: Path, path: str) -> Iterator[tuple[str, bool]]:
                 if not entry.name.startswith("."):
                     yield entry.name, _is_folder(entry, place / entry.name, root)
     except OSError as error:
+        # Unlike Path.is_symlink, it is false where the path is too long.
         if os.path.islink(place):
             raise _refusal(place, "is a link to a folder") from error
         raise InputError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,10 @@ PREFIX = "hf:"
 
 _FORMATS = ("parquet", "arrow")
 """Tables; the library's other readers unpack archives, or load tensors, of a stranger's choice."""
+_MOST_ROWS = 1 << 24
+_LEAST_BYTES = 32
+"""No encoded image is smaller."""
+_ROWS_BESIDE = 1000
 _NAME = re.compile(r"hf:(?P<name>[^@]+)@(?P<revision>[^@]+)")
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SPELLINGS: Mapping[str, HeldOut] = {
@@ -121,8 +125,9 @@ def _fetch(name: str, revision: str) -> Mapping[str, Any]:
         builder = _builder(name, revision)
         if builder.name not in _FORMATS:
             raise ValueError(f"stored as {builder.name}, expected {' or '.join(_FORMATS)}")
-        builder.download_and_prepare()
+        builder.download_and_prepare(dl_manager=_checking(builder))
         found: Mapping[str, Any] = builder.as_dataset()
+        _check_rows(sum(map(len, found.values())))
     # It raises its own and other libraries' errors, of no common kind.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -130,6 +135,63 @@ def _fetch(name: str, revision: str) -> Mapping[str, Any]:
             f"{PREFIX}{shown(name)}@{shown(revision)} cannot be had: {shown(reason)}"
         ) from error
     return found
+
+
+def _checking(builder: datasets.DatasetBuilder) -> datasets.DownloadManager:
+    """The library's downloads, of which tables are looked at before they are unfolded."""
+    import datasets
+
+    class Checking(datasets.DownloadManager):  # type: ignore[misc]
+        def download(self, url_or_urls: object) -> object:
+            found = super().download(url_or_urls)
+            if builder.name == "parquet":
+                _check_tables(_paths(found))
+            return found
+
+    return Checking(
+        dataset_name=builder.dataset_name,
+        download_config=datasets.DownloadConfig(
+            use_etag=False, token=builder.token, storage_options=builder.storage_options
+        ),
+        data_dir=builder.config.data_dir,
+        base_path=builder.base_path,
+    )
+
+
+def _paths(found: object) -> Iterator[str]:
+    if isinstance(found, Mapping):
+        found = list(found.values())
+    if isinstance(found, list | tuple):
+        for part in found:
+            yield from _paths(part)
+    else:
+        yield str(found)
+
+
+def _check_tables(paths: Iterable[str]) -> None:
+    """Refuse Parquet files of far more rows than images can be in their bytes.
+
+    Raises:
+        ValueError: There are more.
+    """
+    from pyarrow import parquet
+
+    rows = 0
+    for path in paths:
+        with open(path, "rb") as file:
+            count = parquet.read_metadata(file).num_rows
+            rows += count
+            if count > _ROWS_BESIDE + os.fstat(file.fileno()).st_size // _LEAST_BYTES:
+                raise ValueError(
+                    f"a file has {count:,} rows in {os.fstat(file.fileno()).st_size:,} bytes, "
+                    "fewer than images take"
+                )
+        _check_rows(rows)
+
+
+def _check_rows(rows: int) -> None:
+    if rows > _MOST_ROWS:
+        raise ValueError(f"it has {rows:,} rows or more, expected at most {_MOST_ROWS:,}")
 
 
 def _builder(name: str, revision: str) -> datasets.DatasetBuilder:
