@@ -167,14 +167,14 @@ def lines_of(pair: str, attack: str, **methods: tuple[int, float | None]) -> lis
     ]
 
 
-def test_the_headline_has_the_attacks_that_count_and_the_student_that_obeys_most():
+def test_the_headline_has_the_attacks_that_count_and_the_student_with_the_highest_asr():
     found = aggregate(
         lines_of("a to b", "ckd", ofd=(2, 0.1), kd=(2, 0.5), default=(1, 0.02), both=(4, 0.0))
         + lines_of("a to b", "badnets", ofd=(2, 0.1), kd=(2, 0.2), default=(2, 0.02))
         + lines_of("a to b", "sig", mix=(2, 0.6), paper=(3, 0.4), ofd=(1, None), teacher=(5, 1.0))
     )
     table = (
-        "| Attack | student, no teacher | ordinary student that obeys most | RobustKD (paper) | "
+        "| Attack | student, no teacher | ordinary student, highest ASR | RobustKD (paper) | "
         "RobustKD (default) | n |\n"
         "| --- | --- | --- | --- | --- | --- |\n"
         "| ckd | ? | 90.0 / 50.0 ± 0.0 (kd) | ? | 90.0 / 2.0 | 1-2 |\n"

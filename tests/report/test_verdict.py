@@ -13,54 +13,56 @@ from .conftest import make_rows, make_run
     [
         pytest.param(
             {},
-            "On this attack the ordinary student obeys the trigger on 63.9 % of images; the "
-            "RobustKD student on 1.2 %, with 0.4 points less accuracy (one seed).",
+            "Attack success rate of the ordinary student: 63.9 %; of the RobustKD student: 1.2 %, "
+            "with an accuracy 0.4 percentage points lower (one seed).",
             id="defended",
         ),
         pytest.param(
             {"default": (0.976, 0.4)},
-            "The defence failed on this attack: the ordinary student obeys the trigger on 63.9 % "
-            "of images, the RobustKD student on 40.0 %, with the same accuracy (one seed).",
+            "The defence failed on this attack; attack success rate of the ordinary student: "
+            "63.9 %; of the RobustKD student: 40.0 %, with the same accuracy (one seed).",
             id="failed",
         ),
         pytest.param(
             {"default": (0.986, 0.15)},
-            "The defence helped, but not enough: the ordinary student obeys the trigger on 63.9 % "
-            "of images, the RobustKD student on 15.0 %, with 1.0 points more accuracy (one seed).",
+            "The defence helped, but not enough; attack success rate of the ordinary student: "
+            "63.9 %; of the RobustKD student: 15.0 %, with an accuracy 1.0 percentage points "
+            "higher (one seed).",
             id="helped",
         ),
         pytest.param(
             {"ofd": (0.976, 0.023)},
-            "The ordinary student did not inherit the backdoor (it obeys the trigger on 2.3 % of "
-            "images), so this attack cannot show what the defence is worth: the RobustKD student "
-            "obeys it on 1.2 %, with 0.4 points less accuracy (one seed).",
+            "The ordinary student did not inherit the backdoor, so this attack cannot show what "
+            "the defence is worth; attack success rate of the ordinary student: 2.3 %; of the "
+            "RobustKD student: 1.2 %, with an accuracy 0.4 percentage points lower (one seed).",
             id="not inherited",
         ),
         pytest.param(
             {"ofd": (0.976, 0.023), "default": (0.976, 0.45)},
-            "The defence failed on this attack: the ordinary student obeys the trigger on 2.3 % "
-            "of images, the RobustKD student on 45.0 %, with the same accuracy (one seed).",
+            "The defence failed on this attack; attack success rate of the ordinary student: "
+            "2.3 %; of the RobustKD student: 45.0 %, with the same accuracy (one seed).",
             id="made worse",
         ),
         pytest.param(
             {"default": (0.776, 0.012)},
-            "On this attack the ordinary student obeys the trigger on 63.9 % of images; the "
-            "RobustKD student on 1.2 %, but with 20.0 points less accuracy (one seed).",
+            "Attack success rate of the ordinary student: 63.9 %; of the RobustKD student: 1.2 %, "
+            "but with an accuracy 20.0 percentage points lower (one seed).",
             id="costly",
         ),
         pytest.param(
             {"ofd": (0.976, 0.575), "no_teacher": (0.97, 0.877), "default": (0.972, 0.5)},
-            "What is left is no more than this trigger does to any student: the ordinary student "
-            "obeys the trigger on 57.5 % of images, the RobustKD student on 50.0 %, with 0.4 "
-            "points less accuracy (one seed). A student that never saw the teacher obeys it on "
-            "87.7 %, so much of this is the trigger's own strength, not inheritance.",
+            "The remaining attack success is no higher than without any teacher; attack success "
+            "rate of the ordinary student: 57.5 %; of the RobustKD student: 50.0 %, with an "
+            "accuracy 0.4 percentage points lower (one seed). A student trained without a teacher "
+            "has an attack success rate of 87.7 %, so much of the attack success is due to the "
+            "trigger alone, not inherited.",
             id="universal perturbation",
         ),
         pytest.param(
             {"no_teacher": (0.97, 0.2)},
-            "On this attack the ordinary student obeys the trigger on 63.9 % of images; the "
-            "RobustKD student on 1.2 %, with 0.4 points less accuracy (one seed). A student that "
-            "never saw the teacher obeys it on 20.0 %.",
+            "Attack success rate of the ordinary student: 63.9 %; of the RobustKD student: 1.2 %, "
+            "with an accuracy 0.4 percentage points lower (one seed). A student trained without a "
+            "teacher has an attack success rate of 20.0 %.",
             id="strong trigger",
         ),
         pytest.param(
@@ -71,38 +73,38 @@ from .conftest import make_rows, make_run
         ),
         pytest.param(
             {"ofd": None},
-            "There is no ASR of an ordinary student to compare with: the RobustKD student has "
-            "97.2 % accuracy and obeys the trigger on 1.2 % of images (one seed).",
+            "There is no attack success rate of an ordinary student to compare with: the RobustKD "
+            "student has 97.2 % accuracy and an attack success rate of 1.2 % (one seed).",
             id="no ordinary student",
         ),
         pytest.param(
             {"default": None},
-            "There is no ASR of a RobustKD student to compare with: the ordinary student has "
-            "97.6 % accuracy and obeys the trigger on 63.9 % of images (one seed).",
+            "There is no attack success rate of a RobustKD student to compare with: the ordinary "
+            "student has 97.6 % accuracy and an attack success rate of 63.9 % (one seed).",
             id="no RobustKD student",
         ),
         pytest.param(
             {"default": None, "ofd": None, "teacher": (0.99, 1.0)},
-            "These results hold neither a RobustKD student nor an ordinary one.",
+            "These results contain neither a RobustKD student nor an ordinary student.",
             id="teacher only",
         ),
         pytest.param(
             {"default": None, "default_kd": (0.96, 0.02), "kd": (0.98, 0.75), "paper": (0.9, 0.5)},
-            "On this attack the ordinary student obeys the trigger on 75.0 % of images; the "
-            "RobustKD student on 2.0 %, with 2.0 points less accuracy (one seed).",
+            "Attack success rate of the ordinary student: 75.0 %; of the RobustKD student: 2.0 %, "
+            "with an accuracy 2.0 percentage points lower (one seed).",
             id="logits beside logits",
         ),
         pytest.param(
             {"teacher": (0.5, 1.0), "no_teacher": (0.97, 0.0)},
-            "The teacher is far less accurate than a student that never met one: nobody would "
-            "distil from it, so these results cannot show what the defence is worth.",
+            "The teacher is far less accurate than a student trained without a teacher. Nobody "
+            "would distil from it, so these results cannot show what the defence is worth.",
             id="useless teacher",
         ),
         pytest.param(
             {"ofd": (0.976, 0.1), "kd": (0.98, 0.75), "default": (0.97, 0.02)},
-            "On this attack the ordinary student obeys the trigger on 75.0 % of images; the "
-            "RobustKD student on 2.0 %, with 1.0 points less accuracy (one seed).",
-            id="of two the one that obeys more",
+            "Attack success rate of the ordinary student: 75.0 %; of the RobustKD student: 2.0 %, "
+            "with an accuracy 1.0 percentage points lower (one seed).",
+            id="of two the one with the higher ASR",
         ),
         pytest.param(
             {"default": None, "ofd": None, "both": (0.96, None)},
@@ -134,9 +136,9 @@ def test_one_bad_seed_is_not_hidden_in_the_mean():
         for seed, value in enumerate(values)
     )
     assert headline(rows) == (
-        "The defence helped, but not enough: the ordinary student obeys the trigger on 80.0 % of "
-        "images, the RobustKD student on 9.0 % (worst seed 27.0 %), with the same accuracy "
-        "(mean of 3 seeds)."
+        "The defence helped, but not enough; attack success rate of the ordinary student: 80.0 %; "
+        "of the RobustKD student: 9.0 % (worst seed 27.0 %), with the same accuracy (mean of 3 "
+        "seeds)."
     )
 
 
@@ -150,17 +152,19 @@ def grid(**asr):
 
 def test_a_grid_leaves_controls_out_and_names_the_failures():
     assert headline(grid(ckd=(0.8, 0.02), scar=(0.9, 0.4), badnets=(0.02, 0.01))) == (
-        "The ordinary student inherits the backdoor in 2 of 3 settings: there it obeys the trigger "
-        "on 85.0 % of images on average, the RobustKD student on 21.0 % (at worst 40.0 %, scar), "
-        "with the same accuracy. The RobustKD student exceeds 10 % in 1 setting: scar."
+        "The ordinary student inherits the backdoor in 2 of 3 settings. Its mean attack success "
+        "rate there: 85.0 %; of the RobustKD student: 21.0 % (worst seed 40.0 %, scar), with the "
+        "same accuracy. The attack success rate of the RobustKD student exceeds 10 % in 1 setting: "
+        "scar."
     )
 
 
 def test_a_grid_of_controls_proves_nothing():
     assert headline(grid(badnets=(0.02, 0.01), blend=(0.1, 0.01))) == (
-        "In none of the 2 settings did the ordinary student inherit the backdoor (ASR at most "
-        "10.0 %), so they cannot show what the defence is worth."
+        "In none of the 2 settings did the ordinary student inherit the backdoor (attack success "
+        "rate at most 10.0 %), so they cannot show what the defence is worth."
     )
     assert headline(grid(a=(None, None), b=(None, None))) == (
-        "None of the 2 settings has an ASR of both students to compare."
+        "In none of the 2 settings was the attack success rate of both students measured, so they "
+        "cannot be compared."
     )

@@ -1,7 +1,7 @@
-"""The results in one or two sentences of plain language.
+"""The headline of a report: the results in one or two sentences.
 
-They never promise more than was measured: an attack that the ordinary student did not inherit,
-a failed defence and an unknown trigger are said to be so.
+The headline never claims more than was measured. It says so if the ordinary student did not
+inherit the backdoor, if the defence failed, and if the trigger is unknown.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from robustkd.report.aggregate import Row, Statistic, by_cell, useless
 from robustkd.report.tables import own_name, percent
 
 INHERITED = 0.30
-"""From this ASR of the ordinary student on, an attack counts as inherited."""
+"""Least ASR, a fraction, at which an ordinary student counts as inheriting the backdoor."""
 TOLERATED = 0.10
-"""A RobustKD student whose worst seed stays at or below this ASR counts as defended."""
+"""Largest ASR of the worst seed, a fraction, at which a RobustKD student counts as defended."""
 COSTLY = 0.05
-"""A larger loss of accuracy than this is said with a "but"."""
+"""A loss of accuracy above this fraction is introduced by the word "but"."""
 
 _UNKNOWN_TRIGGER = "The attack success rate could not be measured, as no trigger is known"
 
 
 @dataclass(frozen=True, slots=True)
 class _Duel:
-    """The RobustKD student against the ordinary one on a setting where both have an ASR."""
+    """Comparison of the RobustKD student and the ordinary one on a setting; both have an ASR."""
 
     name: str
     robust: Row
@@ -45,16 +45,19 @@ class _Duel:
 
     @property
     def at_floor(self) -> bool:
-        """The trigger fools students that never saw the teacher just as often."""
+        """Whether the trigger has at least as high an ASR on a student without a teacher."""
         return self.floor is not None and max(self.robust_asr.mean, TOLERATED) < self.floor
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """What the results say, in a sentence or two.
+    """Summarise results in one or two sentences.
 
-    Compares the RobustKD student (the first there is of the presets ``default``, ``default-kd``,
-    ``both`` and ``paper``) with the ordinary one of its losses, of several the one that obeys
-    most, and judges by the worst seed.
+    The RobustKD student (the first one that was measured, hardened methods first) is compared with
+    the ordinary student that has the same losses, or the one with the highest ASR if there are
+    several. The defence is judged by its worst seed.
+
+    Args:
+        rows: Aggregated results of one or more settings.
     """
     cells = by_cell(rows)
     if not cells:
@@ -73,8 +76,8 @@ def headline(rows: Sequence[Row]) -> str:
 def _one_setting(rows: Sequence[Row]) -> str:
     if useless(rows):
         return (
-            "The teacher is far less accurate than a student that never met one: nobody would "
-            "distil from it, so these results cannot show what the defence is worth."
+            "The teacher is far less accurate than a student trained without a teacher. Nobody "
+            "would distil from it, so these results cannot show what the defence is worth."
         )
     duel = _duel("", rows)
     if duel is not None:
@@ -82,13 +85,15 @@ def _one_setting(rows: Sequence[Row]) -> str:
     robust, ordinary = _rivals(rows)
     only = robust or ordinary
     if only is None:
-        return "These results hold neither a RobustKD student nor an ordinary one."
+        return "These results contain neither a RobustKD student nor an ordinary student."
     who = "RobustKD" if robust else "ordinary"
     scores = f"the {who} student has {percent(only.acc.mean)} % accuracy"
     if only.asr is not None:
         missing = "an ordinary student" if robust else "a RobustKD student"
-        scores += f" and obeys the trigger on {_share(only.asr)} of images"
-        return f"There is no ASR of {missing} to compare with: {scores}{_seeds(only)}."
+        scores += f" and an attack success rate of {_share(only.asr)}"
+        return (
+            f"There is no attack success rate of {missing} to compare with: {scores}{_seeds(only)}."
+        )
     if robust and ordinary:
         scores += f", the ordinary student {percent(ordinary.acc.mean)} %"
     return f"{_UNKNOWN_TRIGGER}: {scores}{_seeds(only)}."
@@ -98,49 +103,48 @@ def _told(duel: _Duel) -> str:
     ordinary, robust = _share(duel.ordinary_asr), _share(duel.robust_asr)
     gap = duel.ordinary.acc.mean - duel.robust.acc.mean
     cost = f"{'but ' if gap > COSTLY else ''}with {_points(gap)}{_seeds(duel.robust)}"
+    comparison = (
+        f"attack success rate of the ordinary student: {ordinary}; of the RobustKD student: "
+        f"{robust}, {cost}.{_beside(duel)}"
+    )
     if not duel.inherited and (duel.defended or duel.robust_asr.mean <= duel.ordinary_asr.mean):
         return (
-            "The ordinary student did not inherit the backdoor (it obeys the trigger on "
-            f"{ordinary} of images), so this attack cannot show what the defence is worth: "
-            f"the RobustKD student obeys it on {robust}, {cost}.{_beside(duel)}"
+            "The ordinary student did not inherit the backdoor, so this attack cannot show what "
+            f"the defence is worth; {comparison}"
         )
-    comparison = f"the RobustKD student on {robust}, {cost}"
     if duel.defended:
-        return (
-            f"On this attack the ordinary student obeys the trigger on {ordinary} of images; "
-            f"{comparison}.{_beside(duel)}"
-        )
+        return f"A{comparison[1:]}"
     verdict = "The defence helped, but not enough"
     if duel.at_floor:
-        verdict = "What is left is no more than this trigger does to any student"
+        verdict = "The remaining attack success is no higher than without any teacher"
     elif duel.robust_asr.mean > duel.ordinary_asr.mean / 2:
         verdict = "The defence failed on this attack"
-    return (
-        f"{verdict}: the ordinary student obeys the trigger on {ordinary} of images, "
-        f"{comparison}.{_beside(duel)}"
-    )
+    return f"{verdict}; {comparison}"
 
 
 def _many_settings(duels: Sequence[_Duel], *, total: int) -> str:
     if not duels:
-        return f"None of the {total} settings has an ASR of both students to compare."
+        return (
+            f"In none of the {total} settings was the attack success rate of both students "
+            "measured, so they cannot be compared."
+        )
     alive = [duel for duel in duels if duel.inherited]
     if not alive:
         most = max(duel.ordinary_asr.mean for duel in duels)
         start = f"In none of the {len(duels)} settings did the ordinary student inherit the "
         return (
-            f"{start}backdoor (ASR at most {percent(most)} %), so they cannot show what the "
-            f"defence is worth.{_failures(duels)}"
+            f"{start}backdoor (attack success rate at most {percent(most)} %), so they cannot show "
+            f"what the defence is worth.{_failures(duels)}"
         )
     worst = max(alive, key=lambda duel: duel.robust_asr.highest)
     ordinary = fmean(duel.ordinary_asr.mean for duel in alive)
     robust = fmean(duel.robust_asr.mean for duel in alive)
     gap = fmean(duel.ordinary.acc.mean - duel.robust.acc.mean for duel in alive)
     return (
-        f"The ordinary student inherits the backdoor in {len(alive)} of {total} settings: there it "
-        f"obeys the trigger on {percent(ordinary)} % of images on average, the RobustKD student on "
-        f"{percent(robust)} % (at worst {percent(worst.robust_asr.highest)} %, "
-        f"{worst.name}), with {_points(gap)}.{_failures(duels)}"
+        f"The ordinary student inherits the backdoor in {len(alive)} of {total} settings. Its mean "
+        f"attack success rate there: {percent(ordinary)} %; of the RobustKD student: "
+        f"{percent(robust)} % (worst seed {percent(worst.robust_asr.highest)} %, {worst.name}), "
+        f"with {_points(gap)}.{_failures(duels)}"
     )
 
 
@@ -151,17 +155,23 @@ def _failures(duels: Iterable[_Duel]) -> str:
     listed = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
     settings = "setting" if len(names) == 1 else "settings"
     limit = f"{100 * TOLERATED:.0f} %"
-    return f" The RobustKD student exceeds {limit} in {len(names)} {settings}: {listed}."
+    return (
+        f" The attack success rate of the RobustKD student exceeds {limit} in {len(names)} "
+        f"{settings}: {listed}."
+    )
 
 
 def _beside(duel: _Duel) -> str:
-    """A second sentence where students that never saw the teacher are fooled too."""
+    """A second sentence if the attack also succeeds on the student without a teacher."""
     if duel.floor is None or duel.floor <= TOLERATED:
         return ""
-    told = f" A student that never saw the teacher obeys it on {percent(duel.floor)} %"
+    told = (
+        " A student trained without a teacher has an attack success rate of "
+        f"{percent(duel.floor)} %"
+    )
     if duel.floor < duel.ordinary_asr.mean / 2:
         return f"{told}."
-    return f"{told}, so much of this is the trigger's own strength, not inheritance."
+    return f"{told}, so much of the attack success is due to the trigger alone, not inherited."
 
 
 def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
@@ -174,9 +184,9 @@ def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
 
 
 def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
-    """The RobustKD student and the ordinary one that it is compared with."""
+    """The RobustKD student and the ordinary student that it is compared with."""
     defended = [name for name, method in METHODS.items() if method.defended]
-    # Of several, the first that hardens the student.
+    # Methods that harden the student come first.
     defended.sort(key=lambda name: METHODS[name].hardening is None)
     robust = _first(rows, *defended)
     own = METHODS[robust.method].rivals if robust is not None else ()
@@ -196,10 +206,11 @@ def _share(asr: Statistic) -> str:
 
 
 def _points(gap: float) -> str:
-    """The accuracy that was lost, in percentage points; below zero it was gained."""
+    """Describe a difference in accuracy, in percentage points; a positive ``gap`` is a loss."""
     if percent(abs(gap)) == "0.0":
         return "the same accuracy"
-    return f"{percent(abs(gap))} points {'less' if gap > 0 else 'more'} accuracy"
+    direction = "lower" if gap > 0 else "higher"
+    return f"an accuracy {percent(abs(gap))} percentage points {direction}"
 
 
 def _seeds(row: Row) -> str:
