@@ -113,7 +113,7 @@ def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(na
         ),
         ("ckd", {"cap": "abc"}, "cap is 'abc'; expected a number"),
         ("ckd", {"cap": True}, "cap is True; expected a number"),
-        ("ckd", {"strongest": 1}, "strongest is 1; expected a word"),
+        ("ckd", {"strongest": 1}, "strongest is 1; expected a string"),
         ("backweak", {"trigger_steps": 2.5}, "trigger_steps is 2.5; expected a whole number"),
         ("badnets", {"rate": 0.0}, "rate is 0.0; expected above 0 and at most 1"),
         ("sig", {"rate": 1.5}, "rate is 1.5; expected above 0 and at most 1"),
@@ -140,7 +140,9 @@ def test_a_class_without_a_training_image_is_told_before_anything_is_trained(nam
         DATA,
         train=DATA.train._replace(images=DATA.train.images[one], labels=DATA.train.labels[one]),
     )
-    with pytest.raises(UsageError, match=r"^no training image is of the target class, '2'$"):
+    with pytest.raises(
+        UsageError, match=r"^target class '2' has no training image; expected at least one$"
+    ):
         find(name)(build, some, **SHORT)
 
 

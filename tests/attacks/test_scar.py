@@ -269,7 +269,7 @@ def test_the_presets_are_told_apart_and_the_papers_is_the_papers():
 
 def test_a_gradient_that_is_not_finite_is_told(monkeypatch):
     monkeypatch.setitem(PRESETS, "small", replace(PRESETS["small"], step_size=1e30))
-    message = "the hypergradient is not finite; lower the learning rates"
+    message = "the hypergradient is not finite; expected finite values: use lower learning rates"
     with pytest.raises(TrainingError, match=f"^{message}$"):
         scar(build, DATA, **SHORT)
 
