@@ -171,13 +171,16 @@ def test_files_that_do_not_describe_themselves_are_refused(tmp_path):
             {"arch": "os.system"},
             f"unknown architecture 'os.system'; expected {USAGES}: for example 'wrn-10-1'",
         ),
-        ({"classes": 1}, "classes is 1; a classifier needs at least 2"),
+        ({"classes": 1}, "classes is 1; expected at least 2"),
         ({"classes": float("inf")}, "cannot convert float infinity to integer"),
         (
             {"image_shape": [1, 8, 0]},
             "image shape is (1, 8, 0); expected (1 or 3, height, width) in pixels",
         ),
-        ({"std": [0.0]}, "mean (0.3,) and std (0.0,) must have 1 values, std above 0"),
+        (
+            {"std": [0.0]},
+            "mean is (0.3,) and std is (0.0,); expected 1 finite values each, std above 0",
+        ),
         ({"mean": ["a\nb"]}, "could not convert string to float: 'a\\nb'"),
     ],
 )
@@ -248,7 +251,8 @@ def test_negative_variances_are_refused(tmp_path):
 def test_a_normalisation_other_than_described_is_refused(tmp_path):
     path = described(tmp_path / "m", model().state_dict(), std=[0.5])
     assert refusal(lambda: load(path)) == (
-        f"{path} has another 'normalise.std' than its description says"
+        f"{path} has values of 'normalise.std' that differ from its description; "
+        "expected equal values"
     )
 
 
