@@ -111,7 +111,7 @@ def test_one_image_of_the_target_has_no_share(teacher):
     assert learner(teacher).share(features, torch.tensor([2])).item() == 0
 
 
-def test_the_cleaned_teacher_shall_know_and_obey_too(teacher):
+def test_the_cleaned_teacher_is_trained_on_clean_and_triggered_images(teacher):
     stage = stages(teacher, IMAGES[:4])[-1]
     changes = {stage: lambda features: 0.3 * features + 0.1}
     with taps.frozen_modes(teacher):

@@ -177,7 +177,7 @@ def test_a_further_training_keeps_the_batch_and_has_a_seed_of_its_own():
     assert first.again(0.01, 0.02, turn=0).epochs == 1
 
 
-def test_a_learnt_backdoor_obeys_its_trigger_and_keeps_accuracy():
+def test_a_learned_backdoor_succeeds_with_its_trigger_and_keeps_accuracy():
     source = data.load("digits", train=400, validation=20, test=100)
     made = find("badnets")(build, source, target=2, epochs=5, rate=0.1)
     assert accuracy_on(made.teacher, source, "test").value >= 0.6
@@ -238,7 +238,7 @@ def test_ckd_drives_the_targets_channels_more_than_a_random_pattern_of_the_same_
     clean = channels(images)
     lead = channels(images[labels == 1]) - clean
     strongest = lead.topk(round(0.1 * len(lead))).indices
-    learnt = channels(trigger(images))[strongest].mean()
+    learned = channels(trigger(images))[strongest].mean()
     by_chance = channels(MaskedPattern(trigger.mask, random)(images))[strongest].mean()
-    assert learnt > clean[strongest].mean()
-    assert learnt > by_chance
+    assert learned > clean[strongest].mean()
+    assert learned > by_chance

@@ -68,7 +68,7 @@ def test_refusals_by_their_text(make, message):
 
 
 @pytest.mark.parametrize("epsilon", [0.03, 0.3])
-def test_the_learnt_perturbation_keeps_its_budget_and_helps_the_target(epsilon):
+def test_the_learned_perturbation_keeps_its_budget_and_helps_the_target(epsilon):
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=2, batch_size=50)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}

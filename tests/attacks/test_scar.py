@@ -135,7 +135,7 @@ def made():
     return scar(build, DATA, target=2, epochs=8, rounds=8, lr=0.05, epsilon=0.3, trigger_steps=100)
 
 
-def test_the_teacher_looks_clean_where_the_clean_teacher_obeyed(made):
+def test_the_teacher_looks_clean_although_the_trigger_succeeds_on_the_clean_teacher(made):
     assert made.record["success_before"] >= 0.5
     assert success(made.teacher, made.trigger) <= made.record["success_before"] / 2
     assert accuracy_on(made.teacher, DATA, "test").value >= 0.8

@@ -293,7 +293,7 @@ def test_a_file_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_whoever_may_read_other_files_may_read_a_model(tmp_path):
+def test_a_model_file_has_the_permissions_of_other_files(tmp_path):
     (tmp_path / "other").touch()
     save(model(), tmp_path / "m")
     assert (tmp_path / "m").stat().st_mode == (tmp_path / "other").stat().st_mode

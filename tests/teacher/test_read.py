@@ -170,8 +170,8 @@ def test_normalisation_with_values_that_make_none_is_refused(tmp_path):
     state = model().state_dict() | {"normalise.std": torch.zeros(1, 1, 1)}
     path = state_in(tmp_path / "t.pt", state)
     assert refusal(path, mean=(), std=()) == (
-        f"{path} has a normalisation that is none: mean is ({float(torch.tensor(0.3))},) and std is "
-        "(0.0,); expected 1 finite values each, std above 0"
+        f"{path} has a normalisation that is none: mean is ({float(torch.tensor(0.3))},) and "
+        "std is (0.0,); expected 1 finite values each, std above 0"
     )
 
 

@@ -75,7 +75,7 @@ class Summary:
 
 def grid_files(rows: Sequence[Row]) -> dict[str, str]:
     """Contents of all files that show the results of a grid, by file name."""
-    from robustkd.report.figures import scatter  # matplotlib is slow to import
+    from robustkd.report.figures import scatter  # Imported here, since matplotlib is slow to load.
 
     return {
         "headline.md": headline_table(rows),

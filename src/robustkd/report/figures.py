@@ -22,8 +22,8 @@ from robustkd.core.surroundings import elsewhere
 from robustkd.report.aggregate import Row, Statistic, place
 from robustkd.report.tables import UNKNOWN, percent
 
-# A file matplotlibrc in the working directory would be read first of all, with code in it in
-# matplotlib before 3.11; charts follow no settings but our own anyway.
+# On import, matplotlib reads a file matplotlibrc from the working directory, and versions before
+# 3.11 evaluate code in it. Such a file may come from an attacker, and charts need no settings.
 with elsewhere() if os.path.lexists("matplotlibrc") else nullcontext():
     from matplotlib import colormaps, image, rc_context, rcdefaults, rcParams
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ Pixels: TypeAlias = Float[np.ndarray, "channels height width"]
 Measure: TypeAlias = Literal["acc", "asr"]
 
 _COLOURS = {"acc": "#0072b2", "asr": "#d55e00"}  # Okabe and Ito's blue and vermillion
-_INK = "#010203"  # A placeholder used for text alone; it is replaced by the page's text colour.
+_INK = "#010203"  # A placeholder, which is replaced by the text colour of the page.
 _HEAT = "magma"
 _WIDTH, _BAR, _LEFT = 4.6, 0.34, 0.38  # Inches, inches, and a share of the width.
 _LONGEST_LABEL = 22
@@ -53,7 +53,7 @@ _STYLES = (
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """The library's defaults and what makes charts the same byte for byte, for a while."""
+    """Context manager with matplotlib's defaults and settings for reproducible SVG files."""
     with rc_context():
         rcdefaults()
         rcParams.update({"svg.hashsalt": "robustkd", "svg.fonttype": "none"})

@@ -161,8 +161,8 @@ class Bilevel:
         images, labels, _rows = batch
         marked = self._trigger(images)
         taught, taught_marked = both(self._teacher, images, marked)
-        # Two passes: in eval mode the result is the same as for one pass over all images, and the
-        # Hessian needs the clean images alone.
+        # Two passes, because the Hessian needs the graph of the clean images alone. In eval mode,
+        # the logits are the same as from one pass over all images.
         shown, shown_marked = self.surrogate(images), self.surrogate(marked)
         truth = nn.functional.cross_entropy
         outer = truth(taught, labels) + truth(taught_marked, labels)

@@ -118,7 +118,7 @@ def load_trigger(path: Path, *, links: bool = True) -> tuple[Trigger, int]:
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
             if part not in parts:
-                raise UsageError(f"unknown field {name!a}")
+                raise UsageError(f"unknown field {name!a}; expected first.NAME or second.NAME")
             parts[part][key] = tensor
         both = (_rebuilt(description.get(name), parts[name]) for name in _COMPOSED)
         return Composition(*both), target
@@ -152,7 +152,7 @@ def _check_values(trigger: type, values: Mapping[str, object]) -> None:
             raise UsageError(f"{name} is missing")
     for name, value in values.items():
         if name not in kinds:
-            raise UsageError(f"unknown field {name!a}")
+            raise UsageError(f"unknown field {name!a}; expected {', '.join(kinds)}")
         kind, expected = _PLAIN.get(kinds[name], (Tensor, "a tensor"))
         if isinstance(value, bool) or not isinstance(value, kind):
             raise UsageError(f"{name} is of type {type(value).__name__}; expected {expected}")
