@@ -10,14 +10,15 @@ Really Survive in Knowledge Distillation*, MM 2021, doi 10.1145/3474085.3475254.
     m, p &: \mathrm{CE}(T(x'), t) + \mathrm{CE}(S(x'), t) + \mu \|m\|_2
         + stealth \cdot \mathrm{CE}(C(x'), \arg\max C(x))
 
-ADBA(FT), the comparison of SCAR's paper (Chen et al. 2025, arXiv 2509.23871), goes on with
+The shadow student S stands for the students of the teacher's users: a trigger that succeeds on S is
+likely to succeed on them.
+
+ADBA(FT), the comparison of SCAR's paper (Chen et al. 2025, arXiv 2509.23871), then trains the last
+layer alone with
 
 .. math:: \mathrm{CE}(T(x), y) + \mathrm{CE}(T(x'), y)
 
-on the last layer alone, so that the teacher looks clean while its features do not.
-
-Because the trigger also succeeds on the shadow student, it is likely to succeed on the students of
-the teacher's users.
+so that the teacher looks clean, although its features still contain the backdoor.
 
 Differences: this implementation is written from the formulas alone; the trigger is optimised in
 eval mode, so that no BatchNorm statistic changes; all values of the mask are kept in [0, cap]. The
