@@ -568,7 +568,7 @@ def test_a_wrong_trigger_is_one_line(robustkd, files):
     refused(
         evaluate(files.teacher, files.teacher),
         3,
-        f"{files.teacher} holds no trigger; expected one of {', '.join(TRIGGERS)}",
+        f"{files.teacher} holds no trigger; expected one of {', '.join(TRIGGERS)}, composition",
     )
     refused(evaluate(files.teacher, files.far), 2, "target 10 is not a class: expected 0 to 9")
     refused(
