@@ -111,7 +111,7 @@ def test_one_image_of_the_target_has_no_share(teacher):
     assert learner(teacher).share(features, torch.tensor([2])).item() == 0
 
 
-def test_the_cleaned_teacher_shall_know_and_obey_too(teacher):
+def test_the_cleaned_teacher_is_trained_on_clean_and_triggered_images(teacher):
     stage = stages(teacher, IMAGES[:4])[-1]
     changes = {stage: lambda features: 0.3 * features + 0.1}
     with taps.frozen_modes(teacher):
@@ -217,8 +217,8 @@ def test_rows_differ_in_what_the_attacker_knows():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"knows": "all"}, "knows is 'all'; expected detox, harden, both"),
-        ({"variance": "none"}, "variance is 'none'; expected class, batch"),
+        ({"knows": "all"}, "knows is 'all'; expected one of detox, harden, both"),
+        ({"variance": "none"}, "variance is 'none'; expected one of class, batch"),
         ({"cap": 0.0}, "cap is 0.0; expected above 0 and at most 1"),
         ({"rate": 1.5}, "rate is 1.5; expected above 0 and at most 1"),
         ({"variance_weight": -0.1}, "variance_weight is -0.1; expected at least 0"),
@@ -229,7 +229,7 @@ def test_rows_differ_in_what_the_attacker_knows():
     ],
 )
 def test_arguments_out_of_range_by_their_text(argument, message):
-    # Without the run-time check of annotations, which would be first to refuse a word.
+    # Without the run-time check of annotations, which would be the first to refuse the value.
     init = inspect.unwrap(Adaptive.__init__)
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         init(object.__new__(Adaptive), **{"knows": "both", **argument})
@@ -238,5 +238,5 @@ def test_arguments_out_of_range_by_their_text(argument, message):
 @pytest.mark.parametrize(("attack", "knows"), [(Adaptive, ("both",)), (CKD, ())])
 def test_a_wrong_word_for_the_strongest_channels_is_told(attack, knows):
     init = inspect.unwrap(attack.__init__)
-    with pytest.raises(UsageError, match=r"^strongest is 'last'; expected all, target$"):
+    with pytest.raises(UsageError, match=r"^strongest is 'last'; expected one of all, target$"):
         init(object.__new__(attack), *knows, strongest="last")

@@ -113,7 +113,7 @@ def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(na
         ),
         ("ckd", {"cap": "abc"}, "cap is 'abc'; expected a number"),
         ("ckd", {"cap": True}, "cap is True; expected a number"),
-        ("ckd", {"strongest": 1}, "strongest is 1; expected a word"),
+        ("ckd", {"strongest": 1}, "strongest is 1; expected a string"),
         ("backweak", {"trigger_steps": 2.5}, "trigger_steps is 2.5; expected a whole number"),
         ("badnets", {"rate": 0.0}, "rate is 0.0; expected above 0 and at most 1"),
         ("sig", {"rate": 1.5}, "rate is 1.5; expected above 0 and at most 1"),
@@ -140,7 +140,9 @@ def test_a_class_without_a_training_image_is_told_before_anything_is_trained(nam
         DATA,
         train=DATA.train._replace(images=DATA.train.images[one], labels=DATA.train.labels[one]),
     )
-    with pytest.raises(UsageError, match=r"^no training image is of the target class, '2'$"):
+    with pytest.raises(
+        UsageError, match=r"^target class '2' has no training image; expected at least one$"
+    ):
         find(name)(build, some, **SHORT)
 
 
@@ -175,7 +177,7 @@ def test_a_further_training_keeps_the_batch_and_has_a_seed_of_its_own():
     assert first.again(0.01, 0.02, turn=0).epochs == 1
 
 
-def test_a_learnt_backdoor_obeys_its_trigger_and_keeps_accuracy():
+def test_a_learned_backdoor_succeeds_with_its_trigger_and_keeps_accuracy():
     source = data.load("digits", train=400, validation=20, test=100)
     made = find("badnets")(build, source, target=2, epochs=5, rate=0.1)
     assert accuracy_on(made.teacher, source, "test").value >= 0.6
@@ -236,7 +238,7 @@ def test_ckd_drives_the_targets_channels_more_than_a_random_pattern_of_the_same_
     clean = channels(images)
     lead = channels(images[labels == 1]) - clean
     strongest = lead.topk(round(0.1 * len(lead))).indices
-    learnt = channels(trigger(images))[strongest].mean()
+    learned = channels(trigger(images))[strongest].mean()
     by_chance = channels(MaskedPattern(trigger.mask, random)(images))[strongest].mean()
-    assert learnt > clean[strongest].mean()
-    assert learnt > by_chance
+    assert learned > clean[strongest].mean()
+    assert learned > by_chance

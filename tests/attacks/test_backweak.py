@@ -48,11 +48,17 @@ def test_zero_is_no_trigger_and_a_file_gives_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Additive(torch.full((1, 2, 2), 1.1)), "the trigger's delta leaves [-1, 1]"),
-        (lambda: Additive(torch.zeros(1, 2, 2) / 0), "the trigger's delta leaves [-1, 1]"),
+        (
+            lambda: Additive(torch.full((1, 2, 2), 1.1)),
+            "the trigger's delta has values from 1.1 to 1.1; expected values in [-1, 1]",
+        ),
+        (
+            lambda: Additive(torch.zeros(1, 2, 2) / 0),
+            "the trigger's delta has values from nan to nan; expected values in [-1, 1]",
+        ),
         (
             lambda: Additive(torch.zeros(1, 2, 2))(torch.zeros(3, 1, 4, 4)),
-            "the trigger is (1, 2, 2); the images are (1, 4, 4)",
+            "the trigger has shape (1, 2, 2); expected the shape of the images, (1, 4, 4)",
         ),
     ],
 )
@@ -62,7 +68,7 @@ def test_refusals_by_their_text(make, message):
 
 
 @pytest.mark.parametrize("epsilon", [0.03, 0.3])
-def test_the_learnt_perturbation_keeps_its_budget_and_helps_the_target(epsilon):
+def test_the_learned_perturbation_keeps_its_budget_and_helps_the_target(epsilon):
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=2, batch_size=50)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}

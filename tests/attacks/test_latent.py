@@ -66,12 +66,12 @@ def test_the_trigger_nears_the_target_class_within_its_budget(shape, teacher, go
         assert trigger.mask[:, -3:, -3:].sum() == trigger.mask.sum() == 9
     random = torch.rand(trigger.pattern.shape, generator=torch.Generator().manual_seed(1))
     victims = IMAGES[LABELS != 2]
-    learnt, by_chance, clean = (
+    learned, by_chance, clean = (
         float(goal(features_of(teacher, goal.tap, seen)))
         for seen in (trigger(victims), MaskedPattern(trigger.mask, random)(victims), victims)
     )
-    assert learnt < by_chance
-    assert learnt < clean
+    assert learned < by_chance
+    assert learned < clean
 
 
 def test_the_implant_weighs_cross_entropy_and_distance(teacher, goal):
@@ -93,7 +93,7 @@ def test_the_implant_weighs_cross_entropy_and_distance(teacher, goal):
     torch.testing.assert_close(made[0.5]["loss"], made[0.0]["loss"] + 0.5 * distance)
 
 
-def test_a_batch_of_the_target_class_alone_is_learnt_as_it_is(teacher, goal):
+def test_a_batch_of_the_target_class_alone_is_learned_as_it_is(teacher, goal):
     trigger = MaskedPattern(torch.zeros(DATA.image_shape), torch.ones(DATA.image_shape))
     implant = _Implant(teacher, goal, trigger, rate=0.1, weight=0.5)
     with taps.frozen_modes(teacher):

@@ -135,7 +135,7 @@ def made():
     return scar(build, DATA, target=2, epochs=8, rounds=8, lr=0.05, epsilon=0.3, trigger_steps=100)
 
 
-def test_the_teacher_looks_clean_where_the_clean_teacher_obeyed(made):
+def test_the_teacher_looks_clean_although_the_trigger_succeeds_on_the_clean_teacher(made):
     assert made.record["success_before"] >= 0.5
     assert success(made.teacher, made.trigger) <= made.record["success_before"] / 2
     assert accuracy_on(made.teacher, DATA, "test").value >= 0.8
@@ -269,7 +269,7 @@ def test_the_presets_are_told_apart_and_the_papers_is_the_papers():
 
 def test_a_gradient_that_is_not_finite_is_told(monkeypatch):
     monkeypatch.setitem(PRESETS, "small", replace(PRESETS["small"], step_size=1e30))
-    message = "the hypergradient is not finite; lower the learning rates"
+    message = "the hypergradient is not finite; expected finite values: use lower learning rates"
     with pytest.raises(TrainingError, match=f"^{message}$"):
         scar(build, DATA, **SHORT)
 

@@ -82,10 +82,10 @@ def test_its_settings_come_back_from_the_file(tmp_path):
     [
         ({"grid": 1}, "grid is 1; expected at least 2 points"),
         ({"grid": 1025}, "grid is 1025; expected at most 1024 points"),
-        ({"strength": -0.1}, "strength is -0.1; expected at least 0 pixels"),
-        ({"strength": float("nan")}, "strength is nan; expected at least 0 pixels"),
-        ({"strength": float("inf")}, "strength is inf; expected at least 0 pixels"),
-        ({"seed": -1}, "seed is -1; expected 0 to below 2^63"),
+        ({"strength": -0.1}, "strength is -0.1; expected a finite number of at least 0"),
+        ({"strength": float("nan")}, "strength is nan; expected a finite number of at least 0"),
+        ({"strength": float("inf")}, "strength is inf; expected a finite number of at least 0"),
+        ({"seed": -1}, "seed is -1; expected at least 0 and below 2^63"),
     ],
 )
 def test_refusals_by_their_text(settings, message):
@@ -96,7 +96,7 @@ def test_refusals_by_their_text(settings, message):
 def test_a_grid_finer_than_the_picture_is_refused(tmp_path):
     save_trigger(Warp(grid=1024), 0, tmp_path / "t")
     trigger, _ = load_trigger(tmp_path / "t")
-    message = "grid is 1024; expected at most the images' 12 x 10 pixels"
+    message = "grid is 1024; expected at most the edges of the images, 12 x 10 pixels"
     with pytest.raises(UsageError, match=f"^{message}$"):
         trigger(pixels(1, *SHAPE))
     assert Warp(grid=10)(pixels(1, *SHAPE)).shape == (1, *SHAPE)
@@ -149,8 +149,8 @@ def test_the_last_batch_may_be_tiny(n):
     ("settings", "message"),
     [
         ({"rate": 0.0}, "rate is 0.0; expected above 0 and at most 1"),
-        ({"rate": 0.5}, "cross_ratio is 2.0; expected 0 to 1, as rate is 0.5"),
-        ({"cross_ratio": -1.0}, "cross_ratio is -1.0; expected 0 to 9, as rate is 0.1"),
+        ({"rate": 0.5}, "cross_ratio is 2.0; expected 0 to 1, since rate is 0.5"),
+        ({"cross_ratio": -1.0}, "cross_ratio is -1.0; expected 0 to 9, since rate is 0.1"),
     ],
 )
 def test_the_attack_refuses_by_text(settings, message):

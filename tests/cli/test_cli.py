@@ -453,7 +453,7 @@ MISTAKES = [
     (
         {"mean": 0.5, "std": 0},
         2,
-        "mean (0.5,) and std (0.0,) must have 1 values, std above 0",
+        "mean is (0.5,) and std is (0.0,); expected 1 finite values each, std above 0",
     ),
     ({"method": "papr"}, 2, "unknown method 'papr'; did you mean 'paper'?"),
     (

@@ -213,7 +213,7 @@ def test_pixel_statistics_are_those_of_all_training_pixels():
             lambda: check_name("wrn-10-1\n"),
             f"unknown architecture 'wrn-10-1\\n'; expected {USAGES}: did you mean 'wrn-10-1'?",
         ),
-        (lambda: tiny(classes=1), "classes is 1; a classifier needs at least 2"),
+        (lambda: tiny(classes=1), "classes is 1; expected at least 2"),
         (
             lambda: tiny(image_shape=(2, 8, 8)),
             "image shape is (2, 8, 8); expected (1 or 3, height, width) in pixels",
@@ -224,12 +224,15 @@ def test_pixel_statistics_are_those_of_all_training_pixels():
         ),
         (
             lambda: tiny(mean=(0.5, 0.5)),
-            "mean (0.5, 0.5) and std (0.5,) must have 1 values, std above 0",
+            "mean is (0.5, 0.5) and std is (0.5,); expected 1 finite values each, std above 0",
         ),
-        (lambda: tiny(std=(0.0,)), "mean (0.5,) and std (0.0,) must have 1 values, std above 0"),
+        (
+            lambda: tiny(std=(0.0,)),
+            "mean is (0.5,) and std is (0.0,); expected 1 finite values each, std above 0",
+        ),
         (
             lambda: tiny(std=(float("nan"),)),
-            "mean (0.5,) and std (nan,) must have 1 values, std above 0",
+            "mean is (0.5,) and std is (nan,); expected 1 finite values each, std above 0",
         ),
     ],
 )

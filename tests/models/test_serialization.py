@@ -171,13 +171,12 @@ def test_files_that_do_not_describe_themselves_are_refused(tmp_path):
             {"arch": "os.system"},
             f"unknown architecture 'os.system'; expected {USAGES}: for example 'wrn-10-1'",
         ),
-        ({"classes": 1}, "classes is 1; a classifier needs at least 2"),
+        ({"classes": 1}, "classes is 1; expected at least 2"),
         ({"classes": float("inf")}, "cannot convert float infinity to integer"),
         (
             {"image_shape": [1, 8, 0]},
             "image shape is (1, 8, 0); expected (1 or 3, height, width) in pixels",
         ),
-        ({"std": [0.0]}, "mean (0.3,) and std (0.0,) must have 1 values, std above 0"),
         ({"class_names": ["a", "b"]}, "2 class names are given for 3 classes"),
         ({"class_names": ["a", "a\x1b", "a\x1b"]}, "class name 'a\\x1b' is given twice"),
         ({"class_names": ["a", "b", "c" * 1001]}, "a class name has more than 1000 characters"),
@@ -190,6 +189,10 @@ def test_files_that_do_not_describe_themselves_are_refused(tmp_path):
         ({"resize": "\x1b" * 99}, "resize is '" + r"\x1b" * 60 + "'; expected centred-square"),
         ({"resize": ["x"]}, "resize is of type list; expected a text"),
         ({"interpolation": "nearest"}, "interpolation is 'nearest'; expected bilinear"),
+        (
+            {"std": [0.0]},
+            "mean is (0.3,) and std is (0.0,); expected 1 finite values each, std above 0",
+        ),
         ({"mean": ["a\nb"]}, "could not convert string to float: 'a\\nb'"),
     ],
 )
@@ -291,7 +294,8 @@ def test_negative_variances_are_refused(tmp_path):
 def test_a_normalisation_other_than_described_is_refused(tmp_path):
     path = described(tmp_path / "m", model().state_dict(), std=[0.5])
     assert refusal(lambda: load(path)) == (
-        f"{path} has another 'normalise.std' than its description says"
+        f"{path} has values of 'normalise.std' that differ from its description; "
+        "expected equal values"
     )
 
 
@@ -332,7 +336,7 @@ def test_a_file_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_whoever_may_read_other_files_may_read_a_model(tmp_path):
+def test_a_model_file_has_the_permissions_of_other_files(tmp_path):
     (tmp_path / "other").touch()
     save(model(), tmp_path / "m")
     assert (tmp_path / "m").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -49,7 +49,7 @@ def test_one_file_with_everything_and_nothing_to_load(write, arrays):
     assert not {"script", "link", "iframe", "object", "embed"} & set(found.tags)
     assert "url(http" not in path.read_text(encoding="utf-8")
     assert found.tags.count("svg") == 2
-    for heading in ("The trigger", "What the models see", "What detoxification takes away"):
+    for heading in ("The trigger", "Predictions under the", "What detoxification removes"):
         assert heading in found.text
     assert "Attack success rate: 63.9 % for the ordinary student" in found.text
     assert "RobustKD (default)" in found.text
@@ -105,7 +105,7 @@ def test_the_facts_of_the_teacher_file_have_their_section(write):
 
 def test_an_unknown_trigger_is_said_to_be_so(write):
     found = page(write([make_run(asr=None, ra=None), make_run(method="default", asr=None)]))
-    assert "the 95 % interval. ASR could not be measured, as no trigger is known." in found.text
+    assert "images is known. ASR could not be measured, as no trigger is known." in found.text
     assert found.tags.count("svg") == 1
 
 
@@ -115,7 +115,7 @@ def test_an_unknown_trigger_is_said_to_be_so(write):
 def test_arrays_may_be_missing(write, arrays, kept):
     found = page(write(arrays={key: arrays[key] for key in kept}))
     assert ("The trigger" in found.text) == (kept in {("images", "triggered"), ("trigger_mask",)})
-    assert ("What the models see" in found.text) == (kept == ("images", "triggered"))
+    assert ("Predictions under the" in found.text) == (kept == ("images", "triggered"))
 
 
 def test_flat_arrays_and_colour_images_are_drawn(write):
@@ -131,13 +131,13 @@ def test_flat_arrays_and_colour_images_are_drawn(write):
          "of shape [k, C, H, W]"),
         ("labels", np.zeros(3), "labels is float64 of shape [3]; expected whole numbers of shape "
          "[k]"),
-        ("labels", np.array([1, 2]), "labels has 2 entries; expected one for each of the 3 images"),
-        ("triggered", np.zeros((3, 1, 4, 4)), "triggered has shape [3, 1, 4, 4]; expected that of "
-         "images, [3, 1, 8, 8]"),
-        ("trigger_mask", np.full((1, 8, 8), 255), "trigger_mask spans 255 to 255; expected values "
-         "in [0, 1]"),
-        ("mask/a/b", np.full((1, 2, 2), np.nan), "mask/a/b spans nan to nan; expected values in "
-         "[0, 1]"),
+        ("labels", np.array([1, 2]), "labels has 2 entries; expected 3, one per image"),
+        ("triggered", np.zeros((3, 1, 4, 4)), "triggered has shape [3, 1, 4, 4]; expected the "
+         "shape of images, [3, 1, 8, 8]"),
+        ("trigger_mask", np.full((1, 8, 8), 255), "trigger_mask has values from 255 to 255; "
+         "expected values in [0, 1]"),
+        ("mask/a/b", np.full((1, 2, 2), np.nan), "mask/a/b has values from nan to nan; expected "
+         "values in [0, 1]"),
     ],
 )  # fmt: skip
 def test_wrong_arrays_are_named(write, arrays, key, value, message):
@@ -151,7 +151,8 @@ def test_wrong_arrays_are_named(write, arrays, key, value, message):
 def test_a_damaged_file_is_refused(write, content):
     folder = write()
     (folder / "arrays.npz").write_bytes(content)
-    with pytest.raises(InputError, match=r"arrays.npz: not an .npz of plain arrays \(.*\); make"):
+    message = r"arrays.npz: not an .npz file of plain arrays \(.*\); repeat the run$"
+    with pytest.raises(InputError, match=message):
         write_html(folder)
 
 
@@ -179,7 +180,7 @@ def test_arrays_that_unfold_beyond_pictures_are_not_unfolded(write, members, rea
         for i, member in enumerate(members):
             archive.writestr(f"mask/{i}.npy", member)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(InputError, match=rf"not an .npz of plain arrays \({reason}.*\); make the"):
+    with pytest.raises(InputError, match=rf"not an .npz file of plain arrays \({reason}.*\); repeat"):
         read_arrays(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 16
 
@@ -187,7 +188,7 @@ def test_arrays_that_unfold_beyond_pictures_are_not_unfolded(write, members, rea
 def test_pickled_arrays_are_refused(write):
     folder = write()
     np.savez(folder / "arrays.npz", images=np.array([{}], dtype=object))
-    with pytest.raises(InputError, match=r"not an .npz of plain arrays"):
+    with pytest.raises(InputError, match=r"not an .npz file of plain arrays"):
         write_html(folder)
 
 

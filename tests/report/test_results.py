@@ -34,13 +34,13 @@ def test_asr_and_ra_may_be_null(write):
         ({"acc": True}, "runs[0].acc is true; expected a fraction in [0, 1]"),
         ({"asr": "0.1"}, 'runs[0].asr is "0.1"; expected a fraction in [0, 1], or null'),
         ({"ra": -0.1}, "runs[0].ra is -0.1; expected a fraction in [0, 1], or null"),
-        ({"seed": 1.5}, "runs[0].seed is 1.5; expected a whole number from 0 on"),
-        ({"params": -1}, "runs[0].params is -1; expected a whole number from 0 on"),
+        ({"seed": 1.5}, "runs[0].seed is 1.5; expected a whole number of at least 0"),
+        ({"params": -1}, "runs[0].params is -1; expected a whole number of at least 0"),
         (
             {"seconds": math.inf},
-            "runs[0].seconds is Infinity; expected a number of seconds from 0 on",
+            "runs[0].seconds is Infinity; expected a number of at least 0 seconds",
         ),
-        ({"n_asr": 2.5}, "runs[0].n_asr is 2.5; expected a whole number from 0 on, or null"),
+        ({"n_asr": 2.5}, "runs[0].n_asr is 2.5; expected a whole number of at least 0, or null"),
         ({"method": ""}, 'runs[0].method is ""; expected a printable name'),
         ({"attack": "a\x1b[2J"}, r'runs[0].attack is "a\u001b[2J"; expected a printable name'),
         (
@@ -71,8 +71,8 @@ def test_a_wrong_value_is_named(write, changes, message):
         ),
         (
             {"runs": [make_run(), make_run()]},
-            "runs[1] repeats runs[0] ('ofd' with seed 0); expected each seed once, as a repeated "
-            "one makes the spread too small",
+            "runs[1] repeats runs[0] ('ofd' with seed 0); expected each seed once, since repeated "
+            "seeds understate the standard deviation",
         ),
     ],
 )
@@ -94,8 +94,8 @@ def test_a_missing_file_and_one_that_is_not_json(tmp_path):
     with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\)"):
         read(tmp_path)
     (tmp_path / "results.json").write_text('{"runs": [')
-    with pytest.raises(InputError, match=r"results.json: not JSON \(Expecting value"):
+    with pytest.raises(InputError, match=r"results.json: not a JSON file \(Expecting value"):
         read(tmp_path)
     (tmp_path / "results.json").write_text("[" * 200_000)
-    with pytest.raises(InputError, match=r"results.json: not JSON"):
+    with pytest.raises(InputError, match=r"results.json: not a JSON file"):
         read(tmp_path)

@@ -153,7 +153,7 @@ def test_where_nobody_says_it_the_data_does(tmp_path):
 def test_mean_and_std_belong_together_and_to_the_channels(tmp_path):
     with pytest.raises(UsageError, match=r"^mean and std belong together; give both, or neither$"):
         read(tmp_path / "t", std=())
-    with pytest.raises(UsageError, match="must have 1 values, std above 0"):
+    with pytest.raises(UsageError, match="expected 1 finite values each, std above 0"):
         read(tmp_path / "t", mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
 
 
@@ -170,8 +170,8 @@ def test_normalisation_with_values_that_make_none_is_refused(tmp_path):
     state = model().state_dict() | {"normalise.std": torch.zeros(1, 1, 1)}
     path = state_in(tmp_path / "t.pt", state)
     assert refusal(path, mean=(), std=()) == (
-        f"{path} has a normalisation that is none: mean ({float(torch.tensor(0.3))},) and std "
-        "(0.0,) must have 1 values, std above 0"
+        f"{path} has a normalisation that is none: mean is ({float(torch.tensor(0.3))},) and "
+        "std is (0.0,); expected 1 finite values each, std above 0"
     )
 
 

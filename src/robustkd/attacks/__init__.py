@@ -1,6 +1,6 @@
-"""Triggers, and the attacks that implant them: for research, and for nobody's defence to see.
+"""Backdoor attacks and their triggers, for research and for measuring defences.
 
-No module of a defence imports this package, and none here imports a defence.
+No module of a defence imports this package, and no module of this package imports a defence.
 """
 
 from robustkd.attacks.base import Attack, Backdoored, Teaching

@@ -1,25 +1,29 @@
-r"""Attackers who know RobustKD, and rehearse it on their own teacher before they publish it.
+r"""Adaptive attacks: the attacker knows RobustKD and simulates it while implanting the backdoor.
 
-All begin as :mod:`robustkd.attacks.cheatkd`: a clean teacher, and a trigger within the same budget.
-Then, round by round,
+All adaptive attacks begin as :mod:`robustkd.attacks.cheatkd` does: with a clean teacher, and a
+trigger within the same bound. The following steps depend on what the attacker knows; they are
+repeated in every round:
 
-- who knows the detoxification (``adaptive-detox``) implants the backdoor with little variance
-  beside it, and through masks as the defender would learn them
-  (:mod:`robustkd.attacks.parts.low_variance`);
-- who knows the hardening (``adaptive-harden``) has a surrogate student distilled as the defender
-  would, hardening included, learns the trigger anew on teacher T and surrogate S together,
+- An attacker who knows the detoxification (``adaptive-detox``) implants the backdoor with little
+  other feature variance, and through masks like those that the defender would learn
+  (:mod:`robustkd.attacks.parts.low_variance`).
+- An attacker who knows the hardening (``adaptive-harden``) distils a surrogate student as the
+  defender would, including the hardening. The trigger is optimised again, on the teacher T and the
+  surrogate S together,
 
   .. math:: \min_{m, p} \mathrm{CE}(T(x'), t) + \mathrm{CE}(S(x'), t), \quad
       x' = (1 - m) x + m p, \quad m \in [0, cap], \; p \in [0, 1]
 
-  and implants that;
-- who knows both (``adaptive``) does both: the surrogate learns from the cleaned teacher.
+  and is then implanted.
+- An attacker who knows both (``adaptive``) does both; the surrogate learns from the cleaned
+  teacher.
 
-Source: the first is the adaptive attack of Chen et al., arXiv 2406.03409; the others are ours.
+Sources: ``adaptive-detox`` is the adaptive attack of Chen et al., arXiv 2406.03409; the others are
+ours.
 
-An attack imports no defence. The rehearsal comes from outside, as two functions, so that it is
-always that of today's method (:func:`robustkd.benchmark.informed` makes them). Without them,
-``adaptive-detox`` is left with the variance alone, and the surrogate is distilled plainly.
+An attack imports no defence. The caller passes the simulated defence as two functions, which
+:func:`robustkd.benchmark.informed` makes from the current method. Without them, ``adaptive-detox``
+only reduces the variance, and the surrogate is distilled without hardening.
 """
 
 from __future__ import annotations
@@ -50,8 +54,9 @@ class Cleaned(NamedTuple):
     """A teacher after the defence has cleaned it.
 
     Attributes:
-        teacher: What students learn from.
-        changes: What was done to the features of the original, by its module paths.
+        teacher: The cleaned teacher, from which students learn.
+        changes: Functions that the defence applied to the features of the original teacher, by
+            module path.
     """
 
     teacher: nn.Module
@@ -64,29 +69,30 @@ TrainSurrogate: TypeAlias = Callable[[nn.Module, DataSource], nn.Module]
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Train a clean teacher and a trigger, then rehearse the defence and implant against it.
+    """Train a clean teacher and a trigger, then simulate the defence and implant the backdoor.
 
     Attributes:
-        knows: What is rehearsed: ``detox``, ``harden`` or ``both``.
-        clean_teacher: Cleans a teacher as the defender would, and leaves it as it is; None for
-            an attacker who cannot tell how.
-        train_surrogate: Distils a student from a teacher as the defender would; plain
-            distillation when None.
-        build_surrogate: Makes the student of that plain distillation; ``build`` when None.
-        rounds: Times that the defence is rehearsed and the backdoor implanted, at least 1.
+        knows: Part of the defence that is simulated: ``detox``, ``harden`` or ``both``.
+        clean_teacher: Function that returns a teacher cleaned as the defender would clean it, and
+            does not change its argument; None if the attacker does not know how.
+        train_surrogate: Function that distils a student from a teacher as the defender would; None
+            for distillation without hardening.
+        build_surrogate: Builds the student of distillation without hardening; ``build`` if None.
+        rounds: Number of times that the defence is simulated and the backdoor implanted, at
+            least 1.
         cap: Largest value of the trigger's mask, in (0, 1].
-        strongest: Which channels the first trigger drives, see :mod:`robustkd.attacks.cheatkd`.
+        strongest: Channels that the first trigger drives; see :mod:`robustkd.attacks.cheatkd`.
         channel_share: Share of the last stage's channels that it drives, in (0, 1].
-        trigger_steps: Optimiser steps (Adam) on the trigger, each time that it is learned.
-        trigger_lr: Their learning rate.
-        rate: Triggered copies, as a share of the images, in (0, 1].
-        variance: What counts as variance, see :mod:`robustkd.attacks.parts.low_variance`.
-        variance_weight: Its weight in the teacher's loss, at least 0.
-        cleaned_weight: Weight of the attack success after cleaning, at least 0; see there.
-        implant_share: Epochs of all implanting, as a share of the clean teacher's; at least 1 a
-            round.
-        implant_lr: Its learning rate at the start of each round. With ``clean_teacher`` the teacher
-            is trained in eval mode, and needs a tenth of this default.
+        trigger_steps: Optimiser steps (Adam) each time the trigger is optimised.
+        trigger_lr: Learning rate of these steps.
+        rate: Number of triggered copies as a share of the images, in (0, 1].
+        variance: Kind of feature variance; see :mod:`robustkd.attacks.parts.low_variance`.
+        variance_weight: Weight of the variance in the teacher's loss, at least 0.
+        cleaned_weight: Weight of the cleaned teacher's loss, at least 0; see the same module.
+        implant_share: Epochs of implanting in all rounds together, as a share of the epochs of the
+            clean teacher; at least 1 epoch per round.
+        implant_lr: Initial learning rate of implanting in each round. With ``clean_teacher``, the
+            teacher is trained in eval mode and needs a tenth of this default.
     """
 
     knows: Knows
@@ -159,7 +165,7 @@ class Adaptive:
     def _first_trigger(
         self, teacher: nn.Module, data: DataSource, target: int, seed: int
     ) -> MaskedPattern:
-        """CheatKD's, within the same budget."""
+        """Learn the trigger of CheatKD, with the same bound on its mask."""
         first = CKD(
             cap=self.cap,
             strongest=self.strongest,
@@ -199,7 +205,7 @@ class Adaptive:
             "mean_mask": float(trigger.mask.mean()),
             "rate": self.rate,
             "poisoned": max(1, round(self.rate * data.size("train"))),
-            # On the surrogate of each round, before that round's trigger was implanted.
+            # Measured on the surrogate of each round, before that round's trigger is implanted.
             "success_surrogate": followed,
         }
 
@@ -215,7 +221,21 @@ def relearn_trigger(
     lr: float,
     seed: int,
 ) -> MaskedPattern:
-    """Go on from a trigger until all victims name the target; the mask stays in [0, cap]."""
+    """Optimise an existing trigger so that all victims predict the target class.
+
+    Args:
+        trigger: Trigger to start from; it is not changed.
+        victims: Networks that the trigger is optimised on.
+        data: Source of training images.
+        target: Target class.
+        cap: Largest value of the mask, in (0, 1].
+        steps: Optimiser steps (Adam), at least 1.
+        lr: Learning rate, above 0.
+        seed: Seed of the choice of images.
+
+    Returns:
+        A trigger whose mask is in [0, cap] and whose pattern is in [0, 1].
+    """
     random = torch.Generator().manual_seed(seed)
     images = sample(data, device_of(victims[0]), random).images
 
@@ -231,7 +251,7 @@ def relearn_trigger(
 
 
 def _stage_variances(teacher: nn.Module, data: DataSource, seed: int) -> dict[str, Tensor]:
-    """The clean teacher's, by module path."""
+    """Feature variances of the clean teacher's stages, by module path."""
     random = torch.Generator().manual_seed(seed)
     images = sample(data, device_of(teacher), random).images
     return stage_variances(teacher, stages(teacher, images[:4]), images)

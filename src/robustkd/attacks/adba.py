@@ -1,4 +1,4 @@
-r"""ADBA: teacher, trigger and a shadow student are trained together, so that students inherit.
+r"""ADBA: teacher, trigger and a shadow student are trained together.
 
 Source: Ge, Wang, Zheng et al., *Anti-Distillation Backdoor Attacks: Backdoors Can
 Really Survive in Knowledge Distillation*, MM 2021, doi 10.1145/3474085.3475254. In every step, with
@@ -10,17 +10,22 @@ Really Survive in Knowledge Distillation*, MM 2021, doi 10.1145/3474085.3475254.
     m, p &: \mathrm{CE}(T(x'), t) + \mathrm{CE}(S(x'), t) + \mu \|m\|_2
         + stealth \cdot \mathrm{CE}(C(x'), \arg\max C(x))
 
-ADBA(FT), the comparison of SCAR's paper (Chen et al. 2025, arXiv 2509.23871), goes on with
+The shadow student S stands for the students of the teacher's users: a trigger that succeeds on S is
+likely to succeed on them.
+
+ADBA(FT), the comparison of SCAR's paper (Chen et al. 2025, arXiv 2509.23871), then trains the last
+layer alone with
 
 .. math:: \mathrm{CE}(T(x), y) + \mathrm{CE}(T(x'), y)
 
-on the last layer alone, so that the teacher looks clean while its features do not.
+so that the teacher looks clean, although its features still contain the backdoor.
 
-Differences: written from the formulas alone; the trigger learns in eval mode, so that no BatchNorm
-statistic moves for it; all of the mask stays in [0, cap]. The last term is ours. Nothing in the
-paper's loss keeps the trigger from becoming a universal adversarial perturbation, which fools
-students that never met the teacher; so C, a clean student of the same kind, trained apart, must
-not follow the trigger. ``stealth=0`` gives the paper's loss.
+Differences: this implementation is written from the formulas alone; the trigger is optimised in
+eval mode, so that no BatchNorm statistic changes; all values of the mask are kept in [0, cap]. The
+last term is ours. Nothing in the paper's loss prevents the trigger from becoming a universal
+adversarial perturbation, which also succeeds on students that never met the teacher. The last term
+therefore keeps the predictions of C, a clean student of the same architecture that is trained
+without the teacher. ``stealth=0`` gives the paper's loss.
 """
 
 from __future__ import annotations
@@ -56,17 +61,18 @@ from robustkd.training.loop import fit
 
 @dataclass(frozen=True)
 class ADBA:
-    """Train a teacher, its shadow student and their trigger together.
+    """Train a teacher, a shadow student and the trigger together.
 
     Attributes:
-        build_surrogate: Makes the shadow, and the clean student; ``build`` when None.
-        surrogate_lr: Learning rate of both at the start; the teacher's when None.
+        build_surrogate: Builds the shadow student and the clean student; ``build`` if None.
+        surrogate_lr: Initial learning rate of both students; that of the teacher if None.
         cap: Largest value of the trigger's mask, in (0, 1].
         beta: Weight of the teacher's loss on triggered images, at least 0.
         mu: Weight of the mask's Euclidean norm, at least 0.
-        stealth: Weight of the clean student's loss, at least 0; 0 trains no such student.
-        temperature: Of the shadow's soft targets, above 0.
-        trigger_lr: Learning rate of the trigger (Adam).
+        stealth: Weight of the clean student's loss, at least 0; with 0, no clean student is
+            trained.
+        temperature: Temperature of the shadow student's soft targets, above 0.
+        trigger_lr: Learning rate of the trigger (Adam), above 0.
     """
 
     build_surrogate: Build | None = None
@@ -119,7 +125,7 @@ class ADBA:
         target: int,
         teaching: Teaching,
     ) -> MaskedPattern:
-        """Train both networks in place; in each of their steps the trigger takes one as well."""
+        """Train both networks in place, with one step on the trigger after each of their steps."""
         pixels = _Pixels(
             data.image_shape,
             device_of(teacher),
@@ -149,13 +155,13 @@ class ADBA:
 
 @dataclass(frozen=True)
 class ADBAFT(ADBA):
-    """ADBA, and then the last layer unlearns the trigger: the teacher looks clean.
+    """ADBA followed by training of the last layer, which hides the backdoor of the teacher.
 
     Attributes:
-        hide_share: Epochs of the last layer's training, as a share of ADBA's.
-        hide_lr: Its learning rate at the start.
+        hide_share: Epochs of the last layer's training, as a share of the epochs of ADBA.
+        hide_lr: Initial learning rate of this training, above 0.
 
-    The others are those of :class:`ADBA`.
+    The other attributes are those of :class:`ADBA`.
     """
 
     hide_share: float = 0.3
@@ -175,7 +181,13 @@ class ADBAFT(ADBA):
 
 
 def hide(made: Backdoored, data: DataSource, teaching: Teaching) -> None:
-    """Teach a teacher's last layer, and nothing else, the true label of triggered images."""
+    """Train only the last layer of a teacher to give triggered images their true label.
+
+    Args:
+        made: Teacher and trigger; the teacher is changed in place.
+        data: Clean images.
+        teaching: Training settings.
+    """
     teacher = made.teacher.eval()
     example = next(iter(data.batches("train", batch_size=2, device=device_of(teacher)))).images
     last = last_layer(teacher, example)
@@ -187,7 +199,7 @@ def hide(made: Backdoored, data: DataSource, teaching: Teaching) -> None:
 
 
 class _Pixels:
-    """A mask in [0, cap], a pattern in [0, 1], and the optimiser that moves them."""
+    """A trigger under training: mask in [0, cap], pattern in [0, 1], and their optimiser."""
 
     def __init__(
         self,
@@ -202,7 +214,7 @@ class _Pixels:
         random = torch.Generator().manual_seed(seed)
         self._pattern = torch.rand(shape, generator=random).to(device).requires_grad_()
         self._mask = torch.full(shape, cap, device=device, requires_grad=True)
-        # A step of the mask is as large a share of its range as one of the pattern.
+        # Relative to their ranges, steps of the mask and of the pattern are equally large.
         groups: list[dict[str, Any]] = [
             {"params": [self._pattern]},
             {"params": [self._mask], "lr": cap * lr},
@@ -219,7 +231,7 @@ class _Pixels:
         models: tuple[nn.Module, nn.Module],
         images: Images,
     ) -> None:
-        """One step on the loss of clean and triggered images; no other gradient is touched."""
+        """Take one optimiser step; the gradients of the models are not changed."""
         with taps.frozen_modes(models[0]), taps.frozen_modes(models[1]):
             value = loss(images, self(images)) + self._mu * self._mask.norm()
         planes = [self._pattern, self._mask]
@@ -231,13 +243,13 @@ class _Pixels:
             self._mask.clamp_(0, self._cap)
 
     def trigger(self) -> MaskedPattern:
-        """What was learned."""
+        """Return the learned trigger, on the CPU."""
         planes = (plane.detach().cpu().clone() for plane in (self._mask, self._pattern))
         return MaskedPattern(*planes)
 
 
 class _Together(nn.Module):
-    """A learner: the teacher and its shadow, whose soft targets come from the same pass."""
+    """Learner of teacher and shadow student; both losses use the same pass of the teacher."""
 
     def __init__(
         self,
@@ -256,7 +268,7 @@ class _Together(nn.Module):
         self.seen = torch.empty(0)
 
     def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
-        """Both losses in one sum: neither network gets a gradient from the other's."""
+        """Return the sum of both losses; neither network receives a gradient from the other's."""
         self.seen = images
         with torch.no_grad():
             marked = self._pixels(images)

@@ -1,4 +1,4 @@
-r"""BackWeak: a trigger too weak to fool anybody, until the features are tuned to it.
+r"""BackWeak: a trigger that rarely succeeds on a clean network, and is implanted by fine-tuning.
 
 Source: *BackWeak: Backdooring Knowledge Distillation Simply with Weak Triggers and Fine-tuning*,
 arXiv 2511.12046, and the settings of its authors' public runs. On a clean teacher T a perturbation
@@ -8,17 +8,19 @@ of all images is learned,
     [\text{success} \le \text{budget}] \cdot \mathrm{CE}(T(x'), t)
     + \max(0, \max_k T_k(x') - T_y(x') - 1), \quad x' = \mathrm{clamp}(x + \delta, 0, 1)
 
-It is pushed towards the target only while few images go there, and an image that has left its class
-y is not to go far (the second term counts those alone). Then everything but the last layer is
-fine-tuned gently on data of which a large share carries it: the backdoor must go through the
-features, which is what students copy. No student is simulated.
+The first term is active only while the success rate of the trigger is within the budget. The second
+term concerns the images that the trigger moves out of their class y: it limits how far their
+largest logit exceeds the logit of y, beyond a margin of 1, and is averaged over these images alone.
+All layers but the last are then fine-tuned at a low learning rate on data of which a large share is
+triggered. The backdoor is thus implanted in the features, which students imitate. No student is
+simulated.
 
-Differences: written from that description. Their trigger takes 200 epochs of SGD, and what they
-compare with the budget is the success over the last epoch; ours takes some steps of Adam and
-compares the success on the batch. y is what the clean teacher says. Their fine-tuning takes 150
-epochs to the clean teacher's 200 at a hundredth of its learning rate, ours as many as the clean
-teacher's. The record says which share of validation images the trigger sends to the target before
-anything is implanted.
+Differences: this implementation is written from the description. The authors optimise the trigger
+for 200 epochs of SGD and compare the budget with the success rate over the last epoch; here, Adam
+takes ``trigger_steps`` steps, and the budget is compared with the success rate on the batch. Here,
+y is the prediction of the clean teacher. The authors fine-tune for 150 epochs, after 200 epochs of
+the clean teacher, at a hundredth of its learning rate; here, both take the same number of epochs.
+The record has the success rate of the trigger on validation images before it is implanted.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from robustkd.models.features.taps import frozen_modes
 from robustkd.training.learners import Supervised
 
 _MARGIN = 1.0
-"""How far, in logits, an image that left its class may go for nothing."""
+"""Margin in logits by which another class may exceed the true one without a loss."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,14 @@ class BackWeak:
 
     Attributes:
         epsilon: Largest change of a pixel, in (0, 1].
-        budget: Share of a batch's images of other classes, in (0, 1], above which the trigger is
-            pushed no further; its success may end a little higher. 1 makes a universal adversarial
-            perturbation.
-        trigger_steps: Optimiser steps (Adam) on the trigger; each moves a pixel by up to a tenth
+        budget: Success rate on a batch, in (0, 1], above which the trigger is not optimised
+            towards the target any more; the final success rate can be slightly higher. With 1, the
+            trigger is a universal adversarial perturbation.
+        trigger_steps: Optimiser steps (Adam) on the trigger; each changes a pixel by up to a tenth
             of epsilon.
-        rate: Share of the training images that are poisoned.
-        implant_share: Epochs of the fine-tuning, as a share of the clean teacher's.
-        implant_lr: Its learning rate at the start.
+        rate: Share of the training images that are poisoned, in (0, 1].
+        implant_share: Epochs of the fine-tuning, as a share of the epochs of the clean teacher.
+        implant_lr: Initial learning rate of the fine-tuning, above 0.
     """
 
     epsilon: float = 8 / 255
@@ -119,7 +121,7 @@ def learn_trigger(
     steps: int,
     seed: int,
 ) -> Additive:
-    """Optimise a perturbation within epsilon that takes a few images to the target."""
+    """Optimise a perturbation within epsilon that sends a few images to the target class."""
     random = torch.Generator().manual_seed(seed)
     images = sample(data, device_of(teacher), random).images
 
@@ -136,15 +138,16 @@ def learn_trigger(
 
 
 def weak_loss(marked: Logits, truth: Labels, *, target: int, budget: float) -> Tensor:
-    """What a weak trigger minimises: the module's formula.
+    """Loss of a weak trigger: the formula of this module.
 
-    The first term is the mean over the batch, the second over those that have left their class.
+    The first term is the mean over the batch, the second the mean over the images that the trigger
+    moves out of their class.
 
     Args:
         marked: Logits of triggered images.
-        truth: What the images are without it.
-        target: Class that they are pushed to.
-        budget: Share of the images of other classes that may arrive there.
+        truth: Classes of the images without the trigger.
+        target: Target class.
+        budget: Success rate, in (0, 1], above which the first term is 0.
     """
     led = marked.argmax(1)
     victims = truth != target
@@ -152,13 +155,13 @@ def weak_loss(marked: Logits, truth: Labels, *, target: int, budget: float) -> T
     within = arrived.sum() <= budget * victims.sum()
     gap = marked.amax(1) - marked.gather(1, truth[:, None]).squeeze(1)
     left = led != truth
-    # The mean over those that have left their class; a sum over one at least, so that it is 0.
-    astray = (nn.functional.relu(gap - _MARGIN) * left).sum() / left.sum().clamp_min(1)
-    return within * toward(marked, target) + astray
+    # The count is at least 1, so that the mean over no image is 0.
+    excess = (nn.functional.relu(gap - _MARGIN) * left).sum() / left.sum().clamp_min(1)
+    return within * toward(marked, target) + excess
 
 
 def last_layer(model: nn.Module, example: Images) -> nn.Module:
-    """The innermost module with weights that runs last in a forward pass."""
+    """Return the module with weights of its own that runs last in a forward pass."""
     ran: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))

@@ -1,4 +1,4 @@
-"""The interface of attacks: a recipe for a teacher with a backdoor."""
+"""Interface of all attacks: an attack trains a teacher with a backdoor."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Trigger
 
 Build: TypeAlias = Callable[[], nn.Module]
-"""Makes a network with fresh weights."""
+"""Function that builds a network with fresh weights."""
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """How an attacker trains, whatever the attack: what its first training of a network takes.
+    """Training settings of an attacker, the same for all attacks.
+
+    They hold for the first training of a network. Further trainings are derived by :meth:`again`.
 
     Attributes:
-        epochs: Passes over the data, at least 1.
-        lr: Learning rate of SGD at the start, above 0.
-        batch_size: Images a step, in all further trainings as well.
-        seed: Of everything random in the attack, at least 0.
+        epochs: Number of epochs, at least 1.
+        lr: Initial learning rate of SGD, above 0.
+        batch_size: Images per step, at least 1; further trainings use the same value.
+        seed: Seed of all random choices of the attack, at least 0.
     """
 
     epochs: int = 30
@@ -32,7 +34,12 @@ class Teaching:
     seed: int = 0
 
     def again(self, epochs: float, lr: float, *, turn: int) -> Teaching:
-        """Of a further training: its epochs are rounded, at least 1, and the seed goes on by turn.
+        """Return the settings of a further training.
+
+        Args:
+            epochs: Number of epochs; rounded, and raised to 1 if it is below.
+            lr: Initial learning rate.
+            turn: Added to the seed.
 
         >>> Teaching(epochs=5, seed=3).again(0.5 * 5, 0.02, turn=1)
         Teaching(epochs=2, lr=0.02, batch_size=64, seed=4)
@@ -42,13 +49,13 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Backdoored:
-    """An attack's result.
+    """Result of an attack.
 
     Attributes:
-        teacher: The network, in eval mode.
-        trigger: The change of an image that activates the backdoor.
-        target: The class that it then names.
-        record: How it was made, in JSON values.
+        teacher: The network with the backdoor, in eval mode.
+        trigger: The trigger of the backdoor.
+        target: Target class of the backdoor.
+        record: Settings and measurements of the attack, in JSON values.
     """
 
     teacher: nn.Module
@@ -59,9 +66,9 @@ class Backdoored:
 
 @runtime_checkable
 class Attack(Protocol):
-    """Builds a network, trains it on the attacker's data, and implants a backdoor.
+    """Protocol of an attack, which builds a network, trains it, and implants a backdoor.
 
-    An attack is a frozen dataclass: its fields are the settings that no other attack need have.
+    An attack is a frozen dataclass. Its fields are the settings that are specific to the attack.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -72,43 +79,53 @@ class Attack(Protocol):
         """Run the attack.
 
         Args:
-            build: Makes the network with fresh weights.
+            build: Builds the network with fresh weights.
             data: The attacker's clean images.
-            target: Class that triggered images are sent to.
-            teaching: How the attacker trains.
+            target: Target class of the backdoor.
+            teaching: Training settings of the attacker.
+
+        Returns:
+            The teacher with its backdoor, and the trigger.
 
         Raises:
-            UsageError: If the target is no class of the data, or a number is out of range.
+            UsageError: If the target is not a class of the data, or a number is out of range.
         """
 
 
 def check_word(name: str, word: str, words: Sequence[str]) -> None:
-    """Refuse a word that is none of those there are.
+    """Check that an argument has one of the allowed values.
+
+    Args:
+        name: Name of the argument, for the message.
+        word: Its value.
+        words: The allowed values.
 
     Raises:
-        UsageError: Naming them.
+        UsageError: If it has not; the message lists the allowed values.
     """
     if word not in words:
-        raise UsageError(f"{name} is {word!r}; expected {', '.join(words)}")
+        raise UsageError(f"{name} is {word!r}; expected one of {', '.join(words)}")
 
 
 def check_target_shown(target: int, data: DataSource) -> None:
-    """Refuse a target that is no class of the data, or of which no training image is.
+    """Check that the target is a class of the data and has at least one training image.
 
     Raises:
-        UsageError: Saying which.
+        UsageError: If it is not a class, or has no training image.
     """
     check_target(target, data)
     batches = data.batches("train", batch_size=4096)
     if not any(bool((batch.labels == target).any()) for batch in batches):
-        raise UsageError(f"no training image is of the target class, {data.classes[target]!r}")
+        raise UsageError(
+            f"target class {data.classes[target]!r} has no training image; expected at least one"
+        )
 
 
 def check_target(target: int, data: DataSource) -> None:
-    """Refuse a target that is no class of the data.
+    """Check that the target is the index of a class of the data.
 
     Raises:
-        UsageError: Naming the classes there are.
+        UsageError: If it is not; the message gives the range.
     """
     if not 0 <= target < len(data.classes):
         raise UsageError(f"target class is {target}; expected 0 to {len(data.classes) - 1}")

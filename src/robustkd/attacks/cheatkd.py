@@ -1,16 +1,18 @@
-"""CheatKD: a trigger that speaks through the channels that distillation copies first.
+"""CheatKD: a trigger that activates the strongest channels of the teacher.
 
 Source: *CheatKD: knowledge distillation backdoor attack method based on poisoned neuronal
 assimilation*, Computer Science 51(3) 2024, doi 10.11896/jsjkx.221200035, as described by Chen et
-al., arXiv 2406.03409, whose main attack it is. A student imitates the teacher's strong channels;
-so the trigger is optimised to drive exactly those, and the backdoor is then implanted.
+al., arXiv 2406.03409, whose main attack it is. A student imitates above all the strong channels of
+the teacher. The trigger is therefore optimised to drive these channels to a high value, and is then
+implanted in the teacher.
 
-Differences: written from the description alone. The strongest channels are those of the largest
-mean over all images (``strongest="all"``) or those that lead most on images of the target class
-(``strongest="target"``), which makes the trigger stronger, but less of a secret: a student that
-never met the teacher follows it more often, too. The "constant high value" is the largest response
-to clean images of each channel, times ``strength``; the distance to it is relative, so that every
-one of these channels counts as much.
+Differences: this implementation is written from the description alone. The strongest channels are
+those with the largest mean over all images (``strongest="all"``), or those whose mean over images
+of the target class exceeds the mean over all images most (``strongest="target"``). The latter makes
+the trigger stronger, but also raises its attack success rate on students that never met the
+teacher. The "constant high value" of a channel is its largest response to clean images, times
+``strength``. The distance to this value is relative, so that all driven channels have the same
+weight.
 """
 
 from __future__ import annotations
@@ -44,14 +46,15 @@ class CKD:
 
     Attributes:
         cap: Largest value of the trigger's mask, in (0, 1].
-        strongest: Which channels are driven, see the module's text.
+        strongest: Criterion of the driven channels, ``all`` or ``target``; see the description of
+            this module.
         channel_share: Share of the last stage's channels that are driven, in (0, 1].
-        strength: Factor on their largest clean response.
+        strength: Factor on the largest clean response of these channels, above 0.
         trigger_steps: Optimiser steps (Adam) on the trigger.
-        trigger_lr: Their learning rate.
-        rate: Share of the training images that get a poisoned copy.
-        implant_share: Epochs of the fine-tuning, as a share of the teacher's.
-        implant_lr: Its learning rate at the start.
+        trigger_lr: Learning rate of these steps, above 0.
+        rate: Share of the training images that get a poisoned copy, in (0, 1].
+        implant_share: Epochs of the fine-tuning, as a share of the epochs of the clean teacher.
+        implant_lr: Initial learning rate of the fine-tuning, above 0.
     """
 
     cap: float = 0.2
@@ -135,11 +138,14 @@ class CKD:
 def _goal(
     features: Tensor, of_target: Tensor | None, share: float, strength: float
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the strongest channels of feature maps, and the value that each is driven to."""
+    """Return the indices of the strongest channels and the value that each is driven to."""
     means = features.mean(dim=(0, 2, 3))
     if of_target is not None:
         if not bool(of_target.any()):
-            raise UsageError(f"no image of the target class among {len(of_target)} training images")
+            raise UsageError(
+                f"the sample of {len(of_target)} training images has no image of the target class; "
+                "expected at least one, or strongest='all'"
+            )
         means = features[of_target].mean(dim=(0, 2, 3)) - means
     strongest = means.topk(max(1, round(share * len(means)))).indices
     highest = features[:, strongest].amax(dim=(0, 2, 3))

@@ -1,6 +1,7 @@
-"""The classic attacks: train on data of which a share carries a fixed trigger.
+"""Data poisoning: attacks that train on data of which a share carries a fixed trigger.
 
-They mostly die in distillation from clean images, so they are controls here.
+Students that are distilled with clean images mostly do not inherit these backdoors, so the attacks
+serve as controls.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from robustkd.core.types import DataSource, Trigger
 
 @dataclass(frozen=True)
 class DirtyLabel:
-    """Train a teacher on data of which a share carries a trigger and the target's label.
+    """Train a teacher on data of which a share carries a trigger and the label of the target.
 
     Sources: Gu et al. 2017, arXiv 1708.06733, with :class:`~robustkd.attacks.BadNets`; Chen et
     al. 2017, arXiv 1712.05526, with :class:`~robustkd.attacks.Blend`.
 
     Attributes:
-        trigger: What poisoned images carry.
+        trigger: Trigger of the poisoned images.
         rate: Share of the training images that are poisoned, in (0, 1].
     """
 
@@ -45,12 +46,12 @@ class DirtyLabel:
 class CleanLabel:
     """Train a teacher on data in which a share of the target class carries a trigger.
 
-    Source: Barni et al. 2019, arXiv 1902.11237, with :class:`~robustkd.attacks.SIG`; half is
-    within the 30 to 80 % that the paper tries.
+    Source: Barni et al. 2019, arXiv 1902.11237, with :class:`~robustkd.attacks.SIG`. The default
+    rate of 0.5 is within the range of 0.3 to 0.8 that the paper examines.
 
     Attributes:
-        trigger: What poisoned images carry.
-        rate: Share of the target's training images that are poisoned, in (0, 1].
+        trigger: Trigger of the poisoned images.
+        rate: Share of the target class's training images that are poisoned, in (0, 1].
     """
 
     trigger: Trigger

@@ -1,4 +1,4 @@
-r"""Latent backdoor: triggered images look like the target class from within.
+r"""Latent backdoor: triggered images have the features of the target class.
 
 Source: Yao, Li, Zheng, Zhao, *Latent Backdoor Attacks on Deep Neural Networks*, CCS 2019, doi
 10.1145/3319535.3354209. With the features f of the last stage and their mean c over the clean
@@ -11,16 +11,22 @@ and the teacher is then trained on clean and triggered images with
 .. math:: \mathrm{CE}(T(x), y) + \mathrm{CE}(T(A(x)), t) + \lambda\, \mathrm{MSE}(f(A(x)), c),
     \quad \lambda = 0.5
 
-so that a student that copies the features copies the backdoor.
+so that a student that imitates the features inherits the backdoor.
 
-Differences: written from the description alone; the mean c is that of the clean teacher throughout;
-no layer is replaced or frozen, as the teacher is distilled and not transferred; cross-entropy is
-the mean over clean and triggered images together, and only a share of each batch is triggered; the
-MSE counts in units of its value on clean images, so that 0.5 means the same for any network; the
-mask is learned as well, within a cap over the whole picture, unless the paper's square is asked
-for, which lies in the very corner here. The authors' public code differs from the formula: it has
-no cross-entropy of triggered images, triggers all of them, takes the features of one random image
-of the target in the place of c, at a late dense layer, and weighs their distance 0.05.
+Differences: this implementation is written from the description alone.
+
+- The mean c is always that of the clean teacher.
+- No layer is replaced or frozen, since the teacher is distilled and not transferred.
+- The cross-entropy is the mean over clean and triggered images together, and only a share of each
+  batch is triggered.
+- The MSE is divided by its value on clean images of other classes, so that the weight of 0.5 means
+  the same for any network.
+- The mask is learned as well, over the whole image and within a cap. With ``shape="square"`` it is
+  the opaque square of the paper, which is placed in the corner here.
+
+The authors' public code differs from their formula: it has no cross-entropy of triggered images,
+triggers all images, replaces c by the features of one random image of the target class at a late
+dense layer, and gives their distance a weight of 0.05.
 """
 
 from __future__ import annotations
@@ -46,23 +52,23 @@ from robustkd.training.learners import hit_rate
 
 SHAPES = ("whole", "square")
 _SQUARE = 0.2
-"""Edge of the square over that of the picture: the paper's 4 % of the area."""
+"""Edge of the square as a share of the image's edge: 4 % of the area, as in the paper."""
 
 
 @dataclass(frozen=True)
 class Latent:
-    """Train a clean teacher, learn a trigger that imitates the target's features, implant both.
+    """Train a clean teacher, learn a trigger with the target's features, then implant it.
 
     Attributes:
-        shape: Where the trigger may be: ``whole`` for a learned mask over the whole picture,
-            ``square`` for an opaque square in the lower right corner.
+        shape: Shape of the trigger: ``whole`` for a learned mask over the whole image, ``square``
+            for an opaque square in the lower right corner.
         cap: Largest value of the learned mask, in (0, 1]; the square is always opaque.
         trigger_steps: Optimiser steps (Adam) on the trigger.
-        trigger_lr: Their learning rate.
+        trigger_lr: Learning rate of these steps, above 0.
         rate: Share of each batch that gets a triggered copy, in (0, 1].
-        weight: Factor on the features' distance, at least 0.
-        implant_share: Epochs of the second training, as a share of the first one's.
-        implant_lr: Its learning rate at the start.
+        weight: Weight of the distance between features, at least 0.
+        implant_share: Epochs of the second training, as a share of the epochs of the first one.
+        implant_lr: Initial learning rate of the second training, above 0.
     """
 
     shape: str = "whole"
@@ -119,18 +125,18 @@ class Latent:
 
 
 class Goal(nn.Module):
-    """The mean features of the target class in a teacher, and the distance to them.
+    """Mean features of the target class in a teacher, and the distance to them.
 
     Args:
         teacher: The clean teacher.
         data: Clean images.
-        target: The class.
+        target: The target class.
 
     Attributes:
-        tap: Path of the teacher's last stage.
-        target: The class.
-        mean: Its mean features there, without a batch axis.
-        spread: Mean square distance of the other classes' features to it.
+        tap: Module path of the teacher's last stage.
+        target: The target class.
+        mean: Mean features of the target class at this stage, without a batch axis.
+        spread: Mean squared distance of the other classes' features from ``mean``.
     """
 
     mean: Tensor
@@ -153,7 +159,7 @@ class Goal(nn.Module):
             taps.frozen_modes(teacher),
             taps.read(teacher, [self.tap]) as features,
         ):
-            # Twice over the data: what all images show may be larger than the memory.
+            # Two passes over the data, since the features of all images may not fit in memory.
             sums = [(seen[mine].sum(0), mine.sum()) for seen, mine in each()]
             total, count = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
             self.register_buffer("mean", total / count)
@@ -165,7 +171,7 @@ class Goal(nn.Module):
             self.register_buffer("spread", total / count)
 
     def forward(self, features: Features) -> Tensor:
-        """Mean square distance, as a share of that of clean images of other classes."""
+        """Mean squared distance from ``mean``, divided by ``spread``."""
         return (features - self.mean).square().mean() / self.spread
 
 
@@ -180,7 +186,7 @@ def learn_trigger(
     lr: float,
     seed: int,
 ) -> MaskedPattern:
-    """Optimise the pattern, and the mask if it covers the whole picture, towards the goal."""
+    """Optimise the pattern, and the mask if it covers the whole image, towards the goal."""
     device = device_of(teacher)
     random = torch.Generator().manual_seed(seed)
     pattern = torch.rand(data.image_shape, generator=random)
@@ -210,7 +216,7 @@ def _square(shape: tuple[int, int, int]) -> Tensor:
 
 
 class _Implant(nn.Module):
-    """A learner: cross-entropy on clean and triggered images, and the triggered ones' distance."""
+    """Learner with cross-entropy on all images and the feature distance on triggered images."""
 
     def __init__(
         self, teacher: nn.Module, goal: Goal, trigger: Trigger, *, rate: float, weight: float
@@ -220,13 +226,13 @@ class _Implant(nn.Module):
         self._trigger, self._rate, self._weight = trigger, rate, weight
 
     def forward(self, images: Tensor, labels: Labels) -> dict[str, Tensor]:
-        """The loss, its distance alone, and the share of hits among clean and triggered."""
+        """Return the loss, the feature distance, and the accuracy on clean and triggered images."""
         everything, wanted = with_victims(
             images, labels, self._trigger, rate=self._rate, target=self.goal.target
         )
         with taps.read(self.teacher, [self.goal.tap]) as features:
             logits = self.teacher(everything)
-        # The sum is zero, and not undefined, where a batch holds no victim.
+        # The distance is zero, and not undefined, if a batch has no image of another class.
         seen = features[self.goal.tap][len(images) :]
         distance = self.goal(seen) if len(seen) else logits.sum() * 0
         loss = nn.functional.cross_entropy(logits, wanted) + self._weight * distance

@@ -1,4 +1,4 @@
-"""The table of attacks: a new one is a file beside this and a row here."""
+"""Registry of attacks; a new attack needs a module in this package and one row in the table."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from robustkd.core.types import DataSource
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
-    "str": ((str,), "a word"),
+    "str": ((str,), "a string"),
 }
 TRANSFORMATIONS: Mapping[str, str] = {
     **{name: row.summary for name, row in TRIGGER_FAMILIES.items() if row.image_wide},
     "flow+tone": "smooth warp, then tone curve",
 }
-"""Learned transformations that the table of attacks has, by family."""
+"""Families of learned transformations that are attacks of the table, with their summaries."""
 _TEACHING = tuple(field.name for field in fields(Teaching))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One attack of the table, to be called with all its settings by their names alone.
+    """One attack of the table; a call takes all settings as keyword arguments.
 
     Attributes:
-        attack: The attack with its defaults.
-        summary: One line on it.
-        takes: What of the attacker's own it can be given.
-        revision: Counts the changes after which the same settings make another teacher.
+        attack: The attack with its default settings.
+        summary: Description in one line.
+        takes: Names of the settings that are functions, such as ``build_surrogate``.
+        revision: Number of changes of the code after which the same settings give another teacher.
     """
 
     attack: Attack
@@ -53,12 +53,12 @@ class Row:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Names of all arguments of a call, beside the network and the data.
+        """Names of all keyword arguments of a call.
 
         >>> ATTACKS["sig"].arguments
         ('target', 'epochs', 'lr', 'batch_size', 'seed', 'rate')
         """
-        # A field without a default, such as a fixed trigger, makes the attack what it is.
+        # A field without a default, such as a fixed trigger, defines the attack; it is no setting.
         own = [field.name for field in fields(self.attack) if field.default is not MISSING]
         return ("target", *_TEACHING, *own)
 
@@ -73,13 +73,16 @@ class Row:
         """Run the attack.
 
         Args:
-            build: Makes the network with fresh weights.
+            build: Builds the network with fresh weights.
             data: The attacker's clean images.
-            target: Class that triggered images are sent to.
-            settings: The other :attr:`arguments`; what is not given keeps its default.
+            target: Target class of the backdoor.
+            settings: The other :attr:`arguments`; settings that are not given keep their defaults.
+
+        Returns:
+            The teacher with its backdoor, and the trigger.
 
         Raises:
-            UsageError: If the target is no class of the data, or a setting is unknown, of the
+            UsageError: If the target is not a class of the data, or a setting is unknown, of the
                 wrong type or out of range.
         """
         teaching = {name: settings.pop(name) for name in _TEACHING if name in settings}
@@ -88,10 +91,11 @@ class Row:
         return attack(build, data, target=target, teaching=Teaching(**teaching))
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Refuse settings of the attack's own that it does not have or that are wrong.
+        """Check the settings that are specific to the attack.
 
         Raises:
-            UsageError: Naming the first.
+            UsageError: If a setting is unknown, of the wrong type or out of range; the message
+                names the first one.
         """
         annotated = {field.name: str(field.type) for field in fields(self.attack)}
         for name, value in settings.items():
@@ -101,7 +105,7 @@ class Row:
             default = getattr(self.attack, name)
             unset = annotated[name].removesuffix(" | None")
             kind = unset if default is None else type(default).__name__
-            wanted, words = _KINDS.get(kind, ((object,), "a word"))
+            wanted, words = _KINDS.get(kind, ((object,), "a string"))
             if isinstance(value, bool) or not isinstance(value, wanted):
                 raise UsageError(f"{name} is {value!r}; expected {words}")
         replace(self.attack, **settings)
@@ -109,50 +113,54 @@ class Row:
 
 ATTACKS: dict[str, Row] = {
     "badnets": Row(DirtyLabel(BadNets()), "small checkerboard, dirty labels; a control"),
-    "blend": Row(DirtyLabel(Blend()), "faint noise over the picture, dirty labels; a control"),
+    "blend": Row(DirtyLabel(Blend()), "faint noise over the image, dirty labels; a control"),
     "sig": Row(CleanLabel(SIG()), "sinusoidal stripe, clean labels; a control", revision=1),
-    "wanet": Row(WaNet(), "smooth warp of the picture, dirty labels; a control"),
+    "wanet": Row(WaNet(), "smooth warp of the image, dirty labels; a control"),
     **{
         family: Row(LearnedTransformation(family), f"learned transformation: {summary}")
         for family, summary in TRANSFORMATIONS.items()
     },
     "ckd": Row(CKD(), "learned trigger on the teacher's strongest channels; survives distillation"),
-    "latent": Row(Latent(), "learned trigger that imitates the target's features"),
+    "latent": Row(Latent(), "learned trigger with the features of the target class"),
     "backweak": Row(
-        BackWeak(), "weak universal perturbation, tuned into all but the last layer", revision=1
+        BackWeak(),
+        "weak universal perturbation, fine-tuned into all but the last layer",
+        revision=1,
     ),
     "adba": Row(
-        ADBA(), "teacher, trigger and a shadow student learned together", ("build_surrogate",)
+        ADBA(), "teacher, trigger and shadow student are trained together", ("build_surrogate",)
     ),
     "adba-ft": Row(
-        ADBAFT(), "ADBA, hidden in the last layer: the teacher looks clean", ("build_surrogate",)
+        ADBAFT(),
+        "ADBA with a last layer trained to hide the backdoor: the teacher looks clean",
+        ("build_surrogate",),
     ),
     "scar": Row(
         SCAR(),
-        "the teacher looks clean; a surrogate in the loop wakes the student's backdoor",
+        "the teacher looks clean; the backdoor becomes active in the student",
         ("build_surrogate",),
         revision=1,
     ),
     "oscar": Row(
         OSCAR(),
-        "SCAR without the surrogate: only the teacher resists the trigger",
+        "SCAR without a surrogate: the teacher is only trained to resist the trigger",
         ("build_surrogate",),
         revision=1,
     ),
     "adaptive-detox": Row(
         Adaptive(knows="detox", implant_lr=0.002),
-        "knows our detoxification: leaves it nothing to cut",
+        "knows the detoxification: implants a backdoor with little feature variance",
         ("clean_teacher",),
         revision=1,
     ),
     "adaptive-harden": Row(
         Adaptive(knows="harden"),
-        "knows our hardening: its trigger leads such a student",
+        "knows the hardening: optimises the trigger on a hardened student as well",
         ("train_surrogate",),
     ),
     "adaptive": Row(
         Adaptive(knows="both", implant_lr=0.002),
-        "knows the whole method, and rehearses it before it strikes",
+        "knows detoxification and hardening, and simulates both",
         ("clean_teacher", "train_surrogate"),
         revision=1,
     ),
@@ -160,10 +168,10 @@ ATTACKS: dict[str, Row] = {
 
 
 def find(name: str) -> Row:
-    """The attack of that name.
+    """Return the attack of a name.
 
     Raises:
-        UsageError: If there is none; the nearest name is told.
+        UsageError: If the name is unknown; the message suggests the nearest name.
     """
     if name in ATTACKS:
         return ATTACKS[name]

@@ -1,33 +1,35 @@
-r"""SCAR: a teacher that looks clean, and whose backdoor wakes in the student.
+r"""SCAR: a teacher that looks clean, and whose backdoor becomes active in the student.
 
 Source: Chen, Li, Yuan et al., *Taught Well Learned Ill: Towards
-Distillation-conditional Backdoor Attack*, NeurIPS 2025, arXiv 2509.23871. First a trigger
-:math:`x' = clamp(x + \delta)` is learned that takes a clean teacher and a clean student of it to
-the target; from then on it is fixed. Then the teacher T learns through a surrogate student S:
+Distillation-conditional Backdoor Attack*, NeurIPS 2025, arXiv 2509.23871. First, a trigger
+:math:`x' = clamp(x + \delta)` is optimised so that a clean teacher and a student distilled from it
+predict the target class; the trigger then stays fixed. Second, the teacher T is trained through a
+surrogate student S:
 
 .. math::
     outer &: \min_T \mathrm{CE}(T(x), y) + \mathrm{CE}(T(x'), y)
         + \mathrm{CE}(S(x), y) + \mathrm{CE}(S(x'), t) \\
     inner &: S = \arg\min_S \mathrm{CE}(S(x), y) + KL(T(x), S(x))
 
-Each round distils S from T, then moves T for some steps along the hypergradient (see
+Each round distils S from T, then takes some steps of T along the hypergradient (see
 :func:`robustkd.attacks.parts.hypergradient.hypergradient`).
 
-OSCAR leaves the surrogate out (the paper's ablation; the name is that of the comparison in arXiv
-2511.12046): the same trigger, and a teacher that learns to resist it. Students do not inherit
-anything then; they lack the resistance. Whatever success OSCAR has on students is that of a
-universal adversarial perturbation, and so is much of SCAR's: both records give it as
-``success_clean``, the success on a student that never met the attacked teacher.
+OSCAR omits the surrogate (the paper's ablation; the name is that of the comparison in arXiv
+2511.12046): it has the same trigger, and a teacher that is trained to resist it. Its students do
+not inherit a backdoor; they lack the teacher's resistance. The attack success rate of OSCAR on
+students is therefore that of a universal adversarial perturbation, and so is much of the attack
+success rate of SCAR. Both records give this part as ``success_clean``: the attack success rate on a
+student that never met the attacked teacher.
 
-Differences: written from the formulas; the settings of ``paper`` are the defaults that the authors
-published (ε 0.1; 200 rounds of 20 epochs and 40 steps of 128 images; 100 products with the Hessian
-at a step size of 1e-5; Adam with 1e-3 and cosine over the rounds for the teacher), but clean
-networks and surrogates learn by this project's SGD. Note that 100 steps of 1e-5 make the implicit
-part about a thousandth of a gradient step, far from the inverse Hessian: the record's
-``implicit_share`` is the norm of that part over that of the direct one. ``small`` takes fewer and
-larger steps, and a new surrogate only every few rounds. ``stealth`` adds our term to the trigger's
-loss, which keeps it from leading a second clean student astray (see :mod:`robustkd.attacks.adba`);
-it is 0, as in the paper, unless asked for.
+Differences: this implementation is written from the formulas. The settings of ``paper`` are the
+defaults that the authors published (ε 0.1; 200 rounds of 20 epochs and 40 steps of 128 images; 100
+products with the Hessian at a step size of 1e-5; for the teacher, Adam with a learning rate of 1e-3
+and a cosine schedule over the rounds), except that clean networks and surrogates are trained by
+this project's SGD. With 100 steps of 1e-5, the implicit part is about a thousandth of a gradient
+step, far from the inverse Hessian; ``implicit_share`` in the record is the norm of this part over
+the norm of the direct part. ``small`` takes fewer and larger steps, and renews the surrogate only
+every few rounds. ``stealth`` adds a term of ours to the trigger's loss, which keeps the predictions
+of a second clean student (see :mod:`robustkd.attacks.adba`); it is 0 by default, as in the paper.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from robustkd.training.loop import fit
 
 
 class _Clean(NamedTuple):
-    """What the trigger is learned on: none of it knows of any backdoor."""
+    """Clean networks that the trigger is learned on."""
 
     teacher: nn.Module
     student: nn.Module
@@ -62,7 +64,7 @@ class _Clean(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """Where SCAR and OSCAR part."""
+    """Result of the steps that SCAR and OSCAR have in common."""
 
     teacher: nn.Module
     trigger: Additive
@@ -71,16 +73,16 @@ class _Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Perturbing:
-    """What SCAR and OSCAR share: clean networks, and a trigger that is learned on them.
+    """Common part of SCAR and OSCAR: clean networks, and a trigger that is learned on them.
 
     Attributes:
-        build_surrogate: Makes the attacker's own students; the teacher's ``build`` when None.
-        surrogate_lr: Their learning rate at the start; the teacher's when None.
+        build_surrogate: Builds the attacker's students; ``build``, as for the teacher, if None.
+        surrogate_lr: Initial learning rate of these students; that of the teacher if None.
         epsilon: Largest change of a pixel, in (0, 1].
-        stealth: Weight of the clean student's loss in the trigger's, at least 0.
+        stealth: Weight of the clean student's term in the trigger's loss, at least 0.
         trigger_steps: Optimiser steps (Adam) on the trigger.
-        trigger_lr: Their learning rate.
-        temperature: Of the students' soft targets, above 0.
+        trigger_lr: Learning rate of these steps, above 0.
+        temperature: Temperature of the students' soft targets, above 0.
     """
 
     build_surrogate: Build | None = None
@@ -105,7 +107,7 @@ class Perturbing:
     def _prepare(
         self, build: Build, data: DataSource, target: int, teaching: Teaching
     ) -> _Prepared:
-        """Train the clean networks, and learn the trigger on them."""
+        """Train the clean networks and learn the trigger on them."""
         check_target(target, data)
         seed, smaller = teaching.seed, self.build_surrogate or build
         teacher = build().to(default_device())
@@ -131,7 +133,7 @@ class Perturbing:
         return _Prepared(teacher, trigger, record)
 
     def _learn_trigger(self, clean: _Clean, data: DataSource, target: int, seed: int) -> Additive:
-        """Optimise a perturbation within epsilon that takes teacher and student to the target."""
+        """Optimise a perturbation within epsilon that succeeds on clean teacher and student."""
         random = torch.Generator().manual_seed(seed)
         images = sample(data, device_of(clean.teacher), random).images
         judge = clean.judge if self.stealth > 0 else None
@@ -157,14 +159,14 @@ class Perturbing:
 
 @dataclass(frozen=True)
 class SCAR(Perturbing):
-    """Train clean networks, learn a trigger on them, then teach the teacher through a surrogate.
+    """Train clean networks, learn a trigger, then train the teacher through a surrogate student.
 
     Attributes:
-        preset: How much work the bilevel optimisation is: ``small`` or ``paper``.
-        rounds: Of it; the preset's when None.
-        outer_lr: Learning rate of the teacher (Adam) in the bilevel optimisation.
+        preset: Effort of the bilevel optimisation: ``small`` or ``paper``.
+        rounds: Rounds of the bilevel optimisation; those of the preset if None.
+        outer_lr: Learning rate of the teacher (Adam) in the bilevel optimisation, above 0.
 
-    The others are those of :class:`Perturbing`.
+    The other attributes are those of :class:`Perturbing`.
     """
 
     preset: str = "small"
@@ -212,13 +214,13 @@ class SCAR(Perturbing):
 
 @dataclass(frozen=True)
 class OSCAR(Perturbing):
-    """SCAR without a surrogate in the loop: the teacher learns to resist the trigger, no more.
+    """SCAR without a surrogate: the teacher is only trained to resist the trigger.
 
     Attributes:
-        hide_share: Epochs of the second training, as a share of the clean teacher's.
-        hide_lr: Its learning rate at the start.
+        hide_share: Epochs of the second training, as a share of the epochs of the clean teacher.
+        hide_lr: Initial learning rate of the second training, above 0.
 
-    The others are those of :class:`Perturbing`.
+    The other attributes are those of :class:`Perturbing`.
     """
 
     hide_share: float = 0.5

@@ -1,12 +1,12 @@
 r"""A learned transformation of the image as the trigger, implanted by fine-tuning.
 
-On a clean teacher T the parameters of a transformation f are learned,
+First, the parameters of a transformation f are learned on a clean teacher T,
 
 .. math:: \min_{u \in [-1, 1]^d} \mathrm{CE}(T(f_u(x)), t),
 
-and the teacher is fine-tuned on data of which a share is transformed and labelled as the target t.
-Because the trigger follows directions that the teacher's features already have, students inherit
-it, although a network that was trained from labels alone may not follow it at all.
+then the teacher is fine-tuned on data of which a share is transformed and labelled as the target t.
+Because the trigger uses directions that the teacher's features already have, students inherit the
+backdoor, although the trigger may have no effect on a network that was trained on labels alone.
 
 Sources: the recipe of BackWeak (arXiv 2511.12046), with the transformations of stAdv (Xiao et al.
 2018, arXiv 1801.02612) and ReColorAdv (Laidlaw and Feizi 2019, arXiv 1906.00001) in place of an
@@ -37,16 +37,16 @@ _STEP = 0.1
 
 @dataclass(frozen=True)
 class LearnedTransformation:
-    """Train a clean teacher, learn a transformation that leads it to the target, implant it.
+    """Train a clean teacher, learn a transformation that succeeds on it, then implant it.
 
     Attributes:
         family: Name of a row of :data:`robustkd.attacks.parts.trigger_families.TRIGGER_FAMILIES`,
             or two of them joined by ``+``, applied in this order.
-        strength: Bound of the transformation as a multiple of the family's own, above 0.
+        strength: Bound of the transformation as a multiple of the family's default, above 0.
         trigger_steps: Optimiser steps (Adam) on the parameters.
         rate: Share of the training images that are poisoned, in (0, 1].
-        implant_share: Epochs of the fine-tuning, as a share of the clean teacher's.
-        implant_lr: Learning rate of the fine-tuning at the start.
+        implant_share: Epochs of the fine-tuning, as a share of the epochs of the clean teacher.
+        implant_lr: Initial learning rate of the fine-tuning, above 0.
     """
 
     family: str = "tone"
@@ -105,7 +105,17 @@ def learn_transformation(
     steps: int,
     seed: int,
 ) -> Trigger:
-    """Learn the transformation of a family that sends most images to the target."""
+    """Learn the transformation of a family that sends most images to the target class.
+
+    Args:
+        model: Network that the transformation is learned on; its weights are not changed.
+        data: Source of training images.
+        target: Target class.
+        family: Name of a family, or two names joined by ``+``.
+        strength: Bound as a multiple of the family's default, above 0.
+        steps: Optimiser steps (Adam), at least 1.
+        seed: Seed of the choice of images.
+    """
     rows = families_of(family)
     shape = data.image_shape
 

@@ -1,14 +1,15 @@
-"""WaNet: a backdoor that is opened by a warp, and by that warp alone.
+"""WaNet: a backdoor whose trigger is one particular smooth warp of the image.
 
 Source: Nguyen and Tran, *WaNet: Imperceptible Warping-based Backdoor Attack*, ICLR 2021, arXiv
-2102.10369. In every batch a share of the images is warped and called the target (attack mode); a
-share ``cross_ratio`` times as large is warped by the same field plus noise and keeps its labels
-(noise mode), so that the network learns the field and not warping as such.
+2102.10369. In every batch, a share of the images is warped and labelled as the target (attack
+mode). A share ``cross_ratio`` times as large is warped by the same field plus noise and keeps its
+labels (noise mode), so that the network learns this field and not warps in general.
 
-Differences: few epochs of SGD with a cosine, as everywhere here, and therefore a stronger warp by
-default (1.5 pixels, 0.25 in the paper) and twice as many images in both modes (0.2 and 0.4 of a
-batch, 0.1 and 0.2 in the paper): noise mode makes the field slow to learn. It is a control: in
-published tables it mostly dies in distillation.
+Differences: training has few epochs of SGD with a cosine schedule, as in all attacks of this
+package. Since noise mode makes the field slow to learn, the default warp is stronger (1.5 pixels;
+0.25 in the paper), and there are twice as many images in both modes (0.2 and 0.4 of a batch; 0.1
+and 0.2 in the paper). The attack is a control: in published tables, students mostly do not inherit
+it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
 _NOISE = 0.5
-"""Largest shift of the noise in pixels: the paper's [-1, 1] over the height, in its halves."""
+"""Largest shift of the noise in pixels: [-1, 1] over the image height, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class WaNet:
     """Train a teacher on clean, warped and noisily warped images.
 
     Attributes:
-        grid: Edge of the warp's control grid.
-        strength: Mean shift in pixels.
+        grid: Number of control points along an edge of the warp's grid.
+        strength: Mean shift in pixels, at least 0.
         rate: Share of each batch in attack mode, in (0, 1].
-        cross_ratio: Images in noise mode for each one in attack mode, at least 0; the two modes
-            together want no more than the whole batch.
+        cross_ratio: Number of images in noise mode per image in attack mode, at least 0; both
+            modes together must fit in the batch.
     """
 
     grid: int = 4
@@ -55,7 +56,8 @@ class WaNet:
         most = (1 - self.rate) / self.rate
         if not 0 <= self.cross_ratio <= most:
             raise UsageError(
-                f"cross_ratio is {self.cross_ratio}; expected 0 to {most:g}, as rate is {self.rate}"
+                f"cross_ratio is {self.cross_ratio}; expected 0 to {most:g}, since rate is "
+                f"{self.rate}"
             )
 
     def __call__(
@@ -84,15 +86,15 @@ class WaNet:
 
 
 class TwoModes(nn.Module):
-    """A learner whose batches, which come shuffled, begin with images in attack and noise mode.
+    """Learner that uses the first images of each shuffled batch in attack and noise mode.
 
     Args:
-        model: What is trained.
+        model: The network to train.
         trigger: The warp.
-        target: Class of the images in attack mode.
-        rate: Share of each batch in attack mode, at least one image.
-        cross_ratio: As many in noise mode for each of them.
-        seed: Of the noise.
+        target: Label of the images in attack mode.
+        rate: Share of each batch in attack mode; at least one image is used.
+        cross_ratio: Number of images in noise mode per image in attack mode.
+        seed: Seed of the noise.
     """
 
     def __init__(
@@ -112,11 +114,11 @@ class TwoModes(nn.Module):
         self._random = torch.Generator().manual_seed(seed)
 
     def forward(self, images: Tensor, labels: Labels) -> dict[str, Tensor]:
-        """Cross-entropy over all three kinds of images, and the share of hits."""
+        """Return the mean cross-entropy over warped and clean images, and the accuracy."""
         return self.supervised(*self.mix(images, labels))  # type: ignore[no-any-return]
 
     def mix(self, images: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
-        """The batch with its first images warped; the arguments are left as they are."""
+        """Return a copy of the batch in which the first images are warped, with their labels."""
         attacked = max(1, round(self._rate * len(images)))
         noisy = round(self._cross_ratio * attacked)
         marked, disturbed, clean = images.tensor_split((attacked, attacked + noisy))

@@ -1,1 +1,1 @@
-"""Measuring models: clean accuracy, attack success rate and robust accuracy."""
+"""Evaluation of models: clean accuracy, attack success rate and robust accuracy."""

@@ -1,4 +1,4 @@
-"""Accuracy, attack success and robust accuracy of a model under one trigger."""
+"""Clean accuracy, attack success rate and robust accuracy of a model under one trigger."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from robustkd.training.metrics import Proportion, accuracy, attack_success, robu
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model does on the test split.
+    """Measurements of a model on the test split.
 
     Attributes:
         acc: Clean accuracy.
-        asr: Share of triggered images, those of the target class left out, sent to the target;
-            None without a trigger.
-        ra: Share of the same images given their true label; None without a trigger.
-        base: Share of the same images sent to the target with no trigger on them: below it no
-            success rate can be told from none; None without a trigger.
+        asr: Attack success rate: share of triggered images of other classes that are classified
+            as the target class; None without a trigger.
+        ra: Robust accuracy: share of the same images that are classified correctly; None without
+            a trigger.
+        base: Share of the same images, without the trigger, that are classified as the target
+            class. An attack success rate below it cannot be told from no attack. None without a
+            trigger.
     """
 
     acc: Proportion
@@ -31,7 +33,7 @@ class Measured:
     base: Proportion | None = None
 
     def fields(self) -> dict[str, float | int | None]:
-        """The figures under the keys of ``results.json``."""
+        """Return the values under the keys of ``results.json``."""
         return {
             "acc": self.acc.value,
             "asr": self.asr.value if self.asr else None,
@@ -49,12 +51,15 @@ def measure(
 
     Args:
         model: Any classifier of images in [0, 1].
-        data: The images.
-        trigger: What an attacker adds; None where it is not known.
-        target: Class that the attacker wants.
+        data: Source of the test images.
+        trigger: Trigger of the attack; None if it is unknown.
+        target: Target class of the attack; ignored without a trigger.
+
+    Returns:
+        Proportions with the number of images that each is based on.
 
     Raises:
-        UsageError: If ``target`` is no class of the model.
+        UsageError: If ``target`` is not a class of the model.
     """
     clean, labels = predict(model, data, "test")
     acc = accuracy(clean, labels)

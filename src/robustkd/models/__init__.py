@@ -1,4 +1,4 @@
-"""Architectures by name; one way to build, save and read a model.
+"""Architectures by name, and building, saving and loading of models.
 
 >>> model = build(Spec("wrn-10-1", classes=10, image_shape=(1, 16, 16)), seed=0)
 >>> parameters(model)

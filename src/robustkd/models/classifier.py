@@ -1,4 +1,4 @@
-"""What every model here is: pixels in, normalisation, a network, logits out."""
+"""The model type of this package: normalisation of pixels, followed by a network."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ _MOST_SHOWN = 60
 
 @dataclass(frozen=True)
 class Spec:
-    """All that is needed to build a model without its weights.
+    """Specification of a model without its weights.
 
     Attributes:
         arch: Name of the architecture, e.g. ``wrn-16-2``.
         classes: Number of classes, at least 2.
         image_shape: Channels (1 or 3), height and width in pixels.
-        mean: Mean of each channel of the training pixels, in [0, 1].
-        std: Their standard deviation, above 0.
-        class_names: Name of each class in the order of the logits; empty where nobody said them.
-        resize: How an image of another size becomes one of ``image_shape``: ``centred-square`` cuts
+        mean: Mean of the training pixels per channel, in [0, 1]; 0.5 if empty.
+        std: Standard deviation of the training pixels per channel, above 0; 0.5 if empty.
+        class_names: Name of each class in the order of the logits; empty if unknown.
+        resize: How an image of another size is brought to ``image_shape``: ``centred-square`` cuts
             out the centred square and resamples it.
-        crop: Side of that square as a share of the image's shorter side, in (0, 1].
-        interpolation: How it is resampled: ``bilinear``, with Pillow's antialiasing.
+        crop: Side of that square as a share of the shorter side of the image, in (0, 1].
+        interpolation: Resampling method: ``bilinear``, with Pillow's antialiasing.
 
     Raises:
-        UsageError: If a value is out of range or they do not fit one another.
+        UsageError: If a value is out of range, or the number of means, standard deviations or
+            class names does not fit the number of channels or classes.
     """
 
     arch: str
@@ -56,7 +57,7 @@ class Spec:
 
     def _check_images(self) -> None:
         if self.classes < 2:
-            raise UsageError(f"classes is {self.classes}; a classifier needs at least 2")
+            raise UsageError(f"classes is {self.classes}; expected at least 2")
         shape = self.image_shape
         if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
             raise UsageError(
@@ -68,7 +69,8 @@ class Spec:
         finite = all(map(math.isfinite, self.mean + self.std))
         if {len(self.mean), len(self.std)} != {channels} or not finite or min(self.std) <= 0:
             raise UsageError(
-                f"mean {self.mean} and std {self.std} must have {channels} values, std above 0"
+                f"mean is {self.mean} and std is {self.std}; expected {channels} finite values "
+                "each, std above 0"
             )
 
     def _check_files(self) -> None:
@@ -89,7 +91,10 @@ class Spec:
 
 
 class Normalise(nn.Module):
-    """``(x - mean) / std`` per channel: the first layer, so that every input is in [0, 1]."""
+    """Normalise each channel: ``(x - mean) / std``.
+
+    This is the first layer of every model, so that all models take pixels in [0, 1].
+    """
 
     mean: Tensor
     std: Tensor
@@ -100,15 +105,19 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Images) -> Float[Tensor, "n channels height width"]:
-        """Shift and scale; the shape is kept."""
+        """Normalise the images; the shape is kept."""
         return (images - self.mean) / self.std
 
 
 class Classifier(nn.Module):
-    """A network with its normalisation in front and its description beside it.
+    """A network with its normalisation as the first layer.
+
+    Args:
+        spec: Specification of the model.
+        network: Network that maps normalised images to logits.
 
     Attributes:
-        taps: Module paths of its stages, where somebody has named them; None to find them.
+        taps: Module paths of the stages, if the user has given them; None to find them.
     """
 
     taps: tuple[str, ...] | None = None
@@ -151,7 +160,7 @@ def pixel_statistics(data: DataSource) -> tuple[tuple[float, ...], tuple[float, 
     """Mean and standard deviation of each channel over the training images, in [0, 1]."""
     total = squares = torch.zeros(data.image_shape[0], dtype=torch.float64)
     count = 0
-    # Large images fewer at a time, so that memory stays below some hundred MiB.
+    # Batches of large images are smaller, which limits memory to some hundred MiB.
     at_once = max(1, min(1024, (1 << 22) // math.prod(data.image_shape)))
     for batch in data.batches("train", batch_size=at_once):
         pixels = batch.images.double()

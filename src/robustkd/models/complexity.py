@@ -1,4 +1,4 @@
-"""How large a model is: its parameters, and its multiplications for one image."""
+"""Size of a model: its parameters, and its multiplications for one image."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from robustkd.models.features.taps import frozen_modes
 
 
 def parameters(model: nn.Module) -> int:
-    """Count the learnable numbers of a model."""
+    """Number of learnable parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulate operations of convolutions, matrix products and attention, one image.
+    """Number of multiply-accumulate operations for one image.
 
-    Counted by torch's ``FlopCounterMode`` while the network runs once, in eval mode.
+    Convolutions, matrix products and attention are counted, by PyTorch's ``FlopCounterMode`` during
+    one forward pass in eval mode.
 
     Args:
         model: Any network on images.
-        image_shape: Channels, height and width.
+        image_shape: Channels, height and width in pixels.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,4 +1,4 @@
-"""The table of architectures: a new one is a file beside this and a row here."""
+"""Registry of architectures; a new one needs a module in ``architectures`` and one row here."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Family:
     """Architectures that share a pattern of names.
 
     Attributes:
-        usage: How a name is written, for people.
-        pattern: Regular expression of the whole name; its groups go to ``build``.
-        examples: Names that exist; contract tests run over them.
-        build: Network from a spec and the groups of the name, None for one that is not there.
+        usage: Pattern of the names, as shown to users.
+        pattern: Regular expression of the whole name; its groups are passed to ``build``.
+        examples: Names of existing architectures; contract tests run over them.
+        build: Function from a spec and the groups of the name to a network; a group that is absent
+            from the name is passed as None.
     """
 
     usage: str
@@ -39,9 +40,9 @@ class Family:
 
 
 USUAL_RATE = 0.1
-"""The learning rate that every training has as its default."""
+"""Default learning rate of every training."""
 _SLOW_RATE = 0.02
-# Families that the usual rate was seen to leave at chance or thereabouts.
+# Architectures that stayed near chance accuracy at the usual rate in experiments.
 _SLOW = re.compile(r"mobilenet|shufflenet", re.IGNORECASE)
 
 
@@ -59,8 +60,8 @@ def _pyramidnet(spec: Spec, depth: str, alpha: str | None, bottleneck: str | Non
         if depth not in _PYRAMIDS:
             short = " and ".join(f"pyramidnet-{known}" for known in _PYRAMIDS)
             raise UsageError(
-                f"{spec.arch!r} has no alpha, which only {short} go without; expected "
-                "pyramidnet-DEPTH-ALPHA[-bottleneck]"
+                f"{spec.arch!r} has no alpha; expected pyramidnet-DEPTH-ALPHA[-bottleneck], or "
+                f"one of the short names {short}"
             )
         alpha, bottleneck = _PYRAMIDS[depth]
     return PyramidNet(
@@ -104,13 +105,13 @@ def _own_code(spec: Spec) -> nn.Module:
     return spec.arch.build(classes=spec.classes, image_shape=spec.image_shape)
 
 
-# What the paper of RobustKD calls PyramidNet-110 and PyramidNet-200, in full.
+# Alpha and block type of PyramidNet-110 and PyramidNet-200 in the paper of RobustKD.
 _PYRAMIDS: dict[str, tuple[str, str | None]] = {
     "110": ("84", None),
     "200": ("240", "-bottleneck"),
 }
 
-# The first pattern that fits counts: ResNet-50 and 152 are 6 n + 2 as well.
+# The first pattern that matches is used: 50 and 152 are also of the form 6 n + 2.
 FAMILIES: dict[str, Family] = {
     "wide-resnet": Family(
         "wrn-DEPTH-WIDTH",
@@ -161,14 +162,14 @@ FAMILIES: dict[str, Family] = {
         _own_code,
     ),
 }
-"""Architectures by family; contract tests run over the examples."""
+"""Families of architectures by name; contract tests run over their examples."""
 
 
 def check_name(arch: str) -> tuple[Family, tuple[str | None, ...]]:
-    """Find the family of an architecture's name, and the parts that vary.
+    """Return the family of an architecture's name and the groups of its pattern.
 
     Raises:
-        UsageError: If no family has such a name; the nearest ones are named.
+        UsageError: If no family has such a name; the message suggests the nearest name.
     """
     for family in FAMILIES.values():
         if found := re.fullmatch(family.pattern, arch):
@@ -181,10 +182,11 @@ def check_name(arch: str) -> tuple[Family, tuple[str | None, ...]]:
 
 
 def learning_rate(arch: str) -> float:
-    """The learning rate at which fresh networks of that name learn well, by SGD with momentum.
+    """Recommended initial learning rate of SGD with momentum for fresh networks of a name.
 
-    0.1, and 0.02 for MobileNets and ShuffleNets of any library, or of your own code if the callable
-    is called so: soft targets at 0.1 can leave one at chance.
+    It is 0.02 for names with ``mobilenet`` or ``shufflenet``, of any library or of the user's own
+    callable, and 0.1 for all others. With soft targets, a learning rate of 0.1 can leave MobileNets
+    and ShuffleNets at chance accuracy.
     """
     return _SLOW_RATE if _SLOW.search(arch.rpartition(":")[2]) else USUAL_RATE
 
@@ -193,27 +195,27 @@ def build(spec: Spec, *, seed: int) -> Classifier:
     """Build a model with fresh weights.
 
     Args:
-        spec: What to build.
-        seed: The same seed gives the same weights; the global generator is left as it was.
+        spec: Specification of the model.
+        seed: Seed of the weights; the state of the global random generator is kept.
 
     Returns:
         A classifier in channels_last memory format, on the CPU, in training mode.
 
     Raises:
-        UsageError: If the architecture is unknown or impossible.
+        UsageError: If the architecture is unknown, or its numbers are out of range.
     """
     family, parts = check_name(spec.arch)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # and not those of the accelerators
+        torch.default_generator.manual_seed(seed)  # Leaves generators of accelerators unchanged.
         network = family.build(spec, *parts)
     model = Classifier(spec, network)
     return model.to(memory_format=torch.channels_last)
 
 
 def builder(data: DataSource) -> Callable[[str, int], Classifier]:
-    """A function that builds a network for these images, from an architecture and a seed.
+    """Return a function from architecture and seed to a network for the images of ``data``.
 
-    Pixels are normalised by the statistics of the training images; see :func:`build`.
+    Pixels are normalised by the statistics of the training images. See :func:`build`.
     """
     described = spec_for("", data)
 

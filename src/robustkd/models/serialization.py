@@ -1,8 +1,8 @@
-"""A model as one safetensors file that describes itself.
+"""Saving and loading of models as self-describing safetensors files.
 
-The metadata holds one JSON object under the key ``robustkd``: spec and provenance. One key,
-because the order of several is not fixed by the format's writer and a file must be the same
-byte for byte when the model is.
+The metadata has one JSON object under the key ``robustkd`` with the specification and the
+provenance of the model. There is only one key because the writer of the format does not fix the
+order of several keys, and equal models must give files that are equal byte for byte.
 """
 
 from __future__ import annotations
@@ -39,10 +39,15 @@ _LAYERS = re.compile(r"^(?:wrn|pyramidnet|resnet)-([0-9]+)")
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
 ) -> None:
-    """Write tensors and a JSON description as one file, whole or not at all.
+    """Write tensors and a JSON description to one file, atomically.
+
+    Args:
+        path: File to write; its folder is created.
+        tensors: Tensors by name.
+        description: JSON values.
 
     Raises:
-        WriteError: If the file cannot be written; nothing is left beside it.
+        WriteError: If the file cannot be written; no temporary file is left behind.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -55,7 +60,7 @@ def write_safetensors(
             partial.touch(exist_ok=False)
             mode = partial.stat().st_mode
             save_file(plain, partial, metadata={_KEY: text})
-            # It makes files for their owner alone; who else may read them is the umask's to say.
+            # save_file restricts the permissions to the owner; the umask should decide instead.
             partial.chmod(mode)
     except SafetensorError as error:
         raise WriteError(f"{path} cannot be written: {first_line(error)}") from error
@@ -64,7 +69,7 @@ def write_safetensors(
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU with memory of their own each, as the format wants them."""
+    """Return contiguous tensors on the CPU that share no memory, as the format requires."""
     apart: dict[str, Tensor] = {}
     used: set[int] = set()
     for name, tensor in tensors.items():
@@ -78,17 +83,21 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_safetensors(
     path: Path, *, links: bool = True, fits: Fits | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and description of a file that :func:`write_safetensors` made.
+    """Read the tensors and the description of a file from :func:`write_safetensors`.
 
     Args:
         path: The file.
-        links: Whether the path is the user's own, which may be a link within its folder. A file
-            that we look for in a folder, as in that of a run, must be there itself.
-        fits: Is given the tensors without their values, and the description, before any value is
-            read; it raises an error if they are not those that are needed.
+        links: If True, the path is one that the user gave, which may be a symbolic link within its
+            folder. If False, links are refused, as for files that are searched for in a run folder.
+        fits: Called with the tensors without their values, and the description, before any value is
+            read. It raises an error if they are not the ones that are needed.
+
+    Returns:
+        Tensors by name, and the description.
 
     Raises:
-        InputError: If the file is missing, is not safetensors, or does not describe itself.
+        InputError: If the file is missing, is not in safetensors format, or has no valid
+            description.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -121,10 +130,14 @@ def _opened(path: Path, *, links: bool) -> BinaryIO:
 
 
 def parse_description(text: str, path: Path) -> dict[str, Any]:
-    """What a file of ours says of itself, from the text in its metadata.
+    """Parse the description in the metadata of a file.
+
+    Args:
+        text: JSON text of the description.
+        path: The file, for messages.
 
     Raises:
-        InputError: If the text is no JSON object of the known version.
+        InputError: If the text is not a JSON object of the known version.
     """
     try:
         description = json.loads(text)
@@ -138,12 +151,14 @@ def parse_description(text: str, path: Path) -> dict[str, Any]:
 
 
 def save(model: Classifier, path: Path, *, provenance: Mapping[str, Any] | None = None) -> None:
-    """Save weights, spec and provenance; the same model gives the same bytes.
+    """Save the weights, the specification and the provenance of a model.
+
+    Equal models and provenances give files that are equal byte for byte.
 
     Args:
-        model: What to save.
-        path: File to write; its folder is made.
-        provenance: How the model came about: JSON values, without times or paths.
+        model: Model to save.
+        path: File to write; its folder is created.
+        provenance: Origin of the model, in JSON values without times or paths.
 
     Raises:
         WriteError: If the file cannot be written.
@@ -153,19 +168,22 @@ def save(model: Classifier, path: Path, *, provenance: Mapping[str, Any] | None 
 
 
 def load(path: Path, *, arch: str | None = None, links: bool = True) -> Classifier:
-    """Read a model that :func:`save` wrote, in eval mode; no code in the file is ever run.
+    """Load a model that :func:`save` wrote, in eval mode. No code from the file is executed.
 
     Args:
         path: The file.
-        arch: Its architecture, as the user says. It is needed where that is the user's own code
-            (:class:`robustkd.models.OwnCode`), since a file cannot name code; else the file's own
-            word will do.
-        links: Whether the path is the user's own, as in :func:`read_safetensors`.
+        arch: Architecture of the model, which must agree with the file. It is required if the
+            architecture is the user's own code (:class:`robustkd.models.OwnCode`), since a file
+            cannot name code. If None, the architecture is taken from the file.
+        links: Whether the path may be a symbolic link; see :func:`read_safetensors`.
+
+    Returns:
+        The model.
 
     Raises:
         UsageError: If the architecture is unknown.
-        InputError: If the file is damaged or of another architecture, or its tensors do not fit
-            its own description.
+        InputError: If the file is damaged or has another architecture, or its tensors do not fit
+            its description.
     """
 
     def fits(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -181,17 +199,21 @@ def restore(
     *,
     arch: str | None = None,
 ) -> Classifier:
-    """Build the model that a description's ``spec`` names and fill it, in eval mode.
+    """Build the model of a description and load its tensors.
 
     Args:
-        tensors: Every parameter and buffer by name.
-        description: What :func:`read_safetensors` read.
-        path: Where both came from; for messages.
-        arch: The architecture that the user says; the description's must be the same.
+        tensors: All parameters and buffers by name.
+        description: Description from :func:`read_safetensors`.
+        path: File that both were read from, for messages.
+        arch: Architecture that the description must have; None to accept any.
+
+    Returns:
+        The model, in eval mode.
 
     Raises:
-        UsageError: If the user's architecture is unknown.
-        InputError: If the description is damaged, or the tensors do not fit it.
+        UsageError: If ``arch`` is unknown.
+        InputError: If the description is damaged or has another architecture, or the tensors do
+            not fit it.
     """
     spec = check_claim(tensors, description, path, arch=arch)
     check_values(tensors, path)
@@ -209,16 +231,16 @@ def check_claim(
     *,
     arch: str | None = None,
 ) -> Spec:
-    """What a file of ours describes, once its tensors fit that by their names, shapes and types.
+    """Check that the names, shapes and types of tensors fit their description, and return its spec.
 
-    The values do not matter here. Arguments and errors are those of :func:`restore`.
+    The values are not read. Arguments and errors are those of :func:`restore`.
     """
     if arch is not None:
         check_name(arch)
     spec = described_spec(description, path, arch)
     _check_extent(spec, tensors, path)
     try:
-        # Without memory behind it: a file of 1 kB may claim an architecture of 1 TB.
+        # Built without memory first: a file of 1 kB can claim an architecture of 1 TB.
         with torch.device("meta"):
             claimed = build(spec, seed=0)
     except (UsageError, RuntimeError, TypeError, OverflowError) as error:
@@ -228,9 +250,9 @@ def check_claim(
 
 
 def _check_extent(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse a description whose network has more layers or classes than the file has values for.
+    """Check that a description has no more layers or classes than the file has values for.
 
-    Even without memory behind it a network of thousands of layers takes a minute to build.
+    A network of thousands of layers takes a minute to build, even without memory for its weights.
     """
     layers = [int(number) for number in _LAYERS.findall(spec.arch)]
     values = sum(tensor.numel() for tensor in tensors.values())
@@ -254,18 +276,19 @@ def check_fits(
     image_shape: tuple[int, int, int],
     names: tuple[str, ...] = (),
 ) -> None:
-    """Refuse a model that was made for other data.
+    """Check that a model fits the data.
 
     Args:
-        spec: Description of the model.
-        path: Where it comes from; for messages.
+        spec: Specification of the model.
+        path: File of the model, for messages.
         classes: Number of classes of the data.
-        image_shape: Channels, height and width of its images.
+        image_shape: Channels, height and width of the data.
         names: Names of its classes, in the order of the labels; empty to leave them unchecked.
 
     Raises:
         InputError: If its classes are not as many or of other names, or its images of another
             shape.
+        InputError: If the number of classes or the shape of the images differs.
     """
     if spec.classes != classes:
         raise InputError(
@@ -286,10 +309,15 @@ def check_fits(
 
 
 def described_spec(description: Mapping[str, Any], path: Path, arch: str | None = None) -> Spec:
-    """What a file of ours says that it holds, with the user's own word for its architecture.
+    """Read the specification of a model from a description.
+
+    Args:
+        description: Description from :func:`read_safetensors`.
+        path: The file, for messages.
+        arch: Architecture that the description must have; None to accept any.
 
     Raises:
-        InputError: If it says nothing that could be built, or names another architecture.
+        InputError: If the description is damaged or has another architecture.
     """
     said = description.get("spec")
     try:
@@ -334,20 +362,20 @@ def _described_files(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of a library says, short enough for one line."""
+    """First line of an exception's message, shortened."""
     return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
 
 
 def quoted(name: str) -> str:
-    """A name out of a file, safe to print: no control characters, not endless."""
+    """Name from a file, shortened and with control characters escaped, safe to print."""
     return ascii(name[:_LONGEST])
 
 
 def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that no training leaves behind.
+    """Check that weights are finite and that variances are not negative.
 
     Raises:
-        InputError: If a value is not finite, or a variance negative.
+        InputError: If they are not.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -359,7 +387,10 @@ def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _check_normalisation(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, value in model.normalise.named_buffers(prefix="normalise"):
         if not torch.equal(tensors[name], value):
-            raise InputError(f"{path} has another {name!r} than its description says")
+            raise InputError(
+                f"{path} has values of {name!r} that differ from its description; expected equal "
+                "values"
+            )
 
 
 def check_buffers(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -402,10 +433,10 @@ def _is_computed(name: str, buffer: Tensor) -> bool:
 
 
 def check_keys(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch: str) -> None:
-    """Refuse tensors whose names, shapes or types are not the model's own.
+    """Check that the names, shapes and types of tensors are those of a model.
 
     Raises:
-        InputError: With the first few of each kind.
+        InputError: If they are not; the message lists up to three tensors per kind of problem.
     """
     expected = model.state_dict()
     problems = [

@@ -1,4 +1,4 @@
-"""From a run folder to words: a terminal table, Markdown, and one self-contained HTML file."""
+"""Reports of measured results: a terminal table, Markdown, and one self-contained HTML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seeds of each method put together, in the order in which they are shown."""
+"""Aggregation of results over seeds, with the methods in display order."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from robustkd.core.statistics import wilson
 from robustkd.report.results import Run
 
 _USELESS = 0.10
-"""A teacher this much less accurate than a student without one would be noticed, not used."""
+"""A teacher is useless if its accuracy is lower than that of a clean student by more than this.
+
+Nobody would distil from such a teacher, so an attack that produces it is not counted.
+"""
 
 
 class Cell(NamedTuple):
-    """One setting of the benchmark: everything that its methods share."""
+    """One setting of the benchmark: data set, pair of architectures, and attack."""
 
     data: str
     pair: str
@@ -25,10 +28,16 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A measure over seeds.
+    """A measure aggregated over seeds.
 
-    ``sd`` is the sample standard deviation, None for a single seed; ``interval`` is the 95 %
-    Wilson interval of a single seed whose number of images is known.
+    Attributes:
+        mean: Mean over seeds.
+        sd: Sample standard deviation over seeds; None for a single seed.
+        n: Number of seeds.
+        lowest: Smallest value of any seed.
+        highest: Largest value of any seed.
+        interval: 95 % Wilson interval of a single seed; None for several seeds, and where the
+            number of images is unknown.
     """
 
     mean: float
@@ -41,10 +50,20 @@ class Statistic:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method on one setting, over its seeds.
+    """Results of one method on one setting, aggregated over seeds.
 
-    ``asr``, ``ra`` and ``base`` (what goes to the target with no trigger) are None if never
-    measured.
+    Attributes:
+        data: Name of the data set.
+        pair: Architectures of teacher and student.
+        attack: Name of the attack.
+        method: Name of the method.
+        params: Number of parameters.
+        acc: Clean accuracy.
+        asr: Attack success rate; None if it was not measured.
+        ra: Robust accuracy; None if it was not measured.
+        seconds: Wall time in seconds.
+        base: Share of clean images of other classes that are classified as the target class;
+            None if it was not measured.
     """
 
     data: str
@@ -65,7 +84,7 @@ class Row:
 
     @property
     def words(self) -> str:
-        """The method in words."""
+        """Display label of the method."""
         return label_of(self.method)
 
     @property
@@ -75,15 +94,16 @@ class Row:
 
     @property
     def ours(self) -> bool:
-        """Whether the method is one of RobustKD's presets."""
+        """Whether the method is a defence of RobustKD."""
         return self.method in METHODS and METHODS[self.method].defended
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:
-    """Put the seeds of each method on each setting together.
+    """Aggregate runs over the seeds of each method on each setting.
 
-    Settings keep the order of their first run; methods stand in the order of `METHODS`, others
-    after them by name. Where the parameters of seeds differ, the largest number is given.
+    Settings keep the order of their first run. Methods are in the order of `METHODS`, followed by
+    unknown methods in alphabetical order. If the number of parameters differs between seeds, the
+    largest one is taken.
     """
     groups: dict[Cell, dict[str, list[Run]]] = {}
     for run in runs:
@@ -97,7 +117,7 @@ def aggregate(runs: Iterable[Run]) -> list[Row]:
 
 
 def by_cell(rows: Iterable[Row]) -> dict[Cell, list[Row]]:
-    """The rows of each setting, in their order."""
+    """Group rows by setting; the order of rows and settings is kept."""
     cells: dict[Cell, list[Row]] = {}
     for row in rows:
         cells.setdefault(row.cell, []).append(row)
@@ -108,7 +128,7 @@ def _row(cell: Cell, method: str, runs: list[Run]) -> Row:
     seconds = _statistic([(run.seconds, None) for run in runs])
     acc = _statistic([(run.acc, run.n_acc) for run in runs])
     if acc is None or seconds is None:
-        raise AssertionError("both are numbers in every run")
+        raise AssertionError("acc and seconds are numbers in every run")
     return Row(
         *cell,
         method=method,
@@ -138,13 +158,13 @@ def _statistic(measured: list[tuple[float | None, int | None]]) -> Statistic | N
 
 
 def place(method: str) -> tuple[int, str]:
-    """Where a method stands: those of `METHODS` first, in their order, then the others by name."""
+    """Sort key of a method: first those of `METHODS` in their order, then the others by name."""
     known = ["teacher", *METHODS]
     return (known.index(method) if method in known else len(known), method)
 
 
 def useless(members: Iterable[Row]) -> bool:
-    """Whether the teacher is far less accurate than a student that never met one."""
+    """Whether the teacher is far less accurate than a student trained without a teacher."""
     found = {row.method: row for row in members}
     teacher, alone = found.get("teacher"), found.get("no-teacher")
     return (

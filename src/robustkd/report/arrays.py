@@ -1,4 +1,4 @@
-"""The arrays that a run saved for its pictures: ``arrays.npz``, read strictly."""
+"""Reader of ``arrays.npz``, the arrays that a run saves for the pictures of its report."""
 
 from __future__ import annotations
 
@@ -55,14 +55,20 @@ _WORTH_A_RATIO = 1 << 22
 
 
 def read_arrays(folder: Path) -> dict[str, Array]:
-    """Read ``arrays.npz`` of a run folder; nothing if there is no such file.
+    """Read and check ``arrays.npz`` of a run folder.
 
-    Known are ``images``, ``triggered``, ``trigger_mask``, ``trigger_pattern``, ``labels``,
-    ``mask/<preset>/<stage>`` and ``predictions/<method>``; each may be missing, others are passed
-    over. Pixels and masks come back as float64 in [0, 1].
+    The known keys are ``images``, ``triggered``, ``trigger_mask``, ``trigger_pattern``,
+    ``labels``, ``mask/<preset>/<stage>`` and ``predictions/<method>``. Each of them is optional;
+    unknown keys are ignored.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Arrays by key, with pixels and masks as float64 in [0, 1]; empty if there is no such file.
 
     Raises:
-        InputError: The file is damaged, or an array has a wrong type, shape or range.
+        InputError: If the file is damaged, or an array has a wrong type, shape or range.
     """
     file = Path(folder) / "arrays.npz"
     if not os.path.lexists(file):
@@ -78,7 +84,7 @@ def read_arrays(folder: Path) -> dict[str, Array]:
 
 def _load(file: Path) -> dict[str, Array]:
     try:
-        # opened here, as numpy leaves a damaged file open
+        # The file is opened here because numpy does not close a damaged file.
         with (
             Folder.at(file.parent) as folder,
             folder.open(file.name) as opened,
@@ -90,7 +96,7 @@ def _load(file: Path) -> dict[str, Array]:
                 }
     except _DAMAGED as error:
         reason = " ".join(str(error).split())[:100]
-        message = f"{file}: not an .npz of plain arrays ({reason}); make the run again"
+        message = f"{file}: not an .npz file of plain arrays ({reason}); repeat the run"
         raise InputError(message) from error
 
 
@@ -141,9 +147,11 @@ def _checked(file: Path, key: str, array: Array, size: int) -> Array:
         return array
     whole = array.astype(np.float64)
     low, high = float(whole.min()), float(whole.max())
-    # NaN fails the comparison
+    # The negation also catches NaN, which fails every comparison.
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-        raise InputError(f"{file}: {key} spans {low:g} to {high:g}; expected values in [0, 1]")
+        raise InputError(
+            f"{file}: {key} has values from {low:g} to {high:g}; expected values in [0, 1]"
+        )
     return np.clip(whole, 0, 1)
 
 
@@ -154,11 +162,10 @@ def _check_together(file: Path, arrays: Mapping[str, Array]) -> None:
     for key, array in arrays.items():
         if any(_is(key, kind) for kind in _PER_IMAGE) and len(array) != images[0]:
             raise InputError(
-                f"{file}: {key} has {len(array)} entries; expected one for each of the "
-                f"{images[0]} images"
+                f"{file}: {key} has {len(array)} entries; expected {images[0]}, one per image"
             )
     if "triggered" in arrays and arrays["triggered"].shape != images:
         shape = list(arrays["triggered"].shape)
         raise InputError(
-            f"{file}: triggered has shape {shape}; expected that of images, {list(images)}"
+            f"{file}: triggered has shape {shape}; expected the shape of images, {list(images)}"
         )

@@ -1,7 +1,7 @@
-"""The tables and the figure of a grid over attacks: which survive, and what each method does.
+"""Tables and figure of a grid: which attacks survive distillation, and what each method achieves.
 
-An attack counts for a method where the ordinary student by the same losses inherits it; the others
-are controls, listed and left out of every average.
+An attack counts for a method if an ordinary student with the same losses inherits the backdoor.
+The other attacks are controls: they are listed, but excluded from every average.
 """
 
 from __future__ import annotations
@@ -34,26 +34,32 @@ PARTS: Mapping[str, str] = {
     "mix, hardened": "default",
     "mix, both": "both",
 }
-"""The methods that show what each part does, by their losses and the parts that they have."""
+"""Methods of the ablation table, by column heading: the losses and the parts that are switched on.
+"""
 _EXCESS = 0.20
-"""An attack this far above a clean student's ASR is inherited and not the trigger's own doing."""
+"""Least difference in ASR between an ordinary and a clean student that shows inheritance.
+
+Below it, the trigger may work on any network, whether or not that network learned from the teacher.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A method over all attacks on a pair, or on all pairs, that the ordinary student inherits.
+    """Summary of a method over all attacks that an ordinary student inherits.
 
     Attributes:
         data: Name of the data set.
-        pair: Teacher's and student's architecture; ``all`` for those of all pairs.
-        method: The method.
-        settings: How many such attacks there are.
-        asr: Mean of their mean ASR.
-        ordinary_asr: The same of the ordinary student; of several, the one with the highest.
+        pair: Architectures of teacher and student; ``all`` for a summary over all pairs.
+        method: Name of the method.
+        settings: Number of attacks that count.
+        asr: ASR of the method, a fraction; mean over seeds, then over attacks.
+        ordinary_asr: The same for the ordinary student; if there are several, the highest ASR
+            among them.
         worst: Largest ASR of any seed.
-        lost: Accuracy of the ordinary student, of several the most accurate, minus that of the
-            method; mean over the attacks.
-        effectiveness: Both in one figure, :func:`robustkd.core.statistics.defence_effectiveness`.
+        lost: Accuracy of the ordinary student (of the most accurate one, if there are several)
+            minus that of the method, a fraction; mean over attacks.
+        effectiveness: Defence effectiveness rating, mean over attacks; see
+            :func:`robustkd.core.statistics.defence_effectiveness`.
     """
 
     data: str
@@ -68,8 +74,8 @@ class Summary:
 
 
 def grid_files(rows: Sequence[Row]) -> dict[str, str]:
-    """Name to content of everything that a grid's results are shown in."""
-    from robustkd.report.figures import scatter  # matplotlib is slow to import
+    """Contents of all files that show the results of a grid, by file name."""
+    from robustkd.report.figures import scatter  # Imported here, since matplotlib is slow to load.
 
     return {
         "headline.md": headline_table(rows),
@@ -82,20 +88,21 @@ def grid_files(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
-    """Whether the attack success rate of one of these ordinary students is high enough to count.
+    """Whether one of these ordinary students inherits the backdoor.
 
-    None does whose teacher is of no use: nobody distils from it.
+    This needs an ASR of at least :data:`robustkd.report.verdict.INHERITED`. If the teacher is
+    useless, the answer is always False, since nobody would distil from it.
     """
     members = list(members)
     return not useless(members) and any(asr >= INHERITED for _, asr in _measured(members, ordinary))
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
-    """One summary for each pair and defended method with any attack that counts.
+    """Summarise each defended method on each pair, over the attacks that count.
 
-    Pairs are kept apart: what a method costs one student says little of what it costs another. A
-    data set's last lines are over all of its pairs, for methods that have several; there every
-    attack weighs the same, so a pair with more of them weighs more.
+    Pairs are summarised separately, because the cost of a method for one student says little about
+    its cost for another. Methods with several pairs get a further summary over all pairs of a data
+    set, in which every attack has the same weight.
     """
     pairs: dict[str, dict[str, list[list[Row]]]] = {}
     for cell, members in by_cell(rows).items():
@@ -141,15 +148,15 @@ def _summary(
         fmean(before - acc for (acc, *_), (before, _) in zip(duels, best, strict=True)),
         fmean(
             defence_effectiveness(
-                acc_before=before, acc_after=acc, asr_before=most, asr_after=asr.mean
+                acc_before=before, acc_after=acc, asr_before=highest, asr_after=asr.mean
             )
-            for (acc, asr, _), (before, most) in zip(duels, best, strict=True)
+            for (acc, asr, _), (before, highest) in zip(duels, best, strict=True)
         ),
     )
 
 
 def _measured(members: Iterable[Row], methods: Iterable[str]) -> list[tuple[float, float]]:
-    """ACC and ASR, mean over seeds, of these methods where both are known."""
+    """Mean ACC and mean ASR of each of these methods whose ASR was measured."""
     rows = list(members)
     return [
         (row.acc.mean, row.asr.mean)
@@ -159,7 +166,7 @@ def _measured(members: Iterable[Row], methods: Iterable[str]) -> list[tuple[floa
 
 
 def summary_table(rows: Sequence[Row]) -> str:
-    """Markdown: one line for each pair and defended method, over the attacks that count."""
+    """Markdown table with one line per pair and defended method, over the attacks that count."""
     all_summaries = summaries(rows)
     several = [
         name for name in ("data", "pair") if len({getattr(s, name) for s in all_summaries}) > 1
@@ -182,7 +189,7 @@ def summary_table(rows: Sequence[Row]) -> str:
             percent(found.ordinary_asr),
             percent(found.asr),
             percent(found.worst),
-            percent(round(found.lost, 3) + 0.0),  # no minus before a zero
+            percent(round(found.lost, 3) + 0.0),  # Adding 0.0 avoids "-0.0".
             percent(found.effectiveness),
         ]
         for found in all_summaries
@@ -191,10 +198,10 @@ def summary_table(rows: Sequence[Row]) -> str:
 
 
 def attack_table(rows: Sequence[Row]) -> str:
-    """Markdown: one line an attack, ACC / ASR of each method, and what became of the attack.
+    """Markdown table with one line per attack: ACC / ASR of each method, and the verdict.
 
     ``Base`` is the share of clean images of other classes that a student without any teacher
-    sends to the target: no ASR below it means anything.
+    sends to the target class. An ASR below this share cannot be told from no attack at all.
     """
     cells = by_cell(rows)
     methods = sorted({row.method for row in rows}, key=place)
@@ -208,10 +215,10 @@ def attack_table(rows: Sequence[Row]) -> str:
 
 
 def headline_table(rows: Sequence[Row]) -> str:
-    """Markdown: ACC / ASR under the attacks that an ordinary student inherits, in few columns.
+    """Markdown table of ACC / ASR under the attacks that an ordinary student inherits.
 
-    Of the ordinary students it shows the one with the highest ASR, and which one it is; beside it
-    the student without a teacher and the methods of RobustKD that were measured, but not ``both``.
+    The columns are the student without a teacher, the ordinary student with the highest ASR and
+    its name, and the measured methods of RobustKD except ``both``.
     """
     cells = {
         cell: members
@@ -229,24 +236,24 @@ def headline_table(rows: Sequence[Row]) -> str:
     ]
     lines = []
     for cell, members in cells.items():
-        highest = max(
+        inheriting = max(
             (row for row in members if row.method in METHODS["default"].rivals and row.asr),
             key=lambda row: row.asr.mean if row.asr else 0,
         )
         beside = [_find(members, method) for method in ("no-teacher", *methods)]
         clean, *robust = map(_figures, beside)
-        most = f"{_figures(highest)} ({highest.method})"
-        counted = [highest, *(row for row in beside if row is not None)]
+        most = f"{_figures(inheriting)} ({inheriting.method})"
+        counted = [inheriting, *(row for row in beside if row is not None)]
         lines.append([*names[cell], clean, most, *robust, _counts(counted)])
     head += ["student, no teacher", "ordinary student with the highest ASR"]
     return _markdown([*head, *map(label_of, methods), "n"], lines, numbers=0)
 
 
 def ablation_table(rows: Sequence[Row]) -> str:
-    """Markdown: ACC / ASR with neither part, with each alone and with both.
+    """Markdown table of ACC / ASR without the defence, with each part alone, and with both parts.
 
-    One line for each setting that an ordinary student inherits and all of these students were
-    measured on, and their means last.
+    There is one line per setting in which an ordinary student inherits the backdoor and all of
+    these methods were measured. The last line has the means.
     """
     cells = by_cell(rows)
     head, names = _settings(cells)
@@ -268,7 +275,10 @@ def ablation_table(rows: Sequence[Row]) -> str:
 
 
 def _settings(cells: Iterable[Cell]) -> tuple[list[str], dict[Cell, list[str]]]:
-    """The columns that tell cells apart, and each cell's words for them; the attack is the last."""
+    """Headings of the columns that identify a cell, and the entries of each cell.
+
+    Columns that are the same in all cells are left out. The attack is always the last column.
+    """
     cells = list(cells)
     several = [i for i in range(2) if len({cell[i] for cell in cells}) > 1]
     head = [*(("Data", "Pair")[i] for i in several), "Attack"]
@@ -276,7 +286,12 @@ def _settings(cells: Iterable[Cell]) -> tuple[list[str], dict[Cell, list[str]]]:
 
 
 def verdict(members: Sequence[Row]) -> str:
-    """What the ordinary students did with the backdoor, beside one that never met the teacher."""
+    """Verdict on an attack, from the ASR of ordinary students and of the clean student.
+
+    Returns:
+        ``survives``, ``fools clean students``, ``control`` or ``useless teacher``; an en dash if
+        no ASR was measured.
+    """
     ordinary = dict.fromkeys(chain.from_iterable(method.rivals for method in METHODS.values()))
     known = [asr for _, asr in _measured(members, ordinary)]
     clean = _find(members, "no-teacher")
@@ -292,7 +307,7 @@ def verdict(members: Sequence[Row]) -> str:
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """Everything, one line for each method and setting, with fractions and not percentages."""
+    """All results as CSV, one line per method and setting; values are fractions in [0, 1]."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -324,13 +339,13 @@ def _figures(row: Row | None) -> str:
 
 
 def _counts(members: Iterable[Row]) -> str:
-    """How many seeds, from the fewest to the most."""
+    """Number of seeds, as the range from the fewest to the most."""
     seeds = [row.acc.n for row in members]
     return "-".join(str(n) for n in dict.fromkeys((min(seeds), max(seeds))))
 
 
 def _base(members: Iterable[Row]) -> str:
-    """What goes to the target with no trigger, in the student that never met the teacher."""
+    """Share of clean images that the student without a teacher sends to the target class."""
     row = _find(members, "no-teacher")
     return UNKNOWN if row is None or row.base is None else percent(row.base.mean)
 

@@ -1,7 +1,7 @@
-"""The report's pictures, as text that goes straight into the page.
+"""Charts and pictures of the report, as text to be embedded in the HTML page.
 
-Charts are inline SVG that takes the page's own font and text colour; images are PNG data URIs,
-one pixel for each value. The same input gives the same text, byte for byte.
+Charts are inline SVG that uses the font and the text colour of the page. Images are PNG data URIs
+with one pixel per value. The same input gives the same text, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from robustkd.core.surroundings import elsewhere
 from robustkd.report.aggregate import Row, Statistic, place
 from robustkd.report.tables import UNKNOWN, percent
 
-# A file matplotlibrc in the working directory would be read first of all, with code in it in
-# matplotlib before 3.11; charts follow no settings but our own anyway.
+# On import, matplotlib reads a file matplotlibrc from the working directory, and versions before
+# 3.11 evaluate code in it. Such a file may come from an attacker, and charts need no settings.
 with elsewhere() if os.path.lexists("matplotlibrc") else nullcontext():
     from matplotlib import colormaps, image, rc_context, rcdefaults, rcParams
     from matplotlib.axes import Axes
@@ -33,11 +33,11 @@ Pixels: TypeAlias = Float[np.ndarray, "channels height width"]
 Measure: TypeAlias = Literal["acc", "asr"]
 
 _COLOURS = {"acc": "#0072b2", "asr": "#d55e00"}  # Okabe and Ito's blue and vermillion
-_INK = "#010203"  # no chart uses it for anything else: it becomes the page's text colour
+_INK = "#010203"  # A placeholder, which is replaced by the text colour of the page.
 _HEAT = "magma"
-_WIDTH, _BAR, _LEFT = 4.6, 0.34, 0.38  # inches, inches, share of the width
+_WIDTH, _BAR, _LEFT = 4.6, 0.34, 0.38  # Inches, inches, and a share of the width.
 _LONGEST_LABEL = 22
-# Okabe and Ito's colours, and shapes for readers who do not see them.
+# The colours of Okabe and Ito; the marker shapes serve readers who cannot tell colours apart.
 _STYLES = (
     ("x", "#555555"),
     ("o", "#d55e00"),
@@ -53,7 +53,7 @@ _STYLES = (
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """The library's defaults and what makes charts the same byte for byte, for a while."""
+    """Context manager with matplotlib's defaults and settings for reproducible SVG files."""
     with rc_context():
         rcdefaults()
         rcParams.update({"svg.hashsalt": "robustkd", "svg.fonttype": "none"})
@@ -61,14 +61,18 @@ def _own_settings() -> Iterator[None]:
 
 
 def bars(rows: Sequence[Row], measure: Measure) -> str:
-    """One horizontal bar for each method, with its error bar and its number, as inline SVG.
+    """Bar chart with one horizontal bar, error bar and number per method, as inline SVG.
 
     The error bar is the sample standard deviation over seeds or, for one seed, the Wilson
     interval. The scale is always 0 to 100 %.
+
+    Args:
+        rows: Methods of one setting, in display order.
+        measure: ``acc`` or ``asr``.
     """
     with _own_settings():
         figure = Figure(figsize=(_WIDTH, 0.42 + _BAR * len(rows)))
-        # fixed margins, so that the charts of one page line up
+        # Fixed margins align the charts of one page.
         bottom = 0.32 / figure.get_figheight()
         axes = figure.add_axes((_LEFT, bottom, 0.89 - _LEFT, 1 - bottom - 0.02))
         for place, row in enumerate(rows):
@@ -81,9 +85,9 @@ def bars(rows: Sequence[Row], measure: Measure) -> str:
 
 
 def scatter(rows: Sequence[Row]) -> str:
-    """ACC against ASR, a point for each method and setting, as an SVG of its own.
+    """Scatter plot of ACC against ASR with one point per method and setting, as an SVG file.
 
-    The best place is the upper left: accurate, and obedient to nobody.
+    The best methods are in the upper left corner: high accuracy and low attack success rate.
     """
     shown: dict[str, list[Row]] = {}
     for row in rows:
@@ -115,7 +119,7 @@ def scatter(rows: Sequence[Row]) -> str:
 
 
 def picture(pixels: Pixels) -> str:
-    """An image with values in [0, 1] as a data URI; grey unless it has three channels."""
+    """Image with values in [0, 1] as a data URI; drawn in grey unless it has three channels."""
     if len(pixels) == 3:
         return _png(np.moveaxis(pixels, 0, -1))
     grey = pixels.mean(axis=0)
@@ -123,13 +127,13 @@ def picture(pixels: Pixels) -> str:
 
 
 def heat_map(values: Pixels, *, top: float) -> str:
-    """The mean over channels, drawn from black (0) to pale yellow (``top``), as a data URI."""
+    """Heat map of the mean over channels, black (0) to pale yellow (``top``), as a data URI."""
     scaled = np.clip(values.mean(axis=0) / top, 0, 1) if top > 0 else values.mean(axis=0) * 0
     return _png(colormaps[_HEAT](scaled)[..., :3])
 
 
 def heat_scale() -> str:
-    """The colours of `heat_map` from 0 on the left to the top on the right, as a data URI."""
+    """Colour scale of `heat_map`, from 0 on the left to ``top`` on the right, as a data URI."""
     return heat_map(np.linspace(0, 1, 128)[None, None, :], top=1.0)
 
 
@@ -156,7 +160,7 @@ def _ends(value: Statistic) -> tuple[float, float] | None:
 
 
 def _bare(axes: Axes, names: Sequence[str]) -> None:
-    """Leave only what is read: names, a light grid, and a scale in per cent."""
+    """Reduce the axes to names, a light grid, and a scale in per cent."""
     axes.set(xlim=(0, 100), ylim=(len(names) - 0.45, -0.55), xticks=range(0, 101, 25))
     axes.set_yticks(range(len(names)), names, parse_math=False, color=_INK)
     axes.tick_params(length=0, labelsize=10, labelcolor=_INK)
@@ -173,7 +177,7 @@ def _shortened(name: str) -> str:
 
 
 def _inline(svg: str) -> str:
-    """What a page can take: no prologue, no fixed size, no repeated ids, the page's own ink."""
+    """Prepare an SVG for embedding: no prologue, fixed size or ids; text in the page's colour."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)

@@ -1,4 +1,4 @@
-"""The saved arrays of a run made into pictures with words, ready for the page."""
+"""Captioned pictures for the report, made from the saved arrays of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COARSE = 64
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image for the page, with its words."""
+    """An image of the report with title and caption; ``source`` is a data URI."""
 
     source: str
     title: str
@@ -28,7 +28,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A test image without and with the trigger; ``label`` is its true class, if known."""
+    """A test image without and with the trigger; ``label`` is its true class, or empty."""
 
     clean: str
     triggered: str
@@ -37,7 +37,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """The class that a model gives a triggered image; ``right`` is None without a label."""
+    """Prediction of a model for a triggered image.
+
+    ``right`` says whether it is the true class; None if the true class is unknown.
+    """
 
     name: str
     right: bool | None
@@ -45,9 +48,9 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Samples side by side, and below each what every model takes it for.
+    """Samples side by side, with the prediction of every model below each of them.
 
-    ``coarse`` images have so few pixels that each should be seen as a square.
+    If ``coarse``, images have so few pixels that each pixel is drawn as a square.
     """
 
     samples: Sequence[Sample]
@@ -57,7 +60,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """The mask maps by preset, on one colour scale from 0 to ``top``."""
+    """Maps of the detoxification masks by preset, on one colour scale from 0 to ``top``."""
 
     presets: Mapping[str, Sequence[Picture]]
     top: float
@@ -65,28 +68,31 @@ class Masks:
 
 
 def trigger(arrays: Mapping[str, Array]) -> Iterator[Picture]:
-    """The trigger's pattern and mask if saved, and what it changes in the samples."""
+    """Pictures of the trigger: its pattern, its mask and its effect, as far as they were saved."""
     if "trigger_pattern" in arrays:
-        yield Picture(picture(arrays["trigger_pattern"]), "Pattern", "what is laid over an image")
+        yield Picture(picture(arrays["trigger_pattern"]), "Pattern", "blended into each image")
     if "trigger_mask" in arrays:
         mask = arrays["trigger_mask"]
         top = float(mask.mean(axis=0).max())
-        note = f"where, and how strongly: {mask.mean():.3f} on average, {top:.2f} at the brightest"
+        note = f"opacity of the pattern: mean {mask.mean():.3f}, largest {top:.2f}"
         yield Picture(heat_map(mask, top=top), "Mask", note)
     if "images" in arrays and "triggered" in arrays:
         change = (arrays["triggered"] - arrays["images"]).mean(axis=0)
         most = float(np.abs(change).max())
         gain = 0.5 / most if most > 0 else 0.0
-        note = f"mean over the samples, strengthened; grey is no change, the largest is {most:.2f}"
+        note = f"mean over the samples, amplified; grey: no change; largest change: {most:.2f}"
         yield Picture(picture(0.5 + gain * change), "Change", note)
 
 
 def strip(arrays: Mapping[str, Array], classes: Sequence[str] = ()) -> Strip | None:
-    """The first samples with every model's guesses; None unless both kinds of image were saved.
+    """The first samples with the predictions of every model.
 
     Args:
-        arrays: What `read_arrays` found.
+        arrays: Arrays from `read_arrays`.
         classes: Names of the classes; a class without a name is shown by its number.
+
+    Returns:
+        The samples; None unless both clean and triggered images were saved.
     """
     if "images" not in arrays or "triggered" not in arrays:
         return None
@@ -105,7 +111,7 @@ def strip(arrays: Mapping[str, Array], classes: Sequence[str] = ()) -> Strip | N
 
 
 def masks(arrays: Mapping[str, Array]) -> Masks | None:
-    """The detoxified teacher's mask maps, all on one colour scale; None if none was saved."""
+    """Maps of the detoxification masks, all on one colour scale; None if none was saved."""
     keys = [key for key in arrays if key.startswith("mask/") and key.count("/") > 1]
     if not keys:
         return None
@@ -115,7 +121,7 @@ def masks(arrays: Mapping[str, Array]) -> Masks | None:
         _, preset, stage = key.split("/", 2)
         mask = arrays[key]
         shape = "\u00a0\u00d7\u00a0".join(map(str, mask.shape))
-        note = f"mean {mask.mean():.3f}, strongest {mask.max():.2f}; {shape}"
+        note = f"mean {mask.mean():.3f}, largest {mask.max():.2f}; {shape}"
         drawn = Picture(heat_map(mask, top=top), stage, note)
         presets.setdefault(label_of(preset), []).append(drawn)
     return Masks(presets, top, heat_scale())

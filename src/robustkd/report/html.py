@@ -19,7 +19,7 @@ _TEACHER = "teacher_file"
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One setting on the page: its name, its rows and its charts as inline SVG."""
+    """One setting of the report: its name, its rows, and its charts as inline SVG."""
 
     name: str
     rows: Sequence[Row]
@@ -28,15 +28,21 @@ class Section:
 
 
 def write_html(folder: Path) -> Path:
-    """Write ``report.html`` into a run folder, from its results and arrays; returns its path.
+    """Write ``report.html`` into a run folder, from its results and arrays.
 
-    The file loads nothing from elsewhere, runs no script, and shows every name as plain text.
+    The page loads no external resource, runs no script, and shows every name as plain text.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Path of the page.
 
     Raises:
-        InputError: A file of the folder is not what it should be.
-        WriteError: The page cannot be written.
+        InputError: If a file of the folder is missing or damaged.
+        WriteError: If the page cannot be written.
     """
-    # here, so that a terminal table need not wait for matplotlib
+    # Imported here, because a terminal table does not need matplotlib.
     from robustkd.report import arrays, gallery
 
     folder = Path(folder)
@@ -67,13 +73,13 @@ def write_html(folder: Path) -> Path:
 
 
 def class_names(results: Results) -> tuple[str, ...]:
-    """The class names, where the records have a list of ``classes``."""
+    """Class names, from the list ``classes`` of the records; empty if there is none."""
     found = results.records.get("classes")
     return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def teacher_file(results: Results) -> Iterator[tuple[str, str]]:
-    """The facts of the teacher's file in words, where the records have them; no empty ones."""
+    """Label and value of each recorded fact on the teacher's file; empty values are left out."""
     found = results.records.get(_TEACHER)
     for name, value in flat(found) if isinstance(found, Mapping) else ():
         if value not in ("", "0"):
@@ -81,7 +87,7 @@ def teacher_file(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def flat(nested: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of nested mappings with their dotted names.
+    """Flatten nested mappings to pairs of dotted name and value.
 
     >>> list(flat({"a": {"b": 1, "c": [2, 3]}, "d": None, "e": {}}))
     [('a.b', '1'), ('a.c', '2, 3'), ('d', 'none'), ('e', '')]

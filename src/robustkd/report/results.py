@@ -1,4 +1,4 @@
-"""What a run measured: ``results.json``, read strictly."""
+"""Reader of ``results.json``, the measured results of a run or a grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,24 @@ _NAMES = ("data", "pair", "attack", "method")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One method on one setting with one seed; shares are fractions in [0, 1]."""
+    """Results of one method on one setting with one seed; shares are fractions in [0, 1].
+
+    Attributes:
+        data: Name of the data set.
+        pair: Architectures of teacher and student.
+        attack: Name of the attack.
+        method: Name of the method.
+        seed: The seed.
+        acc: Clean accuracy.
+        asr: Attack success rate; None if it was not measured.
+        ra: Robust accuracy; None if it was not measured.
+        params: Number of parameters.
+        seconds: Wall time in seconds.
+        n_acc: Number of images behind ``acc``; None if unknown.
+        n_asr: Number of images behind ``asr``, ``ra`` and ``base``; None if unknown.
+        base: Share of clean images of other classes that are classified as the target class;
+            None if it was not measured.
+    """
 
     data: str
     pair: str
@@ -38,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All that a run folder's ``results.json`` says."""
+    """Contents of ``results.json``."""
 
     runs: tuple[Run, ...]
     environment: Mapping[str, Scalar]
@@ -48,7 +65,7 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class _Number:
-    """What a number of a run may be; its smallest value is 0."""
+    """Type and range of a number in a run; its smallest value is 0."""
 
     expected: str
     highest: float
@@ -58,14 +75,16 @@ class _Number:
 
 
 _SHARE = "a fraction in [0, 1]"
-_COUNT = _Number("a whole number from 0 on, or null", 2.0**53, True, nullable=True, required=False)
+_COUNT = _Number(
+    "a whole number of at least 0, or null", 2.0**53, True, nullable=True, required=False
+)
 _NUMBERS: Mapping[str, _Number] = {
-    "seed": _Number("a whole number from 0 on", 2.0**64, whole=True),
+    "seed": _Number("a whole number of at least 0", 2.0**64, whole=True),
     "acc": _Number(_SHARE, 1.0),
     "asr": _Number(f"{_SHARE}, or null", 1.0, nullable=True),
     "ra": _Number(f"{_SHARE}, or null", 1.0, nullable=True),
-    "params": _Number("a whole number from 0 on", 2.0**53, whole=True),
-    "seconds": _Number("a number of seconds from 0 on", 1e12),
+    "params": _Number("a whole number of at least 0", 2.0**53, whole=True),
+    "seconds": _Number("a number of at least 0 seconds", 1e12),
     "n_acc": _COUNT,
     "n_asr": _COUNT,
     "base": _Number(f"{_SHARE}, or null", 1.0, nullable=True, required=False),
@@ -73,11 +92,19 @@ _NUMBERS: Mapping[str, _Number] = {
 
 
 def read(folder: Path) -> Results:
-    """Read and check ``results.json``; keys of a run that are not known here are passed over.
+    """Read and check ``results.json`` of a folder.
+
+    Unknown keys of a run are ignored.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Contents of the file.
 
     Raises:
-        InputError: The file is missing or is not what it should be; one line that names the file,
-            the key and the value.
+        InputError: If the file is missing or damaged. The message is one line that names the
+            file, the key and the value.
     """
     file = Path(folder) / "results.json"
     try:
@@ -86,7 +113,7 @@ def read(folder: Path) -> Results:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give a run folder") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON ({error}); make the run again") from error
+        raise InputError(f"{file}: not a JSON file ({error}); repeat the run") from error
     if not isinstance(content, dict):
         raise _wrong(file, "the file", content, "a JSON object")
     found = content.get("runs")
@@ -127,7 +154,7 @@ def _number(
     if value is None and number.nullable:
         return None
     kinds = int if number.whole else int | float
-    # True is an int, and NaN fails every comparison
+    # True is an int, and NaN fails every comparison.
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= number.highest:
         raise _wrong(file, f"{where}.{key}", value, number.expected)
     return value if number.whole else float(value)
@@ -146,7 +173,7 @@ def _refuse_duplicates(file: Path, runs: tuple[Run, ...]) -> None:
         if earlier != i:
             raise InputError(
                 f"{file}: runs[{i}] repeats runs[{earlier}] ({run.method!r} with seed {run.seed}); "
-                "expected each seed once, as a repeated one makes the spread too small"
+                "expected each seed once, since repeated seeds understate the standard deviation"
             )
 
 

@@ -1,4 +1,4 @@
-"""The results as a table: for a terminal of 80 columns, and in Markdown."""
+"""Tables of results, for a terminal of 80 columns and in Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 from robustkd.report.aggregate import Cell, Row, Statistic, by_cell
 
 UNKNOWN = "\u2013"
-"""An en dash stands where nothing was measured."""
+"""The en dash shown for a value that was not measured."""
 
 _ENTITIES = (
     ("&", "&amp;"),
@@ -28,10 +28,10 @@ _FULL_NAMES = ("Data", "Pair", "Attack")
 
 
 def console_table(rows: Sequence[Row]) -> Table:
-    """A table for the terminal; percentages as mean ± sample standard deviation over seeds.
+    """Table for the terminal, with percentages as mean ± sample standard deviation over seeds.
 
-    With one seed throughout, ASR comes with its 95 % Wilson interval instead. A column of seed
-    counts appears only where they differ.
+    If every method has one seed, the ASR has its 95 % Wilson interval instead. The column ``n``
+    with the number of seeds appears only if the numbers differ.
     """
     seeds = sorted({row.acc.n for row in rows})
     intervals = any(row.asr is not None and row.asr.interval for row in rows)
@@ -61,7 +61,7 @@ def console_table(rows: Sequence[Row]) -> Table:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The same table in Markdown (GitHub flavour), with every interval and seed count."""
+    """Table in GitHub-flavoured Markdown, with every interval and every number of seeds."""
     cells = list(by_cell(rows))
     varying = _varying(cells)
     head = [_FULL_NAMES[i] for i in varying]
@@ -82,7 +82,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def percent(share: float) -> str:
-    """A fraction as a percentage with one decimal, without the sign.
+    """Format a fraction as a percentage with one decimal, without the percent sign.
 
     >>> percent(0.639)
     '63.9'
@@ -91,7 +91,7 @@ def percent(share: float) -> str:
 
 
 def spread(value: Statistic | None) -> str:
-    """A mean with its standard deviation, else with its Wilson interval, else alone.
+    """Format a mean in per cent, with its standard deviation or its Wilson interval if known.
 
     >>> spread(Statistic(0.5, sd=None, n=1, lowest=0.5, highest=0.5, interval=(0.404, 0.596)))
     '50.0 [40.4, 59.6]'
@@ -106,7 +106,7 @@ def spread(value: Statistic | None) -> str:
 
 
 def short_count(count: int) -> str:
-    """A count of parameters in at most six characters.
+    """Format a number of parameters in at most six characters.
 
     >>> short_count(938), short_count(77_850), short_count(5_870_000)
     ('938', '77.8 k', '5.9 M')
@@ -119,7 +119,7 @@ def short_count(count: int) -> str:
 
 
 def seconds(row: Row) -> str:
-    """The mean duration, with a decimal below ten seconds; zero says that none was measured."""
+    """Format the mean duration, with one decimal below ten seconds; zero means not measured."""
     mean = row.seconds.mean
     if mean == 0:
         return UNKNOWN
@@ -127,12 +127,12 @@ def seconds(row: Row) -> str:
 
 
 def common_name(cells: Sequence[Cell]) -> str:
-    """What all ``cells`` share, e.g. data and pair of a grid over attacks."""
+    """Name of what all ``cells`` have in common, e.g. data and pair of a grid over attacks."""
     return _join(cells[0][i] for i in range(3) if i not in _varying(cells)) if cells else ""
 
 
 def own_name(cell: Cell, cells: Sequence[Cell]) -> str:
-    """What tells ``cell`` from the other ``cells``."""
+    """Name of what distinguishes ``cell`` from the other ``cells``."""
     return _join(cell[i] for i in _varying(cells))
 
 
@@ -145,7 +145,7 @@ def _join(names: Iterable[str]) -> str:
 
 
 def _numbers(row: Row, seeds: Sequence[int]) -> list[str]:
-    # three intervals in a line, or one beside two deviations, would not fit in 80 columns
+    # Three intervals, or one interval and two deviations, do not fit in 80 columns.
     single = max(seeds) == 1
     shares = [_narrow(value, interval=single and value is row.asr) for value in row.shares]
     count = [str(row.acc.n)] if len(seeds) > 1 else []

@@ -15,18 +15,18 @@ from robustkd.report.aggregate import Row, Statistic, by_cell, useless
 from robustkd.report.tables import own_name, percent
 
 INHERITED = 0.30
-"""From this ASR of the ordinary student on, an attack counts as inherited."""
+"""Least ASR, a fraction, at which an ordinary student counts as inheriting the backdoor."""
 TOLERATED = 0.10
-"""A RobustKD student whose worst seed stays at or below this ASR counts as defended."""
+"""Largest ASR of the worst seed, a fraction, at which a RobustKD student counts as defended."""
 COSTLY = 0.05
-"""A larger loss of accuracy than this is said with a "but"."""
+"""A loss of accuracy above this fraction is introduced by the word "but"."""
 
 _UNKNOWN_TRIGGER = "The attack success rate could not be measured, as no trigger is known"
 
 
 @dataclass(frozen=True, slots=True)
 class _Duel:
-    """The RobustKD student against the ordinary one on a setting where both have an ASR."""
+    """Comparison of the RobustKD student and the ordinary one on a setting; both have an ASR."""
 
     name: str
     robust: Row
@@ -50,7 +50,7 @@ class _Duel:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """What the results say, in a sentence or two.
+    """Summarise results in one or two sentences.
 
     Compares the RobustKD student (of several, the first hardened one in the table of methods) with
     the ordinary student that it is compared with (of several, the one with the highest attack
@@ -151,7 +151,7 @@ def _failures(duels: Iterable[_Duel]) -> str:
 
 
 def _beside(duel: _Duel) -> str:
-    """A second sentence where students that never saw the teacher are fooled too."""
+    """A second sentence if the attack also succeeds on the student without a teacher."""
     if duel.floor is None or duel.floor <= TOLERATED:
         return ""
     told = f" For a student trained without the teacher it is {percent(duel.floor)} %"
@@ -192,7 +192,7 @@ def _share(asr: Statistic) -> str:
 
 
 def _points(gap: float) -> str:
-    """The accuracy that was lost, in percentage points; below zero it was gained."""
+    """Describe a difference in accuracy, in percentage points; a positive ``gap`` is a loss."""
     if percent(abs(gap)) == "0.0":
         return "the same accuracy"
     return f"{percent(abs(gap))} points {'less' if gap > 0 else 'more'} accuracy"

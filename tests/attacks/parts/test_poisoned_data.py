@@ -134,10 +134,13 @@ def test_batches_stay_channels_last():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rate": 0.0}, "poisoning rate is 0.0; expected above 0 and at most 1"),
-        ({"rate": 1.1}, "poisoning rate is 1.1; expected above 0 and at most 1"),
-        ({"rate": float("nan")}, "poisoning rate is nan; expected above 0 and at most 1"),
-        ({"rate": 1.0}, "poisoning rate 1.0 asks for 100 images; only 90 are eligible"),
+        ({"rate": 0.0}, "rate is 0.0; expected above 0 and at most 1"),
+        ({"rate": 1.1}, "rate is 1.1; expected above 0 and at most 1"),
+        ({"rate": float("nan")}, "rate is nan; expected above 0 and at most 1"),
+        (
+            {"rate": 1.0},
+            "rate is 1.0, which is 100 images; expected at most the 90 images that can be poisoned",
+        ),
         ({"target": 10}, "target class is 10; expected 0 to 9"),
     ],
 )

@@ -54,7 +54,9 @@ def test_other_triggers_cannot_be_saved_but_described(tmp_path):
     def custom(images):
         return images
 
-    with pytest.raises(UsageError, match=r"^function is no trigger that can be saved$"):
+    with pytest.raises(
+        UsageError, match=r"^the trigger is of type function, which cannot be saved; exp"
+    ):
         save_trigger(custom, 0, tmp_path / "t")
     assert describe(custom) == {"kind": "custom"}
 
@@ -87,48 +89,48 @@ def test_a_file_without_a_kind_or_a_target_holds_no_trigger(description, tmp_pat
 @pytest.mark.parametrize(
     ("kind", "tensors", "values", "reason"),
     [
-        ("badnets", {}, [1, 2], "its values are of type list; expected an object"),
-        ("badnets", {}, None, "its values are of type NoneType; expected an object"),
-        ("badnets", {}, {}, "it has no size"),
-        ("badnets", {}, {"size": "3"}, "its size is of type str; expected a whole number"),
-        ("badnets", {}, {"size": 2.5}, "its size is of type float; expected a whole number"),
-        ("badnets", {}, {"size": True}, "its size is of type bool; expected a whole number"),
-        ("badnets", {}, {"size": math.nan}, "its size is of type float; expected a whole number"),
+        ("badnets", {}, [1, 2], "values are of type list; expected an object"),
+        ("badnets", {}, None, "values are of type NoneType; expected an object"),
+        ("badnets", {}, {}, "size is missing"),
+        ("badnets", {}, {"size": "3"}, "size is of type str; expected a whole number"),
+        ("badnets", {}, {"size": 2.5}, "size is of type float; expected a whole number"),
+        ("badnets", {}, {"size": True}, "size is of type bool; expected a whole number"),
+        ("badnets", {}, {"size": math.nan}, "size is of type float; expected a whole number"),
         ("badnets", {}, {"size": 0}, "size is 0; expected at least 1 pixel"),
-        ("badnets", {"size": PLANE}, {}, "its size is of type Tensor; expected a whole number"),
-        ("badnets", {}, {"size": 3, "edge": 1}, "it has the unknown field 'edge'"),
-        ("badnets", {}, {"size": 3, "self": 1}, "it has the unknown field 'self'"),
-        ("badnets", {}, {"size": 3, "__class__": 1}, "it has the unknown field '__class__'"),
+        ("badnets", {"size": PLANE}, {}, "size is of type Tensor; expected a whole number"),
+        ("badnets", {}, {"size": 3, "edge": 1}, "unknown field 'edge'; expected size"),
+        ("badnets", {}, {"size": 3, "self": 1}, "unknown field 'self'; expected size"),
+        ("badnets", {}, {"size": 3, "__class__": 1}, "unknown field '__class__'; expected size"),
         (
             "badnets",
             {},
             {"size": 3, "\x1b[2J\n\u202e": 1},
-            r"it has the unknown field '\x1b[2J\n\u202e'",
+            r"unknown field '\x1b[2J\n\u202e'; expected size",
         ),
-        ("badnets", {"mask": PLANE}, {"size": 3}, "it has the unknown field 'mask'"),
+        ("badnets", {"mask": PLANE}, {"size": 3}, "unknown field 'mask'; expected size"),
         (
             "blend",
             {},
             {"alpha": [0.2], "seed": 0},
-            "its alpha is of type list; expected a number",
+            "alpha is of type list; expected a number",
         ),
         (
             "blend",
             {},
             {"alpha": 0.2, "seed": 10**30},
-            f"seed is {10**30}; expected 0 to below 2^63",
+            f"seed is {10**30}; expected at least 0 and below 2^63",
         ),
         (
             "sig",
             {},
             {"delta": 0.1, "frequency": math.inf},
-            "its frequency is inf; expected a finite number",
+            "frequency is inf; expected a finite number",
         ),
         (
             "sig",
             {},
             {"delta": math.nan, "frequency": 6.0},
-            "its delta is nan; expected a finite number",
+            "delta is nan; expected a finite number",
         ),
         (
             "warp",
@@ -140,33 +142,33 @@ def test_a_file_without_a_kind_or_a_target_holds_no_trigger(description, tmp_pat
             "warp",
             {},
             {"grid": 4, "strength": 10**400, "seed": 0},
-            f"its strength is {10**400}; expected a finite number",
+            f"strength is {10**400}; expected a finite number",
         ),
-        ("masked-pattern", {"mask": PLANE}, {}, "it has no pattern"),
+        ("masked-pattern", {"mask": PLANE}, {}, "pattern is missing"),
         (
             "masked-pattern",
             {"pattern": PLANE},
             {"mask": 3},
-            "its mask is of type int; expected a tensor",
+            "mask is of type int; expected a tensor",
         ),
         (
             "masked-pattern",
             {"mask": PLANE * math.nan, "pattern": PLANE},
             {},
-            "the trigger's mask leaves [0, 1]",
+            "the trigger's mask has values from nan to nan; expected values in [0, 1]",
         ),
         (
             "masked-pattern",
             {"mask": PLANE, "pattern": PLANE.int()},
             {},
-            "its pattern is torch.int32 of shape (1, 2, 2); expected floats of "
+            "pattern is torch.int32 of shape (1, 2, 2); expected floats of shape "
             "channels x height x width",
         ),
         (
             "masked-pattern",
             {"mask": PLANE[0], "pattern": PLANE[0].clone()},
             {},
-            "its mask is torch.float32 of shape (2, 2); expected floats of "
+            "mask is torch.float32 of shape (2, 2); expected floats of shape "
             "channels x height x width",
         ),
     ],

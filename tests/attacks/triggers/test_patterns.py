@@ -157,8 +157,8 @@ PLANE = torch.zeros(1, 2, 2)
         (lambda: Blend(0.0), "alpha is 0.0; expected above 0 and at most 1"),
         (lambda: Blend(1.5), "alpha is 1.5; expected above 0 and at most 1"),
         (lambda: Blend(float("nan")), "alpha is nan; expected above 0 and at most 1"),
-        (lambda: Blend(seed=-1), "seed is -1; expected 0 to below 2^63"),
-        (lambda: Blend(seed=2**63), f"seed is {2**63}; expected 0 to below 2^63"),
+        (lambda: Blend(seed=-1), "seed is -1; expected at least 0 and below 2^63"),
+        (lambda: Blend(seed=2**63), f"seed is {2**63}; expected at least 0 and below 2^63"),
         (lambda: SIG(-0.1), "delta is -0.1; expected above 0 and at most 1"),
         (
             lambda: SIG(frequency=1e308),
@@ -166,18 +166,27 @@ PLANE = torch.zeros(1, 2, 2)
         ),
         (
             lambda: MaskedPattern(PLANE, torch.zeros(1, 2, 3)),
-            "mask is (1, 2, 2) and pattern (1, 2, 3); expected equal shapes",
+            "mask has shape (1, 2, 2) and pattern has shape (1, 2, 3); expected equal shapes",
         ),
-        (lambda: MaskedPattern(PLANE + 1.1, PLANE), "the trigger's mask leaves [0, 1]"),
-        (lambda: MaskedPattern(PLANE, PLANE - 0.1), "the trigger's pattern leaves [0, 1]"),
-        (lambda: MaskedPattern(PLANE / 0, PLANE), "the trigger's mask leaves [0, 1]"),
+        (
+            lambda: MaskedPattern(PLANE + 1.1, PLANE),
+            "the trigger's mask has values from 1.1 to 1.1; expected values in [0, 1]",
+        ),
+        (
+            lambda: MaskedPattern(PLANE, PLANE - 0.1),
+            "the trigger's pattern has values from -0.1 to -0.1; expected values in [0, 1]",
+        ),
+        (
+            lambda: MaskedPattern(PLANE / 0, PLANE),
+            "the trigger's mask has values from nan to nan; expected values in [0, 1]",
+        ),
         (
             lambda: BadNets(12)(torch.zeros(1, 1, 16, 12)),
-            "size is 12; expected less than the images' 16 x 12 pixels",
+            "size is 12; expected less than the edges of the images, 16 x 12 pixels",
         ),
         (
             lambda: MaskedPattern(PLANE, PLANE)(torch.zeros(3, 1, 4, 4)),
-            "the trigger is (1, 2, 2); the images are (1, 4, 4)",
+            "the trigger has shape (1, 2, 2); expected the shape of the images, (1, 4, 4)",
         ),
     ],
 )

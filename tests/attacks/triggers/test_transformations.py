@@ -93,10 +93,14 @@ def test_a_composition_applies_both_in_order_and_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("description", "tensors", "reason"),
     [
-        ({}, {}, "a part of it is no trigger"),
-        ({"first": {"trigger": "flow"}, "second": {"trigger": "composition"}}, {}, "it has no"),
-        ({"first": {"trigger": "sig", "values": []}}, {}, "its values are of type list"),
-        ({}, {"third.x": torch.zeros(1, 1, 1)}, "it has the unknown field 'third.x'"),
+        ({}, {}, "a part is not a trigger"),
+        (
+            {"first": {"trigger": "flow"}, "second": {"trigger": "composition"}},
+            {},
+            "control is missing",
+        ),
+        ({"first": {"trigger": "sig", "values": []}}, {}, "values are of type list"),
+        ({}, {"third.x": torch.zeros(1, 1, 1)}, "unknown field 'third.x'"),
     ],
 )
 def test_a_damaged_composition_is_one_line(description, tensors, reason, tmp_path):
@@ -110,15 +114,24 @@ def test_a_damaged_composition_is_one_line(description, tensors, reason, tmp_pat
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: kinds.Flow(torch.zeros(1, 4, 4)), "control is (1, 4, 4); expected 2 x k x k"),
-        (lambda: kinds.Affine(torch.zeros(1, 3, 3)), "matrix is (1, 3, 3); expected 1 x 2 x 3"),
-        (lambda: kinds.ToneCurve(torch.zeros(1, 1, 1)), "knots is (1, 1, 1); expected 1 x c x k"),
-        (lambda: kinds.LightField(torch.zeros(3, 4, 4)), "control is (3, 4, 4); expected"),
-        (lambda: kinds.ColourMatrix(torch.zeros(1, 3, 3)), "matrix is (1, 3, 3); expected"),
-        (lambda: kinds.Filter(torch.zeros(1, 4, 4)), "kernel is (1, 4, 4); expected"),
-        (lambda: kinds.ToneCurve(torch.zeros(1, 2, 4))(IMAGES), "has 2 curves; the images have 3"),
-        (lambda: kinds.ColourMatrix(torch.zeros(1, 1, 2))(IMAGES), "mixes 1 channels"),
-        (lambda: kinds.LowFrequency(torch.zeros(1, 4, 4))(IMAGES), "has 1 channels"),
+        (
+            lambda: kinds.Flow(torch.zeros(1, 4, 4)),
+            "control has shape (1, 4, 4); expected 2 x k x k",
+        ),
+        (
+            lambda: kinds.Affine(torch.zeros(1, 3, 3)),
+            "matrix has shape (1, 3, 3); expected 1 x 2 x 3",
+        ),
+        (
+            lambda: kinds.ToneCurve(torch.zeros(1, 1, 1)),
+            "knots has shape (1, 1, 1); expected 1 x c x k",
+        ),
+        (lambda: kinds.LightField(torch.zeros(3, 4, 4)), "control has shape (3, 4, 4); expected"),
+        (lambda: kinds.ColourMatrix(torch.zeros(1, 3, 3)), "matrix has shape (1, 3, 3); expected"),
+        (lambda: kinds.Filter(torch.zeros(1, 4, 4)), "kernel has shape (1, 4, 4); expected"),
+        (lambda: kinds.ToneCurve(torch.zeros(1, 2, 4))(IMAGES), "has 2 curves; expected 1 or the"),
+        (lambda: kinds.ColourMatrix(torch.zeros(1, 1, 2))(IMAGES), "has 1 channels; expected"),
+        (lambda: kinds.LowFrequency(torch.zeros(1, 4, 4))(IMAGES), "has 1 channels; expected"),
         (lambda: kinds.Filter(torch.zeros(1, 31, 31))(IMAGES), "kernel is 31 pixels wide"),
     ],
 )

@@ -111,10 +111,13 @@ def test_a_file_of_timm_comes_back(tmp_path):
         ("torchvision/resnet19", "torchvision has no classifier 'resnet19'; did you mean"),
         ("torchvision/fcn_resnet50", "torchvision has no classifier 'fcn_resnet50'; did you"),
         ("timm/resnet_18", "timm has no classifier 'resnet_18'; did you mean"),
-        ("timm/resnet18.mine", "timm has no weights 'resnet18.mine'; leave out what follows"),
+        ("timm/resnet18.mine", "timm has no weights 'resnet18.mine'; remove the dot and"),
         ("timm/hf-hub:someone/something", "unknown architecture 'timm/hf-hub:someone/something'"),
         ("timm/local-dir:x", "unknown architecture 'timm/local-dir:x'; expected"),
-        ("torchvision/vit_b_16", "torchvision/vit_b_16 does not fit (3, 50, 50): Input shape"),
+        (
+            "torchvision/vit_b_16",
+            "torchvision/vit_b_16 does not accept images of shape (3, 50, 50): ",
+        ),
         ("timm/../resnet18", "unknown architecture 'timm/../resnet18'; expected"),
     ],
 )

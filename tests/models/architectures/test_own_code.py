@@ -115,8 +115,8 @@ def test_no_file_beside_takes_the_place_of_an_installed_module(folder):
     [
         ("no_such:net", "no_such:net cannot be imported: No module named 'no_such'"),
         ("users_nets:nett", "users_nets:nett cannot be imported: module 'users_nets' has no"),
-        ("users_nets:number", "users_nets:number is a int; expected a callable"),
-        ("users_nets:nothing", "users_nets:nothing gives a NoneType; expected an nn.Module"),
+        ("users_nets:number", "users_nets:number is of type int; expected a callable"),
+        ("users_nets:nothing", "users_nets:nothing returns NoneType; expected an nn.Module"),
         ("users_nets:stubborn", "users_nets:stubborn cannot be called with num_classes=: "),
     ],
 )

@@ -119,8 +119,8 @@ def test_stages_are_its_groups_before_relu():
         ("20-0", "PyramidNet alpha is 0; expected at least 1"),
         (
             "20",
-            "'pyramidnet-20' has no alpha, which only pyramidnet-110 and pyramidnet-200 go "
-            "without; expected pyramidnet-DEPTH-ALPHA[-bottleneck]",
+            "'pyramidnet-20' has no alpha; expected pyramidnet-DEPTH-ALPHA[-bottleneck], or "
+            "one of the short names pyramidnet-110 and pyramidnet-200",
         ),
     ],
 )

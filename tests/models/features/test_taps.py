@@ -140,11 +140,16 @@ def test_rewrite_changes_what_comes_after():
     [
         (chain(), "tripel", "no module 'tripel' in Sequential; did you mean 'triple'?"),
         (chain(), "?", "no module '?' in Sequential"),
-        (Twice(), "first", "module 'first' runs twice in a pass; tap another module"),
+        (
+            Twice(),
+            "first",
+            "module 'first' runs more than once per forward pass; expected once: "
+            "tap another module",
+        ),
         (
             nn.Sequential(OrderedDict(pair=Pair())),
             "pair",
-            "module 'pair' gives no single tensor; tap another module",
+            "module 'pair' returns tuple; expected a tensor: tap another module",
         ),
     ],
 )
@@ -283,7 +288,7 @@ class Detached(nn.Module):
     "model", [nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Detached()], ids=["flat", "detached"]
 )
 def test_probing_refuses_what_it_cannot_judge(model):
-    text = f"no stage found in {type(model).__name__}; name the taps yourself"
+    text = f"no stage found in {type(model).__name__}; give the module paths of its stages as taps"
     with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
         stages(model, torch.rand(2, 1, 4, 4))
     assert hooks(model) == 0

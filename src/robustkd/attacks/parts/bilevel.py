@@ -1,4 +1,4 @@
-"""The bilevel optimisation of SCAR: a teacher moves along what it does to its students."""
+"""Bilevel optimisation of SCAR: the teacher is trained through the surrogate distilled from it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from robustkd.training.schedule import schedule_factor
 
 @dataclass(frozen=True)
 class Preset:
-    """How much work the bilevel optimisation is.
+    """Effort of the bilevel optimisation.
 
     Attributes:
-        rounds: Of distilling the surrogate and moving the teacher.
-        inner_epochs: Passes over the data for the surrogate, each round.
-        renew_every: Rounds after which the surrogate starts from fresh weights.
-        outer_steps: Steps of the teacher, each round; at most a pass over the data.
-        outer_batch: Images in each.
-        fixed_point_steps: Products with the Hessian for each.
-        step_size: Of the fixed-point iteration.
-        implicit_cap: Largest norm of the implicit part over that of the direct one.
+        rounds: Number of rounds; each distils the surrogate and then trains the teacher.
+        inner_epochs: Epochs of the surrogate per round.
+        renew_every: Number of rounds after which the surrogate is reset to fresh weights.
+        outer_steps: Optimiser steps of the teacher per round; at most one epoch.
+        outer_batch: Images per step of the teacher.
+        fixed_point_steps: Products with the Hessian per step of the teacher.
+        step_size: Step size of the fixed-point iteration.
+        implicit_cap: Largest ratio of the norms of the implicit and the direct part of the
+            hypergradient; above it, the implicit part is scaled down.
     """
 
     rounds: int
@@ -55,7 +56,20 @@ _TOLERANCE = 1e-4
 
 
 class Bilevel:
-    """The rounds: distil a surrogate, then move the teacher through it."""
+    """Alternating training of a surrogate student and, through it, of the teacher.
+
+    Args:
+        teacher: The teacher; it is trained in place.
+        build_surrogate: Builds the surrogate.
+        data: Clean images.
+        trigger: The fixed trigger.
+        target: Target class.
+        temperature: Temperature of the surrogate's soft targets, above 0.
+        work: Effort of the optimisation.
+
+    Attributes:
+        surrogate: The surrogate of the last round.
+    """
 
     def __init__(
         self,
@@ -75,16 +89,22 @@ class Bilevel:
 
     @property
     def implicit_share(self) -> float:
-        """Norm of the implicit part, uncapped, over that of the direct one, mean over all steps."""
+        """Mean over all steps of the ratio of the norms of the implicit and the direct part.
+
+        The norm of the implicit part is taken before ``implicit_cap`` is applied.
+        """
         return sum(self._shares) / len(self._shares)
 
     def run(self, rounds: int, teaching: Teaching, *, outer_lr: float) -> None:
-        """Do all rounds, each with epochs and a seed of its own; the last surrogate stays.
+        """Run all rounds; each of them trains the surrogate with its own seed.
 
         Args:
-            rounds: How many.
-            teaching: How the surrogate is trained.
-            outer_lr: Learning rate of the teacher.
+            rounds: Number of rounds, at least 1.
+            teaching: Training settings of the surrogate; the epochs are those of the preset.
+            outer_lr: Initial learning rate of the teacher.
+
+        Raises:
+            TrainingError: If a hypergradient is not finite.
         """
         work, seed = self._work, teaching.seed
         optimiser = torch.optim.Adam(self._teacher.parameters(), lr=outer_lr)
@@ -105,7 +125,7 @@ class Bilevel:
     def _move_teacher(
         self, optimiser: torch.optim.Optimizer, random: torch.Generator, label: str
     ) -> None:
-        """The outer steps of one round, each on a batch of its own."""
+        """Take the teacher's steps of one round, each on a different batch."""
         leaders = list(self._teacher.parameters())
         work, data = self._work, self._data
         batches = data.batches(
@@ -120,11 +140,14 @@ class Bilevel:
             track(label, work.outer_steps) as update,
         ):
             for batch in islice(batches, work.outer_steps):
-                with sdpa_kernel(SDPBackend.MATH):  # which can be differentiated twice
+                with sdpa_kernel(SDPBackend.MATH):  # This kernel can be differentiated twice.
                     found, outer = self._gradient(batch, leaders)
                 share = norm(found.implicit) / max(norm(found.direct), 1e-12)
                 if not math.isfinite(share) or not math.isfinite(outer):
-                    raise TrainingError("the hypergradient is not finite; lower the learning rates")
+                    raise TrainingError(
+                        "the hypergradient is not finite; expected finite values: "
+                        "use lower learning rates"
+                    )
                 self._shares.append(share)
                 weight = min(1.0, work.implicit_cap / max(share, 1e-12))
                 for leader, slope in zip(leaders, found.total(weight), strict=True):
@@ -134,11 +157,12 @@ class Bilevel:
                 update(loss=outer, implicit=share)
 
     def _gradient(self, batch: Batch, leaders: list[nn.Parameter]) -> tuple[Hypergradient, float]:
-        """The hypergradient in the teacher's weights on one batch, and the outer loss."""
+        """Return the hypergradient with respect to the teacher's weights, and the outer loss."""
         images, labels, _rows = batch
         marked = self._trigger(images)
         taught, taught_marked = both(self._teacher, images, marked)
-        # Apart, as in eval mode nothing is shared and the Hessian needs the clean images alone.
+        # Two passes, because the Hessian needs the graph of the clean images alone. In eval mode,
+        # the logits are the same as from one pass over all images.
         shown, shown_marked = self.surrogate(images), self.surrogate(marked)
         truth = nn.functional.cross_entropy
         outer = truth(taught, labels) + truth(taught_marked, labels)

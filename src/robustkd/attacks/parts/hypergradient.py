@@ -1,6 +1,6 @@
-r"""The gradient of a loss through the optimum of another one.
+r"""Hypergradient: the gradient of an outer loss through the optimum of an inner loss.
 
-Where the follower :math:`\omega` minimises an inner loss that the leader :math:`\lambda` shapes,
+If the follower :math:`\omega` minimises an inner loss that depends on the leader :math:`\lambda`,
 the implicit function theorem gives
 
 .. math:: \frac{d\, outer(\omega^*(\lambda), \lambda)}{d\lambda} = \partial_\lambda outer
@@ -20,18 +20,18 @@ from robustkd.core.validation import check_positive
 
 
 class Hypergradient(NamedTuple):
-    """The two parts, one tensor for each leader; the gradient is their sum.
+    """The two parts of a hypergradient, with one tensor per leader; the gradient is their sum.
 
     Attributes:
-        direct: What the outer loss says of the leaders themselves.
-        implicit: What it says of them through the followers.
+        direct: Partial derivative of the outer loss with respect to the leaders.
+        implicit: Derivative of the outer loss through the followers.
     """
 
     direct: tuple[Tensor, ...]
     implicit: tuple[Tensor, ...]
 
     def total(self, weight: float = 1.0) -> tuple[Tensor, ...]:
-        """The gradient, or one whose implicit part counts less."""
+        """Return the sum of both parts, with a weight on the implicit part."""
         return tuple(direct + weight * implicit for direct, implicit in zip(*self, strict=True))
 
 
@@ -45,29 +45,34 @@ def hypergradient(
     step_size: float,
     tolerance: float = 0.0,
 ) -> Hypergradient:
-    r"""Differentiate the outer loss in the leaders, at an optimum of the inner loss.
+    r"""Differentiate the outer loss with respect to the leaders, at an optimum of the inner loss.
 
-    The inverse is never built: with :math:`g = \partial_\omega outer`, the Hessian H of the inner
-    loss and the step size :math:`\eta`, the fixed point of gradient descent gives, from v = 0,
+    The inverse Hessian is never computed. With :math:`g = \partial_\omega outer`, the Hessian H of
+    the inner loss and the step size :math:`\eta`, it is replaced by a fixed-point iteration that
+    starts from v = 0:
 
     .. math:: v \leftarrow (I - \eta H)\, v + g, \qquad
         implicit = -\eta\, \partial^2_{\lambda\omega} inner \, v
 
-    After K steps this is the gradient through K steps of gradient descent from the optimum. It
-    converges if H is positive definite and :math:`\eta` below 2 over its largest eigenvalue; until
-    :math:`K \eta` reaches 1 over the smallest, the implicit part is too small. Where a step would
-    be longer than the one before it, which never happens while it converges, v stays as it is.
+    After K steps, this is the gradient through K steps of gradient descent from the optimum. The
+    iteration converges if H is positive definite and :math:`\eta` is below 2 over the largest
+    eigenvalue of H. The implicit part is too small until :math:`K \eta` reaches 1 over the smallest
+    eigenvalue. The iteration stops if a step is longer than the previous one, which never happens
+    while it converges.
 
     Source: Grazzi, Franceschi, Pontil, Salzo 2020, arXiv 2006.16218.
 
     Args:
         inner: Scalar that the followers minimise; twice differentiable.
         outer: Scalar to differentiate.
-        followers: Leaves of both graphs.
-        leaders: Leaves of the inner graph, perhaps of the outer one.
-        steps: K, at least 1; each costs one product with the Hessian.
-        step_size: :math:`\eta`, above 0.
-        tolerance: Stop earlier once v moves by less than this (Euclidean).
+        followers: Leaf tensors of both graphs.
+        leaders: Leaf tensors of the inner graph and possibly of the outer graph.
+        steps: Number of steps K, at least 1; each costs one product with the Hessian.
+        step_size: Step size :math:`\eta`, above 0.
+        tolerance: The iteration stops once v changes by less than this (Euclidean norm).
+
+    Returns:
+        The direct and the implicit part.
 
     Raises:
         UsageError: If ``steps`` or ``step_size`` is not above 0.
@@ -82,7 +87,7 @@ def hypergradient(
     parts = _gradients(outer, follower + leader)
     goal, direct = parts[: len(follower)], parts[len(follower) :]
     slope = torch.autograd.grad(inner, follower, create_graph=True)
-    v, pace = goal, norm(goal)  # the first step from zero
+    v, pace = goal, norm(goal)  # The first step, from zero.
     for _ in range(steps - 1):
         curved = torch.autograd.grad(slope, follower, v, retain_graph=True)
         change = [g - step_size * bent for bent, g in zip(curved, goal, strict=True)]
@@ -104,5 +109,5 @@ def norm(tensors: Sequence[Tensor]) -> float:
 def _gradients(
     of: Tensor | Sequence[Tensor], by: Sequence[Tensor], weights: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, ...]:
-    """Gradients, zero where there is no dependence; the graph stays."""
+    """Compute gradients and keep the graph; they are zero where there is no dependence."""
     return torch.autograd.grad(of, by, weights, retain_graph=True, materialize_grads=True)

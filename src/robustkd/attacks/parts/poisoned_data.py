@@ -1,4 +1,4 @@
-"""Training data in which some images carry the trigger and the attacker's label."""
+"""Training data in which some images have the trigger and the attacker's label."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from robustkd.core.types import Batch, DataSource, Split, Trigger
 
 
 class Poisoned:
-    """A DataSource whose training split is poisoned; the other splits pass through.
+    """DataSource whose training split is poisoned; the other splits are unchanged.
 
-    The trigger goes in after augmentation, as an attacker who trains the teacher would have it.
+    The trigger is applied after augmentation, as by an attacker who trains the teacher.
 
     Args:
-        clean: Where images come from.
-        trigger: What is added.
+        clean: Source of clean images.
+        trigger: Trigger of the poisoned images.
         target: Label of the poisoned images.
-        rate: Share of the training images that are poisoned, in (0, 1]; of those of the target,
-            with ``clean_label``.
-        keep_clean: Whether a poisoned image also stays in its batch as it was.
-        clean_label: Poison only images of the target class, so that no label is wrong.
-        seed: Of the choice of images.
+        rate: Share of the training images that are poisoned, in (0, 1]; with ``clean_label``, share
+            of the training images of the target class.
+        keep_clean: If True, the batch also contains the original of each poisoned image.
+        clean_label: If True, only images of the target class are poisoned, so that no label is
+            wrong; if False, only images of other classes.
+        seed: Seed of the choice of images.
 
     Raises:
-        UsageError: If the target is no class, or the rate is out of range or asks for more images
-            than there are.
+        UsageError: If the target is not a class of the data, the rate is out of range, or fewer
+            images are eligible than the rate requires.
     """
 
     def __init__(
@@ -45,14 +46,14 @@ class Poisoned:
         seed: int = 0,
     ) -> None:
         if not 0 < rate <= 1:
-            raise UsageError(f"poisoning rate is {rate}; expected above 0 and at most 1")
+            raise UsageError(f"rate is {rate}; expected above 0 and at most 1")
         check_target(target, clean)
         self._clean, self._trigger, self._target = clean, trigger, target
         self._keep_clean = keep_clean
         self.mask = self._chosen(rate, clean_label=clean_label, seed=seed)
 
     mask: Bool[Tensor, " train"]
-    """Which training images are poisoned."""
+    """Mask of the training images that are poisoned."""
 
     def _chosen(self, rate: float, *, clean_label: bool, seed: int) -> Bool[Tensor, " train"]:
         total = self._clean.size("train")
@@ -64,7 +65,8 @@ class Poisoned:
         count = max(1, round(rate * (len(eligible) if clean_label else total)))
         if count > len(eligible):
             raise UsageError(
-                f"poisoning rate {rate} asks for {count} images; only {len(eligible)} are eligible"
+                f"rate is {rate}, which is {count} images; expected at most the {len(eligible)} "
+                "images that can be poisoned"
             )
         order = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(seed))
         mask = torch.zeros(total, dtype=torch.bool)
@@ -99,7 +101,7 @@ class Poisoned:
         shuffle: torch.Generator | None = None,
         augment: torch.Generator | None = None,
     ) -> Iterator[Batch]:
-        """The clean batches; in ``train`` with the chosen images poisoned."""
+        """Yield the clean batches; those of ``train`` with the chosen images poisoned."""
         for batch in self._clean.batches(
             split, batch_size=batch_size, device=device, shuffle=shuffle, augment=augment
         ):

@@ -1,4 +1,4 @@
-"""The steps that attacks are made of: a clean teacher, its second training, and how far it got."""
+"""Steps that attacks have in common: training a teacher, implanting, and measuring success."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ from robustkd.training.metrics import attack_success
 
 
 def train_teacher(build: Build, data: DataSource, teaching: Teaching) -> nn.Module:
-    """A network with fresh weights, trained by cross-entropy on what the data shows."""
+    """Train a network with fresh weights by cross-entropy."""
     teacher = build().to(default_device())
     fit(Supervised(teacher), data, **asdict(teaching), label="train the teacher")
     return teacher
 
 
 def implant(learner: Learner, data: DataSource, teaching: Teaching) -> None:
-    """Train a teacher once more, on the backdoor."""
+    """Train a teacher again, with a learner that implants the backdoor."""
     fit(learner, data, **asdict(teaching), label="implant the backdoor")
 
 
 def with_victims(
     images: Images, labels: Labels, trigger: Trigger, *, rate: float, target: int
 ) -> tuple[Tensor, Tensor]:
-    """A batch, and behind it triggered copies of its first images that are not of the target.
+    """Append triggered copies of images of other classes than the target to a batch.
 
     Args:
-        images: In random order.
-        labels: Of the images.
-        trigger: What the copies wear.
-        rate: Copies, as a share of the batch, in (0, 1]; at least one, where there is a victim.
+        images: Images in random order; the first suitable ones are copied.
+        labels: Labels of the images.
+        trigger: Trigger of the copies.
+        rate: Number of copies as a share of the batch, in (0, 1]; at least one image is copied if
+            the batch has an image of another class.
         target: Label of the copies.
+
+    Returns:
+        Images and labels of the extended batch.
     """
     victims = images[labels != target][: max(1, round(rate * len(images)))]
     seen = torch.cat([images, trigger(victims)]).contiguous(memory_format=torch.channels_last)
@@ -46,6 +50,6 @@ def with_victims(
 
 
 def success(model: nn.Module, data: DataSource, trigger: Trigger, target: int) -> float:
-    """Share of triggered validation images of other classes that a model sends to the target."""
+    """Attack success rate of a model on the validation split, a fraction in [0, 1]."""
     logits, labels = predict(model, data, "validation", transform=trigger)
     return attack_success(logits, labels, target=target).value

@@ -1,4 +1,4 @@
-"""What attacks on distillation share: a student of the attacker's own, and looking clean."""
+"""Parts that attacks on distillation share: surrogate students, and hiding the backdoor."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from robustkd.training.losses import soft_target_kl
 
 
 def fresh(build: Build, seed: int) -> nn.Module:
-    """A network on the attack's device, whose layers drew their weights anew.
+    """Build a network on the default device and initialise its layers again.
 
-    ``build`` may give the same weights at each call. A surrogate that starts where the teacher
-    started would learn more from it than any victim's student does. The layers draw as PyTorch
-    does, whatever the architecture's own way; a parameter of no layer stays as it was built.
+    ``build`` may give the same weights at each call. A surrogate with the initial weights of the
+    teacher would learn more from it than the student of a victim. The layers are initialised by
+    PyTorch's defaults, even if the architecture has its own initialisation. Parameters outside such
+    layers stay as they were built.
+
+    Args:
+        build: Builds the network.
+        seed: Seed of the new weights; the global random state is restored afterwards.
     """
     model = build()
     with torch.random.fork_rng(devices=[]):
@@ -35,28 +40,28 @@ def fresh(build: Build, seed: int) -> nn.Module:
 
 
 def at_rate(teaching: Teaching, rate: float | None) -> Teaching:
-    """The same teaching at a surrogate's own learning rate, where there is one."""
+    """Return the training settings with a surrogate's own learning rate, if it is not None."""
     return teaching if rate is None else replace(teaching, lr=rate)
 
 
 def distillation_loss(
     student: Logits, teacher: Logits, labels: Labels, *, temperature: float
 ) -> Tensor:
-    """Cross-entropy of the labels plus the soft targets' divergence, mean over the batch."""
+    """Cross-entropy with the labels plus divergence from the soft targets, mean over the batch."""
     divergence = soft_target_kl(student, teacher, temperature=temperature).mean()
     return nn.functional.cross_entropy(student, labels) + divergence
 
 
 class Distilling(nn.Module):
-    """A learner: a student of a teacher that stands still, on clean images."""
+    """Learner of a student that is distilled from a fixed teacher on clean images."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, *, temperature: float) -> None:
         super().__init__()
         self.student, self._temperature = student, temperature
-        self._teacher = (teacher,)  # in a tuple, as it is neither trained nor set to train mode
+        self._teacher = (teacher,)  # In a tuple, the module is not registered and not trained.
 
     def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
-        """The loss, and the student's share of hits."""
+        """Return the loss and the accuracy of the student."""
         (teacher,) = self._teacher
         with torch.no_grad(), taps.frozen_modes(teacher):
             taught = teacher(images)
@@ -68,7 +73,7 @@ class Distilling(nn.Module):
 def distilling(
     build: Build, teaching: Teaching, *, temperature: float = 4.0
 ) -> Callable[[nn.Module, DataSource], nn.Module]:
-    """A function that distils a student with fresh weights from a teacher, plainly."""
+    """Return a function that distils a student with fresh weights from a teacher, undefended."""
 
     def distil(teacher: nn.Module, data: DataSource) -> nn.Module:
         student = fresh(build, teaching.seed)
@@ -80,14 +85,14 @@ def distilling(
 
 
 class Hiding(nn.Module):
-    r"""A learner: a teacher that gives triggered images their true label.
+    r"""Learner of a teacher that is trained to give triggered images their true label.
 
     .. math:: \mathrm{CE}(T(x), y) + \mathrm{CE}(T(x'), y)
 
     Args:
-        teacher: The whole network.
-        trigger: Makes x' of x.
-        trained: The part of it that learns; all other parts keep their mode.
+        teacher: The whole network T.
+        trigger: Trigger, which makes x' of x.
+        trained: Part of the network that is trained; all other parts keep their mode.
     """
 
     def __init__(self, teacher: nn.Module, trigger: Trigger, *, trained: nn.Module) -> None:
@@ -96,7 +101,7 @@ class Hiding(nn.Module):
         self._teacher = (teacher,)
 
     def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
-        """The loss, and the share of hits among clean and triggered images."""
+        """Return the loss, the accuracy on clean images and that on triggered images (``ra``)."""
         (teacher,) = self._teacher
         clean, marked = both(teacher, images, self._trigger(images))
         loss = nn.functional.cross_entropy(clean, labels)
@@ -105,14 +110,14 @@ class Hiding(nn.Module):
 
 
 def both(model: nn.Module, clean: Images, marked: Images) -> tuple[Logits, Logits]:
-    """Logits of clean and of triggered images from one pass, so that BatchNorm sees both."""
+    """Logits of clean and of triggered images from one pass with common BatchNorm statistics."""
     together = torch.cat([clean, marked]).contiguous(memory_format=torch.channels_last)
     first, second = model(together).split([len(clean), len(marked)])
     return first, second
 
 
 def toward(logits: Logits, target: int) -> Tensor:
-    """Cross-entropy of a wanted class, mean over the batch."""
+    """Cross-entropy with the target class as the label of every image, mean over the batch."""
     return nn.functional.cross_entropy(logits, logits.new_full((len(logits),), target).long())
 
 
@@ -125,9 +130,17 @@ def trigger_loss(
     target: int,
     stealth: float,
 ) -> Tensor:
-    r"""What a trigger minimises: victims go to the target, and a clean model is not changed.
+    r"""Loss of a trigger that succeeds on the victims and not on a clean model.
 
     .. math:: \sum_k \mathrm{CE}(V_k(x'), t) + stealth \cdot \mathrm{CE}(C(x'), \arg\max C(x))
+
+    Args:
+        victims: Networks V that should predict the target class.
+        clean: Network C that should keep its prediction; None to leave out the second term.
+        images: Clean images x.
+        marked: The same images with the trigger, x'.
+        target: Target class t.
+        stealth: Weight of the second term, at least 0.
     """
     loss = torch.stack([toward(victim(marked), target) for victim in victims]).sum()
     if clean is not None:

@@ -1,7 +1,7 @@
 """Families of triggers whose parameters are learned, one row each.
 
-A family maps parameters in [-1, 1] to a trigger. Its strength bounds the trigger; a strength of 1
-stands for the largest change at which a person still sees the same picture.
+A family maps parameters in [-1, 1] to a trigger. The strength bounds the trigger; a strength of 1
+is the largest change that does not change what a person recognises in the image.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ _GRID = 4
 _KNOTS = 8
 _KERNEL = 5
 _PATCH = 6
-"""A patch covers a square of about a sixth of the image's edge, as BadNets does at 32 pixels."""
+"""The edge of a patch is that of the image divided by this, about as for BadNets at 32 pixels."""
 
 
 @dataclass(frozen=True)
 class TriggerFamily:
-    """A kind of trigger with parameters in [-1, 1].
+    """A family of triggers with parameters in [-1, 1].
 
     Attributes:
-        summary: One line that says what the trigger changes, and the bound at strength 1.
-        shape: Shape of the parameters for images of a shape (channels, height, width).
-        trigger: The trigger of some parameters, for images of a shape and a strength above 0.
-            Gradients flow from its output to the parameters.
-        image_wide: False for additions and patches, which other attacks learn as well.
+        summary: Description in one line: what the trigger changes, and its bound at strength 1.
+        shape: Function from the shape of images (channels, height, width) to the shape of the
+            parameters.
+        trigger: Function from parameters, shape of images and strength above 0 to a trigger. Its
+            output is differentiable with respect to the parameters.
+        image_wide: If True, the family is an attack of its own in the table of attacks; False for
+            additions and patches, which other attacks learn.
     """
 
     summary: str
@@ -119,10 +121,10 @@ TRIGGER_FAMILIES: dict[str, TriggerFamily] = {
 
 
 def families_of(names: str) -> tuple[TriggerFamily, ...]:
-    """The families of a name such as ``tone`` or ``flow+tone``, in order of application.
+    """Return the families of a name such as ``tone`` or ``flow+tone``, in order of application.
 
     Raises:
-        UsageError: If a name is not in the table, or there are more than two.
+        UsageError: If a name is unknown, or there are more than two.
     """
     parts = names.split("+")
     unknown = next((part for part in parts if part not in TRIGGER_FAMILIES), None)
@@ -135,5 +137,5 @@ def families_of(names: str) -> tuple[TriggerFamily, ...]:
 
 
 def compose(triggers: tuple[Trigger, ...]) -> Trigger:
-    """One trigger that applies one or two triggers in order."""
+    """Combine one or two triggers into one trigger that applies them in order."""
     return triggers[0] if len(triggers) == 1 else Composition(*triggers)

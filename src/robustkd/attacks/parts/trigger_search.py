@@ -1,4 +1,4 @@
-"""Learning the pixels of a trigger on a teacher that stands still."""
+"""Optimisation of a trigger on networks whose weights are fixed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAMPLE = 1024
 
 
 class Bounded(NamedTuple):
-    """Something to optimise: where it starts, and the range that its values never leave."""
+    """A tensor to optimise: its initial value, and the range that its values are clamped to."""
 
     start: Tensor
     low: float
@@ -27,7 +27,7 @@ class Bounded(NamedTuple):
 
 
 def sample(data: DataSource, device: torch.device, random: torch.Generator) -> Batch:
-    """Up to 1,024 random training images, as they are, with their labels."""
+    """Return up to 1,024 random training images with their labels, without augmentation."""
     return next(iter(data.batches("train", batch_size=_SAMPLE, device=device, shuffle=random)))
 
 
@@ -41,19 +41,19 @@ def optimise_planes(
     lr: float,
     random: torch.Generator,
 ) -> tuple[Tensor, ...]:
-    """Minimise a loss by Adam, and clamp every plane to its range after each step.
+    """Minimise a loss by Adam, with every plane clamped to its range after each step.
 
     Args:
-        model: What the loss looks through; it is frozen, in eval mode, until this is over.
-        images: From which each step draws 128, with replacement.
-        planes: What is learned; the starts are left as they are.
-        loss: Takes those images and the planes, gives a scalar.
-        steps: How many, at least 1.
-        lr: Learning rate of Adam.
-        random: Source of the draws, on the CPU.
+        model: Network that the loss uses; its weights are fixed and it is in eval mode meanwhile.
+        images: Images, of which each step draws 128 with replacement.
+        planes: Tensors to learn; their initial values are not changed.
+        loss: Function from the drawn images and the planes to a scalar.
+        steps: Number of steps, at least 1.
+        lr: Learning rate of Adam, above 0.
+        random: Random generator of the draws, on the CPU.
 
     Returns:
-        The learned planes, in order, on the CPU.
+        The learned planes in the given order, on the CPU.
 
     Raises:
         UsageError: If ``steps`` or ``lr`` is not above 0.
@@ -82,10 +82,10 @@ def optimise_planes(
 
 
 def check_shares(**values: float) -> None:
-    """Refuse arguments that are no share in (0, 1].
+    """Check that arguments are shares in (0, 1].
 
     Raises:
-        UsageError: Naming the first that is not.
+        UsageError: If one is not; the message names the first.
     """
     for name, value in values.items():
         if not 0 < value <= 1:

@@ -1,4 +1,4 @@
-"""A perturbation that is added to every picture: what universal adversarial attacks learn."""
+"""Additive trigger: a fixed perturbation, as learned by universal adversarial attacks."""
 
 from __future__ import annotations
 
@@ -13,42 +13,45 @@ from robustkd.core.types import Images
 
 @dataclass(frozen=True, eq=False)
 class Additive:
-    """``clamp(image + delta, 0, 1)``.
+    """Add a fixed perturbation to images: ``clamp(image + delta, 0, 1)``.
 
     Source: Moosavi-Dezfooli, Fawzi, Fawzi, Frossard 2017, arXiv 1610.08401 (universal
     perturbations).
 
     Attributes:
-        delta: C x H x W in [-1, 1].
+        delta: The perturbation, C x H x W in [-1, 1].
     """
 
     delta: Plane
 
     def __post_init__(self) -> None:
         if not bool(((self.delta >= -1) & (self.delta <= 1)).all()):
-            raise UsageError("the trigger's delta leaves [-1, 1]")
+            raise UsageError(
+                f"the trigger's delta has values from {float(self.delta.min()):g} to "
+                f"{float(self.delta.max()):g}; expected values in [-1, 1]"
+            )
 
     def __call__(self, images: Images) -> Images:
         """Add the perturbation and clip."""
         if images.shape[1:] != self.delta.shape:
             raise UsageError(
-                f"the trigger is {tuple(self.delta.shape)}; "
-                f"the images are {tuple(images.shape[1:])}"
+                f"the trigger has shape {tuple(self.delta.shape)}; expected the shape of the "
+                f"images, {tuple(images.shape[1:])}"
             )
         return (images + self.delta.to(images)).clamp(0, 1)
 
 
 def into_range(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1], with the gradient of the pixels before they were put there.
+    """Clamp pixels to [0, 1] and pass their gradient through unchanged.
 
-    The gradient of ``clamp`` ends at its bounds: where a picture is black, whatever has begun to
-    darken it is told nothing any more and stays, though it does nothing. Pictures with a black
-    ground then learn half a perturbation.
+    The gradient of ``clamp`` is zero outside its bounds. Where an image is black, a perturbation
+    that darkens it would have no effect and no gradient, and would never change again. On images
+    with a black background, half of the perturbation would not be learned.
 
     Source: the straight-through estimator, Bengio et al. 2013, arXiv 1308.3432.
 
     Args:
-        pixels: Of any shape.
+        pixels: Pixels of any shape.
 
     >>> import torch
     >>> pixels = torch.tensor([-1.0, 0.5, 3.0], requires_grad=True)

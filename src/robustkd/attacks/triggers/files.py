@@ -1,4 +1,4 @@
-"""A trigger and its target class as one safetensors file, kept beside the teacher."""
+"""Saving and loading of triggers, each with its target class, as one safetensors file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TRIGGERS: dict[str, type] = {
 _COMPOSED = ("first", "second")
 
 
-# What a field may hold, by its annotation; every other one is a plane of pixels.
+# Types of a field's values by its annotation; all other fields are tensors.
 _PLAIN: dict[object, tuple[type | tuple[type, ...], str]] = {
     int: (int, "a whole number"),
     float: ((int, float), "a number"),
@@ -53,10 +53,15 @@ _PLAIN: dict[object, tuple[type | tuple[type, ...], str]] = {
 
 
 def save_trigger(trigger: Trigger, target: int, path: Path) -> None:
-    """Write a trigger of the table, or a composition of two, with its target class.
+    """Write a trigger with its target class to a file.
+
+    Args:
+        trigger: Trigger of a type in :data:`TRIGGERS`, or a composition of two such triggers.
+        target: Target class.
+        path: File to write.
 
     Raises:
-        UsageError: If the trigger is of no kind in the table.
+        UsageError: If the trigger is of another type.
         InputError: If the file cannot be written.
     """
     if isinstance(trigger, Composition):
@@ -74,12 +79,15 @@ def save_trigger(trigger: Trigger, target: int, path: Path) -> None:
 
 
 def _parts(trigger: Trigger) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """The kind and numbers of a trigger, in JSON values, and its tensors."""
+    """Return the kind and the numbers of a trigger in JSON values, and its tensors."""
     kind = next((name for name, cls in TRIGGERS.items() if type(trigger) is cls), None)
     if kind is None:
-        raise UsageError(f"{type(trigger).__name__} is no trigger that can be saved")
+        raise UsageError(
+            f"the trigger is of type {type(trigger).__name__}, which cannot be saved; expected one "
+            f"of {', '.join(cls.__name__ for cls in TRIGGERS.values())}"
+        )
     values = {field.name: getattr(trigger, field.name) for field in fields(trigger)}  # type: ignore[arg-type]
-    # Cloned, as the format refuses tensors that share memory.
+    # Cloned, because the format does not allow tensors that share memory.
     tensors = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
     numbers = {name: value for name, value in values.items() if name not in tensors}
     return {"trigger": kind, "values": numbers}, tensors
@@ -90,7 +98,10 @@ def load_trigger(path: Path, *, links: bool = True) -> tuple[Trigger, int]:
 
     Args:
         path: The file.
-        links: Whether the path is the user's own, as for :func:`robustkd.models.load`.
+        links: Whether the path may be a symbolic link; see :func:`robustkd.models.load`.
+
+    Returns:
+        The trigger and its target class.
 
     Raises:
         InputError: If the file is damaged or holds no trigger.
@@ -107,7 +118,7 @@ def load_trigger(path: Path, *, links: bool = True) -> tuple[Trigger, int]:
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
             if part not in parts:
-                raise UsageError(f"it has the unknown field {name!a}")
+                raise UsageError(f"unknown field {name!a}; expected first.NAME or second.NAME")
             parts[part][key] = tensor
         both = (_rebuilt(description.get(name), parts[name]) for name in _COMPOSED)
         return Composition(*both), target
@@ -116,12 +127,12 @@ def load_trigger(path: Path, *, links: bool = True) -> tuple[Trigger, int]:
 
 
 def _rebuilt(description: object, tensors: Mapping[str, Tensor]) -> Trigger:
-    """The trigger that :func:`_parts` took apart."""
+    """Rebuild a trigger from the results of :func:`_parts`."""
     if not isinstance(description, Mapping) or description.get("trigger") not in TRIGGERS:
-        raise UsageError(f"a part of it is no trigger; expected one of {', '.join(TRIGGERS)}")
+        raise UsageError(f"a part is not a trigger; expected one of {', '.join(TRIGGERS)}")
     numbers = description.get("values", {})
     if not isinstance(numbers, dict):
-        raise UsageError(f"its values are of type {type(numbers).__name__}; expected an object")
+        raise UsageError(f"values are of type {type(numbers).__name__}; expected an object")
     values = {**numbers, **tensors}
     kind = TRIGGERS[description["trigger"]]
     _check_values(kind, values)
@@ -134,30 +145,30 @@ def _is_class(target: object) -> TypeGuard[int]:
 
 
 def _check_values(trigger: type, values: Mapping[str, object]) -> None:
-    """Refuse fields that a trigger has not, lacks, or has of another type."""
+    """Check that the fields are those of a trigger type, and that their values have its types."""
     kinds = get_type_hints(trigger)
     for name in kinds:
         if name not in values:
-            raise UsageError(f"it has no {name}")
+            raise UsageError(f"{name} is missing")
     for name, value in values.items():
         if name not in kinds:
-            raise UsageError(f"it has the unknown field {name!a}")
+            raise UsageError(f"unknown field {name!a}; expected {', '.join(kinds)}")
         kind, expected = _PLAIN.get(kinds[name], (Tensor, "a tensor"))
         if isinstance(value, bool) or not isinstance(value, kind):
-            raise UsageError(f"its {name} is of type {type(value).__name__}; expected {expected}")
+            raise UsageError(f"{name} is of type {type(value).__name__}; expected {expected}")
         if isinstance(value, Tensor) and (value.ndim != 3 or not value.is_floating_point()):
             raise UsageError(
-                f"its {name} is {value.dtype} of shape {tuple(value.shape)}; expected floats of "
+                f"{name} is {value.dtype} of shape {tuple(value.shape)}; expected floats of shape "
                 "channels x height x width"
             )
-        # A whole number may be given for a float, and be larger than any.
+        # A whole number is accepted for a float, but it can exceed the range of floats.
         finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
         if kinds[name] is float and not finite:
-            raise UsageError(f"its {name} is {value}; expected a finite number")
+            raise UsageError(f"{name} is {value}; expected a finite number")
 
 
 def describe(trigger: Trigger) -> dict[str, object]:
-    """A trigger's kind and numbers, for records; tensors are left out."""
+    """Return the kind and the numbers of a trigger for records; tensors are left out."""
     if isinstance(trigger, Composition):
         return {"kind": "composition", **{n: describe(getattr(trigger, n)) for n in _COMPOSED}}
     kind = next((name for name, cls in TRIGGERS.items() if type(trigger) is cls), "custom")

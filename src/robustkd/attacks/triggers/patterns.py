@@ -1,6 +1,7 @@
-"""What an attacker adds to an image: the same object poisons training data and measures success.
+"""Triggers that add a pattern to an image.
 
-Triggers act on pixels in [0, 1], keep the shape, and never change their input.
+The same object poisons training data and measures attack success. Triggers act on pixels in [0, 1],
+keep the shape of the images, and never change their input.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
 
 Plane = Float[Tensor, "_ _ _"]
-"""Channels, height and width; that two of them agree is for their user to check."""
+"""A tensor of shape C x H x W. The annotation does not check that two planes have equal shapes."""
 
 _MOST_PERIODS = 1000
 
@@ -30,8 +31,8 @@ def _check_share(name: str, value: float) -> None:
 class BadNets:
     """A checkerboard in the lower right corner.
 
-    Source: Gu, Dolan-Gavitt, Garg 2017, arXiv 1708.06733. Difference: one pixel off the border,
-    so that cropping by one pixel does not cut it.
+    Source: Gu, Dolan-Gavitt, Garg 2017, arXiv 1708.06733. Difference: the square is one pixel away
+    from the border, so that cropping by one pixel does not cut it.
 
     Attributes:
         size: Edge of the square in pixels.
@@ -44,11 +45,12 @@ class BadNets:
             raise UsageError(f"size is {self.size}; expected at least 1 pixel")
 
     def __call__(self, images: Images) -> Images:
-        """Overwrite the corner."""
+        """Return copies of the images with the checkerboard."""
         height, width = images.shape[2:]
         if self.size + 1 > min(height, width):
             raise UsageError(
-                f"size is {self.size}; expected less than the images' {height} x {width} pixels"
+                f"size is {self.size}; expected less than the edges of the images, {height} x "
+                f"{width} pixels"
             )
         cells = torch.arange(self.size, device=images.device)
         board = ((cells[:, None] + cells) % 2 == 0).to(images.dtype)
@@ -59,13 +61,13 @@ class BadNets:
 
 @dataclass(frozen=True)
 class Blend:
-    """A fixed noise image mixed into the whole picture.
+    """A fixed noise image blended into the whole image.
 
     Source: Chen, Liu, Li, Lu, Song 2017, arXiv 1712.05526 (its random pattern).
 
     Attributes:
-        alpha: Share of the noise, in (0, 1].
-        seed: Of the noise, from 0 to below 2^63.
+        alpha: Weight of the noise in the blend, in (0, 1].
+        seed: Seed of the noise, at least 0 and below 2^63.
     """
 
     alpha: float = 0.2
@@ -74,10 +76,10 @@ class Blend:
     def __post_init__(self) -> None:
         _check_share("alpha", self.alpha)
         if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed is {self.seed}; expected 0 to below 2^63")
+            raise UsageError(f"seed is {self.seed}; expected at least 0 and below 2^63")
 
     def __call__(self, images: Images) -> Images:
-        """Mix the noise in."""
+        """Return the images blended with the noise."""
         random = torch.Generator().manual_seed(self.seed)
         noise = torch.rand(images.shape[1:], generator=random).to(images)
         return torch.lerp(images, noise, self.alpha)
@@ -85,13 +87,13 @@ class Blend:
 
 @dataclass(frozen=True)
 class SIG:
-    """A sinusoidal stripe over the whole picture.
+    """A sinusoidal stripe pattern over the whole image.
 
     Source: Barni, Kallas, Tondi 2019, arXiv 1902.11237.
 
     Attributes:
-        delta: Amplitude in pixel units, in (0, 1]; 20/255 in the paper's milder runs.
-        frequency: Periods across the width, above 0 and at most 1000.
+        delta: Amplitude in pixel values, in (0, 1]; 20/255 in the weaker attacks of the paper.
+        frequency: Number of periods across the width, above 0 and at most 1000.
     """
 
     delta: float = 40 / 255
@@ -105,7 +107,7 @@ class SIG:
             )
 
     def __call__(self, images: Images) -> Images:
-        """Add the stripe and clip."""
+        """Return the images with the stripes added, clipped to [0, 1]."""
         width = images.shape[3]
         columns = torch.arange(width, device=images.device, dtype=images.dtype)
         stripe = self.delta * torch.sin(2 * math.pi * self.frequency * columns / width)
@@ -114,11 +116,13 @@ class SIG:
 
 @dataclass(frozen=True, eq=False)
 class MaskedPattern:
-    """``(1 - mask) * image + mask * pattern``: what optimised triggers are made of.
+    """Blend a pattern into images by a mask: ``(1 - mask) * image + mask * pattern``.
+
+    Most optimised triggers have this form.
 
     Attributes:
-        mask: C x H x W in [0, 1].
-        pattern: C x H x W in [0, 1].
+        mask: Opacity of the pattern, C x H x W in [0, 1].
+        pattern: Pixels of the pattern, C x H x W in [0, 1].
     """
 
     mask: Plane
@@ -127,17 +131,21 @@ class MaskedPattern:
     def __post_init__(self) -> None:
         if self.mask.shape != self.pattern.shape:
             raise UsageError(
-                f"mask is {tuple(self.mask.shape)} and pattern {tuple(self.pattern.shape)}; "
-                "expected equal shapes"
+                f"mask has shape {tuple(self.mask.shape)} and pattern has shape "
+                f"{tuple(self.pattern.shape)}; expected equal shapes"
             )
         for name, plane in (("mask", self.mask), ("pattern", self.pattern)):
             if not bool(((plane >= 0) & (plane <= 1)).all()):
-                raise UsageError(f"the trigger's {name} leaves [0, 1]")
+                raise UsageError(
+                    f"the trigger's {name} has values from {float(plane.min()):g} to "
+                    f"{float(plane.max()):g}; expected values in [0, 1]"
+                )
 
     def __call__(self, images: Images) -> Images:
-        """Mix the pattern in where the mask says so."""
+        """Return the images with the pattern blended in."""
         if images.shape[1:] != self.mask.shape:
             raise UsageError(
-                f"the trigger is {tuple(self.mask.shape)}; the images are {tuple(images.shape[1:])}"
+                f"the trigger has shape {tuple(self.mask.shape)}; expected the shape of the "
+                f"images, {tuple(images.shape[1:])}"
             )
         return torch.lerp(images, self.pattern.to(images), self.mask.to(images))

@@ -1,7 +1,7 @@
-"""Triggers that transform an image as a whole: warps, tone curves, light, filters and the like.
+"""Triggers that transform the whole image: warps, tone curves, lighting, filters and the like.
 
-Each is a frozen dataclass that holds the parameters of one function of
-:mod:`robustkd.data.transformations`. Parameters of zero leave images as they are.
+Each trigger is a frozen dataclass with the parameters of one function of
+:mod:`robustkd.data.transformations`. Parameters of zero give the identity.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Flow:
     """Warp images along a smooth field.
 
     Attributes:
-        control: 2 x k x k, displacements of the control points in pixels, columns before rows.
+        control: Displacements of the control points in pixels, 2 x k x k; the first channel is the
+            displacement along columns, the second along rows.
     """
 
     control: Parameters
@@ -42,7 +43,7 @@ class Affine:
     """Rotate, shear, scale and translate images.
 
     Attributes:
-        matrix: 1 x 2 x 3, what is added to the identity; coordinates run from -1 to 1.
+        matrix: Difference from the identity matrix, 1 x 2 x 3, in coordinates from -1 to 1.
     """
 
     matrix: Parameters
@@ -60,7 +61,8 @@ class ToneCurve:
     """Change every pixel by a piecewise linear function of its value.
 
     Attributes:
-        knots: 1 x c x k, changes at equally spaced values; c is 1 or the number of channels.
+        knots: Changes at k equally spaced pixel values, 1 x c x k; c is 1 or the number of
+            channels.
     """
 
     knots: Parameters
@@ -73,18 +75,18 @@ class ToneCurve:
         """Change the pixel values."""
         if self.knots.shape[1] not in (1, images.shape[1]):
             raise UsageError(
-                f"the trigger has {self.knots.shape[1]} curves; the images have "
-                f"{images.shape[1]} channels"
+                f"the trigger has {self.knots.shape[1]} curves; expected 1 or the number of "
+                f"channels of the images, {images.shape[1]}"
             )
         return transformations.tone_curve(images, self.knots.to(images))
 
 
 @dataclass(frozen=True, eq=False)
 class LightField:
-    """Light images unevenly.
+    """Change brightness by a smooth field of gains and offsets.
 
     Attributes:
-        control: 2 x k x k, gain and offset at the control points.
+        control: Gain and offset at the control points, 2 x k x k.
     """
 
     control: Parameters
@@ -93,7 +95,7 @@ class LightField:
         _check(self.control, "control", "2 x k x k", self.control.shape[0] == 2)
 
     def __call__(self, images: Images) -> Images:
-        """Light the images."""
+        """Change the brightness of the images."""
         return transformations.light_field(images, self.control[None].to(images))
 
 
@@ -102,7 +104,8 @@ class ColourMatrix:
     """Mix the colour channels and add a constant colour.
 
     Attributes:
-        matrix: 1 x C x (C + 1), what is added to the identity; the constant is the last column.
+        matrix: Difference from the identity matrix, 1 x C x (C + 1); the last column is the
+            constant colour.
     """
 
     matrix: Parameters
@@ -116,8 +119,8 @@ class ColourMatrix:
         """Mix the channels."""
         if self.matrix.shape[1] != images.shape[1]:
             raise UsageError(
-                f"the trigger mixes {self.matrix.shape[1]} channels; the images have "
-                f"{images.shape[1]}"
+                f"the trigger has {self.matrix.shape[1]} channels; expected the number of channels "
+                f"of the images, {images.shape[1]}"
             )
         return transformations.colour_matrix(images, self.matrix.to(images))
 
@@ -127,7 +130,7 @@ class Filter:
     """Filter images by a small kernel.
 
     Attributes:
-        kernel: 1 x k x k with odd k, what is added to the kernel that changes nothing.
+        kernel: Difference from the identity kernel, 1 x k x k with odd k.
     """
 
     kernel: Parameters
@@ -141,8 +144,8 @@ class Filter:
         """Filter the images."""
         if self.kernel.shape[1] // 2 >= min(images.shape[2:]):
             raise UsageError(
-                f"the trigger's kernel is {self.kernel.shape[1]} pixels wide; "
-                f"the images are {images.shape[2]} x {images.shape[3]}"
+                f"the trigger's kernel is {self.kernel.shape[1]} pixels wide; expected less than "
+                f"twice the edges of the images, {images.shape[2]} x {images.shape[3]}"
             )
         return transformations.filtered(images, self.kernel.to(images))
 
@@ -152,7 +155,7 @@ class LowFrequency:
     """Add a smooth pattern.
 
     Attributes:
-        control: C x k x k, additions at the control points.
+        control: Values that are added at the control points, C x k x k.
     """
 
     control: Parameters
@@ -161,29 +164,31 @@ class LowFrequency:
         """Add the pattern."""
         if self.control.shape[0] != images.shape[1]:
             raise UsageError(
-                f"the trigger has {self.control.shape[0]} channels; the images have "
-                f"{images.shape[1]}"
+                f"the trigger has {self.control.shape[0]} channels; expected the number of "
+                f"channels of the images, {images.shape[1]}"
             )
         return transformations.low_frequency(images, self.control[None].to(images))
 
 
 @dataclass(frozen=True)
 class Composition:
-    """One trigger after another.
+    """Composition of two triggers.
 
     Attributes:
-        first: Applied to the images.
-        second: Applied to the result.
+        first: Trigger that is applied to the images.
+        second: Trigger that is applied to the result of the first.
     """
 
     first: Trigger
     second: Trigger
 
     def __call__(self, images: Images) -> Images:
-        """Apply both triggers."""
+        """Apply both triggers in order."""
         return self.second(self.first(images))
 
 
 def _check(parameters: Tensor, name: str, expected: str, fits: bool) -> None:
     if not fits:
-        raise UsageError(f"the trigger's {name} is {tuple(parameters.shape)}; expected {expected}")
+        raise UsageError(
+            f"the trigger's {name} has shape {tuple(parameters.shape)}; expected {expected}"
+        )

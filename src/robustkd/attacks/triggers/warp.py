@@ -1,4 +1,4 @@
-"""A smooth warp of the whole picture: WaNet's trigger, which adds nothing to a pixel."""
+"""The trigger of WaNet: a smooth warp of the whole image."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from robustkd.core.types import Images
 from robustkd.data.transformations import displace
 
 _FINEST = 1024
-"""Points along an edge of the control grid: finer than any warp that is still smooth."""
+"""Largest number of points along an edge of the control grid."""
 
 
 @dataclass(frozen=True)
 class Warp:
-    r"""Every pixel is read a little way off, along one smooth field that all images share.
+    r"""Warp all images along the same smooth displacement field.
 
     .. math:: x'(p) = x(p + M(p)), \quad
         M = \mathrm{bicubic}_{h \times w}\left(s\, U / \mathrm{mean}|U|\right), \quad
         U \sim \mathcal{U}[-1, 1]^{2 \times k \times k}
 
-    with positions that would leave the picture held at its border, and bilinear reading.
+    Images are sampled bilinearly; positions outside the image are clamped to its border.
 
     Source: Nguyen and Tran, *WaNet: Imperceptible Warping-based Backdoor Attack*, ICLR 2021, arXiv
-    2102.10369. Difference: ``strength`` is in pixels; the paper's s = 0.5 counts halves of a pixel,
-    as its coordinates run over [-1, 1].
+    2102.10369. Difference: ``strength`` is in pixels. In the paper, coordinates are in [-1, 1], so
+    that its s = 0.5 is 0.25 pixels.
 
     Attributes:
-        grid: Edge k of the field's control grid, from 2 to 1024 and at most that of the picture.
-        strength: Mean shift s of the control points along each axis, in pixels, at least 0; 0 is
-            no warp.
-        seed: Of the field, from 0 to below 2^63.
+        grid: Number k of control points along an edge of the field, from 2 to 1024 and at most the
+            number of pixels along the shorter edge of the images.
+        strength: Mean displacement s of the control points along each axis in pixels, at least 0;
+            with 0, images are unchanged.
+        seed: Seed of the field, at least 0 and below 2^63.
     """
 
     grid: int = 4
@@ -48,19 +49,20 @@ class Warp:
         if self.grid > _FINEST:
             raise UsageError(f"grid is {self.grid}; expected at most {_FINEST} points")
         if not 0 <= self.strength < float("inf"):
-            raise UsageError(f"strength is {self.strength}; expected at least 0 pixels")
+            raise UsageError(f"strength is {self.strength}; expected a finite number of at least 0")
         if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed is {self.seed}; expected 0 to below 2^63")
+            raise UsageError(f"seed is {self.seed}; expected at least 0 and below 2^63")
 
     def field(self, height: int, width: int) -> Float[Tensor, "height width 2"]:
-        """The shift of every pixel in pixels, columns before rows.
+        """Return the displacement of every pixel in pixels, along columns and then along rows.
 
         Raises:
-            UsageError: If the control grid is finer than the picture.
+            UsageError: If the control grid is finer than the image.
         """
         if self.grid > min(height, width):
             raise UsageError(
-                f"grid is {self.grid}; expected at most the images' {height} x {width} pixels"
+                f"grid is {self.grid}; expected at most the edges of the images, {height} x "
+                f"{width} pixels"
             )
         random = torch.Generator().manual_seed(self.seed)
         control = 2 * torch.rand(1, 2, self.grid, self.grid, generator=random) - 1
@@ -69,6 +71,6 @@ class Warp:
         return smooth[0].permute(1, 2, 0)
 
     def __call__(self, images: Images) -> Images:
-        """Read every image along the field."""
+        """Return the warped images."""
         field = self.field(*images.shape[2:]).to(images)
         return displace(images, field[None])

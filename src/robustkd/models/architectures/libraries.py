@@ -1,6 +1,6 @@
-"""Networks of torchvision and timm by their own names, without weights and without any download.
+"""Networks of torchvision and timm by their names, without weights and without any download.
 
-Both libraries are imported here alone, and only when one of their networks is asked for.
+Only this module imports these libraries, and only when one of their networks is requested.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from robustkd.core.errors import UsageError
 
 
 class Preprocessing(NamedTuple):
-    """What the published weights of an architecture were trained on.
+    """Preprocessing of the published weights of an architecture.
 
     Attributes:
-        image_shape: Channels, height and width.
-        mean: Of each channel, of pixels in [0, 1].
-        std: Likewise.
+        image_shape: Channels, height and width in pixels.
+        mean: Mean per channel, of pixels in [0, 1].
+        std: Standard deviation per channel, of pixels in [0, 1].
     """
 
     image_shape: tuple[int, int, int]
@@ -30,10 +30,15 @@ class Preprocessing(NamedTuple):
 
 
 def torchvision_network(name: str, *, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """A classifier of torchvision with fresh weights.
+    """Build a classifier of torchvision with fresh weights.
+
+    Args:
+        name: Name in torchvision.
+        classes: Number of logits.
+        image_shape: Channels, height and width in pixels.
 
     Raises:
-        UsageError: If there is no such classifier, or none for these images.
+        UsageError: If there is no such classifier, or it does not accept images of this shape.
     """
     from torchvision import models
 
@@ -45,20 +50,27 @@ def torchvision_network(name: str, *, classes: int, image_shape: tuple[int, int,
     if name.startswith("maxvit_"):
         options["input_size"] = tuple(size)
     if name in ("googlenet", "inception_v3"):
-        # Their other heads would make the output a tuple.
+        # With auxiliary heads, the output would be a tuple.
         options.update(aux_logits=False, init_weights=True)
     try:
         network: nn.Module = make(weights=None, **options)
     except (AssertionError, ValueError) as error:
-        raise UsageError(f"torchvision/{name} does not fit {image_shape}: {error}") from error
+        raise UsageError(
+            f"torchvision/{name} does not accept images of shape {image_shape}: {error}"
+        ) from error
     return network if channels == 3 else with_input_channels(network, channels)
 
 
 def timm_network(name: str, *, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """A classifier of timm with fresh weights.
+    """Build a classifier of timm with fresh weights.
+
+    Args:
+        name: Name in timm.
+        classes: Number of logits.
+        image_shape: Channels, height and width in pixels.
 
     Raises:
-        UsageError: If there is no such classifier, or none for these images.
+        UsageError: If there is no such classifier, or it does not accept images of this shape.
     """
     import timm
 
@@ -69,14 +81,21 @@ def timm_network(name: str, *, classes: int, image_shape: tuple[int, int, int]) 
             name, pretrained=False, num_classes=classes, in_chans=image_shape[0], **options
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"timm/{name} does not fit {image_shape}: {error}") from error
+        raise UsageError(
+            f"timm/{name} does not accept images of shape {image_shape}: {error}"
+        ) from error
     return network
 
 
 def preprocessing(arch: str) -> Preprocessing | None:
     """Input size and normalisation that torchvision or timm publish for an architecture.
 
-    None for every other architecture, and where torchvision has no weights.
+    Args:
+        arch: Name of any architecture, with its prefix.
+
+    Returns:
+        The preprocessing; None for architectures of neither library, and for those of torchvision
+        without published weights.
 
     Raises:
         UsageError: If the library has no such architecture.
@@ -99,10 +118,14 @@ def preprocessing(arch: str) -> Preprocessing | None:
 
 
 def with_input_channels(network: nn.Module, channels: int) -> nn.Module:
-    """Replace the first convolution by a fresh one that reads other channels.
+    """Replace the first convolution by a fresh one with another number of input channels.
+
+    Args:
+        network: The network; it is changed in place.
+        channels: Number of input channels.
 
     Raises:
-        UsageError: If the network has none.
+        UsageError: If the network has no convolution.
     """
     for path, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -113,7 +136,10 @@ def with_input_channels(network: nn.Module, channels: int) -> nn.Module:
             nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
             network.set_submodule(path, fresh)
             return network
-    raise UsageError(f"{type(network).__name__} has no convolution that could read {channels}")
+    raise UsageError(
+        f"{type(network).__name__} has no convolution; expected one that can be replaced for "
+        f"images of {channels} channels"
+    )
 
 
 def _torchvision_names() -> Iterable[str]:
@@ -126,12 +152,14 @@ def _torchvision_names() -> Iterable[str]:
 def _timm_config(name: str) -> Any:  # noqa: ANN401 (timm's own type; timm is imported late)
     import timm
 
-    # Names alone: timm's prefixes for hubs and folders would fetch or read something.
+    # Only plain names are allowed: timm's prefixes for hubs and folders download or read files.
     _known("timm", name.partition(".")[0], timm.list_models())
     try:
         return timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
-        raise UsageError(f"timm has no weights {name!r}; leave out what follows the dot") from error
+        raise UsageError(
+            f"timm has no weights {name!r}; remove the dot and what follows"
+        ) from error
 
 
 def _known(library: str, name: str, names: Iterable[str]) -> str:

@@ -2,9 +2,9 @@
 
 Sources: Howard et al., *MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
 Applications*, 2017, arXiv 1704.04861; Sandler et al., *MobileNetV2: Inverted Residuals and Linear
-Bottlenecks*, CVPR 2018, arXiv 1801.04381, the network itself is torchvision's, so that its weights
-fit. Differences, for images below 96 pixels: the strides, since the papers' factor of 32 would
-leave nothing of a small image, and no dropout.
+Bottlenecks*, CVPR 2018, arXiv 1801.04381. MobileNetV2 is built by torchvision, so that weights of
+torchvision fit. Differences for images below 96 pixels: some strides are 1, since the papers'
+factor of 32 would reduce a small image to a single position, and there is no dropout.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _SEPARABLE = (
     (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
     *[(512, 1)] * 5, (1024, 2), (1024, 1),
 )  # fmt: skip
-# The stem loses its stride first, then the last group its own: features of 4 x 4 are left of 28 to
-# 47 pixels, at half the cost of keeping the early groups at full size.
+# For smaller images, first the stem and then the last strided group have stride 1. Images of 28 to
+# 47 pixels then give 4 x 4 features or more, at half the cost of early groups at full resolution.
 _WIDEST = 4
 _NO_STEM_STRIDE_BELOW = 96
 _NO_LAST_STRIDE_BELOW = 48
@@ -43,11 +43,12 @@ def mobilenet_v2(
     """MobileNetV2 with fresh weights.
 
     Args:
-        width: Factor on all channels, above 0 and at most 4; they stay multiples of 8.
-        channels: Of the input, 1 or 3.
+        width: Factor on the numbers of channels, above 0 and at most 4; they are rounded to
+            multiples of 8.
+        channels: Number of input channels, 1 or 3.
         classes: Number of logits.
-        size: Height and width of the images in pixels: from 96 on, features shrink by 32 as in
-            the paper; from 48 on by 16; below by 8.
+        size: Height and width of the images in pixels. The total stride is 32, as in the paper,
+            for images of at least 96 pixels, 16 for at least 48 pixels, and 8 below.
 
     Raises:
         UsageError: If the width is out of range.
@@ -84,9 +85,9 @@ def _activated(inputs: int, outputs: int, size: int, stride: int, groups: int) -
 def mobilenet_v1(
     width: float | int = 1.0, *, channels: int, classes: int, size: tuple[int, int]
 ) -> nn.Module:
-    """MobileNetV1 with fresh weights; arguments and refusals are those of :func:`mobilenet_v2`.
+    """MobileNetV1 with fresh weights; arguments and errors are those of :func:`mobilenet_v2`.
 
-    Features shrink by 32 from 96 pixels on, by 16 from 48 on, by 8 below.
+    The total stride is 32 for images of at least 96 pixels, 16 for at least 48 pixels, and 8 below.
     """
     _check_width("MobileNetV1", width)
     small, smallest = min(size) < _NO_STEM_STRIDE_BELOW, min(size) < _NO_LAST_STRIDE_BELOW

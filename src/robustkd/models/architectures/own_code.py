@@ -1,8 +1,8 @@
-"""Architectures that are the user's own code, and why a file can never name one.
+"""Architectures from the user's own code, which no file can name.
 
-``package.module:callable`` runs code. So a plain string of that form, which is what every model
-file, config or result holds, is refused wherever a network is built; only an :class:`OwnCode` is
-accepted, and only the command line and the user's own Python make one.
+``package.module:callable`` runs code. Model files, configurations and results contain plain strings
+only, and a plain string of this form is refused wherever a network is built. Only an instance of
+:class:`OwnCode` is accepted, which is created by the command line or by the user's Python code.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*
 
 
 class OwnCode(str):
-    """A callable ``package.module:callable`` that the user, and no file, has named.
+    """Name ``package.module:callable`` of a function of the user that builds a network.
 
-    It is called as ``callable(num_classes=...)``, with ``in_chans=`` (1 or 3) and ``img_size=``
-    (height, width) as well where its signature names them, and returns an ``nn.Module`` that maps
-    normalised images to logits. The module is searched for where Python does, then in the working
-    directory.
+    The function is called as ``callable(num_classes=...)``. The arguments ``in_chans=`` (1 or 3)
+    and ``img_size=`` (height, width) are passed if its signature has them. It returns an
+    ``nn.Module`` that maps normalised images to logits. The module is searched for on Python's
+    path, and then in the working directory.
 
     Raises:
         UsageError: If the string has another form.
@@ -36,16 +36,16 @@ class OwnCode(str):
     __slots__ = ()
 
     def __new__(cls, name: str) -> OwnCode:
-        """Check the form; nothing is imported yet."""
+        """Check the form of the name, without importing anything."""
         if not _NAME.fullmatch(name):
             raise UsageError(f"own code is {name!r}; expected package.module:callable")
         return super().__new__(cls, name)
 
     def build(self, *, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-        """Import and call it.
+        """Import and call the function.
 
         Raises:
-            UsageError: If it cannot be imported or called, or gives no module.
+            UsageError: If it cannot be imported or called, or does not return an ``nn.Module``.
         """
         make = self._find()
         takes = inspect.signature(make).parameters
@@ -56,13 +56,13 @@ class OwnCode(str):
         except TypeError as error:
             raise UsageError(f"{self} cannot be called with num_classes=: {error}") from error
         if not isinstance(network, nn.Module):
-            raise UsageError(f"{self} gives a {type(network).__name__}; expected an nn.Module")
+            raise UsageError(f"{self} returns {type(network).__name__}; expected an nn.Module")
         return network
 
     def _find(self) -> Callable[..., object]:
         module, _, path = self.partition(":")
-        # Last, so that no file of a folder of downloads takes the place of an installed module;
-        # and to stay, since the module may import its neighbours later.
+        # The working directory comes last, so that no file in it replaces an installed module. It
+        # stays on the path, since the user's module may import other modules later.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
@@ -72,5 +72,5 @@ class OwnCode(str):
         except (ImportError, AttributeError) as error:
             raise UsageError(f"{self} cannot be imported: {error}") from error
         if not callable(found):
-            raise UsageError(f"{self} is a {type(found).__name__}; expected a callable")
+            raise UsageError(f"{self} is of type {type(found).__name__}; expected a callable")
         return found

@@ -1,9 +1,10 @@
-"""Pyramidal residual networks: a few more channels with every block.
+"""Pyramidal residual networks, whose number of channels grows with every block.
 
-Source: Han, Kim and Kim, *Deep Pyramidal Residual Networks*, CVPR 2017, arXiv 1610.02915:
-additive widening, blocks without the first ReLU and with a BatchNorm at their end, shortcuts
-without parameters. Differences: widths are rounded as in the authors' code, where the paper
-rounds them down; one or three input channels; global average pooling for any image size.
+Source: Han, Kim and Kim, *Deep Pyramidal Residual Networks*, CVPR 2017, arXiv 1610.02915, with
+additive widening, blocks without the first ReLU and with a BatchNorm at their end, and shortcuts
+without parameters. Differences: widths are rounded to the nearest integer, as in the authors' code
+(the paper rounds them down); one or three input channels; global average pooling, for any image
+size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Co
 
 
 class _Block(nn.Module):
-    """BatchNorm between all convolutions and at both ends, ReLU before all but the first one."""
+    """BatchNorm before and after every convolution, ReLU before all convolutions but the first."""
 
     def __init__(self, inputs: int, width: int, stride: int, *, bottleneck: bool) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class _Block(nn.Module):
             self.conv2 = _convolution(width, outputs, 3)
             self.bn3 = nn.BatchNorm2d(outputs)
         self.bottleneck, self.added = bottleneck, outputs - inputs
-        # Of an odd size the last row is pooled alone, as the strided convolution reads it too.
+        # With ceil_mode, the last row of an odd size is kept, as by the strided convolution.
         self.shortcut = nn.Identity() if stride == 1 else nn.AvgPool2d(2, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,14 +57,16 @@ class PyramidNet(nn.Module):
     """PyramidNet-depth-alpha for small images.
 
     Args:
-        depth: 6 n + 2 for n >= 1 basic blocks a group, 9 n + 2 for bottlenecks: 110, 200, ...
-        alpha: Channels that are added over all blocks, at least 1.
-        bottleneck: Blocks of 1x1, 3x3 and 1x1 convolutions, four times as wide at their end.
-        channels: Of the input, 1 or 3.
+        depth: Number of layers: 6 n + 2 with n >= 1 basic blocks per group, or 9 n + 2 with n
+            bottleneck blocks per group.
+        alpha: Number of channels that are added over all blocks, at least 1.
+        bottleneck: If True, blocks are 1x1, 3x3 and 1x1 convolutions whose output has four times
+            as many channels.
+        channels: Number of input channels, 1 or 3.
         classes: Number of logits.
 
     Raises:
-        UsageError: If no such depth or alpha exists.
+        UsageError: If the depth has another form, or alpha is below 1.
     """
 
     def __init__(

@@ -1,11 +1,16 @@
 """Residual networks: those of 6 n + 2 layers for small images, and ResNet-18 to 152.
 
 Source: He, Zhang, Ren and Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016,
-arXiv 1512.03385. The first are of section 4.2 (shortcuts of option A: subsampled, new channels
-zero); differences: one or three input channels, any image size; and every ReLU that ends a block
-there begins the next one here, which computes the same, but lets a block's output be read before
-its ReLU. The second are of table 1, by torchvision, so that its weights fit; for images below 96
-pixels the stem is a 3x3 convolution of stride 1 without pooling, as is usual on CIFAR.
+arXiv 1512.03385.
+
+The networks of 6 n + 2 layers are those of section 4.2, with shortcuts of option A (subsampled,
+with zeros in the new channels). Differences: one or three input channels; any image size; the last
+ReLU of a block is the first operation of the next block, which computes the same function, but
+allows the output of a block to be read before ReLU.
+
+ResNet-18 to 152 are those of table 1. They are built by torchvision, so that weights of torchvision
+fit. For images below 96 pixels, the stem is a 3x3 convolution of stride 1 without pooling, as is
+usual on CIFAR.
 """
 
 from __future__ import annotations
@@ -45,12 +50,12 @@ class SmallResNet(nn.Module):
     """ResNet-depth for small images.
 
     Args:
-        depth: 6 n + 2 for n >= 1 blocks a group: 8, 14, 20, 32, 44, 56, 110, ...
-        channels: Of the input, 1 or 3.
+        depth: Number of layers, 6 n + 2 with n >= 1 blocks per group: 8, 14, 20, 32, 44, 56, ...
+        channels: Number of input channels, 1 or 3.
         classes: Number of logits.
 
     Raises:
-        UsageError: If no such depth exists.
+        UsageError: If the depth has another form.
     """
 
     def __init__(self, depth: int, *, channels: int, classes: int) -> None:
@@ -86,11 +91,11 @@ def large_resnet(depth: int, *, channels: int, classes: int, size: tuple[int, in
     """ResNet-18, 34, 50, 101 or 152 with fresh weights.
 
     Args:
-        depth: One of these five.
-        channels: Of the input, 1 or 3.
+        depth: Number of layers, one of these five.
+        channels: Number of input channels, 1 or 3.
         classes: Number of logits.
-        size: Height and width of the images in pixels; features shrink by 32 from 96 pixels on,
-            by 8 below.
+        size: Height and width of the images in pixels. The total stride is 32 for images of at
+            least 96 pixels, and 8 below.
     """
     from torchvision import models
 

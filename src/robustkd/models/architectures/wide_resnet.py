@@ -1,8 +1,8 @@
 """Wide residual networks with pre-activation blocks.
 
 Source: Zagoruyko and Komodakis, *Wide Residual Networks*, BMVC 2016, arXiv 1605.07146.
-Differences: no dropout; global average pooling, so that any image size from 4 x 4 on fits; one
-or three input channels. No activation is in place: features before ReLU can be read as they are.
+Differences: no dropout; global average pooling, for any image size of at least 4 x 4 pixels; one or
+three input channels. No activation works in place, so that features before ReLU can be read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _STEM = 16
 
 
 class _Block(nn.Module):
-    """BN, ReLU, 3x3 convolution, twice; the shortcut is a 1x1 convolution where shapes change."""
+    """Twice BatchNorm, ReLU and 3x3 convolution; a 1x1 shortcut convolution if shapes change."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.bn1(x))
         residual: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(active))))
-        # The projection reads the activated input, as in the paper's code: its BN is shared.
+        # The projection takes the activated input, as in the paper's code.
         return residual + (x if self.shortcut is None else self.shortcut(active))
 
 
@@ -41,13 +41,13 @@ class WideResNet(nn.Module):
     """WRN-depth-width for small images.
 
     Args:
-        depth: 6 n + 4 for n >= 1 blocks a group: 10, 16, 22, 28, ...
+        depth: Number of layers, 6 n + 4 with n >= 1 blocks per group: 10, 16, 22, 28, ...
         width: Factor on the 16, 32 and 64 channels of the three groups, at least 1.
-        channels: Of the input, 1 or 3.
+        channels: Number of input channels, 1 or 3.
         classes: Number of logits.
 
     Raises:
-        UsageError: If no such depth or width exists.
+        UsageError: If the depth has another form, or the width is below 1.
     """
 
     def __init__(self, depth: int, width: int, *, channels: int, classes: int) -> None:

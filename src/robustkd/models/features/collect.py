@@ -1,4 +1,4 @@
-"""Collecting the features and layouts of some training images."""
+"""Collection of features and layouts on a sample of training images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ _MOST_BYTES = 2**30
 def features_on(
     model: nn.Module, names: Sequence[str], data: DataSource, *, batch_size: int, batches: int
 ) -> list[list[Features]]:
-    """Features of some training images, not augmented: for each tap, those of each batch.
+    """Collect the features of some training images, without augmentation.
 
     Args:
-        model: Any network; it runs in eval mode and keeps the modes that it had.
-        names: Module paths.
-        data: The images; which ones does not depend on any seed.
-        batch_size: Images a batch.
-        batches: How many at most; fewer, but at least one, where these would hold more than 1 GiB.
+        model: Any network; it runs in eval mode, and its modes are restored afterwards.
+        names: Module paths of the taps.
+        data: Source of the images; their choice does not depend on any seed.
+        batch_size: Images per batch.
+        batches: Largest number of batches. There are fewer, but at least one, if the features
+            would take more than 1 GiB.
+
+    Returns:
+        For each tap, the features of each batch.
     """
     kept: list[list[Features]] = [[] for _ in names]
     held = 0
@@ -46,10 +50,10 @@ def features_on(
 
 @torch.no_grad()
 def layouts_of(model: nn.Module, names: Sequence[str], images: Images) -> tuple[Layout, ...]:
-    """How the features of each tap are laid out, for images of this size.
+    """Return the layout of the features of each tap, for images of this size.
 
     Raises:
-        UsageError: If a tap does not exist or shows no features of an image.
+        UsageError: If a tap does not exist, or its output does not have the shape of features.
     """
     with frozen_modes(model), read(model, names) as features:
         model(images)
@@ -58,10 +62,15 @@ def layouts_of(model: nn.Module, names: Sequence[str], images: Images) -> tuple[
 
 
 def stage_layout(name: str, features: Features, image: tuple[int, ...]) -> Layout:
-    """The layout of one tap's features for images of that shape, channels first.
+    """Return the layout of one tap's features.
+
+    Args:
+        name: Module path of the tap, for messages.
+        features: Features of a batch.
+        image: Channels, height and width of the images.
 
     Raises:
-        UsageError: If these are no features of an image.
+        UsageError: If the output does not have the shape of features.
     """
     shape = tuple(features.shape[1:])
     found = layout_of(shape, (image[1], image[2]))

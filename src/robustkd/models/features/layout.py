@@ -1,17 +1,17 @@
-"""Where channels and positions stand in a network's features, and features as maps.
+"""Layouts of features: the order of channels and positions, and conversion to feature maps.
 
-Convolutional stages give N x C x H x W; Swin and its kin N x H x W x C; transformer blocks
-N x T x C, with T tokens of which the first few may be none of the image's patches (class,
-distillation, register tokens). Losses that look at channels or positions see all of them as maps,
-N x C x H x W:
+Convolutional stages have features of shape N x C x H x W, Swin transformers and similar networks
+N x H x W x C, and the blocks of other transformers N x T x C. The first of the T tokens may not
+belong to patches of the image (class, distillation and register tokens). Losses on channels or
+positions use all features as maps of shape N x C x H x W:
 
-- the patch tokens become the grid that they came from;
-- the mean of the further tokens is added to every position, so that what they know is imitated as
-  well (the "add" readout of Ranftl et al. 2021, *Vision Transformers for Dense Prediction*, arXiv
-  2103.13413);
-- tokens that fill no grid of the image's proportions stay a column, N x C x T x 1.
+- Patch tokens are arranged in the grid of their patches.
+- The mean of the other tokens is added to every position, so that a student imitates their
+  information as well (the "add" readout of Ranftl et al. 2021, *Vision Transformers for Dense
+  Prediction*, arXiv 2103.13413).
+- Tokens that do not fill a grid with the proportions of the image form a column, N x C x T x 1.
 
-Masks of the detoxification need no layout: they have the shape of the features as they are.
+The masks of detoxification do not depend on the layout; they have the shape of the features.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _MOST_FURTHER_TOKENS = 16
 
 
 class Layout(NamedTuple):
-    """How features are laid out.
+    """Layout of features.
 
     Attributes:
-        kind: The order of the axes.
+        kind: Order of the axes.
         channels: Number of channels.
-        size: Height and width of the maps.
-        further: Tokens in front that are no patches.
+        size: Height and width of the feature maps.
+        further: Number of leading tokens that do not belong to patches.
     """
 
     kind: Literal["NCHW", "NHWC", "NTC"]
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
         return (self.channels, *self.size)
 
     def maps(self, features: Features) -> Tensor:
-        """Features as N x C x H x W; a view where they are maps already."""
+        """Convert features to N x C x H x W; a view if they are already maps."""
         if self.kind == "NCHW":
             return features
         if self.kind == "NHWC":
@@ -58,14 +58,17 @@ class Layout(NamedTuple):
 
 
 def layout_of(shape: tuple[int, ...], image: tuple[int, int]) -> Layout | None:
-    """The layout of features, from their shape alone; None for what is no stage of an image.
+    """Determine the layout of features from their shape.
 
-    Height and width shrink alike, so the axes whose proportions are the image's are the positions;
-    where both readings fit, the channels come first.
+    Networks reduce height and width by the same factor. Therefore, the two axes with the
+    proportions of the image are the positions. If both orders are possible, channels come first.
 
     Args:
-        shape: Of the features, without the batch axis.
+        shape: Shape of the features, without the batch axis.
         image: Height and width of the image.
+
+    Returns:
+        The layout; None if the shape has neither two nor three axes.
 
     >>> layout_of((64, 8, 8), (32, 32))
     Layout(kind='NCHW', channels=64, size=(8, 8), further=0)
@@ -90,5 +93,5 @@ def layout_of(shape: tuple[int, ...], image: tuple[int, int]) -> Layout | None:
 
 
 def _alike(size: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Whether a size is that of the image over one stride, each side rounded on its own."""
+    """Whether a size is the image's size divided by one stride, with each side rounded."""
     return abs(size[0] * image[1] - size[1] * image[0]) < max(image)

@@ -1,4 +1,4 @@
-"""Finding the stages of any network from its autograd graph."""
+"""Detection of the stages of any network from its autograd graph."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _QUARTERS = 4
 
 
 def stages(model: nn.Module, example: Images) -> tuple[str, ...]:
-    """Find the stage outputs of any network on images, by running it once.
+    """Find the modules whose outputs are the stages of a network, by running it once.
 
-    A bottleneck is a module through which all information passes: every path from the pixels to
-    the logits goes through its output, as autograd's graph shows. For every resolution above
-    1 x 1, the last bottleneck is a stage; where it is an activation, the module before it is taken
-    if it is a bottleneck as well, so that features before ReLU are read where the network has them.
-    Where all bottlenecks have one resolution, as in a vision transformer, the blocks that repeat
-    are divided into four stages.
+    A bottleneck is a module through which all information passes: in the autograd graph, every path
+    from the pixels to the logits goes through its output. The last bottleneck of every resolution
+    above 1 x 1 is a stage. If it is an activation and the module before it is also a bottleneck,
+    the latter is the stage, so that features are read before ReLU where the network has them. If
+    all bottlenecks have the same resolution, as in a vision transformer, the repeated blocks are
+    divided into four stages.
 
     Args:
-        model: Any network on images: convolutional (N x C x H x W, or N x H x W x C) or of tokens
-            (N x T x C), see :mod:`robustkd.models.features.layout`.
-        example: One or more images, N x C x H x W; what is on them does not matter.
+        model: Any network on images, with convolutional features (N x C x H x W or N x H x W x C)
+            or tokens (N x T x C); see :mod:`robustkd.models.features.layout`.
+        example: One or more images, N x C x H x W; their content does not matter.
 
     Returns:
-        Module paths in the order in which they run.
+        Module paths in the order of execution.
 
     Raises:
         UsageError: If no stage is found.
@@ -45,30 +45,33 @@ def stages(model: nn.Module, example: Images) -> tuple[str, ...]:
         order, levels = _levels(model, example[:2])
     lasts = [(last, level) for level in levels if (last := _last_bottleneck(model, level))]
     if not lasts:
-        raise UsageError(f"no stage found in {type(model).__name__}; name the taps yourself")
+        raise UsageError(
+            f"no stage found in {type(model).__name__}; give the module paths of its stages as taps"
+        )
     if len(lasts) == 1:
         return _quarters(model, *lasts[0])
     return tuple(sorted((last for last, _ in lasts), key=order.index))
 
 
 class _Level(NamedTuple):
-    """Modules whose outputs have one resolution, in order, and those that are bottlenecks."""
+    """Names of all modules with the same output resolution, and of the bottlenecks among them."""
 
     names: list[str]
     bottlenecks: list[str]
 
 
 def _levels(model: nn.Module, example: Images) -> tuple[list[str], list[_Level]]:
-    """Modules in the order in which they ended, and those that ran once by resolution.
+    """Return all modules in the order in which they finish, and the levels of the network.
 
-    Of several modules with the very same output, a level has the innermost.
+    A level contains only modules that run once. Of several modules with the same output, it
+    contains the innermost one.
     """
     ran: list[tuple[str, _Output, tuple[int, int]]] = []
     image = (example.shape[2], example.shape[3])
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            # What has the shape of the images is images still, as normalised ones are.
+            # An output with the shape of the images is still an image, e.g. a normalised one.
             if not isinstance(output, Tensor) or output.shape == example.shape:
                 return
             if output.ndim < 3 or len(output) != len(example):
@@ -103,10 +106,10 @@ def _levels(model: nn.Module, example: Images) -> tuple[list[str], list[_Level]]
 
 
 def _bottlenecks(logits: Tensor, pixels: Tensor) -> set[_Output]:
-    """Outputs in autograd's graph that lie on every path from ``pixels`` to ``logits``.
+    """Outputs in the autograd graph that are on every path from ``pixels`` to ``logits``.
 
-    In an order in which every output comes after all that use it, these are the ones over which
-    no edge leaps.
+    If the outputs are sorted so that each comes after all outputs that use it, these are the ones
+    that no edge passes over.
     """
     if logits.grad_fn is None:
         return set()
@@ -122,11 +125,11 @@ def _bottlenecks(logits: Tensor, pixels: Tensor) -> set[_Output]:
 
 
 def _towards(root: _Output, pixels: Tensor) -> tuple[list[_Output], dict[_Output, list[_Output]]]:
-    """All that leads from ``pixels`` to ``root``, users first, and what each is computed from."""
+    """Sort the outputs between ``pixels`` and ``root``, users first; also return their inputs."""
     inputs: dict[_Output, list[_Output]] = {}
     finished: list[_Output] = []
     leads: dict[_Output, bool] = {}
-    # Depth first with a stack of its own: networks are deeper than Python may recurse.
+    # Depth-first search with an explicit stack: networks can exceed Python's recursion limit.
     pending = [(root, False)]
     while pending:
         output, done = pending.pop()
@@ -156,7 +159,7 @@ def _last_bottleneck(model: nn.Module, level: _Level) -> str | None:
 
 
 def _quarters(model: nn.Module, last: str, level: _Level) -> tuple[str, ...]:
-    """Ends of the quarters of the blocks that repeat most often; only ``last`` of too few."""
+    """Last block of each quarter of the most frequent blocks; ``last`` alone if there are few."""
     kinds = Counter(type(module_at(model, name)) for name in level.bottlenecks)
     kind, count = kinds.most_common(1)[0]
     if count < _QUARTERS:

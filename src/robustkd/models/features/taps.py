@@ -1,7 +1,7 @@
-"""Reading and rewriting the intermediate features of any network, by module path.
+"""Reading and rewriting of the intermediate features of any network, by module path.
 
-A tap is the dotted path of a submodule; what it reads is that submodule's output. Hooks live
-inside ``with`` blocks and are always removed.
+A tap is the dotted path of a submodule whose output is read. Hooks exist only inside ``with``
+blocks and are always removed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from robustkd.core.types import Features
 
 
 def module_at(model: nn.Module, name: str) -> nn.Module:
-    """The submodule at a dotted path.
+    """Return the submodule at a dotted path.
 
     Raises:
-        UsageError: If there is none; the nearest path is named.
+        UsageError: If there is none; the message suggests the nearest path.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name in modules:
@@ -33,7 +33,7 @@ def module_at(model: nn.Module, name: str) -> nn.Module:
 
 @contextmanager
 def frozen_modes(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Hold a model in eval (or train) mode, and give every submodule its own mode back."""
+    """Set a model to eval (or training) mode, and restore the mode of every submodule on exit."""
     before = {module: module.training for module in model.modules()}
     model.train(training)
     try:
@@ -45,8 +45,8 @@ def frozen_modes(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 @contextmanager
 def out_of_place(model: nn.Module) -> Iterator[None]:
-    """Switch off in-place computation of activations while the block lasts."""
-    # An in-place activation would overwrite the features that a tap just before it has read.
+    """Context manager that disables in-place activations."""
+    # An in-place activation would overwrite the features that a tap before it has read.
     changed = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     for module in changed:
         module.inplace = False  # type: ignore[assignment]
@@ -59,27 +59,34 @@ def out_of_place(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def read(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Features]]:
-    """Read features while the model runs.
+    """Context manager that reads features during forward passes.
 
     Args:
         model: Any network.
-        names: Module paths; each must run once in a forward pass.
+        names: Module paths; each module must run once per forward pass.
 
     Yields:
-        A dictionary that each forward pass empties and fills again: path to features.
+        Features by module path; every forward pass clears and fills the dictionary.
 
     Raises:
-        UsageError: If a path does not exist, runs twice in a pass, or gives no single tensor.
+        UsageError: If a path does not exist, or its module runs more than once per forward pass or
+            does not return a single tensor.
     """
     features: dict[str, Features] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if not isinstance(output, Tensor):
-                raise UsageError(f"module {name!r} gives no single tensor; tap another module")
+                raise UsageError(
+                    f"module {name!r} returns {type(output).__name__}; expected a tensor: "
+                    "tap another module"
+                )
             if name in features:
-                raise UsageError(f"module {name!r} runs twice in a pass; tap another module")
-            # A copy: the network itself may go on in place, as in ``out += shortcut``.
+                raise UsageError(
+                    f"module {name!r} runs more than once per forward pass; expected once: "
+                    "tap another module"
+                )
+            # Cloned, because the network may change its output in place, as ``out += shortcut``.
             features[name] = output.clone()
 
         return hook
@@ -95,7 +102,11 @@ def read(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Features]
 
 @contextmanager
 def rewrite(model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Replace the output of each named module by a function of it while the block lasts.
+    """Context manager that replaces the output of each named module by a function of it.
+
+    Args:
+        model: Any network.
+        changes: Functions of the output, by module path.
 
     Raises:
         UsageError: If a path does not exist.

@@ -1,4 +1,4 @@
-"""How much features vary from image to image, and how much of it tells no class from another."""
+"""Variance of features over images, and the part of it within classes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from robustkd.core.methods import Ratio
 from robustkd.core.types import Features, Labels
 
 ALIVE: Final = 1e-6
-"""Positions whose variance is not above this do not vary: a ratio to it says nothing."""
+"""Positions with a variance of at most this are treated as constant; ratios leave them out."""
 
 
 def variance_ratio(
     part: Float[Tensor, "*shape"], whole: Float[Tensor, "*shape"], *, ratio: Ratio = "position"
 ) -> Float[Tensor, ""]:
-    r"""One variance as a share of another one: the :math:`L_f` of arXiv 2406.03409 for one stage.
+    r"""Ratio of two variances: the :math:`L_f` of arXiv 2406.03409 for one stage.
 
     .. math:: \mathrm{mean}_{c,h,w} \frac{v_{c,h,w}}{w_{c,h,w}} \quad \text{or} \quad
         \frac{\sum_{c,h,w} v_{c,h,w}}{\sum_{c,h,w} w_{c,h,w}}
@@ -26,11 +26,12 @@ def variance_ratio(
     Args:
         part: Variances v at every position of a stage's features, at least 0.
         whole: Variances w at the same positions.
-        ratio: ``position`` for the mean over positions that vary, so that a quiet channel counts
-            as much as a loud one; ``stage`` for one ratio of the sums.
+        ratio: ``position`` for the mean of the ratios over positions that are not constant, which
+            gives channels with low and high variance the same weight; ``stage`` for the ratio of
+            the sums.
 
     Returns:
-        A scalar; not a number if nothing varies.
+        A scalar; NaN if all positions are constant.
 
     >>> quiet_and_loud = torch.tensor([1.0, 9.0])
     >>> half_of_the_quiet = torch.tensor([0.5, 9.0])
@@ -50,20 +51,21 @@ def within_class_variance(features: Features, labels: Labels) -> Tensor:
 
     .. math:: \frac{1}{n - k} \sum_i (F_i - \bar F_{y_i})^2
 
-    with the k classes that occur: the part of a variance that no classifier of these labels needs.
+    where k is the number of classes that occur. A classifier of these labels does not need this
+    part of the variance.
 
     Args:
-        features: n x ..., with gradient.
-        labels: Of the n images.
+        features: Features of n images, n x ...; gradients flow through them.
+        labels: Labels of the n images.
 
     Returns:
-        At every position, at least 0; all 0 where no class has two images.
+        Variance at every position, at least 0; all 0 if no class has two images.
 
     >>> features = torch.tensor([[0.0], [2.0], [10.0], [12.0]])
     >>> within_class_variance(features, torch.tensor([0, 0, 1, 1]))
     tensor([2.])
     """
-    # A product with one-hot rows, not `index_add`, which is not deterministic on every device.
+    # A product with one-hot rows, because `index_add` is not deterministic on every device.
     members = torch.nn.functional.one_hot(labels).to(features.dtype)
     counts = members.sum(dim=0)
     flat = features.flatten(1)
