@@ -18,7 +18,7 @@ from robustkd.export.folder import whole_folder
 from robustkd.export.installed import check_installed
 from robustkd.export.latency import Running, running
 from robustkd.export.machine import machine
-from robustkd.export.notes import notes
+from robustkd.export.notes import busy, notes
 from robustkd.export.onnx import OPSET, description, trace, write_onnx
 from robustkd.export.session import OnnxClassifier
 from robustkd.export.weights import of_a_library, write_program, write_state_dict
@@ -158,6 +158,7 @@ def _measure(
 def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -> dict[str, Any]:
     files = {kind: folder / name for kind, name in FILES.items() if (folder / name).exists()}
     sizes = {kind: path.stat().st_size for kind, path in files.items()}
+    here = machine()
     return {
         "format": _FORMAT,
         "student": {
@@ -179,8 +180,11 @@ def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -
         "int8": found.quantised.record() if found.quantised else None,
         "running": {kind: row.record() for kind, row in found.running.items()},
         "measured_on": "this machine",
-        "machine": machine(),
-        "notes": notes(found.measured["onnx"], found.measured.get("int8"), found.running, sizes),
+        "machine": here,
+        "notes": [
+            *notes(found.measured["onnx"], found.measured.get("int8"), found.running, sizes),
+            *busy(here),
+        ],
     }
 
 
