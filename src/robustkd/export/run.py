@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, write_json
 from robustkd.core.types import DataSource, Labels, Logits, Trigger
 from robustkd.evaluation.measurement import Measured, measure
@@ -97,6 +98,8 @@ def export_student(
         image_shape=data.image_shape,
         names=tuple(data.classes),
     )
+    if trigger is not None and not 0 <= target < len(data.classes):
+        raise UsageError(f"target {target} is not a class: expected 0 to {len(data.classes) - 1}")
     model = copy.deepcopy(student).cpu()
     with frozen_modes(model), whole_folder(out) as folder:
         found = _Found()
