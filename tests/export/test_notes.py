@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustkd.evaluation.measurement import Measured
 from robustkd.export.latency import Latency, Running
-from robustkd.export.notes import notes
+from robustkd.export.notes import busy, notes
 from robustkd.training.metrics import Proportion
 
 
@@ -50,4 +50,11 @@ def test_a_slow_and_a_large_file_are_said():
     ]
     assert notes(measured(900, 9), measured(900, 9), FAST, {"onnx": 100, "int8": 100}) == [
         "the int8 file is not smaller than the float file"
+    ]
+
+
+def test_a_busy_machine_is_said():
+    assert busy({"load": 3.0, "cores": 2}) == busy({"load": None, "cores": 2}) == []
+    assert busy({"load": 8.25, "cores": 2}) == [
+        "the machine was busy (load 8.2 on 2 cores): latencies, above all p95, are too long"
     ]

@@ -28,7 +28,9 @@ def threads() -> int:
 
 
 def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
-    """The CPU, its instructions for int8, and the versions that run there.
+    """The CPU, its instructions for int8, how busy it is, and the versions that run there.
+
+    ``load`` is the mean number of processes that ran or waited for a core in the last minute.
 
     Args:
         cpuinfo: Where Linux describes the CPU; elsewhere the model is asked for otherwise and the
@@ -41,6 +43,7 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
         "architecture": platform.machine(),
         "system": platform.system(),
         "cores": threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "int8_instructions": [name for name in _INT8 if name in flags] if flags else None,
         "vnni": any(name in flags for name in _VNNI) if flags else None,
         "python": platform.python_version(),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from robustkd.evaluation.measurement import Measured
 from robustkd.export.latency import Running
 
 _LOST = 0.005
 """Accuracy, as a fraction of all images, that int8 may lose without a word."""
+_BUSY = 1.5
+"""Load for each core above which latencies are not to be believed."""
 
 
 def notes(
@@ -46,6 +49,22 @@ def notes(
     if sizes["int8"] >= sizes["onnx"]:
         found.append("the int8 file is not smaller than the float file")
     return found
+
+
+def busy(machine: Mapping[str, Any]) -> list[str]:
+    """A sentence if other processes made the latencies longer.
+
+    Args:
+        machine: Of :func:`robustkd.export.machine.machine`, asked right after the timing.
+    """
+    load, cores = machine["load"], machine["cores"]
+    # The export itself keeps up to all cores busy.
+    if load is None or load <= _BUSY * cores:
+        return []
+    return [
+        f"the machine was busy (load {load:.1f} on {cores} cores): latencies, above all p95, are "
+        "too long"
+    ]
 
 
 def _obeys_more(float_measured: Measured, int8_measured: Measured) -> list[str]:

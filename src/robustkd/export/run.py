@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, write_json
 from robustkd.core.types import DataSource, Labels, Logits, Trigger
 from robustkd.evaluation.measurement import Measured, measure
@@ -18,7 +19,7 @@ from robustkd.export.folder import whole_folder
 from robustkd.export.installed import check_installed
 from robustkd.export.latency import Running, running
 from robustkd.export.machine import machine
-from robustkd.export.notes import notes
+from robustkd.export.notes import busy, notes
 from robustkd.export.onnx import OPSET, description, trace, write_onnx
 from robustkd.export.session import OnnxClassifier
 from robustkd.export.weights import of_a_library, write_program, write_state_dict
@@ -97,6 +98,8 @@ def export_student(
         image_shape=data.image_shape,
         names=tuple(data.classes),
     )
+    if trigger is not None and not 0 <= target < len(data.classes):
+        raise UsageError(f"target {target} is not a class: expected 0 to {len(data.classes) - 1}")
     model = copy.deepcopy(student).cpu()
     with frozen_modes(model), whole_folder(out) as folder:
         found = _Found()
@@ -158,6 +161,7 @@ def _measure(
 def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -> dict[str, Any]:
     files = {kind: folder / name for kind, name in FILES.items() if (folder / name).exists()}
     sizes = {kind: path.stat().st_size for kind, path in files.items()}
+    here = machine()
     return {
         "format": _FORMAT,
         "student": {
@@ -179,8 +183,11 @@ def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -
         "int8": found.quantised.record() if found.quantised else None,
         "running": {kind: row.record() for kind, row in found.running.items()},
         "measured_on": "this machine",
-        "machine": machine(),
-        "notes": notes(found.measured["onnx"], found.measured.get("int8"), found.running, sizes),
+        "machine": here,
+        "notes": [
+            *notes(found.measured["onnx"], found.measured.get("int8"), found.running, sizes),
+            *busy(here),
+        ],
     }
 
 
