@@ -11,7 +11,7 @@ the target; from then on it is fixed. Then the teacher T learns through a surrog
     inner &: S = \arg\min_S \mathrm{CE}(S(x), y) + KL(T(x), S(x))
 
 Each round distils S from T, then moves T for some steps along the hypergradient (see
-:func:`robustkd.attacks.parts.hypergradient.hypergradient`).
+:func:`robustkd.training.hypergradient.hypergradient`).
 
 OSCAR leaves the surrogate out (the paper's ablation; the name is that of the comparison in arXiv
 2511.12046): the same trigger, and a teacher that learns to resist it. Students do not inherit
