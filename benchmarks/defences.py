@@ -127,10 +127,10 @@ def shown(values: list[float]) -> str:
     """Mean, and the standard deviation of several, in percent.
 
     >>> shown([1.0]), shown([1.0, 3.0]), shown([])
-    ('1.0', '2.0 ± 1.4', '–')
+    ('1.0', '2.0 ± 1.4', '-')
     """
     if not values:
-        return "–"
+        return "-"
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{mean(values):.1f}{spread}"
 
