@@ -23,8 +23,8 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = nn.Conv2d(8, 24, 3, stride=2, padding=1), nn.BatchNorm2d(24)
+        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.BatchNorm2d(24)
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(24, 10)
 
@@ -38,17 +38,17 @@ def trained() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = Small()
-    fit(Supervised(network), DIGITS, epochs=15, batch_size=40, lr=0.1)
+    fit(Supervised(network), DIGITS, epochs=20, batch_size=20, lr=0.1)
     return network.eval()
 
 
-def quick(defence: Defence) -> Defence:
+def quick(defence: Defence, *, epochs: int = 1) -> Defence:
     """The same defence with few steps."""
     short: dict[str, Any] = {}
     for field in fields(defence):
         value = getattr(defence, field.name)
         if isinstance(value, Tuning):
-            short[field.name] = replace(value, epochs=3, batch_size=40)
+            short[field.name] = replace(value, epochs=epochs, batch_size=40)
         elif field.name in _FEW:
             short[field.name] = min(value, _FEW[field.name])
     return replace(defence, **short)

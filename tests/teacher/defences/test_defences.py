@@ -56,7 +56,7 @@ def test_every_defence_keeps_the_contract(name, network):
 
 @pytest.mark.parametrize("name", list(DEFENCES))
 def test_accuracy_stays_within_its_budget(name, network):
-    defence = quick(find(name).defence)
+    defence = quick(find(name).defence, epochs=12)
     record = defence(network, DIGITS, seed=0).record
     budget = defence.budget if name in PRUNERS else KEPT
     assert record["accuracy_after"] >= record["accuracy_before"] - budget
@@ -64,7 +64,7 @@ def test_accuracy_stays_within_its_budget(name, network):
 
 @pytest.mark.parametrize("name", ["ft", "anp", "sau"])
 def test_images_without_labels_get_those_of_the_network(name, network):
-    record = quick(find(name).defence)(network, Unlabelled(DIGITS), seed=0).record
+    record = quick(find(name).defence, epochs=12)(network, Unlabelled(DIGITS), seed=0).record
     assert record["accuracy_after"] >= record["accuracy_before"] - KEPT
 
 

@@ -4,8 +4,9 @@ r"""Fine-tuning (FT): go on training on clean images alone.
 
 Source: the baseline of every paper on purification; as in Wu et al., *BackdoorBench*, NeurIPS
 2022, arXiv 2206.12654: SGD with momentum 0.9, learning rate 0.01, cosine schedule. Differences:
-Nesterov momentum; 10 epochs by default, not 100, since the clean set here is not 5 % of the
-attacker's but of its size.
+Nesterov momentum; a larger rate and 10 epochs, not 100, since networks are small and the clean set
+is not 5 % of the attacker's but of its size: see
+:data:`robustkd.teacher.defences.tuning.FINE_TUNING`.
 """
 
 from __future__ import annotations

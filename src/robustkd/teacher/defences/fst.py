@@ -6,9 +6,9 @@ r"""Feature shift tuning (FST): a fresh linear classifier that is kept away from
 w is drawn anew first; features must shift to serve it, and those of the backdoor are not asked to.
 
 Source: Min, Qin, Shen, Cheng, *Towards Stable Backdoor Purification through Feature Shift Tuning*,
-NeurIPS 2023, arXiv 2310.01875. Settings of the paper: alpha 0.2, learning rate 0.01, 10 epochs, the
-norm restored after each step. Differences: the fresh weights are drawn as PyTorch draws those of a
-linear layer and scaled to the old norm at once; the bias starts at zero.
+NeurIPS 2023, arXiv 2310.01875. Settings of the paper: alpha 0.2, 10 epochs, the norm
+restored after each step. Differences: learning rate 0.05, not 0.01; the fresh weights are drawn as
+PyTorch draws those of a linear layer and scaled to the old norm at once; the bias starts at zero.
 """
 
 from __future__ import annotations

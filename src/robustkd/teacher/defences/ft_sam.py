@@ -9,8 +9,8 @@ most, and training against it shrinks them.
 
 Source: Zhu, Wei, Shen, Fan, Wu, *Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware
 Minimization*, ICCV 2023, arXiv 2304.11823; the step is that of Kwon et al. 2021, arXiv 2102.11600.
-Settings as in BackdoorBench: rho 2, learning rate 0.01, label smoothing 0.1. Differences: fewer
-epochs, as in :mod:`robustkd.teacher.defences.fine_tuning`. BatchNorm's running statistics follow
+Settings as in BackdoorBench: rho 2, label smoothing 0.1. Differences: rate and number of epochs as
+in :mod:`robustkd.teacher.defences.fine_tuning`. BatchNorm's running statistics follow
 the unperturbed pass alone, as in the authors' code.
 """
 

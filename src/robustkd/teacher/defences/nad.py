@@ -10,7 +10,7 @@ with the teacher T a fine-tuned copy.
 Source: Li, Lyu, Koren, Lyu, Li, Ma, *Neural Attention Distillation*, ICLR 2021, arXiv 2101.05930.
 Settings of the authors' code: power 2, beta 500, 1000, 1000 for three stages (here 1000 for all but
 the first), learning rate 0.1, 10 epochs of the teacher. Differences: stages are found in any
-network; the learning rate is BackdoorBench's 0.01.
+network; learning rate 0.05, see :data:`robustkd.teacher.defences.tuning.FINE_TUNING`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.fine_tuning import supervised
 from robustkd.teacher.defences.tuning import Gradients, Tuning, begin, frozen_copy, tune
 
-_TUNING = Tuning(weight_decay=1e-4)
+_TUNING = Tuning(lr=0.05, weight_decay=1e-4)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ r"""Reconstructive neuron pruning (RNP): unlearn the clean task, then see what r
 Source: Li, Lyu, Ma, Koren, Lyu, Li, Jiang, *Reconstructive Neuron Pruning for Backdoor Defense*,
 ICML 2023, arXiv 2305.14876. Settings of the authors' code: unlearning by SGD with rate 0.01 and
 gradients clipped at 20 down to 20 % training accuracy, masks by SGD with rate 0.2 and the loss
-times 0.2. Differences: the threshold is the largest whose clean validation accuracy stays within a
-budget.
+times 0.2. Differences: accuracy is looked at in every step, not once a pass, since ascent runs away
+within a pass, and masks of a network whose loss is huge tell nothing; the threshold is the largest
+whose clean validation accuracy stays within a budget.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class RNP:
     """Unlearn, recover by a mask, prune.
 
     Attributes:
-        floor: Batch accuracy (mean of a pass) at which unlearning ends, in (0, 1).
+        floor: Accuracy on a batch at which unlearning ends, in (0, 1).
         unlearn_lr: Learning rate of the unlearning, above 0.
         unlearn_epochs: Passes at most, at least 1.
         lr: Learning rate of the masks, above 0.
@@ -81,24 +82,23 @@ class RNP:
         return prune_within(work, masks, THRESHOLDS, self.budget)
 
     def _unlearn(self, work: Cleaning, scratch: nn.Module) -> None:
-        """Raise the loss until the mean batch accuracy of a pass is at the floor, in place."""
+        """Raise the loss until a batch's accuracy is at the floor, in place."""
         optimiser = torch.optim.SGD(
             scratch.parameters(), self.unlearn_lr, momentum=0.9, weight_decay=5e-4
         )
-        with frozen_modes(scratch, training=True), track("unlearn", self.unlearn_epochs) as update:
-            for _ in range(self.unlearn_epochs):
-                hits = 0.0
-                for _ in range(work.epoch):
-                    batch = work.batches()
-                    logits = scratch(batch.images)
-                    hits += float(hit_rate(logits, batch.labels)) / work.epoch
-                    optimiser.zero_grad(set_to_none=True)
-                    (-F.cross_entropy(logits, batch.labels)).backward()  # type: ignore[no-untyped-call]
-                    nn.utils.clip_grad_norm_(scratch.parameters(), _CLIP)
-                    optimiser.step()
+        steps = self.unlearn_epochs * work.epoch
+        with frozen_modes(scratch, training=True), track("unlearn", steps) as update:
+            for _ in range(steps):
+                batch = work.batches()
+                logits = scratch(batch.images)
+                hits = float(hit_rate(logits, batch.labels))
                 update(accuracy=hits)
                 if hits <= self.floor:
                     break
+                optimiser.zero_grad(set_to_none=True)
+                (-F.cross_entropy(logits, batch.labels)).backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(scratch.parameters(), _CLIP)
+                optimiser.step()
 
     def _recover(self, work: Cleaning, scratch: nn.Module) -> dict[str, Tensor]:
         """Learn the masks under which the unlearned network does the clean task again."""

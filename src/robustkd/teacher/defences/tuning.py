@@ -64,8 +64,14 @@ class Tuning:
         )
 
 
-FINE_TUNING = Tuning()
-"""Ordinary fine-tuning, which several defences share."""
+FINE_TUNING = Tuning(lr=0.05)
+"""Ordinary fine-tuning, which several defences share.
+
+The papers have 0.01 and 100 epochs for networks of 11 million weights. Small networks hardly move
+at that rate: this one is the larger of 0.01 and 0.05, both of which keep clean validation accuracy
+within a point of the given network's with FT, FT-SAM and NAD (wrn-10-1 on digits, 3 to 10 epochs,
+one seed).
+"""
 
 
 @dataclass(frozen=True)
