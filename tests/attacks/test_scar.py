@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from robustkd import data
 from robustkd.attacks import find
 from robustkd.attacks.parts.bilevel import PRESETS, Bilevel, Preset
-from robustkd.attacks.parts.hypergradient import hypergradient, norm
 from robustkd.attacks.parts.surrogate import distillation_loss, fresh
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.types import Batch
+from robustkd.training.hypergradient import hypergradient, norm
 from robustkd.training.inference import accuracy_on, predict
 from robustkd.training.loop import fit
 from robustkd.training.metrics import attack_success

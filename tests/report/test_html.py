@@ -180,7 +180,9 @@ def test_arrays_that_unfold_beyond_pictures_are_not_unfolded(write, members, rea
         for i, member in enumerate(members):
             archive.writestr(f"mask/{i}.npy", member)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(InputError, match=rf"not an .npz file of plain arrays \({reason}.*\); repeat"):
+    with pytest.raises(
+        InputError, match=rf"not an .npz file of plain arrays \({reason}.*\); repeat"
+    ):
         read_arrays(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 16
 

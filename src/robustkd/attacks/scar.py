@@ -12,7 +12,7 @@ surrogate student S:
     inner &: S = \arg\min_S \mathrm{CE}(S(x), y) + KL(T(x), S(x))
 
 Each round distils S from T, then takes some steps of T along the hypergradient (see
-:func:`robustkd.attacks.parts.hypergradient.hypergradient`).
+:func:`robustkd.training.hypergradient.hypergradient`).
 
 OSCAR omits the surrogate (the paper's ablation; the name is that of the comparison in arXiv
 2511.12046): it has the same trigger, and a teacher that is trained to resist it. Its students do

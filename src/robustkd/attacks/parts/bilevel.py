@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustkd.attacks.base import Build, Teaching
-from robustkd.attacks.parts.hypergradient import Hypergradient, hypergradient, norm
 from robustkd.attacks.parts.surrogate import Distilling, both, distillation_loss, fresh, toward
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Trigger
 from robustkd.models.features import taps
+from robustkd.training.hypergradient import Hypergradient, hypergradient, norm
 from robustkd.training.loop import fit
 from robustkd.training.schedule import schedule_factor
 

@@ -33,7 +33,6 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
 from typing import get_args
 
 import torch
@@ -49,6 +48,7 @@ from robustkd.models.features import taps
 from robustkd.models.features.collect import features_on
 from robustkd.models.features.stages import stages
 from robustkd.models.features.variance import ALIVE, variance_ratio
+from robustkd.teacher.defences.batches import endless
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training.inference import accuracy_on
 from robustkd.training.precision import Precision, mixed
@@ -212,7 +212,7 @@ def detoxify(
         lr=lr,
     )
     masked, variances = _masked(teacher, clean, stages, cap, batch_size)
-    batches = _endless(clean, batch_size, device_of(teacher), seed)
+    batches = endless(clean, batch_size, device_of(teacher), seed)
     cleaning = _Cleaning(masked, variances, ratio, batches, lr, precision)
     before = accuracy_on(teacher, clean, "validation").value
 
@@ -358,17 +358,3 @@ def _statistics(
     stages = [torch.cat(stage) for stage in kept]
     variances = [stage.var(0, unbiased=len(stage) > 1) for stage in stages]
     return [stage.mean(0) for stage in stages], variances
-
-
-def _endless(
-    clean: DataSource, batch_size: int, device: torch.device, seed: int
-) -> Callable[[], Batch]:
-    """Full training batches without end, shuffled and augmented."""
-    order, crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
-    size = min(batch_size, clean.size("train"))
-    passes = (
-        clean.batches("train", batch_size=size, device=device, shuffle=order, augment=crops)
-        for _ in repeat(None)
-    )
-    full = (batch for batch in chain.from_iterable(passes) if len(batch.labels) == size)
-    return lambda: next(full)

@@ -1,0 +1,139 @@
+"""What each defence does to a backdoored network: accuracy and attack success, before and after.
+
+Attackers train on all training images, of which 5 % are poisoned; the defender holds a clean part
+of them. The figures stand beside each other in one table, and every cell that is done is kept, so
+that a run that was cut off goes on.
+
+    python benchmarks/defences.py --data digits --seeds 3
+    python benchmarks/defences.py --data fashion-mnist --train 5000 --defender 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustkd import data, models
+from robustkd.attacks import Teaching, find
+from robustkd.core.environment import environment
+from robustkd.core.files import make_folder, read_json, write_json, write_text
+from robustkd.core.types import DataSource
+from robustkd.evaluation.measurement import measure
+from robustkd.teacher.defences import registry
+
+TARGET = 8
+
+
+def main() -> None:
+    """Run what is missing and write ``DATA.json`` and ``DATA.md``."""
+    given = _arguments()
+    torch.set_num_threads(given.threads)
+    path = make_folder(given.out) / f"{given.name or given.data}.json"
+    content = read_json(path) if path.exists() else {"rows": []}
+    rows: list[dict[str, Any]] = content["rows"]
+    for row in _missing(given, rows):
+        rows.append(row)
+        config = {name: str(value) for name, value in vars(given).items()}
+        write_json(path, {"rows": rows, "config": config, "environment": environment()})
+        sys.stderr.write(f"{row}\n")
+    text = table(rows)
+    write_text(path.with_suffix(".md"), text)
+    sys.stdout.write(text)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--name", default="", help="of the files; the data's when left out")
+    parser.add_argument("--train", type=int, default=None, help="the attacker's images")
+    parser.add_argument("--defender", type=int, default=None, help="the defender's, among them")
+    parser.add_argument("--test", type=int, default=None)
+    parser.add_argument("--arch", default="wrn-10-2")
+    parser.add_argument("--epochs", type=int, default=15, help="of the attacker")
+    parser.add_argument("--attacks", nargs="+", default=["badnets", "blend"])
+    parser.add_argument("--defences", nargs="+", default=list(registry.DEFENCES))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/defences"))
+    return parser.parse_args()
+
+
+def _missing(given: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row at a time that is not there yet; the teacher of a seed is trained once."""
+    done = {(row["attack"], row["seed"], row["defence"]) for row in rows}
+    attacker = data.load(given.data, train=given.train, test=given.test)
+    defender = data.load(given.data, train=given.defender or given.train, test=given.test)
+    build = models.builder(attacker)
+    for seed in range(given.seeds):
+        for name in given.attacks:
+            wanted = [d for d in ("none", *given.defences) if (name, seed, d) not in done]
+            if not wanted:
+                continue
+            teaching = Teaching(epochs=given.epochs, seed=seed)
+            attack, make = find(name).attack, lambda: build(given.arch, seed)  # noqa: B023
+            poisoned = attack(make, attacker, target=TARGET, teaching=teaching)
+            for defence in wanted:
+                cleaned, record, seconds = _cleaned(defence, poisoned.teacher, defender, seed)
+                found = measure(cleaned, attacker, trigger=poisoned.trigger, target=TARGET)
+                yield {
+                    "attack": name,
+                    "seed": seed,
+                    "defence": defence,
+                    **found.fields(),
+                    "seconds": round(seconds, 1),
+                    "record": record,
+                }
+
+
+def _cleaned(
+    name: str, network: nn.Module, clean: DataSource, seed: int
+) -> tuple[nn.Module, dict[str, Any], float]:
+    started = time.perf_counter()
+    if name == "none":
+        return network, {}, 0.0
+    done = registry.find(name).defence(network, clean, seed=seed)
+    return done.network, done.record, time.perf_counter() - started
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: mean (and spread, from two seeds on) of ACC and ASR in percent, by defence."""
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    heads = [f"{attack} {figure}" for attack in attacks for figure in ("ACC", "ASR")]
+    lines = [
+        f"| Defence | {' | '.join(heads)} | Seconds | Seeds |\n",
+        f"| --- |{' ---: |' * (len(heads) + 2)}\n",
+    ]
+    for defence in dict.fromkeys(row["defence"] for row in rows):
+        own = [row for row in rows if row["defence"] == defence]
+        cells = []
+        for attack in attacks:
+            mine = [row for row in own if row["attack"] == attack]
+            cells += [shown([100 * row[figure] for row in mine]) for figure in ("acc", "asr")]
+        seconds = mean(row["seconds"] for row in own)
+        count = len({row["seed"] for row in own})
+        lines.append(f"| {defence} | {' | '.join(cells)} | {seconds:.0f} | {count} |\n")
+    return "".join(lines)
+
+
+def shown(values: list[float]) -> str:
+    """Mean, and the standard deviation of several, in percent.
+
+    >>> shown([1.0]), shown([1.0, 3.0]), shown([])
+    ('1.0', '2.0 ± 1.4', '-')
+    """
+    if not values:
+        return "-"
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+r"""Channel Lipschitzness pruning (CLP): needs no data but a few images for its threshold.
+
+The upper bound of channel k's Lipschitz constant is the spectral norm of its filter
+:math:`w_k` (input channels x kernel positions), times what a BatchNorm that follows makes of it:
+
+.. math:: \sigma_k = \|w_k\|_2 \cdot |\gamma_k / \sqrt{\mathrm{var}_k + \varepsilon}|
+
+Channels with :math:`\sigma_k > \mu + u s` are pruned, with mean and standard deviation s over the
+layer.
+
+Source: Zheng, Tang, Li, Liu, *Data-free Backdoor Removal based on Channel Lipschitzness*, ECCV
+2022, arXiv 2208.03111. Differences: which BatchNorm follows which convolution is read from a pass
+through the network, so that pre-activation networks are treated as well: a convolution whose
+output goes into a sum has no BatchNorm of its own, and its filter is pruned. u is the smallest of a
+list whose clean validation accuracy stays within a budget, where the paper fixes 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource, Images
+from robustkd.models.features.taps import frozen_modes
+from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.channels import last_within
+from robustkd.teacher.defences.tuning import begin
+
+
+@dataclass(frozen=True)
+class CLP:
+    """Prune the channels of unusually large Lipschitz constant.
+
+    Attributes:
+        factors: Values of u to be tried, falling, so that ever more is pruned.
+        budget: Share of clean validation accuracy that pruning may cost, in [0, 1).
+    """
+
+    factors: tuple[float, ...] = (5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0)
+    budget: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not self.factors or list(self.factors) != sorted(self.factors, reverse=True):
+            raise UsageError(f"factors are {self.factors}; expected at least one, falling")
+        if not 0 <= self.budget < 1:
+            raise UsageError(f"budget is {self.budget}; expected in [0, 1)")
+
+    def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
+        """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
+        work = begin(network, clean, batch_size=2, seed=seed)
+        where = device_of(network)
+        images = next(iter(clean.batches("validation", batch_size=2, device=where))).images
+        layers = followed(work.network, images)
+        if not layers:
+            raise UsageError(f"{type(network).__name__} has no convolution; choose another defence")
+        before = {name: value.clone() for name, value in work.network.state_dict().items()}
+
+        def accuracy(u: float) -> float:
+            work.network.load_state_dict(before)
+            prune(layers, u)
+            return work.accuracy()
+
+        u, curve = last_within(self.factors, accuracy, work.accuracy_before - self.budget)
+        work.network.load_state_dict(before)
+        pruned = 0 if u is None else prune(layers, u)
+        return work.finish(
+            factor=u,
+            pruned=pruned,
+            channels=sum(conv.out_channels for conv, _ in layers),
+            curve=[list(point) for point in curve],
+        )
+
+
+Layers = list[tuple[nn.Conv2d, _BatchNorm | None]]
+
+
+@torch.no_grad()
+def followed(network: nn.Module, images: Images) -> Layers:
+    """Each convolution with the BatchNorm that reads its very output, None where there is none."""
+    made: dict[int, nn.Conv2d] = {}
+    pairs: dict[nn.Conv2d, _BatchNorm | None] = {}
+    alive: list[Tensor] = []  # so that no address is used twice
+
+    def leaves(module: nn.Conv2d, _inputs: Any, output: Tensor) -> None:  # noqa: ANN401
+        made[id(output)] = module
+        alive.append(output)
+        pairs.setdefault(module, None)
+
+    def enters(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        if (conv := made.get(id(inputs[0]))) is not None and pairs[conv] is None:
+            pairs[conv] = module
+
+    with ExitStack() as stack, frozen_modes(network):
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                stack.callback(module.register_forward_hook(leaves).remove)
+            elif isinstance(module, _BatchNorm):
+                stack.callback(module.register_forward_pre_hook(enters).remove)
+        network(images)
+    return list(pairs.items())
+
+
+@torch.no_grad()
+def lipschitz(conv: nn.Conv2d, norm: _BatchNorm | None) -> Tensor:
+    """Upper bound of the Lipschitz constant of each output channel, one number per channel."""
+    filters = conv.weight.flatten(2)
+    bound: Tensor = torch.linalg.svdvals(filters)[:, 0]
+    if norm is None or norm.running_var is None:
+        return bound
+    gain: Tensor = (norm.running_var + norm.eps).rsqrt()
+    return bound * (gain if norm.weight is None else gain * norm.weight.abs())
+
+
+@torch.no_grad()
+def prune(layers: Layers, u: float) -> int:
+    """Silence outlying channels, in place; the number of them is returned."""
+    pruned = 0
+    for conv, norm in layers:
+        bounds = lipschitz(conv, norm)
+        dead = bounds > bounds.mean() + u * bounds.std(unbiased=False)
+        for tensor in _silenced(conv, norm):
+            tensor[dead] = 0.0
+        pruned += int(dead.sum())
+    return pruned
+
+
+def _silenced(conv: nn.Conv2d, norm: _BatchNorm | None) -> Iterator[Tensor]:
+    """What must be zero for a channel to say nothing."""
+    module = conv if norm is None or not norm.affine else norm
+    yield module.weight
+    if module.bias is not None:
+        yield module.bias

@@ -1,0 +1,40 @@
+"""Feature-variance detoxification as an entry of the table of defences."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from torch import nn
+
+from robustkd.core.methods import Ratio
+from robustkd.core.types import DataSource
+from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.detoxification import detoxify
+
+
+@dataclass(frozen=True)
+class Detoxification:
+    """The paper's own defence; see :mod:`robustkd.teacher.defences.detoxification`.
+
+    Attributes:
+        cap: Largest value of a mask, in (0, 1].
+        ratio: How the variance of a stage is compared.
+        accuracy_budget: Share of clean validation accuracy to give at most, in [0, 1).
+        steps: Optimiser steps a lambda, at least 1.
+        batch_size: Images per step, at least 2.
+        lr: Learning rate on masks and patterns, above 0.
+    """
+
+    cap: float = 1.0
+    ratio: Ratio = "position"
+    accuracy_budget: float = 0.02
+    steps: int = 60
+    batch_size: int = 128
+    lr: float = 0.05
+
+    def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
+        """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        done = detoxify(network, clean, seed=seed, **settings)
+        return Defended(done.teacher.eval(), json.loads(json.dumps(asdict(done.record))))

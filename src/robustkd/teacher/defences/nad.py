@@ -1,0 +1,116 @@
+r"""Neural attention distillation (NAD): the network learns the attention of its fine-tuned self.
+
+.. math:: \min_\theta L_{ce}(f_\theta(x), y)
+    + \sum_l \beta_l \, \mathrm{mean} \left(
+        \frac{A_l}{\|A_l\|_2} - \frac{A^T_l}{\|A^T_l\|_2} \right)^2,
+    \qquad A_l = \sum_c |F_{l,c}|^2
+
+with the teacher T a fine-tuned copy.
+
+Source: Li, Lyu, Koren, Lyu, Li, Ma, *Neural Attention Distillation*, ICLR 2021, arXiv 2101.05930.
+Settings of the authors' code: power 2, beta 500, 1000, 1000 for three stages (here 1000 for all but
+the first), learning rate 0.1, 10 epochs of the teacher. Differences: stages are found in any
+network; learning rate 0.05, see :data:`robustkd.teacher.defences.tuning.FINE_TUNING`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustkd.core.devices import device_of
+from robustkd.core.types import Batch, DataSource, Features
+from robustkd.core.validation import check_not_negative
+from robustkd.models.features import taps
+from robustkd.models.features.stages import stages
+from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.fine_tuning import supervised
+from robustkd.teacher.defences.tuning import Gradients, Tuning, begin, frozen_copy, tune
+
+_TUNING = Tuning(lr=0.05, weight_decay=1e-4)
+
+
+@dataclass(frozen=True)
+class NAD:
+    """Fine-tune a copy, then distil its attention maps into the network.
+
+    Attributes:
+        first: beta of the first stage, at least 0.
+        later: beta of every later stage, at least 0.
+        teacher: How the copy is fine-tuned.
+        tuning: How the network learns from it.
+    """
+
+    first: float = 500.0
+    later: float = 1000.0
+    teacher: Tuning = _TUNING
+    tuning: Tuning = _TUNING
+
+    def __post_init__(self) -> None:
+        check_not_negative(first=self.first, later=self.later)
+
+    def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
+        """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
+        work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
+        names = stages_of(work.network, clean)
+        teacher = frozen_copy(network).requires_grad_(True)
+        gradients = supervised(teacher)
+        tune(work, gradients, self.teacher, seed=seed, label="NAD, teacher", network=teacher)
+        teacher.requires_grad_(False)
+        with taps.read(teacher, names) as guide, taps.read(work.network, names) as features:
+            learn = self._gradients(work.network, teacher, features, guide, names)
+            tune(work, learn, self.tuning, seed=seed, label="NAD")
+        return work.finish(stages=list(names))
+
+    def _gradients(
+        self,
+        network: nn.Module,
+        teacher: nn.Module,
+        features: dict[str, Features],
+        guide: dict[str, Features],
+        names: Sequence[str],
+    ) -> Gradients:
+        betas = [self.first] + [self.later] * (len(names) - 1)
+
+        def gradients(batch: Batch) -> Tensor:
+            with torch.no_grad():
+                teacher(batch.images)
+            loss = F.cross_entropy(network(batch.images), batch.labels)
+            for name, beta in zip(names, betas, strict=True):
+                loss = loss + beta * attention_distance(features[name], guide[name])
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        return gradients
+
+
+def attention(features: Features) -> Float[Tensor, "n positions"]:
+    """Sum of squares over the channels at each position, of unit length for each image.
+
+    Args:
+        features: N x C x H x W, or N x T x D of tokens, whose positions are T.
+    """
+    squares = features.square()
+    summed = squares.sum(1) if features.ndim == 4 else squares.sum(-1)
+    return F.normalize(summed.flatten(1), dim=1)
+
+
+def attention_distance(one: Features, other: Features) -> Tensor:
+    """Mean squared difference of two attention maps, a scalar that is 0 for equal ones."""
+    return F.mse_loss(attention(one), attention(other))
+
+
+def stages_of(network: nn.Module, clean: DataSource) -> tuple[str, ...]:
+    """The stages that a network names itself, or those that are found in it."""
+    named: Any = getattr(network, "taps", None)
+    if named is not None:
+        return tuple(named)
+    where = device_of(network)
+    batch = next(iter(clean.batches("validation", batch_size=2, device=where)))
+    return stages(network, batch.images)

@@ -1,0 +1,88 @@
+"""Registry of the defences that clean a network; a new defence is one file and one row here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robustkd.core.errors import UsageError
+from robustkd.core.names import nearest
+from robustkd.teacher.defences.anp import ANP
+from robustkd.teacher.defences.base import Defence
+from robustkd.teacher.defences.clp import CLP
+from robustkd.teacher.defences.detox_defence import Detoxification
+from robustkd.teacher.defences.fine_pruning import FinePruning
+from robustkd.teacher.defences.fine_tuning import FineTuning
+from robustkd.teacher.defences.fst import FST
+from robustkd.teacher.defences.ft_sam import FTSAM
+from robustkd.teacher.defences.i_bau import IBAU
+from robustkd.teacher.defences.nad import NAD
+from robustkd.teacher.defences.rnp import RNP
+from robustkd.teacher.defences.sau import SAU
+from robustkd.teacher.defences.universal import UniversalTraining
+
+
+@dataclass(frozen=True)
+class Row:
+    """One defence of the table.
+
+    Attributes:
+        defence: The defence with its defaults; ``dataclasses.replace`` gives it others.
+        summary: One line on it.
+        source: Authors, venue and year.
+    """
+
+    defence: Defence
+    summary: str
+    source: str
+
+
+DEFENCES: dict[str, Row] = {
+    "detox": Row(
+        Detoxification(),
+        "masks on the features, which lower their variance",
+        "Chen et al., Applied Soft Computing 2024",
+    ),
+    "ft": Row(FineTuning(), "fine-tuning on clean images; a control", "common baseline"),
+    "ft-sam": Row(
+        FTSAM(), "fine-tuning against perturbations of the weights", "Zhu et al., ICCV 2023"
+    ),
+    "clp": Row(CLP(), "prunes channels of outlying Lipschitz constant", "Zheng et al., ECCV 2022"),
+    "anp": Row(
+        ANP(), "prunes channels that are sensitive to perturbation", "Wu and Wang, NeurIPS 2021"
+    ),
+    "i-bau": Row(
+        IBAU(), "unlearns one universal perturbation by hypergradients", "Zeng et al., ICLR 2022"
+    ),
+    "fine-pruning": Row(
+        FinePruning(), "prunes channels that clean images leave asleep", "Liu et al., RAID 2018"
+    ),
+    "nad": Row(NAD(), "distils the attention of a fine-tuned copy", "Li et al., ICLR 2021"),
+    "sau": Row(
+        SAU(),
+        "unlearns perturbations that fool it and its old self alike",
+        "Wei et al., NeurIPS 2023",
+    ),
+    "fst": Row(
+        FST(), "fine-tunes with a fresh classifier unlike the old one", "Min et al., NeurIPS 2023"
+    ),
+    "rnp": Row(
+        RNP(), "unlearns the clean task and prunes what does not recover", "Li et al., ICML 2023"
+    ),
+    "universal": Row(
+        UniversalTraining(),
+        "adversarial training against one perturbation of all images",
+        "Shafahi et al., AAAI 2020",
+    ),
+}
+"""Defences by name; contract tests run over them."""
+
+
+def find(name: str) -> Row:
+    """Return the row of a defence.
+
+    Raises:
+        UsageError: If the name is unknown; the message suggests the nearest one.
+    """
+    if name in DEFENCES:
+        return DEFENCES[name]
+    raise UsageError(f"defence is {name!r}; {nearest(name, DEFENCES)}")

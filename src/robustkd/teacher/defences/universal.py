@@ -1,0 +1,73 @@
+r"""Universal adversarial training: one perturbation for all images and no class.
+
+.. math:: \min_\theta \max_{\|\delta\|_\infty \le \epsilon} \sum_i
+    \min(L_{ce}(f_\theta(x_i + \delta), y_i), \beta)
+
+One backward pass steps both: delta by the sign of its gradient, theta by SGD.
+
+Source: Shafahi, Najibi, Xu, Dickerson, Davis, Goldstein, *Universal Adversarial Training*, AAAI
+2020, arXiv 1811.11304. Made against universal perturbations, not backdoors; it is the dull relative
+of our own hardening. Differences: epsilon is 0.2, the radius of SAU and of our hardening, where
+the paper has 8/255; the network learns from the clean half of each batch as well, without which its
+clean accuracy falls at that radius; delta starts at a random corner, and pixels stay in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustkd.core.errors import UsageError
+from robustkd.core.types import Batch, DataSource
+from robustkd.core.validation import check_positive
+from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning, begin, tune
+
+
+@dataclass(frozen=True)
+class UniversalTraining:
+    """Adversarial training against a single perturbation that is learned along.
+
+    Attributes:
+        epsilon: Radius of the L-infinity ball in pixel units, in (0, 1].
+        step_size: Sign step of the perturbation per batch, in pixel units, above 0.
+        ceiling: beta, largest loss of an image that the perturbation gains from, above 0.
+        tuning: Optimiser and number of epochs.
+    """
+
+    epsilon: float = 0.2
+    step_size: float = 0.02
+    ceiling: float = 9.0
+    tuning: Tuning = FINE_TUNING
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon, step_size=self.step_size, ceiling=self.ceiling)
+        if self.epsilon > 1:
+            raise UsageError(f"epsilon is {self.epsilon}; expected at most 1")
+
+    def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
+        """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
+        work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
+        like = work.batches().images[:1]
+        corners = torch.rand(like.shape, generator=torch.Generator().manual_seed(seed))
+        delta = ((corners - 0.5).sign() * self.epsilon).to(like).requires_grad_()
+        student = work.network
+
+        def gradients(batch: Batch) -> Tensor:
+            worn = (batch.images + delta).clamp(0, 1)
+            plain, led = student(torch.cat([batch.images, worn])).chunk(2)
+            losses = F.cross_entropy(led, batch.labels, reduction="none")
+            loss = (F.cross_entropy(plain, batch.labels) + losses.mean()) / 2
+            gain = losses.clamp_max(self.ceiling).mean()
+            (slope,) = torch.autograd.grad(gain, [delta], retain_graph=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                delta.add_(self.step_size * slope.sign()).clamp_(-self.epsilon, self.epsilon)
+            delta.grad = None
+            return loss
+
+        tune(work, gradients, self.tuning, seed=seed, label="universal training")
+        return work.finish()
