@@ -77,9 +77,7 @@ def test_every_row_has_a_summary_and_a_source():
 
 
 def test_an_unknown_name_is_refused_and_the_nearest_told():
-    with pytest.raises(
-        UsageError, match=re.escape("defence is 'ibau'; did you mean 'i-bau'?")
-    ):
+    with pytest.raises(UsageError, match=re.escape("defence is 'ibau'; did you mean 'i-bau'?")):
         find("ibau")
 
 

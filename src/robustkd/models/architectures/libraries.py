@@ -44,7 +44,7 @@ def torchvision_network(name: str, *, classes: int, image_shape: tuple[int, int,
 
     make = models.get_model_builder(_known("torchvision", name, _torchvision_names()))
     channels, *size = image_shape
-    options: dict[str, Any] = {"num_classes": classes}
+    options: dict[str, object] = {"num_classes": classes}
     if name.startswith("vit_"):
         options["image_size"] = size[0]
     if name.startswith("maxvit_"):

@@ -49,12 +49,12 @@ def out_of_place(model: nn.Module) -> Iterator[None]:
     # An in-place activation would overwrite the features that a tap before it has read.
     changed = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     for module in changed:
-        module.inplace = False  # type: ignore[assignment]
+        vars(module)["inplace"] = False
     try:
         yield
     finally:
         for module in changed:
-            module.inplace = True  # type: ignore[assignment]
+            vars(module)["inplace"] = True
 
 
 @contextmanager
