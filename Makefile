@@ -25,8 +25,9 @@ $(FOR_DEVELOPERS): pyproject.toml
 demo: $(FOR_USERS)
 	$(BIN)/robustkd demo
 
+# A process for each core, with one thread in each.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

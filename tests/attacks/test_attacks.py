@@ -40,7 +40,8 @@ def build() -> models.Classifier:
 
 def attacked(name: str, seed: int = 0) -> Backdoored:
     attack = find(name)
-    few = {"trigger_steps": 3} if "trigger_steps" in attack.arguments else {}
+    few = {"trigger_steps": 3, "rounds": 1}
+    few = {key: value for key, value in few.items() if key in attack.arguments}
     return attack(build, DATA, **SHORT, **few, seed=seed)
 
 

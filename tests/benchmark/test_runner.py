@@ -60,6 +60,7 @@ def test_every_cell_has_a_result_and_every_table_every_method(whole):
         assert words in text
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_tables(whole, tmp_path):
     done = subprocess.run(
         bench(tmp_path, "--executor", "ray"),
@@ -126,7 +127,7 @@ def test_interrupted_all_processes_end_at_once(tmp_path):
     assert len(list(folder.glob("*.json"))) == kept  # no worker has gone on
 
 
-@pytest.mark.parametrize("kind", ["local", "ray"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_worker_that_is_killed_is_written_down_and_stops_no_other(kind, tmp_path, monkeypatch):
     (tmp_path / "cells").mkdir()
     group, good = small(), small(attack="blend")[:1]

@@ -14,6 +14,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.methods import (
     ALIASES,
     METHODS,
+    DetoxOptions,
     DetoxSettings,
     HardeningSettings,
     Method,
@@ -23,7 +24,7 @@ from robustkd.core.methods import (
 )
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.student.objective import check_weights
-from robustkd.teacher.defences.detoxification import detoxify
+from robustkd.training.config import TrainingConfig, TrainingOptions
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -44,13 +45,18 @@ def defaults(call) -> dict[str, object]:
     return {name: found.default for name, found in inspect.signature(call).parameters.items()}
 
 
+def test_settings_have_the_defaults_of_what_they_set():
+    own = defaults(UniversalPerturbations)
+    assert {f.name: own[f.name] for f in fields(HardeningSettings)} == asdict(HardeningSettings())
+
+
 @pytest.mark.parametrize(
-    ("settings", "call"),
-    [(DetoxSettings, detoxify), (HardeningSettings, UniversalPerturbations)],
+    ("options", "settings"),
+    [(DetoxOptions, DetoxSettings), (TrainingOptions, TrainingConfig)],
 )
-def test_settings_have_the_defaults_of_what_they_set(settings, call):
-    own = defaults(call)
-    assert {f.name: own[f.name] for f in fields(settings)} == asdict(settings())
+def test_keyword_arguments_are_the_fields_of_their_settings(options, settings):
+    kinds = {field.name: field.type for field in fields(settings)}
+    assert {name: hint.__forward_arg__ for name, hint in options.__annotations__.items()} == kinds
 
 
 def test_the_baselines_that_every_table_shows_are_there():
@@ -121,8 +127,8 @@ def test_a_new_method_is_one_row(monkeypatch, tmp_path, capsys):
     assert (summary.method, summary.asr, summary.ordinary_asr) == ("exercise", 0.1, 0.9)
 
 
-def made_run(method: str, asr: float) -> report.Run:
-    return report.Run(
+def made_run(method: str, asr: float) -> report.ResultRow:
+    return report.ResultRow(
         data="digits",
         pair="a to b",
         attack="x",

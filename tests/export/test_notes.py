@@ -1,4 +1,4 @@
-"""What a user is told: where int8 is worse, slower, larger, or obeys more."""
+"""Notes of an export: where int8 is worse, slower or larger, or has a higher ASR."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_a_loss_of_accuracy_is_said():
 
 def test_a_backdoor_that_rounding_wakes_up_is_said():
     assert notes(measured(900, 9), measured(900, 90), FAST, SMALL) == [
-        "int8 obeys the trigger more often than float: 10.0 % [8.2, 12.1] against 1.0 % [0.5, 1.9]"
+        "int8 has a higher attack success rate than float: 10.0 % [8.2, 12.1] against 1.0 % "
+        "[0.5, 1.9]"
     ]
 
 

@@ -72,7 +72,9 @@ def test_twenty_kills(tmp_path):
     subprocess.run(command, check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupt_is_130_and_is_made_up_for(number, alone, tmp_path):
     interrupted = process([*alone.begin, "--out", "run"], tmp_path)
     try:

@@ -71,9 +71,8 @@ def run(
 ) -> dict[str, Any]:
     training = TrainingConfig(**(training or {"epochs": 1, "batch_size": 64}))
     settings = {"arch": "wrn-10-1", "student": "wrn-10-1", "method": "ofd"} | changes
-    return distill_file(
-        DistillJob(teacher_file, training=training, **settings), clean, out, resume=resume
-    )
+    job = DistillJob(teacher_file, training=training, **settings)
+    return distill_file(job, clean, out, resume=resume).content()
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +356,7 @@ def test_a_kill_within_detoxification_restarts_it(finished, teacher_file, tmp_pa
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(models, "save"), (main_line, "write_json"), (report, "write_html")],
+    [(models, "save"), (main_line.Results, "write"), (report, "write_html")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_kill_after_the_training_costs_no_training(
@@ -459,6 +458,6 @@ def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_pa
         teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="no-teacher", epochs=1, lr=0.05
     )
     assert made.folder == Path("robustkd-run-2")
-    assert made.results["config"]["training"]["lr"] == 0.05
+    assert made.results.config["training"]["lr"] == 0.05
     with pytest.raises(UsageError, match=r"^unknown method 'defualt'; did you mean 'default'\?$"):
         robustkd.run(teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="defualt")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robustkd.report import Row, Run, aggregate
+from robustkd.report import ResultRow, Row, aggregate
 
 SCORES = {
     "teacher": (0.99, 1.0),
@@ -40,7 +40,7 @@ def make_rows(**asr_and_acc: tuple[float, float | None] | None) -> list[Row]:
     """Rows of one seed; ``no_teacher`` stands for ``no-teacher``, None leaves a method out."""
     scores: dict[str, Any] = {"ofd": (0.976, 0.639), "default": (0.972, 0.012)} | asr_and_acc
     return aggregate(
-        Run(**make_run(method=name.replace("_", "-"), acc=score[0], asr=score[1]))
+        ResultRow(**make_run(method=name.replace("_", "-"), acc=score[0], asr=score[1]))
         for name, score in scores.items()
         if score is not None
     )

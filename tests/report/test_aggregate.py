@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from robustkd.core.methods import METHODS
-from robustkd.report import Run, aggregate, by_cell
+from robustkd.report import ResultRow, aggregate, by_cell
 
 from .conftest import make_run
 
@@ -11,7 +11,7 @@ KNOWN = ["teacher", *METHODS]
 
 
 def runs(*changes):
-    return [Run(**make_run(**change)) for change in changes]
+    return [ResultRow(**make_run(**change)) for change in changes]
 
 
 def test_mean_and_sample_deviation_by_hand():

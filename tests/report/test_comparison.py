@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from robustkd.core.methods import METHODS
-from robustkd.report import Run, aggregate, grid_files, summaries
+from robustkd.report import ResultRow, aggregate, grid_files, summaries
 from robustkd.report.comparison import (
     PARTS,
     ablation_table,
@@ -55,7 +55,7 @@ def rows():
                 )
                 for name, share in asr.items()
             ]
-    return aggregate(Run(**run) for run in found)
+    return aggregate(ResultRow(**run) for run in found)
 
 
 def test_only_attacks_that_the_ordinary_student_of_the_same_losses_inherits_are_averaged():
@@ -73,7 +73,8 @@ def test_only_attacks_that_the_ordinary_student_of_the_same_losses_inherits_are_
 def test_a_method_of_both_losses_counts_where_either_ordinary_student_inherits():
     shares = {"ofd": (0.88, 0.1), "kd": (0.90, 0.7), "default": (0.89, 0.02), "paper": (0.9, 0.0)}
     found = aggregate(
-        Run(**make_run(method=method, acc=acc, asr=asr)) for method, (acc, asr) in shares.items()
+        ResultRow(**make_run(method=method, acc=acc, asr=asr))
+        for method, (acc, asr) in shares.items()
     )
     (only,) = summaries(found)
     assert (only.method, only.settings, only.ordinary_asr) == ("default", 1, 0.7)
@@ -90,7 +91,9 @@ def test_the_summary_in_percent():
 def test_pairs_are_summed_up_apart_and_then_together():
     shares = {"ofd": (0.9, 0.8), "default": (0.88, 0.02)}
     found = aggregate(
-        Run(**make_run(pair=pair, method=method, acc=acc - k / 10 * (method == "default"), asr=asr))
+        ResultRow(
+            **make_run(pair=pair, method=method, acc=acc - k / 10 * (method == "default"), asr=asr)
+        )
         for k, pair in enumerate(("a to b", "c to d"))
         for method, (acc, asr) in shares.items()
     )
@@ -108,7 +111,7 @@ def test_attacks_of_all_pairs_weigh_the_same_and_data_sets_stay_apart():
     costs |= {("x", "c to d", "ckd"): 6, ("x", "c to d", "badnets"): 50}
     found = summaries(
         aggregate(
-            Run(
+            ResultRow(
                 **make_run(
                     data=data,
                     pair=pair,
@@ -142,7 +145,7 @@ def test_every_attack_gets_its_verdict(attack, word):
 def test_a_teacher_that_nobody_would_use_proves_nothing(acc, useful):
     shares = {"teacher": 1.0, "no-teacher": 0.1, "ofd": 0.8, "kd": 0.8, "default": 0.02}
     found = aggregate(
-        Run(**make_run(method=name, asr=asr, acc=acc if name == "teacher" else 0.9))
+        ResultRow(**make_run(method=name, asr=asr, acc=acc if name == "teacher" else 0.9))
         for name, asr in shares.items()
     )
     assert verdict(found) == ("survives" if useful else "useless teacher")
@@ -158,10 +161,10 @@ def test_an_attack_is_a_line_of_acc_and_asr():
     )
 
 
-def lines_of(pair: str, attack: str, **methods: tuple[int, float | None]) -> list[Run]:
+def lines_of(pair: str, attack: str, **methods: tuple[int, float | None]) -> list[ResultRow]:
     """Runs of one setting: of each method so many seeds, all with the same ASR."""
     return [
-        Run(**make_run(pair=pair, attack=attack, method=name, seed=seed, asr=asr, acc=0.9))
+        ResultRow(**make_run(pair=pair, attack=attack, method=name, seed=seed, asr=asr, acc=0.9))
         for name, (seeds, asr) in methods.items()
         for seed in range(seeds)
     ]
@@ -211,7 +214,7 @@ def test_the_ablation_has_the_attacks_that_are_inherited_and_whole():
         "adba": {"ofd": 0.8, "paper": 0.4, "mix": 0.7, "default": 0.02},  # not finished
     }
     found = aggregate(
-        Run(**make_run(attack=attack, method=method, asr=share, acc=0.9))
+        ResultRow(**make_run(attack=attack, method=method, asr=share, acc=0.9))
         for attack, shares in asr.items()
         for method, share in shares.items()
     )
@@ -238,7 +241,7 @@ def test_the_ablations_means_stand_beneath_its_columns_when_pairs_are_named():
 def test_seeds_are_counted_from_the_fewest_to_the_most():
     seeds = {"ofd": 2, "paper": 10, "mix": 2, "default": 3, "both": 2}
     found = aggregate(
-        Run(**make_run(method=method, seed=seed, asr=0.5))
+        ResultRow(**make_run(method=method, seed=seed, asr=0.5))
         for method, count in seeds.items()
         for seed in range(count)
     )
@@ -247,7 +250,7 @@ def test_seeds_are_counted_from_the_fewest_to_the_most():
 
 
 def test_pairs_are_named_where_there_are_several():
-    two = aggregate(Run(**make_run(pair=pair)) for pair in ("a to b", "c to d"))
+    two = aggregate(ResultRow(**make_run(pair=pair)) for pair in ("a to b", "c to d"))
     assert attack_table(two).splitlines()[0].startswith("| Pair | Attack |")
 
 
@@ -278,7 +281,7 @@ def test_all_files_are_the_same_every_time_and_the_figure_is_an_svg():
 
 def test_the_figure_shows_every_method_however_many_there_are():
     methods = ["teacher", *METHODS, "nad", "anp", "fine-pruning"]
-    found = aggregate(Run(**make_run(method=method, acc=0.9, asr=0.5)) for method in methods)
+    found = aggregate(ResultRow(**make_run(method=method, acc=0.9, asr=0.5)) for method in methods)
     shown = grid_files(found)["acc-asr.svg"]
     for row in found:
         assert (row.words in shown) == (row.method != "teacher")
@@ -286,6 +289,6 @@ def test_the_figure_shows_every_method_however_many_there_are():
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\u00a0=1"])
 def test_no_name_is_a_formula_in_a_spreadsheet(name):
-    rows = aggregate([Run(**make_run(data=name, method="ofd"))])
+    rows = aggregate([ResultRow(**make_run(data=name, method="ofd"))])
     (_, line) = csv.reader(io.StringIO(csv_table(rows)))
     assert line[0] == f"'{name}"

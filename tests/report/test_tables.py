@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from robustkd.core.methods import METHODS
-from robustkd.report import Run, aggregate, console_table, markdown_table
+from robustkd.report import ResultRow, aggregate, console_table, markdown_table
 from robustkd.report.tables import UNKNOWN, markdown, short_count
 
 from .conftest import SCORES, make_run
@@ -22,7 +22,7 @@ def widest_rows(seeds):
     """Every share at its widest."""
     widest = {"acc": 1.0, "asr": 1.0, "ra": 1.0, "params": 36_479_219, "n_asr": 100}
     return aggregate(
-        Run(**make_run(method=method, seed=seed, **widest))
+        ResultRow(**make_run(method=method, seed=seed, **widest))
         for i, method in enumerate(["teacher", *METHODS])
         for seed in range(seeds[i])
     )
@@ -47,7 +47,9 @@ def test_eighty_columns_hold_every_cell_on_one_line(seeds):
 
 
 def test_several_seeds_show_mean_deviation_and_their_number():
-    rows = aggregate(Run(**make_run(seed=seed, acc=acc)) for seed, acc in enumerate((0.9, 0.8)))
+    rows = aggregate(
+        ResultRow(**make_run(seed=seed, acc=acc)) for seed, acc in enumerate((0.9, 0.8))
+    )
     text = rendered(rows)
     assert "85.0 ± 7.1" in text
     assert "mean ± standard deviation over n = 2 seeds" in text
@@ -55,7 +57,7 @@ def test_several_seeds_show_mean_deviation_and_their_number():
 
 def test_names_are_never_markup_and_unknown_numbers_are_a_dash():
     unknown = {"asr": None, "ra": None, "seconds": 0.0}
-    text = rendered(aggregate([Run(**make_run(method="[red]x[/]", **unknown))]))
+    text = rendered(aggregate([ResultRow(**make_run(method="[red]x[/]", **unknown))]))
     assert "[red]x[/]" in text
     assert text.count(UNKNOWN) == 3
 
@@ -63,14 +65,14 @@ def test_names_are_never_markup_and_unknown_numbers_are_a_dash():
 def test_brackets_are_explained_where_there_are_any():
     told = "in brackets the 95 % interval"
     for n_asr, there in ((100, True), (None, False)):
-        text = rendered(aggregate([Run(**make_run(n_asr=n_asr))]))
+        text = rendered(aggregate([ResultRow(**make_run(n_asr=n_asr))]))
         assert ("[" in text, told in text) == (there, there)
-    assert told not in rendered(aggregate([Run(**make_run(asr=None, n_asr=100, n_acc=100))]))
+    assert told not in rendered(aggregate([ResultRow(**make_run(asr=None, n_asr=100, n_acc=100))]))
 
 
 def test_several_settings_are_told_apart_by_what_differs():
     attacks = ("ckd", "scar")
-    text = rendered(aggregate(Run(**make_run(attack=attack)) for attack in attacks))
+    text = rendered(aggregate(ResultRow(**make_run(attack=attack)) for attack in attacks))
     assert text.splitlines()[0].strip() == "digits · wrn10-2-wrn10-1"
     assert [line.strip() for line in text.splitlines() if line.strip() in attacks] == [
         "ckd",
@@ -85,7 +87,7 @@ def test_no_rows_make_an_empty_table():
 
 def test_markdown_gives_back_the_numbers():
     rows = aggregate(
-        Run(**make_run(method=method, attack=attack, acc=acc, asr=asr))
+        ResultRow(**make_run(method=method, attack=attack, acc=acc, asr=asr))
         for attack in ("ckd", "scar")
         for method, (acc, asr) in SCORES.items()
     )
@@ -116,7 +118,7 @@ def test_a_cell_holds_no_link_and_no_image(name, written):
 
 
 def test_a_hostile_name_stays_in_its_markdown_cell():
-    table = markdown_table(aggregate([Run(**make_run(method="a|b<script>"))]))
+    table = markdown_table(aggregate([ResultRow(**make_run(method="a|b<script>"))]))
     assert "| a\\|b&lt;script&gt; |" in table
 
 

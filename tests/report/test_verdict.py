@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from robustkd.core.methods import METHODS
-from robustkd.report import Run, aggregate, headline
+from robustkd.report import ResultRow, aggregate, headline
 
 from .conftest import make_rows, make_run
 
@@ -119,7 +119,9 @@ def test_one_setting(scores, said):
 
 @pytest.mark.parametrize("method", [name for name, how in METHODS.items() if how.losses])
 def test_no_student_with_a_teacher_is_passed_over(method):
-    rows = aggregate([Run(**make_run(method="teacher")), Run(**make_run(method=method, acc=0.5))])
+    rows = aggregate(
+        [ResultRow(**make_run(method="teacher")), ResultRow(**make_run(method=method, acc=0.5))]
+    )
     assert "50.0 % accuracy" in headline(rows)
 
 
@@ -130,7 +132,7 @@ def test_no_runs():
 def test_one_bad_seed_is_not_hidden_in_the_mean():
     asr = {"ofd": (0.8, 0.8, 0.8), "default": (0.0, 0.0, 0.27)}
     rows = aggregate(
-        Run(**make_run(method=method, seed=seed, asr=value))
+        ResultRow(**make_run(method=method, seed=seed, asr=value))
         for method, values in asr.items()
         for seed, value in enumerate(values)
     )
@@ -143,7 +145,7 @@ def test_one_bad_seed_is_not_hidden_in_the_mean():
 
 def grid(**asr):
     return aggregate(
-        Run(**make_run(attack=attack, method=method, asr=value))
+        ResultRow(**make_run(attack=attack, method=method, asr=value))
         for attack, pair in asr.items()
         for method, value in zip(("ofd", "default"), pair, strict=True)
     )

@@ -20,7 +20,7 @@ from robustkd.student.distillation import distill
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.training.checkpoint import State, load_state, save_state
 from robustkd.training.learners import Supervised
-from robustkd.training.loop import fit
+from robustkd.training.loop import Hooks, fit
 
 
 def split(n: int, seed: int) -> Labelled:
@@ -80,6 +80,7 @@ def trained(
     keeper: Stopping | None,
     make: Callable[[], nn.Module] = learner,
     scores: Sequence[float] = (0.5, 0.7, 0.6),  # the second epoch is the best
+    enough: Callable[[float], float] | None = None,
     **how: object,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     made = make()
@@ -91,7 +92,7 @@ def trained(
         epochs=EPOCHS,
         batch_size=8,
         seed=5,
-        validate=lambda: next(figures),
+        hooks=Hooks(validate=lambda: next(figures), enough=enough),
         keeper=keeper,
         **how,
     )

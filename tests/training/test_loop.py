@@ -15,7 +15,7 @@ from robustkd.core.errors import TrainingError, UsageError
 from robustkd.data import InMemory, Labelled
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import Supervised, hit_rate
-from robustkd.training.loop import chosen_epoch, fit
+from robustkd.training.loop import Hooks, chosen_epoch, fit
 from robustkd.training.schedule import schedule_factor
 
 
@@ -169,7 +169,7 @@ def test_the_weights_of_the_best_epoch_stay_and_the_later_of_equals():
         seen.append(weights(made))
         return next(scores)
 
-    records = fit(made, DATA, epochs=4, batch_size=16, validate=validate)
+    records = fit(made, DATA, epochs=4, batch_size=16, hooks=Hooks(validate=validate))
     assert [record["validation"] for record in records] == [0.1, 0.7, 0.7, 0.2]
     assert torch.equal(weights(made), seen[2])
     assert len({tuple(each.tolist()) for each in seen}) == 4
@@ -195,14 +195,20 @@ def test_a_later_epoch_stays_if_it_is_good_enough(figures, kept):
         seen.append(weights(made))
         return next(left)
 
-    fit(made, DATA, epochs=len(figures), batch_size=16, validate=validate, enough=enough)
+    fit(
+        made,
+        DATA,
+        epochs=len(figures),
+        batch_size=16,
+        hooks=Hooks(validate=validate, enough=enough),
+    )
     assert torch.equal(weights(made), seen[kept])
     assert chosen_epoch(figures, enough) == kept
 
 
 def test_without_validation_the_last_weights_stay():
     made, last = learner(), []
-    fit(made, DATA, epochs=2, after_backward=lambda: last.append(weights(made)))
+    fit(made, DATA, epochs=2, hooks=Hooks(after_backward=lambda: last.append(weights(made))))
     assert len(last) == 2
     assert not torch.equal(weights(made), last[-1])
 
@@ -214,7 +220,7 @@ def test_after_backward_sees_gradients_before_the_step():
         calls.append((weights(made), made.model[1].weight.grad.clone()))
 
     before = weights(made)
-    fit(made, DATA, epochs=1, batch_size=20, after_backward=note)
+    fit(made, DATA, epochs=1, batch_size=20, hooks=Hooks(after_backward=note))
     assert len(calls) == 3
     assert torch.equal(calls[0][0], before)
     assert all(gradient.abs().sum() > 0 for _, gradient in calls)
@@ -236,7 +242,7 @@ def test_a_negative_weight_decay_is_refused():
 
 def test_every_epoch_is_a_line_of_the_log(tmp_path):
     log = tmp_path / "metrics.jsonl"
-    records = fit(learner(), DATA, epochs=3, validate=lambda: 0.5, log=log)
+    records = fit(learner(), DATA, epochs=3, hooks=Hooks(validate=lambda: 0.5), log=log)
     lines = log.read_text().splitlines()
     assert [json.loads(line) for line in lines] == records
     assert set(records[0]) == {"epoch", "loss", "acc", "validation"}

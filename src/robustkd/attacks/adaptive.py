@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +197,7 @@ class Adaptive:
 
     def _record(
         self, trigger: MaskedPattern, data: DataSource, followed: list[float]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         return {
             "knows": self.knows,
             "rounds": self.rounds,

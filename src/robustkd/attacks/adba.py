@@ -32,7 +32,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ from robustkd.core.types import DataSource, Images, Labels
 from robustkd.core.validation import check_not_negative, check_positive
 from robustkd.models.features import taps
 from robustkd.training.learners import Supervised, hit_rate
-from robustkd.training.loop import fit
+from robustkd.training.loop import Hooks, fit
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class ADBA:
             **asdict(teaching),
             rates={"shadow": at_rate(teaching, self.surrogate_lr).lr},
             label="train all together",
-            after_backward=lambda: pixels.step(loss, victims, learner.seen),
+            hooks=Hooks(after_backward=lambda: pixels.step(loss, victims, learner.seen)),
         )
         return pixels.trigger()
 
@@ -215,7 +214,7 @@ class _Pixels:
         self._pattern = torch.rand(shape, generator=random).to(device).requires_grad_()
         self._mask = torch.full(shape, cap, device=device, requires_grad=True)
         # Relative to their ranges, steps of the mask and of the pattern are equally large.
-        groups: list[dict[str, Any]] = [
+        groups: list[dict[str, object]] = [
             {"params": [self._pattern]},
             {"params": [self._mask], "lr": cap * lr},
         ]

@@ -20,7 +20,7 @@ from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend
 from robustkd.attacks.wanet import WaNet
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
-from robustkd.core.types import DataSource
+from robustkd.core.types import DataSource, Settings
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -90,7 +90,7 @@ class Row:
         attack = replace(self.attack, **settings)
         return attack(build, data, target=target, teaching=Teaching(**teaching))
 
-    def check(self, settings: Mapping[str, Any]) -> None:
+    def check(self, settings: Settings) -> None:
         """Check the settings that are specific to the attack.
 
         Raises:

@@ -34,8 +34,9 @@ of a second clean student (see :mod:`robustkd.attacks.adba`); it is 0 by default
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ class _Prepared(NamedTuple):
 
     teacher: nn.Module
     trigger: Additive
-    record: dict[str, Any]
+    record: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -202,14 +203,14 @@ class SCAR(Perturbing):
             work,
         )
         bilevel.run(rounds, at_rate(teaching, self.surrogate_lr), outer_lr=self.outer_lr)
-        record |= {
+        found = {
             "preset": self.preset,
             "rounds": rounds,
             "implicit_share": bilevel.implicit_share,
             "success_surrogate": success(bilevel.surrogate, data, trigger, target),
             "success_teacher": success(teacher, data, trigger, target),
         }
-        return Backdoored(teacher.eval(), trigger, target, record)
+        return Backdoored(teacher.eval(), trigger, target, {**record, **found})
 
 
 @dataclass(frozen=True)
@@ -238,5 +239,5 @@ class OSCAR(Perturbing):
         again = teaching.again(self.hide_share * teaching.epochs, self.hide_lr, turn=2)
         learner = Hiding(teacher, trigger, trained=teacher)
         fit(learner, data, **asdict(again), label="hide the backdoor")
-        record["success_teacher"] = success(teacher, data, trigger, target)
-        return Backdoored(teacher.eval(), trigger, target, record)
+        found = {"success_teacher": success(teacher, data, trigger, target)}
+        return Backdoored(teacher.eval(), trigger, target, {**record, **found})

@@ -115,7 +115,8 @@ class TwoModes(nn.Module):
 
     def forward(self, images: Tensor, labels: Labels) -> dict[str, Tensor]:
         """Return the mean cross-entropy over warped and clean images, and the accuracy."""
-        return self.supervised(*self.mix(images, labels))  # type: ignore[no-any-return]
+        losses: dict[str, Tensor] = self.supervised(*self.mix(images, labels))
+        return losses
 
     def mix(self, images: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
         """Return a copy of the batch in which the first images are warped, with their labels."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 from torch import nn
@@ -17,10 +17,12 @@ from robustkd.benchmark.rehearsal import expected_method, informed
 from robustkd.benchmark.rows import measured_run
 from robustkd.core.environment import environment
 from robustkd.core.errors import UsageError
-from robustkd.core.files import new_folder, write_json
-from robustkd.core.methods import find_method
+from robustkd.core.files import new_folder
+from robustkd.core.methods import DetoxOptions, find_method
 from robustkd.core.plain_yaml import parse
-from robustkd.core.types import DataSource
+from robustkd.core.types import DataSource, Settings
+from robustkd.report.results import Results
+from robustkd.training.config import TrainingOptions
 
 _SURROGATE_SEED = 10_000
 """Added to the seed of the attacker's own students, so that no victim starts from the same."""
@@ -37,9 +39,9 @@ class Rehearsal:
             depend on the data's size alone.
     """
 
-    training: Mapping[str, Any]
+    training: TrainingOptions
     method: str = "default"
-    detoxing: Mapping[str, Any] = field(default_factory=dict)
+    detoxing: DetoxOptions = field(default_factory=DetoxOptions)
 
 
 def run_attack(
@@ -51,7 +53,7 @@ def run_attack(
     surrogate: str,
     target: int,
     seed: int,
-    settings: Mapping[str, Any],
+    settings: Settings,
     rehearsal: Rehearsal | None,
 ) -> Backdoored:
     """Run an attack by its name.
@@ -76,7 +78,7 @@ def run_attack(
     def build_surrogate() -> nn.Module:
         return build(surrogate, seed + _SURROGATE_SEED)
 
-    extra: dict[str, Any] = {}
+    extra: Settings = {}
     if rehearsal is not None:
         extra = informed(
             attack.takes,
@@ -87,14 +89,12 @@ def run_attack(
             seed=seed,
         )
     if "build_surrogate" in attack.takes:
-        extra["build_surrogate"] = build_surrogate
+        extra = {**extra, "build_surrogate": build_surrogate}
     arguments = {**extra, **settings, "target": target, "seed": seed}
     return attack(lambda: build(arch, seed), source, **arguments)
 
 
-def at_own_rates(
-    name: str, settings: Mapping[str, Any], *, arch: str, surrogate: str
-) -> dict[str, Any]:
+def at_own_rates(name: str, settings: Settings, *, arch: str, surrogate: str) -> Settings:
     """Settings of an attack, and the learning rates that are unusual and not given.
 
     Without ``lr``, teacher and attacker's students each learn at their architecture's own; with it,
@@ -113,7 +113,7 @@ def at_own_rates(
     return {**{key: rate for key, rate in rates.items() if rate != usual[key]}, **settings}
 
 
-def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+def check_settings(name: str, settings: Settings) -> None:
     """Refuse arguments of an attack that it does not take or that are wrong.
 
     Args:
@@ -155,7 +155,7 @@ def attack_to_folder(
     target: int,
     seed: int,
     settings: Mapping[str, str | int | float],
-) -> dict[str, Any]:
+) -> Results:
     """A new folder with ``teacher.safetensors``, ``trigger.safetensors`` and ``results.json``.
 
     Args:
@@ -182,10 +182,8 @@ def attack_to_folder(
     check_settings(name, read)
     with new_folder(out):
         method = expected_method(find(name).takes)
-        training: dict[str, Any] = {
-            "lr": models.learning_rate(surrogate),
-            **{key: read[key] for key in ("epochs", "lr", "batch_size") if key in read},
-        }
+        given_too = {key: read[key] for key in ("epochs", "lr", "batch_size") if key in read}
+        training = cast(TrainingOptions, {"lr": models.learning_rate(surrogate), **given_too})
         read = {
             "lr": models.learning_rate(arch),
             **at_own_rates(name, read, arch=arch, surrogate=surrogate),
@@ -204,7 +202,7 @@ def attack_to_folder(
         )
         seconds = time.perf_counter() - started
         provenance = {"attack": name, "data": source.name, "seed": seed}
-        models.save(made.teacher, out / "teacher.safetensors", provenance=provenance)  # type: ignore[arg-type]
+        models.save(made.teacher, out / "teacher.safetensors", provenance=provenance)
         save_trigger(made.trigger, made.target, out / "trigger.safetensors")
         run = measured_run(
             made.teacher,
@@ -217,11 +215,11 @@ def attack_to_folder(
             seed=seed,
             seconds=seconds,
         )
-        results = {
-            "runs": [run],
-            "environment": environment(),
-            "config": {"target": target, "surrogate": surrogate, **read},
-            "records": {"teacher": made.record, "classes": list(source.classes)},
-        }
-        write_json(out / "results.json", results)
+        results = Results(
+            runs=(run,),
+            environment=environment(),
+            config={"target": target, "surrogate": surrogate, **read},
+            records={"teacher": made.record, "classes": list(source.classes)},
+        )
+        results.write(out)
         return results

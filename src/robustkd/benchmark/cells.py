@@ -13,12 +13,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from robustkd.attacks import find
 from robustkd.benchmark.attacked_teachers import Rehearsal
-from robustkd.core.methods import find_method, stated
-from robustkd.core.types import Split
+from robustkd.core.methods import DetoxOptions, find_method, stated
+from robustkd.core.types import Settings, Split
+from robustkd.training.config import TrainingOptions
 from robustkd.training.precision import Precision
 
 TEACHER = "teacher"
@@ -68,21 +68,21 @@ class TeacherCell:
     setting: Setting
     arch: str
     attack: str
-    attacking: Mapping[str, Any]
+    attacking: Settings
     target: int = 0
     surrogate: str | None = None
     rehearsal: Rehearsal | None = None
 
-    def configuration(self) -> dict[str, Any]:
+    def configuration(self) -> dict[str, object]:
         """All that the teacher follows from, in JSON values."""
         return {"format": FORMAT, **asdict(self), **self.made_by()}
 
-    def made_by(self) -> dict[str, Any]:
+    def made_by(self) -> dict[str, object]:
         """What of today's code the teacher follows from: its attack's revision, and our method."""
         revision = find(self.attack).revision
         return {**({"revision": revision} if revision else {}), **self.rehearsed()}
 
-    def rehearsed(self) -> dict[str, Any]:
+    def rehearsed(self) -> dict[str, object]:
         """What an attacker who knows us has met of us: other teachers come of another defence."""
         if self.rehearsal is None:
             return {}
@@ -107,8 +107,8 @@ class Cell:
     teacher: TeacherCell
     student: str
     method: str
-    training: Mapping[str, Any] = field(default_factory=dict)
-    detoxing: Mapping[str, Any] = field(default_factory=dict)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    detoxing: DetoxOptions = field(default_factory=DetoxOptions)
 
     @property
     def pair(self) -> str:
@@ -121,7 +121,7 @@ class Cell:
         words = (self.teacher.attack, self.method, f"seed-{self.teacher.setting.seed}")
         return f"{'.'.join(words)}.{digest(self.configuration())}"
 
-    def configuration(self) -> dict[str, Any]:
+    def configuration(self) -> dict[str, object]:
         """All that the result follows from, in JSON values."""
         teacher = self.teacher.made_by()
         if self.method == TEACHER:
@@ -138,7 +138,7 @@ class Cell:
         }
 
 
-def _parts(method: str) -> dict[str, Any]:
+def _parts(method: str) -> dict[str, object]:
     """What a preset does, in JSON values."""
     how = find_method(method)
     hardening = stated(how.hardening)
@@ -147,7 +147,7 @@ def _parts(method: str) -> dict[str, Any]:
     return {"losses": dict(how.losses), "detox": stated(how.detox), "hardening": hardening}
 
 
-def digest(configuration: Mapping[str, Any]) -> str:
+def digest(configuration: Mapping[str, object]) -> str:
     """Sixteen hexadecimal digits of the configuration's hash.
 
     >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})

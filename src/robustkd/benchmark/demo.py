@@ -19,11 +19,12 @@ from robustkd.benchmark.protocol import Protocol
 from robustkd.benchmark.rows import measured_run
 from robustkd.core.devices import device_of
 from robustkd.core.environment import environment
-from robustkd.core.files import make_folder, new_folder, write_json
+from robustkd.core.files import make_folder, new_folder
 from robustkd.core.folders import Folder
 from robustkd.core.methods import METHODS
 from robustkd.core.types import DataSource
 from robustkd.pipeline.student import make_student
+from robustkd.report.results import ResultRow, Results
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.config import TrainingConfig
 
@@ -41,8 +42,8 @@ class _Story:
     data: DataSource
     folder: Path
     build: Callable[[str, int], models.Classifier]
-    found: list[dict[str, Any]] = field(default_factory=list)
-    records: dict[str, Any] = field(default_factory=dict)
+    found: list[ResultRow] = field(default_factory=list)
+    records: dict[str, object] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def attack(self) -> Backdoored:
@@ -84,12 +85,12 @@ class _Story:
         model: nn.Module,
         backdoored: Backdoored,
         seconds: float,
-        record: Mapping[str, Any],
+        record: Mapping[str, object],
     ) -> None:
         """Save a model, and note its figures and what it says of the images that are shown."""
         provenance = {"method": method, "seed": self.seed, "attack": self.setting.attack}
         path = self.folder / f"{method}.safetensors"
-        models.save(model, path, provenance=provenance)  # type: ignore[arg-type]
+        models.save(model, path, provenance=provenance)
         setting = self.setting
         self.found.append(
             measured_run(
@@ -126,9 +127,8 @@ class _Story:
 
     def show_masks(self, method: str, teacher: DetoxifiedTeacher) -> None:
         """Keep the masks of a detoxified teacher."""
-        for location, mask in zip(teacher.locations, teacher.masks, strict=True):
-            values: torch.Tensor = mask.mask  # type: ignore[assignment]
-            self.arrays[f"mask/{method}/{location}"] = values.detach().cpu().numpy()
+        for location, mask in zip(teacher.locations, teacher.feature_masks, strict=True):
+            self.arrays[f"mask/{method}/{location}"] = mask.mask.detach().cpu().numpy()
 
 
 def run_demo(
@@ -162,8 +162,8 @@ def _run_seeds(
     setting: Protocol, out: Folder, data: DataSource, seeds: int, tell: Callable[[str], None]
 ) -> None:
     build = models.builder(data)
-    found: list[dict[str, Any]] = []
-    records: dict[str, Any] = {}
+    found: list[ResultRow] = []
+    records: dict[str, object] = {}
     for seed in range(seeds):
         folder = make_folder(out.path / f"seed-{seed}")
         story = _Story(setting, seed, data, folder, build)
@@ -173,16 +173,14 @@ def _run_seeds(
         records |= story.records
         if seed == 0:
             with out.writing("arrays.npz") as file:
+                # mypy takes the arrays for numpy's own keyword arguments as well.
                 np.savez_compressed(file, **story.arrays)  # type: ignore[arg-type]
-        write_json(
-            out.path / "results.json",
-            {
-                "runs": found,
-                "environment": environment(),
-                "config": {**setting.settings(), "seeds": seeds},
-                "records": {**records, "classes": list(data.classes)},
-            },
-        )
+        Results(
+            runs=tuple(found),
+            environment=environment(),
+            config={**setting.settings(), "seeds": seeds},
+            records={**records, "classes": list(data.classes)},
+        ).write(out.path)
 
 
 def _tell_story(story: _Story) -> Iterator[str]:
@@ -194,10 +192,10 @@ def _tell_story(story: _Story) -> Iterator[str]:
         yield _line(story.found[-1])
 
 
-def _line(found: Mapping[str, Any]) -> str:
+def _line(found: ResultRow) -> str:
     return (
-        f"seed {found['seed']}  {found['method']:<10}  ACC {found['acc']:6.1%}  "
-        f"ASR {found['asr']:6.1%}  RA {found['ra']:6.1%}  {found['seconds']:6.1f} s"
+        f"seed {found.seed}  {found.method:<10}  ACC {found.acc:6.1%}  "
+        f"ASR {found.asr:6.1%}  RA {found.ra:6.1%}  {found.seconds:6.1f} s"
     )
 
 

@@ -127,7 +127,7 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
         with safe_children(), elsewhere():
             ray.init(log_to_driver=False, include_dashboard=False, runtime_env=told)
     try:
-        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        alive = [node for node in ray.nodes() if node["Alive"]]
         nodes = [node["Resources"] for node in alive]
         cores = max(node.get("CPU", 0) for node in nodes)
         needed = max((group[0].teacher.setting.threads for group in groups), default=0)

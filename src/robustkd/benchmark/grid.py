@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 from pydantic import (
     BaseModel,
@@ -25,12 +25,12 @@ from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError
-from robustkd.core.methods import METHODS, method_name
+from robustkd.core.methods import METHODS, DetoxOptions, method_name
 from robustkd.core.types import Split
 from robustkd.core.validation import check_positive
 from robustkd.core.yaml_files import read_yaml
 from robustkd.teacher.defences.detoxification import check_search
-from robustkd.training.config import check_training
+from robustkd.training.config import TrainingOptions, check_training
 from robustkd.training.precision import Precision
 
 MOST_CELLS = 10_000
@@ -89,7 +89,7 @@ class Block(BaseModel):
 
     @field_validator("data")
     @classmethod
-    def _known_data(cls, sources: dict[str, Any]) -> dict[str, Any]:
+    def _known_data(cls, sources: dict[str, object]) -> dict[str, object]:
         for name in sources:
             if name not in data.names():
                 raise UsageError(f"unknown data {name!r}; expected {', '.join(data.names())}")
@@ -144,24 +144,26 @@ class Block(BaseModel):
             )
             for method in (TEACHER, *self.methods):
                 training = _at_own_rate(self.training, pair[1])
-                yield Cell(teacher, pair[1], method, training, self.detoxing)
+                yield Cell(teacher, pair[1], method, training, cast(DetoxOptions, self.detoxing))
 
     def _rehearsal(self, takes: Collection[str], student: str) -> Rehearsal | None:
         """What an attacker who knows us expects."""
         method = expected_method(takes)
         if method is None:
             return None
-        detoxing = self.detoxing if METHODS[method].detox is not None else {}
+        cleans = METHODS[method].detox is not None
+        detoxing = cast(DetoxOptions, self.detoxing if cleans else {})
         return Rehearsal(_at_own_rate(self.training, student), method, detoxing)
 
 
-def _at_own_rate(arguments: Arguments, arch: str) -> Arguments:
+def _at_own_rate(arguments: Arguments, arch: str) -> TrainingOptions:
     """The arguments, and the learning rate of the architecture where it is unusual and not given.
 
     So a cell's configuration says every rate but the usual one.
     """
     own = models.learning_rate(arch)
-    return arguments if own == models.USUAL_RATE else {"lr": own, **arguments}
+    found = arguments if own == models.USUAL_RATE else {"lr": own, **arguments}
+    return cast(TrainingOptions, found)
 
 
 def _check_arguments(key: str, given: Arguments) -> None:
@@ -174,10 +176,10 @@ def _check_arguments(key: str, given: Arguments) -> None:
     its = _DETOXING if key == "detoxing" else _TRAINING
     known = {name: value for name, value in given.items() if name in its}
     if "temperature" in known:
-        check_positive(**{f"{key}.temperature": known.pop("temperature")})  # type: ignore[arg-type]
-    check = check_search if key == "detoxing" else check_training
+        check_positive(**{f"{key}.temperature": cast(float, known.pop("temperature"))})
+    check: Callable[..., None] = check_search if key == "detoxing" else check_training
     try:
-        check(**known)  # type: ignore[arg-type]
+        check(**known)
     except UsageError as error:
         raise UsageError(f"{key}.{error}") from error
 
@@ -219,7 +221,7 @@ def load_grid(path: Path) -> list[Cell]:
     return list(cells.values())
 
 
-def _block(path: Path, where: str, content: Mapping[str, Any]) -> Block:
+def _block(path: Path, where: str, content: Mapping[str, object]) -> Block:
     try:
         return Block.model_validate(content)
     except UsageError as error:

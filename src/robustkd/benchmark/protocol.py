@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from robustkd import data
 from robustkd.core.errors import UsageError
+from robustkd.core.methods import DetoxOptions
+from robustkd.core.types import Settings
 from robustkd.data import InMemory
+from robustkd.training.config import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Protocol:
     student: str
     attack: str
     target: int
-    attacking: Mapping[str, Any]
-    training: Mapping[str, Any]
-    detoxing: Mapping[str, Any]
+    attacking: Settings
+    training: TrainingOptions
+    detoxing: DetoxOptions
 
     @property
     def pair(self) -> str:
@@ -50,7 +52,7 @@ class Protocol:
         loaded = data.load(self.data, root=root, **self.sizes)
         return loaded if self.augment else replace(loaded, augmentation=data.CropFlip())
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Everything as JSON values."""
         return asdict(self)
 

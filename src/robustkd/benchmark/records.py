@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class Told(NamedTuple):
 class Gathered(NamedTuple):
     """Results of the finished cells of a grid, in its order; names of the others."""
 
-    found: list[dict[str, Any]]
+    found: list[dict[str, object]]
     failed: list[str]
     missing: list[str]
 
@@ -72,14 +72,14 @@ def fail_group(cells: Iterable[Cell], out: Path, error: str) -> list[Told]:
     return told
 
 
-def _write(cell: Cell, content: dict[str, Any], out: Path) -> Told:
+def _write(cell: Cell, content: dict[str, object], out: Path) -> Told:
     content.setdefault("environment", environment())
     with _cells(out) as folder:
         folder.write(f"{cell.name}.json", json.dumps(content, indent=1) + "\n")
     return Told(_line(cell, content), "run" in content)
 
 
-def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
+def finished(cell: Cell, out: Path) -> dict[str, object] | None:
     """The result of a cell; None where there is none, or where the cell has failed."""
     content = _read(cell, out)
     return content if content is not None and "run" in content else None
@@ -124,7 +124,7 @@ def check_subfolder(out: Path, name: str) -> None:
         raise refusal(out / name, error) from error
 
 
-def _read(cell: Cell, out: Path) -> dict[str, Any] | None:
+def _read(cell: Cell, out: Path) -> dict[str, object] | None:
     try:
         with Folder.at(out) as folder, folder.inside("cells") as cells:
             content = json.loads(cells.read(f"{cell.name}.json"))
@@ -137,7 +137,7 @@ def _read(cell: Cell, out: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _line(cell: Cell, content: dict[str, Any]) -> str:
+def _line(cell: Cell, content: Mapping[str, Any]) -> str:
     what = f"{cell.teacher.attack:<15} {cell.method:<11} seed {cell.teacher.setting.seed}"
     if "run" not in content:
         return f"{what}  {cell.pair}  FAILED: {content['error']}"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
-from typing import Any
 
 from torch import nn
 
 from robustkd.attacks.adaptive import Cleaned
 from robustkd.attacks.parts.surrogate import fresh
-from robustkd.core.methods import DetoxSettings, Method, stated
-from robustkd.core.types import DataSource
+from robustkd.core.methods import DetoxOptions, DetoxSettings, Method, stated
+from robustkd.core.types import DataSource, Settings
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import detoxify
-from robustkd.training.config import TrainingConfig
+from robustkd.training.config import TrainingConfig, TrainingOptions
 
 _APART = 2**20
 """Added to the attacker's seed: no surrogate is the student that is measured in the end."""
@@ -36,10 +35,10 @@ def informed(
     how: Method,
     *,
     build_student: Callable[[], nn.Module],
-    training: Mapping[str, Any],
-    detoxing: Mapping[str, Any] | None = None,
+    training: TrainingOptions,
+    detoxing: DetoxOptions | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Settings:
     """Further arguments of an attack that knows us.
 
     Args:
@@ -58,10 +57,15 @@ def informed(
         hardening, as :class:`robustkd.attacks.adaptive.Adaptive` takes them; none of both where the
         attack takes none.
     """
-    training, detoxing = _shorter(training), _shorter(detoxing or {})
+    half = training.copy()
+    if "epochs" in half:
+        half["epochs"] = -(-half["epochs"] // 2)
+    brief = DetoxOptions() if detoxing is None else detoxing.copy()
+    if "steps" in brief:
+        brief["steps"] = -(-brief["steps"] // 2)
 
     def clean_teacher(teacher: nn.Module, data: DataSource) -> Cleaned:
-        settings = {**asdict(DetoxSettings()), **detoxing, **(stated(how.detox) or {})}
+        settings = {**asdict(DetoxSettings()), **brief, **(stated(how.detox) or {})}
         cleaned = detoxify(teacher, data, seed=seed + _APART, **settings).teacher
         return Cleaned(cleaned, dict(zip(cleaned.locations, cleaned.masks, strict=True)))
 
@@ -72,20 +76,13 @@ def informed(
             data,
             # The one who knows both hands over a teacher that is clean already.
             replace(how, detox=None) if "clean_teacher" in takes else how,
-            training=TrainingConfig(**training),
-            detoxing=detoxing,
+            training=TrainingConfig(**half),
+            detoxing=brief,
             seed=seed + _APART,
             label="rehearse the defence",
         ).student
 
-    known: dict[str, Any] = {"train_surrogate": train_surrogate}
+    known: Settings = {"train_surrogate": train_surrogate}
     if how.detox is not None:
-        known["clean_teacher"] = clean_teacher
+        known = {**known, "clean_teacher": clean_teacher}
     return {name: known[name] for name in takes if name in known}
-
-
-def _shorter(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: -(-value // 2) if name in ("epochs", "steps") else value
-        for name, value in settings.items()
-    }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from robustkd.attacks import Backdoored
 from robustkd.core.types import DataSource
 from robustkd.evaluation.measurement import measure
 from robustkd.models import parameters
+from robustkd.report.results import ResultRow
 
 
 def measured_run(
@@ -23,8 +22,8 @@ def measured_run(
     method: str,
     seed: int,
     seconds: float,
-) -> dict[str, Any]:
-    """One entry of ``runs`` in ``results.json``: who the model is, and what it does.
+) -> ResultRow:
+    """Measure a model for one row of the results.
 
     Args:
         model: The teacher itself, or a student.
@@ -38,9 +37,13 @@ def measured_run(
         seconds: Wall time of the making.
     """
     figures = measure(model, source, trigger=backdoored.trigger, target=backdoored.target)
-    return {
-        **{"data": data, "pair": pair, "attack": attack, "method": method, "seed": seed},
+    return ResultRow(
+        data=data,
+        pair=pair,
+        attack=attack,
+        method=method,
+        seed=seed,
+        params=parameters(model),
+        seconds=round(seconds, 2),
         **figures.fields(),
-        "params": parameters(model),
-        "seconds": round(seconds, 2),
-    }
+    )

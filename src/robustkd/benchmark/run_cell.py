@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.data import InMemory
 from robustkd.pipeline.student import make_student
-from robustkd.training.config import TrainingConfig
+from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.precision import mixed
 
 
@@ -35,7 +35,19 @@ class NoTeacherError(RobustKDError):
     """A teacher could not be made; why is its message, and its cause."""
 
 
-def run_cell(cell: Cell, store: Store) -> dict[str, Any]:
+class _Made(NamedTuple):
+    """Facts about how a model in the store was made, and the wall time in seconds."""
+
+    record: Mapping[str, object]
+    seconds: float
+
+
+def _made(folder: Path) -> _Made:
+    content = read_json(folder / "made.json")
+    return _Made(content["record"], content["seconds"])
+
+
+def run_cell(cell: Cell, store: Store) -> dict[str, object]:
     """Make what the cell needs and is not there yet, and measure it.
 
     Raises:
@@ -62,13 +74,13 @@ def run_cell(cell: Cell, store: Store) -> dict[str, Any]:
             attack=cell.teacher.attack,
             method=cell.method,
             seed=cell.teacher.setting.seed,
-            seconds=made["seconds"],
+            seconds=made.seconds,
         )
         made_with = environment()
     return {
-        "run": run,
+        "run": asdict(run),
         "cell": cell.configuration(),
-        "record": made["record"],
+        "record": made.record,
         "environment": made_with,
     }
 
@@ -91,24 +103,25 @@ def make_teacher(cell: TeacherCell) -> Backdoored:
         )
 
 
-def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, dict[str, Any]]:
+def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, _Made]:
     def make(folder: Path) -> None:
         started = time.perf_counter()
         made = make_teacher(cell)
         seconds = round(time.perf_counter() - started, 2)
-        models.save(made.teacher, folder / "model.safetensors", provenance={"attack": cell.attack})  # type: ignore[arg-type]
+        models.save(made.teacher, folder / "model.safetensors", provenance={"attack": cell.attack})
         save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
         write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
 
     folder = store.fetch(digest(cell.configuration()), make)
     trigger, target = load_trigger(folder / "trigger.safetensors", links=False)
-    made = read_json(folder / "made.json")
+    made = _made(folder)
     teacher = models.load(folder / "model.safetensors", links=False).to(default_device())
-    return Backdoored(teacher.eval(), trigger, target, made["record"]), made
+    return Backdoored(teacher.eval(), trigger, target, made.record), made
 
 
-def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, dict[str, Any]]:
+def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _Made]:
     how, setting = find_method(cell.method), cell.teacher.setting
+    training: TrainingOptions = {"precision": setting.precision, **cell.training}
 
     def make(folder: Path) -> None:
         made = make_student(
@@ -117,13 +130,13 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, d
             _build(cell.student, setting, setting.seed + 1),
             _source(setting),
             how,
-            training=TrainingConfig(**{"precision": setting.precision, **cell.training}),
+            training=TrainingConfig(**training),
             detoxing=cell.detoxing,
             seed=setting.seed,
             label=cell.method,
         )
         models.save(
-            made.student,  # type: ignore[arg-type]
+            made.student,
             folder / "model.safetensors",
             provenance={"method": cell.method, "seed": setting.seed},
         )
@@ -137,13 +150,19 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, d
         for name in cell.teacher.made_by():
             del configuration[name]
     folder = store.fetch(digest({**configuration, "kind": "student"}), make)
-    made = read_json(folder / "made.json")
+    made = _made(folder)
     return models.load(folder / "model.safetensors", links=False).to(default_device()), made
 
 
 @lru_cache(maxsize=2)
 def _loaded(name: str, sizes: tuple[tuple[Split, int], ...], augment: bool) -> InMemory:
-    loaded = data.load(name, **dict(sizes))  # type: ignore[arg-type]
+    kept = dict(sizes)
+    loaded = data.load(
+        name,
+        train=kept.get("train"),
+        validation=kept.get("validation"),
+        test=kept.get("test"),
+    )
     return loaded if augment else replace(loaded, augmentation=data.CropFlip())
 
 

@@ -210,12 +210,12 @@ def attack(
         seed=seed,
     )
     if as_json:
-        print_json(results)
+        print_json(results.content())
         return
-    run = results["runs"][0]
+    run = results.runs[0]
     console = Console(highlight=False)
-    console.print(f"ACC  {run['acc']:.1%}  of {run['n_acc']} test images")
-    console.print(f"ASR  {run['asr']:.1%}  of {run['n_asr']} triggered images of other classes")
+    console.print(f"ACC  {run.acc:.1%}  of {run.n_acc} test images")
+    console.print(f"ASR  {run.asr:.1%}  of {run.n_asr} triggered images of other classes")
     print_plain(f"Teacher: {out / 'teacher.safetensors'}")
 
 

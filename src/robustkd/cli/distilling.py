@@ -162,9 +162,9 @@ def _run(
         tell=progress.print,
     )
     if as_json:
-        print_json(results)
+        print_json(results.content())
         return
-    rows = report.aggregate(report.read(folder).runs)
+    rows = report.aggregate(results.runs)
     console = Console(highlight=False)
     console.print(report.console_table(rows))
     print_plain(f"Student: {folder / 'student.safetensors'}")

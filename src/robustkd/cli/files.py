@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
@@ -31,7 +30,7 @@ def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollectio
                 )
 
 
-def _read(path: Path, *, of_a_run: bool) -> dict[str, Any]:
+def _read(path: Path, *, of_a_run: bool) -> dict[str, object]:
     if of_a_run and not os.path.lexists(path):
         raise InputError(f"{path.parent} is not the folder of a run: it has no {path.name}")
     content = read_yaml(path, links=not of_a_run)

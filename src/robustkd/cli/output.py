@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,12 +18,12 @@ def print_plain(line: str) -> None:
     Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(line)
 
 
-def print_json(content: Mapping[str, Any]) -> None:
+def print_json(content: Mapping[str, object]) -> None:
     """Print results as JSON."""
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
 
 
-def print_sections(sections: Mapping[str, Mapping[str, Any]]) -> None:
+def print_sections(sections: Mapping[str, Mapping[str, object]]) -> None:
     """Print names and descriptions under headings."""
     console = Console(highlight=False, emoji=False)
     for kind, entries in sections.items():

@@ -144,7 +144,7 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write one JSON object, completely or not at all.
 
     Raises:

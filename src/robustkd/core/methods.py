@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
@@ -50,6 +50,21 @@ class DetoxSettings:
     steps: int = 60
     batch_size: int = 128
     lr: float = 0.05
+
+
+class DetoxOptions(TypedDict, total=False):
+    """Fields of :class:`DetoxSettings` as keyword arguments."""
+
+    cap: float
+    ratio: Ratio
+    accuracy_budget: float
+    variance_weight: float
+    growth: float
+    raises: int
+    bisections: int
+    steps: int
+    batch_size: int
+    lr: float
 
 
 @dataclass(frozen=True)

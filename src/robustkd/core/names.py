@@ -22,14 +22,23 @@ def unfit(name: object) -> str | None:
     return None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the part of an error message that suggests the nearest known name.
+def nearest(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
+    """Return the part of an error message that suggests the name that was probably meant.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+        otherwise: Text to return if no known name is similar; by default, a list of all of them.
 
     >>> nearest("papers", ["paper", "default"])
     "did you mean 'paper'?"
     >>> nearest("zzz", ["paper", "default"])
     'expected one of paper, default'
+    >>> nearest("zzz", ["paper", "default"], otherwise="see robustkd list")
+    'see robustkd list'
     """
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"expected one of {', '.join(names)}" if otherwise is None else otherwise

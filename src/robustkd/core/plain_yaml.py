@@ -6,6 +6,7 @@ beyond the limits, and no other YAML type is ever constructed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import yaml
@@ -62,7 +63,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
         """Compose one value with all values in it."""
-        event = cast(NodeEvent, self.peek_event())  # type: ignore[no-untyped-call]
+        peek: Callable[[], NodeEvent] = self.peek_event
+        event = peek()
         _check_event(event, anchors=self._may_repeat)
         if isinstance(event, AliasEvent):
             self._repeat(event)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,12 @@ Logits: TypeAlias = Float[Tensor, "n classes"]
 Features: TypeAlias = Float[Tensor, "n ..."]
 """Features of a stage: N x C x H x W for convolutions, N x T x D for transformer blocks."""
 PerSample: TypeAlias = Float[Tensor, " n"]
+
+Settings: TypeAlias = Mapping[str, Any]
+"""Keyword arguments of a function that is chosen by its name, such as an attack.
+
+Which keys there are, and of which type, depends on the name; the function checks them.
+"""
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 

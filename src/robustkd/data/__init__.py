@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from robustkd.core.errors import UsageError
+from robustkd.core.names import nearest
 from robustkd.data.augment import CropFlip, ZoomFlip
 from robustkd.data.datasets import from_dataset
 from robustkd.data.images.options import Reading
@@ -134,6 +134,5 @@ def is_folder(data: str) -> bool:
 
 
 def _unknown(name: str) -> UsageError:
-    close = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "choose one of these, or give a folder"
+    hint = nearest(name, names(), otherwise="choose one of these, or give a folder")
     return UsageError(f"unknown data source {name!r}: expected {', '.join(names())}; {hint}")

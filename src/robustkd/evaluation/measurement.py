@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from torch import nn
 
@@ -10,6 +11,17 @@ from robustkd.attacks import Trigger
 from robustkd.core.types import DataSource
 from robustkd.training.inference import predict
 from robustkd.training.metrics import Proportion, accuracy, attack_success, robust_accuracy
+
+
+class Figures(TypedDict):
+    """Measurements as keyword arguments of :class:`robustkd.report.results.ResultRow`."""
+
+    acc: float
+    asr: float | None
+    ra: float | None
+    base: float | None
+    n_acc: int
+    n_asr: int | None
 
 
 @dataclass(frozen=True)
@@ -32,8 +44,8 @@ class Measured:
     ra: Proportion | None = None
     base: Proportion | None = None
 
-    def fields(self) -> dict[str, float | int | None]:
-        """Return the values under the keys of ``results.json``."""
+    def fields(self) -> Figures:
+        """Return the values under their names in :class:`robustkd.report.results.ResultRow`."""
         return {
             "acc": self.acc.value,
             "asr": self.asr.value if self.asr else None,

@@ -88,7 +88,7 @@ class Tried:
     parity: Parity | None
     reason: str = ""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The figures as JSON values."""
         return {
             "recipe": self.recipe,
@@ -112,7 +112,7 @@ class Quantised:
     tried: tuple[Tried, ...]
     calibration_images: int
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The figures as JSON values."""
         return {
             "chosen": self.chosen.recipe,
@@ -222,16 +222,16 @@ def quantise(
         )
 
 
-def _reader(images: Float[np.ndarray, "m channels height width"]) -> Any:  # noqa: ANN401 (theirs)
-    from onnxruntime.quantization import CalibrationDataReader
+def _reader(images: Float[np.ndarray, "m channels height width"]) -> object:
+    class Reader:
+        """A reader by its interface; onnxruntime asks for ``get_next`` alone."""
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
         def __init__(self) -> None:
             self.batches: Iterator[Any] = iter(
                 [images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE)]
             )
 
-        def get_next(self) -> dict[str, Any] | None:
+        def get_next(self) -> dict[str, object] | None:
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch}
 

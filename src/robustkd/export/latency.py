@@ -57,7 +57,7 @@ class Running:
         """The latency with one thread."""
         return self.latency[0]
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The figures as JSON values."""
         return {**asdict(self), "latency": [asdict(row) for row in self.latency]}
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 # Instructions that multiply bytes and add up in 32 bits, by their names in Linux.
 _INT8 = (
@@ -27,7 +27,22 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+class Machine(TypedDict):
+    """The CPU, its instructions for int8, how busy it is, and the versions that run there."""
+
+    cpu: str
+    architecture: str
+    system: str
+    cores: int
+    load: float | None
+    int8_instructions: list[str] | None
+    vnni: bool | None
+    python: str
+    torch: str
+    onnxruntime: str
+
+
+def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
     """The CPU, its instructions for int8, how busy it is, and the versions that run there.
 
     ``load`` is the mean number of processes that ran or waited for a core in the last minute.

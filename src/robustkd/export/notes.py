@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from robustkd.evaluation.measurement import Measured
 from robustkd.export.latency import Running
+from robustkd.export.machine import Machine
 
 _LOST = 0.005
 """Accuracy, as a fraction of all images, that int8 may lose without a word."""
@@ -39,7 +39,7 @@ def notes(
             f"int8 is {100 * lost:.1f} points less accurate than float: {int8_measured.acc} "
             f"against {float_measured.acc} of {float_measured.acc.n} test images"
         )
-    found += _obeys_more(float_measured, int8_measured)
+    found += _higher_asr(float_measured, int8_measured)
     quick, slow = running["onnx"].one_thread.p50_ms, running["int8"].one_thread.p50_ms
     if slow > quick:
         found.append(
@@ -51,11 +51,11 @@ def notes(
     return found
 
 
-def busy(machine: Mapping[str, Any]) -> list[str]:
-    """A sentence if other processes made the latencies longer.
+def busy(machine: Machine) -> list[str]:
+    """Return a sentence if other processes made the latencies longer.
 
     Args:
-        machine: Of :func:`robustkd.export.machine.machine`, asked right after the timing.
+        machine: Description by :func:`robustkd.export.machine.machine` right after the timing.
     """
     load, cores = machine["load"], machine["cores"]
     # The export itself keeps up to all cores busy.
@@ -67,9 +67,9 @@ def busy(machine: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _obeys_more(float_measured: Measured, int8_measured: Measured) -> list[str]:
-    """A backdoor that rounding wakes up: beyond the interval of the float file's rate."""
+def _higher_asr(float_measured: Measured, int8_measured: Measured) -> list[str]:
+    """Return a sentence if the int8 file's ASR is above the interval of the float file's ASR."""
     before, after = float_measured.asr, int8_measured.asr
     if before is None or after is None or after.value <= before.wilson()[1]:
         return []
-    return [f"int8 obeys the trigger more often than float: {after} against {before}"]
+    return [f"int8 has a higher attack success rate than float: {after} against {before}"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -26,7 +25,7 @@ KEY = "robustkd"
 _FORMAT = 1
 
 
-def description(spec: Spec) -> dict[str, Any]:
+def description(spec: Spec) -> dict[str, object]:
     """What a program needs to know to use a model's file, in JSON values.
 
     Class names are the numbers as text where the model does not know any.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -34,7 +34,7 @@ class Parity:
         finite = self.largest < float("inf")
         return finite and self.same.hits >= LEAST_AGREEMENT * self.same.n
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The figures as JSON values; null for a difference that is not finite."""
         largest = self.largest if self.largest < float("inf") else None
         return {"agreement": self.same.value, "n": self.same.n, "largest_difference": largest}

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, write_json
@@ -63,7 +63,7 @@ def export_student(
     target: int = 0,
     int8: bool = True,
     tell: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write a student as ONNX, int8 ONNX, ``torch.export`` and a state dict, and measure each file.
 
     The ONNX file must give at least 99.9 % of the validation images the student's own class, or
@@ -158,7 +158,7 @@ def _measure(
         found.running[kind] = running(path)
 
 
-def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -> dict[str, Any]:
+def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -> dict[str, object]:
     files = {kind: folder / name for kind, name in FILES.items() if (folder / name).exists()}
     sizes = {kind: path.stat().st_size for kind, path in files.items()}
     here = machine()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from robustkd.core.errors import UsageError
+from robustkd.core.names import nearest
 from robustkd.core.types import DataSource
 from robustkd.models.architectures.libraries import timm_network, torchvision_network
 from robustkd.models.architectures.mobilenet import mobilenet_v1, mobilenet_v2
@@ -175,8 +175,7 @@ def check_name(arch: str) -> tuple[Family, tuple[str | None, ...]]:
         if found := re.fullmatch(family.pattern, arch):
             return family, found.groups()
     known = [name for family in FAMILIES.values() for name in family.examples]
-    near = difflib.get_close_matches(arch, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"for example {known[0]!r}"
+    hint = nearest(arch, known, otherwise=f"for example {known[0]!r}")
     usages = ", ".join(family.usage for family in FAMILIES.values())
     raise UsageError(f"unknown architecture {arch!r}; expected {usages}: {hint}")
 

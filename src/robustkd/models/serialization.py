@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from robustkd.models.registry import build, check_name
 _KEY = "robustkd"
 _FORMAT = 1
 _LONGEST = 400
-Fits: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, Any]], object]
+Fits: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, object]], object]
 _LARGEST_SIDE = 4096
 _QUICK = 200  # layers, or classes, that are built in no time
 # How deep a network of our own families is; each layer has at least one tensor.
@@ -37,7 +37,7 @@ _LAYERS = re.compile(r"^(?:wrn|pyramidnet|resnet)-([0-9]+)")
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
+    path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, object]
 ) -> None:
     """Write tensors and a JSON description to one file, atomically.
 
@@ -82,7 +82,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def read_safetensors(
     path: Path, *, links: bool = True, fits: Fits | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Read the tensors and the description of a file from :func:`write_safetensors`.
 
     Args:
@@ -129,7 +129,7 @@ def _opened(path: Path, *, links: bool) -> BinaryIO:
         return folder.open(path.name)
 
 
-def parse_description(text: str, path: Path) -> dict[str, Any]:
+def parse_description(text: str, path: Path) -> dict[str, object]:
     """Parse the description in the metadata of a file.
 
     Args:
@@ -150,19 +150,22 @@ def parse_description(text: str, path: Path) -> dict[str, Any]:
     return description
 
 
-def save(model: Classifier, path: Path, *, provenance: Mapping[str, Any] | None = None) -> None:
+def save(model: nn.Module, path: Path, *, provenance: Mapping[str, object] | None = None) -> None:
     """Save the weights, the specification and the provenance of a model.
 
     Equal models and provenances give files that are equal byte for byte.
 
     Args:
-        model: Model to save.
+        model: Model to save, a :class:`robustkd.models.Classifier`.
         path: File to write; its folder is created.
         provenance: Origin of the model, in JSON values without times or paths.
 
     Raises:
+        UsageError: If the model is of another type.
         WriteError: If the file cannot be written.
     """
+    if not isinstance(model, Classifier):
+        raise UsageError(f"model is of type {type(model).__name__}; expected models.Classifier")
     description = {"spec": asdict(model.spec), "provenance": dict(provenance or {})}
     write_safetensors(path, model.state_dict(), description)
 
@@ -186,7 +189,7 @@ def load(path: Path, *, arch: str | None = None, links: bool = True) -> Classifi
             its description.
     """
 
-    def fits(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    def fits(tensors: Mapping[str, Tensor], description: Mapping[str, object]) -> None:
         check_claim(tensors, description, path, arch=arch)
 
     return restore(*read_safetensors(path, links=links, fits=fits), path, arch=arch)
@@ -194,7 +197,7 @@ def load(path: Path, *, arch: str | None = None, links: bool = True) -> Classifi
 
 def restore(
     tensors: Mapping[str, Tensor],
-    description: Mapping[str, Any],
+    description: Mapping[str, object],
     path: Path,
     *,
     arch: str | None = None,
@@ -226,7 +229,7 @@ def restore(
 
 def check_claim(
     tensors: Mapping[str, Tensor],
-    description: Mapping[str, Any],
+    description: Mapping[str, object],
     path: Path,
     *,
     arch: str | None = None,
@@ -308,7 +311,7 @@ def check_fits(
             )
 
 
-def described_spec(description: Mapping[str, Any], path: Path, arch: str | None = None) -> Spec:
+def described_spec(description: Mapping[str, object], path: Path, arch: str | None = None) -> Spec:
     """Read the specification of a model from a description.
 
     Args:
@@ -329,10 +332,11 @@ def described_spec(description: Mapping[str, Any], path: Path, arch: str | None 
                 f"{path} is a model of architecture {quoted(named)}, not {str(arch)!r}: "
                 "name the one that it was trained with"
             )
+        channels, height, width = said["image_shape"]
         return Spec(
             arch=arch or named,
             classes=int(said["classes"]),
-            image_shape=tuple(int(v) for v in said["image_shape"]),  # type: ignore[arg-type]
+            image_shape=(int(channels), int(height), int(width)),
             mean=tuple(float(v) for v in said["mean"]),
             std=tuple(float(v) for v in said["std"]),
             **_described_files(said),
@@ -343,9 +347,16 @@ def described_spec(description: Mapping[str, Any], path: Path, arch: str | None 
         raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
 
 
-def _described_files(said: Mapping[str, Any]) -> dict[str, Any]:
+class _Files(TypedDict, total=False):
+    class_names: tuple[str, ...]
+    crop: float
+    resize: str
+    interpolation: str
+
+
+def _described_files(said: Mapping[str, Any]) -> _Files:
     """What newer files say of class names and of reading images; older ones say none of it."""
-    found: dict[str, Any] = {}
+    found = _Files()
     if "class_names" in said:
         names = said["class_names"]
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
@@ -354,10 +365,12 @@ def _described_files(said: Mapping[str, Any]) -> dict[str, Any]:
     if "crop" in said:
         found["crop"] = float(said["crop"])
     for field in ("resize", "interpolation"):
-        if field in said:
-            if not isinstance(said[field], str):
-                raise TypeError(f"{field} is of type {type(said[field]).__name__}; expected a text")
-            found[field] = said[field]
+        if field in said and not isinstance(said[field], str):
+            raise TypeError(f"{field} is of type {type(said[field]).__name__}; expected a text")
+    if "resize" in said:
+        found["resize"] = said["resize"]
+    if "interpolation" in said:
+        found["interpolation"] = said["interpolation"]
     return found
 
 

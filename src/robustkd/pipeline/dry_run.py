@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from statistics import median
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
+from torch import nn
 
 from robustkd import models
 from robustkd.core.methods import DetoxSettings
@@ -78,7 +79,7 @@ class _Few:
         phases[name] = {"steps": steps, "seconds a step": one, "seconds": steps * one}
 
 
-def rehearse(job: DistillJob, clean: DataSource) -> dict[str, dict[str, Any]]:
+def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, object]]:
     """Load everything, take a few real steps of each phase, and write nothing.
 
     Returns:
@@ -118,13 +119,13 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
     how, teacher, training = job.how, ready.teacher, job.training
     batch_size = training.batch_size
     few = _Few(clean, _BATCHES * max(batch_size, DetoxSettings().batch_size))
-    source = teacher
+    source: nn.Module = teacher
     if how.detox is not None:
         full = how.detox
         brief = asdict(replace(full, steps=_BATCHES, raises=0, bisections=0))
         steps = full.steps * (1 + full.raises + full.bisections)
         with few.timed(phases, "detoxify", steps):
-            source = detoxify(teacher, few, seed=job.seed, **brief).teacher  # type: ignore[assignment]
+            source = detoxify(teacher, few, seed=job.seed, **brief).teacher
     steps = training.epochs * -(-clean.size("train") // batch_size)
     with few.timed(phases, "distil", steps):
         make_student(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, is_dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from robustkd import models
 from robustkd.core.devices import default_device
@@ -75,7 +75,7 @@ def _name_taps(model: models.Classifier, names: tuple[str, ...]) -> None:
     model.taps = names or None
 
 
-def identity(clean: DataSource, spec: models.Spec) -> dict[str, Any]:
+def identity(clean: DataSource, spec: models.Spec) -> dict[str, object]:
     """What tells whether data is the same as before, without reading it again."""
     split = hashlib.sha256()
     for text in split_text(clean) or ():

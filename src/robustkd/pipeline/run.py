@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import nn
 
 from robustkd import models, report
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.files import check_free, free_name, read_json, write_json
+from robustkd.core.files import check_free, free_name
 from robustkd.core.names import LONGEST_NAME, unfit
 from robustkd.core.types import DataSource
 from robustkd.data import open_source, split_text
@@ -23,6 +23,7 @@ from robustkd.pipeline import run_folder
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import Prepared, identity, prepare
 from robustkd.pipeline.student import Made, make_student
+from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.inference import accuracy_on
 
@@ -35,12 +36,12 @@ class Finished:
 
     Attributes:
         student: The student, in eval mode on the CPU, as its file holds it.
-        results: The content of ``results.json``.
+        results: Content of ``results.json``.
         folder: Folder with ``student.safetensors``, ``results.json`` and ``report.html``.
     """
 
     student: Classifier
-    results: Mapping[str, Any]
+    results: Results
     folder: Path
 
 
@@ -124,7 +125,7 @@ def distill_file(
     config: Mapping[str, object] | None = None,
     resume: bool = False,
     tell: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+) -> Results:
     """Make a folder with the student, its results and the report from a teacher's file.
 
     Args:
@@ -161,7 +162,7 @@ def distill_file(
     with run_folder.opened(out, begun=begun, config=config, split=split, resume=resume) as run:
         if run.finished:
             tell(f"{out} was finished before")
-            return read_json(out / run_folder.RESULTS)
+            return report.read(out)
         tell(ready.line(clean))
         _log.info("%s", ready.line(clean))
         made = make_student(
@@ -216,42 +217,42 @@ def _write_results(
     clean: DataSource,
     ready: Prepared,
     made: Made,
-    rows: list[dict[str, Any]],
+    rows: Sequence[ResultRow],
     out: Path,
-) -> dict[str, Any]:
+) -> Results:
     """Write the student, ``results.json`` and the report."""
     provenance = job.provenance(clean.name)
     models.save(ready.student, out / run_folder.STUDENT, provenance=provenance)
-    results = {
-        "runs": rows,
-        "environment": environment(),
-        "config": {"arch": job.arch, "student": job.student, **provenance},
-        "records": {
+    results = Results(
+        runs=tuple(rows),
+        environment=environment(),
+        config={"arch": job.arch, "student": job.student, **provenance},
+        records={
             "teacher_file": ready.file.record(),
             **made.record,
             "classes": list(clean.classes),
         },
-    }
-    write_json(out / run_folder.RESULTS, results)
+    )
+    results.write(out)
     report.write_html(out)
     return results
 
 
 def _untriggered_row(
     job: DistillJob, clean: DataSource, method: str, model: nn.Module, seconds: float
-) -> dict[str, Any]:
+) -> ResultRow:
     """One row of the results; without a trigger there is no success rate to measure."""
     acc = accuracy_on(model, clean, "test")
-    return {
-        "data": clean.name,
-        "pair": _pair(job),
-        "seed": job.seed,
-        "attack": "trigger unknown",
-        "method": method,
-        "acc": acc.value,
-        "asr": None,
-        "ra": None,
-        "params": models.parameters(model),
-        "seconds": seconds,
-        "n_acc": acc.n,
-    }
+    return ResultRow(
+        data=clean.name,
+        pair=_pair(job),
+        attack="trigger unknown",
+        method=method,
+        seed=job.seed,
+        acc=acc.value,
+        asr=None,
+        ra=None,
+        params=models.parameters(model),
+        seconds=seconds,
+        n_acc=acc.n,
+    )

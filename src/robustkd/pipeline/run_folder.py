@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from robustkd.core.environment import environment, is_kernel_choice
 from robustkd.core.errors import InputError, UsageError, WriteError
@@ -80,8 +80,10 @@ class Run:
         return _has(self.folder, _LAST)
 
     def once(
-        self, detoxify: Callable[[], tuple[DetoxifiedTeacher, dict[str, Any]]], teacher: nn.Module
-    ) -> tuple[DetoxifiedTeacher, dict[str, Any]]:
+        self,
+        detoxify: Callable[[], tuple[DetoxifiedTeacher, dict[str, object]]],
+        teacher: nn.Module,
+    ) -> tuple[DetoxifiedTeacher, dict[str, object]]:
         """The cleaned teacher and the record of its cleaning, which a run does only once.
 
         Args:
@@ -161,7 +163,7 @@ def opened(
     folder: Path,
     *,
     begun: Mapping[str, Mapping[str, object]],
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, object] | None = None,
     split: Iterable[str] | None = None,
     resume: bool = False,
 ) -> Iterator[Run]:
@@ -245,7 +247,7 @@ def _brief(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _as_yaml(config: Mapping[str, Any]) -> str:
+def _as_yaml(config: Mapping[str, object]) -> str:
     import yaml
 
     text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from robustkd.core.methods import DetoxSettings, Method, stated
+from robustkd.core.methods import DetoxOptions, DetoxSettings, Method, stated
 from robustkd.core.types import DataSource
 from robustkd.pipeline import run_folder
 from robustkd.student.distillation import distill
@@ -33,7 +31,7 @@ class Made:
 
     student: nn.Module
     detoxified: DetoxifiedTeacher | None
-    record: dict[str, Any]
+    record: dict[str, object]
     seconds: float
 
 
@@ -44,7 +42,7 @@ def make_student(
     how: Method,
     *,
     training: TrainingConfig,
-    detoxing: Mapping[str, Any] | None = None,
+    detoxing: DetoxOptions | None = None,
     seed: int = 0,
     label: str = "distil",
     log: Path | None = None,
@@ -66,14 +64,14 @@ def make_student(
         run: Where everything is kept that another process needs to go on.
     """
     started = time.perf_counter()
-    record: dict[str, Any] = {}
+    record: dict[str, object] = {}
     source, detoxified = teacher, None
     if how.detox is not None:
         # What the method states outranks what depends on the data.
         settings = {**asdict(DetoxSettings()), **(detoxing or {}), **(stated(how.detox) or {})}
         precision = training.precision
 
-        def clean_up() -> tuple[DetoxifiedTeacher, dict[str, Any]]:
+        def clean_up() -> tuple[DetoxifiedTeacher, dict[str, object]]:
             cleaned = detoxify(teacher, clean, seed=seed, precision=precision, **settings)
             return cleaned.teacher, asdict(cleaned.record)
 

@@ -79,7 +79,8 @@ def _append(folder: Folder, name: str, content: bytes) -> None:
 def _version() -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event
 
-    return _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    event = Event(wall_time=time.time(), file_version="brain.Event:2")
+    return _framed(event.SerializeToString())
 
 
 def _scalars(records: Sequence[Mapping[str, float]]) -> bytes:
@@ -88,17 +89,17 @@ def _scalars(records: Sequence[Mapping[str, float]]) -> bytes:
 
     now = time.time()
     events = (
-        Event(wall_time=now, step=int(record["epoch"]), summary=scalar(name, value))  # type: ignore[no-untyped-call]
+        Event(wall_time=now, step=int(record["epoch"]), summary=scalar(name, value))
         for record in records
         for name, value in record.items()
         if name != "epoch"
     )
-    return b"".join(map(_framed, events))
+    return b"".join(_framed(event.SerializeToString()) for event in events)
 
 
-def _framed(event: object) -> bytes:
+def _framed(event: bytes) -> bytes:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     buffer = io.BytesIO()
-    RecordWriter(buffer).write(event.SerializeToString())  # type: ignore[attr-defined]
+    RecordWriter(buffer).write(event)
     return buffer.getvalue()

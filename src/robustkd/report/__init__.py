@@ -5,15 +5,15 @@ from __future__ import annotations
 from robustkd.report.aggregate import Cell, Row, Statistic, aggregate, by_cell
 from robustkd.report.comparison import Summary, grid_files, summaries
 from robustkd.report.html import write_html
-from robustkd.report.results import Results, Run, read
+from robustkd.report.results import ResultRow, Results, read
 from robustkd.report.tables import console_table, markdown_table
 from robustkd.report.verdict import headline
 
 __all__ = [
     "Cell",
+    "ResultRow",
     "Results",
     "Row",
-    "Run",
     "Statistic",
     "Summary",
     "aggregate",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from robustkd.core.methods import METHODS, label_of
 from robustkd.core.statistics import wilson
-from robustkd.report.results import Run
+from robustkd.report.results import ResultRow
 
 _USELESS = 0.10
 """A teacher is useless if its accuracy is lower than that of a clean student by more than this.
@@ -98,14 +98,14 @@ class Row:
         return self.method in METHODS and METHODS[self.method].defended
 
 
-def aggregate(runs: Iterable[Run]) -> list[Row]:
+def aggregate(runs: Iterable[ResultRow]) -> list[Row]:
     """Aggregate runs over the seeds of each method on each setting.
 
     Settings keep the order of their first run. Methods are in the order of `METHODS`, followed by
     unknown methods in alphabetical order. If the number of parameters differs between seeds, the
     largest one is taken.
     """
-    groups: dict[Cell, dict[str, list[Run]]] = {}
+    groups: dict[Cell, dict[str, list[ResultRow]]] = {}
     for run in runs:
         cell = groups.setdefault(Cell(run.data, run.pair, run.attack), {})
         cell.setdefault(run.method, []).append(run)
@@ -124,7 +124,7 @@ def by_cell(rows: Iterable[Row]) -> dict[Cell, list[Row]]:
     return cells
 
 
-def _row(cell: Cell, method: str, runs: list[Run]) -> Row:
+def _row(cell: Cell, method: str, runs: list[ResultRow]) -> Row:
     seconds = _statistic([(run.seconds, None) for run in runs])
     acc = _statistic([(run.acc, run.n_acc) for run in runs])
     if acc is None or seconds is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from robustkd.core.errors import InputError
+from robustkd.core.files import write_json
 from robustkd.core.folders import Folder
 from robustkd.core.names import unfit
 
@@ -18,7 +19,7 @@ _NAMES = ("data", "pair", "attack", "method")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ResultRow:
     """Results of one method on one setting with one seed; shares are fractions in [0, 1].
 
     Attributes:
@@ -55,12 +56,36 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Contents of ``results.json``."""
+    """Contents of ``results.json``.
 
-    runs: tuple[Run, ...]
+    Attributes:
+        runs: Measured results, one row per method, setting and seed.
+        environment: Versions and hardware that the results depend on.
+        config: Settings of the run or grid, in JSON values.
+        records: Facts about how models were made, in JSON values.
+    """
+
+    runs: tuple[ResultRow, ...]
     environment: Mapping[str, Scalar]
     config: Mapping[str, object]
     records: Mapping[str, object]
+
+    def content(self) -> dict[str, object]:
+        """Return the content of the file, in JSON values."""
+        return {
+            "runs": [asdict(row) for row in self.runs],
+            "environment": dict(self.environment),
+            "config": dict(self.config),
+            "records": dict(self.records),
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write ``results.json`` into a folder.
+
+        Raises:
+            WriteError: If the file cannot be written.
+        """
+        write_json(Path(folder) / "results.json", self.content())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,22 +146,23 @@ def read(folder: Path) -> Results:
         raise _wrong(file, "runs", found, "a list of at least one run")
     runs = tuple(_run(file, f"runs[{i}]", run) for i, run in enumerate(found))
     _refuse_duplicates(file, runs)
-    environment = _mapping(file, content, "environment")
-    for key, value in environment.items():
+    environment: dict[str, Scalar] = {}
+    for key, value in _mapping(file, content, "environment").items():
         if not isinstance(value, str | int | float | None):
             raise _wrong(file, f"environment[{json.dumps(key)}]", value, "text or a number")
+        environment[key] = value
     return Results(
         runs, environment, _mapping(file, content, "config"), _mapping(file, content, "records")
     )
 
 
-def _run(file: Path, where: str, content: object) -> Run:
+def _run(file: Path, where: str, content: object) -> ResultRow:
     if not isinstance(content, dict):
         raise _wrong(file, where, content, "an object")
     known: dict[str, Any] = {key: _name(file, where, content, key) for key in _NAMES}
     for key, number in _NUMBERS.items():
         known[key] = _number(file, where, content, key, number)
-    return Run(**known)
+    return ResultRow(**known)
 
 
 def _name(file: Path, where: str, run: Mapping[str, object], key: str) -> str:
@@ -166,7 +192,7 @@ def _required(file: Path, where: str, run: Mapping[str, object], key: str) -> ob
     return run[key]
 
 
-def _refuse_duplicates(file: Path, runs: tuple[Run, ...]) -> None:
+def _refuse_duplicates(file: Path, runs: tuple[ResultRow, ...]) -> None:
     first: dict[tuple[str, str, str, str, int], int] = {}
     for i, run in enumerate(runs):
         earlier = first.setdefault((run.data, run.pair, run.attack, run.method, run.seed), i)
@@ -177,7 +203,7 @@ def _refuse_duplicates(file: Path, runs: tuple[Run, ...]) -> None:
             )
 
 
-def _mapping(file: Path, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _mapping(file: Path, content: Mapping[str, object], key: str) -> Mapping[str, object]:
     value = content.get(key, {})
     if not isinstance(value, dict):
         raise _wrong(file, key, value, "an object")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,10 @@ from robustkd.student.objective import Objective, check_weights
 from robustkd.student.pair import pair_of
 from robustkd.student.terms import NEEDS_FEATURES, Outputs
 from robustkd.training.checkpoint import Keeper
+from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import hit_rate
-from robustkd.training.loop import chosen_epoch, fit
-from robustkd.training.precision import Precision
-from robustkd.training.schedule import Schedule
+from robustkd.training.loop import Hooks, chosen_epoch, fit
 
 
 @dataclass(frozen=True)
@@ -143,19 +143,12 @@ def distill(
     losses: Mapping[str, float] | None = None,
     teacher_taps: Sequence[str] | None = None,
     student_taps: Sequence[str] | None = None,
-    temperature: float = 4.0,
     hardening: UniversalPerturbations | None = None,
-    epochs: int = 30,
-    batch_size: int = 64,
-    lr: float = 0.1,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: Schedule = "cosine",
-    precision: Precision = "no",
     seed: int = 0,
     label: str = "distil",
     log: Path | None = None,
     keeper: Keeper | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> Distilled:
     """Train a student from a teacher's logits and features, and from labels.
 
@@ -171,19 +164,14 @@ def distill(
         teacher_taps: Module paths of the teacher's stages; its own ``taps`` or found by probing
             when None. The last stages of both networks are paired.
         student_taps: Of the student's stages.
-        temperature: Of soft targets, above 0.
         hardening: Perturbations that the student learns to withstand; None for none.
-        epochs: Passes over the training split, at least 1.
-        batch_size: Images a step.
-        lr: Learning rate at the start; :func:`robustkd.models.learning_rate` knows the student's.
-        momentum: Of SGD with Nesterov momentum.
-        weight_decay: L2 penalty.
-        schedule: ``cosine`` or ``step``.
-        precision: Mixed precision, as accelerate names it.
-        seed: Of order, augmentation and connectors.
-        label: What the progress line says.
-        log: File that gets one JSON line an epoch.
-        keeper: Where the state of the training is kept, see :func:`robustkd.training.loop.fit`.
+        seed: Seed of the order, the augmentation and the connectors.
+        label: Text of the progress line.
+        log: File that gets one JSON line per epoch.
+        keeper: Where the state of the training is kept; see :func:`robustkd.training.loop.fit`.
+        training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
+            ``lr`` and ``temperature``; :func:`robustkd.models.learning_rate` returns the learning
+            rate of an architecture.
 
     Returns:
         The student with its record.
@@ -194,20 +182,21 @@ def distill(
             no gradient.
     """
     started = time.perf_counter()
+    how = TrainingConfig(**training)
     weights = {"ofd": 1.0} if losses is None else dict(losses)
     check_weights(weights)
     if teacher is not None and not weights:
         raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
     _check_fits(hardening, data)
     if hardening is not None:
-        hardening.begin(epochs * math.ceil(data.size("train") / batch_size))
+        hardening.begin(how.epochs * math.ceil(data.size("train") / how.batch_size))
     if teacher is None:
         learner = _Learner(_Watch(student, ()), None, None, hardening)
     else:
         names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            pair = pair_of(student, names[0], teacher, names[1], data, temperature=temperature)
+            pair = pair_of(student, names[0], teacher, names[1], data, temperature=how.temperature)
             objective = Objective(weights, pair).to(device_of(student))
         learner = _Learner(
             _Watch(student, names[0]), objective, _teaching(_Watch(teacher, names[1])), hardening
@@ -218,21 +207,17 @@ def distill(
     records = fit(
         learner,
         data,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        precision=precision,
         seed=seed,
         label=label,
-        after_backward=hardening.advance if hardening is not None else None,
-        validate=lambda: accuracy_on(student, data, "validation").value,
-        enough=enough,
+        hooks=Hooks(
+            after_backward=hardening.advance if hardening is not None else None,
+            validate=lambda: accuracy_on(student, data, "validation").value,
+            enough=enough,
+        ),
         log=log,
         beside=hardening,
         keeper=keeper,
+        **training,
     )
     kept = chosen_epoch([record["validation"] for record in records], enough) + 1
     return Distilled(student.eval(), records, kept, time.perf_counter() - started)

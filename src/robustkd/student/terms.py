@@ -81,7 +81,7 @@ class SoftTargets(nn.Module):
         return losses.soft_target_kl(student.logits, teacher.logits, temperature=self.temperature)
 
 
-class Overhaul(nn.Module):
+class OFD(nn.Module):
     """Overhaul of feature distillation: partial L2 behind margins, over all stages.
 
     Source: Heo et al. 2019, arXiv 1904.01866. Stages weigh 2^-(L-1-l). Differences: where the
@@ -137,7 +137,7 @@ class AttentionTransfer(nn.Module):
         return torch.stack([losses.attention_transfer(s, t) for s, t in pairs]).mean(0)
 
 
-class Hints(nn.Module):
+class FitNet(nn.Module):
     """FitNet hints through connectors, the mean over all stages."""
 
     def __init__(self, pair: Pair) -> None:
@@ -165,9 +165,9 @@ class Relations(nn.Module):
 
 TERMS: dict[str, Callable[[Pair], nn.Module]] = {
     "kd": SoftTargets,
-    "ofd": Overhaul,
+    "ofd": OFD,
     "at": AttentionTransfer,
-    "fitnet": Hints,
+    "fitnet": FitNet,
     "rkd": Relations,
 }
 NEEDS_FEATURES = frozenset(TERMS) - {"kd"}

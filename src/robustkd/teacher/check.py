@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -113,7 +114,7 @@ def _check_class_order(
 
 def _kind(names: Sequence[str]) -> str:
     """How an order of names is called, where it has a name."""
-    kinds: dict[str, Callable[[str], object]] = {
+    kinds: dict[str, Callable[[str], Any]] = {
         "case-insensitive": str.lower,
         "natural": lambda name: [
             (0, int(part), "") if part.isdigit() else (1, 0, part.lower())
@@ -121,7 +122,7 @@ def _kind(names: Sequence[str]) -> str:
         ],
     }
     for kind, key in kinds.items():
-        if list(names) == sorted(names, key=key):  # type: ignore[arg-type]
+        if list(names) == sorted(names, key=key):
             return f" ({kind})"
     return ""
 

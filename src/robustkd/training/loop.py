@@ -11,9 +11,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,10 @@ from robustkd.core.progress import Update, track
 from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import check_positive
 from robustkd.training.checkpoint import Keeper, State
-from robustkd.training.config import check_training
+from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.learners import Learner
-from robustkd.training.precision import Precision, new_accelerator
-from robustkd.training.schedule import Schedule, schedule_factor
+from robustkd.training.precision import new_accelerator
+from robustkd.training.schedule import schedule_factor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,51 +53,55 @@ def chosen_epoch(figures: Sequence[float], enough: Callable[[float], float] | No
     return max(epoch for epoch, figure in enumerate(figures) if figure >= least)
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """Functions that a training calls; each may be None.
+
+    Attributes:
+        after_backward: Called between the backward pass and the optimiser's step.
+        validate: Called after each epoch; returns a figure to maximise. :func:`chosen_epoch` tells
+            from which epoch the weights are kept.
+        enough: Called with the best figure; returns the figure that is enough for a later epoch to
+            be kept instead.
+    """
+
+    after_backward: Callable[[], None] | None = None
+    validate: Callable[[], float] | None = None
+    enough: Callable[[float], float] | None = None
+
+
+_NO_HOOKS = Hooks()
+
+
 def fit(
     learner: Learner,
     data: DataSource,
     *,
-    epochs: int,
-    batch_size: int = 64,
-    lr: float = 0.1,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: Schedule = "cosine",
-    precision: Precision = "no",
     seed: int = 0,
     label: str = "train",
     rates: Mapping[str, float] = MappingProxyType({}),
-    after_backward: Callable[[], None] | None = None,
-    validate: Callable[[], float] | None = None,
-    enough: Callable[[float], float] | None = None,
+    hooks: Hooks = _NO_HOOKS,
     log: Path | None = None,
     beside: nn.Module | None = None,
     keeper: Keeper | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> list[dict[str, float]]:
     """Train a learner by SGD with Nesterov momentum on the augmented training split.
 
     Args:
         learner: What is trained, in place; parameters without ``requires_grad`` are left alone.
         data: Images; the order and the augmentation follow from ``seed``.
-        epochs: Passes over the training split, at least 1.
-        batch_size: Images a step, over all processes.
-        lr: Learning rate at the start, above 0.
-        momentum: Of SGD, above 0.
-        weight_decay: L2 penalty on every weight, at least 0.
-        schedule: How the learning rate falls, step by step.
-        precision: Mixed precision, as accelerate names it.
-        seed: Of order, augmentation and dropout.
-        label: What the progress line says.
-        rates: Learning rates of children of the learner, by their names, in the place of ``lr``.
-        after_backward: Called between the backward pass and the optimiser's step.
-        validate: Called after each epoch, gives a figure to maximise; :func:`chosen_epoch` says
-            of which epoch the weights stay.
-        enough: Given the best figure, one that is enough for a later epoch to stay in its place.
-        log: File that gets one JSON line an epoch.
+        seed: Seed of the order, the augmentation and dropout.
+        label: Text of the progress line.
+        rates: Learning rates of children of the learner, by name, in place of ``lr``.
+        hooks: Functions to call during the training.
+        log: File that gets one JSON line per epoch.
         beside: What learns with the learner and is no part of it, so that the choice of
             an epoch leaves it alone.
         keeper: Gets the state after each epoch, and whenever it wants it; a training that finds
             one there goes on from it and ends as if it had never stopped.
+        training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
+            ``batch_size`` (over all processes) and ``lr``; ``temperature`` has no effect here.
 
     Returns:
         One record an epoch: means of the learner's scalars, ``validation`` where measured.
@@ -107,25 +112,18 @@ def fit(
         InputError: If the keeper's state is that of other networks.
         WriteError: If the log cannot be written.
     """
-    check_training(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule,
-    )
-    accelerator = new_accelerator(precision)
+    how = TrainingConfig(**training)
+    accelerator = new_accelerator(how.precision)
     optimiser = torch.optim.SGD(
-        _groups(learner, lr, rates),
-        momentum=momentum,
+        _groups(learner, how.lr, rates),
+        momentum=how.momentum,
         nesterov=True,
-        weight_decay=weight_decay,
+        weight_decay=how.weight_decay,
     )
     for group in optimiser.param_groups:
         group["start"] = group["lr"]
     loop = _Loop(learner, beside, optimiser, accelerator, seed)
-    steps = epochs * math.ceil(data.size("train") / batch_size)
+    steps = how.epochs * math.ceil(data.size("train") / how.batch_size)
 
     def keep() -> None:
         if keeper is not None and accelerator.is_main_process:
@@ -136,14 +134,14 @@ def fit(
         if keeper is not None and (last := keeper.last()) is not None:
             loop.restore(last)
         with track(label, steps - loop.step) as update:
-            while loop.epoch < epochs:
+            while loop.epoch < how.epochs:
                 learner.train()
-                for batch in loop.batches(data, batch_size):
-                    factor = schedule_factor(schedule, loop.step / steps)
-                    loop.advance(batch, factor, after_backward, update)
+                for batch in loop.batches(data, how.batch_size):
+                    factor = schedule_factor(how.schedule, loop.step / steps)
+                    loop.advance(batch, factor, hooks.after_backward, update)
                     if keeper is not None and keeper.wanted():
                         keep()
-                loop.end_epoch(validate, enough)
+                loop.end_epoch(hooks.validate, hooks.enough)
                 if log is not None and accelerator.is_main_process:
                     write_records(log, loop.records)
                 keep()
@@ -325,7 +323,7 @@ class _Loop:
         return [parameter for group in groups for parameter in group["params"]]
 
 
-def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dict[str, object]]:
     """What the optimiser trains, a group for every learning rate."""
     check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
     children = [name for name, _ in learner.named_children()]

@@ -118,6 +118,7 @@ class _PartialSquares(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, slope: Tensor) -> tuple[Tensor, Tensor | None]:
+        # Both attributes are documented, but torch's annotations lack them.
         (gap,) = ctx.saved_tensors  # type: ignore[attr-defined]
         student = gap * (2 * slope).view(-1, *[1] * (gap.ndim - 1))
         return student, -student if ctx.needs_input_grad[1] else None  # type: ignore[attr-defined]

@@ -69,7 +69,7 @@ def optimise_planes(
                 rows = torch.randint(len(images), (_BATCH,), generator=random).to(images.device)
                 value = loss(images[rows], *learned)
                 optimiser.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 optimiser.step()
                 with torch.no_grad():
                     for plane, (_start, low, high) in zip(learned, planes, strict=True):

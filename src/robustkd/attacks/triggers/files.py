@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TypeGuard, get_type_hints
 
@@ -81,12 +81,12 @@ def save_trigger(trigger: Trigger, target: int, path: Path) -> None:
 def _parts(trigger: Trigger) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Return the kind and the numbers of a trigger in JSON values, and its tensors."""
     kind = next((name for name, cls in TRIGGERS.items() if type(trigger) is cls), None)
-    if kind is None:
+    if kind is None or not is_dataclass(trigger):
         raise UsageError(
             f"the trigger is of type {type(trigger).__name__}, which cannot be saved; expected one "
             f"of {', '.join(cls.__name__ for cls in TRIGGERS.values())}"
         )
-    values = {field.name: getattr(trigger, field.name) for field in fields(trigger)}  # type: ignore[arg-type]
+    values = {field.name: getattr(trigger, field.name) for field in fields(trigger)}
     # Cloned, because the format does not allow tensors that share memory.
     tensors = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
     numbers = {name: value for name, value in values.items() if name not in tensors}
@@ -172,6 +172,8 @@ def describe(trigger: Trigger) -> dict[str, object]:
     if isinstance(trigger, Composition):
         return {"kind": "composition", **{n: describe(getattr(trigger, n)) for n in _COMPOSED}}
     kind = next((name for name, cls in TRIGGERS.items() if type(trigger) is cls), "custom")
-    values = asdict(trigger) if kind != "custom" else {}  # type: ignore[call-overload]
+    values: dict[str, object] = (
+        asdict(trigger) if kind != "custom" and is_dataclass(trigger) else {}
+    )
     plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
     return {"kind": kind, **plain}

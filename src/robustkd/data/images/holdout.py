@@ -129,7 +129,7 @@ def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
     return Cut(found["train"], {name: found[name] for name in held})
 
 
-def _content(path: Path, *, images: int) -> dict[str, Any]:
+def _content(path: Path, *, images: int) -> dict[str, object]:
     try:
         most = min(_MOST_BYTES, _BESIDE_NAMES + images * _BYTES_A_NAME)
         text = read_text(path, most=most)

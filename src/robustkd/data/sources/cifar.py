@@ -7,9 +7,8 @@ Toronto.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +18,9 @@ from robustkd.data.augment import CropFlip
 from robustkd.data.in_memory import InMemory
 from robustkd.data.labelled import Labelled, stratified_order
 from robustkd.data.sources.download import Official
+
+if TYPE_CHECKING:
+    import torchvision
 
 _VALIDATION_SHARE = 10
 _SPLIT_SEED = 0
@@ -56,11 +58,12 @@ def load_cifar100(root: Path | None = None) -> InMemory:
 
 
 def _load(
-    name: str, title: str, reader: Callable[..., Any], mark: str, root: Path | None
+    name: str, title: str, reader: type[torchvision.datasets.CIFAR10], mark: str, root: Path | None
 ) -> InMemory:
     """Read with torchvision, which compares checksums before it unpickles anything."""
-    folder: str = reader.base_folder  # type: ignore[attr-defined]
-    official = Official(title, folder, (mark,), lambda cache: reader(str(cache), download=True))
+    official = Official(
+        title, reader.base_folder, (mark,), lambda cache: reader(str(cache), download=True)
+    )
     place = official.locate(root)
     with official.reading(place), warnings.catch_warnings():
         # The pickles are of a time whose numpy today's numpy warns about.

@@ -142,6 +142,7 @@ def _checking(builder: datasets.DatasetBuilder) -> datasets.DownloadManager:
     """The library's downloads, of which tables are looked at before they are unfolded."""
     import datasets
 
+    # The library has no type information.
     class Checking(datasets.DownloadManager):  # type: ignore[misc]
         def download(self, url_or_urls: object) -> object:
             found = super().download(url_or_urls)
@@ -212,7 +213,7 @@ def _builder(name: str, revision: str) -> datasets.DatasetBuilder:
     return found
 
 
-def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
+def _columns(name: str, features: Mapping[str, object]) -> tuple[str, str]:
     """Names of the only column of images and of the only column of classes."""
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
     chosen = []

@@ -5,7 +5,6 @@ Only this module imports these libraries, and only when one of their networks is
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from robustkd.core.errors import UsageError
+from robustkd.core.names import nearest
 
 
 class Preprocessing(NamedTuple):
@@ -44,7 +44,7 @@ def torchvision_network(name: str, *, classes: int, image_shape: tuple[int, int,
 
     make = models.get_model_builder(_known("torchvision", name, _torchvision_names()))
     channels, *size = image_shape
-    options: dict[str, Any] = {"num_classes": classes}
+    options: dict[str, object] = {"num_classes": classes}
     if name.startswith("vit_"):
         options["image_size"] = size[0]
     if name.startswith("maxvit_"):
@@ -165,7 +165,6 @@ def _timm_config(name: str) -> Any:  # noqa: ANN401 (timm's own type; timm is im
 def _known(library: str, name: str, names: Iterable[str]) -> str:
     known = list(names)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"{library} has no classifier {name!r}{hint}")
+        hint = nearest(name, known, otherwise=f"see the documentation of {library}")
+        raise UsageError(f"{library} has no classifier {name!r}; {hint}")
     return name

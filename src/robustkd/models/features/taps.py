@@ -6,7 +6,6 @@ blocks and are always removed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
+from robustkd.core.names import nearest
 from robustkd.core.types import Features
 
 
@@ -26,9 +26,8 @@ def module_at(model: nn.Module, name: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name in modules:
         return modules[name]
-    near = difflib.get_close_matches(name, [path for path in modules if path], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UsageError(f"no module {name!r} in {type(model).__name__}{hint}")
+    hint = nearest(name, filter(None, modules), otherwise="see robustkd list --taps")
+    raise UsageError(f"no module {name!r} in {type(model).__name__}; {hint}")
 
 
 @contextmanager
@@ -49,12 +48,12 @@ def out_of_place(model: nn.Module) -> Iterator[None]:
     # An in-place activation would overwrite the features that a tap before it has read.
     changed = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     for module in changed:
-        module.inplace = False  # type: ignore[assignment]
+        vars(module)["inplace"] = False
     try:
         yield
     finally:
         for module in changed:
-            module.inplace = True  # type: ignore[assignment]
+            vars(module)["inplace"] = True
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class ANP:
                 batch = work.batches()
                 optimiser.zero_grad(set_to_none=True)
                 loss = self.loss(scratch, masks, batch, noise)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimiser.step()
                 clamp(masks)
                 update(loss=float(loss.detach()))

@@ -21,7 +21,7 @@ class Defended:
     """
 
     network: nn.Module
-    record: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, object] = field(default_factory=dict)
 
 
 @runtime_checkable

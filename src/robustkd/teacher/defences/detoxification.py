@@ -33,14 +33,14 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
-from robustkd.core.methods import Ratio
+from robustkd.core.methods import DetoxOptions, DetoxSettings, Ratio
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
 from robustkd.core.validation import check_not_negative, check_positive
@@ -140,10 +140,10 @@ class _Cleaning:
                 ratio = torch.stack(self.ratios(variances)).mean()
                 loss = task + variance_weight * ratio
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimiser.step()
-                for mask in self.teacher.masks:
-                    mask.project()  # type: ignore[operator]
+                for mask in self.teacher.feature_masks:
+                    mask.project()
                 update(loss=float(loss.detach()), ratio=float(ratio.detach()))
         if not all(torch.isfinite(parameter).all() for parameter in self.teacher.parameters()):
             raise TrainingError(
@@ -156,18 +156,9 @@ def detoxify(
     clean: DataSource,
     *,
     stages: Sequence[str] | None = None,
-    cap: float = 1.0,
-    ratio: Ratio = "position",
-    accuracy_budget: float = 0.02,
-    variance_weight: float = 1.0,
-    growth: float = 4.0,
-    raises: int = 3,
-    bisections: int = 2,
-    steps: int = 60,
-    batch_size: int = 128,
-    lr: float = 0.05,
     precision: Precision = "no",
     seed: int = 0,
+    **settings: Unpack[DetoxOptions],
 ) -> Detoxified:
     """Clean a teacher's features as far as a budget of clean accuracy allows.
 
@@ -177,20 +168,11 @@ def detoxify(
             needs labels. What the teacher says stands for those that training images have not.
         stages: Module paths to mask, in order; the teacher's own ``taps`` or found by probing
             when None.
-        cap: Largest value of a mask, in (0, 1].
-        ratio: How the variance of a stage is compared, see the module's text.
-        accuracy_budget: Share of clean validation accuracy to give at most, in [0, 1).
-        variance_weight: Lambda to start from, above 0.
-        growth: Factor by which lambda is raised while the budget holds, or lowered until it does;
-            above 1.
-        raises: Times that it is raised or lowered at most.
-        bisections: Halvings (on a log scale) between the last lambda within the budget and the
-            first beyond it.
-        steps: Optimiser steps (Adam) a lambda.
-        batch_size: Images a step, at least 2.
-        lr: Learning rate on masks and patterns.
-        precision: Mixed precision while they learn; variances and accuracy are measured in full.
-        seed: Of order and augmentation.
+        precision: Mixed precision while masks and patterns are learned; variances and accuracy
+            are measured in full precision.
+        seed: Seed of the order and the augmentation of images.
+        settings: Fields of :class:`robustkd.core.methods.DetoxSettings`, such as ``cap`` and
+            ``steps``.
 
     Returns:
         The detoxified teacher, on the teacher's device, and the record. When no lambda holds the
@@ -200,20 +182,12 @@ def detoxify(
         UsageError: If a number is out of range, or a stage does not exist or does not vary.
         TrainingError: If masks or patterns stop being finite.
     """
-    check_positive(cap=cap)
-    _check_shares(cap, accuracy_budget, ratio)
-    check_search(
-        variance_weight=variance_weight,
-        growth=growth,
-        raises=raises,
-        bisections=bisections,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-    )
-    masked, variances = _masked(teacher, clean, stages, cap, batch_size)
+    given = DetoxSettings(**settings)
+    _check(given)
+    batch_size = given.batch_size
+    masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
     batches = endless(clean, batch_size, device_of(teacher), seed)
-    cleaning = _Cleaning(masked, variances, ratio, batches, lr, precision)
+    cleaning = _Cleaning(masked, variances, given.ratio, batches, given.lr, precision)
     before = accuracy_on(teacher, clean, "validation").value
 
     def measure() -> tuple[float, tuple[float, ...]]:
@@ -221,20 +195,11 @@ def detoxify(
         ratios = tuple(float(ratio) for ratio in cleaning.ratios(cleaned))
         return accuracy_on(masked, clean, "validation").value, ratios
 
-    curve = _search(
-        cleaning,
-        measure,
-        floor=before - accuracy_budget,
-        start=variance_weight,
-        growth=growth,
-        raises=raises,
-        bisections=bisections,
-        steps=steps,
-    )
+    curve = _search(cleaning, measure, given, floor=before - given.accuracy_budget)
     after, ratios = measure()
     record = DetoxRecord(
         stages=masked.locations,
-        mean_mask=tuple(float(mask.mask.detach().mean()) for mask in masked.masks),  # type: ignore[operator]
+        mean_mask=tuple(float(mask.mask.detach().mean()) for mask in masked.feature_masks),
         variance_ratio=ratios,
         accuracy_before=before,
         accuracy_after=after,
@@ -243,13 +208,24 @@ def detoxify(
     return Detoxified(masked.requires_grad_(False), record)
 
 
-def _check_shares(cap: float, accuracy_budget: float, ratio: Ratio) -> None:
-    if cap > 1 or not 0 <= accuracy_budget < 1:
+def _check(given: DetoxSettings) -> None:
+    check_positive(cap=given.cap)
+    if given.cap > 1 or not 0 <= given.accuracy_budget < 1:
         raise UsageError(
-            f"cap is {cap} and accuracy_budget {accuracy_budget}; expected at most 1 and in [0, 1)"
+            f"cap is {given.cap} and accuracy_budget {given.accuracy_budget}; expected at most 1 "
+            "and in [0, 1)"
         )
-    if ratio not in get_args(Ratio):
-        raise UsageError(f"ratio is {ratio!r}; expected one of {', '.join(get_args(Ratio))}")
+    if given.ratio not in get_args(Ratio):
+        raise UsageError(f"ratio is {given.ratio!r}; expected one of {', '.join(get_args(Ratio))}")
+    check_search(
+        variance_weight=given.variance_weight,
+        growth=given.growth,
+        raises=given.raises,
+        bisections=given.bisections,
+        steps=given.steps,
+        batch_size=given.batch_size,
+        lr=given.lr,
+    )
 
 
 def check_search(
@@ -300,13 +276,9 @@ def _masked(
 def _search(
     cleaning: _Cleaning,
     measure: Callable[[], tuple[float, tuple[float, ...]]],
+    settings: DetoxSettings,
     *,
     floor: float,
-    start: float,
-    growth: float,
-    raises: int,
-    bisections: int,
-    steps: int,
 ) -> list[Point]:
     """Bracket the lambda at which accuracy falls below ``floor``, then bisect on a log scale.
 
@@ -319,7 +291,7 @@ def _search(
 
     def attempt(weight: float) -> None:
         nonlocal low, high, held
-        cleaning.run(weight, steps)
+        cleaning.run(weight, settings.steps)
         accuracy, ratios = measure()
         holds = accuracy >= floor
         curve.append(Point(weight, accuracy, sum(ratios) / len(ratios), holds))
@@ -329,15 +301,16 @@ def _search(
             high = weight
             masks.load_state_dict(held)
 
-    for _ in range(1 + raises):
+    growth = settings.growth
+    for _ in range(1 + settings.raises):
         if low and high:
             break
-        attempt(low * growth if low else high / growth if high else start)
-    for _ in range(bisections if low and high else 0):
+        attempt(low * growth if low else high / growth if high else settings.variance_weight)
+    for _ in range(settings.bisections if low and high else 0):
         attempt((low * high) ** 0.5)
     if not low:
-        for mask in masks:
-            nn.init.zeros_(mask.mask)  # type: ignore[arg-type]
+        for mask in cleaning.teacher.feature_masks:
+            nn.init.zeros_(mask.mask)
     return curve
 
 

@@ -43,7 +43,7 @@ def supervised(network: nn.Module) -> Gradients:
 
     def gradients(batch: Batch) -> Tensor:
         loss = F.cross_entropy(network(batch.images), batch.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     return gradients

@@ -53,7 +53,7 @@ class FST:
         def gradients(batch: Batch) -> Tensor:
             loss = F.cross_entropy(work.network(batch.images), batch.labels)
             loss = loss + self.alpha * (head.weight * old).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
         tune(

@@ -65,7 +65,7 @@ class FTSAM:
             given = [torch.zeros_like(w) if g is None else g for w, g in pairs]
             steps = adaptive_ascent(weights, given, rho=self.rho)
             with moved(weights, steps), still_statistics(student):
-                self._loss(student, batch).backward()  # type: ignore[no-untyped-call]
+                self._loss(student, batch).backward()
             return loss
 
         tune(work, gradients, self.tuning, seed=seed, label="FT-SAM")

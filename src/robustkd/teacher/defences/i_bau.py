@@ -19,6 +19,7 @@ hypergradient stops growing where its fixed point diverges (the inner problem is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ class IBAU:
             fooled.append(share)
             tune(
                 work,
-                lambda batch, delta=delta: self._unlearn(work.network, batch, delta),  # type: ignore[misc]
+                partial(self._unlearn, work.network, delta=delta),
                 self.tuning,
                 seed=seed + turn,
                 label=f"I-BAU, round {turn + 1}",

@@ -69,6 +69,11 @@ class DetoxifiedTeacher(nn.Module):
         self.eval()
 
     @property
+    def feature_masks(self) -> tuple[FeatureMask, ...]:
+        """The masks, in order of the stages."""
+        return tuple(mask for mask in self.masks if isinstance(mask, FeatureMask))
+
+    @property
     def taps(self) -> tuple[str, ...]:
         """Module paths of the cleaned features, in order of the stages."""
         return tuple(f"masks.{index}" for index in range(len(self.masks)))
@@ -88,7 +93,7 @@ class DetoxifiedTeacher(nn.Module):
 
 
 def save_detoxified(
-    teacher: DetoxifiedTeacher, path: Path, *, provenance: Mapping[str, Any] | None = None
+    teacher: DetoxifiedTeacher, path: Path, *, provenance: Mapping[str, object] | None = None
 ) -> None:
     """Save a cleaned teacher, masks included, as one file; the arguments are ``models.save``'s.
 
@@ -99,7 +104,7 @@ def save_detoxified(
     inner = teacher.teacher
     if not isinstance(inner, Classifier):
         raise UsageError(f"{type(inner).__name__} cannot be saved; expected a models.Classifier")
-    caps = [mask.cap for mask in teacher.masks]
+    caps = [mask.cap for mask in teacher.feature_masks]
     description = {
         "spec": asdict(inner.spec),
         "masks": list(zip(teacher.locations, caps, strict=True)),
@@ -127,7 +132,8 @@ def load_detoxified(
     own = {n.removeprefix(part): tensor for n, tensor in tensors.items() if n.startswith(part)}
     inner = serialization.restore(own, description, path, arch=arch)
     try:
-        caps = {str(name): float(cap) for name, cap in description["masks"]}
+        listed: Any = description["masks"]
+        caps = {str(name): float(cap) for name, cap in listed}
         # On the meta device: shapes cost nothing, whatever the file claims.
         hollow = copy.deepcopy(inner).to("meta")
         with taps.read(hollow, list(caps)) as features, torch.no_grad():

@@ -84,7 +84,7 @@ class NAD:
             loss = F.cross_entropy(network(batch.images), batch.labels)
             for name, beta in zip(names, betas, strict=True):
                 loss = loss + beta * attention_distance(features[name], guide[name])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
         return gradients

@@ -97,7 +97,7 @@ class RNP:
                 if hits <= self.floor:
                     break
                 optimiser.zero_grad(set_to_none=True)
-                (-F.cross_entropy(logits, batch.labels)).backward()  # type: ignore[no-untyped-call]
+                (-F.cross_entropy(logits, batch.labels)).backward()
                 nn.utils.clip_grad_norm_(scratch.parameters(), _CLIP)
                 optimiser.step()
 
@@ -113,7 +113,7 @@ class RNP:
                 batch = work.batches()
                 optimiser.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(scaled(scratch, batch.images, masks), batch.labels)
-                (_LOSS_SCALE * loss).backward()  # type: ignore[no-untyped-call]
+                (_LOSS_SCALE * loss).backward()
                 optimiser.step()
                 clamp(masks)
                 update(loss=float(loss.detach()))

@@ -78,7 +78,7 @@ class SAU:
             clean_logits, led = student(torch.cat([batch.images, images])).chunk(2)
             loss = F.cross_entropy(clean_logits, batch.labels)
             loss = loss + self.unlearn * shared_risk(led, wrong, batch.labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
         tune(work, gradients, self.tuning, seed=seed, label="SAU", training=False)

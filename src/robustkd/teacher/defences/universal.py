@@ -63,7 +63,7 @@ class UniversalTraining:
             loss = (F.cross_entropy(plain, batch.labels) + losses.mean()) / 2
             gain = losses.clamp_max(self.ceiling).mean()
             (slope,) = torch.autograd.grad(gain, [delta], retain_graph=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             with torch.no_grad():
                 delta.add_(self.step_size * slope.sign()).clamp_(-self.epsilon, self.epsilon)
             delta.grad = None

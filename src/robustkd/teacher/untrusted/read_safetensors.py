@@ -58,7 +58,7 @@ def read_safetensors(file: BufferedIOBase, size: int, *, values: bool = True) ->
     return checked(contents, file_size=size)
 
 
-def _header(text: bytes) -> dict[str, Any]:
+def _header(text: bytes) -> dict[str, object]:
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
@@ -69,8 +69,8 @@ def _header(text: bytes) -> dict[str, Any]:
     return header
 
 
-def _without_repetition(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _without_repetition(pairs: Iterable[tuple[str, Any]]) -> dict[str, object]:
+    found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
             raise Refusal(f"has the key {quoted(key)} twice in its header")
