@@ -212,7 +212,7 @@ def test_whoever_is_stopped_hears_how_to_go_on(settings, typed, tmp_path):
         opened(tmp_path, begun=begun),
     ):
         raise KeyboardInterrupt
-    message = f"x cannot be written: No space left on device; make room, then {how}"
+    message = f"x cannot be written: No space left on device; free some space, then {how}"
     with (
         pytest.raises(WriteError, match=f"^{re.escape(message)}$"),
         opened(tmp_path, begun=begun, resume=True),
