@@ -387,7 +387,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher):
         ),
         (
             {"losses": {"kd": 1.0}, "temperature": 0.0},
-            "temperature is 0.0: expected a positive number, such as 4",
+            "temperature is 0.0; expected a positive number, such as 4",
         ),
         ({"epochs": 0}, "epochs is 0; expected more than 0"),
         ({"batch_size": -1}, "batch_size is -1; expected more than 0"),
