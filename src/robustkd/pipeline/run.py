@@ -13,9 +13,9 @@ from torch import nn
 
 from robustkd import models, report
 from robustkd.core.environment import environment
-from robustkd.core.errors import InputError, UsageError
+from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.files import check_free, free_name
-from robustkd.core.names import LONGEST_NAME, unfit
+from robustkd.core.names import unfit
 from robustkd.core.types import DataSource
 from robustkd.data import open_source, split_text
 from robustkd.models import Classifier
@@ -189,11 +189,11 @@ def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object
     for what, name in (("data", clean.name), ("pair", _pair(job))):
         if (expected := unfit(name)) is not None:
             raise UsageError(
-                f"the name of the {what} is {_brief(name)}; expected {expected}: rename it"
+                f"the name of the {what} is {quoted(name)}; expected {expected}: rename it"
             )
     for path in (str(job.teacher), *config.values()):
         if isinstance(path, str) and not _is_unicode(path):
-            raise InputError(f"{_brief(path)} is a path that is no UTF-8; rename what is there")
+            raise InputError(f"{quoted(path)} is a path that is no UTF-8; rename what is there")
 
 
 def _is_unicode(text: str) -> bool:
@@ -202,10 +202,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _brief(name: str) -> str:
-    return ascii(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...")
 
 
 def _pair(job: DistillJob) -> str:
