@@ -83,6 +83,7 @@ class HardeningSettings:
         ramp: Share of all steps, the first ones, over which the bounds grow, in [0, 1].
         fade: Share of all steps, the last ones, over which copies become fewer, in [0, 1].
         families: Further families of transformations, by name.
+        composed: If True, a copy is changed by several families in a row.
     """
 
     epsilon: float = 0.2
@@ -93,6 +94,7 @@ class HardeningSettings:
     ramp: float = 0.0
     fade: float = 0.0
     families: tuple[str, ...] = ()
+    composed: bool = False
 
 
 @dataclass(frozen=True)
