@@ -1,21 +1,28 @@
-# Every target bootstraps its own virtual environment in .venv.
+# Every target makes or completes the virtual environment in .venv. `make demo` installs what users
+# need; the other targets add the tools of developers.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
+FOR_USERS := .venv/.installed
+FOR_DEVELOPERS := .venv/.installed-dev
 # `python -m` finds the site's extensions in tools/; the variable silences a notice about MkDocs 2.
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .PHONY: setup demo test test-slow check format docs site clean
 .DEFAULT_GOAL := demo
 
-setup: $(INSTALLED)
+setup: $(FOR_DEVELOPERS)
 
-$(INSTALLED): pyproject.toml
+$(FOR_USERS): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-demo: setup
+$(FOR_DEVELOPERS): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(FOR_USERS) $@
+
+demo: $(FOR_USERS)
 	$(BIN)/robustkd demo
 
 # A process for each core, with one thread in each.

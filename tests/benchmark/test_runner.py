@@ -287,3 +287,13 @@ def test_a_store_makes_a_thing_once_and_never_shows_half_of_it(tmp_path, text):
 def test_an_unknown_executor_is_refused():
     with pytest.raises(UsageError, match=r"^executor is 'slurm'; expected local or ray$"):
         executor("slurm")
+
+
+def test_without_the_extra_of_ray_the_command_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    message = (
+        "the executor ray needs the package ray, which is not installed; "
+        "pip install 'robustkd[ray]'"
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        list(executor("ray")([], tmp_path, tmp_path))

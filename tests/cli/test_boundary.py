@@ -19,7 +19,7 @@ CASES = [
     (OSError(errno.ENOMEM, "x"), "memory ran out; end other programs, or use a larger machine"),
     (OSError(errno.EMFILE, "x", "a"), "a: too many files are open; raise the limit (ulimit -n)"),
     (BlockingIOError(errno.EAGAIN, "x"), "no more processes can be started; raise the limit (ul"),
-    (BrokenPipeError(errno.EPIPE, "x"), "whoever reads the output has stopped"),
+    (BrokenPipeError(errno.EPIPE, "x"), "the program that reads the output has ended"),
     (
         IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "a\nb"),
         "a\\nb: Is a directory; check that the file is what you mean",

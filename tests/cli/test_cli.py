@@ -366,9 +366,18 @@ def test_a_run_is_resumed_with_the_same_teacher_and_settings(robustkd, files, tm
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--out", "new"), "--out does not go with --resume, which has its own; leave it out"),
-        (("--config", "c"), "--config does not go with --resume, which has its own; leave it out"),
-        (("--dry-run",), "--dry-run does not go with --resume, which has its own; leave it out"),
+        (
+            ("--out", "new"),
+            "--out cannot be used with --resume, which takes it from the run; leave it out",
+        ),
+        (
+            ("--config", "c"),
+            "--config cannot be used with --resume, which takes it from the run; leave it out",
+        ),
+        (
+            ("--dry-run",),
+            "--dry-run cannot be used with --resume, which takes it from the run; leave it out",
+        ),
     ],
 )
 def test_what_does_not_go_with_resume_is_refused(flags, message, robustkd, files):

@@ -243,7 +243,7 @@ def test_a_second_run_in_one_folder_is_refused_at_once(tmp_path):
         begin(out)
     with new_folder(tmp_path / "new"):
         (tmp_path / "new" / ".lock").exists()
-        message = f"{tmp_path / 'new'} is in use by another process; wait for its end"
+        message = f"{tmp_path / 'new'} is in use by another process; wait until it has ended"
         assert refused(lambda: begin(tmp_path / "new")) == message
 
 

@@ -191,7 +191,7 @@ def test_there_is_no_run_to_go_on_with(tmp_path):
 
 def test_two_processes_cannot_go_on_with_one_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.0)
-    message = f"{tmp_path} is in use by another process; wait for its end"
+    message = f"{tmp_path} is in use by another process; wait until it has ended"
     with (
         opened(tmp_path, begun=BEGUN),
         pytest.raises(InputError, match=f"^{re.escape(message)}$"),

@@ -114,7 +114,10 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
     try:
         import ray
     except ImportError as error:
-        raise UsageError("ray is not installed; pip install 'robustkd[ray]'") from error
+        raise UsageError(
+            "the executor ray needs the package ray, which is not installed; "
+            "pip install 'robustkd[ray]'"
+        ) from error
 
     ours = not ray.is_initialized()
     if ours:

@@ -1,6 +1,6 @@
-"""The commands.
+"""Command-line interface.
 
-Nothing heavy is imported up here, so that ``--help`` answers at once.
+Nothing heavy is imported at the top of these modules, so that ``--help`` is fast.
 """
 
 from robustkd.cli.app import app, main

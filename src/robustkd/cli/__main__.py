@@ -1,4 +1,4 @@
-"""``python -m robustkd.cli``."""
+"""Entry point of ``python -m robustkd.cli``."""
 
 from robustkd.cli import main
 

@@ -1,4 +1,4 @@
-"""The command ``robustkd`` itself, and how it ends."""
+"""The command ``robustkd``, its error messages and its exit codes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ app = App(
     help="Distil a small, accurate student from a teacher that you do not trust.",
     version_flags=["--version"],
     config=(from_files, check_whole),
-    # An interrupt is told as every other end is, in `main`.
+    # `main` reports an interrupt like every other error.
     suppress_keyboard_interrupt=False,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; a user's mistake is one line on stderr and an exit code, no traceback."""
+    """Run a command; report errors of the user as one line on stderr and an exit code."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         with safe_children():

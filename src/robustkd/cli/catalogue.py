@@ -1,4 +1,4 @@
-"""What there is, read from the tables themselves, and what an architecture looks like inside."""
+"""Content of ``robustkd list``, read from the registries, and descriptions of architectures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLASSES = 10
 
 
 def catalogue() -> dict[str, dict[str, str]]:
-    """Kind to name to one line, in the order of the tables."""
+    """Return a one-line description of each name, by kind, in the order of the registries."""
     return {
         "data": {name: _first_line(load.__doc__) for name, load in {**SOURCES, **PICTURES}.items()},
         "models": {
@@ -36,15 +36,15 @@ def catalogue() -> dict[str, dict[str, str]]:
 def describe(
     arch: str, *, image_shape: tuple[int, int, int] | None = None
 ) -> dict[str, dict[str, str]]:
-    """Size and taps of an architecture for 10 classes, as lines like those of `catalogue`.
+    """Describe the size and the taps of an architecture for 10 classes.
 
     Args:
-        arch: Any architecture.
-        image_shape: Channels, height and width; those of its published weights when None, or
-            3 x 32 x 32 where it has none.
+        arch: Name of the architecture.
+        image_shape: Channels, height and width; if None, those of the published weights, or
+            3 x 32 x 32 if there are none.
 
     Raises:
-        UsageError: If the architecture is unknown, does not fit the images, or shows no stage.
+        UsageError: If the architecture is unknown, does not fit the images, or has no stages.
     """
     published = models.preprocessing(arch)
     usual = published.image_shape if published is not None else _USUAL_IMAGE

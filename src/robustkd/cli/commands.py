@@ -1,4 +1,4 @@
-"""All commands but ``distill``: they parse, call, and print; no logic."""
+"""All commands but ``distill`` and ``export``: they parse, call and print."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def demo(
     out: Path | None = None,
     data_root: Path | None = None,
 ) -> None:
-    """Show the whole story on real images, in about two minutes on two cores.
+    """Demonstrate attack and defence on real images, in about two minutes on two cores.
 
-    A teacher gets a backdoor; students are distilled from it the ordinary way and by RobustKD;
-    all are measured on clean and on triggered images.
+    A teacher is trained with a backdoor. Students are distilled from it by ordinary distillation
+    and by RobustKD, and all networks are measured on clean and on triggered images.
 
     Args:
         data: ``digits`` (bundled) or ``fashion-mnist``.
-        seeds: Repetitions, each with its own teacher.
-        out: New folder for results.json, report.html and the models; when it is not given,
-            ``demo``, or the first of ``demo-2``, ``demo-3``, ... that is free.
-        data_root: Folder of the data set's files, where they are not found by themselves.
+        seeds: Number of repetitions, each with its own teacher.
+        out: New folder for results.json, report.html and the models. Default: ``demo``, or the
+            first of ``demo-2``, ``demo-3``, ... that does not exist.
+        data_root: Folder of the data set's files. Default: the usual places.
     """
     check_at_least("--seeds", seeds, 1)
     from robustkd import report
@@ -68,16 +68,16 @@ def evaluate(
     images: ImageFlags = IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Measure a student on the test images, and under a trigger where one is known.
+    """Measure a student on the test images, and under a trigger if one is known.
 
     Args:
-        student: A model's file, written by robustkd.
+        student: Model file written by robustkd.
         data: Name or folder of the data, as in ``distill``.
-        arch: Architecture, where that is your own code: ``package.module:callable``.
-        trigger: A trigger's file, written beside a backdoored teacher.
-        data_root: Folder of the data set's files, where they are not found by themselves.
+        arch: Architecture, if it is your own code: ``package.module:callable``.
+        trigger: Trigger file, as ``robustkd attack`` writes it.
+        data_root: Folder of the data set's files. Default: the usual places.
         images: How images are read.
-        as_json: Print the figures as JSON.
+        as_json: Print the results as JSON.
     """
     from robustkd import models
     from robustkd.attacks import load_trigger
@@ -116,16 +116,16 @@ def bench(
     cache: Path | None = None,
     tables_only: bool = False,
 ) -> None:
-    """Run a grid of attacks, methods, pairs and seeds; go on where it was interrupted.
+    """Run a grid of attacks, methods, pairs and seeds, or continue an interrupted one.
 
     Args:
         grid: A YAML file, e.g. ``benchmarks/compact.yaml``.
-        executor: Who runs the cells: this machine's processes, or a ray cluster.
-        workers: Processes of the local executor.
-        out: Folder of the results; ``results/`` and the grid's name beside the file when it is
-            not given. Cells with a result in it are not run again.
-        cache: Folder of the networks; ``cache`` in ``out`` when it is not given.
-        tables_only: Only make the tables again from the results there are.
+        executor: ``local`` runs the cells on this machine, ``ray`` on a ray cluster.
+        workers: Number of processes of the local executor.
+        out: Folder of the results; cells that have a result in it are not run again. Default:
+            ``results/`` and the name of the grid, beside the file.
+        cache: Folder of trained networks. Default: ``cache`` in ``out``.
+        tables_only: Only write the tables again from existing results.
     """
     check_at_least("--workers", workers, 1)
     from robustkd import report
@@ -149,7 +149,9 @@ def bench(
     Console(highlight=False).print(report.console_table(rows))
     print_plain(f"Tables: {folder}")
     if failed:
-        raise TrainingError(f"{failed} cells failed; their files in {folder / 'cells'} say why")
+        raise TrainingError(
+            f"{failed} cells failed; see the errors in their files in {folder / 'cells'}"
+        )
 
 
 def attack(
@@ -170,23 +172,23 @@ def attack(
     images: ImageFlags = IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Make a backdoored teacher and its trigger, for research.
+    """Train a backdoored teacher and its trigger, for research.
 
     Args:
-        name: The attack, see ``robustkd list``.
+        name: Name of the attack, see ``robustkd list``.
         arch: Architecture of the teacher.
         data: Name or folder of the attacker's clean data, as in ``distill``.
         out: New folder for teacher.safetensors, trigger.safetensors and results.json.
-        target: Class that triggered images are sent to.
-        epochs: Passes over the training images for the teacher's own training.
-        batch_size: Images a step.
-        lr: Learning rate at the start, of the attacker's own students as well; when it is not
-            given 0.1, and 0.02 for MobileNets and ShuffleNets.
-        surrogate: Architecture of the attacker's own students, for attacks that train any; the
-            teacher's when it is not given.
+        target: Target class of the attack.
+        epochs: Number of epochs of the teacher's training.
+        batch_size: Images per step.
+        lr: Initial learning rate of the teacher and of the attacker's surrogates. Default: 0.1,
+            and 0.02 for MobileNets and ShuffleNets.
+        surrogate: Architecture of the attacker's surrogates, for attacks that train any. Default:
+            that of the teacher.
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.
         seed: The same seed gives the same teacher, byte for byte.
-        data_root: Folder of the data set's files, where they are not found by themselves.
+        data_root: Folder of the data set's files. Default: the usual places.
         images: How images are read.
         as_json: Print the results as JSON.
     """
@@ -223,12 +225,13 @@ def list_(
     image: tuple[int, int, int] | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Show what there is: data, models, methods, losses and attacks.
+    """List data sets, architectures, methods, losses and attacks.
 
     Args:
-        taps: Architecture whose taps, parameters and operations are shown instead.
-        image: Channels, height and width of its images; its published ones, or 3 32 32.
-        as_json: Print it as JSON.
+        taps: Show the taps, parameters and operations of this architecture instead.
+        image: Channels, height and width of its images. Default: those of its published weights,
+            or 3 32 32.
+        as_json: Print the list as JSON.
     """
     from robustkd.cli import catalogue
 

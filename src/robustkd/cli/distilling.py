@@ -45,41 +45,42 @@ def distill(
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Make a small student from an untrusted teacher and your own clean images.
+    """Distil a small student from an untrusted teacher and your own clean images.
 
     Args:
-        teacher: The teacher's file: safetensors, or a PyTorch checkpoint (zip format).
+        teacher: Teacher file: safetensors, or a PyTorch checkpoint (zip format).
         arch: Architecture of the teacher, e.g. ``wrn-16-2`` or ``timm/resnet18``, see
             ``robustkd list``; ``package.module:callable`` for your own code.
-        data: Name of the clean data, see ``robustkd list``; or a folder of images, with
-            train/CLASS/, val/CLASS/ and test/CLASS/, or with CLASS/ alone; or hf:NAME@REVISION.
+        data: Name of the clean data, see ``robustkd list``; or a folder of images with
+            train/CLASS/, val/CLASS/ and test/CLASS/, or only CLASS/; or hf:NAME@REVISION.
         student: Architecture of the student.
-        out: New folder for the student, its figures and the report.
-        method: How the student is made, see ``robustkd list``.
-        epochs: Passes over the training images.
-        batch_size: Images a step.
-        lr: Learning rate at the start; when it is not given 0.1, and 0.02 for MobileNets and
-            ShuffleNets.
+        out: New folder for the student, its results and the report.
+        method: Name of the method, see ``robustkd list``.
+        epochs: Number of epochs.
+        batch_size: Images per step.
+        lr: Initial learning rate. Default: 0.1, and 0.02 for MobileNets and ShuffleNets.
         seed: The same seed gives the same student, byte for byte.
-        mean: Mean of each channel of the pixels, in [0, 1], that the teacher was trained with;
-            when neither this nor its file says it, the published one of its architecture or
-            that of the data, whichever makes it more accurate on validation images.
-        std: Their standard deviation, likewise.
-        teacher_taps: Modules whose outputs are the teacher's stages, see ``robustkd list --taps``,
-            which says what is taken when none is named.
-        student_taps: Those of the student; of both, the last that have a partner are used.
+        mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised.
+            Default: the value in the file; else the published value of the architecture or that
+            of the data, whichever gives the higher accuracy on validation images.
+        std: Standard deviation of each channel, likewise.
+        teacher_taps: Modules whose outputs are the teacher's stages. Default: those that
+            ``robustkd list --taps`` shows.
+        student_taps: Modules whose outputs are the student's stages. The last stages of teacher
+            and student are paired.
         keep_class_order: Accept a teacher whose outputs seem to be in another order than the
             classes of the data.
-        data_root: Folder of the data set's files, where they are not found by themselves.
+        data_root: Folder of the data set's files. Default: the usual places.
         images: How images are read.
-        config: YAML file of flags, such as the config.yaml of a run; command-line flags override
-            it. A run's file says its learning rate: another kind of student may want ``--lr``.
-        resume: Folder of a run that was interrupted or killed; it goes on as it was begun.
+        config: YAML file of flags, such as the config.yaml of a run. Command-line flags override
+            the file. The file of a run contains its learning rate: give ``--lr`` for another kind
+            of student.
+        resume: Folder of an interrupted run to continue.
         allow_weak_sandbox: Read the teacher's file even on a system without seccomp (any but Linux
-            on x86-64 or arm64), where its reader could do harm if it had a flaw. No configuration
-            file can set this.
+            on x86-64 or arm64), where a flaw in the reader could be exploited. Configuration
+            files cannot set this.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
-            memory; no folder is made.
+            memory; nothing is written.
         as_json: Print the results as JSON.
     """
     check_training(epochs, batch_size, lr, seed)
@@ -123,11 +124,13 @@ def distill(
 def _folder(
     out: Path | None, config: Path | None, resume: Path | None, *, dry_run: bool
 ) -> Path | None:
-    """Where the run is; None for no run."""
+    """Return the folder of the run; None for a dry run."""
     given = {"--out": out, "--config": config, "--dry-run": dry_run or None}
     for flag, value in given.items():
         if resume is not None and value is not None:
-            raise UsageError(f"{flag} does not go with --resume, which has its own; leave it out")
+            raise UsageError(
+                f"{flag} cannot be used with --resume, which takes it from the run; leave it out"
+            )
     if resume is None and out is None and not dry_run:
         raise UsageError("--out is missing; give a new folder for the run")
     if out is not None:
@@ -169,7 +172,7 @@ def _run(
 
 
 def _resolved(flags: Mapping[str, object]) -> dict[str, object]:
-    """The flags as they run again from any folder: paths in full, and nothing that is not set."""
+    """Return the flags that are set, with absolute paths, so that they are valid in any folder."""
     from robustkd.data import is_folder
 
     found: dict[str, object] = {}

@@ -29,21 +29,21 @@ def export(
     images: ImageFlags = IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Write a student as files that run without robustkd, and measure what ships.
+    """Export a student to files that run without robustkd, and measure them.
 
-    ONNX and int8 ONNX for onnxruntime, a traced program for torch.export.load, and a plain state
-    dict where the network is torchvision's or timm's. Exit code 5, and no folder, if the ONNX file
-    does not decide as the student does.
+    The files are ONNX and int8 ONNX for onnxruntime, a traced program for torch.export.load, and a
+    plain state dict if the network is one of torchvision or timm. If the predictions of the ONNX
+    file differ from those of the student, the exit code is 5 and no folder is written.
 
     Args:
-        student: A model's file, written by robustkd.
+        student: Model file written by robustkd.
         data: Name or folder of the data, as in ``distill``.
         out: New folder for the files and export.json.
-        trigger: A trigger's file, written beside a backdoored teacher.
-        int8: Whether to quantise as well, by the recipe that validation images prefer.
-        arch: Architecture, where that is your own code: ``package.module:callable``.
-        data_root: Folder of the data set's files, where they are not found by themselves.
-        images: How images are read; what is not given is taken from the student's file.
+        trigger: Trigger file, as ``robustkd attack`` writes it.
+        int8: Also quantise to int8, by the recipe with the highest validation accuracy.
+        arch: Architecture, if it is your own code: ``package.module:callable``.
+        data_root: Folder of the data set's files. Default: the usual places.
+        images: How images are read; missing settings are taken from the student's file.
         as_json: Print the content of export.json.
     """
     from robustkd import models
@@ -96,7 +96,7 @@ def _print(found: Mapping[str, Any], out: Path) -> None:
 
 
 def _table(found: Mapping[str, Any]) -> Table:
-    """A row for torch and for each file that onnxruntime runs."""
+    """Return a table with a row for torch and for each ONNX file."""
     table = Table(box=None, pad_edge=False)
     for column in ("", "ACC %", "ASR %", "kB", "p50 ms", "p95 ms", "all cores", "load ms", "MiB"):
         table.add_column(column, justify="right" if column else "left")

@@ -1,4 +1,4 @@
-"""Flags that stand in a file: of ``--config``, or of the run that ``--resume`` names."""
+"""Flags from a file: that of ``--config``, or that of the run of ``--resume``."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from robustkd.core.errors import InputError
 from robustkd.core.yaml_files import read_yaml
 from robustkd.pipeline.run_folder import CONFIG
 
-# A file may come from the same stranger as the teacher.
+# The file may come from the same untrusted source as the teacher.
 _TYPED_ALONE = "allowweaksandbox"
 
 
 def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill in the flags that were not typed; a file holds data only, see ``flags._named``."""
+    """Fill in flags that were not given on the command line; a file cannot name code to run."""
     for flag, within in (("--config", ""), ("--resume", CONFIG)):
         for argument in arguments:
             if flag in argument.names and argument.tokens:
                 path = Path(argument.tokens[0].value) / within
                 content = _read(path, of_a_run=bool(within))
-                # As a word of its own, since cyclopts says "cli" of what was typed.
+                # Under a name of its own: cyclopts uses "cli" for flags of the command line.
                 Dict(content, source=f"file {path}", use_commands_as_keys=False)(
                     app, commands, arguments
                 )
@@ -38,8 +38,8 @@ def _read(path: Path, *, of_a_run: bool) -> dict[str, object]:
         raise InputError(f"{path} holds no flags; expected lines such as 'epochs: 30'")
     if any(re.sub("[^a-z]", "", key.lower()) == _TYPED_ALONE for key in content):
         raise InputError(
-            f"{path} sets allow_weak_sandbox, which may weaken the reading of a hostile file; "
-            "type --allow-weak-sandbox yourself, where you accept that"
+            f"{path} sets allow_weak_sandbox, which may weaken the protection against hostile "
+            "files; give --allow-weak-sandbox on the command line if you accept that"
         )
-    # What is null is left to its default.
+    # Null stands for the default.
     return {key: value for key, value in content.items() if value is not None}

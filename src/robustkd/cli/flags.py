@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from robustkd.core.types import DataSource
     from robustkd.models import Spec
 
-# Twice a seed and one more still fit into torch's generators.
+# The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
 _LARGEST_SEED = 2**62 - 1
 
 
 def _named(_type: object, tokens: Sequence[Token]) -> str:
-    """An architecture; the user's own code if it was typed, never if it stands in a file."""
+    """Convert an architecture; own code is accepted from the command line but not from a file."""
     (token,) = tokens
     if ":" not in token.value or token.source != "cli":
         return token.value
@@ -43,14 +43,15 @@ class ImageFlags:
     """How the images of a folder are read.
 
     Attributes:
-        image_size: Height and width that the models want; not needed where all images have it.
+        image_size: Height and width of the models' input; not needed if all images have this size.
         grey: Read one channel instead of three.
-        crop: Share of each image's shorter side that is kept, of the centred square.
-        flip: Whether training may mirror images.
-        class_names: Text file with the class folders in the order of the teacher's outputs.
-        split: The split.json of an earlier run on the same folder.
-        workers: Processes that decode images.
-        streaming: Decode anew in every pass, or keep all images in memory; else by their size.
+        crop: Keep this share of the shorter side, as a centred square.
+        flip: Mirror images in training.
+        class_names: Text file with the names of the class folders, in the order of the teacher's
+            outputs.
+        split: File split.json of an earlier run on the same folder.
+        workers: Number of processes that decode images.
+        streaming: Decode the images again in every epoch, or keep all in memory. Default: by size.
     """
 
     image_size: int | None = None
@@ -67,7 +68,7 @@ IMAGES = ImageFlags()
 
 
 def check_whole(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse fractions where a whole number belongs, which cyclopts would round."""
+    """Raise an error for a fraction where an integer is expected; cyclopts would round it."""
     for argument in arguments:
         if _of_whole_numbers(argument.hint):
             for token in argument.tokens:
@@ -83,7 +84,7 @@ def _of_whole_numbers(hint: object) -> bool:
 
 
 def check_training(epochs: int, batch_size: int, lr: float | None, seed: int) -> None:
-    """Refuse settings of a training that are out of range, by the names of their flags."""
+    """Raise an error for training settings that are out of range."""
     check_at_least("--epochs", epochs, 1)
     check_at_least("--batch-size", batch_size, 2)
     check_at_least("--seed", seed, 0)
@@ -96,7 +97,7 @@ def check_training(epochs: int, batch_size: int, lr: float | None, seed: int) ->
 def open_data(
     data: str, root: Path | None, images: ImageFlags, *, classes: tuple[str, ...] | None = None
 ) -> DataSource:
-    """The data that the flags name; a file of class names goes before ``classes``."""
+    """Open the data that the flags name; ``--class-names`` overrides ``classes``."""
     from robustkd.data import Reading, open_source
 
     reading = Reading(
@@ -113,7 +114,7 @@ def open_data(
 
 
 def open_data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:
-    """The data that the flags name, read as a model's file says where the flags say nothing.
+    """Open the data that the flags name, with missing settings taken from a model's file.
 
     Raises:
         InputError: If the model was made for other data.
@@ -137,6 +138,6 @@ def open_data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -
 
 
 def check_at_least(flag: str, value: int, lowest: int) -> None:
-    """Refuse a number that is below the lowest."""
+    """Raise an error for a number below the lowest allowed value."""
     if value < lowest:
         raise UsageError(f"{flag} is {value}; expected at least {lowest}")

@@ -1,4 +1,4 @@
-"""Printing what a command found."""
+"""Printing of results."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from robustkd.core.errors import printable
 
 
 def print_plain(line: str) -> None:
-    """A line with a path in it, whose brackets and colons mean nothing more."""
+    """Print a line without interpreting markup, for lines that contain paths."""
     Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(line)
 
 
 def print_json(content: Mapping[str, object]) -> None:
-    """Results for machines."""
+    """Print results as JSON."""
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
 
 
 def print_sections(sections: Mapping[str, Mapping[str, object]]) -> None:
-    """Names and what there is to say of them, under headings."""
+    """Print names and descriptions under headings."""
     console = Console(highlight=False, emoji=False)
     for kind, entries in sections.items():
         lines = Table.grid(padding=(0, 2))

@@ -7,11 +7,11 @@ from torch import nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's first parameter; the CPU for a model without any."""
+    """Return the device of a model's first parameter; the CPU if the model has none."""
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
 
 
 def default_device() -> torch.device:
-    """Where training happens: the accelerator if there is one."""
+    """Return the device for training: the accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -15,12 +15,12 @@ _LONGEST_VALUE = 60
 
 
 def is_kernel_choice(name: str) -> bool:
-    """Whether an environment variable of that name can change the last bits of figures."""
+    """Return whether an environment variable of that name can change the last bits of results."""
     return _CHOOSES_KERNELS.fullmatch(name) is not None and not name.endswith(_CHOOSES_PLACES)
 
 
 def kernel_choices() -> dict[str, str]:
-    """The environment variables that choose among kernels, where they are set."""
+    """Return the environment variables that are set and choose numerical kernels."""
     return {
         name: printable(value)[:_LONGEST_VALUE]
         for name, value in sorted(os.environ.items())
@@ -29,7 +29,7 @@ def kernel_choices() -> dict[str, str]:
 
 
 def environment() -> dict[str, str | int]:
-    """What a figure depends on besides the code: versions and the machine."""
+    """Return the versions and machine properties that results depend on besides the code."""
     from importlib.metadata import version
 
     import torch

@@ -1,6 +1,6 @@
-"""What can go wrong through no fault of the program; each kind has its exit code.
+"""Errors that are the user's or the machine's to solve; each kind has its exit code.
 
-A message is one line: the bad value, what was expected, what to do.
+A message is one line with the wrong value, the expected values, and what to do.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ _OF_THE_MACHINE = {
     (errno.ENOMEM,): "memory ran out; end other programs, or use a larger machine",
     (errno.EMFILE, errno.ENFILE): "too many files are open; raise the limit (ulimit -n)",
     (errno.EAGAIN,): "no more processes can be started; raise the limit (ulimit -u)",
-    (errno.EPIPE,): "whoever reads the output has stopped",
+    (errno.EPIPE,): "the program that reads the output has ended",
 }
 
 
 class RobustKDError(Exception):
-    """A failure that the user can understand and mend; printed without a traceback."""
+    """Base class of errors that users can correct; printed without a traceback."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(RobustKDError):
-    """An argument is out of range, unknown, or at odds with another one."""
+    """An argument is out of range, unknown, or in conflict with another argument."""
 
     exit_code = 2
 
 
 class InputError(RobustKDError):
-    """A file or folder is missing, damaged, or not what it was said to be."""
+    """A file or folder is missing, damaged, or of another kind than expected."""
 
     exit_code = 3
 
@@ -46,11 +46,13 @@ class ThresholdError(RobustKDError):
 
 
 class TrainingError(RobustKDError):
-    """Training cannot go on: a loss that is not finite, or a term that does nothing."""
+    """Training cannot continue: a loss is not finite, or a loss term has no gradient."""
 
 
 def told(error: OSError | MemoryError | UnicodeError | RecursionError) -> str:
-    """What failed at a file's edge and nobody has told better: the file's fault, or the machine's.
+    """Return a one-line message for an error of file access that has no more specific message.
+
+    The message distinguishes a fault of the file from a lack of space, memory or processes.
 
     >>> told(OSError(28, "No space left on device", "student.safetensors"))
     'student.safetensors: the disk is full; make room'
@@ -72,7 +74,7 @@ def told(error: OSError | MemoryError | UnicodeError | RecursionError) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Text on one line, with nothing in it that steers a terminal.
+    r"""Return a text on one line, with control characters escaped.
 
     >>> printable("cat\n\x1b[2J.png")
     'cat\\n\\x1b[2J.png'

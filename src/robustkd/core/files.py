@@ -1,4 +1,4 @@
-"""Files and folders for output: text and JSON are written completely or not at all."""
+"""Output files and folders; text and JSON files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from robustkd.core.folders import LOCK, Folder, refusal
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, and put that file in the place of ``path`` when the block ends.
+    """Yield a temporary path, and move the file there to ``path`` when the block ends.
 
-    What is there already is replaced, never written through: see `robustkd.core.folders.Folder`.
+    An existing file is replaced and a link is never followed: see `robustkd.core.folders.Folder`.
 
     Raises:
-        WriteError: If it cannot be written; nothing is left beside it.
+        WriteError: If the file cannot be written; no temporary file is left behind.
     """
     with _parent(path) as folder, folder.replacing(path.name) as partial:
         yield partial
@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file whole, piece by piece.
+    """Write a text file line by line, completely or not at all.
 
     Raises:
         WriteError: If it cannot be written.
@@ -51,23 +51,23 @@ def _parent(path: Path) -> Folder:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Folder]:
-    """Make an empty folder and keep it for this process alone until the block ends.
+    """Create an empty folder and lock it for this process until the block ends.
 
     Raises:
-        UsageError: If it exists and holds anything.
-        InputError: If it cannot be made, or another process has it.
+        UsageError: If the folder exists and is not empty.
+        InputError: If it cannot be created, or another process has locked it.
     """
     check_free(path)
     make_folder(path)
     with open_folder(path) as folder, locked(folder, seconds=0.0):
-        # Another process may have begun, and even ended, since the first look.
+        # Another process may have used the folder since the first check.
         check_empty(folder)
         yield folder
 
 
 @contextmanager
 def locked(folder: Folder, *, seconds: float) -> Iterator[None]:
-    """Keep a folder for this process alone while the block lasts.
+    """Lock a folder for this process while the block lasts.
 
     Args:
         folder: An open folder.
@@ -80,7 +80,7 @@ def locked(folder: Folder, *, seconds: float) -> Iterator[None]:
         try:
             held.enter_context(folder.locked(seconds=seconds))
         except TimeoutError as error:
-            message = f"{folder.path} is in use by another process; wait for its end"
+            message = f"{folder.path} is in use by another process; wait until it has ended"
             raise InputError(message) from error
         except OSError as error:
             raise refusal(folder.path / LOCK, error) from error
@@ -88,23 +88,23 @@ def locked(folder: Folder, *, seconds: float) -> Iterator[None]:
 
 
 def check_free(path: Path) -> None:
-    """Refuse a folder that holds anything, before a run that takes hours.
+    """Raise an error for a folder that is not empty, before a run that takes hours.
 
     Raises:
-        UsageError: If it exists and holds anything.
+        UsageError: If the folder exists and is not empty.
         InputError: If it exists and cannot be read.
     """
     try:
         there = path.is_dir()
     except OSError:
-        return  # a folder above it is closed; making it will say so
+        return  # a parent folder cannot be read; creating the folder reports that
     if there:
         with open_folder(path) as folder:
             check_empty(folder)
 
 
 def check_empty(folder: Folder) -> None:
-    """Refuse an open folder that holds anything but its lock.
+    """Raise an error for an open folder that contains anything but its lock.
 
     Raises:
         UsageError: If it does.
@@ -126,13 +126,13 @@ def open_folder(path: Path) -> Folder:
 
 
 def free_name(path: Path) -> Path:
-    """The path itself, or with -2, -3, ... behind it, so that nothing is there yet."""
+    """Return the path, or the first of ``path-2``, ``path-3``, ... that does not exist."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(free for free in chain([path], numbered) if not os.path.lexists(free))
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder that may be there already, with whatever is in it.
+    """Create a folder; an existing one is kept with its content.
 
     Raises:
         InputError: If it cannot be made.
@@ -145,7 +145,7 @@ def make_folder(path: Path) -> Path:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write one JSON object, whole or not at all.
+    """Write one JSON object, completely or not at all.
 
     Raises:
         WriteError: If it cannot be written.
@@ -163,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
         with Folder.at(path.parent) as folder:
             content = json.loads(folder.read(path.name))
         if not isinstance(content, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"{path} cannot be read as a run's file: {reason}") from error

@@ -1,9 +1,9 @@
-"""Folders and files that a stranger may have prepared, opened so that no link leads elsewhere.
+"""Access to folders that an attacker may have prepared, without following links.
 
 A folder is held by a descriptor, and every file in it is opened relative to that descriptor:
 without following a link, and only if it is a regular file. A file is written under a random name
-that did not exist before, and takes its final name when it is complete. So a folder that somebody
-else has packed cannot make us read, change or delete anything outside of it.
+that did not exist before, and takes its final name when it is complete. So a prepared folder
+cannot make this package read, change or delete anything outside of it.
 
 These calls exist on Linux and macOS; on other systems folders are refused.
 """
@@ -39,15 +39,15 @@ _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 
 class UnsafeError(OSError):
-    """What is there is not what we would have put there: a link, a device, or far too large."""
+    """A file or folder is not one that this package writes: a link, a device, or far too large."""
 
 
 class Folder:
-    """An open folder; close it, or use it in a ``with`` statement.
+    """An open folder, for use in a ``with`` statement or until :meth:`close`.
 
     Args:
-        path: Its path, for messages.
-        descriptor: Its open descriptor, which is closed with the folder.
+        path: Path of the folder, for messages.
+        descriptor: Open descriptor of the folder; it is closed with the folder.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -56,11 +56,11 @@ class Folder:
 
     @classmethod
     def at(cls, path: Path) -> Folder:
-        """Open the folder at a path that the user gave; links in the path itself are followed.
+        """Open the folder at a path given by the user; links in the path itself are followed.
 
         Raises:
-            OSError: If it cannot be opened.
-            InputError: If the system lacks the calls for it.
+            OSError: If the folder cannot be opened.
+            InputError: If the operating system lacks the necessary calls.
         """
         if not _SUPPORTED:
             raise InputError(f"{path} cannot be opened safely on this system; use Linux or macOS")
@@ -85,11 +85,11 @@ class Folder:
         """Open a folder within this one.
 
         Args:
-            name: Its name.
-            make: Make it where it is missing.
+            name: Name of the inner folder.
+            make: If True, create the folder if it is missing.
 
         Raises:
-            OSError: If it cannot be opened, or is a link or no folder.
+            OSError: If it cannot be opened, is a link, or is not a folder.
         """
         if make:
             with suppress(FileExistsError):
@@ -103,11 +103,11 @@ class Folder:
             raise
 
     def names(self) -> list[str]:
-        """Names of everything in the folder, in no particular order."""
+        """Return the names of all entries of the folder, in no particular order."""
         return os.listdir(self.descriptor)
 
     def has(self, name: str) -> bool:
-        """Whether there is anything of that name, a link without a target included."""
+        """Return whether the folder has an entry of that name; a dangling link counts as one."""
         try:
             os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -135,11 +135,11 @@ class Folder:
         return content
 
     def append(self, name: str) -> int:
-        """Open a regular file, made where it is missing, for adding to it; returns its descriptor.
+        """Open a regular file for appending, create it if it is missing, and return its descriptor.
 
         Raises:
-            OSError: If it cannot be opened, is a link or no regular file, or has a second name,
-                which may be outside of the folder.
+            OSError: If it cannot be opened, is a link, is not a regular file, or has a second name
+                (a hard link), which may be outside of the folder.
         """
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         descriptor = open_plain(name, flags, self.descriptor)
@@ -150,10 +150,10 @@ class Folder:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """Give a path to write to; the file there takes its place as ``name`` when the block ends.
+        """Yield a temporary path, and rename the file there to ``name`` when the block ends.
 
-        Until then the old content stays, and both are on the disk before it is gone. The path is
-        in a private folder with a new random name, and is meant for libraries that take paths.
+        The old content is kept until the new content is on the disk. The temporary path is in a
+        private folder with a random name, and is meant for libraries that need a path.
 
         Raises:
             WriteError: If it cannot be written; nothing is left beside it.
@@ -167,14 +167,14 @@ class Folder:
                     os.rename(name, name, src_dir_fd=own.descriptor, dst_dir_fd=self.descriptor)
             finally:
                 shutil.rmtree(private, ignore_errors=True, dir_fd=self.descriptor)
-            # A renamed file outlives a power failure when its folder is on the disk too.
+            # A renamed file survives a power failure only after its folder has been synchronised.
             os.fsync(self.descriptor)
         except OSError as error:
             raise refusal(self.path / name, error) from error
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Open a file that takes its place as ``name`` when the block ends; see `replacing`.
+        """Open a file that is renamed to ``name`` when the block ends; see `replacing`.
 
         Raises:
             WriteError: If it cannot be written; nothing is left beside it.
@@ -183,7 +183,7 @@ class Folder:
             yield file
 
     def write(self, name: str, text: str) -> None:
-        """Write a text file whole, or not at all.
+        """Write a text file, completely or not at all.
 
         Raises:
             WriteError: If it cannot be written.
@@ -192,7 +192,7 @@ class Folder:
             file.write(text.encode("utf-8"))
 
     def remove(self, name: str) -> None:
-        """Remove a file; of a link, the link itself.
+        """Remove a file; if it is a link, only the link is removed.
 
         Raises:
             OSError: If it cannot be removed.
@@ -201,10 +201,10 @@ class Folder:
             os.unlink(name, dir_fd=self.descriptor)
 
     def private(self, purpose: str = "file") -> str:
-        """Make a folder within this one for what is not complete yet; returns its random name.
+        """Create a folder for incomplete files within this one, and return its random name.
 
         Args:
-            purpose: What it is for, in letters, digits and dashes.
+            purpose: Purpose that becomes part of the name: letters, digits and dashes.
 
         Raises:
             OSError: If it cannot be made.
@@ -214,17 +214,17 @@ class Folder:
         return name
 
     def clean(self, purpose: str = "file") -> None:
-        """Remove the folders of `private` that were left by processes which were killed."""
+        """Remove the folders of `private` that killed processes have left behind."""
         ours = re.compile(rf"\.robustkd-{re.escape(purpose)}-[0-9a-f]{{16}}\.partial")
         for name in filter(ours.fullmatch, self.names()):
             shutil.rmtree(name, ignore_errors=True, dir_fd=self.descriptor)
 
     @contextmanager
     def locked(self, name: str = LOCK, *, seconds: float) -> Iterator[None]:
-        """Hold an exclusive lock, as one process at a time can; it ends with the process.
+        """Hold an exclusive lock while the block lasts; it is released if the process ends.
 
         Args:
-            name: File in the folder that stands for the lock; made where it is missing.
+            name: Name of the lock file; it is created if it is missing.
             seconds: How long to wait for another process.
 
         Raises:
@@ -244,7 +244,7 @@ class Folder:
             descriptor = open_plain(name, os.O_RDWR | os.O_CREAT, self.descriptor, mode=0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The process that held it may have removed the file, and another one made it anew.
+                # The file may have been removed by the last owner and created again by another.
                 with suppress(FileNotFoundError):
                     now = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
                     if os.path.samestat(os.fstat(descriptor), now):
@@ -260,7 +260,7 @@ class Folder:
             time.sleep(_PAUSE)
 
     def _reach(self, name: str) -> Path:
-        """A path for libraries, through the descriptor where the system offers that."""
+        """Return a path for libraries, through the descriptor if the system has /proc."""
         through = Path(f"/proc/self/fd/{self.descriptor}")
         return (through if through.is_dir() else self.path) / name
 
@@ -270,9 +270,9 @@ def open_plain(name: str, flags: int, folder: int | None = None, *, mode: int = 
 
     Args:
         name: Name in the folder.
-        flags: Of :func:`os.open`.
+        flags: Flags of :func:`os.open`.
         folder: Descriptor of the folder; None for the working directory.
-        mode: Permissions of a file that is made, before the umask.
+        mode: Permissions of a new file, before the umask.
 
     Raises:
         OSError: If it cannot be opened, or is a link or no regular file.
@@ -290,7 +290,7 @@ def open_plain(name: str, flags: int, folder: int | None = None, *, mode: int = 
 
 
 def refusal(path: Path, error: OSError) -> InputError:
-    """The error that tells of a file that could not be written, or that is unsafe."""
+    """Return the error for a file that could not be written or that is unsafe."""
     if isinstance(error, UnsafeError):
         return InputError(f"{path} is refused: {error.strerror}; remove it")
     return WriteError(f"{path} cannot be written: {error.strerror or error}")

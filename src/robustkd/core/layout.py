@@ -1,4 +1,4 @@
-"""The header of a safetensors file as tensors without values: names, types and shapes."""
+"""Reading the header of a safetensors file: names, types and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 LONGEST_HEADER = 64 << 20
-"""Bytes; ten thousand names, each letter of which is written as an escape."""
+"""In bytes: enough for ten thousand names in which every character is escaped."""
 
 
 def read_layout(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors on the device ``meta``, by name, and the metadata; no value is read.
+    """Return tensors on the device ``meta`` by name, and the metadata; no values are read.
 
     Raises:
         ValueError: If the file does not begin with a header of safetensors.

@@ -24,18 +24,18 @@ _NO_LOSSES: Mapping[str, float] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class DetoxSettings:
-    """What a method asks of detoxification; ranges are checked where it runs.
+    """Settings of detoxification; their ranges are checked by ``detoxify``.
 
     Attributes:
         cap: Largest value of a mask, in (0, 1].
-        ratio: What counts as a variance; see
+        ratio: How the variance ratio is computed; see
             :func:`robustkd.models.features.variance.variance_ratio`.
-        accuracy_budget: Share of clean validation accuracy that cleaning may cost, in [0, 1).
-        variance_weight: First weight of the variance in the loss, above 0.
-        growth: Factor from one weight to the next, above 1.
-        raises: How often the weight is raised at most.
-        bisections: How often the step to the last weight is halved.
-        steps: Optimiser steps for every weight.
+        accuracy_budget: Largest loss of clean validation accuracy, in [0, 1).
+        variance_weight: First weight of the variance term in the loss, above 0.
+        growth: Factor between two successive weights, above 1.
+        raises: Largest number of times that the weight is raised.
+        bisections: Number of bisections between the last two weights.
+        steps: Optimiser steps for each weight.
         batch_size: Images per step.
         lr: Learning rate of the masks.
     """
@@ -69,19 +69,20 @@ class DetoxOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class HardeningSettings:
-    """What a method asks of hardening.
+    """Settings of hardening.
 
     See :class:`robustkd.student.hardening.UniversalPerturbations`.
 
     Attributes:
-        epsilon: Bound of additions in pixel units, in [0, 1]; 0 leaves this family out.
-        mass: Largest mean of the masks of patterns, in [0, 1]; 0 leaves this family out.
-        share: Perturbed copies that are added to a batch, as a share of it, in (0, 1].
-        distilled: If True, copies are compared with the teacher's view of the clean image as well.
+        epsilon: Bound of additions in pixel units, in [0, 1]; 0 disables this family.
+        mass: Largest mean of the masks of patterns, in [0, 1]; 0 disables this family.
+        share: Number of perturbed copies added to a batch, as a share of the batch, in (0, 1].
+        distilled: If True, the distillation losses compare the copies with the teacher's outputs
+            for the clean images.
         recovered: If True, copies are trained towards their true label; if False, they are only
-            pushed away from the class that the perturbation drives them to.
-        ramp: Share of all steps, the first ones, over which the bounds grow, in [0, 1].
-        fade: Share of all steps, the last ones, over which copies become fewer, in [0, 1].
+            pushed away from the class of the perturbation.
+            ramp: Share of the training, at its start, over which the bounds grow, in [0, 1].
+            fade: Share of the training, at its end, over which the copies become fewer, in [0, 1].
         families: Further families of transformations, by name.
         composed: If True, a copy is changed by several families in a row.
     """
@@ -102,12 +103,13 @@ class Method:
     """One way to make a student.
 
     Attributes:
-        summary: One line on it.
-        label: Its name in tables and reports.
+        summary: Description in one line.
+        label: Name in tables and reports.
         losses: Distillation losses by weight; empty for a student without a teacher.
         detox: Settings of detoxification; None to use the teacher as it is.
         hardening: Settings of hardening; None to train without.
-        rivals: Names of the ordinary methods that it is compared with; empty for an ordinary one.
+        rivals: Names of the ordinary methods that the method is compared with; empty for an
+            ordinary method.
     """
 
     summary: str
@@ -119,19 +121,19 @@ class Method:
 
     @property
     def defended(self) -> bool:
-        """Whether the method is a defence, and not an ordinary student."""
+        """Whether the method is a defence; False for ordinary students."""
         return bool(self.rivals)
 
 
-# The budget is the 3 to 4 points of accuracy that the paper reports as its price.
+# The budget is the loss of 3 to 4 points of accuracy that the paper reports.
 _PAPER = DetoxSettings(cap=0.2, ratio="stage", accuracy_budget=0.035)
 # How these were chosen: docs/results/default.md. 0.2 is the largest mask of published triggers;
 # copies that imitate the teacher as well cost more time or accuracy than copies with labels alone.
 _HARDENING = HardeningSettings(epsilon=0.2, mass=0.05, share=1.0, distilled=False)
-# By soft targets alone, copies to the end that keep their label cost accuracy. Beside OFD they cost
-# little.
+# With soft targets alone, training copies towards their label until the end costs accuracy. With
+# OFD it costs little.
 _FADING = HardeningSettings(recovered=False, fade=0.5)
-# At its full weight, OFD outweighs what the perturbations teach; beside it, logits give accuracy.
+# With a weight of 1, OFD outweighs the loss of the perturbed copies; soft targets add accuracy.
 _MIX: Mapping[str, float] = MappingProxyType({"kd": 1.0, "ofd": 0.3})
 _ANY = ("ofd", "kd", "mix")
 
@@ -223,14 +225,14 @@ def method_name(name: str) -> str:
 
 
 def label_of(method: str) -> str:
-    """Return how tables call a method, the teacher itself, or a method of an older version."""
+    """Return the label of a method, of the teacher itself, or of a method of an older version."""
     if method == "teacher":
         return "teacher as given"
     return METHODS[method].label or method if method in METHODS else method
 
 
 def stated(settings: DetoxSettings | HardeningSettings | None) -> dict[str, Setting] | None:
-    """Return the settings that results are stored under, in JSON values.
+    """Return the settings that identify stored results, in JSON values.
 
     The settings of the first version are always stated; later ones only where they differ from
     their default, so that a new setting renames no stored result.

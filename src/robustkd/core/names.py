@@ -1,4 +1,4 @@
-"""Names: what a report can show, and suggestions for mistyped ones, in one form everywhere."""
+"""Checks of names that results contain, and suggestions for mistyped names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 LONGEST_NAME = 120
-"""Most characters of a name in results."""
+"""Largest number of characters of a name in results."""
 
 
 def unfit(name: object) -> str | None:
-    r"""What results expect in the place of a name that they cannot hold; None for one that fits.
+    r"""Return what is expected of a name that results cannot contain; None for a valid name.
 
     >>> unfit("cat\n"), unfit("\udcff"), unfit("cat")
     ('a printable name', 'a printable name', None)

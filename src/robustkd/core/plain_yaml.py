@@ -1,7 +1,7 @@
-"""YAML as plain data of a bounded size: text, numbers, truth values, lists, and mappings.
+"""Parser of YAML as plain data of bounded size: text, numbers, booleans, lists and mappings.
 
-Everything is checked while the text is parsed, before any value is made: an alias cannot unfold to
-more than the budgets allow, and no other type of YAML is ever constructed.
+Everything is checked while the text is parsed, before any value is created: an alias cannot expand
+beyond the limits, and no other YAML type is ever constructed.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from yaml.events import AliasEvent, CollectionStartEvent, NodeEvent, ScalarEvent
 from robustkd.core.errors import quoted
 
 MOST_VALUES = 10_000
-"""Most values in a text, each counted as often as it is referred to."""
+"""Largest number of values in a text; an alias counts as the values that it repeats."""
 MOST_DEPTH = 32
-"""Most lists and mappings within each other."""
+"""Largest nesting depth of lists and mappings."""
 LONGEST_NUMBER = 100
-"""Most characters of a number."""
+"""Largest number of characters of a number."""
 
 _PLAIN = ("null", "bool", "int", "float", "str")
 _MOST_SHOWN = 40
 
 
 class RefusedError(ValueError):
-    """The text is YAML, but not what we read; its words go on behind the name of a file."""
+    """The text is YAML that is not accepted; the message continues after the name of a file."""
 
 
 class _Extent(NamedTuple):
-    """What a value takes of the budgets."""
+    """Number of values and nesting depth of one value."""
 
     values: int
     depth: int
 
 
 def parse(text: str, *, anchors: bool = False) -> object:
-    """What a text holds, read as one document of plain data.
+    """Parse a text as one document of plain data.
 
     Args:
         text: The YAML.
-        anchors: Whether a value may be given a name, and repeated by it.
+        anchors: If True, anchors (``&name``) and aliases (``*name``) are allowed.
 
     Raises:
-        RefusedError: It is larger or deeper than an honest file, says a key twice, or has
-            something that is not plain data.
-        ValueError: A number is none.
-        yaml.YAMLError: It is no YAML.
+        RefusedError: If the text exceeds a limit, repeats a key, or contains something that is not
+            plain data.
+        ValueError: If a number is malformed.
+        yaml.YAMLError: If the text is not valid YAML.
     """
     loader = _Loader(text, anchors=anchors)
     try:
@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
         self._values = self._depth = self._deepest = 0
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
-        """One value with everything in it; its place is a number, a key, or nothing."""
+        """Compose one value with all values in it."""
         peek: Callable[[], NodeEvent] = self.peek_event
         event = peek()
         _check_event(event, anchors=self._may_repeat)
@@ -85,12 +85,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _repeat(self, event: AliasEvent) -> None:
-        """Count a value anew that was named before."""
+        """Count the values that an alias repeats."""
         if event.anchor in self._extents:
             self._spend(event, self._extents[event.anchor])
         elif event.anchor in self.anchors:
             raise _refused(event, f"has {_brief(event.anchor)} within itself", "write it out")
-        # YAML has its own words for a name that was never given.
+        # PyYAML reports an alias without an anchor itself.
 
     def _spend(self, event: NodeEvent, extent: _Extent) -> None:
         self._values += extent.values
@@ -103,7 +103,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_event(event: NodeEvent, *, anchors: bool) -> None:
-    """Refuse what is not plain, whatever it would become."""
+    """Raise an error for an anchor, an alias or a tag that is not allowed."""
     if event.anchor is not None and not anchors:
         sign = "*" if isinstance(event, AliasEvent) else "&"
         raise _refused(event, f"has the name {_brief(sign + event.anchor)}", "write the value out")
@@ -113,7 +113,7 @@ def _check_event(event: NodeEvent, *, anchors: bool) -> None:
 
 
 def _check_node(node: yaml.Node | None) -> None:
-    """Refuse types that only the value shows, and keys that YAML would quietly take the last of."""
+    """Raise an error for implicit types such as dates, and for repeated keys."""
     if isinstance(node, yaml.ScalarNode):
         kind = node.tag.rpartition(":")[2]
         if kind not in _PLAIN:

@@ -1,4 +1,4 @@
-"""A line on stderr that says how far a long job is; nothing where there is no terminal."""
+"""Progress bar on stderr; nothing is shown if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Update(Protocol):
-    """Moves the line on by one step and shows figures such as ``loss=1.23``."""
+    """Function that advances the bar by one step and shows values such as ``loss=1.23``."""
 
     def __call__(self, **figures: float) -> None:
-        """Advance by one step; without figures the last ones stay."""
+        """Advance by one step; without arguments, the last values stay."""
 
 
 @contextmanager
 def track(label: str, total: int) -> Iterator[Update]:
-    """Show label, share done, figures and time left while the block lasts.
+    """Show a progress bar with label, values and remaining time while the block lasts.
 
     Args:
-        label: A few words, e.g. ``distil``.
-        total: Number of steps to come.
+        label: Short description, e.g. ``distil``.
+        total: Number of steps.
 
     Yields:
-        A function to be called once a step.
+        A function to call after each step.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,6 +1,6 @@
-"""Arithmetic of shares: how far one can be trusted, and what a defence is worth.
+"""Statistics of proportions: Wilson intervals and the defence effectiveness rating.
 
-Numbers alone: the tables are made without any network.
+The functions take and return plain numbers and do not import torch.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from robustkd.core.errors import UsageError
 
 
 def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    r"""Wilson's score interval: the true shares that this one does not contradict.
+    r"""Compute the Wilson score interval of a proportion.
 
     .. math:: \frac{p + z^2 / 2n \pm z \sqrt{p (1 - p) / n + z^2 / 4 n^2}}{1 + z^2 / n}
 
-    It covers the images' sampling, not the spread over training runs.
+    The interval covers the sampling of the images, not the spread over training runs.
 
     Args:
-        share: Of hits, p, a fraction in [0, 1].
-        n: Images counted, at least 1.
-        confidence: Coverage, between 0 and 1, both excluded.
+        share: Observed proportion p, in [0, 1].
+        n: Number of images, at least 1.
+        confidence: Confidence level, in (0, 1).
 
     Returns:
-        Lower and upper end, fractions in [0, 1].
+        Lower and upper bound, in [0, 1].
 
     Raises:
         UsageError: If the confidence is out of range.
@@ -41,26 +41,27 @@ def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float
     spread = NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / n
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    # Rounding could leave a share of 0 or 1 outside, and a bar of negative length.
+    # Rounding could put a proportion of 0 or 1 outside of its interval.
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def defence_effectiveness(
     *, acc_before: float, acc_after: float, asr_before: float, asr_after: float
 ) -> float:
-    r"""Attack success removed, less the accuracy paid, on one scale (DER).
+    r"""Compute the defence effectiveness rating (DER).
 
     .. math:: \frac{\max(0, ASR_{before} - ASR_{after}) - \max(0, ACC_{before} - ACC_{after}) + 1}
         {2}
 
     Args:
-        acc_before: Accuracy without the defence, a fraction.
-        acc_after: Accuracy with it.
-        asr_before: Attack success rate without the defence.
-        asr_after: Attack success rate with it.
+        acc_before: Clean accuracy without the defence, in [0, 1].
+        acc_after: Clean accuracy with the defence, in [0, 1].
+        asr_before: Attack success rate without the defence, in [0, 1].
+        asr_after: Attack success rate with the defence, in [0, 1].
 
     Returns:
-        0 (accuracy lost, attack kept) to 1 (attack gone, accuracy kept); 0.5 for no defence.
+        A number from 0 (accuracy lost, attack unchanged) to 1 (attack removed, accuracy kept); 0.5
+        for no defence.
 
     Raises:
         UsageError: If an argument is not in [0, 1].

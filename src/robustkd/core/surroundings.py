@@ -1,4 +1,4 @@
-"""The working directory may hold files of a stranger: nothing there is imported or read unasked."""
+"""Protection against files in the working directory that Python or libraries would load."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _SAFE_PATH = "PYTHONSAFEPATH"
 
 @contextmanager
 def safe_children() -> Iterator[None]:
-    """Keep Python processes that are started in the block from importing the working directory.
+    """Prevent child Python processes from importing modules of the working directory.
 
-    ``python -c``, with which `multiprocessing` starts its processes, searches modules there first:
-    a file ``multiprocessing.py`` among downloads would run. What the parent imports from, a child
-    of `multiprocessing` is told by its parent, so code that the user named is still found.
+    ``python -c``, which `multiprocessing` uses to start processes, searches the working directory
+    first: a file ``multiprocessing.py`` among downloads would run. A child of `multiprocessing`
+    receives the parent's search path, so code that the user has named is still found.
     """
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
@@ -33,7 +33,7 @@ def safe_children() -> Iterator[None]:
 def elsewhere() -> Iterator[None]:
     """Make the root folder the working directory while the block lasts.
 
-    For libraries that read settings or take modules from the working directory. It is changed for
+    Some libraries read settings or import modules from the working directory. The change affects
     all threads, so a block should be short.
     """
     before = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))

@@ -1,7 +1,7 @@
-"""Paths that are walked folder by folder, so that a link in one of them leads nowhere else.
+"""Opening files below a folder, one path component at a time, with checked links.
 
-A data set is a tree of folders from a stranger, and a teacher's file lies in one. What may be a
-link, and what may not, is decided here.
+A data set or the folder of a teacher's file may come from an attacker. This module decides which
+links are followed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from robustkd.core.errors import InputError, quoted
 from robustkd.core.folders import NO_LINK, Folder, UnsafeError, open_plain
 
 _LONGEST_PATH = 4096
-"""Of Linux, in bytes; deeper folders cannot be named, and would take ever longer to reach."""
+"""Longest path in bytes, as in Linux; folders that are nested deeper are refused."""
 
-# Searching a folder needs less permission than listing it, where the system makes the difference.
+# On systems that have O_PATH, opening a folder to search it needs less permission than listing it.
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
 
 
 class Tree:
-    """Files below a root folder; links may lead from one place in it to another, never outside.
+    """Files below a root folder; links may lead to other files below it, but never outside.
 
     Args:
         root: The folder, with no link in its path.
@@ -34,14 +34,14 @@ class Tree:
         self._top: int | None = None
 
     def __getstate__(self) -> Path:
-        # A descriptor means nothing in another process; it is opened there anew.
+        # A descriptor is not valid in another process, which opens the folder again.
         return self.root
 
     def __setstate__(self, root: Path) -> None:
         self.root, self._top = root, None
 
     def open(self, path: str) -> int:
-        """Open a regular file below the root for reading; returns its descriptor.
+        """Open a regular file below the root for reading, and return its descriptor.
 
         Args:
             path: Relative to the root, with ``/`` between its parts.
@@ -58,14 +58,14 @@ class Tree:
             within = os.path.relpath(goal, self.root)
             if within.split(os.sep, 1)[0] == os.pardir:
                 raise UnsafeError(errno.ELOOP, "a link that leaves the folder") from error
-            # Without any link now: what has become one in the meantime is refused.
+            # The resolved path has no links; a component that has become one since is refused.
             return self._open(within)
 
     def folder(self, path: str) -> Folder:
-        """Open a folder below the root, on whose way there is no link.
+        """Open a folder below the root; a path with a link is refused.
 
         Raises:
-            OSError: If it cannot be opened, or there is a link on the way.
+            OSError: If the folder cannot be opened, or its path contains a link.
         """
         if len(os.fsencode(os.path.join(self.root, path))) >= _LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -85,7 +85,7 @@ class Tree:
             os.close(parent)
 
     def _walk(self, names: list[str]) -> int:
-        """The new descriptor of the folder to which the names lead from the root, without links."""
+        """Open the folder that the names lead to from the root, and return its descriptor."""
         if self._top is None:
             self._top = _walk_from_top(self.root)
             weakref.finalize(self, os.close, self._top)
@@ -93,11 +93,11 @@ class Tree:
 
 
 def open_named(path: Path) -> int:
-    """Open a regular file at a path that the user named; returns its descriptor.
+    """Open a regular file at a path given by the user, and return its descriptor.
 
-    The path may pass through links that users and systems set up themselves: in the root folder
-    and directly below it, in the home and working directories and above them. Any other link, and
-    the file's own, must stay in the folder that holds it, since it may have come with that folder.
+    The path may contain links that users and systems set up themselves: in the root folder and
+    directly below it, in the home and working directories, and in their parents. Any other link
+    must stay within its own folder, since it may have been downloaded together with that folder.
 
     Raises:
         OSError: If it cannot be opened, or is no regular file.
@@ -113,13 +113,13 @@ def open_named(path: Path) -> int:
 
 
 def readable_path(descriptor: int) -> str:
-    """A path through which a library can open a file that is open already."""
+    """Return a path through which a library can open an open file again."""
     known = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
     return f"{known}/{descriptor}"
 
 
 def _check_links(path: Path) -> None:
-    """Refuse a path with a link in it that leaves a folder which others may have made."""
+    """Raise an error for a path with a link that leaves a folder of unknown origin."""
     parts = Path(os.path.join(os.getcwd(), path)).parts
     here, last = Path(parts[0]), len(parts) - 1
     for place, name in enumerate(parts[1:], start=1):
@@ -141,19 +141,19 @@ def _check_links(path: Path) -> None:
 
 
 def _is_users_own(folder: Path) -> bool:
-    """Whether links in a folder are those of the user or the system, not part of a download."""
+    """Return whether links in a folder were made by the user or the system, not downloaded."""
     home = Path(os.path.expanduser("~"))
     own = (home, home.resolve(), home.resolve() / ".cache", Path.cwd())
     return len(folder.parts) <= 2 or any(place.is_relative_to(folder) for place in own)
 
 
 def _walk_from_top(path: Path) -> int:
-    """Open a folder for searching, from the file system's root and without following a link."""
+    """Open a folder for searching, starting at the root and without following links."""
     return _descend(os.open(path.anchor, _SEARCH | NO_LINK), path.parts[1:])
 
 
 def _descend(folder: int, names: Iterable[str]) -> int:
-    """Step into folders one after the other, without following a link; closes all but the last."""
+    """Open nested folders one after the other without following links; close all but the last."""
     for name in names:
         try:
             inner = os.open(name, _SEARCH | NO_LINK, dir_fd=folder)

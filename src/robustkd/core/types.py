@@ -1,4 +1,4 @@
-"""Types shared by the whole package: array shapes, batches, data sources and triggers."""
+"""Types shared by the whole package: tensor shapes, batches, data sources and triggers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Images: TypeAlias = Float[Tensor, "n channels height width"]
 """Pixels in [0, 1], NCHW; normalisation is the first layer of every model."""
 Labels: TypeAlias = Int[Tensor, " n"]
 UNLABELLED = -1
-"""The label of a training image that has none."""
+"""Label of a training image that has none."""
 Logits: TypeAlias = Float[Tensor, "n classes"]
 Features: TypeAlias = Float[Tensor, "n ..."]
-"""What a tap reads: N x C x H x W of a convolutional stage, N x T x D of a transformer block."""
+"""Features of a stage: N x C x H x W for convolutions, N x T x D for transformer blocks."""
 PerSample: TypeAlias = Float[Tensor, " n"]
 
 Settings: TypeAlias = Mapping[str, Any]
@@ -29,7 +29,7 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 
 
 class Batch(NamedTuple):
-    """Some labelled images, and which ones of their split they are."""
+    """Labelled images with their indices in the split."""
 
     images: Images
     labels: Labels
@@ -40,8 +40,8 @@ class Batch(NamedTuple):
 class DataSource(Protocol):
     """Clean labelled images in three splits that share no image.
 
-    A defence sees this and a teacher, nothing else. ``train`` fits weights, ``validation``
-    selects, ``test`` is measured once.
+    A defence receives a data source and a teacher, and nothing else. ``train`` is for fitting
+    weights, ``validation`` for selection, and ``test`` for the final measurement.
     """
 
     @property
@@ -68,14 +68,14 @@ class DataSource(Protocol):
         shuffle: torch.Generator | None = None,
         augment: torch.Generator | None = None,
     ) -> Iterator[Batch]:
-        """One pass over ``split``; the last batch may be smaller.
+        """Iterate once over ``split``; the last batch may be smaller.
 
         Args:
-            split: Which images.
+            split: The split.
             batch_size: Largest number of images in a batch, at least 1.
-            device: Where the batches live.
-            shuffle: Source of a random order; None keeps the order of the split.
-            augment: Source of random crops and flips, as fits the data; None for none.
+            device: Device of the batches.
+            shuffle: Generator for a random order; None keeps the order of the split.
+            augment: Generator for random crops and flips; None for no augmentation.
 
         Yields:
             Images in channels_last memory format, float32 in [0, 1], with labels and indices.
@@ -87,4 +87,4 @@ class Trigger(Protocol):
     """A pure function on batches of images, float in [0, 1]."""
 
     def __call__(self, images: Images) -> Images:
-        """Images with the trigger in them; same shape, still in [0, 1]."""
+        """Return the images with the trigger applied, of the same shape and in [0, 1]."""

@@ -1,4 +1,4 @@
-"""Checks of numbers that callers give."""
+"""Checks of numeric arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from robustkd.core.errors import UsageError
 
 
 def check_positive(**values: float | int) -> None:
-    """Refuse arguments that must be finite and above zero.
+    """Raise an error for an argument that is not a finite number above zero.
 
     Raises:
         UsageError: Naming the first that is not.
@@ -20,7 +20,7 @@ def check_positive(**values: float | int) -> None:
 
 
 def check_not_negative(**values: float | int) -> None:
-    """Refuse arguments that must be finite and at least zero.
+    """Raise an error for an argument that is not a finite number of at least zero.
 
     Raises:
         UsageError: Naming the first that is not.

@@ -1,4 +1,4 @@
-"""Files of YAML that people write, or hand over: data only, and of a bounded size."""
+"""Reading YAML files as plain data of bounded size."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ _MOST_BYTES = 1 << 18
 
 
 def read_yaml(path: Path, *, links: bool = True, anchors: bool = False) -> object:
-    """What a YAML file holds, read as plain data.
+    """Read a YAML file as plain data.
 
     Args:
         path: The file.
-        links: Whether the path is the user's own, which may be a link or a pipe. A file that we
-            look for in a folder, as in that of a run, must be there itself.
-        anchors: Whether a value may be given a name (``&name``), and repeated by it (``*name``).
+        links: If True, the path was given by the user and may be a link or a pipe. If False, it
+            must be a regular file, as in the folder of a run.
+        anchors: If True, anchors (``&name``) and aliases (``*name``) are allowed.
 
     Raises:
-        InputError: If it cannot be read or is not YAML, is larger than any honest file, or says a
-            key twice, of which YAML would quietly take the last.
+        InputError: If the file cannot be read, is not YAML, exceeds a limit, or repeats a key.
     """
     import yaml
 

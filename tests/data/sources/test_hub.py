@@ -214,7 +214,7 @@ def test_paths_are_no_names_of_the_hub(name, hub_names):
 
 def test_without_the_extra_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    message = "hf:a needs the package datasets; pip install 'robustkd[hf]'"
+    message = "hf:a needs the package datasets, which is not installed; pip install 'robustkd[hf]'"
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         open_source("hf:a@b")
 

@@ -115,7 +115,8 @@ def _fetch(name: str, revision: str) -> Mapping[str, Any]:
         import datasets
     except ImportError as error:
         raise UsageError(
-            f"{PREFIX}{name} needs the package datasets; pip install 'robustkd[hf]'"
+            f"{PREFIX}{name} needs the package datasets, which is not installed; "
+            "pip install 'robustkd[hf]'"
         ) from error
     if int(datasets.__version__.partition(".")[0]) < 4:
         raise UsageError(
