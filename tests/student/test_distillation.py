@@ -368,7 +368,7 @@ def test_a_student_without_weights_to_train_is_refused(teacher):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(teacher):
-    message = r"^the training's \w+ is (nan|inf); try a smaller learning rate$"
+    message = r"^the training's \w+ is (nan|inf) after \d+ steps with a learning rate of 1e\+30; "
     with pytest.raises(TrainingError, match=message):
         short(teacher, lr=1e30)
 
@@ -387,7 +387,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher):
         ),
         (
             {"losses": {"kd": 1.0}, "temperature": 0.0},
-            "temperature is 0.0: expected a positive number, such as 4",
+            "temperature is 0.0; expected more than 0",
         ),
         ({"epochs": 0}, "epochs is 0; expected more than 0"),
         ({"batch_size": -1}, "batch_size is -1; expected more than 0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from robustkd.training.checkpoint import Keeper
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import hit_rate
-from robustkd.training.loop import Hooks, chosen_epoch, fit
+from robustkd.training.loop import Hooks, chosen_epoch, fit, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def distill(
         raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
     _check_fits(hardening, data)
     if hardening is not None:
-        hardening.begin(how.epochs * math.ceil(data.size("train") / how.batch_size))
+        hardening.begin(how.epochs * steps_per_epoch(data.size("train"), how.batch_size))
     if teacher is None:
         learner = _Learner(_Watch(student, ()), None, None, hardening)
     else:
