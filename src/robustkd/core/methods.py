@@ -106,6 +106,8 @@ class Method:
         summary: Description in one line.
         label: Name in tables and reports.
         losses: Distillation losses by weight; empty for a student without a teacher.
+        until: Share of the training, from its start, in which the student learns from the teacher,
+            in (0, 1]; see :class:`robustkd.student.objective.EarlyStop`.
         detox: Settings of detoxification; None to use the teacher as it is.
         hardening: Settings of hardening; None to train without.
         rivals: Names of the ordinary methods that the method is compared with; empty for an
@@ -118,6 +120,7 @@ class Method:
     detox: DetoxSettings | None = None
     hardening: HardeningSettings | None = None
     rivals: tuple[str, ...] = ()
+    until: float = 1.0
 
     @property
     def defended(self) -> bool:
