@@ -336,7 +336,7 @@ def test_a_finished_run_has_nothing_to_resume(robustkd, files):
     said = robustkd(*distilling(files.teacher), "--json")
     before = {path: path.read_bytes() for path in Path("run").glob("*.*")}
     again = robustkd("distill", "--resume", "run", "--json")
-    assert (again.code, again.out, again.err) == (0, said.out, "run was finished before\n")
+    assert (again.code, again.out, again.err) == (0, said.out, "run is already finished\n")
     changed = {path for path, content in before.items() if path.read_bytes() != content}
     assert changed == {Path("run/run.log")}
 
@@ -345,11 +345,11 @@ def test_a_run_is_resumed_with_the_same_teacher_and_settings(robustkd, files, tm
     teacher = tmp_path / "teacher.safetensors"
     teacher.write_bytes(files.teacher.read_bytes())
     assert robustkd(*distilling(teacher)).code == 0
-    ending = "leave it as it was, or begin a new run with --out"
+    ending = "use the same, or start a new run with --out"
     refused(
         robustkd("distill", "--resume", "run", "--epochs", 5),
         2,
-        f"run was begun with settings epochs 1, now it is 5; {ending}",
+        f"run was started with settings epochs 1, now it is 5; {ending}",
     )
     was = sha256(teacher.read_bytes()).hexdigest()
     model = models.load(teacher)
@@ -359,7 +359,7 @@ def test_a_run_is_resumed_with_the_same_teacher_and_settings(robustkd, files, tm
     refused(
         robustkd("distill", "--resume", "run"),
         3,
-        f"run was begun with teacher sha256 {was!r}, now it is {now!r}; {ending}",
+        f"run was started with teacher sha256 {was!r}, now it is {now!r}; {ending}",
     )
 
 

@@ -105,7 +105,7 @@ def test_what_a_folder_says_of_its_environment_is_not_logged(value, folder, capl
     caplog.set_level(logging.INFO)
     begin(folder, resume=True)
     text = (folder / "run.log").read_text() + caplog.text
-    assert "torch was something unknown when the run began and is " in text
+    assert "torch was something unknown when the run was started and is " in text
     assert "curl" not in text
     assert str(10**70) not in text
 
@@ -318,8 +318,8 @@ def test_kernel_choices_that_changed_are_told(folder, caplog, monkeypatch):
         begin(folder, resume=True)
     told = [record.getMessage().partition(":")[0] for record in caplog.records]
     assert told == [
-        "OMP_A was 1 when the run began and is 3 now",
-        "ONEDNN_E was not set when the run began and is 4 now",
-        "MKL_B was 2 when the run began and is not set now",
-        "TORCH_D was something unknown when the run began and is not set now",
+        "OMP_A was 1 when the run was started and is 3 now",
+        "ONEDNN_E was not set when the run was started and is 4 now",
+        "MKL_B was 2 when the run was started and is not set now",
+        "TORCH_D was something unknown when the run was started and is not set now",
     ]

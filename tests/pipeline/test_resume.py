@@ -86,7 +86,7 @@ def test_an_interrupt_is_130_and_is_made_up_for(number, alone, tmp_path):
     assert (interrupted.returncode, out) == (130, "")
     fact, word = err.splitlines()
     assert fact.startswith("teacher: teacher.safetensors, safetensors, ")
-    assert word == "robustkd: interrupted; go on with: robustkd distill --resume run"
+    assert word == "robustkd: interrupted; resume with: robustkd distill --resume run"
     assert load_state(tmp_path / "run" / "checkpoint.safetensors").values["step"] > 0
     kill_and_resume.run(["--resume", str(tmp_path / "run")])
     assert kill_and_resume.digests(tmp_path / "run") == kill_and_resume.digests(alone.folder)
@@ -118,7 +118,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(small_disk, alone
     _, word = err.splitlines()
     assert word.startswith(f"robustkd: {folder / 'checkpoint.safetensors'} cannot be written: ")
     assert "No space left on device" in word
-    assert word.endswith(f"; make room, then go on with: robustkd distill --resume {folder}")
+    assert word.endswith(f"; free some space, then resume with: robustkd distill --resume {folder}")
     assert (running.returncode, out) == (3, "")
     assert load_state(folder / "checkpoint.safetensors").values["epoch"] == 1
     assert not list(folder.rglob("*.partial"))

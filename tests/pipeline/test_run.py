@@ -235,9 +235,7 @@ def test_names_that_no_report_can_show_stop_before_anything_is_read(tmp_path):
     ):
         run(tmp_path / "none", tmp_path / "out", arch=own)
     odd = tmp_path / os.fsdecode(b"caf\xe9.pt")
-    with pytest.raises(
-        InputError, match=r"caf\\udce9.pt' is a path that is no UTF-8; rename what is"
-    ):
+    with pytest.raises(InputError, match=r"caf\\udce9.pt' is not a path in UTF-8; rename the file"):
         run(odd, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -325,7 +323,7 @@ def test_detoxification_is_not_repeated(finished, teacher_file, tmp_path, monkey
     monkeypatch.setitem(METHODS, "both", brief)
     out, again = tmp_path / "run", {"method": "both", "seed": 5}
     said = interrupted(teacher_file, out, 2, **again)
-    assert said == f"interrupted; go on with: robustkd distill --resume {out}"
+    assert said == f"interrupted; resume with: robustkd distill --resume {out}"
     with monkeypatch.context() as patch:
         patch.setattr(making, "detoxify", lambda *_, **__: pytest.fail("was repeated"))
         results = run(teacher_file, out, **again, resume=True)
@@ -408,9 +406,9 @@ def test_other_data_is_refused(teacher_file, tmp_path):
     interrupted(teacher_file, tmp_path, 1)
     other = data.load("digits", train=210, validation=60, test=50)
     message = (
-        f"{tmp_path} was begun with data sizes {{'train': 200, 'validation': 60, 'test': 50}}, "
-        "now it is {'train': 210, 'validation': 60, 'test': 50}; leave it as it was, or begin a "
-        "new run with --out"
+        f"{tmp_path} was started with data sizes {{'train': 200, 'validation': 60, 'test': 50}}, "
+        "now it is {'train': 210, 'validation': 60, 'test': 50}; use the same, or start a new "
+        "run with --out"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         run(teacher_file, tmp_path, clean=other, resume=True)

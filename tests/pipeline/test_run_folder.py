@@ -164,9 +164,7 @@ def test_what_a_kill_leaves_is_gone_when_the_run_goes_on(tmp_path):
 def test_a_run_goes_on_with_nothing_else(kind, name, value, error, message, tmp_path):
     begin(tmp_path)
     other = BEGUN | {kind: BEGUN[kind] | {name: value}}
-    message = (
-        f"{tmp_path} was begun with {message}; leave it as it was, or begin a new run with --out"
-    )
+    message = f"{tmp_path} was started with {message}; use the same, or start a new run with --out"
     with (
         pytest.raises(error, match=f"^{re.escape(message)}$"),
         opened(tmp_path, begun=other, resume=True),
@@ -208,13 +206,13 @@ def test_two_processes_cannot_go_on_with_one_run(tmp_path, monkeypatch):
 )
 def test_whoever_is_stopped_hears_how_to_go_on(settings, typed, tmp_path):
     begun = BEGUN | {"settings": BEGUN["settings"] | settings}
-    how = f"go on with: robustkd distill --resume {tmp_path}{typed}"
+    how = f"resume with: robustkd distill --resume {tmp_path}{typed}"
     with (
         pytest.raises(KeyboardInterrupt, match=f"^{re.escape(f'interrupted; {how}')}$"),
         opened(tmp_path, begun=begun),
     ):
         raise KeyboardInterrupt
-    message = f"x cannot be written: No space left on device; make room, then {how}"
+    message = f"x cannot be written: No space left on device; free some space, then {how}"
     with (
         pytest.raises(WriteError, match=f"^{re.escape(message)}$"),
         opened(tmp_path, begun=begun, resume=True),
@@ -228,7 +226,7 @@ def test_another_machine_is_warned_of(tmp_path, caplog):
     write_json(tmp_path / "environment.json", environment() | {"torch": "1.0"})
     begin(tmp_path, resume=True)
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert record.getMessage().startswith("torch was 1.0 when the run began and is ")
+    assert record.getMessage().startswith("torch was 1.0 when the run was started and is ")
 
 
 def test_warnings_still_reach_stderr_and_the_logger_is_left_as_it_was(tmp_path):

@@ -363,7 +363,7 @@ def test_a_loss_that_does_nothing_is_refused(name, teacher):
 
 
 def test_a_student_without_weights_to_train_is_refused(teacher):
-    with pytest.raises(TrainingError, match=r"^the student has no weight that can be trained$"):
+    with pytest.raises(TrainingError, match=r"^the student has no trainable weight$"):
         short(teacher, student=net().requires_grad_(False))
 
 

@@ -377,7 +377,7 @@ def test_withstand_stays_finite_for_huge_logits():
         ({"share": 1.5}, "share is 1.5; expected 0 to 1"),
         ({"ramp": 2.0}, "ramp is 2.0; expected 0 to 1"),
         ({"fade": -0.1}, "fade is -0.1; expected 0 to 1"),
-        ({"epsilon": 0, "mass": 0}, "epsilon and mass are both 0; expected at least one above"),
+        ({"epsilon": 0, "mass": 0}, "epsilon and mass are both 0; expected at least one above 0"),
     ],
 )
 def test_refusals_by_their_text(arguments, message):

@@ -146,7 +146,7 @@ def test_where_nobody_says_it_the_data_does(tmp_path):
     found = read(path, mean=(), std=(), statistics=lambda: ((0.3,), (0.2,)))
     assert torch.equal(found.model(IMAGES), model()(IMAGES))
     assert found.file.normalisation == "statistics of the data"
-    with pytest.raises(UsageError, match="does not say how its images are normalised; give mean"):
+    with pytest.raises(UsageError, match="has no normalisation of images; give mean"):
         load_teacher(path, arch="wrn-10-1", classes=3, image_shape=(1, 8, 8))
 
 

@@ -140,8 +140,8 @@ def test_a_state_of_other_networks_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trained(Stopping(tmp_path / "state", 0))
     message = (
-        "the state that was kept does not fit the networks, whose code has changed since; put it "
-        "back, or begin a new run with --out"
+        "the stored state does not fit the networks, whose code has changed since; restore the "
+        "code, or start a new run with --out"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         fit(Supervised(nn.Linear(8, 3)), DATA, epochs=1, keeper=Stopping(tmp_path / "state", None))
@@ -177,9 +177,7 @@ def test_a_damaged_state_is_one_line(key, value, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trained(keeper)
     save_state(damaged(load_state(keeper.path), key, value), keeper.path)
-    with pytest.raises(
-        InputError, match=r"^the state that was kept is damaged \(.*\); begin a"
-    ) as e:
+    with pytest.raises(InputError, match=r"^the stored state is damaged \(.*\); start a") as e:
         trained(Stopping(keeper.path, None))
     assert "\n" not in str(e.value)
 

@@ -146,7 +146,7 @@ def test_a_child_learns_at_a_rate_of_its_own():
     fit(slopes, DATA, epochs=2, batch_size=12, weight_decay=0.0, rates={"slow": 0.02})
     assert slopes.fast["w"].item() < -0.1
     assert slopes.slow["w"].item() == pytest.approx(0.2 * slopes.fast["w"].item())
-    with pytest.raises(UsageError, match="no child 'third' to have a rate of its own"):
+    with pytest.raises(UsageError, match="rates has the unknown child 'third' of the learner"):
         fit(Slopes(), DATA, epochs=1, rates={"third": 0.1})
 
 

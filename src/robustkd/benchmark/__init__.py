@@ -1,4 +1,4 @@
-"""Where attacks meet defences: measuring, the protocols, the demo, and the grid."""
+"""Experiments with attacks and defences: protocols, the demo, and grids."""
 
 from robustkd.benchmark.cells import Cell, Setting, TeacherCell
 from robustkd.benchmark.demo import run_demo

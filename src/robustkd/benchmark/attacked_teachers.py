@@ -1,4 +1,4 @@
-"""Backdoored teachers: running an attack with all that its row of the table asks for."""
+"""Training of backdoored teachers by an attack of the registry."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from robustkd.report.results import Results
 from robustkd.training.config import TrainingOptions
 
 _SURROGATE_SEED = 10_000
-"""Added to the seed of the attacker's own students, so that no victim starts from the same."""
+"""Added to the seed of the attacker's surrogates, so that no student has the same weights."""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What an attacker who knows us expects the defender to do.
+    """Method that an adaptive attacker expects the defender to use.
 
     Attributes:
         training: Arguments of :func:`robustkd.student.distillation.distill`.
-        method: Name of the preset.
+        method: Name of the method.
         detoxing: Arguments of :func:`robustkd.teacher.defences.detoxification.detoxify` that
-            depend on the data's size alone.
+            depend on the size of the data only.
     """
 
     training: TrainingOptions
@@ -60,17 +60,17 @@ def run_attack(
 
     Args:
         name: See :data:`robustkd.attacks.ATTACKS`.
-        build: Makes a network from an architecture and a seed.
+        build: Function that makes a network from an architecture and a seed.
         source: The attacker's clean data.
         arch: Architecture of the teacher.
-        surrogate: Of the attacker's own students, if there are any.
-        target: Class that triggered images are sent to.
-        seed: Of everything random.
+        surrogate: Architecture of the attacker's surrogates, if the attack trains any.
+        target: Target class of the attack.
+        seed: Seed of everything random.
         settings: Further arguments of the attack.
-        rehearsal: For attacks that know us; None keeps them from it.
+        rehearsal: Expected method of the defender, for adaptive attacks; None for none.
 
     Raises:
-        UsageError: If there is no such attack, or it takes no such argument.
+        UsageError: If the attack or one of its arguments is unknown.
     """
     check_settings(name, settings)
     attack = find(name)
@@ -95,10 +95,10 @@ def run_attack(
 
 
 def at_own_rates(name: str, settings: Settings, *, arch: str, surrogate: str) -> Settings:
-    """Settings of an attack, and the learning rates that are unusual and not given.
+    """Add the default learning rates of the architectures to the settings of an attack.
 
-    Without ``lr``, teacher and attacker's students each learn at their architecture's own; with it,
-    all at that, unless ``surrogate_lr`` says otherwise.
+    Without ``lr``, teacher and surrogates use the defaults of their architectures. With ``lr``, all
+    use this rate, unless ``surrogate_lr`` is given.
 
     >>> pair = {"arch": "wrn-10-2", "surrogate": "mobilenet-v2-0.25"}
     >>> at_own_rates("adba", {}, **pair), at_own_rates("ckd", {}, **pair)
@@ -114,15 +114,15 @@ def at_own_rates(name: str, settings: Settings, *, arch: str, surrogate: str) ->
 
 
 def check_settings(name: str, settings: Settings) -> None:
-    """Refuse arguments of an attack that it does not take or that are wrong.
+    """Raise an error for arguments of an attack that are unknown or out of range.
 
     Args:
-        name: Of the attack.
-        settings: Names of arguments of its training, and arguments of its own; target and seed have
-            places of their own, and what an attacker who knows us is given is none of the user's.
+        name: Name of the attack.
+        settings: Arguments of the attack and of its training, without target and seed. Users cannot
+            give the arguments of adaptive attacks that stand for the defence.
 
     Raises:
-        UsageError: If there is no such attack, or naming the argument.
+        UsageError: If the attack or one of its arguments is unknown or out of range.
     """
     attack = find(name)
     given_by_us = {taken for row in ATTACKS.values() for taken in row.takes}
@@ -135,7 +135,7 @@ def check_settings(name: str, settings: Settings) -> None:
 
 
 def _value(name: str, given: str | int | float) -> str | int | float:
-    """An argument's value, of a text as YAML reads it."""
+    """Return the value of an argument, with a text parsed as YAML."""
     try:
         read = parse(given) if isinstance(given, str) else given
     except (ValueError, yaml.YAMLError):
@@ -156,10 +156,10 @@ def attack_to_folder(
     seed: int,
     settings: Mapping[str, str | int | float],
 ) -> Results:
-    """A new folder with ``teacher.safetensors``, ``trigger.safetensors`` and ``results.json``.
+    """Write a new folder with teacher, trigger and ``results.json``.
 
     Args:
-        name: The attack.
+        name: Name of the attack.
         arch: Architecture of the teacher.
         surrogate: Of the attacker's own students, if there are any.
         source: The attacker's clean data.

@@ -1,4 +1,4 @@
-"""Networks on disk by the hash of their configuration; each is made once."""
+"""Cache of trained networks by the hash of their configuration."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from robustkd.core.folders import Folder, refusal
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of folders, each complete or not there.
+    """A folder of cache entries, each of which is a complete folder or missing.
 
-    Safe for several processes, and for several machines where they share the folder. A process
-    that is killed leaves nothing that counts.
+    It can be shared by several processes and machines. A killed process leaves no incomplete
+    entry.
     """
 
     root: Path
 
     def fetch(self, key: str, make: Callable[[Path], None]) -> Path:
-        """The folder of that key; ``make`` fills it where it is missing, one process at a time.
+        """Return the folder of a key; if it is missing, ``make`` fills it in one process at a time.
 
         Raises:
-            InputError: If a folder is a link, which may lead to files of others, or is not to be
-                read or made.
+            InputError: If a folder is a link, cannot be read, or cannot be created.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         try:
@@ -40,7 +39,7 @@ class Store:
 
     def _make(self, root: Folder, key: str, make: Callable[[Path], None]) -> None:
         with root.locked(f"{key}.lock", seconds=math.inf):
-            # A killed process of this key may have left one; of others, they may be at work.
+            # Only leftovers of this key are removed: other keys may be in progress.
             root.clean(key)
             if root.has(key):
                 return

@@ -1,10 +1,11 @@
-"""The cells of a grid: each a pure function of its configuration, whose hash is its name.
+"""Cells of a grid: experiments that are identified by the hash of their configuration.
 
-A configuration holds what is given and what presets say. Where a default or the code changes so
-that results do, the ``revision`` of an attack, or ``_HARDENED`` or ``FORMAT`` here, is raised.
+A configuration contains the given values and the settings of the method. If a default or the code
+changes in a way that affects results, increase the ``revision`` of an attack, or ``_HARDENED`` or
+``FORMAT`` in this module.
 
-Networks are kept in a store, so that the students of one teacher share it, and so that a student
-that never meets a teacher is trained once for all attacks.
+Networks are cached, so that the students of one teacher share it, and a student without a teacher
+is trained once for all attacks.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from robustkd.training.config import TrainingOptions
 from robustkd.training.precision import Precision
 
 TEACHER = "teacher"
-"""The method of the cell that measures the teacher itself."""
+"""Method name of the cell that measures the teacher itself."""
 FORMAT = 1
-"""Part of every hash: what the same configuration means changes with it."""
+"""Version of the meaning of configurations; part of every hash."""
 _HARDENED = 2
-"""The same for students that are hardened, and for attackers who rehearse on one."""
+"""The same for hardened students, and for adaptive attackers who train one."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cells of a setting share.
+    """Data and environment that cells share.
 
     Attributes:
         data: Name of the data source.
-        sizes: Images kept per split; a split that is not named is whole.
-        augment: Whether everybody trains on randomly cropped and flipped images.
-        precision: Of every network's training, attacker's and user's, as accelerate names it; the
-            masks that an attacker rehearses learn in full precision.
-        threads: Of torch, as the last bits of every figure depend on it.
-        seed: Of everything random.
+        sizes: Number of images per split; a split that is not named is used completely.
+        augment: If True, all networks are trained on randomly cropped and flipped images.
+        precision: Mixed precision of all trainings, as accelerate names it. Masks of adaptive
+            attackers are trained in full precision.
+        threads: Number of threads of torch, on which the last bits of results depend.
+        seed: Seed of everything random.
     """
 
     data: str
@@ -56,13 +57,13 @@ class TeacherCell:
     """A backdoored teacher.
 
     Attributes:
-        setting: Where it is trained.
-        arch: Its architecture.
+        setting: Data and environment.
+        arch: Architecture of the teacher.
         attack: Name of the attack.
-        attacking: Arguments of the attack, those of every teacher's training among them.
-        target: Class that triggered images are sent to.
-        surrogate: Architecture of the attacker's own students, for attacks that have any.
-        rehearsal: What attacks that know us expect of the defender; None for all others.
+        attacking: Arguments of the attack and of its training.
+        target: Target class of the attack.
+        surrogate: Architecture of the attacker's surrogates, for attacks that train any.
+        rehearsal: Expected method of the defender, for adaptive attacks; None for all others.
     """
 
     setting: Setting
@@ -78,12 +79,12 @@ class TeacherCell:
         return {"format": FORMAT, **asdict(self), **self.made_by()}
 
     def made_by(self) -> dict[str, object]:
-        """What of today's code the teacher follows from: its attack's revision, and our method."""
+        """Return the versions of the code that the teacher depends on."""
         revision = find(self.attack).revision
         return {**({"revision": revision} if revision else {}), **self.rehearsed()}
 
     def rehearsed(self) -> dict[str, object]:
-        """What an attacker who knows us has met of us: other teachers come of another defence."""
+        """Return the settings of the defence that an adaptive attacker has used."""
         if self.rehearsal is None:
             return {}
         parts = _parts(self.rehearsal.method)
@@ -97,11 +98,11 @@ class Cell:
     """One method on one backdoored teacher.
 
     Attributes:
-        teacher: What is distilled from.
+        teacher: The backdoored teacher.
         student: Architecture of the student.
-        method: Name of a preset, or ``teacher`` to measure the teacher itself.
-        training: Arguments of every student's training.
-        detoxing: Arguments of detoxification that depend on the data's size alone.
+        method: Name of a method, or ``teacher`` to measure the teacher itself.
+        training: Arguments of the student's training.
+        detoxing: Arguments of detoxification that depend on the size of the data only.
     """
 
     teacher: TeacherCell
@@ -117,17 +118,17 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What it is, for people, and the hash of its configuration, for everything else."""
+        """Readable name that ends in the hash of the configuration."""
         words = (self.teacher.attack, self.method, f"seed-{self.teacher.setting.seed}")
         return f"{'.'.join(words)}.{digest(self.configuration())}"
 
     def configuration(self) -> dict[str, object]:
-        """All that the result follows from, in JSON values."""
+        """Return everything that the result depends on, as JSON values."""
         teacher = self.teacher.made_by()
         if self.method == TEACHER:
             own = asdict(replace(self, training={}, detoxing={}))
             return {"format": FORMAT, **own, **teacher}
-        # A method that cleans nothing is the same however long the others clean.
+        # Methods without detoxification do not depend on its arguments.
         cleans = find_method(self.method).detox is not None
         relevant = self if cleans else replace(self, detoxing={})
         return {
@@ -139,7 +140,7 @@ class Cell:
 
 
 def _parts(method: str) -> dict[str, object]:
-    """What a preset does, in JSON values."""
+    """Return the settings of a method as JSON values."""
     how = find_method(method)
     hardening = stated(how.hardening)
     if hardening is not None:
@@ -154,7 +155,7 @@ def _parts(method: str) -> dict[str, object]:
 
 
 def digest(configuration: Mapping[str, object]) -> str:
-    """Sixteen hexadecimal digits of the configuration's hash.
+    """Return the first sixteen hexadecimal digits of the hash of a configuration.
 
     >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     True

@@ -1,4 +1,4 @@
-"""The whole story on real images: a backdoor, who inherits it, and who does not."""
+"""The demo: a backdoored teacher, and students that inherit the backdoor or do not."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.config import TrainingConfig
 
 SHOWN = ("no-teacher", "ofd", "kd", "paper", "default")
-"""What the demo shows beside the teacher itself."""
+"""Methods of the demo, besides the teacher itself."""
 _SHOWN = 8
 
 
 @dataclass
 class _Story:
-    """One seed of the demo: the data, the backdoored teacher, and what has been found so far."""
+    """State of one seed of the demo."""
 
     setting: Protocol
     seed: int
@@ -47,7 +47,7 @@ class _Story:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def attack(self) -> Backdoored:
-        """Train the backdoored teacher and keep it with its trigger."""
+        """Train the backdoored teacher, and save it with its trigger."""
         started = time.perf_counter()
         setting = self.setting
         made = find(setting.attack)(
@@ -62,10 +62,10 @@ class _Story:
         return made
 
     def learn(self, method: str, backdoored: Backdoored) -> None:
-        """Make a student by one method; the method sees the teacher and clean images alone."""
+        """Make a student by one method, which receives only the teacher and clean images."""
         made = make_student(
             backdoored.teacher,
-            # Every method's student starts from the same weights.
+            # The students of all methods have the same initial weights.
             self.build(self.setting.student, self.seed + 1),
             self.data,
             METHODS[method],
@@ -87,7 +87,7 @@ class _Story:
         seconds: float,
         record: Mapping[str, object],
     ) -> None:
-        """Save a model, and note its figures and what it says of the images that are shown."""
+        """Save a model, and record its results and its predictions for the images of the report."""
         provenance = {"method": method, "seed": self.seed, "attack": self.setting.attack}
         path = self.folder / f"{method}.safetensors"
         models.save(model, path, provenance=provenance)
@@ -112,7 +112,7 @@ class _Story:
         self.arrays[f"predictions/{method}"] = said.cpu().numpy()
 
     def show_trigger(self, backdoored: Backdoored) -> None:
-        """Keep a few clean and triggered images, and the trigger where it has a mask."""
+        """Record a few clean and triggered images, and the trigger if it has a mask."""
         images, labels = _samples(self.data, backdoored.target)
         self.arrays |= {
             "images": images.numpy(),
@@ -126,7 +126,7 @@ class _Story:
             }
 
     def show_masks(self, method: str, teacher: DetoxifiedTeacher) -> None:
-        """Keep the masks of a detoxified teacher."""
+        """Record the masks of a detoxified teacher."""
         for location, mask in zip(teacher.locations, teacher.feature_masks, strict=True):
             self.arrays[f"mask/{method}/{location}"] = mask.mask.detach().cpu().numpy()
 
@@ -139,15 +139,15 @@ def run_demo(
     root: Path | None = None,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> Path:
-    """Run every method of the demo on one attack and write what it found.
+    """Run every method of the demo on one attack, and write the results.
 
     Args:
         setting: Data, pair, attack and training.
-        out: New folder, made once the data is there; gets ``results.json``, ``arrays.npz`` and a
-            folder a seed with models, trigger and metrics.
-        seeds: How many, from 0 on.
-        root: Folder of the data, where it is not where it usually is.
-        tell: Gets one line after each model.
+        out: New folder for ``results.json``, ``arrays.npz`` and, for each seed, a folder with
+            models, trigger and metrics. It is created after the data has been loaded.
+        seeds: Number of seeds, from 0 on.
+        root: Folder of the data; None searches the usual places.
+        tell: Function that receives one line after each model.
 
     Returns:
         ``out``.
@@ -200,7 +200,7 @@ def _line(found: ResultRow) -> str:
 
 
 def _samples(data: DataSource, target: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first test images that are not of the target class."""
+    """Return the first test images that are not of the target class."""
     batch = next(iter(data.batches("test", batch_size=16 * _SHOWN)))
     other = batch.labels != target
     return batch.images[other][:_SHOWN], batch.labels[other][:_SHOWN]

@@ -1,6 +1,7 @@
-"""Who runs the groups of a grid: this machine's processes, or a ray cluster.
+"""Executors of grids: processes of this machine, or a ray cluster.
 
-A group is the cells of one teacher. Both run the same function on it and give what it says.
+A group is the list of cells of one teacher. Both executors run the same function on each group and
+yield its reports.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from robustkd.data.sources.download import DATA_VARIABLE
 
 Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
 _WATCH_SECONDS = 0.5
-_KILLED = "the process of its teacher's cells was killed, perhaps for want of memory"
+_KILLED = "the process of its teacher's cells was killed, perhaps for lack of memory"
 Kind: TypeAlias = Literal["local", "ray"]
 
 
 def executor(kind: str, *, workers: int = 1) -> Executor:
-    """The executor of that name.
+    """Return the executor of a name.
 
     Args:
-        kind: ``local`` for processes on this machine, ``ray`` for a cluster: the one that
-            ``RAY_ADDRESS`` names, else one that runs on this machine or is started here.
-        workers: Processes of ``local``; with 1, the cells run in this very process.
+        kind: ``local`` for processes on this machine. ``ray`` for a cluster: that of
+            ``RAY_ADDRESS``, or else one that runs or is started on this machine.
+        workers: Number of processes of ``local``; with 1, the cells run in the calling process.
 
     Raises:
-        UsageError: If there is none, or ray is not installed.
+        UsageError: If the name is unknown, or ray is not installed.
     """
     if kind == "local":
         return _one_by_one if workers == 1 else partial(_processes, workers)
@@ -52,7 +53,7 @@ def _one_by_one(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Ite
 def _processes(
     workers: int, groups: Sequence[Sequence[Cell]], out: Path, cache: Path
 ) -> Iterator[list[Told]]:
-    """One pool; when a worker is killed, which breaks it, what is left runs one by one."""
+    """Run groups in one pool; after a worker is killed, run the rest in one pool per group."""
     from concurrent.futures.process import BrokenProcessPool
 
     left = dict(enumerate(groups))
@@ -61,7 +62,7 @@ def _processes(
             del left[number]
             yield told
     except BrokenProcessPool:
-        # Any of those that ran may be the one that is to blame: nobody shares a pool with it now.
+        # Any of the running groups may be the cause, so each gets a pool of its own.
         for group in left.values():
             try:
                 yield from (told for _, told in _pool(1, {0: group}, out, cache))
@@ -75,14 +76,14 @@ def _pool(
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import active_children, get_context
 
-    with safe_children():  # the pool starts a process of its own at once, and workers with tasks
+    with safe_children():  # the pool starts processes at once and with the first tasks
         pool = ProcessPoolExecutor(
             workers,
             mp_context=get_context("spawn"),
             initializer=_end_with,
             initargs=(os.getpid(),),
         )
-    others = set(active_children())  # of the caller, and none of ours
+    others = set(active_children())  # processes of the caller
     try:
         with safe_children():
             tasks = {
@@ -100,7 +101,7 @@ def _pool(
 
 
 def _end_with(parent: int) -> None:
-    """Let this process end when its parent is gone, killed or not: nobody waits for it then."""
+    """End this process when its parent has ended or was killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -123,7 +124,7 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
     if ours:
         data = os.environ.get(DATA_VARIABLE)
         told = {"env_vars": {DATA_VARIABLE: os.path.abspath(data)}} if data else None
-        # Its processes search modules where it begins, before the installed ones.
+        # The processes of ray import modules from the directory in which ray is started.
         with safe_children(), elsewhere():
             ray.init(log_to_driver=False, include_dashboard=False, runtime_env=told)
     try:
@@ -131,10 +132,10 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
         nodes = [node["Resources"] for node in alive]
         cores = max(node.get("CPU", 0) for node in nodes)
         needed = max((group[0].teacher.setting.threads for group in groups), default=0)
-        # A cluster with an address may grow; one of this machine does not.
+        # A cluster with an address may grow; a local one does not.
         if ours and "RAY_ADDRESS" not in os.environ and needed > cores:
             raise UsageError(
-                f"threads is {needed}, and ray has {cores:.0f} cores here; it would wait for ever"
+                f"threads is {needed}; expected at most {cores:.0f}, the cores that ray has here"
             )
         gone = (
             ray.exceptions.WorkerCrashedError,
@@ -146,7 +147,7 @@ def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[l
             remote.options(
                 num_cpus=group[0].teacher.setting.threads,
                 num_gpus=1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0,
-                max_retries=0,  # else one that wants too much memory is tried for ever
+                max_retries=0,  # a task that needs too much memory would be retried forever
             ).remote(list(group), out.resolve(), cache.resolve()): group
             for group in groups
         }

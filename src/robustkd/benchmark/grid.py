@@ -1,4 +1,4 @@
-"""A grid from one YAML file: settings x pairs x attacks x methods x seeds, as cells."""
+"""Reading of grids: settings x pairs x attacks x methods x seeds from one YAML file."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from robustkd.training.config import TrainingOptions, check_training
 from robustkd.training.precision import Precision
 
 MOST_CELLS = 10_000
-"""Of a grid; a larger one would take years, and its cells are listed in memory first."""
+"""Largest number of cells of a grid, all of which are kept in memory."""
 
 Names = Annotated[list[str], Field(min_length=1)]
 Arguments = dict[str, StrictInt | StrictFloat | StrictStr]
 Sizes = dict[Split, Annotated[StrictInt, Field(ge=1)]]
-# What no preset decides, and no other key of the grid.
+# Arguments that are set neither by a method nor by another key of the grid.
 _TRAINING = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "temperature")
 _WHOLE = ("epochs", "batch_size", "steps", "raises", "bisections")
 _NUMBERS = ("lr", "momentum", "weight_decay", "temperature", "variance_weight", "growth")
@@ -47,22 +47,23 @@ _DETOXING = ("variance_weight", "growth", "raises", "bisections", "steps", "batc
 
 
 class Block(BaseModel):
-    """Everything that is crossed, and what is the same for all of it.
+    """One block of a grid: lists whose combinations are run, and common settings.
 
     Attributes:
-        data: Name of the data source to the images kept per split.
-        pairs: Teacher's and student's architecture.
-        attacks: Name to the attack's own arguments.
-        methods: Names of presets; the teacher itself is always measured.
+        data: Number of images per split, by name of the data source.
+        pairs: Architectures of teacher and student.
+        attacks: Arguments of the attacks, by name.
+        methods: Names of methods; the teacher itself is always measured.
         seeds: Each is one repetition with a teacher of its own.
-        target: Class that triggered images are sent to.
-        augment: Whether everybody trains on randomly cropped and flipped images.
-        precision: Of all training.
-        threads: Of torch in each cell.
-        teaching: Arguments of every attack, e.g. ``epochs``; without ``lr``, teacher and
-            attacker's students learn at their architectures' own.
-        training: Arguments of every student's training; without ``lr``, its architecture's own.
-        detoxing: Arguments of detoxification that depend on the data's size alone.
+        target: Target class of the attacks.
+        augment: If True, all networks are trained on randomly cropped and flipped images.
+        precision: Mixed precision of all trainings.
+        threads: Number of threads of torch in each cell.
+        teaching: Arguments of every attack, e.g. ``epochs``. Without ``lr``, teacher and surrogates
+            use the defaults of their architectures.
+        training: Arguments of every student's training. Without ``lr``, the default of the
+            architecture is used.
+        detoxing: Arguments of detoxification that depend on the size of the data only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -98,7 +99,7 @@ class Block(BaseModel):
     @field_validator("precision", mode="before")
     @classmethod
     def _no_is_a_word(cls, precision: object) -> object:
-        return "no" if precision is False else precision  # as YAML reads it
+        return "no" if precision is False else precision  # YAML reads "no" as False
 
     @model_validator(mode="after")
     def _known_arguments(self) -> Block:
@@ -119,14 +120,14 @@ class Block(BaseModel):
         return [method_name(name) for name in methods]
 
     def count(self) -> int:
-        """Number of cells, counted without making any."""
+        """Return the number of cells, without creating any."""
         methods = 1 + len(self.methods)
         teachers = len(self.seeds) * len(self.pairs) * len(self.attacks) * len(self.data)
         return teachers * methods
 
     def cells(self) -> Iterator[Cell]:
-        """Every cell; those of one teacher come one after the other, the teacher's own first."""
-        # Seeds go round first, so that a grid that is stopped early is a smaller whole.
+        """Yield every cell; those of one teacher are consecutive, with the teacher's own first."""
+        # Seeds are the outermost loop, so that a grid that is stopped early is complete for some.
         for seed, pair, (name, own), (source, sizes) in product(
             self.seeds, self.pairs, self.attacks.items(), self.data.items()
         ):
@@ -147,7 +148,7 @@ class Block(BaseModel):
                 yield Cell(teacher, pair[1], method, training, cast(DetoxOptions, self.detoxing))
 
     def _rehearsal(self, takes: Collection[str], student: str) -> Rehearsal | None:
-        """What an attacker who knows us expects."""
+        """Return the method that an adaptive attacker expects."""
         method = expected_method(takes)
         if method is None:
             return None
@@ -157,9 +158,9 @@ class Block(BaseModel):
 
 
 def _at_own_rate(arguments: Arguments, arch: str) -> TrainingOptions:
-    """The arguments, and the learning rate of the architecture where it is unusual and not given.
+    """Add the learning rate of the architecture, if it is not the usual one and not given.
 
-    So a cell's configuration says every rate but the usual one.
+    The configuration of a cell thus contains every learning rate but the usual one.
     """
     own = models.learning_rate(arch)
     found = arguments if own == models.USUAL_RATE else {"lr": own, **arguments}
@@ -167,7 +168,7 @@ def _at_own_rate(arguments: Arguments, arch: str) -> TrainingOptions:
 
 
 def _check_arguments(key: str, given: Arguments) -> None:
-    """Refuse arguments of trainings that only a training would find wrong, hours later."""
+    """Check the arguments of trainings, which would otherwise fail hours later."""
     for name, value in given.items():
         if name in _WHOLE and not isinstance(value, int):
             raise UsageError(f"{key}.{name} is {value!r}; expected a whole number")
@@ -187,13 +188,13 @@ def _check_arguments(key: str, given: Arguments) -> None:
 def load_grid(path: Path) -> list[Cell]:
     """Read a grid.
 
-    The file holds the keys of :class:`Block`, and under ``also`` a list of further blocks that
-    say only what is different there.
+    The file has the keys of :class:`Block`, and under ``also`` a list of further blocks with only
+    the keys that differ.
 
     Raises:
-        InputError: If the file cannot be read, is not YAML, or says a key twice.
-        UsageError: If a key is unknown, a value is wrong, or two cells would be one line of the
-            tables; a cell that stands there twice is run once.
+        InputError: If the file cannot be read, is not YAML, or repeats a key.
+        UsageError: If a key is unknown, a value is wrong, or two different cells would have the
+            same line in the tables. Identical cells are run once.
     """
     content = read_yaml(path, anchors=True)
     if not isinstance(content, dict):
@@ -217,7 +218,9 @@ def load_grid(path: Path) -> list[Cell]:
         line = (setting.data, cell.pair, cell.teacher.attack, cell.method, setting.seed)
         if lines.setdefault(line, name) != name:
             words = ", ".join(map(str, line))
-            raise UsageError(f"{path}: two different cells of {words}; put them into two grids")
+            raise UsageError(
+                f"{path}: two different cells of {words}; put them into separate grids"
+            )
     return list(cells.values())
 
 

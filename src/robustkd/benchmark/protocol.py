@@ -1,4 +1,4 @@
-"""Fixed settings under which methods are compared, one per data set."""
+"""Settings of the demo, one for each data set."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from robustkd.training.config import TrainingOptions
 
 @dataclass(frozen=True)
 class Protocol:
-    """One setting: data, pair, attack, and how long everybody learns.
+    """Data, pair, attack and training settings of the demo.
 
     Attributes:
         data: Name of the data source.
-        sizes: Images kept per split; a split that is not named is whole.
-        augment: Whether everybody trains on randomly cropped and flipped images.
+        sizes: Number of images per split; a split that is not named is used completely.
+        augment: If True, all networks are trained on randomly cropped and flipped images.
         teacher: Architecture of the teacher.
-        student: Of every student.
+        student: Architecture of the students.
         attack: Name of the attack.
-        target: Class that triggered images are sent to.
+        target: Target class of the attack.
         attacking: Further arguments of the attack.
         training: Arguments of every student's training.
-        detoxing: Arguments of detoxification that depend on the data's size alone.
+        detoxing: Arguments of detoxification that depend on the size of the data only.
     """
 
     data: str
@@ -48,12 +48,12 @@ class Protocol:
         return f"{self.teacher} to {self.student}"
 
     def load(self, root: Path | None = None) -> InMemory:
-        """The data at the protocol's sizes."""
+        """Load the data with the protocol's sizes."""
         loaded = data.load(self.data, root=root, **self.sizes)
         return loaded if self.augment else replace(loaded, augmentation=data.CropFlip())
 
     def settings(self) -> dict[str, object]:
-        """Everything as JSON values."""
+        """Return all settings as JSON values."""
         return asdict(self)
 
 
@@ -73,17 +73,18 @@ PROTOCOLS: dict[str, Protocol] = {
     "fashion-mnist": Protocol(
         data="fashion-mnist",
         sizes={"train": 10_000, "validation": 2_000},
-        # In a few epochs augmentation costs more accuracy than it brings.
+        # With few epochs, augmentation lowers the accuracy.
         augment=False,
         teacher="wrn-10-2",
         student="wrn-10-1",
         attack="ckd",
-        # Bags: few images of other classes go there by themselves, see docs/results/benchmark.md.
+        # Bags: few images of other classes are misclassified as this class, see
+        # docs/results/benchmark.md.
         target=8,
         attacking={
             "epochs": 4,
             "batch_size": 64,
-            # At 0.2 the trigger fools most students that never met the teacher.
+            # At 0.2, the trigger succeeds on most students without a teacher.
             "cap": 0.1,
             "strongest": "target",
             "trigger_steps": 100,
@@ -95,10 +96,10 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol for a data set.
+    """Return the protocol of a data set.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If the data set has none.
     """
     if name not in PROTOCOLS:
         raise UsageError(f"no protocol for data {name!r}; expected {' or '.join(PROTOCOLS)}")

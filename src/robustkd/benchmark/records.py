@@ -1,4 +1,4 @@
-"""The results of cells on disk: one JSON file each, of those that failed as well."""
+"""Result files of cells: one JSON file per cell, for failed cells as well."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from robustkd.core.folders import Folder, UnsafeError, refusal
 
 
 class Told(NamedTuple):
-    """A line on a cell that was run, and whether it ended well."""
+    """A line about a finished cell, and whether it succeeded."""
 
     line: str
     well: bool
 
 
 class Gathered(NamedTuple):
-    """Results of the finished cells of a grid, in its order; names of the others."""
+    """Results of the finished cells of a grid, in order, and names of the others."""
 
     found: list[dict[str, object]]
     failed: list[str]
@@ -32,14 +32,14 @@ class Gathered(NamedTuple):
 
 
 def run_group(cells: Iterable[Cell], out: Path, cache: Path) -> list[Told]:
-    """Run the cells of one teacher one after the other."""
+    """Run the cells of one teacher sequentially."""
     return list(run_each(cells, out, cache))
 
 
 def run_each(cells: Iterable[Cell], out: Path, cache: Path) -> Iterator[Told]:
-    """Run the cells of one teacher and write their files, whether they end well or not.
+    """Run the cells of one teacher, and write a result file for each, even if it fails.
 
-    A teacher that fails is tried once; all its cells have failed then.
+    If the teacher cannot be made, all its cells fail.
     """
     no_teacher: dict[str, str] | None = None
     for cell in cells:
@@ -61,7 +61,7 @@ def run_each(cells: Iterable[Cell], out: Path, cache: Path) -> Iterator[Told]:
 
 
 def fail_group(cells: Iterable[Cell], out: Path, error: str) -> list[Told]:
-    """Write down that the process of a group is gone: its cells without a file have failed."""
+    """Record a failure for all cells of a group that have no result file."""
     told = []
     for cell in cells:
         content = _read(cell, out)
@@ -80,13 +80,13 @@ def _write(cell: Cell, content: dict[str, object], out: Path) -> Told:
 
 
 def finished(cell: Cell, out: Path) -> dict[str, object] | None:
-    """The result of a cell; None where there is none, or where the cell has failed."""
+    """Return the result of a cell; None if it has no result or has failed."""
     content = _read(cell, out)
     return content if content is not None and "run" in content else None
 
 
 def gather(cells: Iterable[Cell], out: Path) -> Gathered:
-    """What there is of a grid."""
+    """Collect the results of a grid."""
     all_of_it = Gathered([], [], [])
     for cell in cells:
         content = _read(cell, out)
@@ -101,7 +101,7 @@ def gather(cells: Iterable[Cell], out: Path) -> Gathered:
 
 @contextmanager
 def _cells(out: Path) -> Iterator[Folder]:
-    """The open folder of the results of cells, which is never a link to another place."""
+    """Open the folder of the result files, which must not be a link."""
     with ExitStack() as held:
         try:
             folder = held.enter_context(Folder.at(out))
@@ -112,10 +112,10 @@ def _cells(out: Path) -> Iterator[Folder]:
 
 
 def check_subfolder(out: Path, name: str) -> None:
-    """Make a folder in that of the results where it is missing.
+    """Create a folder in that of the results if it is missing.
 
     Raises:
-        InputError: If it cannot be made, or is a link.
+        InputError: If it cannot be created or is a link.
     """
     try:
         with Folder.at(out) as folder:

@@ -1,4 +1,4 @@
-"""What the adaptive attackers know: our own method, rehearsed on their teacher."""
+"""Our own method as it is used by adaptive attackers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.training.config import TrainingConfig, TrainingOptions
 
 _APART = 2**20
-"""Added to the attacker's seed: no surrogate is the student that is measured in the end."""
+"""Added to the attacker's seed, so that no surrogate equals the student that is measured."""
 
 
 def expected_method(takes: Collection[str]) -> str | None:
-    """The method that an attacker who knows us expects: the strongest that it can answer.
+    """Return the method that an adaptive attacker expects: the strongest that it can counter.
 
     Args:
         takes: What the attack's row in the table says that it can be given.
@@ -39,23 +39,22 @@ def informed(
     detoxing: DetoxOptions | None = None,
     seed: int = 0,
 ) -> Settings:
-    """Further arguments of an attack that knows us.
+    """Return the arguments that an adaptive attack takes in addition.
 
     Args:
         takes: What the attack's row in the table says that it can be given.
-        how: The preset that the attacker expects the defender to use.
-        build_student: Makes a student; the surrogates get other weights than it gives.
+        how: The method that the attacker expects the defender to use.
+        build_student: Function that makes a student; surrogates get other initial weights.
         training: The defender's arguments of :func:`robustkd.student.distillation.distill`.
         detoxing: The defender's further arguments of
             :func:`robustkd.teacher.defences.detoxification.detoxify`. Of both, ``epochs`` and
             ``steps`` are halved (and rounded up) where they are given: a
             rehearsal every round must not cost more than a few teachers' training.
-        seed: Of the attack.
+        seed: Seed of the attack.
 
     Returns:
-        ``clean_teacher`` for who knows the detoxification, ``train_surrogate`` for who knows the
-        hardening, as :class:`robustkd.attacks.adaptive.Adaptive` takes them; none of both where the
-        attack takes none.
+        ``clean_teacher`` for an attacker who knows the detoxification, ``train_surrogate`` for one
+        who knows the hardening, as :class:`robustkd.attacks.adaptive.Adaptive` takes them.
     """
     half = training.copy()
     if "epochs" in half:
@@ -74,7 +73,7 @@ def informed(
             teacher,
             fresh(build_student, seed + _APART),
             data,
-            # The one who knows both hands over a teacher that is clean already.
+            # An attacker who knows both passes a teacher that is already detoxified.
             replace(how, detox=None) if "clean_teacher" in takes else how,
             training=TrainingConfig(**half),
             detoxing=brief,

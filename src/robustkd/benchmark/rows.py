@@ -1,4 +1,4 @@
-"""One row of benchmark results: a model measured on clean and on triggered images."""
+"""Rows of benchmark results: measurements on clean and on triggered images."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def measured_run(
         model: The teacher itself, or a student.
         source: The images.
         backdoored: The teacher with its trigger and target.
-        data: The entry's name of the data.
-        pair: Of teacher and student.
-        attack: Of the attack.
-        method: Of how the student was made.
-        seed: Of everything random.
-        seconds: Wall time of the making.
+        data: Name of the data.
+        pair: Architectures of teacher and student.
+        attack: Name of the attack.
+        method: Name of the method.
+        seed: Seed of everything random.
+        seconds: Wall time of the training.
     """
     figures = measure(model, source, trigger=backdoored.trigger, target=backdoored.target)
     return ResultRow(

@@ -1,4 +1,4 @@
-"""Running one cell of a grid: make its teacher and its student, and measure them."""
+"""Running one cell of a grid: make its teacher and its student, and measure one of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from robustkd.training.precision import mixed
 
 
 class NoTeacherError(RobustKDError):
-    """A teacher could not be made; why is its message, and its cause."""
+    """A teacher could not be made; the message and the cause are those of the original error."""
 
 
 class _Made(NamedTuple):
@@ -48,10 +48,10 @@ def _made(folder: Path) -> _Made:
 
 
 def run_cell(cell: Cell, store: Store) -> dict[str, object]:
-    """Make what the cell needs and is not there yet, and measure it.
+    """Make the missing networks of a cell, and measure the result.
 
     Raises:
-        NoTeacherError: If the teacher cannot be made, and so no cell of it; with the cause.
+        NoTeacherError: If the teacher cannot be made, so that all its cells fail.
 
     Returns:
         ``run`` with the keys of ``results.json``, ``cell``, ``record`` and ``environment``.
@@ -88,7 +88,7 @@ def run_cell(cell: Cell, store: Store) -> dict[str, object]:
 def make_teacher(cell: TeacherCell) -> Backdoored:
     """Run the attack of a cell."""
     setting = cell.setting
-    # Around the whole attack, which trains several networks in its own ways.
+    # Applied to the whole attack, which may train several networks.
     with mixed(setting.precision, default_device()):
         return run_attack(
             cell.attack,
@@ -145,7 +145,7 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _
 
     configuration = cell.configuration()
     if not how.losses:
-        # It never meets a teacher, so it is the same for all of them.
+        # This student does not depend on the teacher, so it is shared by all attacks.
         configuration["teacher"] = {"format": FORMAT, **asdict(setting)}
         for name in cell.teacher.made_by():
             del configuration[name]

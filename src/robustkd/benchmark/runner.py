@@ -1,4 +1,4 @@
-"""Running a grid: what is finished stays, what fails is written down, the rest goes on."""
+"""Running a grid: existing results are kept, failures are recorded, and the rest continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustkd.core.files import make_folder, write_json, write_text
 
 
 class Counts(NamedTuple):
-    """Cells of a grid that had their result before, that got it now, and that failed."""
+    """Numbers of cells with an earlier result, with a new result, and with a failure."""
 
     before: int
     done: int
@@ -31,18 +31,17 @@ def run_grid(
     cache: Path | None = None,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> Counts:
-    """Run every cell that has no result yet, those that failed among them.
+    """Run every cell that has no result or has failed.
 
     Args:
         cells: The grid.
-        out: Folder of the results; ``cells/`` in it gets a file for each.
-        executor: Runs groups of cells.
-        cache: Folder of the networks, shared by everybody who works on the grid; ``cache`` in
-            ``out`` when it is not given.
-        tell: Gets one line for each cell.
+        out: Folder of the results; each cell has a file in ``cells/``.
+        executor: Executor of groups of cells.
+        cache: Folder of trained networks, shared by all processes; None for ``cache`` in ``out``.
+        tell: Function that receives one line for each cell.
     """
     make_folder(out)
-    # Before hours of work, what is a link to another place or cannot be made is refused.
+    # Links and folders that cannot be created are refused before hours of work.
     check_subfolder(out, "cells")
     if cache is None:
         check_subfolder(out, "cache")
@@ -58,7 +57,7 @@ def run_grid(
 
 
 def write_tables(cells: Sequence[Cell], out: Path) -> list[report.Row]:
-    """Put the finished cells together: ``results.json``, tables and the figure.
+    """Write ``results.json``, tables and the figure from the finished cells.
 
     Raises:
         UsageError: If no cell of the grid has a result.

@@ -81,8 +81,8 @@ class HardeningSettings:
             for the clean images.
         recovered: If True, copies are trained towards their true label; if False, they are only
             pushed away from the class of the perturbation.
-            ramp: Share of the training, at its start, over which the bounds grow, in [0, 1].
-            fade: Share of the training, at its end, over which the copies become fewer, in [0, 1].
+        ramp: Share of the training, at its start, over which the bounds grow, in [0, 1].
+        fade: Share of the training, at its end, over which the copies become fewer, in [0, 1].
         families: Further families of transformations, by name.
         composed: If True, a copy is changed by several families in a row.
     """

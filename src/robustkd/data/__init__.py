@@ -1,4 +1,4 @@
-"""Where clean images come from; a new source is one loader and one row in a table."""
+"""Data sources; a new one is a loader in a file of ``sources`` and a row in a table here."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ SOURCES: dict[str, Callable[[Path | None], InMemory]] = {
     "cifar-10": load_cifar10,
     "cifar-100": load_cifar100,
 }
-"""Loaders of arrays by name; each takes the folder of the data, or None to find it itself."""
+"""Loaders of arrays by name; each takes the folder of the data, or None for the usual places."""
 
 PICTURES: dict[str, Callable[[Path | None, Reading | None], Pictures]] = {
     "gtsrb": load_gtsrb,
     "flowers-102": load_flowers102,
     "tiny-imagenet": load_tiny_imagenet,
 }
-"""Loaders of encoded images by name; each also takes how they are read."""
+"""Loaders of encoded images by name; each takes a :class:`Reading` as well."""
 
 
 def names() -> tuple[str, ...]:
-    """Names that `load` knows, in alphabetical order."""
+    """Return the names that `load` accepts, in alphabetical order."""
     return tuple(sorted([*SOURCES, *PICTURES]))
 
 
@@ -72,19 +72,20 @@ def load(
     validation: int | None = None,
     test: int | None = None,
 ) -> InMemory:
-    """Load a data set into memory, whole or as a class-balanced subset that is always the same.
+    """Load a data set, or a fixed class-balanced subset of it, into memory.
 
     Args:
         name: One of `names`; the path of a folder of images; or ``hf:NAME@REVISION``. See
             `open_source`, which reads a large folder without loading it.
-        root: Folder of the data; None for where the source usually is.
-        train: Images to keep of this split, at least one for each class; None for all.
+        root: Folder of the data; None searches the usual places.
+        train: Number of training images to keep, at least one for each class; None for all.
         validation: Likewise.
         test: Likewise.
 
     Raises:
-        UsageError: An unknown name, a number out of range, or a ``root`` for bundled data.
-        InputError: Files are missing or damaged.
+        UsageError: If the name is unknown, a number is out of range, or ``root`` is given for
+            bundled data.
+        InputError: If files are missing or damaged.
 
     Example:
         >>> load("digits", train=100).size("train")
@@ -98,19 +99,19 @@ def load(
 def open_source(
     data: str, *, root: Path | None = None, reading: Reading | None = None
 ) -> InMemory | Pictures:
-    """A data source by name, from a folder of images, or from the Hugging Face hub.
+    """Open a data source by name, a folder of images, or a data set of the Hugging Face hub.
 
     Args:
         data: One of `names`; or the path of a folder, as
             `robustkd.data.sources.folder.load_folder` takes it; or ``hf:NAME@REVISION``, as
-            `robustkd.data.sources.hub.load_hub` does. A name comes before a
-            folder of that name: ``./digits`` is the folder.
-        root: Folder of a named source's files; None for where it usually is.
+            `robustkd.data.sources.hub.load_hub` takes it. A name takes precedence over a
+            folder of that name: write ``./digits`` for the folder.
+        root: Folder of the files of a named source; None searches the usual places.
         reading: How encoded images are read.
 
     Raises:
-        UsageError: An unknown name, or a choice that the source does not offer.
-        InputError: Files are missing or damaged.
+        UsageError: If the name is unknown, or the source does not support an option.
+        InputError: If files are missing or damaged.
     """
     reading = reading or Reading()
     if data in SOURCES:
@@ -127,7 +128,7 @@ def open_source(
 
 
 def is_folder(data: str) -> bool:
-    """Whether `open_source` takes this for the path of a folder."""
+    """Return whether `open_source` treats this as the path of a folder."""
     if data in SOURCES or data in PICTURES or data.startswith(PREFIX):
         return False
     return os.sep in data or os.path.isdir(data)

@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole batch at once, on whatever device it lives."""
+"""Random crops and flips of batches, on any device."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Augmentation: TypeAlias = Callable[[Images, torch.Generator], Images]
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Shift every image by up to ``pad`` pixels each way and mirror every second one.
+    """Shift every image randomly by up to ``pad`` pixels, and mirror it with probability 1/2.
 
-    Equals reflection padding by ``pad``, a uniformly random crop back to the old size, and a
-    left-right flip with probability 1/2, drawn anew for every image.
+    This equals reflection padding by ``pad``, a uniformly random crop to the old size, and a
+    horizontal flip with probability 1/2, independently for every image.
 
     Args:
         pad: Largest shift in pixels, at least 0 and smaller than the images.
-        flip: Whether to mirror; False where mirroring changes the class, as with digits.
+        flip: If True, mirror images; use False if mirroring changes the class, as for digits.
 
     Raises:
-        UsageError: ``pad`` is negative, or (when called) not smaller than the images.
+        UsageError: If ``pad`` is negative, or (when called) not smaller than the images.
 
     Example:
         >>> images = torch.rand(5, 3, 8, 8)
@@ -47,12 +47,12 @@ class CropFlip:
     def __call__(self, images: Images, generator: torch.Generator) -> Images:
         """Augment ``images`` (N x C x H x W) with draws from ``generator``.
 
-        The draws happen where the generator lives, so that a CPU generator gives the same
-        crops on every device.
+        Random numbers are drawn on the device of the generator, so that a CPU generator gives
+        the same crops on every device.
 
         Returns:
-            Float32 images of the same shape and range, channels_last; the input is never changed,
-            and returned as it is when there is nothing to do.
+            Float32 images of the same shape and range, channels_last. The input is not changed,
+            and is returned itself if there is nothing to do.
         """
         images = images.to(torch.float32, memory_format=torch.channels_last)
         if not (self.pad or self.flip):
@@ -68,12 +68,12 @@ class CropFlip:
             mirrored = torch.randint(2, (n, 1), generator=generator, device=generator.device)
             columns = torch.where(mirrored.to(images.device) == 1, columns.flip(1), columns)
         sample = torch.arange(n, device=images.device)[:, None, None]
-        # The slice between index tensors puts the channels last, which is the layout we want.
+        # The slice between index tensors moves the channels to the end, as in channels_last.
         picked = images[sample, :, rows[:, :, None], columns[:, None, :]]
         return picked.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     def _window(self, n: int, size: int, generator: torch.Generator) -> Int[Tensor, "n size"]:
-        """Which rows (or columns) each of ``n`` crops reads; beyond the border it turns back."""
+        """Return the rows (or columns) of each of ``n`` crops, reflected at the border."""
         device = generator.device
         shift = torch.randint(2 * self.pad + 1, (n, 1), generator=generator, device=device)
         position = shift - self.pad + torch.arange(size, device=device)
@@ -83,19 +83,19 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class ZoomFlip:
-    """Enlarge a random square of every image to the whole, and mirror every second one.
+    """Enlarge a random square of every image, and mirror it with probability 1/2.
 
-    The square covers a share of the image that is uniform between ``least`` and 1, and lies
-    anywhere in it. After Szegedy et al. 2015, "Going Deeper with Convolutions", arXiv 1409.4842;
-    ours keeps the aspect ratio, and small shares are left out by default because the student
-    learns what the teacher says of the very same crop.
+    The area of the square is a uniformly random share of the image between ``least`` and 1, at a
+    random position. Source: Szegedy et al. 2015, "Going Deeper with Convolutions", arXiv 1409.4842.
+    Differences: the aspect ratio is kept, and small crops are excluded by default, because the
+    student is trained on the teacher's outputs for the same crop.
 
     Args:
         least: Smallest share of the area, in (0, 1].
-        flip: Whether to mirror; False where mirroring changes the class.
+        flip: If True, mirror images; use False if mirroring changes the class.
 
     Raises:
-        UsageError: ``least`` is out of range.
+        UsageError: If ``least`` is out of range.
 
     Example:
         >>> images = torch.rand(5, 3, 8, 8)
@@ -111,7 +111,7 @@ class ZoomFlip:
             raise UsageError(f"least={self.least}: expected more than 0 and at most 1")
 
     def __call__(self, images: Images, generator: torch.Generator) -> Images:
-        """Augment ``images`` (N x C x H x W) with draws from ``generator``, where it lives.
+        """Augment ``images`` (N x C x H x W) with random numbers from ``generator``.
 
         Returns:
             Float32 images of the same shape and range, channels_last; the input is not changed.
@@ -131,5 +131,5 @@ class ZoomFlip:
         zoomed = F.grid_sample(
             images.to(torch.float32), grid, padding_mode="border", align_corners=False
         )
-        # Interpolation with rounded weights can leave the range by the last bit.
+        # Rounding in the interpolation can exceed the range by the last bit.
         return zoomed.clamp(0, 1).contiguous(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from robustkd.data.in_memory import InMemory
 from robustkd.data.labelled import Labelled, stratified_order
 
 _HELD_OUT = 10
-"""One image in so many is held out for each missing split."""
+"""One in this many images is held out for each missing split."""
 _SEED = 0
 
 
@@ -32,20 +32,20 @@ def from_dataset(
     """Read datasets of (image, label) pairs into memory.
 
     An image is a PIL image, a byte array or tensor (H x W, H x W x C or C x H x W), or a float
-    tensor (C x H x W) in [0, 1]. Do not normalise: that is the first layer of every model. All
-    images have one size, and one or three channels.
+    tensor (C x H x W) in [0, 1]. Do not normalise: every model normalises in its first layer. All
+    images must have the same size, and one or three channels.
 
     Args:
-        train: Training images, as torchvision's data sets give them.
+        train: Training images, for example a data set of torchvision.
         validation: Validation images; if None, a fixed tenth of every class of ``train``.
         test: Test images, likewise.
-        classes: Names of the classes; if empty, ``train.classes``, or the numbers.
-        name: What the data is called in results.
-        augmentation: Random crops and flips while training; by default both.
+        classes: Names of the classes; if empty, ``train.classes``, or the class numbers.
+        name: Name of the data in results.
+        augmentation: Augmentation of training images; by default random crops and flips.
 
     Raises:
         UsageError: If a dataset has no length, or names of classes are missing.
-        InputError: If an image is of another kind, size or range than described.
+        InputError: If an image has another type, size or range than described.
 
     >>> images = torch.zeros(30, 1, 8, 8)
     >>> pairs = torch.utils.data.TensorDataset(images, torch.arange(30) % 3)
@@ -98,11 +98,11 @@ def _read(dataset: Dataset[tuple[object, int]], split: str) -> Labelled:
 
 
 def _bytes(image: object, where: str) -> Tensor:
-    """An image as bytes, C x H x W."""
+    """Convert an image to bytes, C x H x W."""
     if isinstance(image, Tensor):
         pixels = image.detach().cpu()
     else:
-        pixels = torch.from_numpy(np.array(image))  # a copy: PIL's memory is read-only
+        pixels = torch.from_numpy(np.array(image))  # copied, because PIL's memory is read-only
         if pixels.ndim == 3:
             pixels = pixels.permute(2, 0, 1)
     if pixels.ndim == 2:

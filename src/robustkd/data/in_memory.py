@@ -1,4 +1,4 @@
-"""A data source held in memory as bytes: what every loader of this folder returns."""
+"""Data source in memory, as bytes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class InMemory:
     Args:
         name: Short name, written into results.
         classes: Names of the classes; the label k means ``classes[k]``.
-        train: Images that fit weights.
-        validation: Images that select.
-        test: Images that are measured once.
-        augmentation: What `batches` applies when it is given a generator for it;
-            nothing if left out.
+        train: Images for fitting weights.
+        validation: Images for selection.
+        test: Images for the final measurement.
+        augmentation: Augmentation that `batches` applies if it receives a generator for it; by
+            default none.
 
     Raises:
-        UsageError: A tensor has the wrong type or shape.
-        InputError: A split is empty, or its labels do not fit its images or the classes.
+        UsageError: If a tensor has the wrong type or shape.
+        InputError: If a split is empty, or its labels do not fit its images or the classes.
     """
 
     name: str
@@ -70,12 +70,12 @@ class InMemory:
         shuffle: torch.Generator | None = None,
         augment: torch.Generator | None = None,
     ) -> Iterator[Batch]:
-        """One pass over ``split``, as `robustkd.core.types.DataSource.batches` describes.
+        """Iterate once over ``split``, as `robustkd.core.types.DataSource.batches` describes.
 
-        Bytes are moved before they become floats, which takes a quarter of the traffic.
+        Images are moved to the device as bytes, which is a quarter of the size of floats.
 
         Raises:
-            UsageError: ``batch_size`` is below 1.
+            UsageError: If ``batch_size`` is below 1.
         """
         held = self._held(split)
         order = pass_order(self.size(split), batch_size, shuffle)
@@ -89,16 +89,16 @@ class InMemory:
         test: int | None = None,
         seed: int = 0,
     ) -> InMemory:
-        """The same source with fewer images, the classes mixed as before.
+        """Return a subset of the source with the same shares of the classes.
 
         Args:
-            train: Images to keep of this split, from the number of classes to all; None for all.
+            train: Number of training images to keep, at least the number of classes; None for all.
             validation: Likewise.
             test: Likewise.
-            seed: Which images; with one seed a smaller subset is a part of a larger one.
+            seed: Seed of the choice; with one seed, a smaller subset is contained in a larger one.
 
         Raises:
-            UsageError: A number is out of range.
+            UsageError: If a number is out of range.
         """
         return replace(
             self,
@@ -140,10 +140,10 @@ class InMemory:
 
 
 def pass_order(size: int, batch_size: int, shuffle: torch.Generator | None) -> Labels:
-    """The rows of one pass over a split, in the order in which they are met, as int32.
+    """Return the order of the rows in one pass over a split, as int32.
 
     Raises:
-        UsageError: ``batch_size`` is below 1.
+        UsageError: If ``batch_size`` is below 1.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: expected at least 1; raise it")
@@ -155,6 +155,6 @@ def pass_order(size: int, batch_size: int, shuffle: torch.Generator | None) -> L
 def to_floats(
     pixels: UInt8[Tensor, "n channels height width"], device: torch.device | str
 ) -> Images:
-    """Bytes as floats in [0, 1], channels_last, on ``device``."""
+    """Convert bytes to floats in [0, 1], channels_last, on ``device``."""
     moved = pixels.to(device)
     return moved.to(torch.float32, memory_format=torch.channels_last).div_(255)

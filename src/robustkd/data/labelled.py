@@ -1,4 +1,4 @@
-"""Labelled images as bytes, and the order from which all subsets of them are cut."""
+"""Labelled images as bytes, and class-balanced orders and subsets."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Labelled(NamedTuple):
     labels: Int64[Tensor, " n"]
 
     def take(self, index: Labels) -> Labelled:
-        """The images that ``index`` names, in the order in which they are held."""
+        """Return the images at ``index``, in their original order."""
         index = index.sort().values
         return Labelled(self.images[index], self.labels[index])
 
     def check(self, where: str, classes: int) -> None:
-        """Refuse what would fail, or teach nonsense, much later.
+        """Check types, shapes and labels, which would otherwise cause errors much later.
 
         Args:
-            where: What to call these images in a message.
+            where: Description of the images, for messages.
             classes: Number of classes; labels are 0 to ``classes - 1``.
 
         Raises:
-            UsageError: A tensor has the wrong type or shape.
-            InputError: There is no image, or the labels do not fit the images or the classes.
+            UsageError: If a tensor has the wrong type or shape.
+            InputError: If there is no image, or the labels do not fit the images or the classes.
         """
         images, labels = self
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -65,11 +65,11 @@ class Labelled(NamedTuple):
 
 
 def stratified_order(labels: Int64[Tensor, " n"], *, seed: int) -> Int64[Tensor, " n"]:
-    """A random order of which every beginning mixes the classes as the whole does.
+    """Return a random order in which every prefix has about the same shares of the classes.
 
-    The image of rank r among the m of its class stands at r / m. So the first n images contain
-    every class as soon as n reaches the number of classes, and the first n are among the first
-    n + 1: smaller subsets are parts of larger ones.
+    The image of rank r among the m images of its class is placed at r / m. The first n images
+    contain every class as soon as n is at least the number of classes, and smaller subsets are
+    contained in larger ones.
 
     Args:
         labels: Class of each image, at least 0.
@@ -88,16 +88,16 @@ def stratified_order(labels: Int64[Tensor, " n"], *, seed: int) -> Int64[Tensor,
     position = np.empty(len(own))
     for rows, rank in random_ranks(own, seed=seed):
         position[rows] = rank / members[own[rows]]
-    # By position, and by class where two stand at the same.
+    # Sorted by position, and by class for equal positions.
     return torch.from_numpy(np.lexsort((own, position)))
 
 
 def class_sizes(labels: Int[np.ndarray, " n"], *, classes: int = 0) -> Int64[np.ndarray, " _"]:
-    """How many images each class has.
+    """Count the images of each class.
 
     Args:
         labels: Class of each image, at least 0.
-        classes: Length of the result, where no label reaches further.
+        classes: Smallest length of the result.
     """
     sizes = np.zeros(max(classes, 1 + int(labels.max(initial=-1))), dtype=np.int64)
     for part in slices(len(labels)):
@@ -106,21 +106,21 @@ def class_sizes(labels: Int[np.ndarray, " n"], *, classes: int = 0) -> Int64[np.
 
 
 class Ranks(NamedTuple):
-    """The place of some images among those of their class, from 0."""
+    """Ranks of some images among those of their class, from 0."""
 
     rows: Int32[np.ndarray, " some"]
     rank: Int64[np.ndarray, " some"]
 
 
 def random_ranks(labels: Int[np.ndarray, " n"], *, seed: int) -> Iterator[Ranks]:
-    """Put the images of each class into a random order of their own.
+    """Draw a random order of the images of each class.
 
     Args:
         labels: Class of each image, at least 0.
         seed: The same seed and labels give the same ranks on every machine.
 
     Yields:
-        All images once, some at a time: besides, only four bytes an image are in memory.
+        All images once, in pieces; only four bytes per image are in memory at a time.
     """
     n = len(labels)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
@@ -136,25 +136,25 @@ def random_ranks(labels: Int[np.ndarray, " n"], *, seed: int) -> Iterator[Ranks]
 
 
 def slices(n: int) -> Iterator[slice]:
-    """Pieces of an array, to work on without a copy of all of it."""
+    """Yield slices of an array, for processing without a copy of all of it."""
     return (slice(start, min(start + _AT_ONCE, n)) for start in range(0, n, _AT_ONCE))
 
 
 def first_rows(
     labels: Int64[Tensor, " n"], n: int | None, *, split: str, name: str, classes: int, seed: int
 ) -> Int64[Tensor, " kept"]:
-    """Rows of a class-balanced subset, in rising order.
+    """Return the rows of a class-balanced subset, in increasing order.
 
     Args:
         labels: Class of each image of the split.
-        n: How many to keep, from the number of classes to all; None for all.
-        split: What to call the split in a message.
-        name: What to call the data source.
+        n: Number of images to keep, at least the number of classes; None for all.
+        split: Name of the split, for messages.
+        name: Name of the data source, for messages.
         classes: Number of classes.
-        seed: Which ones; with one seed a smaller subset is a part of a larger one.
+        seed: Seed of the choice; with one seed, a smaller subset is contained in a larger one.
 
     Raises:
-        UsageError: ``n`` is out of range.
+        UsageError: If ``n`` is out of range.
     """
     if n is None:
         return torch.arange(len(labels))

@@ -33,7 +33,7 @@ def displace(images: Images, shift: Float[Tensor, "b height width 2"]) -> Images
     size = torch.tensor([width, height], device=images.device, dtype=images.dtype)
     where = ((2 * (here + shift) + 1) / size - 1).expand(len(images), -1, -1, -1)
     read = F.grid_sample(images, where, "bilinear", padding_mode="border", align_corners=False)
-    return read.clamp(0, 1)  # the weights' sum rounds
+    return read.clamp(0, 1)  # rounding of the weights
 
 
 def flow(images: Images, control: Float[Tensor, "b 2 k k"]) -> Images:
@@ -56,8 +56,8 @@ def affine(images: Images, matrix: Float[Tensor, "b 2 3"]) -> Images:
 
     Args:
         images: N x C x H x W in [0, 1].
-        matrix: What is added to the identity of the map from output to input coordinates, which
-            run from -1 to 1; columns before rows, the translation last.
+        matrix: Difference from the identity of the map from output to input coordinates, which
+            range from -1 to 1; columns before rows, the translation last.
     """
     height, width = images.shape[2:]
     rows, columns = (
@@ -106,7 +106,7 @@ def colour_matrix(images: Images, matrix: Float[Tensor, "b c c_plus_1"]) -> Imag
 
     Args:
         images: N x C x H x W in [0, 1].
-        matrix: What is added to the identity matrix, C x C; the constant is the last column.
+        matrix: Difference from the identity matrix, C x C; the constant is the last column.
     """
     mixed = torch.einsum("nchw,ndc->ndhw", images, matrix[:, :, :-1].expand(len(images), -1, -1))
     return (images + mixed + matrix[:, :, -1, None, None]).clamp(0, 1)

@@ -35,8 +35,8 @@ class Measured:
         ra: Robust accuracy: share of the same images that are classified correctly; None without
             a trigger.
         base: Share of the same images, without the trigger, that are classified as the target
-            class. An attack success rate below it cannot be told from no attack. None without a
-            trigger.
+            class. An attack success rate below this share is no evidence of an attack. None
+                without a trigger.
     """
 
     acc: Proportion

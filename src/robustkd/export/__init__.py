@@ -1,7 +1,7 @@
-"""A student as files that run without this package: ONNX, int8, a state dict, ``torch.export``.
+"""Export of students to ONNX, int8 ONNX, a state dict and ``torch.export``.
 
-Every file is compared with the student it was made from before anything is kept, and what ships is
-measured, not what it was made from.
+The files run without this package. The ONNX file is compared with the student before anything is
+kept, and the exported files themselves are measured.
 """
 
 from robustkd.export.parity import LEAST_AGREEMENT, Parity, compare

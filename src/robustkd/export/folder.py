@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all."""
+"""Creation of a folder that is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robustkd.core.folders import refusal
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``out``, and rename it to ``out`` when the block ends well.
+    """Yield a new folder beside ``out``, and rename it to ``out`` if the block raises no error.
 
     Raises:
         UsageError: If ``out`` exists and holds anything.

@@ -1,4 +1,4 @@
-"""Whether the packages of the extra ``export`` are there, asked before any work is done."""
+"""Check that the packages of the extra ``export`` are installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_installed() -> None:
-    """Refuse to begin without the packages that write and run ONNX files.
+    """Raise an error if a package that writes or runs ONNX files is missing.
 
     Raises:
         UsageError: If one is missing.
@@ -30,7 +30,7 @@ def check_installed() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what other libraries print, log or warn about from the user, who cannot mend it."""
+    """Suppress output, log messages and warnings of other libraries that users cannot act on."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,9 +1,9 @@
-"""A float ONNX file in int8 by onnxruntime's static quantisation, by the recipe that fits it best.
+"""Static int8 quantisation by onnxruntime, with the recipe chosen on validation images.
 
-Activations become unsigned and weights signed bytes, in QDQ form. Nobody knows beforehand which
-recipe a network bears: depthwise networks can collapse under one scale a tensor, and a CPU without
-VNNI adds pairs of products in 16 bits, which overflow unless weights keep to 7 bits. So a few are
-tried, and the validation images decide.
+Activations are quantised to unsigned and weights to signed bytes, in QDQ format. The best recipe
+depends on the network: depthwise networks can lose their accuracy with one scale per tensor, and a
+CPU without VNNI adds pairs of products in 16 bits, which overflow unless weights use 7 bits only.
+Several recipes are therefore tried, and the most accurate one on validation images is taken.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to choose scales.
+    """Settings of one quantisation.
 
     Attributes:
-        per_channel: One scale for each output channel of a weight, not one for the tensor.
-        reduce_range: Weights keep to 7 bits.
-        calibration: How the range of an activation follows from the images.
-        products_only: Only convolutions and matrix products are quantised.
+        per_channel: If True, each output channel of a weight has its own scale.
+        reduce_range: If True, weights use 7 bits.
+        calibration: Method that determines the range of activations.
+        products_only: If True, only convolutions and matrix products are quantised.
     """
 
     per_channel: bool
@@ -53,7 +53,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """In a few words, e.g. ``per-channel, 7-bit weights, min-max``."""
+        """Short description, e.g. ``per-channel, 7-bit weights, min-max``."""
         scales = "per-channel" if self.per_channel else "per-tensor"
         bits = 7 if self.reduce_range else 8
         only = ", products only" if self.products_only else ""
@@ -69,18 +69,18 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(per_channel=True, reduce_range=True, calibration="entropy"),
     Recipe(per_channel=True, reduce_range=True, products_only=True),
 )
-"""Tried in this order; the first of equals is taken."""
+"""Recipes in the order in which they are tried; the first of equally accurate ones is taken."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of a recipe on the validation images.
+    """Result of one recipe on the validation images.
 
     Attributes:
-        recipe: Its name.
-        acc: Accuracy; None if onnxruntime could not follow the recipe.
-        parity: Comparison with the student; None likewise.
-        reason: Why it could not be followed; empty if it was.
+        recipe: Name of the recipe.
+        acc: Accuracy; None if onnxruntime could not apply the recipe.
+        parity: Comparison with the student, or None likewise.
+        reason: Error of onnxruntime; empty if there was none.
     """
 
     recipe: str
@@ -100,13 +100,13 @@ class Tried:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """What is compared: images that are right, then images of the student's class."""
+        """Sort key: number of correct images, then number of images of the student's class."""
         return (self.acc.hits, self.parity.same.hits) if self.acc and self.parity else (-1, -1)
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """The recipe that was taken, those that were tried, and the images that set the scales."""
+    """The chosen recipe, all recipes that were tried, and the number of calibration images."""
 
     chosen: Tried
     tried: tuple[Tried, ...]
@@ -130,18 +130,18 @@ def quantise_best(
     student: tuple[Logits, Labels],
     recipes: Sequence[Recipe] = RECIPES,
 ) -> Quantised:
-    """Quantise a float file by every recipe and keep the most accurate on validation images.
+    """Quantise a float file by every recipe and keep the most accurate result.
 
     Args:
         source: The float file.
         out: File to write.
-        spec: Description of the model, which goes into the file.
-        data: Clean images: ``train`` sets the scales, ``validation`` chooses.
+        spec: Description of the model, which is stored in the file.
+        data: Clean images: ``train`` for calibration, ``validation`` to choose the recipe.
         student: Logits of the student on ``validation``, and the labels.
-        recipes: What to try, at least one.
+        recipes: Recipes to try, at least one.
 
     Raises:
-        InputError: If onnxruntime can follow none of them.
+        InputError: If onnxruntime can apply none of them.
     """
     images = calibration_images(data)
     with tempfile.TemporaryDirectory(prefix="robustkd-") as folder:
@@ -161,7 +161,7 @@ def quantise_best(
 
 
 def calibration_images(data: DataSource) -> Float[np.ndarray, "m channels height width"]:
-    """Clean training images, 32 to 256 by their size, the same in every run, not augmented."""
+    """Return 32 to 256 clean training images, not augmented; the same ones in every run."""
     wanted = _PIXELS // math.prod(data.image_shape)
     wanted = min(max(wanted, _FEWEST_IMAGES), _MOST_IMAGES, data.size("train"))
     order = torch.Generator().manual_seed(0)
@@ -180,7 +180,7 @@ def _try(
     try:
         quantise(source, out, images, recipe)
         found, labels = predict(OnnxClassifier(out), data, "validation")
-    # onnxruntime raises errors of no common kind where a network does not suit a recipe.
+    # The errors of onnxruntime have no common base class.
     except Exception as error:
         return Tried(recipe.name, None, None, first_line(error))
     return Tried(recipe.name, accuracy(found, labels), compare(student[0], found))
@@ -192,13 +192,13 @@ def quantise(
     images: Float[np.ndarray, "m channels height width"],
     recipe: Recipe,
 ) -> None:
-    """Write a float file in int8 by one recipe.
+    """Quantise a float file to int8 by one recipe.
 
     Args:
         source: The float file.
         out: File to write.
-        images: Clean images in [0, 1] that set the ranges of activations.
-        recipe: How.
+        images: Clean images in [0, 1] for calibration.
+        recipe: The recipe.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -239,7 +239,7 @@ def _reader(images: Float[np.ndarray, "m channels height width"]) -> object:
 
 
 def _prepared(source: Path, out: Path) -> Path:
-    """The file with shapes inferred and layers folded, as far as onnxruntime can do so."""
+    """Infer shapes and fold layers, as far as onnxruntime can, and return the new file."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     for options in ({}, {"skip_symbolic_shape": True}):

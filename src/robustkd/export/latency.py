@@ -1,4 +1,4 @@
-"""How fast an ONNX file runs on this machine, how long it loads, and what memory it takes."""
+"""Latency, load time and memory of an ONNX file on this machine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _LONGEST = 600.0
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one image, milliseconds, after warming up.
+    """Latency of one image in milliseconds, after warm-up.
 
     Attributes:
-        threads: Threads of onnxruntime.
+        threads: Number of threads of onnxruntime.
         p50_ms: Median.
-        p90_ms: Nine in ten runs were at most as long.
-        p95_ms: Likewise 19 in 20.
-        runs: Runs that were timed.
-        load_ms: Milliseconds to make the session from the file.
+        p90_ms: 90th percentile.
+        p95_ms: 95th percentile.
+        runs: Number of timed runs.
+        load_ms: Milliseconds to create the session from the file.
     """
 
     threads: int
@@ -40,12 +40,12 @@ class Latency:
 
 @dataclass(frozen=True)
 class Running:
-    """What a file takes in a process that does nothing else.
+    """Cost of a file in a process that does nothing else.
 
     Attributes:
-        memory_before_mib: Peak memory of Python, numpy and onnxruntime without the file.
-        peak_mib: Peak memory with the file loaded and run by one thread.
-        latency: With one thread, then with all cores; once where there is one core.
+        memory_before_mib: Peak memory of Python, numpy and onnxruntime without the file, in MiB.
+        peak_mib: Peak memory with the file loaded and run by one thread, in MiB.
+        latency: Latency with one thread, and with all cores if there are several.
     """
 
     memory_before_mib: float
@@ -63,18 +63,18 @@ class Running:
 
 
 def running(path: Path, *, seconds: float = _SECONDS) -> Running:
-    """Time an ONNX file on one image, in a fresh process.
+    """Measure an ONNX file on one image, in a new process.
 
     Args:
         path: The file.
-        seconds: How long to time each number of threads; 30 to 1,000 runs.
+        seconds: Duration of the measurement for each number of threads; 30 to 1,000 runs.
 
     Raises:
         RobustKDError: If the process fails.
     """
     script = Path(__file__).with_name("stopwatch.py")
     counts = map(str, sorted({1, threads()}))
-    # Isolated: neither the working directory nor the environment can name a module.
+    # Isolated mode: neither the working directory nor the environment can provide modules.
     command = [sys.executable, "-I", str(script), str(path.absolute()), str(seconds), *counts]
     try:
         done = subprocess.run(  # noqa: S603 (our own script)

@@ -1,4 +1,4 @@
-"""Facts of the machine that latencies were measured on."""
+"""Properties of the machine on which latencies are measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
 
-# Instructions that multiply bytes and add up in 32 bits, by their names in Linux.
+# CPU instructions for products of bytes with sums in 32 bits, by their names in Linux.
 _INT8 = (
     "avx_vnni",
     "avx512_vnni",
@@ -23,12 +23,12 @@ _VNNI = ("avx_vnni", "avx512_vnni", "avx_vnni_int8")
 
 
 def threads() -> int:
-    """Cores that this process may use, which a container can restrict."""
+    """Return the number of cores that this process may use, which a container can restrict."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Machine(TypedDict):
-    """The CPU, its instructions for int8, how busy it is, and the versions that run there."""
+    """CPU, its instructions for int8, its load, and the versions of the software."""
 
     cpu: str
     architecture: str
@@ -43,13 +43,13 @@ class Machine(TypedDict):
 
 
 def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
-    """The CPU, its instructions for int8, how busy it is, and the versions that run there.
+    """Return the CPU, its instructions for int8, its load, and the versions of the software.
 
     ``load`` is the mean number of processes that ran or waited for a core in the last minute.
 
     Args:
-        cpuinfo: Where Linux describes the CPU; elsewhere the model is asked for otherwise and the
-            instructions are null.
+        cpuinfo: File in which Linux describes the CPU. On other systems, the instructions are
+            null.
     """
     found = _described(cpuinfo)
     flags = (found.get("flags") or found.get("Features") or "").split()
@@ -68,7 +68,7 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
 
 
 def _described(cpuinfo: Path) -> dict[str, str]:
-    """The description of the first core."""
+    """Return the description of the first core."""
     try:
         text = cpuinfo.read_text(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a user should know of an export before shipping it, in plain sentences."""
+"""Notes that a user should read before shipping an export."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from robustkd.export.latency import Running
 from robustkd.export.machine import Machine
 
 _LOST = 0.005
-"""Accuracy, as a fraction of all images, that int8 may lose without a word."""
+"""Loss of accuracy by int8, as a fraction of all images, that gives no note."""
 _BUSY = 1.5
-"""Load for each core above which latencies are not to be believed."""
+"""Load per core above which latencies are unreliable."""
 
 
 def notes(
@@ -20,13 +20,13 @@ def notes(
     running: Mapping[str, Running],
     sizes: Mapping[str, int],
 ) -> list[str]:
-    """Sentences on the files that ship.
+    """Return notes on the exported files.
 
     Args:
-        float_measured: Of the float ONNX file.
-        int8_measured: Of the int8 file; None where there is none.
-        running: By ``onnx`` and ``int8``.
-        sizes: Bytes, likewise.
+        float_measured: Measurement of the float ONNX file.
+        int8_measured: Measurement of the int8 file; None if there is none.
+        running: Costs of the files by kind, ``onnx`` and ``int8``.
+        sizes: Sizes of the files in bytes, likewise.
     """
     found = []
     if float_measured.asr is None:
@@ -58,7 +58,7 @@ def busy(machine: Machine) -> list[str]:
         machine: Description by :func:`robustkd.export.machine.machine` right after the timing.
     """
     load, cores = machine["load"], machine["cores"]
-    # The export itself keeps up to all cores busy.
+    # The export itself uses up to all cores.
     if load is None or load <= _BUSY * cores:
         return []
     return [

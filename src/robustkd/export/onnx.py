@@ -1,8 +1,8 @@
-"""A classifier as one ONNX file that describes itself.
+"""Export of a classifier to one ONNX file with a description.
 
-The file takes pixels in [0, 1] and any number of images; normalisation is inside. Its metadata
-holds one JSON object in ASCII under the key ``robustkd``, so that class names of any characters
-survive.
+The file takes any number of images with pixels in [0, 1]; normalisation is included. Its metadata
+has one JSON object in ASCII under the key ``robustkd``, so that class names can contain any
+character.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.serialization import first_line
 
 OPSET = 18
-"""The lowest that torch writes well, so that older runtimes read the file."""
+"""The lowest opset that torch exports reliably, so that older runtimes can read the file."""
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 KEY = "robustkd"
 _FORMAT = 1
 
 
 def description(spec: Spec) -> dict[str, object]:
-    """What a program needs to know to use a model's file, in JSON values.
+    """Return what a program needs to know to use an exported file, as JSON values.
 
-    Class names are the numbers as text where the model does not know any.
+    If the model has no class names, they are the numbers of the classes.
     """
     return {
         "format": _FORMAT,
@@ -46,21 +46,21 @@ def description(spec: Spec) -> dict[str, object]:
 
 
 def trace(model: Classifier) -> ExportedProgram:
-    """The computation of a model for any number of images, without its Python code.
+    """Trace a model for any number of images.
 
     Args:
         model: A model on the CPU, in eval mode.
 
     Raises:
-        InputError: If torch cannot follow its code.
+        InputError: If torch cannot trace it.
     """
-    # At least two images, or the number would be taken for a constant.
+    # At least two images: torch treats a batch size of one as a constant.
     images = torch.zeros(2, *model.spec.image_shape)
     dimensions = {"images": {0: torch.export.Dim(BATCH, min=1, max=1 << 20)}}
     try:
         with quiet(), torch.no_grad():
             return torch.export.export(model, (images,), dynamic_shapes=dimensions)
-    # Whatever the model's code raises, and torch's own errors, which have no common kind.
+    # Errors of the model's code and of torch, which have no common base class.
     except Exception as error:
         raise _refusal(model, error) from error
 
@@ -70,7 +70,7 @@ def write_onnx(model: Classifier, program: ExportedProgram, path: Path) -> None:
 
     Args:
         model: The model.
-        program: What :func:`trace` made of it.
+        program: Result of :func:`trace`.
         path: File to write.
 
     Raises:
@@ -95,7 +95,7 @@ def write_onnx(model: Classifier, program: ExportedProgram, path: Path) -> None:
 
 
 def stamp(path: Path, spec: Spec) -> None:
-    """Write a model's description into an ONNX file, in place of whatever metadata it has."""
+    """Replace the metadata of an ONNX file by a model's description."""
     import onnx
 
     content = onnx.load(path)
@@ -105,7 +105,7 @@ def stamp(path: Path, spec: Spec) -> None:
     for value in (*content.graph.input, *content.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
     for node in content.graph.node:
-        # torch notes the source lines of the model there, with the paths of this machine.
+        # torch stores source lines of the model there, with local paths.
         del node.metadata_props[:]
         node.doc_string = ""
     onnx.checker.check_model(content)

@@ -1,4 +1,4 @@
-"""Does an exported file decide as the student does?"""
+"""Comparison of an exported file with the student."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from robustkd.core.types import Logits
 from robustkd.training.metrics import Proportion
 
 LEAST_AGREEMENT: Final = 0.999
-"""Share of validation images that a file must give the student's own class."""
+"""Smallest share of validation images for which file and student must predict the same class."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a file's logits are those of the student.
+    """Agreement of a file with the student.
 
     Attributes:
-        same: Images of the same class, the largest logit, among all.
-        largest: Largest absolute difference of two logits; not finite if one of them is not.
+        same: Proportion of images for which both predict the same class.
+        largest: Largest absolute difference of two logits; not finite if a logit is not finite.
     """
 
     same: Proportion
@@ -30,12 +30,12 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the file may stand for the student."""
+        """Return whether the agreement is sufficient."""
         finite = self.largest < float("inf")
         return finite and self.same.hits >= LEAST_AGREEMENT * self.same.n
 
     def record(self) -> dict[str, object]:
-        """The figures as JSON values; null for a difference that is not finite."""
+        """Return the values for JSON; null for a difference that is not finite."""
         largest = self.largest if self.largest < float("inf") else None
         return {"agreement": self.same.value, "n": self.same.n, "largest_difference": largest}
 
@@ -46,8 +46,8 @@ def compare(expected: Logits, found: Float[Tensor, "m others"]) -> Parity:
     .. math:: \frac{1}{n} \sum_i [\arg\max z_i = \arg\max z'_i], \quad \max_{ik} |z_{ik} - z'_{ik}|
 
     Args:
-        expected: n x classes, of the student.
-        found: n x classes, of the file.
+        expected: Logits of the student, n x classes.
+        found: Logits of the file, n x classes.
 
     Raises:
         UsageError: If the shapes differ, or there are no images.
@@ -69,14 +69,14 @@ def compare(expected: Logits, found: Float[Tensor, "m others"]) -> Parity:
 
 
 def check(parity: Parity, name: str) -> None:
-    """Refuse a file that does not decide as the student does.
+    """Raise an error if the agreement is not sufficient.
 
     Args:
-        parity: On validation images.
-        name: Of the file.
+        parity: Agreement on validation images.
+        name: Name of the file.
 
     Raises:
-        ThresholdError: If it does not; exit code 5.
+        ThresholdError: If it is not (exit code 5).
     """
     if not parity.holds:
         raise ThresholdError(

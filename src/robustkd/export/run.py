@@ -1,4 +1,4 @@
-"""From a student to a folder of files that run without this package, each compared and measured."""
+"""Export of a student to a folder of files that run without this package."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILES: Final = {
     "program": "student.pt2",
     "state_dict": "state_dict.safetensors",
 }
-"""What an export writes, by kind; the state dict for torchvision's and timm's networks alone."""
+"""Files of an export by kind; the state dict is written for torchvision and timm networks only."""
 RECORD: Final = "export.json"
 _FORMAT = 1
 _MACS = (
@@ -46,7 +46,7 @@ _MACS = (
 
 @dataclass
 class _Found:
-    """Figures of an export that is under way, by kind of file."""
+    """Measurements of an export in progress, by kind of file."""
 
     measured: dict[str, Measured] = field(default_factory=dict)
     parity: dict[str, parities.Parity] = field(default_factory=dict)
@@ -64,30 +64,30 @@ def export_student(
     int8: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, object]:
-    """Write a student as ONNX, int8 ONNX, ``torch.export`` and a state dict, and measure each file.
+    """Export a student to ONNX, int8 ONNX, ``torch.export`` and a state dict, and measure them.
 
-    The ONNX file must give at least 99.9 % of the validation images the student's own class, or
-    nothing is kept. The int8 recipe is chosen on validation images; the test images are measured
-    once, at the end.
+    The ONNX file must predict the student's class for at least 99.9 % of the validation images, or
+    nothing is written. The int8 recipe is chosen on validation images; test images are only used
+    for the measurements at the end.
 
     Args:
         student: The model; it is not changed.
         data: Clean images of the same classes and shape.
         out: New folder.
-        trigger: What an attacker adds; None where it is not known.
-        target: Class that the attacker wants.
-        int8: Whether to quantise as well.
-        tell: Gets a line before each step.
+        trigger: Trigger of the attack; None if it is unknown.
+        target: Target class of the attack.
+        int8: If True, also quantise to int8.
+        tell: Function that receives one line before each step.
 
     Returns:
         The content of ``export.json``.
 
     Raises:
-        UsageError: If a package of the extra is missing, ``out`` is not empty, or ``target`` is no
-            class.
-        InputError: If the data does not fit the student, torch or onnxruntime cannot write it, or
+        UsageError: If a package of the extra is missing, ``out`` is not empty, or ``target`` is not
+            a class.
+        InputError: If the data does not fit the student, torch or onnxruntime cannot export it, or
             the folder cannot be written.
-        ThresholdError: If the ONNX file does not decide as the student does; exit code 5.
+        ThresholdError: If the predictions of the ONNX file differ (exit code 5).
     """
     check_installed()
     check_free(out)
@@ -127,7 +127,7 @@ def _write(
     found: _Found,
     tell: Callable[[str], None],
 ) -> None:
-    """Every file but int8; the ONNX file passes its gate before another is written."""
+    """Write every file but int8; the ONNX file is compared before the others are written."""
     tell(f"ONNX: writing opset {OPSET}, and comparing with torch on validation images")
     program = trace(model)
     write_onnx(model, program, folder / FILES["onnx"])
@@ -148,7 +148,7 @@ def _measure(
     found: _Found,
     tell: Callable[[str], None],
 ) -> None:
-    """Accuracy of the student and its ONNX files on test images; cost of the files."""
+    """Measure student and ONNX files on test images, and the cost of the files."""
     tell("measuring: accuracy on test images; latency, load time and memory on this machine")
     shipped = [kind for kind in ("onnx", "int8") if (folder / FILES[kind]).exists()]
     found.measured["torch"] = measure(model, data, trigger=trigger, target=target)

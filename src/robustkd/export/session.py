@@ -1,4 +1,4 @@
-"""An ONNX file as a classifier, so that every measurement of a model measures the file as well."""
+"""Wrapper that runs an ONNX file like a PyTorch model, so that the same code measures both."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ERRORS_ONLY = 3
 
 
 class OnnxClassifier(nn.Module):
-    """Runs an ONNX file by onnxruntime on the CPU; it has no parameters and no gradients.
+    """Module that runs an ONNX file by onnxruntime on the CPU, without parameters or gradients.
 
     Args:
-        path: A file of :func:`robustkd.export.export_student`.
-        threads: Threads of onnxruntime, at least 1.
+        path: File written by :func:`robustkd.export.export_student`.
+        threads: Number of threads of onnxruntime, at least 1.
     """
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
@@ -28,14 +28,14 @@ class OnnxClassifier(nn.Module):
         self._session = session(path, threads=threads)
 
     def forward(self, images: Images) -> Logits:
-        """Logits of ``images`` (N x C x H x W, float in [0, 1]), on the CPU."""
+        """Compute the logits of ``images`` (N x C x H x W, float in [0, 1]) on the CPU."""
         pixels = images.detach().cpu().contiguous().numpy()
         (logits,) = self._session.run(None, {INPUT: pixels})
         return torch.from_numpy(logits)
 
 
 def session(path: Path, *, threads: int) -> Any:  # noqa: ANN401 (onnxruntime is imported late)
-    """An onnxruntime session on the CPU."""
+    """Create an onnxruntime session on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""Times one ONNX file in a process of its own; needs onnxruntime and numpy, and no robustkd.
+"""Script that measures one ONNX file; it imports onnxruntime and numpy, but not robustkd.
 
 Run as ``python -I stopwatch.py FILE SECONDS THREADS [THREADS ...]``; prints one JSON object.
 """
@@ -18,7 +18,7 @@ _FEWEST, _MOST = 30, 1000
 
 
 def _session(path: str, threads: int) -> tuple[onnxruntime.InferenceSession, float]:
-    """A session, and the milliseconds that it took to load."""
+    """Return a session and its load time in milliseconds."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -29,7 +29,7 @@ def _session(path: str, threads: int) -> tuple[onnxruntime.InferenceSession, flo
 
 
 def _latencies(session: onnxruntime.InferenceSession, seconds: float) -> list[float]:
-    """Milliseconds of each run on one image, after warming up."""
+    """Return the milliseconds of each run on one image, after warm-up."""
     (asked,) = session.get_inputs()
     image = np.random.default_rng(0).random((1, *asked.shape[1:]), dtype=np.float32)
     for _ in range(_WARM_UP):
@@ -44,9 +44,9 @@ def _latencies(session: onnxruntime.InferenceSession, seconds: float) -> list[fl
 
 
 def _peak_mib() -> float:
-    """Most memory that this process has held so far."""
+    """Return the peak memory of this process."""
     try:
-        # Linux lets `getrusage` start from the peak of the process that started this one.
+        # On Linux, the peak of `getrusage` includes that of the parent process.
         with open("/proc/self/status", encoding="ascii") as file:
             (kib,) = (line.split()[1] for line in file if line.startswith("VmHWM:"))
         return int(kib) / (1 << 10)
@@ -56,7 +56,7 @@ def _peak_mib() -> float:
 
 
 def main() -> None:
-    """Time the file that the arguments name."""
+    """Measure the file that the arguments name."""
     path, seconds, *counts = sys.argv[1:]
     before = _peak_mib()
     found: dict[str, object] = {"memory_before_mib": before}

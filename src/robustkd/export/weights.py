@@ -1,4 +1,4 @@
-"""A student for PyTorch alone: its plain state dict, and its traced program."""
+"""Export of a student for PyTorch: plain state dict and traced program."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _LIBRARIES = ("torchvision/", "timm/")
 
 
 def of_a_library(model: Classifier) -> bool:
-    """Whether torchvision or timm can build the network, so that a plain state dict is of use."""
+    """Return whether torchvision or timm can build the network, so that a state dict is useful."""
     return str(model.spec.arch).startswith(_LIBRARIES)
 
 
 def write_state_dict(model: Classifier, path: Path) -> None:
-    """Write the network's tensors under the names that its own library gives them.
+    """Write the network's tensors under the names that its own library uses.
 
-    Normalisation is not among them: the metadata says ``mean`` and ``std``.
+    Normalisation is not included: the metadata has ``mean`` and ``std``.
 
     Raises:
         WriteError: If the file cannot be written.
@@ -36,13 +36,13 @@ def write_state_dict(model: Classifier, path: Path) -> None:
 
 
 def write_program(model: Classifier, program: ExportedProgram, path: Path) -> None:
-    """Write the traced model for ``torch.export.load``; normalisation is inside.
+    """Write the traced model for ``torch.export.load``; normalisation is included.
 
     Raises:
         WriteError: If the file cannot be written.
     """
     for node in program.graph.nodes:
-        # Source lines of the model, with the paths of this machine.
+        # torch stores source lines of the model there, with local paths.
         node.meta.pop("stack_trace", None)
     content = io.BytesIO()
     said = json.dumps(description(model.spec), sort_keys=True)

@@ -1,4 +1,4 @@
-"""A short trial of a run: whether every phase works, how long it takes, and how much memory."""
+"""Dry run: a few steps of every phase, to estimate time and memory without writing anything."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Phases: TypeAlias = dict[str, dict[str, float | int]]
 
 @dataclass
 class _Few:
-    """The first batches of a source, and how long each was worked on."""
+    """Data source that gives the first batches of another source and measures their time."""
 
     whole: DataSource
     images: int
@@ -73,7 +73,7 @@ class _Few:
 
     @contextmanager
     def timed(self, phases: Phases, name: str, steps: int) -> Iterator[None]:
-        """Note how long so many steps will take, as those of the block did."""
+        """Estimate the time of ``steps`` steps from the time of the batches in the block."""
         self.took.clear()
         yield
         one = median(self.took)
@@ -81,10 +81,10 @@ class _Few:
 
 
 def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, object]]:
-    """Load everything, take a few real steps of each phase, and write nothing.
+    """Load everything and take a few steps of each phase, without writing anything.
 
     Returns:
-        The plan by sections: ``teacher``, ``student``, ``data``, each phase, and ``estimate``.
+        The plan in sections: ``teacher``, ``student``, ``data``, each phase, and ``estimate``.
 
     Raises:
         UsageError: As the run itself would.
@@ -115,7 +115,7 @@ def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, objec
 
 
 def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
-    """Steps and seconds of each phase of the run, from a few steps of each."""
+    """Return the estimated steps and seconds of each phase of the run."""
     phases: Phases = {}
     how, teacher, training = job.how, ready.teacher, job.training
     batch_size = training.batch_size
@@ -146,7 +146,7 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
 
 
 def _peak_mib() -> float:
-    """The most memory that this process has had, and the accelerator's where there is one."""
+    """Return the peak memory of this process, plus that of the accelerator if there is one."""
     peak = 0.0
     if torch.cuda.is_available():
         peak += torch.cuda.max_memory_allocated() / 2**20

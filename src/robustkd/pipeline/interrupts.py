@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM for work that would like to reach a good place to stop."""
+"""Deferred handling of Ctrl-C and SIGTERM, so that work can stop after a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """The first interrupt waits while someone asks for it; any other one ends the work at once.
+    """Handler that defers the first interrupt; a second one ends the work at once.
 
     Attributes:
-        deferring: Whether someone asks now and then.
-        asked: Whether an interrupt waits.
+        deferring: Whether the first interrupt is deferred, because the work polls ``asked``.
+        asked: Whether an interrupt is pending.
     """
 
     def __init__(self) -> None:
@@ -24,16 +24,16 @@ class Interrupts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look out for interrupts while the block lasts.
+        """Handle interrupts while the block lasts.
 
         Raises:
-            KeyboardInterrupt: At once or, where one waits and nobody has asked, at the end.
+            KeyboardInterrupt: At once, or at the end of the block if an interrupt is still pending.
         """
         before = {}
-        # Elsewhere Python does not let signals be handled, and they are not ours.
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.getsignal(number) for number in _SIGNALS}
-        # One that is ignored, as under nohup, stays so; None is a handler that is not Python's.
+        # An ignored signal, as under nohup, stays ignored; None is a handler not set by Python.
         before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
         for number in before:
             signal.signal(number, self._come)
@@ -46,10 +46,10 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def no_longer_wait(self) -> None:
-        """From here on an interrupt ends the work at once.
+        """Stop deferring: from now on an interrupt ends the work at once.
 
         Raises:
-            KeyboardInterrupt: If one waits.
+            KeyboardInterrupt: If an interrupt is pending.
         """
         self.deferring = False
         if self.asked:

@@ -1,4 +1,4 @@
-"""One frozen description of a run, shared by command line, Python, dry run and resumption."""
+"""Description of a run, shared by the command line, Python, dry runs and resumed runs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from robustkd.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class DistillJob:
-    """What is distilled from what, and how.
+    """Immutable description of a distillation run.
 
     Attributes:
         teacher: File of the untrusted teacher.
-        arch: Architecture of the teacher. The user says it and never the file.
+        arch: Architecture of the teacher. It is named by the user and never read from the file.
         student: Architecture of the student.
         method: Name of a method, see :data:`robustkd.core.methods.METHODS`.
         training: How the student is trained.
         seed: Seed of everything random; the same seed gives the same student file.
-        mean: Mean of each channel that the teacher's images were normalised with, in [0, 1]. If
-            neither this nor the file says it, the values published for the architecture and those
-            of the clean images are tried, and the more accurate ones are kept.
+        mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised. If
+            neither this nor the file has it, the values published for the architecture and those
+            of the clean images are tried, and the more accurate ones are used.
         std: Standard deviation of each channel, likewise.
         teacher_taps: Module paths of the teacher's stages; empty to find them.
         student_taps: Module paths of the student's stages; the last stages of both are paired.
         keep_class_order: If True, the teacher is accepted although its outputs seem to be in
             another order than the classes.
-        allow_weak_sandbox: Whether to read the teacher on a system without seccomp, where its
-            reader could do harm if it had a flaw. It does not decide on the student.
+        allow_weak_sandbox: If True, read the teacher even on a system without seccomp, where a
+            flaw in the reader could be exploited. The student does not depend on it.
 
     Raises:
         UsageError: If a name is unknown.
@@ -59,7 +59,7 @@ class DistillJob:
         return find_method(self.method)
 
     def settings(self) -> dict[str, object]:
-        """What decides on the student besides teacher and data, in JSON values."""
+        """Return the settings that the student depends on, besides teacher and data."""
         return {
             "arch": self.arch,
             "student": self.student,
@@ -74,7 +74,7 @@ class DistillJob:
         }
 
     def provenance(self, data: str) -> dict[str, object]:
-        """What a student's file says of its making, in JSON values."""
+        """Return the provenance that is stored in the student's file, as JSON values."""
         return {
             "method": self.method,
             "data": data,

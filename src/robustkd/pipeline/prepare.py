@@ -21,11 +21,11 @@ from robustkd.training.metrics import Proportion
 
 @dataclass(frozen=True)
 class Prepared:
-    """Teacher and student before anything is written or trained.
+    """Teacher and student before the training.
 
     Attributes:
         teacher: The untrusted network, on the device where training happens.
-        file: The facts of its file.
+        file: Properties of the teacher's file.
         knows: Accuracy of the teacher on the clean validation images.
         student: Network with fresh weights.
     """
@@ -36,7 +36,7 @@ class Prepared:
     student: models.Classifier
 
     def line(self, clean: DataSource) -> str:
-        """One line on the teacher for the user to check before the training."""
+        """Return one line that describes the teacher, for the user to check before the training."""
         file = self.file
         return (
             f"teacher: {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
@@ -48,7 +48,7 @@ class Prepared:
 def prepare(job: DistillJob, clean: DataSource) -> Prepared:
     """Read the teacher, measure its accuracy on clean images, and build the student.
 
-    Errors are those of :func:`robustkd.pipeline.run.distill_file`.
+    Raises the errors of :func:`robustkd.pipeline.run.distill_file`.
     """
     read = read_teacher(
         job.teacher,
@@ -76,7 +76,7 @@ def _name_taps(model: models.Classifier, names: tuple[str, ...]) -> None:
 
 
 def identity(clean: DataSource, spec: models.Spec) -> dict[str, object]:
-    """What tells whether data is the same as before, without reading it again."""
+    """Return properties that identify the data without reading all images again."""
     split = hashlib.sha256()
     for text in split_text(clean) or ():
         split.update(text.encode())
@@ -87,7 +87,7 @@ def identity(clean: DataSource, spec: models.Spec) -> dict[str, object]:
         "shape": list(clean.image_shape),
         "sizes": {part: clean.size(part) for part in get_args(Split)},
         "split": split.hexdigest(),
-        # Others say nothing of themselves that another process would say again.
+        # Other sources have no property that is the same in another process.
         "augmentation": repr(augmentation) if is_dataclass(augmentation) else None,
         "mean": list(spec.mean),
         "std": list(spec.std),

@@ -1,4 +1,4 @@
-"""The main job on one page: an untrusted teacher and clean images in, a student out."""
+"""The whole method on one page: from an untrusted teacher and clean images to a student."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended.
+    """Result of a finished run.
 
     Attributes:
-        student: The student, in eval mode on the CPU, as its file holds it.
+        student: The student as stored in its file, in eval mode on the CPU.
         results: Content of ``results.json``.
         folder: Folder with ``student.safetensors``, ``results.json`` and ``report.html``.
     """
@@ -59,7 +59,7 @@ def run(
     keep_class_order: bool = False,
     **training: Unpack[TrainingOptions],
 ) -> Finished:
-    """Make a small student from an untrusted teacher, as ``robustkd distill`` does.
+    """Distil a small student from an untrusted teacher, as ``robustkd distill`` does.
 
     The same arguments give the same student file as the command.
 
@@ -106,7 +106,7 @@ def run(
 
 
 def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
-    """The flags of the command that does the same; a data source of the user's own has none."""
+    """Return the flags of the equivalent command; a data source from Python has none."""
     named = data if isinstance(data, str | Path) else data.name
     place = os.path.abspath(named) if isinstance(data, Path) else str(named)
     settings = {
@@ -126,32 +126,32 @@ def distill_file(
     resume: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Results:
-    """Make a folder with the student, its results and the report from a teacher's file.
+    """Distil a student from a teacher's file into a run folder with results and report.
 
     Args:
-        job: What is distilled from what, and how.
+        job: Description of the run.
         clean: The user's clean images.
         out: New folder for the run.
-        config: The command's flags, for the run's ``config.yaml``.
-        resume: If True, continue the run in ``out``, which was begun with the same job and data. It
-            ends in the same student file as if it had never stopped.
-        tell: Called with one line on the teacher before the training.
+        config: Flags of the command, which are written to ``config.yaml``.
+        resume: If True, continue the run in ``out``, which must have been started with the same job
+            and data. The student file is the same as that of an uninterrupted run.
+        tell: Function that receives one line about the teacher before the training.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
         UsageError: If a name is unknown, a number is out of range, ``out`` is not empty, or the run
-            was begun with other settings.
-        InputError: If the teacher's file is not what it was said to be or does not fit the data, or
-            the run was begun with another teacher or other data.
+            was started with other settings.
+        InputError: If the teacher's file is refused or does not fit the architecture or the data,
+            or the run was started with another teacher or other data.
         WriteError: If the disk is full; the last checkpoint is complete.
     """
     if not resume:
         check_free(out)
     _check_names(job, clean, config or {})
     ready = prepare(job, clean)
-    # Every image is read once before the training, so that damaged ones are found now.
+    # Every image is read once before the training, so that damaged images are found early.
     untrusted = _untriggered_row(job, clean, "teacher", ready.teacher, 0.0)
     begun: dict[str, Mapping[str, object]] = {
         "settings": job.settings(),
@@ -161,7 +161,7 @@ def distill_file(
     split = split_text(clean)
     with run_folder.opened(out, begun=begun, config=config, split=split, resume=resume) as run:
         if run.finished:
-            tell(f"{out} was finished before")
+            tell(f"{out} is already finished")
             return report.read(out)
         tell(ready.line(clean))
         _log.info("%s", ready.line(clean))
@@ -180,11 +180,11 @@ def distill_file(
 
 
 def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object]) -> None:
-    """Refuse, before the training, names that could not be written down after it.
+    """Check, before the training, that all names can be written to the results.
 
     Raises:
-        UsageError: A name of the data or an architecture is one.
-        InputError: A path is one.
+        UsageError: If a name of the data or of an architecture cannot be written.
+        InputError: If a path cannot be written.
     """
     for what, name in (("data", clean.name), ("pair", _pair(job))):
         if (expected := unfit(name)) is not None:
@@ -193,7 +193,7 @@ def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object
             )
     for path in (str(job.teacher), *config.values()):
         if isinstance(path, str) and not _is_unicode(path):
-            raise InputError(f"{quoted(path)} is a path that is no UTF-8; rename what is there")
+            raise InputError(f"{quoted(path)} is not a path in UTF-8; rename the file or folder")
 
 
 def _is_unicode(text: str) -> bool:
@@ -237,7 +237,7 @@ def _write_results(
 def _untriggered_row(
     job: DistillJob, clean: DataSource, method: str, model: nn.Module, seconds: float
 ) -> ResultRow:
-    """One row of the results; without a trigger there is no success rate to measure."""
+    """Return one row of the results; without a trigger, the attack success rate is unknown."""
     acc = accuracy_on(model, clean, "test")
     return ResultRow(
         data=clean.name,

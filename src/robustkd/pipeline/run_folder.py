@@ -1,4 +1,4 @@
-"""The run folder: made once, never overwritten, complete enough to repeat or continue the run."""
+"""The run folder, which contains everything needed to repeat or to resume the run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ENVIRONMENT = "environment.json"
 _DETOXIFIED = "detoxified.safetensors"
 _LAST = "report.html"
 _VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
-"""What a value of an environment may be to be shown."""
+"""Pattern of the environment values that are shown in messages."""
 
 _KEEP_EVERY = 300.0
 _LOCK_SECONDS = 15.0
@@ -52,10 +52,10 @@ _log = logging.getLogger(__name__)
 
 
 class Run:
-    """A run on its way, in its folder; it keeps the state of the training there.
+    """A run in progress, which stores the state of the training in its folder.
 
     Args:
-        folder: Its folder.
+        folder: The run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,12 +71,12 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run, without the time between an interruption and its resumption."""
+        """Return the wall time of the run, without the time between interruption and resumption."""
         return self._seconds_before + time.monotonic() - self._started
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Return whether the run is finished."""
         return _has(self.folder, _LAST)
 
     def once(
@@ -84,11 +84,11 @@ class Run:
         detoxify: Callable[[], tuple[DetoxifiedTeacher, dict[str, object]]],
         teacher: nn.Module,
     ) -> tuple[DetoxifiedTeacher, dict[str, object]]:
-        """The cleaned teacher and the record of its cleaning, which a run does only once.
+        """Return the detoxified teacher and its record; a resumed run reads them from the folder.
 
         Args:
-            detoxify: Gives both.
-            teacher: The network that it cleans.
+            detoxify: Function that computes both.
+            teacher: The network to detoxify.
         """
         from robustkd.core.devices import device_of
         from robustkd.models.serialization import read_safetensors
@@ -101,13 +101,15 @@ class Run:
             provenance = {"record": record, "seconds": self.seconds}
             save_detoxified(cleaned, path, provenance=provenance)
             _log.info("the teacher is detoxified")
-        # Read back even if it is fresh, so that a resumed run distils from nothing else.
+        # Always read from the file, so that a resumed run distils from exactly the same teacher.
         made = read_safetensors(path, links=False)[1].get("provenance")
         before, seconds = (
             (made.get("record"), made.get("seconds")) if isinstance(made, dict) else (None, None)
         )
         if not isinstance(before, dict) or not isinstance(seconds, int | float):
-            raise InputError(f"{path} does not say how it was made; begin a new run with --out")
+            raise InputError(
+                f"{path} lacks the record of its detoxification; start a new run with --out"
+            )
         if not fresh:
             self._seconds_before = seconds
         arch = getattr(getattr(teacher, "spec", None), "arch", None)
@@ -115,7 +117,7 @@ class Run:
         return cleaned.to(device_of(teacher)), before
 
     def last(self) -> State | None:
-        """The state that was kept last; from now on an interrupt waits for the next one."""
+        """Return the last stored state; from now on, an interrupt waits for the next checkpoint."""
         from robustkd.training.checkpoint import load_state
 
         self.interrupts.deferring = True
@@ -131,15 +133,15 @@ class Run:
         return state
 
     def wanted(self) -> bool:
-        """Whether the last state is minutes old, or the run is asked to stop."""
+        """Return whether a checkpoint is due: after some minutes, or if the run is interrupted."""
         return self.interrupts.asked or time.monotonic() - self._kept > _KEEP_EVERY
 
     def keep(self, state: State) -> None:
-        """Keep a state, and show the epochs that are done.
+        """Store a state, and log the finished epochs.
 
         Raises:
-            KeyboardInterrupt: If the run is asked to stop.
-            WriteError: If there is no room; the last state is still there.
+            KeyboardInterrupt: If the run was interrupted.
+            WriteError: If the disk is full; the previous state is still there.
         """
         from robustkd.training.checkpoint import State, save_state
         from robustkd.training.loop import write_records
@@ -167,25 +169,26 @@ def opened(
     split: Iterable[str] | None = None,
     resume: bool = False,
 ) -> Iterator[Run]:
-    """Begin a run in a new folder, or go on with the one that is there.
+    """Start a run in a new folder, or continue the run in an existing one.
 
     Args:
-        folder: Where it is.
-        begun: What decides on the student, in JSON values by kind: ``settings``, ``teacher``,
-            ``data``. A run that goes on must have begun with the same.
-        config: The command's flags, written so that ``--config`` and ``--resume`` read them.
-        split: Which images are held out, as the text of a file, where we have chosen them.
-        resume: Go on, instead of beginning.
+        folder: The run folder.
+        begun: Everything that the student depends on, as JSON values by kind: ``settings``,
+            ``teacher``, ``data``. A resumed run must have the same.
+        config: Flags of the command, stored for ``--config`` and ``--resume``.
+        split: Held-out images as the text of ``split.json``; None if the data brings its splits.
+        resume: If True, continue an existing run.
 
     Yields:
-        The run; interrupts and full disks in the block say how to go on.
+        The run. The messages of interrupts and write errors in the block contain the command that
+        resumes it.
 
     Raises:
-        UsageError: If the folder is not empty, or the settings are others now.
-        InputError: If there is no run to go on with, another process has it, or teacher or data
-            are others now.
+        UsageError: If the folder is not empty, or the settings differ.
+        InputError: If there is no run to resume, another process uses it, or teacher or data
+            differ.
         WriteError: If a file cannot be written.
-        KeyboardInterrupt: With the command that goes on.
+        KeyboardInterrupt: With the command that resumes the run.
     """
     run = Run(folder)
     with _old_folder(folder) if resume else new_folder(folder) as held:
@@ -193,7 +196,7 @@ def opened(
             _check_same(folder, begun)
             held.clean()
         else:
-            # First of all: whatever has this file can be resumed.
+            # Written first: any folder with this file can be resumed.
             write_text(folder / CONFIG, _as_yaml(config or {}))
         with logged(held), _how_to_go_on(folder, begun), run.interrupts.watched():
             _note_environment(folder / _ENVIRONMENT)
@@ -206,16 +209,16 @@ def opened(
 
 @contextmanager
 def _old_folder(path: Path) -> Iterator[Folder]:
-    """Keep the folder of a run that has begun for this process alone until the block ends."""
+    """Open and lock the folder of an existing run until the block ends."""
     if not _has(path, CONFIG):
         raise InputError(f"{path} is not the folder of a run: it has no {CONFIG}")
-    # Workers of a process that was killed hold its lock until they notice.
+    # Workers of a killed process hold its lock until they notice.
     with open_folder(path) as folder, locked(folder, seconds=_LOCK_SECONDS):
         yield folder
 
 
 def _has(folder: Path, name: str) -> bool:
-    """Whether there is anything of that name in a folder; what it is, its reader checks."""
+    """Return whether a folder has an entry of that name; its reader checks the kind."""
     return os.path.lexists(folder / name)
 
 
@@ -229,8 +232,8 @@ def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None
             if (was := known.get(name) if isinstance(known, dict) else None) != value:
                 error = UsageError if kind == "settings" else InputError
                 raise error(
-                    f"{folder} was begun with {kind} {name} {_brief(was)}, now it is "
-                    f"{_brief(value)}; leave it as it was, or begin a new run with --out"
+                    f"{folder} was started with {kind} {name} {_brief(was)}, now it is "
+                    f"{_brief(value)}; use the same, or start a new run with --out"
                 )
 
 
@@ -255,7 +258,7 @@ def _as_yaml(config: Mapping[str, object]) -> str:
 
 
 def _note_environment(path: Path) -> None:
-    """Write it down, or say what has changed since."""
+    """Write the environment, or log what has changed since the run was started."""
     now = environment()
     if not _has(path.parent, path.name):
         write_json(path, now)
@@ -265,14 +268,14 @@ def _note_environment(path: Path) -> None:
     for name in (*now, *set_before):
         if before.get(name) != now.get(name):
             _log.warning(
-                "%s was %s when the run began and is %s now: the student may differ in its last "
-                "bits from one that was not interrupted",
+                "%s was %s when the run was started and is %s now: the student may differ in its "
+                "last bits from that of an uninterrupted run",
                 *(name, _shown(before.get(name)), _shown(now.get(name))),
             )
 
 
 def _shown(value: object) -> str:
-    """A version or a count, or what to say of a text that is neither and may be anything."""
+    """Return a version or a count as text, or a placeholder for anything else."""
     if value is None:
         return "not set"
     text = str(value) if isinstance(value, str | int) else ""
@@ -282,13 +285,13 @@ def _shown(value: object) -> str:
 @contextmanager
 def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
     """Add the command that resumes the run to interrupts and write errors."""
-    # Own code is never taken from a file, so it must be typed again.
+    # The user's own code is never named by a file, so its flags are part of the command.
     own = {name: begun.get("settings", {}).get(name) for name in ("arch", "student")}
     typed = "".join(f" --{name} {value}" for name, value in own.items() if ":" in str(value))
     command = f"robustkd distill --resume {shlex.quote(str(folder))}{typed}"
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; go on with: {command}") from None
+        raise KeyboardInterrupt(f"interrupted; resume with: {command}") from None
     except WriteError as error:
-        raise WriteError(f"{error}; make room, then go on with: {command}") from error
+        raise WriteError(f"{error}; free some space, then resume with: {command}") from error

@@ -1,4 +1,4 @@
-"""The log of a run: what the package reports, one line each, in the run's folder."""
+"""The log file of a run: one line for each message of the package."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 
 
 class _LogFile(logging.StreamHandler[TextIO]):
-    """A log that stays quiet where it cannot be written: what matters will say so by itself."""
+    """Log handler that ignores write errors, which other files of the run report."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever a message quotes."""
+        """Format a record as one line."""
         return printable(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
@@ -29,7 +29,7 @@ class _LogFile(logging.StreamHandler[TextIO]):
 
 @contextmanager
 def logged(folder: Folder) -> Iterator[None]:
-    """What the package says goes into the folder's log, and how the block ends."""
+    """Write log messages of the package, and how the block ends, to the log in a folder."""
     try:
         descriptor = folder.append(_LOG)
     except OSError as error:

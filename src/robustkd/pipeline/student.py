@@ -1,4 +1,4 @@
-"""Making one student: clean the teacher, distil it, harden the student."""
+"""Making one student: detoxify the teacher, distil it, and harden the student."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from robustkd.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class Made:
-    """A student, the teacher it really learnt from, and how it all went.
+    """A student with the record of its making.
 
     Attributes:
         student: The trained network, in eval mode.
-        detoxified: The cleaned teacher, where the preset cleans.
-        record: Of detoxification and distillation, in JSON values.
-        seconds: Wall time of everything.
+        detoxified: The detoxified teacher, if the method detoxifies.
+        record: Record of detoxification and distillation, as JSON values.
+        seconds: Total wall time.
     """
 
     student: nn.Module
@@ -48,26 +48,26 @@ def make_student(
     log: Path | None = None,
     run: run_folder.Run | None = None,
 ) -> Made:
-    """Clean the teacher, distil it, harden the student: as far as the preset says.
+    """Detoxify the teacher, distil it and harden the student, as the method specifies.
 
     Args:
         teacher: The untrusted network; it is not changed.
         student: Network with fresh weights; trained in place.
         clean: The user's clean images.
-        how: What is cleaned, imitated and withstood.
+        how: The method.
         training: How the student is trained.
         detoxing: Further arguments of
             :func:`robustkd.teacher.defences.detoxification.detoxify`, such as ``steps``.
-        seed: Of everything random.
-        label: What the progress line says.
-        log: File for one JSON line an epoch.
-        run: Where everything is kept that another process needs to go on.
+        seed: Seed of everything random.
+        label: Label of the progress bar.
+        log: File for one JSON line per epoch.
+        run: Run folder that stores the state, so that the run can be resumed.
     """
     started = time.perf_counter()
     record: dict[str, object] = {}
     source, detoxified = teacher, None
     if how.detox is not None:
-        # What the method states outranks what depends on the data.
+        # The settings of the method override those that depend on the data.
         settings = {**asdict(DetoxSettings()), **(detoxing or {}), **(stated(how.detox) or {})}
         precision = training.precision
 

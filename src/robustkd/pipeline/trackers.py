@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written from the records of a training."""
+"""TensorBoard event files, written from the records of a training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _OURS = re.compile(r"events\.out\.tfevents\.\d+\.robustkd")
 
 
 class Events:
-    """One event file that shows every epoch once, however often the run was resumed.
+    """Writer of one event file that contains every epoch once, even if the run was resumed.
 
-    TensorBoard's own writer works in a thread, which cannot say that the disk is full; here its
-    record format is written at once.
+    TensorBoard's own writer works in a thread and cannot report that the disk is full. This class
+    writes the same format synchronously.
 
     Args:
-        folder: Where the file is made, with the first records; older ones that this class made
-            are removed then.
+        folder: Folder of the file. The first call of :meth:`show` creates the file and removes
+            older files of this class.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,10 +31,10 @@ class Events:
         self._shown = 0
 
     def show(self, records: Sequence[Mapping[str, float]]) -> None:
-        """Bring the file up to all the records that there are.
+        """Write the records that are not in the file yet.
 
         Raises:
-            WriteError: If it cannot be written; it keeps what it had.
+            WriteError: If the file cannot be written; its content stays as it was.
         """
         name = self._name or f"events.out.tfevents.{time.time_ns() // 1000}.robustkd"
         try:
@@ -52,7 +52,7 @@ class Events:
 
 
 def _begin(folder: Folder, name: str, content: bytes) -> None:
-    """Write a new file and remove the older ones of earlier processes."""
+    """Write a new file and remove those of earlier processes."""
     older = [found for found in folder.names() if _OURS.fullmatch(found)]
     with folder.writing(name) as file:
         file.write(content)
@@ -61,12 +61,12 @@ def _begin(folder: Folder, name: str, content: bytes) -> None:
 
 
 def _append(folder: Folder, name: str, content: bytes) -> None:
-    """Add to a file, or leave it as it was."""
+    """Append to a file; on an error, the file keeps its old content."""
     descriptor = folder.append(name)
     try:
         size = os.fstat(descriptor).st_size
         try:
-            # A full disk may take a part of it.
+            # If the disk becomes full, only a part may have been written.
             while content:
                 content = content[os.write(descriptor, content) :]
         except OSError:

@@ -1,4 +1,4 @@
-"""Distilling a student: cross-entropy, any distillation losses, and hardening, in one loop."""
+"""Distillation of a student: cross-entropy, distillation losses and hardening."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from robustkd.training.loop import Hooks, chosen_epoch, fit, steps_per_epoch
 
 @dataclass(frozen=True)
 class Distilled:
-    """A student and how it learnt.
+    """A student and the record of its training.
 
     Attributes:
-        student: The network that was given, trained, in eval mode.
-        epochs: One record an epoch: ``loss``, ``acc``, each term, ``validation``.
-        kept: The epoch whose weights the student has, from 1.
+        student: The trained network, in eval mode.
+        epochs: One record per epoch: ``loss``, ``acc``, each loss term, ``validation``.
+        kept: Number of the epoch whose weights the student has, from 1.
         seconds: Wall time of the training.
     """
 
@@ -46,7 +46,7 @@ class Distilled:
 
 
 class _Watch(nn.Module):
-    """Runs a network and shows logits and stage features together."""
+    """Module that returns the logits and the stage features of a network."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Watch(nn.Module):
 
 
 class _Learner(nn.Module):
-    """The student with its objective; the teacher is called, but is no part of it."""
+    """Learner with the student and its objective; the teacher is not a submodule."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class _Learner(nn.Module):
         super().__init__()
         self.student, self.objective, self.stop = student, objective, stop
         self._teach = teach
-        # In a tuple, so that perturbations are no part of the state that selection restores.
+        # In a tuple, so that the perturbations are excluded from best-epoch selection.
         self._hardening = (hardening,) if hardening is not None else ()
 
     def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
@@ -96,8 +96,8 @@ class _Learner(nn.Module):
         if self.objective is not None and self._teach is not None and weight:
             taught, compared = self._teach(images), shown
             if all(hardening.distilled for hardening in self._hardening):
-                # Copies have the teacher's view of the clean image: it is there already, and a
-                # student that imitates it on clean images alone may still inherit.
+                # Copies are compared with the teacher's outputs for the clean images, which are
+                # available; a student that imitates these on clean images only may still inherit.
                 taught, compared = taught.repeat_first(len(toward)), everything
             terms = self.objective(compared, taught)
             if weight < 1:
@@ -116,17 +116,17 @@ class _Learner(nn.Module):
             hardening.advance()
 
     def check_active(self, data: DataSource) -> None:
-        """Refuse a distillation loss that would do nothing to the student.
+        """Raise an error for a distillation loss that gives the student no gradient.
 
         Raises:
-            TrainingError: Naming it; or if the student has nothing to train.
+            TrainingError: If there is such a loss, or the student has no trainable weight.
         """
         if self.objective is None or self._teach is None:
             return
         batch = next(iter(data.batches("train", batch_size=16, device=device_of(self.student))))
         weights = [p for p in self.student.parameters() if p.requires_grad]
         if not weights:
-            raise TrainingError("the student has no weight that can be trained")
+            raise TrainingError("the student has no trainable weight")
         with taps.frozen_modes(self.student):
             parts = self.objective(self.student(batch.images), self._teach(batch.images))
         for name, part in parts.items():
@@ -143,7 +143,7 @@ class _Learner(nn.Module):
 
 
 def _cross_entropy(logits: Logits, labels: Labels) -> Tensor:
-    """Mean over the batch; images without a label count as zero."""
+    """Compute the mean over the batch, in which images without a label count as zero."""
     total = nn.functional.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
     return total / len(labels)
 
@@ -164,23 +164,23 @@ def distill(
     keeper: Keeper | None = None,
     **training: Unpack[TrainingOptions],
 ) -> Distilled:
-    """Train a student from a teacher's logits and features, and from labels.
+    """Train a student on labels and on the logits and features of a teacher.
 
     Args:
-        student: What is trained, in place; it starts from the weights that it has.
-        data: Clean images. ``train`` is learnt, ``validation`` picks the epoch that is kept: the
-            most accurate one. It does not see what a hardened student withstands, so of that one
-            the last epoch is kept that it cannot tell from the most accurate one, by the 95 %
-            interval of :func:`robustkd.core.statistics.wilson`.
-        teacher: Frozen and in eval mode throughout; None trains without one.
-        losses: Distillation losses by name (see ``robustkd.student.terms.TERMS``) with weights; the
-            cross-entropy of the labels has weight 1. ``{"ofd": 1.0}`` when None.
+        student: Network to train, in place, from its current weights.
+        data: Clean images. The student is trained on ``train``, and ``validation`` selects the
+            most accurate epoch. Clean accuracy does not measure robustness, so for a hardened
+            student the selected epoch is the last one whose accuracy is within the 95 % interval
+            of the best one, see :func:`robustkd.core.statistics.wilson`.
+        teacher: Teacher, which stays frozen and in eval mode; None to train without one.
+        losses: Weights of the distillation losses by name, see ``robustkd.student.terms.TERMS``;
+            the cross-entropy of the labels has a weight of 1. None stands for ``{"ofd": 1.0}``.
         until: Share of the training, from its start, in which these losses are used, in (0, 1];
             see :class:`robustkd.student.objective.EarlyStop`.
         teacher_taps: Module paths of the teacher's stages; its own ``taps`` or found by probing
             when None. The last stages of both networks are paired.
-        student_taps: Of the student's stages.
-        hardening: Perturbations that the student learns to withstand; None for none.
+        student_taps: Module paths of the student's stages, likewise.
+        hardening: Perturbations for hardening; None trains without.
         seed: Seed of the order, the augmentation and the connectors.
         label: Text of the progress line.
         log: File that gets one JSON line per epoch.
@@ -194,7 +194,7 @@ def distill(
 
     Raises:
         UsageError: If an argument is out of range or a tap does not exist.
-        TrainingError: If the loss stops being finite, or a distillation loss gives the student
+        TrainingError: If the loss is no longer finite, or a distillation loss gives the student
             no gradient.
     """
     started = time.perf_counter()
@@ -253,7 +253,7 @@ def _paired_taps(
     student_taps: Sequence[str] | None,
     teacher_taps: Sequence[str] | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Taps of student and teacher, as many of each: the last stages that both have."""
+    """Return equally many taps of student and teacher: the last stages that both have."""
     if not NEEDS_FEATURES & set(weights):
         return (), ()
     found = []
@@ -269,13 +269,13 @@ def _paired_taps(
 
 
 def _teaching(teacher: _Watch) -> Callable[[Images], Outputs]:
-    """A function, not a module: the teacher is neither trained nor saved with the learner."""
+    """Return the teacher as a function, so that it is not trained or saved with the learner."""
 
     @torch.no_grad()
     def teach(images: Images) -> Outputs:
         with taps.frozen_modes(teacher):
             shown: Outputs = teacher(images.to(device_of(teacher)))
-        # The loop picks the accelerator; the teacher stays where its owner has put it.
+        # The loop chooses the device of the images; the teacher stays on its own device.
         return Outputs(
             shown.logits.to(images.device),
             tuple(features.to(images.device) for features in shown.features),
@@ -285,7 +285,7 @@ def _teaching(teacher: _Watch) -> Callable[[Images], Outputs]:
 
 
 def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> None:
-    """Refuse perturbations that were made for other classes or images."""
+    """Raise an error for perturbations of another number of classes or shape of images."""
     expected = (len(data.classes), *data.image_shape)
     if hardening is not None and hardening.shape != expected:
         raise UsageError(

@@ -1,20 +1,21 @@
-"""Universal-perturbation training: a student that no fixed change of an image can lead.
+"""Hardening: training of a student against universal perturbations of every class.
 
-A backdoor that a student inherits is a universal perturbation: one change of the pixels that
-sends any image to one class. So perturbations are kept for every class; a batch goes through the
-student together with copies of some of its images that wear them; the student learns the true
-label there, and the same backward pass moves each perturbation towards its class. No trigger is
-needed, and no second pass.
+An inherited backdoor is a universal perturbation: one change of the pixels with which any image is
+classified as one class. Hardening keeps perturbations for every class. Each batch contains
+perturbed copies of some of its images. The student is trained to predict their true label, and the
+same backward pass updates each perturbation towards its class. Neither a trigger nor a second pass
+is needed.
 
-Two families, since triggers come faint and wide or strong and small: additions within an
-L-infinity ball, and patterns behind a mask of bounded mass.
+There are two families by default, for faint and large or strong and small triggers: additions
+within an L-infinity ball, and patterns with a mask of bounded mean.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Shafahi et
 al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
-1712.09665 (universal patches); Dong et al. 2018, arXiv 1710.06081 (momentum). Differences: one
-perturbation a class, driven towards that class rather than away from the truth; perturbed images
-are added to the batch and take no clean image's place; they learn from their labels alone, or from
-the teacher's view of the clean ones as well, or only not to go where they are led to.
+1712.09665 (universal patches); Dong et al. 2018, arXiv 1710.06081 (momentum). Differences: each
+class has a perturbation, which is optimised towards this class and not away from the true class;
+perturbed copies are added to the batch and replace no clean image; copies are trained towards their
+labels, or in addition towards the teacher's outputs for the clean images, or only away from the
+class of their perturbation.
 """
 
 from __future__ import annotations
@@ -32,39 +33,40 @@ from robustkd.student.families import FAMILIES, Ball, Patch, make_family, member
 _ADDITIONS = 2
 """Stage of additions and patterns, which come last in a composition."""
 _LEAST = 0.1
-"""Share of the copies that a fade leaves at its end."""
+"""Share of the copies that remains at the end of a fade."""
 
 
 class Perturbed(NamedTuple):
-    """A batch, and behind it copies of its first images, each led ``toward`` a class."""
+    """A batch followed by perturbed copies of its first images, whose classes are ``toward``."""
 
     images: Images
     toward: Labels
 
 
 class UniversalPerturbations(nn.Module):
-    """Perturbations of every class, stepped by the student's own training.
+    """Perturbations of every class, updated during the training of the student.
 
     Args:
         classes: Number of classes, at least 2.
         image_shape: Channels, height and width.
-        epsilon: Radius of the L-infinity ball in pixel units, in [0, 1]; 0 for no such family.
-        mass: Largest mean of the masks of patterns, in [0, 1]; 0 for no such family.
-        share: Copies that are added to a batch, as a share of it, in (0, 1].
-        distilled: Whether the distillation losses compare copies with the teacher's view of the
-            clean image as well; if not, copies learn from their labels alone.
+        epsilon: Radius of the L-infinity ball in pixel units, in [0, 1]; 0 disables this family.
+        mass: Largest mean of the masks of patterns, in [0, 1]; 0 disables this family.
+        share: Number of copies added to a batch, as a share of the batch, in (0, 1].
+        distilled: If True, the distillation losses compare copies with the teacher's outputs for
+            the clean images; if False, copies are trained on their labels only.
         recovered: If True, copies are trained towards their true label; if False, they are only
-            pushed away from the class that they are driven to.
-        ramp: Share of all steps, the first ones, over which both bounds grow to their size, in
-            equal parts; in [0, 1].
-        fade: Share of all steps, the last ones, over which copies grow fewer until a tenth is
-            left, in [0, 1]. At the end, BatchNorm's statistics are nearly those of clean images.
+            pushed away from the class of the perturbation.
+        ramp: Share of the training, at its start, over which both bounds grow linearly, in
+            [0, 1].
+        fade: Share of the training, at its end, over which the copies become fewer until a tenth
+            is left, in [0, 1]. At the end, the statistics of BatchNorm are nearly those of clean
+            images.
         families: Further families of transformations, names of
             :data:`robustkd.student.families.FAMILIES`.
         composed: If False, each copy is changed by one family. If True, families form stages
             (pixels are moved, then their values are changed, then something is added), and each
             copy passes each stage with probability 1/2, at least one, through a random family.
-        seed: Of the first perturbations and of the classes drawn.
+        seed: Seed of the initial perturbations and of the classes that are drawn.
 
     Raises:
         UsageError: If a number is out of range, or there is no family.
@@ -93,7 +95,7 @@ class UniversalPerturbations(nn.Module):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; expected 0 to 1")
         if epsilon == mass == 0 and not families:
-            raise UsageError("epsilon and mass are both 0; expected at least one above")
+            raise UsageError("epsilon and mass are both 0; expected at least one above 0")
         self.shape = (classes, *image_shape)
         self.share, self.ramp, self.fade = share, ramp, fade
         self.distilled, self.recovered = distilled, recovered
@@ -117,17 +119,17 @@ class UniversalPerturbations(nn.Module):
 
     @torch.no_grad()
     def begin(self, steps: int) -> None:
-        """Start ramp and fade for a training of so many steps."""
+        """Start ramp and fade for a training of this number of steps."""
         self._steps, self._all_steps = 0, steps
         for family in members_of(self.families) if self.ramp else ():
             family.bound(self._grown())
 
     def perturb(self, images: Images, labels: Labels) -> Perturbed:
-        """Add copies of the first images, each led to a random class that is not its own.
+        """Add perturbed copies of the first images, each with a random class that is not its own.
 
-        They are the share of the batch, fewer during the fade, and at least one. Each family gets
-        its part of them. Images stay in [0, 1]; the copies carry gradients to the perturbations.
-        An image whose label is :data:`robustkd.core.types.UNLABELLED` may be led to any class.
+        Their number is the share of the batch, less during the fade, and at least one, divided
+        among the families. Images stay in [0, 1], and gradients flow to the perturbations. For an
+        image with the label :data:`robustkd.core.types.UNLABELLED`, any class may be drawn.
         """
         count = max(1, round(self._left() * self.share * len(images)))
         classes = self.shape[0]
@@ -167,18 +169,18 @@ class UniversalPerturbations(nn.Module):
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Step every perturbation that was used up the gradient of the last backward pass."""
+        """Update every used perturbation along the gradient of the last backward pass."""
         self._steps += 1
         for family in members_of(self.families):
             family.advance(self._grown())
 
     def _grown(self) -> float:
-        """What the next step may use of both bounds, as a share of them."""
+        """Return the current bounds as a share of their final values."""
         ramp = self.ramp * self._all_steps
         return min(1.0, (self._steps + 1) / ramp) if ramp else 1.0
 
     def _left(self) -> float:
-        """How many of the copies are still made, as a share of them."""
+        """Return the current number of copies as a share of their full number."""
         fading = self.fade * self._all_steps
         if not fading:
             return 1.0
@@ -186,12 +188,12 @@ class UniversalPerturbations(nn.Module):
         return 1 - (1 - _LEAST) * min(1.0, max(0.0, over))
 
     def get_extra_state(self) -> Tensor:
-        """What ``state_dict`` holds besides the perturbations: steps taken, and the generator."""
+        """Return the number of steps and the generator's state, for ``state_dict``."""
         steps = torch.tensor([self._steps]).view(torch.uint8)
         return torch.cat([steps, self._random.get_state()])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Put it back."""
+        """Restore the number of steps and the generator's state."""
         steps, random = state.cpu().tensor_split([torch.int64.itemsize])
         self._steps = int(steps.clone().view(torch.int64))
         self._random.set_state(random.clone())
@@ -200,21 +202,21 @@ class UniversalPerturbations(nn.Module):
 def withstand(
     shown: Logits, perturbed: Logits, labels: Labels, toward: Labels, *, recovered: bool = True
 ) -> PerSample:
-    r"""What the student goes down and the perturbations go up: one backward pass serves both.
+    r"""Compute the loss that the student minimises and the perturbations maximise.
 
     .. math:: \mathrm{CE}(z', y) + \log(1 + e^{z'_t - z'_y})
 
-    with the perturbed image's logits z', and y its label or, where it has none, what the student
-    says of the clean image. The second term, how far the perturbation's class t beats y, is left
-    out where both are the same; the first one where the image need not be ``recovered``.
+    with the logits z' of the perturbed image, and its label y or, if it has none, the student's
+    prediction for the clean image. The second term compares the perturbation's class t with y; it
+    is omitted if both are equal. The first term is omitted if ``recovered`` is False.
 
     Args:
         shown: Logits of the clean images.
-        perturbed: Of the same images, perturbed.
-        labels: Their labels; -1 for none.
-        toward: Classes that the perturbations lead to.
+        perturbed: Logits of the perturbed images.
+        labels: Labels; -1 for none.
+        toward: Classes t of the perturbations.
         recovered: If True, the perturbed image is trained towards its label; if False, it is only
-            pushed away from t, which asks less of a small student.
+            pushed away from t, which is easier for a small student.
     """
     truth = torch.where(labels == UNLABELLED, shown.detach().argmax(1), labels)
     gap = perturbed.gather(1, toward[:, None]) - perturbed.gather(1, truth[:, None])

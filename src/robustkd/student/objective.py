@@ -1,8 +1,8 @@
-"""Which distillation losses a student learns from, by name and weight.
+"""Weighted sum of the distillation losses of a student.
 
-A term joins a pure loss of :mod:`robustkd.training.losses` with what has to be learnt or measured
-for it: connectors from the student's features to the teacher's, and margins. A new term is one
-class and one row in :data:`robustkd.student.terms.TERMS`.
+A term combines a pure loss of :mod:`robustkd.training.losses` with the modules that it trains or
+measures, such as connectors from the student's features to the teacher's, and margins. A new term
+is one class and one row in :data:`robustkd.student.terms.TERMS`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from robustkd.student.terms import TERMS, Outputs
 
 
 class Objective(nn.Module):
-    """The chosen terms: called with both networks' outputs, gives each term's batch mean.
+    """The chosen terms, as a function from the outputs of both networks to each term's batch mean.
 
     Args:
-        weights: Term name to weight, above 0.
+        weights: Weights of the terms by name, above 0.
         pair: Shapes of both networks.
 
     Raises:
@@ -38,7 +38,7 @@ class Objective(nn.Module):
         self._layouts = pair.student_layouts, pair.teacher_layouts
 
     def forward(self, student: Outputs, teacher: Outputs) -> dict[str, Float[Tensor, ""]]:
-        """Weighted batch mean of each term, by name; features come as the networks give them."""
+        """Compute the weighted batch mean of each term, from features in any layout."""
         student, teacher = map(_as_maps, (student, teacher), self._layouts)
         return {
             name: self.weights[name] * term(student, teacher).mean()
@@ -98,7 +98,7 @@ def _as_maps(outputs: Outputs, layouts: tuple[Layout, ...]) -> Outputs:
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Refuse unknown terms and weights that are not above zero.
+    """Raise an error for an unknown term or a weight that is not above zero.
 
     Raises:
         UsageError: Naming the first such term.

@@ -1,4 +1,4 @@
-"""Facts about a teacher and a student that distillation losses need before training."""
+"""Properties of a teacher and a student that distillation losses need before training."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ _MARGIN_BATCHES = 16
 
 @dataclass(frozen=True)
 class Pair:
-    """What a term may know of student and teacher before training.
+    """Properties of student and teacher for the construction of loss terms.
 
     Attributes:
-        student: Shape of each of the student's stages as maps: channels, height and width.
-        teacher: Of each of the teacher's stages; as many.
-        margins: Measures the mean negative response per channel of each teacher stage.
-        temperature: Of soft targets, above 0.
-        student_layouts: How the student's features become maps; none if they are maps.
-        teacher_layouts: Likewise the teacher's.
+        student: Shape of each stage of the student as maps: channels, height and width.
+        teacher: Shape of each stage of the teacher; equally many.
+        margins: Function that measures the mean negative response per channel of each stage of
+            the teacher.
+        temperature: Temperature of soft targets, above 0.
+        student_layouts: Conversions of the student's features to maps; empty if they are maps.
+        teacher_layouts: Conversions of the teacher's features, likewise.
     """
 
     student: tuple[tuple[int, ...], ...]
@@ -43,9 +44,10 @@ class Pair:
 
 @torch.no_grad()
 def margins(teacher: nn.Module, names: Sequence[str], clean: DataSource) -> list[Tensor]:
-    """OFD's margin of each tapped stage, E[x | x < 0] per channel.
+    """Compute the OFD margin of each stage, E[x | x < 0] per channel.
 
-    Closed form where the tap is a BatchNorm, else measured on clean training images.
+    The margin has a closed form if the tap is a BatchNorm; otherwise it is measured on clean
+    training images.
     """
     measured = [name for name in names if _batchnorm(teacher, name) is None]
     found = dict(zip(measured, _measured(teacher, measured, clean), strict=True))
@@ -84,7 +86,7 @@ def pair_of(
     *,
     temperature: float,
 ) -> Pair:
-    """Shapes of both networks' stages on the data's images, and how margins are measured."""
+    """Determine the shapes of the stages of both networks on the images of the data."""
     if len(student_taps) != len(teacher_taps):
         raise UsageError(
             f"student has {len(student_taps)} taps and teacher {len(teacher_taps)}; expected equal"

@@ -14,23 +14,23 @@ from robustkd.core.types import Features, Logits, PerSample
 from robustkd.student.pair import Pair
 from robustkd.training import losses
 
-# OFD's CIFAR runs divide the sum over a WRN-28-4's stages by 1000; these are its elements, each
-# stage's times its weight: 64 x 32 x 32 / 4 + 128 x 16 x 16 / 2 + 256 x 8 x 8.
+# For CIFAR and a WRN-28-4, the paper divides the sum over the stages by 1000. This is the weighted
+# number of elements of these stages: 64 x 32 x 32 / 4 + 128 x 16 x 16 / 2 + 256 x 8 x 8.
 _OFD_STRENGTH = 49_152 / 1000
 
 
 class Outputs(NamedTuple):
-    """What one network shows of a batch: logits, and the features of its stages in order."""
+    """Outputs of a network for a batch: logits, and the features of its stages in order."""
 
     logits: Logits
     features: tuple[Features, ...]
 
     def first(self, count: int) -> Outputs:
-        """What it shows of the first images."""
+        """Return the outputs for the first images."""
         return Outputs(self.logits[:count], tuple(stage[:count] for stage in self.features))
 
     def repeat_first(self, count: int) -> Outputs:
-        """All of it, and behind it once more what it shows of the first images."""
+        """Return all outputs, followed by a copy of those for the first images."""
         if count == 0:
             return self
         logits, *stages = (
@@ -40,10 +40,10 @@ class Outputs(NamedTuple):
 
 
 class _Connector(nn.Module):
-    """1x1 convolution and BatchNorm from the student's stage to the shape of the teacher's.
+    """1x1 convolution and BatchNorm from a stage of the student to the shape of the teacher's.
 
-    A smaller student is enlarged bilinearly; a larger one is averaged over areas, so that every
-    position of it has a part.
+    Smaller features are enlarged bilinearly; larger ones are averaged over areas, so that every
+    position contributes.
     """
 
     def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
@@ -77,18 +77,17 @@ class SoftTargets(nn.Module):
         self.temperature = pair.temperature
 
     def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
-        """Per sample, in nats times the squared temperature."""
+        """Compute the divergence of each sample, in nats times the squared temperature."""
         return losses.soft_target_kl(student.logits, teacher.logits, temperature=self.temperature)
 
 
 class OFD(nn.Module):
     """Overhaul of feature distillation: partial L2 behind margins, over all stages.
 
-    Source: Heo et al. 2019, arXiv 1904.01866. Stages weigh 2^-(L-1-l). Differences: where the
-    teacher's tap is no BatchNorm, margins are measured; and instead of a division by 1000 for
-    every network, the sum is scaled by its number of elements, so that the term weighs as much
-    for small images and thin networks as it does in the paper's CIFAR runs with a WRN-28-4
-    teacher (for which both scales are the same).
+    Source: Heo et al. 2019, arXiv 1904.01866. Stage l has the weight 2^-(L-1-l). Differences:
+    margins are measured if the teacher's tap is not a BatchNorm; the sum is divided by its number
+    of elements and not by 1000, so that the term has the same size for small images and thin
+    networks as for the paper's WRN-28-4 on CIFAR (for which both scales are equal).
     """
 
     def __init__(self, pair: Pair) -> None:
@@ -105,7 +104,7 @@ class OFD(nn.Module):
             self.register_buffer(f"margin{stage}", margin)
 
     def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
-        """Per sample, summed over stages, channels and positions, times the scale."""
+        """Compute the scaled sum over stages, channels and positions of each sample."""
         distances = [
             weight
             * losses.partial_l2(
@@ -121,7 +120,7 @@ class OFD(nn.Module):
 
 
 class AttentionTransfer(nn.Module):
-    """Attention transfer, the mean over all stages."""
+    """Attention transfer, averaged over all stages."""
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
@@ -138,7 +137,7 @@ class AttentionTransfer(nn.Module):
 
 
 class FitNet(nn.Module):
-    """FitNet hints through connectors, the mean over all stages."""
+    """FitNet hints through connectors, averaged over all stages."""
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checking that a teacher fits the data before any training."""
+"""Checks, before any training, that a teacher fits the data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Confusion = Int64[Tensor, "classes classes"]
 def check_accuracy(
     teacher: nn.Module, clean: DataSource, path: Path, *, keep_class_order: bool = False
 ) -> Proportion:
-    """Measure a teacher on clean validation images, and refuse one that does not fit the data.
+    """Measure a teacher on clean validation images; raise an error if it does not fit the data.
 
     Args:
         teacher: The network.
@@ -37,12 +37,11 @@ def check_accuracy(
             classes is accepted.
 
     Returns:
-        Its accuracy.
+        Accuracy on the validation images.
 
     Raises:
         InputError: If an output is not finite on the validation or training images, the accuracy
-            cannot be told from chance, or another order of the classes fits the teacher's outputs
-            far better.
+            is near chance, or another order of the classes fits the teacher's outputs far better.
     """
     for split, images in _SPLITS.items():
         if not finite_on(teacher, clean, split):
@@ -101,7 +100,7 @@ def _check_class_order(
         f"{_shown(classes[label])} are classified as {_shown(classes[order[label]])}"
         for label in moved[:_MOST_NAMED]
     )
-    # The class that fits output k, for each k.
+    # For each output k, the class that fits it.
     names = [classes[order.index(output)] for output in range(len(order))]
     raise InputError(
         f"teacher {printable(path.name)}: its outputs seem to be in another order than the classes "
@@ -113,7 +112,7 @@ def _check_class_order(
 
 
 def _kind(names: Sequence[str]) -> str:
-    """How an order of names is called, where it has a name."""
+    """Return a description of an order of names, if it is a known one."""
     kinds: dict[str, Callable[[str], Any]] = {
         "case-insensitive": str.lower,
         "natural": lambda name: [

@@ -1,4 +1,4 @@
-"""Matching a plain state dict with the network that the user names."""
+"""Matching of a state dict with the architecture that the user names."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PREFIXES = (
     "teacher.",
     "ema.",
 )
-"""What wrappers put before every name: DataParallel, torch.compile, Lightning, and our own."""
+"""Prefixes of names by DataParallel, torch.compile, Lightning, and this package."""
 
 _COUNTER = "num_batches_tracked"
 _MOST_CHANNELS = 3
-# Float32 weights, averages of them and two moments of an optimiser are four copies, or eight in
-# float64; settings and curves go with them.
+# Float32 weights, their averages and two moments of an optimiser are four copies, or eight in
+# float64; there is also some room for settings and training curves.
 _MOST_COPIES = 16
 _ROOM = 64 << 20
 Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
@@ -39,13 +39,13 @@ Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """A state dict that fits a network exactly.
+    """A state dict that matches a network exactly.
 
     Attributes:
         tensors: Every parameter and buffer of the network.
-        filled: How many of them the file lacked: counters of batches, as of old.
-        prefixes: What was stripped from the names, outermost first.
-        normalisation: Mean and standard deviation that lay beside the network, if any.
+        filled: Number of missing batch counters, which old files lack.
+        prefixes: Prefixes that were removed from the names, outermost first.
+        normalisation: Mean and standard deviation in the state dict, if any.
     """
 
     tensors: Mapping[str, Tensor]
@@ -55,23 +55,23 @@ class Matched:
 
 
 def match(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> Matched:
-    """Fit the tensors of a file to the network of a spec, strictly.
+    """Match the tensors of a file with the network of a spec, strictly.
 
     Args:
-        tensors: By the names of the file, which known prefixes may precede.
-        spec: Architecture, classes and input; its normalisation does not matter.
-        path: The file; for messages.
+        tensors: Tensors by the names in the file, which may have known prefixes.
+        spec: Architecture, classes and input; its normalisation is ignored.
+        path: The file, for messages.
 
     Raises:
-        InputError: If keys, shapes or types differ, with the first few of each kind; or if the
-            head is missing or of another number of classes.
+        InputError: If names, shapes or types differ, or if the head is missing or has another
+            number of classes.
     """
     with torch.device("meta"):
         network = build(spec, seed=0).network
         other = build(replace(spec, classes=spec.classes + 1), seed=0).network
     expected = network.state_dict()
     tensors, prefixes, own = _strip(tensors, expected)
-    # Where nothing fits, counters are the least of it.
+    # If no name matches, missing counters are not worth reporting.
     fits = bool(tensors.keys() & expected.keys())
     lacking = [n for n in expected if fits and n.endswith(_COUNTER) and n not in tensors]
     tensors |= {name: torch.zeros((), dtype=expected[name].dtype) for name in lacking}
@@ -82,10 +82,10 @@ def match(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> Matched:
 
 
 def check_layout(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> None:
-    """Refuse tensors that :func:`match` would refuse, by their names, shapes and types alone.
+    """Raise the errors of :func:`match` from names, shapes and types only.
 
     Args:
-        tensors: Without values, on the device ``meta``.
+        tensors: Tensors without values, on the device ``meta``.
         spec: As for :func:`match`.
         path: The file; for messages.
 
@@ -96,7 +96,7 @@ def check_layout(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> None:
 
 
 def most_bytes(spec: Spec) -> int:
-    """Bytes that a file with weights of a spec may have, with an optimiser's state beside them."""
+    """Return the largest accepted file size in bytes, which includes an optimiser's state."""
     with torch.device("meta"):
         network = build(spec, seed=0).network
     needed = sum(int(tensor.nbytes) for tensor in network.state_dict().values())
@@ -106,7 +106,7 @@ def most_bytes(spec: Spec) -> int:
 def _strip(
     tensors: Mapping[str, Tensor], expected: Collection[str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[tuple[float, ...], tuple[float, ...]] | None]:
-    """Take known prefixes away until names are known, and our normalisation where it lies."""
+    """Remove known prefixes until names match, and extract a normalisation."""
     left, prefixes, own = dict(tensors), [], None
     while left and not left.keys() & expected:
         own = _pop_normalisation(left) or own
@@ -119,7 +119,7 @@ def _strip(
 
 
 def _pop_normalisation(tensors: dict[str, Tensor]) -> Normalisation | None:
-    """Take mean and standard deviation out, where they lie as our classifier keeps them."""
+    """Remove and return mean and standard deviation, if the file has our classifier's buffers."""
     found = [tensors.get(f"normalise.{name}") for name in ("mean", "std")]
     if any(tensor is None or tensor.numel() > _MOST_CHANNELS for tensor in found):
         return None
@@ -136,7 +136,7 @@ def _check_head(
     path: Path,
     classes: int,
 ) -> None:
-    """Say so where a file is right but for its classes."""
+    """Raise a specific error if only the classes of a file do not match."""
     if not expected.keys() - set(head) <= tensors.keys():
         return
     if head and not tensors.keys() & set(head):

@@ -1,6 +1,6 @@
-"""A teacher out of a file from anywhere: ours, or a plain state dict, as PyTorch saves it.
+"""Reading a teacher from an untrusted file: a file of this package, or a plain state dict.
 
-The architecture is the user's word, never the file's.
+The architecture is named by the user and never taken from the file.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _FILE = "the teacher's file"
 
 @dataclass(frozen=True, slots=True)
 class TeacherFile:
-    """The facts of a teacher's file, for the report.
+    """Properties of a teacher's file, for the report.
 
     Attributes:
-        name: Of the file, without its folder.
-        bytes: Its size.
-        sha256: Of its bytes, in hexadecimal.
+        name: File name without the folder.
+        bytes: Size of the file.
+        sha256: SHA-256 of the file, in hexadecimal.
         format: ``safetensors`` or ``torch zip``.
-        matched: Tensors that went into the network, all of its own.
-        filled: Counters of batches that the file lacks; they do not matter to a trained network.
-        wrappers: Keys and prefixes around the state dict that were stripped, outermost first.
+        matched: Number of tensors of the network, all of which are in the file.
+        filled: Number of batch counters that the file lacks; they do not affect a trained network.
+        wrappers: Keys and prefixes around the state dict that were removed, outermost first.
         ignored: Keys beside the state dict that were not read, quoted.
-        converted: How many tensors were converted to float32, by their type.
-        normalisation: Where mean and standard deviation come from.
-        limits: What the reading process was held to.
+        converted: Number of tensors that were converted to float32, by their type.
+        normalisation: Origin of mean and standard deviation.
+        limits: Limits of the reading process that were in force.
     """
 
     name: str
@@ -65,7 +65,7 @@ class TeacherFile:
     limits: tuple[str, ...]
 
     def record(self) -> dict[str, object]:
-        """The facts as JSON values."""
+        """Return the properties as JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -74,7 +74,7 @@ class TeacherFile:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A network to distil from, in eval mode, and the file that it came in."""
+    """A teacher in eval mode, and the properties of its file."""
 
     model: Classifier
     file: TeacherFile
@@ -90,7 +90,7 @@ def load_teacher(
     std: tuple[float, ...] = (),
     allow_weak_sandbox: bool = False,
 ) -> Classifier:
-    """The network alone of :func:`read_teacher`."""
+    """Read a teacher as :func:`read_teacher` does, and return only the network."""
     found = read_teacher(
         path,
         arch=arch,
@@ -115,29 +115,29 @@ def read_teacher(
     judge: Callable[[Classifier], float] | None = None,
     allow_weak_sandbox: bool = False,
 ) -> Teacher:
-    """Read a teacher whose architecture the user names; the file must fit it in every key.
+    """Read a teacher of a named architecture, which the file must match in every key.
 
     Args:
         path: A safetensors file, or a torch checkpoint in zip format.
         arch: Architecture, see ``robustkd list``.
         classes: Number of classes of the data.
         image_shape: Channels, height and width of its images.
-        mean: Of each channel of the pixels in [0, 1] that the teacher was trained with. Files of
-            ours know it.
-        std: The standard deviation, likewise.
-        statistics: Gives mean and standard deviation of the data, for where neither the user nor
-            the file says them.
-        judge: Accuracy of a network on clean images. It decides between what torchvision or timm
-            publish for the architecture and the statistics of the data; without it, or where both
-            are as accurate, the published ones count.
-        allow_weak_sandbox: Whether to read the file on a system without seccomp, where its reader
-            could do harm if it had a flaw.
+        mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised. Not
+            needed for files of this package.
+        std: Standard deviation of each channel, likewise.
+        statistics: Function that returns mean and standard deviation of the data, used if neither
+            the user nor the file gives them.
+        judge: Function that returns the accuracy of a network on clean images. It decides between
+            the values that torchvision or timm publish for the architecture and the statistics of
+            the data. Without it, or if both are equally accurate, the published values are used.
+        allow_weak_sandbox: If True, read the file even on a system without seccomp, where a flaw
+            in the reader could be exploited.
 
     Raises:
-        UsageError: If the architecture is unknown, or the normalisation is missing or at odds
+        UsageError: If the architecture is unknown, or the normalisation is missing or in conflict
             with the file.
-        InputError: If the file is refused, damaged, or of another architecture, class count or
-            input; see :func:`robustkd.teacher.untrusted.quarantine.read`.
+        InputError: If the file is refused or damaged, or has another architecture, number of
+            classes or input; see :func:`robustkd.teacher.untrusted.quarantine.read`.
     """
     check_name(arch)
     if bool(mean) != bool(std):
@@ -196,9 +196,9 @@ def _check_layout(
     tensors: Mapping[str, Tensor],
     text: str,
 ) -> None:
-    """Refuse a file that does not fit by its names, shapes and types, before its values are read.
+    """Raise an error if names, shapes or types do not match, before values are read.
 
-    ``text`` is what a file of ours says of itself.
+    ``text`` is the description in a file of this package.
     """
     tensors, _ = _to_float32(tensors, path)
     if not text:
@@ -210,7 +210,7 @@ def _check_layout(
 
 
 def _best(tried: Mapping[str, Classifier], judge: Callable[[Classifier], float] | None) -> str:
-    """Under which name the most accurate network stands; the first where there is no choice."""
+    """Return the key of the most accurate network, or the first one if there is no judge."""
     if judge is None or len(tried) == 1:
         return next(iter(tried))
     return max(tried, key=lambda name: judge(tried[name]))
@@ -219,7 +219,7 @@ def _best(tried: Mapping[str, Classifier], judge: Callable[[Classifier], float] 
 def _filled(
     spec: Spec, tensors: Mapping[str, Tensor], normalisation: match.Normalisation, path: Path
 ) -> Classifier:
-    """A network of these weights behind this normalisation, in eval mode."""
+    """Build a network with these weights and this normalisation, in eval mode."""
     try:
         spec = replace(spec, mean=normalisation[0], std=normalisation[1])
     except UsageError as error:
@@ -233,7 +233,7 @@ def _filled(
 def _to_float32(
     tensors: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Every floating-point tensor in float32, and how many there were of each other type."""
+    """Convert floating-point tensors to float32, and count those of each other type."""
     counts = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values() if _other(t))
     if small := [name for name, t in tensors.items() if t.dtype in (torch.int8, torch.uint8)]:
         raise InputError(
@@ -248,7 +248,7 @@ def _other(tensor: Tensor) -> bool:
 
 
 def _check_word(said: Spec, spec: Spec, path: Path, *, given: match.Normalisation | None) -> None:
-    """Refuse a file of ours that says otherwise than the user."""
+    """Raise an error if the description in a file of this package contradicts the user."""
     check_fits(said, path, classes=spec.classes, image_shape=spec.image_shape)
     if given not in (None, (said.mean, said.std)):
         raise UsageError(
@@ -258,7 +258,7 @@ def _check_word(said: Spec, spec: Spec, path: Path, *, given: match.Normalisatio
 
 
 def _published(arch: str, channels: int) -> match.Normalisation | None:
-    """What the library's own weights of the architecture were trained with, if in that colour."""
+    """Return the normalisation of the library's weights, if they have as many channels."""
     found = preprocessing(arch)
     if found is None or len(found.mean) != channels:
         return None
@@ -272,13 +272,13 @@ def _normalisations(
     statistics: Callable[[], match.Normalisation] | None,
     path: Path,
 ) -> Iterator[tuple[str, match.Normalisation]]:
-    """The user's word or else the file's; without either the library's, then the data's."""
+    """Yield the candidates: the user's, else the file's, else the published and the data's."""
     if given is not None:
         yield "given by the user", given
     elif own is not None:
         yield _FILE, own
     elif published is None and statistics is None:
-        raise UsageError(f"{path} does not say how its images are normalised; give mean and std")
+        raise UsageError(f"{path} has no normalisation of images; give mean and std")
     else:
         if published is not None:
             yield "published for the architecture", published

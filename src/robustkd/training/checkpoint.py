@@ -1,4 +1,4 @@
-"""What a training leaves behind so that another process goes on with it, bit for bit."""
+"""Training state on disk, from which another process can resume a training exactly."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from robustkd.models import serialization
 
 @dataclass(frozen=True)
 class State:
-    """Everything that the next step of a training depends on.
+    """Complete state of a training between two steps.
 
     Attributes:
-        tensors: Weights, momentum, states of random generators and the like, by dotted names.
-        values: The rest, as JSON values; among them ``records``, one an epoch that is done.
+        tensors: Weights, momentum, states of random generators and so on, by dotted names.
+        values: All other state as JSON values, with one entry of ``records`` per finished epoch.
     """
 
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with ``name`` and a dot, by what comes behind it."""
+        """Return the tensors whose names begin with ``name`` and a dot, by the rest of the name."""
         start = f"{name}."
         return {
             key.removeprefix(start): tensor
@@ -38,38 +38,38 @@ class State:
 
 @runtime_checkable
 class Keeper(Protocol):
-    """Where a training puts its state, and finds that of its predecessor."""
+    """Storage of training states."""
 
     def last(self) -> State | None:
-        """The state to go on from; None at the very beginning."""
+        """Return the state to resume from; None for a new training."""
 
     def wanted(self) -> bool:
-        """Whether a checkpoint is due; called between two steps."""
+        """Return whether a checkpoint is due; called between two steps."""
 
     def keep(self, state: State) -> None:
-        """Keep a state in the place of the last one.
+        """Store a state, which replaces the previous one.
 
         Raises:
-            KeyboardInterrupt: If the training is asked to stop.
-            WriteError: If there is no room for it; the last one is still there.
+            KeyboardInterrupt: If the training was interrupted.
+            WriteError: If the disk is full; the previous state is still there.
         """
 
 
 def save_state(state: State, path: Path) -> None:
-    """Write a state as one safetensors file, in the place of the last one once it is complete.
+    """Write a state to one safetensors file, which replaces the previous one when it is complete.
 
     Raises:
         WriteError: If it cannot be written.
     """
-    # As text within the description, which would sort the names in each record.
+    # As a text: as JSON values, the keys of each record would be sorted.
     serialization.write_safetensors(path, state.tensors, {"state": json.dumps(state.values)})
 
 
 def load_state(path: Path) -> State:
-    """Read a state that :func:`save_state` wrote; a link to one is refused.
+    """Read a state that :func:`save_state` wrote; links are refused.
 
     Raises:
-        InputError: If the file is damaged, or no such state.
+        InputError: If the file is damaged or does not contain a state.
     """
     tensors, description = serialization.read_safetensors(path, links=False)
     if not isinstance(text := description.get("state"), str):

@@ -1,4 +1,4 @@
-"""How a network is trained: one validated description that every training shares."""
+"""Validated settings of a training."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class TrainingConfig:
     Attributes:
         epochs: Number of epochs, at least 1.
         batch_size: Images per step, at least 1.
-        lr: Learning rate at the start, above 0; :func:`robustkd.models.learning_rate` knows which
-            one suits an architecture.
-        momentum: Of SGD with Nesterov's momentum, above 0.
-        weight_decay: Of SGD, at least 0.
-        schedule: How the learning rate falls.
-        precision: Of the training, as accelerate names it.
-        temperature: Of soft targets, above 0.
+        lr: Initial learning rate, above 0; see :func:`robustkd.models.learning_rate` for the
+            default of an architecture.
+        momentum: Momentum of SGD with Nesterov momentum, above 0.
+        weight_decay: L2 penalty, at least 0.
+        schedule: Schedule of the learning rate.
+        precision: Mixed precision, as accelerate names it.
+        temperature: Temperature of soft targets, above 0.
 
     Raises:
         UsageError: If a number is out of range, or the schedule is unknown.
@@ -66,7 +66,7 @@ class TrainingConfig:
         check_positive(temperature=self.temperature)
 
     def stated(self) -> dict[str, int | float | str]:
-        """Epochs, batch size and learning rate, and what else differs from its default."""
+        """Return epochs, batch size, learning rate, and all other values that are not defaults."""
         usual = {field.name: field.default for field in fields(self)}
         return {
             name: value
@@ -84,7 +84,7 @@ def check_training(
     weight_decay: float | int = 5e-4,
     schedule: str = "cosine",
 ) -> None:
-    """Refuse settings that no training can use.
+    """Raise an error for settings that are out of range.
 
     Raises:
         UsageError: Naming the first argument that is out of range.

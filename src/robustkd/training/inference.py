@@ -23,15 +23,15 @@ def predict(
     *,
     transform: Callable[[Images], Images] | None = None,
 ) -> tuple[Logits, Labels]:
-    """Logits and labels of a split, in its order, on the CPU.
+    """Compute the logits of a split; return them with the labels, in order, on the CPU.
 
-    The model runs in eval mode without gradients, and keeps the modes that it had.
+    The model runs in eval mode without gradients; afterwards its modes are restored.
 
     Args:
         model: Any classifier of images in [0, 1].
         data: The images.
-        split: Which of them; they are not augmented.
-        transform: Applied to every batch of images first.
+        split: The split; images are not augmented.
+        transform: Function that is applied to every batch of images first.
     """
     with torch.inference_mode(), frozen_modes(model):
         found = list(_outputs(model, data, split, transform))
@@ -40,16 +40,16 @@ def predict(
 
 
 def accuracy_on(model: nn.Module, data: DataSource, split: Split) -> Proportion:
-    """Clean accuracy of a model on a split, counted batch by batch."""
+    """Compute the clean accuracy of a model on a split, batch by batch."""
     with torch.inference_mode(), frozen_modes(model):
         counts = starmap(accuracy, _outputs(model, data, split))
         return sum(counts, start=Proportion(0, 0))
 
 
 def finite_on(model: nn.Module, data: DataSource, split: Split) -> bool:
-    """Whether all logits of a model on a split are finite numbers, and their squares too.
+    """Return whether all logits of a model on a split, and their squares, are finite.
 
-    Losses square them; beyond that no training goes on.
+    Losses square the logits, so a training with larger ones would fail.
     """
     with torch.inference_mode(), frozen_modes(model):
         return all(logits.square().isfinite().all() for logits, _ in _outputs(model, data, split))
@@ -61,7 +61,7 @@ def _outputs(
     split: Split,
     transform: Callable[[Images], Images] | None = None,
 ) -> Iterator[tuple[Logits, Labels]]:
-    """Logits and labels of each batch, on the CPU."""
+    """Yield logits and labels of each batch, on the CPU."""
     for batch in data.batches(split, batch_size=_BATCH, device=device_of(model)):
         images = batch.images if transform is None else transform(batch.images)
         yield model(images).cpu(), batch.labels.cpu()

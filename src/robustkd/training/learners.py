@@ -11,18 +11,18 @@ from robustkd.core.types import Labels, Logits
 if TYPE_CHECKING:
     pass
 Learner: TypeAlias = nn.Module
-"""Called with images and labels; gives scalars by name, among them ``loss`` and ``acc``."""
+"""Module that maps images and labels to named scalars, among them ``loss`` and ``acc``."""
 
 
 class Supervised(nn.Module):
-    """The plainest learner: cross-entropy of a classifier."""
+    """Learner with the cross-entropy of a classifier."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor, labels: Labels) -> dict[str, Tensor]:
-        """Mean cross-entropy and share of hits."""
+        """Compute mean cross-entropy and accuracy."""
         logits = self.model(images)
         return {
             "loss": nn.functional.cross_entropy(logits, labels),
@@ -31,5 +31,5 @@ class Supervised(nn.Module):
 
 
 def hit_rate(logits: Logits, labels: Labels) -> Tensor:
-    """Share of images in a batch whose largest logit is their label's, a scalar in [0, 1]."""
+    """Compute the accuracy on a batch, a scalar in [0, 1]."""
     return (logits.detach().argmax(1) == labels).float().mean()

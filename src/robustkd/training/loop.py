@@ -1,7 +1,7 @@
-"""One loop for everything that learns from a DataSource: students here, teachers of attackers.
+"""The training loop of students and of attackers' teachers.
 
-What is learnt stands in a :class:`Learner`; the loop knows epochs, the optimiser, devices and
-records, and nothing of teachers or triggers.
+A :class:`Learner` computes the loss. The loop handles epochs, the optimiser, devices and records,
+and knows nothing of teachers or triggers.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _LONGEST_REASON = 100
 
 
 def chosen_epoch(figures: Sequence[float], enough: Callable[[float], float] | None = None) -> int:
-    """Which epoch's weights stay, from 0: the last one whose figure is enough.
+    """Return the index of the epoch whose weights are kept: the last one that is good enough.
 
     Args:
-        figures: One an epoch, to be maximised; at least one of them.
-        enough: Given the best figure, the lowest one that will do, and never lower for a better
-            one; nothing but the best when None.
+        figures: Validation figure of each epoch, to be maximised; at least one.
+        enough: Monotonic function from the best figure to the smallest acceptable one; None
+            accepts only the best.
 
     >>> chosen_epoch([0.7, 0.9, 0.9, 0.8]), chosen_epoch([0.7, 0.9, 0.9, 0.8], lambda best: 0.75)
     (2, 3)
@@ -89,8 +89,8 @@ def fit(
     """Train a learner by SGD with Nesterov momentum on the augmented training split.
 
     Args:
-        learner: What is trained, in place; parameters without ``requires_grad`` are left alone.
-        data: Images; the order and the augmentation follow from ``seed``.
+        learner: Module to train, in place; parameters without ``requires_grad`` are not changed.
+        data: Images; order and augmentation depend on ``seed``.
         seed: Seed of the order, the augmentation and dropout.
         label: Text of the progress line.
         rates: Learning rates of children of the learner, by name, in place of ``lr``.
@@ -104,12 +104,13 @@ def fit(
             ``batch_size`` (over all processes) and ``lr``; ``temperature`` has no effect here.
 
     Returns:
-        One record an epoch: means of the learner's scalars, ``validation`` where measured.
+        One record per epoch: means of the learner's scalars, and ``validation`` if measured.
 
     Raises:
-        UsageError: If a number is out of range, or the learner has no child of a name in ``rates``.
-        TrainingError: If the loss stops being finite.
-        InputError: If the keeper's state is that of other networks.
+        UsageError: If a number is out of range, or the learner has no child with a name in
+            ``rates``.
+        TrainingError: If the loss is no longer finite.
+        InputError: If the keeper's state does not fit the networks.
         WriteError: If the log cannot be written.
     """
     how = TrainingConfig(**training)
@@ -130,7 +131,7 @@ def fit(
             keeper.keep(loop.state())
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of dropout and stochastic depth, in networks that have them
+        torch.manual_seed(seed)  # for dropout and stochastic depth
         if keeper is not None and (last := keeper.last()) is not None:
             loop.restore(last)
         with track(label, steps - loop.step) as update:
@@ -180,7 +181,7 @@ def _joined(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 class _Loop:
-    """A training on its way: all that its next step depends on, and how far it is."""
+    """State of a running training loop: networks, optimiser, random generators, and progress."""
 
     def __init__(
         self,
@@ -196,14 +197,14 @@ class _Loop:
         self.order, self.crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
         self.began = self.order.get_state(), self.crops.get_state()
         self.step = self.epoch = 0
-        self.taken = self.seen = 0  # batches and images of this epoch
+        self.taken = self.seen = 0  # numbers of batches and images in this epoch
         self.sums: dict[str, Tensor] = {}
         self.records: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
         self._then: dict[str, Tensor] = {}
 
     def batches(self, data: DataSource, batch_size: int) -> Iterator[Batch]:
-        """What is left of this epoch."""
+        """Yield the remaining batches of this epoch."""
         self.began = self.order.get_state(), self.crops.get_state()
         device = self.accelerator.device
         source = data.batches(
@@ -211,7 +212,7 @@ class _Loop:
         )
         if _leaves_one(data.size("train"), batch_size):
             source = _joined(source)
-        # Batches that are behind are made again, so that the same numbers are drawn for them.
+        # Finished batches are generated again, so that the random generators advance.
         for _ in zip(range(self.taken), source, strict=False):
             pass
         with _as_kept():
@@ -226,7 +227,7 @@ class _Loop:
         after_backward: Callable[[], None] | None,
         update: Update,
     ) -> None:
-        """Take and count a step at a share of the first rates; sum its scalars over the images."""
+        """Take a step at a share of the initial learning rates, and accumulate its scalars."""
         learner, optimiser = self.prepared
         for group in self.optimiser.param_groups:
             group["lr"] = group["start"] * factor
@@ -249,7 +250,7 @@ class _Loop:
         validate: Callable[[], float] | None,
         enough: Callable[[float], float] | None,
     ) -> None:
-        """Write the epoch's record, and keep the weights if they are those that would stay."""
+        """Write the record of the epoch, and keep its weights if the epoch would be selected."""
         record = {"epoch": self.epoch + 1.0, **self._means()}
         self._check_finite()
         if validate is not None:
@@ -264,7 +265,7 @@ class _Loop:
         self.began = self.order.get_state(), self.crops.get_state()
 
     def select(self) -> None:
-        """Give the learner the weights that were kept, where epochs were measured."""
+        """Restore the weights of the selected epoch, if epochs were validated."""
         if self.best is not None:
             self.learner.load_state_dict(self.best)
 
@@ -290,7 +291,7 @@ class _Loop:
                 )
 
     def state(self) -> State:
-        """All of it, between two steps."""
+        """Return the complete state, between two steps."""
         scaler = self.accelerator.scaler
         parts: dict[str, Mapping[str, Tensor]] = {
             "learner": self.learner.state_dict(),
@@ -319,10 +320,10 @@ class _Loop:
         )
 
     def restore(self, state: State) -> None:
-        """Stand where another process stood.
+        """Restore the training state from a checkpoint.
 
         Raises:
-            InputError: If its networks were others.
+            InputError: If the state belongs to other networks.
         """
         try:
             self.learner.load_state_dict(state.part("learner"))
@@ -330,18 +331,18 @@ class _Loop:
                 self.beside.load_state_dict(state.part("beside"))
         except RuntimeError as error:
             raise InputError(
-                "the state that was kept does not fit the networks, whose code has changed since; "
-                "put it back, or begin a new run with --out"
+                "the stored state does not fit the networks, whose code has changed since; restore "
+                "the code, or start a new run with --out"
             ) from error
         with _as_kept():
             self._restore_rest(state)
 
     def _restore_rest(self, state: State) -> None:
-        """Put back everything but the networks."""
+        """Restore everything but the networks."""
         values, trained = state.values, self._trained()
         for index, saved in state.part("momentum").items():
             parameter = trained[int(index)]
-            # In the parameter's memory format: in another one, sums may round differently.
+            # In the memory format of the parameter: sums in another one may round differently.
             self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(
                 parameter, requires_grad=False
             ).copy_(saved)
@@ -349,7 +350,7 @@ class _Loop:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         self.best = state.part("best") or None
         sums, device = state.part("sums"), self.accelerator.device
-        # In the order in which they came, which is that of the record.
+        # In the original order, which is that of the record.
         self.sums = {name: sums[name].to(device) for name in values["scalars"]}
         began, self._then = state.part("began"), state.part("random")
         self.order.set_state(began["order"])
@@ -368,12 +369,12 @@ class _Loop:
 
 
 def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dict[str, object]]:
-    """What the optimiser trains, a group for every learning rate."""
+    """Return the parameter groups of the optimiser, one for each learning rate."""
     check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
     children = [name for name, _ in learner.named_children()]
     unknown = next((name for name in rates if name not in children), None)
     if unknown is not None:
-        raise UsageError(f"the learner has no child {unknown!r} to have a rate of its own")
+        raise UsageError(f"rates has the unknown child {unknown!r} of the learner")
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in learner.named_parameters():
         if parameter.requires_grad:
@@ -384,25 +385,25 @@ def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dic
 
 @contextmanager
 def _as_kept() -> Iterator[None]:
-    """Tell in one line that a state is not what a training keeps; it may be a stranger's."""
+    """Turn errors of a malformed state, which may be malicious, into one-line messages."""
     try:
         yield
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise InputError(
-            f"the state that was kept is damaged ({type(error).__name__}: {reason}); begin a new "
-            "run with --out"
+            f"the stored state is damaged ({type(error).__name__}: {reason}); start a new run "
+            "with --out"
         ) from error
 
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{ascii(value)[:40]} is no count")
+        raise ValueError(f"{ascii(value)[:40]} is not a count")
     return value
 
 
 def _get_random(device: torch.device) -> dict[str, Tensor]:
-    """States of torch's global generators."""
+    """Return the states of torch's global random generators."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state()
@@ -418,7 +419,7 @@ def _set_random(states: Mapping[str, Tensor]) -> None:
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, float]]) -> None:
-    """Write one JSON line an epoch.
+    """Write one JSON line per epoch.
 
     Raises:
         WriteError: If the file cannot be written.

@@ -1,4 +1,4 @@
-"""Distillation losses: pure functions of what student and teacher computed, one value per image.
+"""Distillation losses: pure functions of student and teacher outputs, with one value per image.
 
 Every loss takes the student first, returns a value for each image, and leaves weighting and the
 mean over the batch to its caller. Half-precision inputs are widened to float32 before they are
@@ -27,18 +27,18 @@ LOSSES: Final[dict[str, str]] = {
     "fitnet": "squared distance between stage features (Romero et al. 2015)",
     "rkd": "distances and angles between pooled last features (Park et al. 2019)",
 }
-"""Name -> what is compared; the names are those that a user may ask for."""
+"""Descriptions of the losses by name."""
 
-_COINCIDENT: Final = 1e-12  # closer embeddings are one point: 1 / distance**3 must fit in float32
+_COINCIDENT: Final = 1e-12  # below, embeddings coincide: 1 / distance**3 must fit in float32
 
 
 def soft_target_kl(student: Logits, teacher: Logits, *, temperature: float) -> PerSample:
-    r"""Divergence of the student's softened class probabilities from the teacher's.
+    r"""KL divergence between the softened class probabilities of student and teacher.
 
     .. math:: T^2 \, KL(softmax(teacher / T) \,\|\, softmax(student / T))
 
-    where :math:`T^2` keeps the gradient's size about the same for every temperature. At least 0
-    (up to rounding); 0 if the logits agree up to a shift.
+    The factor :math:`T^2` makes the size of the gradient nearly independent of the temperature.
+    The result is at least 0 (up to rounding), and 0 if the logits are equal up to a constant.
 
     Args:
         student: Logits, n x classes.
@@ -105,14 +105,14 @@ def partial_l2(
 
 
 class _PartialSquares(torch.autograd.Function):
-    """Sum of the squared gaps that count, in a sixth of the time that single operations take."""
+    """Sum of the squares of the gaps that count, six times as fast as separate operations."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, student: Tensor, target: Tensor) -> Tensor:
         gap = student - target
         gap.mul_((target > 0).logical_or_(gap > 0))
         ctx.save_for_backward(gap)
-        # Over the axes as they lie: flattening would copy channels_last features.
+        # Over all axes: flattening would copy channels_last features.
         norms: Tensor = torch.linalg.vector_norm(gap, dim=tuple(range(1, gap.ndim)))
         return norms.square()
 
@@ -127,7 +127,7 @@ class _PartialSquares(torch.autograd.Function):
 def margin_from_batchnorm(
     weight: Float[Tensor, " channels"], bias: Float[Tensor, " channels"]
 ) -> Float[Tensor, " channels"]:
-    r"""Mean negative response of each channel, if a BatchNorm's output is Gaussian.
+    r"""Mean negative response of each channel, for a BatchNorm with Gaussian output.
 
     For :math:`x \sim N(b, w^2)` and :math:`a = b / |w|`,
 
@@ -155,7 +155,7 @@ def margin_from_batchnorm(
     tensor([-0.7979, -2.0000])
     """
     _alike(weight, bias, "parameters", "give a BatchNorm's weight and bias", ("weight", "bias"))
-    # On the CPU because not every accelerator has float64; there are few channels.
+    # On the CPU, because some accelerators lack float64; there are few channels.
     shift = bias.detach().cpu().double()
     scale = weight.detach().cpu().double().abs().clamp_min(torch.finfo(torch.float64).tiny)
     a = shift / scale
@@ -199,12 +199,12 @@ def measured_margin(batches: Iterable[Float[Tensor, "_ ..."]]) -> Float[Tensor, 
 
 
 def attention_transfer(student: Features, teacher: Features) -> PerSample:
-    r"""Difference of where student and teacher look: their normalised spatial energy.
+    r"""Squared difference between the normalised spatial attention maps of student and teacher.
 
     .. math:: mean_{position} (Q_s / \|Q_s\|_2 - Q_t / \|Q_t\|_2)^2, \quad Q = \sum_c F_c^2
 
-    The paper prints the distance itself, whose gradient is undefined at zero; its released code
-    takes the mean square over positions (with a weight of about 1000), and so does this.
+    The paper states the distance itself, whose gradient is undefined at zero. Its released code
+    uses the mean square over positions (with a weight of about 1000), as does this function.
 
     Args:
         student: n x channels x positions ...
@@ -266,7 +266,7 @@ def relational_kd(
     distance_weight: float = 25.0,
     angle_weight: float = 50.0,
 ) -> PerSample:
-    r"""Difference of the relations among the images of a batch: distances and angles.
+    r"""Differences of distances and angles between the images of a batch.
 
     .. math:: w_D \, mean_{j \ne i} h(D^s_{ij}, D^t_{ij})
         + w_A \, mean_{j \ne k; j, k \ne i} h(A^s_{ijk}, A^t_{ijk})
@@ -309,12 +309,12 @@ def relational_kd(
 def _relations(
     embedding: Float[Tensor, "n d"],
 ) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n n"]]:
-    """Distances over their mean, and cosines [vertex, j, k]; 0 where a relation is not defined."""
+    """Compute normalised distances and cosines [vertex, j, k]; 0 for an undefined relation."""
     n = len(embedding)
     difference = embedding[None, :, :] - embedding[:, None, :]
     squared = difference.square().sum(dim=2)
     apart = squared > _COINCIDENT**2
-    # The inner `where` keeps the infinite derivative at 0 out of the backward pass.
+    # The inner `where` avoids the infinite derivative at 0 in the backward pass.
     inverse = torch.where(apart, torch.where(apart, squared, 1.0).rsqrt(), 0.0)
     distance = squared * inverse
     mean_distance = distance.sum() / max(n * (n - 1), 1)
@@ -325,7 +325,7 @@ def _relations(
 
 
 def _widened(features: Tensor) -> Tensor:
-    """At least float32: sums of squares overflow float16."""
+    """Convert to at least float32, because sums of squares overflow float16."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
@@ -336,7 +336,7 @@ def _alike(
     remedy: str,
     names: tuple[str, str] = ("student", "teacher"),
 ) -> tuple[Tensor, Tensor]:
-    """Both, widened, once their shapes agree."""
+    """Check that the shapes are equal, and return both tensors widened."""
     if first.shape != second.shape:
         raise UsageError(
             f"{names[0]} {what} have shape {tuple(first.shape)} and {names[1]} {what} "

@@ -1,6 +1,6 @@
-"""Counting: accuracy, attack success, robust accuracy.
+"""Metrics: accuracy, attack success rate and robust accuracy.
 
-Counts of batches add up: ``sum(counts, start=Proportion(0, 0))``.
+Proportions of batches can be added: ``sum(counts, start=Proportion(0, 0))``.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from robustkd.core.types import Labels, Logits
 
 @dataclass(frozen=True)
 class Proportion:
-    """So many hits among so many images.
+    """A number of hits among a number of images.
 
     ``Proportion(0, 0)`` is the neutral element of ``+``; its value is not defined.
 
     Args:
-        hits: Images for which something held, 0 to ``n``.
-        n: Images counted.
+        hits: Number of images that meet a condition, 0 to ``n``.
+        n: Number of images.
 
     Raises:
-        UsageError: If not 0 <= hits <= n; and on reading the value or interval of no images.
+        UsageError: If not 0 <= hits <= n, or if the value or interval of no images is requested.
 
     >>> Proportion(400, 460) + Proportion(433, 502)
     Proportion(hits=833, n=962)
@@ -43,12 +43,12 @@ class Proportion:
 
     @property
     def value(self) -> float:
-        """The share of hits, a fraction in [0, 1]."""
+        """Share of hits, in [0, 1]."""
         self._require_images()
         return self.hits / self.n
 
     def wilson(self, confidence: float = 0.95) -> tuple[float, float]:
-        """The interval of :func:`robustkd.core.statistics.wilson`.
+        """Compute the interval of :func:`robustkd.core.statistics.wilson`.
 
         Raises:
             UsageError: If no image was counted, or the confidence is out of range.
@@ -73,7 +73,7 @@ class Proportion:
 
 
 def accuracy(logits: Logits, labels: Labels) -> Proportion:
-    """Images whose largest logit is that of their label (ACC).
+    """Count the images that are classified correctly (ACC).
 
     Args:
         logits: n x classes, of clean images.
@@ -93,9 +93,9 @@ def accuracy(logits: Logits, labels: Labels) -> Proportion:
 
 
 def attack_success(logits: Logits, labels: Labels, *, target: int) -> Proportion:
-    """Triggered images, not of the target class, that are sent to the target class (ASR).
+    """Count the triggered images of other classes that are classified as the target class (ASR).
 
-    Images of the target class are left out: to call them the target is no success of an attack.
+    Images of the target class are excluded: classifying them as the target is no attack success.
 
     Args:
         logits: n x classes, of triggered images.
@@ -120,9 +120,9 @@ def attack_success(logits: Logits, labels: Labels, *, target: int) -> Proportion
 
 
 def robust_accuracy(logits: Logits, labels: Labels, *, target: int) -> Proportion:
-    """Triggered images that are given their true label all the same (RA).
+    """Count the triggered images of other classes that are classified correctly (RA).
 
-    On the images of `attack_success`, those not of the target class, so that ASR + RA <= 1.
+    The images are those of `attack_success`, so that ASR + RA <= 1.
 
     Args:
         logits: n x classes, of triggered images.
@@ -146,7 +146,7 @@ def robust_accuracy(logits: Logits, labels: Labels, *, target: int) -> Proportio
 
 
 def _predicted(logits: Tensor, labels: Tensor) -> Tensor:
-    """Class of the largest logit; the annotations leave the lengths to be checked here."""
+    """Return the class of the largest logit, after a check of the lengths."""
     if len(logits) != len(labels):
         raise UsageError(f"{len(logits)} rows of logits and {len(labels)} labels: expected as many")
     return logits.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Mixed precision, in a training and outside of one."""
+"""Mixed precision inside and outside of a training."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Precision: TypeAlias = Literal["no", "bf16", "fp16"]
 
 @contextmanager
 def mixed(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Mixed precision for whatever runs inside, weights that change in the block among it."""
+    """Enable mixed precision while the block lasts; weights may change in the block."""
     dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    # Without autocast's cache, which would keep the weights of the first step until the end.
+    # Without the cache of autocast, which would keep the weights of the first step.
     with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):
         yield
 
 
 def new_accelerator(precision: Precision) -> Accelerator:
-    """A new helper of Accelerate, in a precision that the process need not have begun with."""
+    """Create an Accelerator, with a precision that may differ from that of earlier ones."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     try:
         return Accelerator(mixed_precision=precision)
     except ValueError:
-        # The process keeps the precision of its first Accelerator and refuses any other.
+        # Accelerate keeps the precision of the first Accelerator of a process and refuses others.
         AcceleratorState._reset_state()
         return Accelerator(mixed_precision=precision)

@@ -1,4 +1,4 @@
-"""How the learning rate falls."""
+"""Schedules of the learning rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Schedule: TypeAlias = Literal["cosine", "step"]
 
 
 def schedule_factor(schedule: Schedule, done: float) -> float:
-    """Factor on the learning rate when the share ``done`` in [0, 1] of all steps is behind.
+    """Return the factor of the learning rate after the share ``done``, in [0, 1], of all steps.
 
     ``cosine`` falls from 1 to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983); ``step`` divides
     by 10 at 1/2 and at 3/4.

@@ -127,7 +127,7 @@ def test_a_process_that_hangs_is_ended(monkeypatch):
 def test_a_process_that_the_system_kills_is_not_called_slow(monkeypatch):
     verdict = run("import os; os.kill(os.getpid(), 9)", monkeypatch)
     assert verdict.refusal == (
-        "cannot be read: the system ended its reader, most likely for want of memory"
+        "cannot be read: the system ended its reader, most likely for lack of memory"
     )
 
 
@@ -165,7 +165,7 @@ def test_what_the_system_lacks_is_not_the_fault_of_the_file(failing, number, tmp
     with pytest.raises(InputError) as caught:
         quarantine.read(path)
     assert str(caught.value) == (
-        f"{path} cannot be read for want of the system: {os.strerror(number)}; free space in the "
+        f"{path} cannot be read because of the system: {os.strerror(number)}; free space in the "
         "folder for temporary files, or set TMPDIR to one that has room for the file twice"
     )
 

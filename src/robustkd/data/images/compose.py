@@ -1,4 +1,4 @@
-"""The last step of every loader of encoded images: all three splits, cut where they are missing."""
+"""Last step of every loader of encoded images: splits that are missing are held out."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def compose(
     *,
     augmentation: Augmentation | None = None,
 ) -> Pictures:
-    """A data source of the training images and of the splits that there are.
+    """Make a data source from training images and the splits that a data set has.
 
     Args:
         name: Short name of the source.
         classes: Names of the classes.
-        train: Training images, from which the missing splits are cut.
-        given: The other splits that the data set brings.
+        train: Training images, from which missing splits are held out.
+        given: Other splits of the data set.
         reading: How images are read.
-        augmentation: None for what fits images of this size.
+        augmentation: Augmentation; None chooses one for the size of the images.
 
     Raises:
-        UsageError: The image size is not given and cannot be guessed.
-        InputError: A class has too few images, or ``reading.split`` does not fit.
+        UsageError: If the image size is not given and cannot be determined.
+        InputError: If a class has too few images, or ``reading.split`` does not fit.
     """
     size = reading.image_size or guess_size(train, f"{name} train")
     parts: dict[Split, Part] = {split: whole(files) for split, files in given.items()}

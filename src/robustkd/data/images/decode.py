@@ -1,7 +1,7 @@
-"""One encoded image, which may be an attack, to the bytes of the size that a model wants.
+"""Decoding of images that may be attacks, to bytes of the size of a model's input.
 
-Small images are decoded here. A large one costs time and memory that its file can choose, so it is
-decoded by a process that has limits, `robustkd.data.images.watched`.
+Small images are decoded in this process. The time and memory of a large one depend on its file, so
+it is decoded by a process with limits, `robustkd.data.images.watched`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ _SMALL_BYTES = 1 << 21
 def decode(
     stream: Stream, *, size: int, channels: Channels, crop: float = 1.0
 ) -> UInt8[np.ndarray, "channels {size} {size}"]:
-    """The centred square of an image, as bytes.
+    """Decode the centred square of an image to bytes.
 
-    The orientation that the camera noted is applied. Values of 16 bits are scaled to 8, never
-    clipped. What is transparent is shown on white. An image of just the right size is not
-    resampled, so its pixels are those of the file.
+    The orientation in the EXIF data is applied. Values of 16 bits are scaled to 8 bits, not
+    clipped. Transparent images are drawn on white. An image that already has the size is not
+    resampled.
 
     Args:
-        stream: The encoded image; the content tells the format, not a name.
+        stream: The encoded image; its format is recognised by its content.
         size: Height and width of the result in pixels.
         channels: 3 for red, green and blue; 1 for luminance.
-        crop: Share of the shorter side that is kept, in (0, 1].
+        crop: Share of the shorter side to keep, in (0, 1].
 
     Raises:
-        UndecodableError: It is damaged, too large, of another format, or takes too long.
-        InputError: There can be no process for decoding a large one.
+        UndecodableError: If the image is damaged or too large, has an unsupported format, or
+            takes too long.
+        InputError: If no process for decoding large images can be started.
     """
     length = _length(stream)
     if length <= _SMALL_BYTES:
@@ -58,10 +59,10 @@ def decode(
 
 
 def dimensions(stream: Stream) -> tuple[int, int]:
-    """Width and height that the header declares, before any rotation.
+    """Return the width and height in the header, before any rotation.
 
     Raises:
-        UndecodableError: It is damaged, too large, or of another format.
+        UndecodableError: If the image is damaged or too large, or has an unsupported format.
     """
     length = _length(stream)
     if length <= _SMALL_BYTES:

@@ -1,7 +1,7 @@
-"""Names of files kept on disk, so that a million of them take hardly more memory than a few.
+"""File names on disk, so that a million names take hardly more memory than a few.
 
-They live in a temporary file that has no name itself and vanishes with the process. Processes that
-share it read it without seeking, so none disturbs another.
+The names are in an anonymous temporary file that is removed with the process. Processes share the
+file and read it by position, so that they do not affect each other.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import IO, Protocol, runtime_checkable
 from robustkd.core.errors import InputError
 
 _STEP = 64
-"""Names between two whose place in the file is kept; as many are read at once."""
+"""Distance between two names whose position is kept; as many names are read at once."""
 _SORTED_AT_ONCE = 64 * _STEP
 
 
 class Names:
-    """A sequence of file names, to which more can be added by the process that made it.
+    """A sequence of file names, to which only the process that made it can append.
 
-    In memory there are eight bytes for every 64 names.
+    It takes eight bytes of memory for every 64 names.
 
     Raises:
-        InputError: There can be no temporary file.
+        InputError: If no temporary file can be created.
     """
 
     def __init__(self) -> None:
         try:
-            # A finalizer closes it, since the names live as long as they are used.
+            # A finalizer closes the file when the names are no longer used.
             self._hold(TemporaryFile(prefix="robustkd-"))  # noqa: SIM115
         except OSError as error:
             raise _no_space(error) from error
@@ -55,19 +55,19 @@ class Names:
         return self._block(row // _STEP)[row % _STEP]
 
     def read(self, first: int, last: int) -> Iterator[str]:
-        """Names from row ``first``, a multiple of 64, to before ``last``."""
+        """Yield the names from row ``first``, a multiple of 64, up to but excluding ``last``."""
         for start in range(first, last, _STEP):
             yield from self._block(start // _STEP)[: last - start]
 
     def extend(self, names: Iterable[str], *, prefix: str = "") -> int:
-        """Add names behind the others, and say how many they were.
+        """Append names, and return their number.
 
         Args:
             names: File names, or paths.
-            prefix: Put before each; empty or the path of a folder with ``/`` behind it.
+            prefix: Prefix of each name: empty, or the path of a folder that ends in ``/``.
 
         Raises:
-            InputError: There is no space for them.
+            InputError: If there is no space for them.
         """
         before, left = self._count, iter(names)
         try:
@@ -90,7 +90,7 @@ class Names:
         return os.fsdecode(read).split("\0")[:-1]
 
     def __reduce__(self) -> tuple[Callable[..., Names], tuple[object, ...]]:
-        # Only a worker process that is being started can be given an open file.
+        # An open file can only be passed to a worker process that is being started.
         assert_spawning(self)
         return _received, (DupFd(self._file.fileno()), self._places, self._count, self._end)
 
@@ -101,7 +101,7 @@ class _Descriptor(Protocol):
 
 
 def _received(descriptor: _Descriptor, places: array[int], count: int, end: int) -> Names:
-    """The names of another process, for reading."""
+    """Return the names of another process, for reading."""
     names = Names.__new__(Names)
     names._hold(os.fdopen(descriptor.detach(), "rb"))
     names._places, names._count, names._end = places, count, end
@@ -109,15 +109,15 @@ def _received(descriptor: _Descriptor, places: array[int], count: int, end: int)
 
 
 class SortedNames:
-    """Names in rising order, of which only some thousands are in memory at a time.
+    """Names in increasing order, of which only some thousands are in memory at a time.
 
-    As many are sorted and put on disk; what is on disk is merged.
+    Blocks of names are sorted and written to disk, and then merged.
 
     Args:
         names: In any order.
 
     Raises:
-        InputError: There is no space for them.
+        InputError: If there is no space for them.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -143,5 +143,5 @@ class SortedNames:
 def _no_space(error: OSError) -> InputError:
     return InputError(
         f"{gettempdir()}: the names of the images cannot be kept in a temporary file there "
-        f"({error.strerror}); make room, or name another folder in TMPDIR"
+        f"({error.strerror}); free some space, or set TMPDIR to another folder"
     )

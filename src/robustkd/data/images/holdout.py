@@ -1,7 +1,7 @@
-"""Splits that a data set does not bring: cut once, by a seed, and written down by name.
+"""Held-out splits, for data sets that lack a split: chosen by a seed and written to a file.
 
-A file that is written down stays in its split whatever is added to the folder later; what is added
-is for training.
+Images in the file stay in their split if other images are added to the folder later; added images
+are used for training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HeldOut: TypeAlias = Literal["validation", "test"]
 Rows: TypeAlias = Int32[np.ndarray, " _"]
 
 SHARE = 0.1
-"""Share of each class that a split gets which is cut from the training images, at least one."""
+"""Share of each class that is held out for a missing split; at least one image."""
 SEED = 0
 
 _MOST_BYTES = 1 << 28
@@ -36,11 +36,11 @@ _SIGNS_BESIDE_NAMES = 16
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Which training images are held out, and for what.
+    """A split of the training images.
 
     Attributes:
-        train: Rows that stay, in rising order.
-        held_out: Rows of the splits that were cut, in rising order.
+        train: Rows that remain, in increasing order.
+        held_out: Rows of the held-out splits, in increasing order.
     """
 
     train: Rows = field(repr=False)
@@ -52,12 +52,12 @@ def cut(files: Encoded, missing: Sequence[HeldOut], classes: Sequence[str], wher
 
     Args:
         files: All training images.
-        missing: The splits to cut, none twice.
+        missing: Splits to hold out, without repetition.
         classes: Names of the classes.
-        where: What to call the training images in a message.
+        where: Description of the training images, for messages.
 
     Raises:
-        InputError: A class has too few images to be in every split.
+        InputError: If a class has too few images to be in every split.
     """
     labels = files.labels
     found = class_sizes(labels, classes=len(classes))
@@ -78,7 +78,7 @@ def cut(files: Encoded, missing: Sequence[HeldOut], classes: Sequence[str], wher
 
 
 def as_json(made: Cut, files: Encoded) -> Iterator[str]:
-    """The split by the names of what is held out, as JSON text, line by line."""
+    """Yield the names of held-out images as JSON text, line by line."""
     yield f'{{\n "format": 1,\n "seed": {SEED},\n "share": {SHARE}'
     for split, rows in made.held_out.items():
         yield f',\n "{split}": ['
@@ -89,15 +89,15 @@ def as_json(made: Cut, files: Encoded) -> Iterator[str]:
 
 
 def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
-    """The split that `as_json` wrote, for the same images and perhaps more.
+    """Read a split that `as_json` wrote, for the same images and possibly more.
 
     Args:
         path: The JSON file.
         files: All training images.
-        missing: The splits that it must name.
+        missing: Splits that the file must contain.
 
     Raises:
-        InputError: It cannot be read, is no such file, or names images that are not there.
+        InputError: If the file cannot be read, is not a split, or names images that do not exist.
     """
     content = _content(path, images=len(files.labels))
     held: dict[HeldOut, Any] = {
@@ -146,12 +146,12 @@ def _content(path: Path, *, images: int) -> dict[str, object]:
 
 
 def _check_signs(text: str, *, most: int) -> None:
-    """Refuse JSON of more values than there are images, which could take far more memory.
+    """Raise an error for JSON with more values than images, which could take far more memory.
 
     Raises:
-        ValueError: There are more.
+        ValueError: If there are more.
     """
-    # Without escapes, every second part between quotation marks is outside of any text.
+    # Without escapes, every second part between quotation marks is outside of a string.
     bare = text.replace("\\\\", "").replace('\\"', "")
     if bare.count('"') <= 2 * most:
         outside = "".join(bare.split('"')[::2])
@@ -161,7 +161,7 @@ def _check_signs(text: str, *, most: int) -> None:
 
 
 def _rows_of(turn: UInt8[np.ndarray, " n"], wanted: int) -> Rows:
-    """Where ``turn`` is ``wanted``."""
+    """Return the rows for which ``turn`` is ``wanted``."""
     rows = np.empty(np.count_nonzero(turn == wanted), dtype=np.int32)
     filled = 0
     for part in slices(len(turn)):

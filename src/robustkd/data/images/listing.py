@@ -1,7 +1,7 @@
-"""Where the images of a data set are, in a byte or two of memory an image.
+"""Compact lists of image files, with a byte or two of memory per image.
 
-A list of (path, label) pairs costs hundreds of bytes an image, and every worker process copies it
-page by page as it touches the objects' reference counts. An array and a file do neither.
+A list of (path, label) pairs takes hundreds of bytes per image, and each worker process copies it
+gradually as reference counts change. An array and a file avoid both.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _MOST_SHOWN = 600
 
 @runtime_checkable
 class Encoded(Protocol):
-    """Encoded images with their classes, by number."""
+    """Sequence of encoded images with their classes."""
 
     @property
     def labels(self) -> Int[np.ndarray, " n"]:
         """Class of each image."""
 
     def open(self, row: int) -> Stream:
-        """The encoded bytes of an image.
+        """Open the encoded bytes of an image.
 
         Raises:
-            OSError: They cannot be read.
+            OSError: If they cannot be read.
         """
 
     def name(self, row: int) -> str:
-        """What to call an image: no two have the same name, and it stays from run to run."""
+        """Return the name of an image, which is unique and the same in every run."""
 
 
 class Folder(NamedTuple):
@@ -48,8 +48,8 @@ class Folder(NamedTuple):
 
     Attributes:
         path: The folder, relative to a root, with ``/`` between its parts.
-        names: Names of its files.
-        labels: Their classes, one for each or one for all.
+        names: Names of the files.
+        labels: Classes of the files, one for each or one for all.
     """
 
     path: str
@@ -59,7 +59,7 @@ class Folder(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Image files below one root; made by `list_files`, not by hand.
+    """Image files below one root folder; made by `list_files`.
 
     Attributes:
         tree: Folder above all of them.
@@ -72,16 +72,16 @@ class Listing:
     names: Names = field(repr=False)
 
     def open(self, row: int) -> Stream:
-        """The file at ``row``, opened; one that has come to lie outside of the root is refused."""
+        """Open the file at ``row``; a file that is now outside of the root is refused."""
         return os.fdopen(self.tree.open(self.name(row)), "rb")
 
     def name(self, row: int) -> str:
-        """The path at ``row`` relative to the root, with ``/`` between its parts."""
+        """Return the path at ``row`` relative to the root, with ``/`` between its parts."""
         return self.names[row]
 
 
 def list_files(root: Path, folders: Iterable[Folder], *, classes: int) -> Listing:
-    """Remember files in the order in which they are given; nothing is read.
+    """Make a listing of files in the given order, without reading the files.
 
     Args:
         root: Folder above all of them, with no link in its path.
@@ -89,8 +89,8 @@ def list_files(root: Path, folders: Iterable[Folder], *, classes: int) -> Listin
         classes: Number of classes, above every label.
 
     Raises:
-        OverflowError: A label is far out of range.
-        InputError: There is no space for the names.
+        OverflowError: If a label is far out of range.
+        InputError: If there is no space for the names.
     """
     names, labels = Names(), array(_smallest_type(classes))
     for folder in folders:
@@ -101,14 +101,14 @@ def list_files(root: Path, folders: Iterable[Folder], *, classes: int) -> Listin
 
 
 def _smallest_type(classes: int) -> str:
-    """Code of the smallest signed type that holds every label."""
+    """Return the code of the smallest signed type for all labels."""
     return "b" if classes <= 1 << 7 else "h" if classes <= 1 << 15 else "i"
 
 
 def shown(text: str | Path) -> str:
-    r"""A name from a stranger's folder on one line, with nothing in it that steers a terminal.
+    r"""Return a name on one line with control characters escaped, for messages.
 
-    The middle of a very long one is left out.
+    The middle of a very long name is omitted.
 
     >>> shown("cat\n\x1b[2J.png")
     'cat\\n\\x1b[2J.png'

@@ -1,7 +1,7 @@
-"""Decoding with worker processes: what comes out does not depend on how many there are.
+"""Decoding with worker processes; the result does not depend on their number.
 
-Nothing here is random. Order and augmentation are drawn by the process that asks, so a worker only
-turns rows into bytes.
+Nothing in this module is random: order and augmentation are drawn in the main process, and workers
+only decode.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Part:
 
     Args:
         files: The collection.
-        rows: Which of its images, in rising order.
+        rows: Rows of the images in the collection, in increasing order.
     """
 
     files: Encoded
@@ -42,28 +42,28 @@ class Part:
 
     @property
     def labels(self) -> Rows:
-        """Class of each image of the split; a copy."""
+        """Return the class of each image of the split, as a copy."""
         labels: Rows = self.files.labels[self.rows]
         return labels
 
     def labels_at(self, rows: Rows) -> Int64[np.ndarray, " some"]:
-        """Classes of some images of the split."""
+        """Return the classes of some images of the split."""
         labels: Rows = self.files.labels[self.rows[rows]].astype(np.int64)
         return labels
 
     def name(self, row: int) -> str:
-        """What to call the image at ``row`` of the split."""
+        """Return the name of the image at ``row`` of the split."""
         return self.files.name(int(self.rows[row]))
 
 
 def whole(files: Encoded) -> Part:
-    """All of a collection."""
+    """Return all images of a collection as one part."""
     return Part(files, np.arange(len(files.labels), dtype=np.int32))
 
 
 @dataclass(frozen=True)
 class Form:
-    """What images are decoded to; see `robustkd.data.images.decode.decode`."""
+    """Size, channels and crop of decoded images; see `robustkd.data.images.decode.decode`."""
 
     size: int
     channels: Channels
@@ -71,12 +71,12 @@ class Form:
 
 
 class Decoded(NamedTuple):
-    """Some images of a split as bytes.
+    """Decoded images of a split.
 
     Attributes:
-        pixels: Those that could be decoded, in the order asked for.
-        rows: Which of the split's images they are.
-        failures: Rows of the others, with the reasons.
+        pixels: Images that could be decoded, in the requested order.
+        rows: Rows of these images in the split.
+        failures: Rows of the other images, with the reasons.
     """
 
     pixels: UInt8[np.ndarray, "n channels height width"]
@@ -85,7 +85,7 @@ class Decoded(NamedTuple):
 
 
 class Decoder(Dataset[Decoded]):
-    """Turns many rows of a split into bytes at once."""
+    """Dataset that decodes many rows of a split at once."""
 
     def __init__(self, part: Part, form: Form) -> None:
         self._part, self._form = part, form
@@ -110,7 +110,7 @@ class Decoder(Dataset[Decoded]):
 
 
 class _Batches(Sampler[Rows]):
-    """An order cut into batches when they are asked for, not before."""
+    """Sampler that divides an order into batches lazily."""
 
     def __init__(self, order: Rows, batch_size: int) -> None:
         self._order, self._batch_size = order, batch_size
@@ -128,15 +128,15 @@ def decoded(
     Args:
         part: The split.
         order: Rows of the split.
-        batch_size: How many at once.
-        form: Their shape.
-        workers: Processes that decode; 0 for this one.
+        batch_size: Images per batch.
+        form: Size, channels and crop.
+        workers: Number of worker processes; 0 decodes in this process.
 
     Raises:
-        InputError: A worker process died.
+        InputError: If a worker process dies.
     """
     with warnings.catch_warnings():
-        # How many workers there are is the user's choice.
+        # The number of workers is the user's choice.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader: DataLoader[Decoded] = DataLoader(
             Decoder(part, form),
@@ -145,7 +145,7 @@ def decoded(
             num_workers=workers,
             worker_init_fn=_undisturbed,
             collate_fn=cast(Callable[..., Decoded], _as_it_is),
-            # Otherwise each pass draws from torch's global generator.
+            # Without it, each pass would draw from torch's global generator.
             generator=torch.Generator(),
         )
         with safe_children():
@@ -153,7 +153,7 @@ def decoded(
     try:
         yield from batches
     except InputError as error:
-        # A worker's error comes with its traceback as text.
+        # The error of a worker contains its traceback as text.
         raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -165,11 +165,11 @@ def decoded(
 
 
 def _undisturbed(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the one that asks decides when to stop."""
+    """Ignore Ctrl-C in workers, so that the main process decides when to stop."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Decoded) -> Decoded:
-    """Arrays travel through a pipe; tensors would need shared memory, which containers lack."""
+    """Return arrays unchanged: tensors would need shared memory, which containers may lack."""
     return batch

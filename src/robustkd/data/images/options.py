@@ -1,4 +1,4 @@
-"""How encoded images become those that a model sees: the user's choices, checked at once."""
+"""Options for reading encoded images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustkd.data.images.decode import Channels, UndecodableError, dimensions
 from robustkd.data.images.listing import Encoded, shown
 
 IN_MEMORY_BYTES = 1 << 30
-"""A source is decoded once and kept when all its images take at most this; else it is streamed."""
+"""Largest size of all decoded images, in bytes, up to which a source is kept in memory."""
 
 _MOST_WORKERS = 4
 _WORTH_WORKERS = 1000
@@ -28,23 +28,23 @@ _LARGEST_GUESS = 512
 
 @dataclass(frozen=True)
 class Reading:
-    """How the images of a folder are read.
+    """Options for reading encoded images.
 
     Args:
-        image_size: Height and width in pixels; None where all images are squares of one size.
+        image_size: Height and width in pixels; None if all images are squares of one size.
         channels: 3 for colour, 1 for grey.
-        crop: Share of an image's shorter side that is kept, in (0, 1]: of the centred square.
-        flip: Whether a mirrored image is still of its class, so that training may mirror it.
-        workers: Processes that decode; None for one a core and at most four, or none at all below
-            a thousand images. The images, their order and augmentation do not depend on it.
-        streaming: Whether images are decoded anew in every pass; None to keep them decoded when
-            all of them take at most 1 GiB. The batches do not depend on it.
+        crop: Share of the shorter side to keep, in (0, 1], as a centred square.
+        flip: If True, training may mirror images.
+        workers: Number of worker processes; None for one per core and at most four, or none for
+            less than a thousand images. The batches do not depend on it.
+        streaming: If True, images are decoded again in every epoch; if False, they are kept in
+            memory; None keeps them if all take at most 1 GiB. The batches do not depend on it.
         classes: Names of the class folders in the order of the teacher's outputs, or a text file
-            of them; None for the sorted order, which is torchvision's.
-        split: The ``split.json`` of an earlier run, to hold out what was held out there.
+            of them; None for the sorted order, as in torchvision.
+        split: File ``split.json`` of an earlier run, to hold out the same images.
 
     Raises:
-        UsageError: A number is out of range.
+        UsageError: If a number is out of range.
     """
 
     image_size: int | None = None
@@ -67,26 +67,26 @@ class Reading:
             raise UsageError(f"workers={self.workers}: expected at least 0")
 
     def workers_for(self, images: int) -> int:
-        """Processes that decode this many images."""
+        """Return the number of worker processes for this many images."""
         if self.workers is not None:
             return self.workers
         return min(_MOST_WORKERS, _cores()) if images >= _WORTH_WORKERS else 0
 
     def streams(self, images: int, size: int) -> bool:
-        """Whether this many images of a size are decoded anew in every pass."""
+        """Return whether this many images of a size are decoded again in every epoch."""
         if self.streaming is not None:
             return self.streaming
         return images * self.channels * size**2 > IN_MEMORY_BYTES
 
     def augmentation(self, size: int) -> Augmentation:
-        """Crops that fit images of a size: shifts of small ones, zooms into large ones."""
+        """Return the augmentation for a size: shifts of small images, zooms into large ones."""
         return CropFlip(size // 8, self.flip) if size < _SMALL else ZoomFlip(flip=self.flip)
 
     def check_unused(self, name: str, used: Sequence[str] = ()) -> None:
-        """Refuse choices that a source does not offer, rather than ignore them.
+        """Raise an error for an option that a source does not support.
 
         Raises:
-            UsageError: One that is not in ``used`` was made.
+            UsageError: If an option that is not in ``used`` differs from its default.
         """
         for field in fields(self):
             chosen = getattr(self, field.name)
@@ -97,20 +97,20 @@ class Reading:
 
 
 def _cores() -> int:
-    """Cores that this process may use, which a container can restrict."""
+    """Return the number of cores that this process may use, which a container can restrict."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def guess_size(files: Encoded, where: str) -> int:
-    """The height and width of images that are all squares of one size, as some of them show.
+    """Determine the size of square images from a sample.
 
     Args:
         files: The images.
-        where: What to call them in a message.
+        where: Description of the images, for messages.
 
     Raises:
-        UsageError: They differ, or are not square, or large.
-        InputError: None of those that were looked at can be read.
+        UsageError: If the images of the sample differ in size, are not square, or are large.
+        InputError: If no image of the sample can be read.
     """
     n = len(files.labels)
     found: set[tuple[int, int]] = set()

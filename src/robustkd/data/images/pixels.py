@@ -1,6 +1,6 @@
-"""What Pillow makes of an encoded image that may be an attack, within budgets.
+"""Decoding of images by Pillow within limits, for images that may be attacks.
 
-This file imports nothing of the package, so that a process of its own can run it without torch.
+This file imports nothing of the package, so that a child process can run it without torch.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Channels: TypeAlias = Literal[1, 3]
 Stream: TypeAlias = io.BufferedReader | io.BytesIO
 
 MAX_BYTES = 1 << 26
-"""Most bytes that are read of a file."""
+"""Largest file in bytes."""
 MAX_PIXELS = 1 << 26
-"""Most pixels that are ever unpacked (8,192 x 8,192); the header says how many."""
+"""Largest number of pixels according to the header (8,192 x 8,192)."""
 MAX_SAMPLES = 3 * MAX_PIXELS
-"""Most pixels times channels, where a value of 16 bits counts twice."""
+"""Largest number of pixels times channels; values of 16 bits count twice."""
 MAX_SCANS = 100
-"""Most scans of a JPEG, each of which goes through the whole image; 20 are many."""
+"""Largest number of scans of a JPEG, each of which processes the whole image; 20 are many."""
 MAX_SLOW_PIXELS = 1 << 20
-"""Most pixels of the forms that Pillow decodes in Python."""
+"""Largest number of pixels for formats that Pillow decodes in Python."""
 SMALL = 1 << 24
-"""Largest cost, in pixels that are passed, of an image that needs no process of its own."""
+"""Largest cost, in processed pixels, of an image that is decoded without a child process."""
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's other readers are rarely needed, and one of them starts a PostScript interpreter."""
+"""Accepted formats; Pillow's other readers are rarely needed, and one runs PostScript."""
 _WORD, _BYTE = 65535, 255
 _SLOW = ("bmp_rle", "ppm", "ppm_plain")
 _SLOWER = 100
@@ -42,28 +42,28 @@ _NARROW = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "I;16": 2, "I;16B": 2, "I;1
 
 
 class UndecodableError(Exception):
-    """An image is not what it should be; its text is a short reason without the file's name."""
+    """An image cannot be decoded; the message is a short reason without the file name."""
 
 
 class LargeError(Exception):
-    """An image is within the budgets, but costs too much to be decoded without a watch."""
+    """An image is within the limits, but too large to be decoded without a child process."""
 
 
 def unpack(
     stream: Stream, *, size: int, channels: Channels, crop: float, watched: bool
 ) -> UInt8[np.ndarray, "channels {size} {size}"]:
-    """The centred square of an image; see `robustkd.data.images.decode.decode`.
+    """Decode the centred square of an image; see `robustkd.data.images.decode.decode`.
 
     Args:
         stream: The encoded image.
         size: Height and width of the result in pixels.
         channels: 3 for red, green and blue; 1 for luminance.
-        crop: Share of the shorter side that is kept, in (0, 1].
-        watched: Whether time and memory are limited, so that a large image may be decoded.
+        crop: Share of the shorter side to keep, in (0, 1].
+        watched: If True, time and memory are limited, so that a large image may be decoded.
 
     Raises:
-        UndecodableError: It is damaged, too large, or of another format.
-        LargeError: It is large, and not ``watched``.
+        UndecodableError: If the image is damaged or too large, or has an unsupported format.
+        LargeError: If the image is large and ``watched`` is False.
     """
     with _told(), _open(stream, watched=watched) as image:
         ImageOps.exif_transpose(image, in_place=True)
@@ -73,10 +73,10 @@ def unpack(
 
 
 def shape(stream: Stream) -> tuple[int, int]:
-    """Width and height that the header declares, before any rotation.
+    """Return the width and height in the header, before any rotation.
 
     Raises:
-        UndecodableError: It is damaged, too large, or of another format.
+        UndecodableError: If the image is damaged or too large, or has an unsupported format.
     """
     with _told(), _open(stream, watched=True) as image:
         return image.size
@@ -84,8 +84,8 @@ def shape(stream: Stream) -> tuple[int, int]:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    # A damaged image makes Pillow raise almost anything (struct.error, SyntaxError, KeyError, ...)
-    # and warn about much that no user can mend.
+    # For a damaged image, Pillow raises almost any error (struct.error, SyntaxError, KeyError, ...)
+    # and emits warnings that users cannot act on.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -113,7 +113,7 @@ def _open(stream: Stream, *, watched: bool) -> Image.Image:
 
 
 def _cost(image: Image.Image, stream: Stream) -> int:
-    """Pixels that the decoder passes, of an image within the budgets."""
+    """Return the number of pixels that the decoder processes; raise an error above a limit."""
     pixels = math.prod(image.size)
     if pixels > MAX_PIXELS:
         raise UndecodableError(f"{image.width}x{image.height}: more than {MAX_PIXELS:,} pixels")
@@ -139,19 +139,19 @@ def _cost(image: Image.Image, stream: Stream) -> int:
 def _scans(stream: Stream) -> int:
     before = stream.tell()
     stream.seek(0)
-    # A scan begins with these bytes, which stand nowhere else but in previews.
+    # A scan begins with these bytes, which otherwise occur only in previews.
     scans = stream.read().count(b"\xff\xda")
     stream.seek(before)
     return scans
 
 
 def _eight_bit(image: Image.Image, channels: Channels) -> Image.Image:
-    """The image in mode L or RGB, whatever it was."""
+    """Convert an image of any mode to L or RGB."""
     mode: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image = _scaled(image)
     if image.has_transparency_data:
-        # Colours under transparent pixels are what nobody sees, so no model should.
+        # The colours of transparent pixels are invisible, so a model must not receive them.
         shown = image if image.mode == "RGBA" else image.convert("RGBA")
         paper = Image.new("RGBA", shown.size, "white")
         image = Image.alpha_composite(paper, shown)
@@ -159,7 +159,7 @@ def _eight_bit(image: Image.Image, channels: Channels) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Grey values of 16 bits as 8; Pillow's own conversion would make most of them white."""
+    """Scale grey values of 16 bits to 8; Pillow's own conversion would clip them to white."""
     if image.mode == "F":
         raise UndecodableError("pixels are floats, whose range is unknown")
     values = np.asarray(image)
@@ -174,7 +174,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _square(image: Image.Image, size: int, crop: float) -> Image.Image:
-    """Crop first and resample then: a strip of 1 x 60,000,000 pixels never becomes a large one."""
+    """Crop before resampling, so that a strip of 1 x 60,000,000 pixels is never enlarged."""
     side = max(1, round(min(image.size) * crop))
     left, top = ((length - side) // 2 for length in image.size)
     box = (left, top, left + side, top + side)

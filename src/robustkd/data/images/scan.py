@@ -1,6 +1,6 @@
-"""Folders with one folder a class, walked as if a stranger had packed them.
+"""Scanning of untrusted folders with one folder per class.
 
-The order of the classes, and so their numbers, is that of torchvision's ImageFolder: sorted names.
+The classes are numbered in the order of their sorted names, as in torchvision's ImageFolder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from robustkd.data.images.filenames import SortedNames
 from robustkd.data.images.listing import Folder, Listing, list_files, shown
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Those of torchvision's ImageFolder."""
+"""Extensions of torchvision's ImageFolder."""
 
 _MOST_LISTED = 5
 _MOST_TEXT = 1 << 24
@@ -25,15 +25,15 @@ _LONGEST_SHOWN = 200
 
 
 def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
-    """Names of the folders within ``root / part``, sorted.
+    """Return the sorted names of the folders within ``root / part``.
 
     Args:
         root: The data set's folder, with no link in its path.
         part: Folder below it.
 
     Raises:
-        InputError: It cannot be read, a name cannot be printed, or there is something that `scan`
-            refuses.
+        InputError: If the folder cannot be read, a name cannot be printed, or there is an entry
+            that `scan` refuses.
     """
     names = [name for name, is_folder in _entries(root, part) if is_folder]
     for name in names:
@@ -52,15 +52,15 @@ def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
 
 
 def read_text(path: Path, *, most: int) -> str:
-    """The content of a text file that may also be a pipe.
+    """Read a text file, which may also be a pipe.
 
     Args:
         path: The file.
-        most: Bytes that it may have.
+        most: Largest size in bytes.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is larger, or no UTF-8.
+        OSError: If the file cannot be read.
+        ValueError: If it is larger or not in UTF-8.
     """
     with path.open("rb") as file:
         content = file.read(most + 1)
@@ -70,15 +70,15 @@ def read_text(path: Path, *, most: int) -> str:
 
 
 def read_lines(path: Path, *, links: bool = True) -> tuple[str, ...]:
-    """The lines of a small text file.
+    """Read the lines of a small text file.
 
     Args:
         path: The file.
-        links: Whether the path is the user's own, which may be a link or a pipe; a file that we
-            look for in a folder must be there itself.
+        links: If True, the path was given by the user and may be a link or a pipe; if False, it
+            must be a regular file.
 
     Raises:
-        InputError: It is missing, large, or no text.
+        InputError: If the file is missing, too large, or not a text.
     """
     try:
         if links:
@@ -92,14 +92,14 @@ def read_lines(path: Path, *, links: bool = True) -> tuple[str, ...]:
 
 
 def read_class_names(path: Path, found: Sequence[str]) -> tuple[str, ...]:
-    """The classes in the order of a text file with one name a line.
+    """Read the order of the classes from a text file with one name per line.
 
     Args:
         path: The file.
         found: Names of the class folders.
 
     Raises:
-        InputError: The file cannot be read, or its lines are not exactly the class folders.
+        InputError: If the file cannot be read, or its lines are not exactly the class folders.
     """
     lines = read_lines(path)
     met: set[str] = set()
@@ -114,10 +114,10 @@ def read_class_names(path: Path, found: Sequence[str]) -> tuple[str, ...]:
 def check_same_classes(
     found: Sequence[str], expected: Sequence[str], *, it: str, other: str, advice: str
 ) -> None:
-    """Refuse classes that are not those of another place; their order does not matter.
+    """Raise an error if two places do not have the same classes, in any order.
 
     Raises:
-        InputError: One is missing or unknown.
+        InputError: If a class is missing or unknown.
     """
     missing, unknown = set(expected) - set(found), set(found) - set(expected)
     if missing:
@@ -129,11 +129,11 @@ def check_same_classes(
 
 
 def scan(root: Path, part: str, classes: Sequence[str]) -> Listing:
-    """Every image below ``root / part / CLASS``, class by class and sorted within a class.
+    """List every image below ``root / part / CLASS``, by class and sorted within a class.
 
-    Hidden entries and files without an image's extension are left out. Links to files within
-    ``root`` are followed; anything else that is neither a file nor a folder is refused, so that
-    there is no loop and nothing from elsewhere.
+    Hidden entries and files without the extension of an image are ignored. Links to files within
+    ``root`` are followed. Any other entry that is neither a file nor a folder is refused, so that
+    there are no loops and no files from outside.
 
     Args:
         root: The data set's folder, with no link in its path.
@@ -141,13 +141,13 @@ def scan(root: Path, part: str, classes: Sequence[str]) -> Listing:
         classes: Names of the class folders, in the order of their numbers.
 
     Raises:
-        InputError: A class has no image, or there is something that is refused.
+        InputError: If a class has no image, or an entry is refused.
     """
     return list_files(root, _walk(root, part, classes), classes=len(classes))
 
 
 def image_names(root: Path, path: str) -> list[str]:
-    """Names of the images directly in ``root / path``, sorted.
+    """Return the sorted names of the images directly in ``root / path``.
 
     Raises:
         InputError: As `scan`.
@@ -174,7 +174,7 @@ def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
 
 
 def _sorted_entries(root: Path, path: str) -> tuple[SortedNames, list[str]]:
-    """Names of the image files and of the folders in one folder."""
+    """Return the names of the image files and of the folders in one folder."""
     inner: list[str] = []
 
     def files() -> Iterator[str]:
@@ -188,7 +188,7 @@ def _sorted_entries(root: Path, path: str) -> tuple[SortedNames, list[str]]:
 
 
 def check_inside(root: Path, path: str) -> None:
-    """Refuse a folder that is reached through a link, or that has a link which leaves ``root``.
+    """Raise an error for a folder behind a link, or with a link that leaves ``root``.
 
     Raises:
         InputError: As `scan`.
@@ -198,7 +198,7 @@ def check_inside(root: Path, path: str) -> None:
 
 
 def _entries(root: Path, path: str) -> Iterator[tuple[str, bool]]:
-    """Names in a folder below ``root`` that are not hidden, and whether they are folders."""
+    """Yield the visible names in a folder below ``root``, and whether they are folders."""
     place = root / path
     try:
         with trees.Tree(root).folder(path) as folder, os.scandir(folder.descriptor) as entries:
@@ -206,7 +206,7 @@ def _entries(root: Path, path: str) -> Iterator[tuple[str, bool]]:
                 if not entry.name.startswith("."):
                     yield entry.name, _is_folder(entry, place / entry.name, root)
     except OSError as error:
-        # Unlike Path.is_symlink, it is false where the path is too long.
+        # Unlike Path.is_symlink, this is False for a path that is too long.
         if os.path.islink(place):
             raise _refusal(place, "is a link to a folder") from error
         raise InputError(
@@ -215,14 +215,14 @@ def _entries(root: Path, path: str) -> Iterator[tuple[str, bool]]:
 
 
 def _is_folder(entry: os.DirEntry[str], place: Path, root: Path) -> bool:
-    """Whether it is a folder; what is neither that nor a file within ``root`` is refused."""
+    """Return whether an entry is a folder; others than files within ``root`` are refused."""
     if entry.is_dir(follow_symlinks=False):
         return True
     if entry.is_symlink():
         goal = Path(os.path.realpath(place))
         if not goal.is_relative_to(root):
             raise _refusal(place, "is a link that leaves the folder")
-        # Unlike Path.is_file, it is false where a folder on the way may not be searched.
+        # Unlike Path.is_file, this is False if a parent folder may not be searched.
         if not os.path.isfile(goal):
             raise _refusal(place, "is a link to something else than a file")
     elif not entry.is_file():
@@ -235,12 +235,12 @@ def _refusal(place: Path, problem: str) -> InputError:
 
 
 def reason(error: Exception) -> str:
-    """Why something failed, on one line."""
+    """Return the reason of an error on one line."""
     return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def _some(names: set[str]) -> str:
-    """Some of the names in quotes, for one line."""
+    """Return some of the names in quotes, for one line."""
     first = nsmallest(_MOST_LISTED, names)
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
     return ", ".join(map(_quoted, first)) + more

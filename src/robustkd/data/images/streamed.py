@@ -1,4 +1,4 @@
-"""A data source of encoded images: streamed by workers, or decoded once where that fits."""
+"""Data source of encoded images, which are streamed or decoded once and kept in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from robustkd.data.in_memory import InMemory, pass_order, to_floats
 from robustkd.data.labelled import Labelled, first_rows
 
 MOST_UNDECODABLE = 0.01
-"""Share of a split's images that may be damaged; they are left out and named."""
+"""Largest share of damaged images in a split; they are left out and reported."""
 
 _NAMED = 5
 _AT_ONCE = 64
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Held(NamedTuple):
-    """A decoded split; the pixels of what could not be decoded are zero, and never shown."""
+    """A decoded split; the pixels of damaged images are zero and never used."""
 
     pixels: UInt8[Tensor, "n channels height width"]
     good: Bool[np.ndarray, " n"]
@@ -44,8 +44,8 @@ class Held(NamedTuple):
 class Pictures:
     """A `robustkd.core.types.DataSource` of encoded images.
 
-    Images that cannot be decoded are left out of the batches, counted and named; `size` and the
-    rows count them, so that a row means the same image whatever happens to others.
+    Images that cannot be decoded are left out of the batches and reported. They are included in
+    `size` and in the numbering of rows, so that a row always means the same image.
 
     Args:
         name: Short name, written into results.
@@ -53,11 +53,12 @@ class Pictures:
         parts: The three splits.
         image_size: Height and width.
         reading: How images are read.
-        augmentation: What `batches` applies when it is given a generator for it.
-        made: The split, where it is ours.
+        augmentation: Augmentation that `batches` applies if it receives a generator for it.
+        made: The held-out split, if the data set does not have its own.
 
     Raises:
-        InputError: There are fewer than two classes, a split is empty, or a label is no class.
+        InputError: If there are fewer than two classes, a split is empty, or a label is not a
+            class.
     """
 
     name: str
@@ -99,20 +100,20 @@ class Pictures:
 
     @property
     def crop(self) -> float:
-        """Share of each image's shorter side that is kept, of the centred square."""
+        """Share of the shorter side of each image that is kept, as a centred square."""
         return float(self.reading.crop)
 
     @property
     def streamed(self) -> bool:
-        """Whether images are decoded anew in every pass."""
+        """Whether images are decoded again in every epoch."""
         return self.reading.streams(sum(map(len, self.parts.values())), self.image_size)
 
     def size(self, split: Split) -> int:
-        """Number of images in ``split``, whether they can be decoded or not."""
+        """Return the number of images in ``split``, including damaged ones."""
         return len(self.parts[split])
 
     def undecodable(self, split: Split) -> dict[str, str]:
-        """Names of the images that were found to be damaged so far, with the reasons."""
+        """Return the names of the damaged images that were found so far, with the reasons."""
         part = self.parts[split]
         return {part.name(row): why for row, why in sorted(self._failed.get(split, {}).items())}
 
@@ -125,11 +126,11 @@ class Pictures:
         shuffle: torch.Generator | None = None,
         augment: torch.Generator | None = None,
     ) -> Iterator[Batch]:
-        """One pass over ``split``, as `robustkd.core.types.DataSource.batches` describes.
+        """Iterate once over ``split``, as `robustkd.core.types.DataSource.batches` describes.
 
         Raises:
-            UsageError: ``batch_size`` is below 1.
-            InputError: While it goes on: too many images cannot be decoded.
+            UsageError: If ``batch_size`` is below 1.
+            InputError: During the iteration, if too many images cannot be decoded.
         """
         order = pass_order(self.size(split), batch_size, shuffle).numpy()
         return self._pass(split, order, batch_size, device, augment)
@@ -142,10 +143,10 @@ class Pictures:
         test: int | None = None,
         seed: int = 0,
     ) -> Pictures:
-        """The same source with fewer images; see `robustkd.data.InMemory.subset`.
+        """Return a subset of the source; see `robustkd.data.InMemory.subset`.
 
         Raises:
-            UsageError: A number is out of range.
+            UsageError: If a number is out of range.
         """
         wanted: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
         return replace(
@@ -153,10 +154,10 @@ class Pictures:
         )
 
     def in_memory(self) -> InMemory:
-        """The same images decoded, without those that cannot be.
+        """Return the decoded images, without damaged ones, as a source in memory.
 
         Raises:
-            InputError: Too many cannot be decoded.
+            InputError: If too many images cannot be decoded.
         """
         held: dict[str, Labelled] = {}
         for split, part in self.parts.items():
@@ -202,7 +203,7 @@ class Pictures:
             yield Decoded(pixels[torch.from_numpy(rows)].numpy(), rows, [])
 
     def _hold(self, split: Split) -> Held:
-        """The decoded split, kept from the first time on."""
+        """Decode a split on first use and keep it."""
         if split not in self._held:
             n = self.size(split)
             held = Held(
@@ -217,7 +218,7 @@ class Pictures:
         return self._held[split]
 
     def _note(self, split: Split, failures: Iterable[tuple[int, str]]) -> None:
-        """Name what is damaged, and stop when it is too much."""
+        """Report damaged images, and raise an error if there are too many."""
         part, known = self.parts[split], self._failed.setdefault(split, {})
         for row, why in failures:
             if row in known:
@@ -249,10 +250,10 @@ class Pictures:
 
 
 def split_text(source: DataSource) -> Iterator[str] | None:
-    """The split of a source as JSON, where it is ours and not the data set's own.
+    """Return the held-out split of a source as JSON; None if the data set has its own splits.
 
-    Written to a file, it is what `Reading.split` takes. It comes in pieces, so that the names of a
-    large split need not be in memory together.
+    A file with this text can be given as `Reading.split`. The text is generated in pieces, so that
+    the names of a large split are never in memory together.
     """
     if not isinstance(source, Pictures) or source.made is None:
         return None

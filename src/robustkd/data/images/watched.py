@@ -1,6 +1,6 @@
-"""Large images are decoded by a process whose time and memory are limited; see `watched_child`.
+"""Decoding of large images in a child process with limited time and memory, `watched_child`.
 
-There is one such process for each process that decodes, started when the first large image comes.
+Each decoding process has one such child, which is started for the first large image.
 """
 
 from __future__ import annotations
@@ -33,24 +33,25 @@ _CHILD = Path(__file__).with_name("watched_child.py")
 def unpack(
     content: bytes, *, size: int, channels: Channels, crop: float
 ) -> UInt8[np.ndarray, "channels {size} {size}"]:
-    """As `robustkd.data.images.pixels.unpack`, in the other process.
+    """Run `robustkd.data.images.pixels.unpack` in the child process.
 
     Raises:
-        UndecodableError: It is damaged or of another format, or takes too long or too much memory.
-        InputError: There can be no such process.
+        UndecodableError: If the image is damaged, has an unsupported format, or takes too much
+            time or memory.
+        InputError: If the process cannot be started.
     """
     answer = _ask(REQUEST.pack(size, channels, crop, len(content)), content)
     return np.frombuffer(answer, dtype=np.uint8).reshape(channels, size, size)
 
 
 def shape(content: bytes) -> tuple[int, int]:
-    """As `robustkd.data.images.pixels.shape`, in the other process."""
+    """Run `robustkd.data.images.pixels.shape` in the child process."""
     width, height = SHAPE.unpack(_ask(REQUEST.pack(0, 1, 1.0, len(content)), content))
     return width, height
 
 
 class _Child:
-    """A process that decodes, with pipes to and from it."""
+    """The child process, with pipes to and from it."""
 
     def __init__(self) -> None:
         packages = {str(Path(str(package.__file__)).parents[1]) for package in (np, PIL, jaxtyping)}
@@ -60,17 +61,17 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # Threads of a library would take their stacks from the memory that is granted.
+            # The stacks of library threads would use up the limited memory.
             env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             cwd=Path(__file__).anchor,
         )
 
     def ask(self, head: bytes, content: bytes) -> tuple[bool, bytes]:
-        """One request and its answer.
+        """Send one request and return the answer.
 
         Raises:
-            EOFError: It has died.
-            TimeoutError: It does not answer.
+            EOFError: If the process has died.
+            TimeoutError: If the process does not answer.
         """
         target, source = _pipe(self.process.stdin), _pipe(self.process.stdout)
         try:
@@ -85,7 +86,7 @@ class _Child:
         return bool(refused), _exactly(source, length)
 
     def end(self) -> int:
-        """Stop it, and say how it ended."""
+        """Stop the process, and return its exit code."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(1)
         self.process.kill()
@@ -102,7 +103,7 @@ def _ask(head: bytes, content: bytes) -> bytes:
     own = os.getpid()
     try:
         if own not in _children:
-            # A forked process does not share the pipes of its parent.
+            # A forked process must not use the pipes of its parent.
             _children[own] = _Child()
             atexit.register(_end_own, own)
         refused, answer = _children[own].ask(head, content)
@@ -118,7 +119,7 @@ def _ask(head: bytes, content: bytes) -> bytes:
             f"no process for decoding large images can be started: {reason}"
         ) from error
     except BaseException:
-        # Whoever was interrupted would take the late answer for that of the next image.
+        # After an interrupt, a late answer would be taken for that of the next image.
         _end_own(own)
         raise
     if refused:
@@ -127,13 +128,13 @@ def _ask(head: bytes, content: bytes) -> bytes:
 
 
 def _death(code: int) -> Exception:
-    """What it means that the process ended with a code."""
+    """Return the error for an exit code of the process."""
     if code == -signal.SIGXCPU:
         return UndecodableError(f"it takes more than {MOST_SECONDS} seconds")
     if code == -signal.SIGKILL:
         return InputError(
             "the process that decodes large images was killed from outside: memory ran out, or "
-            "somebody stopped it; make room, or use fewer --workers"
+            "it was stopped; free some memory, or use fewer --workers"
         )
     if code < 0:
         return UndecodableError(f"it crashes the decoder (signal {-code})")

@@ -1,6 +1,6 @@
-"""The process that decodes large images: limited in time and memory, and without the package.
+"""Child process that decodes large images with limited time and memory, without the package.
 
-It is run as a file. For every request on standard input it writes one answer to standard output.
+It is run as a script. For every request on standard input it writes one answer to standard output.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pathlib import Path
 from types import ModuleType
 
 REQUEST = struct.Struct(">IBdQ")
-"""Side of the result, or 0 to ask for that of the image; channels; crop; bytes that follow."""
+"""Request: size of the result, or 0 to ask for the shape; channels; crop; bytes that follow."""
 ANSWER = struct.Struct(">BQ")
-"""Whether it is a reason for a refusal; bytes that follow."""
+"""Answer: whether it is the reason of a refusal; bytes that follow."""
 SHAPE = struct.Struct(">II")
 
 
 def serve(memory: int, seconds: int) -> None:
-    """Answer requests until there are no more.
+    """Answer requests until the input ends.
 
     Args:
-        memory: Bytes of address space.
-        seconds: Processor time of each request.
+        memory: Largest address space in bytes.
+        seconds: Largest processor time of each request.
     """
     pixels = _sibling("pixels")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -61,12 +61,12 @@ def _answer(
 
 
 def _sibling(name: str) -> ModuleType:
-    """A module beside this file; importing the package would load torch."""
+    """Import a module of this folder directly, because importing the package would load torch."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     if spec is None or spec.loader is None:
         raise ImportError(name)
     module = importlib.util.module_from_spec(spec)
-    # Annotations look their module up.
+    # The module must be registered for its annotations to be resolved.
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

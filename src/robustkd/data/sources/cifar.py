@@ -37,7 +37,7 @@ def load_cifar10(root: Path | None = None) -> InMemory:
             environment variable ROBUSTKD_DATA names, then ``~/.cache/robustkd``, then downloads.
 
     Raises:
-        InputError: The files are missing or damaged.
+        InputError: If the files are missing or damaged.
     """
     from torchvision.datasets import CIFAR10
 
@@ -50,7 +50,7 @@ def load_cifar100(root: Path | None = None) -> InMemory:
     Splits and ``root`` are as with `load_cifar10`; the folder is ``cifar-100-python``.
 
     Raises:
-        InputError: The files are missing or damaged.
+        InputError: If the files are missing or damaged.
     """
     from torchvision.datasets import CIFAR100
 
@@ -60,13 +60,13 @@ def load_cifar100(root: Path | None = None) -> InMemory:
 def _load(
     name: str, title: str, reader: type[torchvision.datasets.CIFAR10], mark: str, root: Path | None
 ) -> InMemory:
-    """Read with torchvision, which compares checksums before it unpickles anything."""
+    """Read the files with torchvision, which verifies checksums before unpickling."""
     official = Official(
         title, reader.base_folder, (mark,), lambda cache: reader(str(cache), download=True)
     )
     place = official.locate(root)
     with official.reading(place), warnings.catch_warnings():
-        # The pickles are of a time whose numpy today's numpy warns about.
+        # Current numpy warns about the old numpy version of these pickles.
         warnings.simplefilter("ignore")
         parts = [reader(str(place), train=train) for train in (True, False)]
         everything, test = (_labelled(part.data, part.targets) for part in parts)

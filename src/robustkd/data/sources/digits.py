@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: real data without a download."""
+"""Handwritten digits bundled with scikit-learn: real data without a download."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _SPLIT_SEED = 0
 def load_digits(root: Path | None = None) -> InMemory:
     """The 1,797 digits of the UCI optical recognition set, enlarged from 8x8 to 16x16.
 
-    Train 1,200 / validation 240 / test 357 images of 1 x 16 x 16, always the same, each split
-    with the ten classes in equal shares. scikit-learn bundles only the test part of the original
-    set, so these splits are ours and results do not compare with those on the original ones.
+    The fixed splits have 1,200 training, 240 validation and 357 test images of 1 x 16 x 16, each
+    with equal shares of the ten classes. scikit-learn bundles only the test part of the original
+    set, so the splits are ours, and results cannot be compared with those on the original splits.
 
     Args:
-        root: Must be None; it is here because every source has it.
+        root: Must be None; the argument exists because every source has it.
 
     Raises:
-        UsageError: ``root`` is given.
+        UsageError: If ``root`` is given.
     """
     if root is not None:
         raise UsageError(

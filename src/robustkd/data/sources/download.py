@@ -1,4 +1,4 @@
-"""Where the files of a public data set are: given, found, or fetched by torchvision."""
+"""Locating the files of public data sets, and downloading them by torchvision."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DATA_VARIABLE = "ROBUSTKD_DATA"
 
 @contextlib.contextmanager
 def downloading(refusal: Callable[[str], InputError]) -> Iterator[None]:
-    """Let torchvision download within the block; a failure becomes one line.
+    """Handle the output and the errors of a download by torchvision.
 
     Args:
-        refusal: Makes the error from the reason.
+        refusal: Function that makes the error from the reason.
 
     Raises:
-        InputError: The download failed.
+        InputError: If the download fails.
     """
     try:
         # torchvision prints its progress to stdout, which is for results.
@@ -36,13 +36,13 @@ def downloading(refusal: Callable[[str], InputError]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Official:
-    """A data set that torchvision knows by the name of its folder.
+    """A data set that torchvision can download.
 
     Attributes:
-        title: What people call it.
-        folder: Name of the folder that its archive unpacks to.
-        marks: Paths within this folder that show that it is there.
-        fetch: Downloads it below a folder and unpacks it.
+        title: Name of the data set, for messages.
+        folder: Name of the folder in its archive.
+        marks: Paths within this folder that must exist.
+        fetch: Function that downloads the data set into a folder and unpacks it.
     """
 
     title: str
@@ -51,15 +51,15 @@ class Official:
     fetch: Callable[[Path], object]
 
     def locate(self, root: Path | None) -> Path:
-        """The folder in which `folder` is.
+        """Return the folder that contains `folder`.
 
         Args:
             root: That folder, or `folder` itself; nothing else is searched. None searches the
-                folder that the environment variable ROBUSTKD_DATA names, then
-                ``~/.cache/robustkd``, then downloads to there.
+                folder in the environment variable ROBUSTKD_DATA, then ``~/.cache/robustkd``, and
+                then downloads to the latter.
 
         Raises:
-            InputError: It is nowhere, and the download fails.
+            InputError: If the data set is not found and the download fails.
         """
         if root is not None:
             itself = Path(os.path.abspath(root))
@@ -92,13 +92,13 @@ class Official:
         return cache
 
     def check_marks(self, root: Path) -> None:
-        """Refuse tables and folders of the data set that are links, since they may lead elsewhere.
+        """Raise an error for tables and folders of the data set that are links.
 
         Args:
             root: The data set's folder.
 
         Raises:
-            InputError: One of `marks`, or a folder on the way to it, is a link.
+            InputError: If one of `marks`, or one of its parent folders, is a link.
         """
         for mark in self.marks:
             place = root
@@ -109,10 +109,10 @@ class Official:
 
     @contextlib.contextmanager
     def reading(self, place: Path) -> Iterator[None]:
-        """What torchvision's reader raises within the block becomes one line.
+        """Turn errors of torchvision's reader into one-line messages.
 
         Raises:
-            InputError: The files are damaged.
+            InputError: If the files are damaged.
         """
         try:
             yield

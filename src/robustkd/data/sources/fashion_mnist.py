@@ -43,21 +43,21 @@ _SPLIT_SEED = 0
 
 
 def load_fashion_mnist(root: Path | None = None, *, download: bool = True) -> InMemory:
-    """Train 55,000 / validation 5,000 / test 10,000 images of 1 x 28 x 28.
+    """Fashion-MNIST: train 55,000 / validation 5,000 / test 10,000 of 1 x 28 x 28, ten classes.
 
     The test split is the official one; validation is a fixed twelfth of the official training
     images, with the classes in equal shares.
 
     Args:
         root: Folder with the four IDX files, gzipped or not, or with them in ``fashion-mnist/`` or
-            ``FashionMNIST/raw/``. None searches such folders within the one that the environment
-            variable ROBUSTKD_DATA names, then where Debian's package dataset-fashion-mnist puts
-            them, then ``~/.cache/robustkd``.
-        download: Whether torchvision may fetch the files to ``~/.cache/robustkd`` when the search
-            finds none; never done when ``root`` is given.
+            ``FashionMNIST/raw/``. None searches the folder in the environment variable
+            ROBUSTKD_DATA, that of Debian's package dataset-fashion-mnist, and
+            ``~/.cache/robustkd``.
+        download: If True, torchvision downloads missing files to ``~/.cache/robustkd``; never
+            done if ``root`` is given.
 
     Raises:
-        InputError: Files are missing, damaged, of another shape, or do not belong together.
+        InputError: If files are missing or damaged, have another shape, or do not fit together.
     """
     folder = _search(download) if root is None else _find_in(root)
     official, test = (_read(folder, part) for part in _PARTS)
@@ -74,7 +74,7 @@ def load_fashion_mnist(root: Path | None = None, *, download: bool = True) -> In
 
 
 def _find_in(root: Path) -> Path:
-    """The folder with the files within ``root``; nowhere else, since the user chose it."""
+    """Return the folder with the files within ``root``; no other place is searched."""
     searched = [root, *(root / layout for layout in _LAYOUTS)]
     folder = _first_complete(searched)
     if folder is None:
@@ -129,7 +129,7 @@ def _file(folder: Path, stem: str) -> Path | None:
 
 
 def _read(folder: Path, part: str) -> Labelled:
-    """The images and labels of one official part, ``train`` or ``t10k``."""
+    """Read the images and labels of one official part, ``train`` or ``t10k``."""
     paths = [_file(folder, stem) or folder / stem for stem in _STEMS if stem.startswith(part)]
     images, labels = (read_idx(path, max_bytes=_MAX_BYTES) for path in paths)
     if images.shape[1:] != (_SIDE, _SIDE) or labels.shape != images.shape[:1]:

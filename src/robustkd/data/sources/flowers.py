@@ -31,7 +31,7 @@ def load_flowers102(root: Path | None = None, reading: Reading | None = None) ->
         reading: How images are read.
 
     Raises:
-        InputError: The files are missing or damaged.
+        InputError: If the files are missing or damaged.
     """
     from torchvision.datasets import Flowers102
 
@@ -45,7 +45,7 @@ def load_flowers102(root: Path | None = None, reading: Reading | None = None) ->
     root = Path(os.path.realpath(place / _FOLDER))
     official.check_marks(root)
     with official.reading(place):
-        # The reader's own tables; it has no public ones.
+        # Private tables of the reader, which has no public ones.
         readers = [Flowers102(str(place), split=split) for split in ("train", "val", "test")]
         train, validation, test = (
             listed(

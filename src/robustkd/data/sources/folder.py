@@ -1,4 +1,4 @@
-"""Folders of images: one folder a class, within ``train``, ``val`` and ``test`` or directly."""
+"""Folders of images with one folder per class, within ``train``, ``val`` and ``test`` or not."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _ANNOTATED = "val/images"
 
 
 def load_folder(path: Path, reading: Reading | None = None) -> Pictures:
-    """Images of your own: ``train/CLASS/``, with ``val/`` and ``test/`` or without, or ``CLASS/``.
+    """Your own images in ``train/CLASS/``, optionally ``val/`` and ``test/``, or in ``CLASS/``.
 
-    A split that has no folder is a fixed random tenth of every class of the training images. The
-    classes are numbered by their sorted names, as torchvision's ImageFolder does. Folders like
-    Tiny-ImageNet's, where a file tells the classes of ``val``, are known too: its ``val`` is our
+    A split without a folder is a fixed random tenth of every class of the training images. Classes
+    are numbered in the order of their sorted names, as in torchvision's ImageFolder. The layout of
+    Tiny-ImageNet, with a file for the classes of ``val``, is supported too: its ``val`` is the
     test split, since its ``test`` has no labels.
 
     Args:
@@ -45,8 +45,8 @@ def load_folder(path: Path, reading: Reading | None = None) -> Pictures:
         reading: How images are read.
 
     Raises:
-        UsageError: The images have several sizes and none was chosen.
-        InputError: The folder is missing, or not of this form, or holds what leads out of it.
+        UsageError: If the images have several sizes and none was chosen.
+        InputError: If the folder is missing, has another layout, or contains links that leave it.
     """
     root = Path(os.path.realpath(path))
     if not os.path.isdir(root):
@@ -55,7 +55,7 @@ def load_folder(path: Path, reading: Reading | None = None) -> Pictures:
 
 
 def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
-    """The source in a folder; see `load_folder`.
+    """Make the data source of a folder; see `load_folder`.
 
     Args:
         name: Short name of the source.
@@ -86,7 +86,7 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
 
 
 def _given(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[HeldOut, Encoded]:
-    """The splits besides train that have folders of their own."""
+    """Return the splits other than train that have a folder."""
     if "val" in found and os.path.lexists(root / _ANNOTATIONS):
         return {"test": _annotated(root, classes)}
     given: dict[HeldOut, Encoded] = {}
@@ -103,7 +103,7 @@ def _given(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[Hel
 
 
 def _annotated(root: Path, classes: Sequence[str]) -> Listing:
-    """Images in one folder whose classes stand in a table: file, class, and more, by tabs."""
+    """List images in one folder whose classes are in a table: file, class, and more, by tabs."""
     path = root / _ANNOTATIONS
     number = {name: label for label, name in enumerate(classes)}
     class_of = dict(

@@ -29,8 +29,8 @@ def load_gtsrb(root: Path | None = None, reading: Reading | None = None) -> Pict
     """GTSRB: traffic signs of 43 classes, of 3 x 32 x 32 unless a size is chosen.
 
     The test split is the official one; validation is a fixed tenth of every class of the official
-    training images. Classes are called by their official numbers. Training never mirrors: a
-    mirrored sign is another one.
+    training images. Classes are named by their official numbers. Images are never mirrored in
+    training, because a mirrored sign can be another one.
 
     Args:
         root: Folder that holds ``gtsrb``; None searches the folder that the environment variable
@@ -38,7 +38,7 @@ def load_gtsrb(root: Path | None = None, reading: Reading | None = None) -> Pict
         reading: How images are read.
 
     Raises:
-        InputError: The files are missing or damaged.
+        InputError: If the files are missing or damaged.
     """
     from torchvision.datasets import GTSRB
 
@@ -52,7 +52,7 @@ def load_gtsrb(root: Path | None = None, reading: Reading | None = None) -> Pict
     root = Path(os.path.realpath(place / "gtsrb"))
     official.check_marks(root)
     with official.reading(place):
-        # The reader's own table; it has no public one.
+        # A private table of the reader, which has no public one.
         train, test = (
             listed(place / "gtsrb", GTSRB(str(place), split=split)._samples, real=root)
             for split in ("train", "test")
@@ -71,16 +71,16 @@ def load_gtsrb(root: Path | None = None, reading: Reading | None = None) -> Pict
 
 
 def listed(root: Path, samples: Sequence[tuple[str, int]], *, real: Path) -> Listing:
-    """The files that a reader of torchvision found below ``root``, in its order.
+    """List the files that a reader of torchvision has found below ``root``, in its order.
 
     Args:
-        root: The folder as the reader knows it.
+        root: The folder as given to the reader.
         samples: Path and class of each file.
         real: The same folder, with no link in its path.
 
     Raises:
-        ValueError: A file is not below ``root``.
-        InputError: There is a link that leaves it.
+        ValueError: If a file is not below ``root``.
+        InputError: If there is a link that leaves it.
     """
     paths = [(Path(path).relative_to(root), label) for path, label in samples]
     if any(".." in path.parts for path, _ in paths):

@@ -1,9 +1,8 @@
 """Data sets of the Hugging Face hub, as ``hf:NAME@REVISION``; needs ``pip install robustkd[hf]``.
 
-The revision is part of the name because a name alone means something else tomorrow. The images are
-taken as they are encoded and decoded by `robustkd.data.images.decode`, like those of a folder. A
-data set that is a script is refused: versions of the library below 4, which would run it, are not
-accepted.
+The revision is required because the content of a name can change. Encoded images are decoded by
+`robustkd.data.images.decode`, like those of a folder. Data sets that are scripts are refused:
+versions of the library below 4, which would run them, are not accepted.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
 PREFIX = "hf:"
 
 _FORMATS = ("parquet", "arrow")
-"""Tables; the library's other readers unpack archives, or load tensors, of a stranger's choice."""
+"""Accepted table formats; the library's other readers unpack archives or load tensors."""
 _MOST_ROWS = 1 << 24
 _LEAST_BYTES = 32
-"""No encoded image is smaller."""
+"""Smallest size of an encoded image in bytes."""
 _ROWS_BESIDE = 1000
 _NAME = re.compile(r"hf:(?P<name>[^@]+)@(?P<revision>[^@]+)")
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -49,7 +48,7 @@ _SPELLINGS: Mapping[str, HeldOut] = {
 
 @dataclass(frozen=True, eq=False)
 class HubImages:
-    """The images of one split; Arrow maps them from disk, so they take no memory."""
+    """Images of one split, which Arrow maps from disk, so that they take no memory."""
 
     split: str
     table: datasets.Dataset = field(repr=False)
@@ -59,28 +58,28 @@ class HubImages:
     def open(self, row: int) -> io.BytesIO:
         """The encoded bytes of an image."""
         content = self.table[row][self.column]["bytes"]
-        # Without bytes there is a path, and a stranger's path is not ours to open.
+        # An entry without bytes has a path, which is untrusted and not opened.
         if not isinstance(content, bytes):
             raise OSError("the data set holds no bytes for it")
         return io.BytesIO(content)
 
     def name(self, row: int) -> str:
-        """Split and number."""
+        """Return split and row."""
         return f"{self.split}/{row}"
 
 
 def load_hub(name: str, reading: Reading | None = None) -> Pictures:
     """A data set of the Hugging Face hub with one column of images and one of classes.
 
-    A split that it lacks is a fixed random tenth of every class of its training images.
+    A missing split is a fixed random tenth of every class of the training images.
 
     Args:
         name: ``hf:NAME@REVISION``, e.g. ``hf:user/flowers@1f0c2b7`` with a commit, tag or branch.
-        reading: How images are read; ``classes`` is not offered, as the data set brings its order.
+        reading: How images are read; ``classes`` is not supported, since the data set has an order.
 
     Raises:
-        UsageError: The name has another form, or the extra is not installed.
-        InputError: It cannot be had, or has not the columns and splits that are needed.
+        UsageError: If the name has another form, or the extra is not installed.
+        InputError: If the data set cannot be loaded, or lacks the necessary columns or splits.
     """
     form = _NAME.fullmatch(name)
     if form is None:
@@ -129,17 +128,17 @@ def _fetch(name: str, revision: str) -> Mapping[str, Any]:
         builder.download_and_prepare(dl_manager=_checking(builder))
         found: Mapping[str, Any] = builder.as_dataset()
         _check_rows(sum(map(len, found.values())))
-    # It raises its own and other libraries' errors, of no common kind.
+    # Its own errors and those of other libraries have no common base class.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{PREFIX}{shown(name)}@{shown(revision)} cannot be had: {shown(reason)}"
+            f"{PREFIX}{shown(name)}@{shown(revision)} cannot be loaded: {shown(reason)}"
         ) from error
     return found
 
 
 def _checking(builder: datasets.DatasetBuilder) -> datasets.DownloadManager:
-    """The library's downloads, of which tables are looked at before they are unfolded."""
+    """Return a download manager that checks tables before they are read."""
     import datasets
 
     # The library has no type information.
@@ -171,10 +170,10 @@ def _paths(found: object) -> Iterator[str]:
 
 
 def _check_tables(paths: Iterable[str]) -> None:
-    """Refuse Parquet files of far more rows than images can be in their bytes.
+    """Raise an error for a Parquet file with more rows than images fit into its bytes.
 
     Raises:
-        ValueError: There are more.
+        ValueError: If there are more.
     """
     from pyarrow import parquet
 
@@ -197,11 +196,11 @@ def _check_rows(rows: int) -> None:
 
 
 def _builder(name: str, revision: str) -> datasets.DatasetBuilder:
-    """The library's reader of a data set of the hub, never of a folder on this machine.
+    """Return the library's reader of a data set of the hub, never of a local folder.
 
     Raises:
-        ValueError: The name is not one of the hub, or there is something of that name here, which
-            the library would take instead and without a look at the revision.
+        ValueError: If the name is not one of the hub, or there is a local folder of that name,
+            which the library would use instead, ignoring the revision.
     """
     import datasets
 
@@ -214,7 +213,7 @@ def _builder(name: str, revision: str) -> datasets.DatasetBuilder:
 
 
 def _columns(name: str, features: Mapping[str, object]) -> tuple[str, str]:
-    """Names of the only column of images and of the only column of classes."""
+    """Return the names of the only column of images and of the only column of classes."""
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
     chosen = []
     for kind in ("Image", "ClassLabel"):

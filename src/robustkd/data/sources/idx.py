@@ -1,7 +1,7 @@
-"""IDX files, the format of MNIST and its kin, read as if somebody had tampered with them.
+"""Reader of untrusted IDX files, the format of MNIST.
 
-Two zero bytes, a type code, the number of dimensions, each dimension as a big-endian 32-bit
-number, then the values (Yann LeCun, http://yann.lecun.com/exdb/mnist/).
+The format is: two zero bytes, a type code, the number of dimensions, each dimension as a big-endian
+32-bit number, then the values (Yann LeCun, http://yann.lecun.com/exdb/mnist/).
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
 _MAX_DIMENSIONS = 4
 _DEFLATE_LIMIT = 1032
-"""Deflate never shrinks data by more than this factor, so a file bounds what is inside."""
+"""Largest compression ratio of Deflate, which limits the content of a file by its size."""
 _CHUNK = 1 << 18
 
 
 def read_idx(path: Path, *, max_bytes: int = 1 << 30) -> UInt8[np.ndarray, "*shape"]:
-    """Read an IDX file of unsigned bytes, gzipped or not (its first bytes tell, not its name).
+    """Read an IDX file of unsigned bytes, gzipped or not (recognised by its first bytes).
 
-    The declared size is compared with ``max_bytes`` and with the file before anything is
-    allocated, and no more than the declared size is ever unpacked; memory stays below the
-    declared size plus about a MiB.
+    The declared size is compared with ``max_bytes`` and with the file before memory is allocated.
+    No more than the declared size is unpacked, so that the memory is at most the declared size plus
+    about 1 MiB.
 
     Args:
         path: The file.
-        max_bytes: Most values to accept, each of one byte.
+        max_bytes: Largest accepted number of values, each of one byte.
 
     Returns:
-        A writable array of the declared shape, of one to four dimensions, none of them empty.
+        A writable array of the declared shape, with one to four dimensions, none of them empty.
 
     Raises:
-        InputError: The file is missing, unreadable, damaged, too large, or of another format.
+        InputError: If the file is missing, unreadable, damaged, too large, or of another format.
     """
     if not path.is_file():
         problem = "is not a regular file" if path.exists() else "does not exist"
@@ -69,20 +69,20 @@ def _read(stream: io.BufferedIOBase, path: Path, limit: int) -> UInt8[np.ndarray
         )
     values = np.empty(declared, dtype=np.uint8)
     found = 0
-    # In chunks, because GzipFile builds a copy of whatever is asked of it at once.
+    # In chunks, because GzipFile copies each requested piece.
     while chunk := stream.read(min(_CHUNK, declared - found)):
         values[found : found + len(chunk)] = np.frombuffer(chunk, dtype=np.uint8)
         found += len(chunk)
     if found < declared:
         raise _refusal(path, f"ends after {found} values, expected the {declared} it declares")
-    # Reading on also makes gzip compare its checksum.
+    # Reading to the end makes gzip verify its checksum.
     if stream.read(1):
         raise _refusal(path, f"goes on after the {declared} values it declares")
     return values.reshape(shape)
 
 
 def _read_header(stream: io.BufferedIOBase, path: Path) -> tuple[int, ...]:
-    """The shape, once the first four bytes are those of an IDX file that we can read."""
+    """Read the shape, after a check that the header is that of a supported IDX file."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
         raise _refusal(path, f"begins with {magic.hex() or 'nothing'}, expected 0000 of IDX")

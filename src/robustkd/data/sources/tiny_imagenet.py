@@ -32,7 +32,7 @@ def load_tiny_imagenet(root: Path | None = None, reading: Reading | None = None)
         reading: How images are read.
 
     Raises:
-        InputError: The files are missing or damaged.
+        InputError: If the files are missing or damaged.
     """
     from torchvision.datasets.utils import download_and_extract_archive
 

@@ -1,7 +1,7 @@
 """Families of universal transformations that hardening trains the student against.
 
-A new family is one function and one row of :data:`FAMILIES`. Bounds are changes at which a person
-still sees the same picture; none was chosen by looking at a triggered image.
+A new family is one function and one row of :data:`FAMILIES`. The bounds are chosen so that a person
+still recognises the image; none was chosen with triggered images.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class FamilyRow:
 
     Attributes:
         summary: What it changes, and by how much at most.
+        make: Function that makes the family for a number of classes and a shape of images
+            (channels, height, width).
         stage: Place in a composition: 0 moves pixels, 1 changes their values.
-        make: Makes the family for a number of classes and a shape of images (channels, height,
-            width).
     """
 
     summary: str
@@ -113,13 +113,13 @@ FAMILIES: dict[str, FamilyRow] = {
 
 
 def make_family(name: str, classes: int, image: Shape, random: torch.Generator) -> nn.Module:
-    """Make the family of a name.
+    """Make a family by its name.
 
     Args:
         name: A row of :data:`FAMILIES`.
         classes: Number of classes.
         image: Channels, height and width of the images.
-        random: Source of the first members.
+        random: Generator of the initial parameters.
 
     Raises:
         UsageError: If there is none; the message suggests the nearest name.

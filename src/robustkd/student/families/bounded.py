@@ -1,4 +1,4 @@
-"""One bounded transformation for each class, stepped by the sign of its averaged gradient."""
+"""Bounded transformations, one for each class, updated by the sign of averaged gradients."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from robustkd.core.types import Images, Labels
 
 STEP = 0.1
-"""Length of a step, as a share of the range of what is stepped."""
+"""Step size, as a share of the range of the parameters."""
 MOMENTUM = 0.9
-"""Weight of the earlier gradients: one batch shows each class a few images only."""
+"""Momentum of the gradients, since one batch has only a few images for each class."""
 
 Shape: TypeAlias = tuple[int, int, int]
 Transformation: TypeAlias = Callable[[Images, Tensor], Images]
@@ -28,7 +28,7 @@ class Family(Protocol):
         """Transform every image by the member of the class that it is driven to."""
 
     def advance(self, scale: float) -> None:
-        """Step every member that was used up its gradient, within ``scale`` times its bound."""
+        """Update every used member along its gradient, within ``scale`` times its bound."""
 
     def bound(self, scale: float) -> None:
         """Project every member onto ``scale`` times its bound."""
@@ -43,7 +43,7 @@ class Bounded(nn.Module):
         bound: Largest absolute value of the parameters: one number, or one for each.
         transform: Function of images and one set of parameters for each image; zero parameters
             should leave images as they are.
-        random: Source of the first parameters, which are uniform in the box.
+        random: Generator of the initial parameters, which are uniform in the box.
     """
 
     members: Float[Tensor, classes * shape]
@@ -73,9 +73,9 @@ class Bounded(nn.Module):
         return self.transform(images, self.members[toward])
 
     def advance(self, scale: float) -> None:
-        """Step by the sign of the averaged gradient; members that were not used stay.
+        """Update by the sign of the averaged gradient; members that were not used are unchanged.
 
-        Every gradient counts for its direction and not for its size.
+        Gradients are normalised before they are averaged.
         """
         gradient = gradient_of(self.members)
         size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
@@ -93,7 +93,7 @@ class Bounded(nn.Module):
 
 
 class Chain(nn.Module):
-    """Families applied one after another, all stepped by the same gradient."""
+    """Families that are applied one after another and updated by the same gradient."""
 
     def __init__(self, *families: nn.Module) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Chain(nn.Module):
         return images
 
     def advance(self, scale: float) -> None:
-        """Step the members of every family."""
+        """Update the members of every family."""
         for family in members_of(self.families):
             family.advance(scale)
 
@@ -117,10 +117,10 @@ class Chain(nn.Module):
 
 
 def members_of(families: nn.ModuleList) -> list[Family]:
-    """The families of a list of modules."""
+    """Return the modules of a list as families."""
     return [cast(Family, family) for family in families]
 
 
 def gradient_of(stepped: Tensor) -> Tensor:
-    """The gradient; zero where there is none, or where half precision has overflowed."""
+    """Return the gradient, with zero for a missing or non-finite one."""
     return torch.zeros_like(stepped) if stepped.grad is None else stepped.grad.nan_to_num()

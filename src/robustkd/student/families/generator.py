@@ -4,11 +4,11 @@ r"""A small network for each class that changes colours, light and texture.
 
 with the coordinates u and v of every pixel, a 5 x 5 kernel :math:`W_1`, and a 3 x 3 kernel
 :math:`W_2`. Tone curves, colour changes, uneven light, filters and smooth additions are close to
-special cases, so a student that resists the generator resists many changes that it was never told
-of. It moves nothing: geometric changes need a family of their own.
+special cases, so a student that resists the generator resists many changes that it was not trained
+on. The generator does not move pixels: geometric changes need a family of their own.
 
-Ours. Perturbations from a generator network: Poursaeed et al. 2018, arXiv 1712.02328, whose
-generator is trained against a fixed classifier and makes one additive perturbation.
+The family is ours. Related work: Poursaeed et al. 2018, arXiv 1712.02328, whose generator network
+is trained against a fixed classifier and makes one additive perturbation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from robustkd.student.families.bounded import Bounded
 _HIDDEN = 8
 _FIRST, _SECOND = 5, 3
 _GAIN = 2.0
-"""Kernels span this many times the usual uniform initialisation."""
+"""Bound of the kernels, relative to the usual uniform initialisation."""
 
 
 def generator(
@@ -37,7 +37,7 @@ def generator(
         classes: Number of classes.
         channels: Channels of the images.
         change: Largest change of a pixel, in (0, 1].
-        random: Source of the first weights.
+        random: Generator of the initial weights.
         hidden: Channels between the two layers.
     """
     sizes = _sizes(channels, hidden)
@@ -49,7 +49,7 @@ def generator(
 
 
 def generate(images: Images, parameters: Tensor, change: float, hidden: int) -> Images:
-    """Change every image by a generator of its own.
+    """Apply one generator to each image.
 
     Args:
         images: N x C x H x W in [0, 1].
@@ -65,7 +65,7 @@ def generate(images: Images, parameters: Tensor, change: float, hidden: int) -> 
     rows, columns = (torch.linspace(-1, 1, size, device=images.device) for size in (height, width))
     v, u = torch.meshgrid(rows, columns, indexing="ij")
     seen = torch.cat([images, u.expand(n, 1, -1, -1), v.expand(n, 1, -1, -1)], dim=1)
-    # All images at once: every image is a group of channels of one large image.
+    # Grouped convolution over all images: each image is a group of channels.
     flat = seen.reshape(1, n * inputs, height, width)
     hidden_layer = F.conv2d(flat, first, bias.reshape(-1), padding=_FIRST // 2, groups=n)
     output = F.conv2d(

@@ -1,4 +1,4 @@
-"""Additions to the pixels, and patterns behind a mask."""
+"""Additions to the pixels, and masked patterns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from robustkd.student.families.bounded import MOMENTUM, STEP, gradient_of
 
 
 class Ball(nn.Module):
-    """One addition to the pixels a class, within an L-infinity ball.
+    """One addition to the pixels for each class, within an L-infinity ball.
 
     Args:
         classes: Number of classes.
         image_shape: Channels, height and width.
         epsilon: Radius in pixel units, in (0, 1].
-        random: Of the start, uniform in the ball.
+        random: Generator of the initial additions, which are uniform in the ball.
     """
 
     delta: Float[Tensor, "classes channels height width"]
@@ -37,15 +37,15 @@ class Ball(nn.Module):
         self.register_buffer("pull", torch.zeros_like(start))
 
     def forward(self, images: Images, toward: Labels) -> Images:
-        """The images with the additions of their classes, in [0, 1]."""
+        """Add the addition of its class to each image, and clip to [0, 1]."""
         self.delta = self.delta.detach().to(images.device).requires_grad_()
         return (images + self.delta[toward]).clamp(0, 1)
 
     def advance(self, scale: float) -> None:
-        """Step by the sign of all gradients so far, and back into ``scale`` times the ball.
+        """Update by the sign of the averaged gradient, and project onto ``scale`` times the ball.
 
-        Older gradients count less, and each counts for its direction and not for its size. What
-        no image wore stays where it is.
+        Gradients are normalised before they are averaged with momentum. Additions that no image
+        received are unchanged.
         """
         radius = scale * self.epsilon
         slope = gradient_of(self.delta)
@@ -57,20 +57,21 @@ class Ball(nn.Module):
         self.bound(scale)
 
     def bound(self, scale: float) -> None:
-        """Bring the additions back into ``scale`` times the ball."""
+        """Project the additions onto ``scale`` times the ball."""
         radius = scale * self.epsilon
         self.delta = self.delta.clamp(-radius, radius)
 
 
 class Patch(nn.Module):
-    """One pattern a class behind a mask in [0, 1] of bounded mean, anywhere in the picture.
+    """One masked pattern for each class, with a mask in [0, 1] of bounded mean.
 
     Args:
         classes: Number of classes.
         image_shape: Channels, height and width.
-        mass: Largest mean of the mask, in (0, 1]: the share of the picture that an opaque
-            pattern may cover.
-        random: Of the first patterns, uniform in [0, 1]; the first mask is ``mass`` everywhere.
+        mass: Largest mean of the mask, in (0, 1]: the share of the image that an opaque pattern
+            may cover.
+        random: Generator of the initial patterns, which are uniform in [0, 1]; the initial masks
+            are ``mass`` everywhere.
     """
 
     mask: Float[Tensor, "classes 1 height width"]
@@ -90,13 +91,13 @@ class Patch(nn.Module):
         self.register_buffer("mask", torch.full((classes, 1, *image_shape[1:]), float(mass)))
 
     def forward(self, images: Images, toward: Labels) -> Images:
-        """The images behind the patterns of their classes: ``(1 - m) x + m p``."""
+        """Apply the pattern of its class to each image: ``(1 - m) x + m p``."""
         self.mask = self.mask.detach().to(images.device).requires_grad_()
         self.pattern = self.pattern.detach().to(images.device).requires_grad_()
         return torch.lerp(images, self.pattern[toward], self.mask[toward])
 
     def advance(self, scale: float) -> None:
-        """Step patterns by the sign, masks by the size of the gradient, and back to the mass."""
+        """Update patterns by the sign and masks by the gradient, and project onto the mass."""
         slope = gradient_of(self.mask)
         # The magnitude is kept, so that mask mass concentrates on the most effective pixels.
         largest = slope.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
@@ -105,16 +106,16 @@ class Patch(nn.Module):
         self.pattern = (self.pattern + STEP * gradient_of(self.pattern).sign()).clamp(0, 1)
 
     def bound(self, scale: float) -> None:
-        """Bring the masks back to ``scale`` times the mass."""
+        """Project the masks onto ``scale`` times the mass."""
         self.mask = onto_mass(self.mask, scale * self.mass)
 
 
 def onto_mass(
     masks: Float[Tensor, "n 1 height width"], mass: float | int
 ) -> Float[Tensor, "n 1 height width"]:
-    """The nearest masks in [0, 1] whose mean is at most ``mass``.
+    """Project masks onto the set of masks in [0, 1] whose mean is at most ``mass``.
 
-    They are ``clamp(m - t, 0, 1)`` with the smallest t >= 0 that suffices, found by bisection.
+    The result is ``clamp(m - t, 0, 1)`` with the smallest sufficient t >= 0, found by bisection.
     """
     low = torch.zeros(len(masks), 1, 1, 1, device=masks.device)
     high = masks.amax(dim=(1, 2, 3), keepdim=True).clamp_min(0)

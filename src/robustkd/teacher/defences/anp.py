@@ -1,7 +1,7 @@
 r"""Adversarial neuron pruning (ANP).
 
-A mask m in [0, 1] scales the BatchNorm weight of each channel; it learns to keep the task although
-weights and biases are moved by the worst relative perturbations of at most epsilon:
+A mask m in [0, 1] scales the BatchNorm weight of each channel. It is trained to keep the clean
+accuracy under the worst relative perturbations of weights and biases of at most epsilon:
 
 .. math:: \min_m \; \alpha L(m \odot w, b)
     + (1 - \alpha) \max_{|\delta|, |\xi| \le \epsilon} L((m + \delta) \odot w, (1 + \xi) \odot b)
@@ -41,12 +41,12 @@ Masks = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ANP:
-    """Prune the channels whose perturbation hurts most.
+    """Prune the channels that are most sensitive to perturbations.
 
     Attributes:
         epsilon: Largest relative perturbation of a weight or a bias, above 0.
         alpha: Weight of the unperturbed loss, in [0, 1].
-        steps: Steps on the masks, at least 1.
+        steps: Optimiser steps of the masks, at least 1.
         lr: Learning rate of the masks, above 0.
         batch_size: Images per step, at least 2.
         budget: Share of clean validation accuracy that pruning may cost, in [0, 1).
@@ -91,7 +91,7 @@ class ANP:
     def loss(
         self, network: nn.Module, masks: Masks, batch: Batch, noise: torch.Generator
     ) -> Tensor:
-        """The objective at the worst perturbation that one sign step finds, a scalar."""
+        """Return the objective, a scalar, at the perturbation that one sign step finds."""
 
         def start(like: Tensor) -> Tensor:
             drawn = torch.rand(like.shape, generator=noise, device=like.device)
@@ -110,7 +110,7 @@ class ANP:
 
 
 def perturbed(network: nn.Module, masks: Masks, delta: Masks, xi: Masks, batch: Batch) -> Tensor:
-    """Cross-entropy with weights times ``mask + delta`` and biases times ``1 + xi``."""
+    """Compute the cross-entropy with weights times ``mask + delta`` and biases times ``1 + xi``."""
     weights = {path: mask + delta[path] for path, mask in masks.items()}
     biases = {path: 1 + factor for path, factor in xi.items()}
     return F.cross_entropy(scaled(network, batch.images, weights, biases), batch.labels)
@@ -118,11 +118,11 @@ def perturbed(network: nn.Module, masks: Masks, delta: Masks, xi: Masks, batch: 
 
 @torch.no_grad()
 def clamp(masks: Masks) -> None:
-    """Put masks back into [0, 1], in place."""
+    """Clip masks to [0, 1], in place."""
     for mask in masks.values():
         mask.clamp_(0.0, 1.0)
 
 
 def detached(masks: Masks) -> Masks:
-    """The masks without gradients."""
+    """Return the masks without gradients."""
     return {path: mask.detach() for path, mask in masks.items()}

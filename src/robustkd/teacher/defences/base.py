@@ -1,4 +1,4 @@
-"""The interface of all defences that clean a network."""
+"""Interface of all defences that clean a network."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Defended:
     """A cleaned network and the record of its cleaning.
 
     Attributes:
-        network: A new network in eval mode; the one that was given is unchanged.
-        record: What was done, in JSON values. ``accuracy_before`` and ``accuracy_after`` are
-            always there: clean validation accuracy, fractions in [0, 1].
+        network: A new network in eval mode; the original is unchanged.
+        record: What was done, as JSON values. It always has ``accuracy_before`` and
+            ``accuracy_after``, the clean validation accuracy in [0, 1].
     """
 
     network: nn.Module
@@ -26,10 +26,10 @@ class Defended:
 
 @runtime_checkable
 class Defence(Protocol):
-    """Cleans a teacher before distillation, or a finished student.
+    """A defence that cleans a teacher before distillation, or a finished student.
 
     A defence is a frozen dataclass whose fields are its hyper-parameters. It receives clean images
-    and a network: neither a trigger, nor a target class, nor which images were poisoned.
+    and a network, and never a trigger, a target class, or the indices of poisoned images.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -39,12 +39,13 @@ class Defence(Protocol):
 
         Args:
             network: Classifier of images in [0, 1], N x C x H x W; it is not changed.
-            clean: Clean images: weights learn on ``train``, thresholds are chosen by accuracy on
-                ``validation``, which needs labels. Where a training image has no label, the class
-                that ``network`` gives it is used.
-            seed: Of order, augmentation and initial values, at least 0.
+            clean: Clean images: weights are trained on ``train``, and thresholds are chosen by the
+                accuracy on ``validation``, which needs labels. For a training image without a
+                label, the class that ``network`` predicts is used.
+            seed: Seed of order, augmentation and initial values, at least 0.
 
         Raises:
-            UsageError: If the network lacks what the defence works on, such as BatchNorm.
-            TrainingError: If weights stop being finite.
+            UsageError: If the network has no layers of the kind that the defence needs, such as
+                BatchNorm.
+            TrainingError: If a weight is no longer finite.
         """

@@ -1,4 +1,4 @@
-"""Training batches without end, as defences that count steps need them."""
+"""Endless training batches, for defences that train for a number of steps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from robustkd.core.types import Batch, DataSource
 def endless(
     clean: DataSource, batch_size: int, device: torch.device, seed: int
 ) -> Callable[[], Batch]:
-    """A function that gives the next full training batch, shuffled and augmented, without end.
+    """Return a function that gives the next full training batch, shuffled and augmented.
 
     Args:
         clean: The images.
-        batch_size: Images a batch; all of them where there are fewer.
-        device: Where the batches live.
-        seed: Of order and augmentation.
+        batch_size: Images per batch; all of them if there are fewer.
+        device: Device of the batches.
+        seed: Seed of order and augmentation.
     """
     order, crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
     size = min(batch_size, clean.size("train"))

@@ -1,4 +1,4 @@
-"""BatchNorm channels as the neurons that pruning defences scale, and the search of thresholds."""
+"""Scaling and pruning of BatchNorm channels, and the search for a threshold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def norms(network: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers with weights, by module path.
+    """Return the BatchNorm layers that have weights, by module path.
 
     Raises:
         UsageError: If there is none.
@@ -40,10 +40,10 @@ def scaled(
     weights: Mapping[str, Tensor],
     biases: Mapping[str, Tensor] | None = None,
 ) -> Logits:
-    """Logits of the network with each channel's BatchNorm weight and bias multiplied.
+    """Compute the logits with each channel's BatchNorm weight and bias multiplied by a factor.
 
     Args:
-        network: Has a BatchNorm at each path.
+        network: Network with a BatchNorm at each path.
         images: N x C x H x W in [0, 1].
         weights: Factors of the weights by module path, one per channel.
         biases: Factors of the biases; None for ones.
@@ -75,15 +75,15 @@ def prune_below(network: nn.Module, masks: Mapping[str, Tensor], threshold: floa
 def last_within(
     candidates: Iterable[T], accuracy: Callable[[T], float], floor: float
 ) -> tuple[T | None, list[tuple[T, float]]]:
-    """The strongest candidate before clean accuracy falls below a floor.
+    """Find the last candidate before the clean accuracy falls below a floor.
 
     Args:
-        candidates: From the mildest to the strongest.
-        accuracy: Clean validation accuracy with a candidate, in [0, 1].
-        floor: The least accuracy that will do.
+        candidates: Candidates from the mildest to the strongest.
+        accuracy: Function that returns the clean validation accuracy of a candidate, in [0, 1].
+        floor: Smallest acceptable accuracy.
 
     Returns:
-        The candidate, None where already the first falls below; and what was measured.
+        The candidate, or None if even the first one is below the floor; and all measurements.
 
     >>> last_within([1, 2, 3], {1: 0.9, 2: 0.8, 3: 0.1}.get, 0.75)
     (2, [(1, 0.9), (2, 0.8), (3, 0.1)])

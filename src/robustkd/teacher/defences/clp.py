@@ -1,7 +1,7 @@
-r"""Channel Lipschitzness pruning (CLP): needs no data but a few images for its threshold.
+r"""Channel Lipschitzness pruning (CLP), which needs clean images only to choose its threshold.
 
 The upper bound of channel k's Lipschitz constant is the spectral norm of its filter
-:math:`w_k` (input channels x kernel positions), times what a BatchNorm that follows makes of it:
+:math:`w_k` (input channels x kernel positions), times the factor of a BatchNorm that follows:
 
 .. math:: \sigma_k = \|w_k\|_2 \cdot |\gamma_k / \sqrt{\mathrm{var}_k + \varepsilon}|
 
@@ -9,10 +9,10 @@ Channels with :math:`\sigma_k > \mu + u s` are pruned, with mean and standard de
 layer.
 
 Source: Zheng, Tang, Li, Liu, *Data-free Backdoor Removal based on Channel Lipschitzness*, ECCV
-2022, arXiv 2208.03111. Differences: which BatchNorm follows which convolution is read from a pass
-through the network, so that pre-activation networks are treated as well: a convolution whose
-output goes into a sum has no BatchNorm of its own, and its filter is pruned. u is the smallest of a
-list whose clean validation accuracy stays within a budget, where the paper fixes 3.
+2022, arXiv 2208.03111. Differences: the BatchNorm that follows a convolution is found by a forward
+pass, so that pre-activation networks are supported: a convolution whose output is added to another
+has no BatchNorm of its own, and its filter is pruned. u is the smallest of a list whose clean
+validation accuracy stays within a budget, where the paper uses 3.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from robustkd.teacher.defences.tuning import begin
 
 @dataclass(frozen=True)
 class CLP:
-    """Prune the channels of unusually large Lipschitz constant.
+    """Prune the channels with an unusually large Lipschitz constant.
 
     Attributes:
-        factors: Values of u to be tried, falling, so that ever more is pruned.
+        factors: Values of u to try, in decreasing order, so that more and more channels are pruned.
         budget: Share of clean validation accuracy that pruning may cost, in [0, 1).
     """
 
@@ -84,7 +84,7 @@ Layers = list[tuple[nn.Conv2d, _BatchNorm | None]]
 
 @torch.no_grad()
 def followed(network: nn.Module, images: Images) -> Layers:
-    """Each convolution with the BatchNorm that reads its very output, None where there is none."""
+    """Return each convolution with the BatchNorm that reads its output, or None."""
     made: dict[int, nn.Conv2d] = {}
     pairs: dict[nn.Conv2d, _BatchNorm | None] = {}
     alive: list[Tensor] = []  # so that no address is used twice
@@ -110,7 +110,7 @@ def followed(network: nn.Module, images: Images) -> Layers:
 
 @torch.no_grad()
 def lipschitz(conv: nn.Conv2d, norm: _BatchNorm | None) -> Tensor:
-    """Upper bound of the Lipschitz constant of each output channel, one number per channel."""
+    """Compute an upper bound of the Lipschitz constant of each output channel."""
     filters = conv.weight.flatten(2)
     bound: Tensor = torch.linalg.svdvals(filters)[:, 0]
     if norm is None or norm.running_var is None:
@@ -121,7 +121,7 @@ def lipschitz(conv: nn.Conv2d, norm: _BatchNorm | None) -> Tensor:
 
 @torch.no_grad()
 def prune(layers: Layers, u: float) -> int:
-    """Silence outlying channels, in place; the number of them is returned."""
+    """Prune outlying channels in place, and return their number."""
     pruned = 0
     for conv, norm in layers:
         bounds = lipschitz(conv, norm)
@@ -133,7 +133,7 @@ def prune(layers: Layers, u: float) -> int:
 
 
 def _silenced(conv: nn.Conv2d, norm: _BatchNorm | None) -> Iterator[Tensor]:
-    """What must be zero for a channel to say nothing."""
+    """Yield the tensors that are set to zero to prune a channel."""
     module = conv if norm is None or not norm.affine else norm
     yield module.weight
     if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Feature-variance detoxification as an entry of the table of defences."""
+"""Feature-variance detoxification as an entry of the registry of defences."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from robustkd.teacher.defences.detoxification import detoxify
 
 @dataclass(frozen=True)
 class Detoxification:
-    """The paper's own defence; see :mod:`robustkd.teacher.defences.detoxification`.
+    """Detoxification; see :mod:`robustkd.teacher.defences.detoxification`.
 
     Attributes:
         cap: Largest value of a mask, in (0, 1].
-        ratio: How the variance of a stage is compared.
-        accuracy_budget: Share of clean validation accuracy to give at most, in [0, 1).
-        steps: Optimiser steps a lambda, at least 1.
+        ratio: How the variance ratio of a stage is computed.
+        accuracy_budget: Largest loss of clean validation accuracy, in [0, 1).
+        steps: Optimiser steps for each lambda, at least 1.
         batch_size: Images per step, at least 2.
-        lr: Learning rate on masks and patterns, above 0.
+        lr: Learning rate of masks and patterns, above 0.
     """
 
     cap: float = 1.0

@@ -15,16 +15,16 @@ from which the next stage is computed. With the teacher frozen, masks and patter
 .. math:: L_{ce}(T'(x), y) + \lambda L_f, \qquad
           L_f = \frac1L \sum_l \mathrm{mean}_{c,h,w} \frac{\mathrm{Var}(F'_l)}{\mathrm{Var}(F_l)}
 
-on clean images: the first term keeps what the task needs, the second removes all other variance,
-and a trigger lives in that. Where the text leaves a choice, or we differ:
+on clean images. The first term keeps what the task needs. The second removes all other variance,
+which a trigger depends on. Choices that the paper leaves open, and differences:
 
-- the ratio is taken at each position of a feature map and then averaged, so that a channel which
-  is quiet on clean images counts as much as a loud one (``ratio="position"``), or once over the
-  whole stage (``ratio="stage"``);
-- :math:`\mathrm{Var}(F_l)` is of the untouched teacher, measured once;
-- the user gives a budget of clean validation accuracy; lambda follows from it, by raising (or
-  lowering) and then bisecting, each step starting from the masks of the last one within budget;
-- the teacher stays in eval mode: its BatchNorm statistics do not move.
+- the ratio is computed at each position of a feature map and then averaged, so that a channel with
+  a small variance on clean images has the same weight as others (``ratio="position"``), or once
+  over the whole stage (``ratio="stage"``);
+- :math:`\mathrm{Var}(F_l)` is that of the original teacher, measured once;
+- lambda follows from a budget of clean validation accuracy: it is raised (or lowered) and then
+  bisected, and each step starts from the last masks within the budget;
+- the teacher stays in eval mode: its BatchNorm statistics do not change.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _STATISTICS_BATCHES = 8
 
 @dataclass(frozen=True)
 class Point:
-    """One lambda that was tried: clean validation accuracy and variance ratio, as fractions."""
+    """Result of one lambda: clean validation accuracy and variance ratio, in [0, 1]."""
 
     variance_weight: float
     accuracy: float
@@ -68,15 +68,16 @@ class Point:
 
 @dataclass(frozen=True)
 class DetoxRecord:
-    """What detoxification did, without images.
+    """Record of a detoxification.
 
     Attributes:
         stages: Module paths of the teacher.
         mean_mask: Mean of each stage's mask, in [0, cap].
-        variance_ratio: Of each stage's cleaned features to the original ones, in [0, 1].
+        variance_ratio: Ratio of the variance of the cleaned features to that of the original ones,
+            for each stage, in [0, 1].
         accuracy_before: Clean validation accuracy of the teacher.
-        accuracy_after: Of the detoxified teacher.
-        curve: Every lambda that was tried, in order.
+        accuracy_after: Clean validation accuracy of the detoxified teacher.
+        curve: Results of all lambdas, in the order in which they were tried.
     """
 
     stages: tuple[str, ...]
@@ -97,7 +98,7 @@ class Detoxified:
 
 @dataclass(frozen=True)
 class _Cleaning:
-    """The work in progress: the teacher with its masks, its clean variances, and data in order."""
+    """A detoxification in progress."""
 
     teacher: DetoxifiedTeacher
     variances: list[Tensor]
@@ -107,7 +108,7 @@ class _Cleaning:
     precision: Precision
 
     def ratios(self, cleaned: Sequence[Tensor]) -> list[Tensor]:
-        """Cleaned to original variance (each C x H x W), one scalar a stage."""
+        """Compute the ratio of cleaned to original variance, one scalar per stage."""
         return [
             variance_ratio(variance, original, ratio=self.ratio)
             for variance, original in zip(cleaned, self.variances, strict=True)
@@ -115,17 +116,17 @@ class _Cleaning:
 
     @torch.no_grad()
     def truth(self, batch: Batch) -> Labels:
-        """The labels; where an image has none, what the untouched teacher says of it."""
+        """Return the labels; for an image without one, the prediction of the original teacher."""
         missing = batch.labels == UNLABELLED
         if not missing.any():
             return batch.labels
-        # The masks are applied only in passes of the whole network.
+        # The masks are applied only in forward passes of the whole network.
         with mixed(self.precision, batch.images.device):
             said = self.teacher.teacher(batch.images).argmax(1)
         return torch.where(missing, said, batch.labels)
 
     def run(self, variance_weight: float, steps: int) -> None:
-        """Take optimiser steps on masks and patterns with one lambda."""
+        """Train masks and patterns for a number of steps with one lambda."""
         optimiser = torch.optim.Adam(self.teacher.masks.parameters(), lr=self.lr)
         with (
             taps.read(self.teacher, self.teacher.taps) as features,
@@ -160,12 +161,13 @@ def detoxify(
     seed: int = 0,
     **settings: Unpack[DetoxOptions],
 ) -> Detoxified:
-    """Clean a teacher's features as far as a budget of clean accuracy allows.
+    """Detoxify a teacher as far as a budget of clean accuracy allows.
 
     Args:
         teacher: The network; it is not changed.
-        clean: Clean images; masks learn on ``train``, lambda is chosen on ``validation``, which
-            needs labels. What the teacher says stands for those that training images have not.
+        clean: Clean images; masks are trained on ``train``, and lambda is chosen on ``validation``,
+            which needs labels. For training images without a label, the prediction of the teacher
+            is used.
         stages: Module paths to mask, in order; the teacher's own ``taps`` or found by probing
             when None.
         precision: Mixed precision while masks and patterns are learned; variances and accuracy
@@ -238,7 +240,7 @@ def check_search(
     batch_size: float | int = 128,
     lr: float | int = 0.05,
 ) -> None:
-    """Refuse what :func:`detoxify` cannot look for lambda with.
+    """Check the arguments of the search for lambda in :func:`detoxify`.
 
     Raises:
         UsageError: Naming the first argument that is out of range.
@@ -258,10 +260,10 @@ def _masked(
     cap: float,
     batch_size: int,
 ) -> tuple[DetoxifiedTeacher, list[Tensor]]:
-    """The teacher with masks that do nothing yet, and the variances of its stages (C x H x W).
+    """Return the teacher with masks of zero, and the variances of its stages (C x H x W).
 
     Raises:
-        UsageError: If a stage does not exist, or nothing in it varies.
+        UsageError: If a stage does not exist, or its features are constant.
     """
     named = stages if stages is not None else getattr(teacher, "taps", None)
     names = tuple(named) if named is not None else _found_stages(teacher, clean)
@@ -282,7 +284,7 @@ def _search(
 ) -> list[Point]:
     """Bracket the lambda at which accuracy falls below ``floor``, then bisect on a log scale.
 
-    The masks of the largest lambda that held stay; zero masks where none did.
+    The masks of the largest lambda within the budget are kept, or masks of zero if there is none.
     """
     masks = cleaning.teacher.masks
     held = copy.deepcopy(masks.state_dict())
@@ -326,7 +328,7 @@ def _statistics(
     names: Sequence[str],
     batch_size: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Mean and variance over clean images at every position of every stage, shaped as one is."""
+    """Compute mean and variance over clean images at every position of every stage."""
     kept = features_on(teacher, names, clean, batch_size=batch_size, batches=_STATISTICS_BATCHES)
     stages = [torch.cat(stage) for stage in kept]
     variances = [stage.var(0, unbiased=len(stage) > 1) for stage in stages]

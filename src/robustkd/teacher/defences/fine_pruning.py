@@ -1,8 +1,8 @@
-r"""Fine-pruning: prune the channels that clean images leave asleep, then fine-tune.
+r"""Fine-pruning: prune the channels that are inactive on clean images, then fine-tune.
 
 Channels of the last convolutional layer are pruned in the order of their mean activation on clean
-images, the smallest first, until clean validation accuracy falls by more than a budget; the last
-state within it is fine-tuned, pruned channels staying dead.
+images, the smallest first, until clean validation accuracy falls by more than a budget. The last
+state within the budget is fine-tuned, and pruned channels stay pruned.
 
 Source: Liu, Dolan-Gavitt, Garg, *Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
 Networks*, RAID 2018, arXiv 1805.12185. Differences: a channel is cut where the linear classifier
@@ -32,7 +32,7 @@ _PARTS = 32
 
 @dataclass(frozen=True)
 class FinePruning:
-    """Prune dormant channels of the last layer, then fine-tune.
+    """Prune inactive channels of the last layer, then fine-tune.
 
     Attributes:
         budget: Share of clean validation accuracy that pruning may cost before fine-tuning, in
@@ -76,14 +76,14 @@ class FinePruning:
 
 @torch.no_grad()
 def cut(head: nn.Linear, weight: Tensor, channels: Tensor) -> None:
-    """Give a linear layer these weights, with zeros for some of its inputs."""
+    """Set the weights of a linear layer, with zeros for some of its inputs."""
     head.weight.copy_(weight)
     head.weight[:, channels] = 0.0
 
 
 @torch.no_grad()
 def mean_activation(network: nn.Module, head: nn.Linear, clean: DataSource) -> Tensor:
-    """Mean over the training images of each input of a linear layer."""
+    """Compute the mean of each input of a linear layer over the training images."""
     total = torch.zeros(head.in_features, device=head.weight.device)
 
     def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,11 +1,11 @@
-r"""Fine-tuning (FT): go on training on clean images alone.
+r"""Fine-tuning (FT): continue the training on clean images only.
 
 .. math:: \min_\theta L_{ce}(f_\theta(x), y)
 
 Source: the baseline of every paper on purification; as in Wu et al., *BackdoorBench*, NeurIPS
 2022, arXiv 2206.12654: SGD with momentum 0.9, learning rate 0.01, cosine schedule. Differences:
-Nesterov momentum; a larger rate and 10 epochs, not 100, since networks are small and the clean set
-is not 5 % of the attacker's but of its size: see
+Nesterov momentum; a larger learning rate and 10 epochs, not 100, since networks are small and the
+clean set is as large as the attacker's and not 5 % of it: see
 :data:`robustkd.teacher.defences.tuning.FINE_TUNING`.
 """
 
@@ -23,7 +23,7 @@ from robustkd.teacher.defences.tuning import FINE_TUNING, Gradients, Tuning, beg
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Cross-entropy on clean images.
+    """Fine-tune with the cross-entropy on clean images.
 
     Attributes:
         tuning: Optimiser and number of epochs.
@@ -39,7 +39,7 @@ class FineTuning:
 
 
 def supervised(network: nn.Module) -> Gradients:
-    """Gradients of the mean cross-entropy of a network."""
+    """Return a function that computes the gradients of the mean cross-entropy of a network."""
 
     def gradients(batch: Batch) -> Tensor:
         loss = F.cross_entropy(network(batch.images), batch.labels)

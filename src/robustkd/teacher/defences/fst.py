@@ -3,13 +3,14 @@ r"""Feature shift tuning (FST): a fresh linear classifier that is kept away from
 .. math:: \min_{\phi, w} L_{ce}(w^T f_\phi(x), y) + \alpha \langle w, w_0 \rangle,
     \qquad \|w\|_2 = \|w_0\|_2
 
-w is drawn anew first; features must shift to serve it, and those of the backdoor are not asked to.
+w is first initialised again. The features must shift to fit it, and clean images give the features
+of the backdoor no reason to do so.
 
 Source: Min, Qin, Shen, Cheng, *Towards Stable Backdoor Purification through Feature Shift Tuning*,
 NeurIPS 2023, arXiv 2310.01875. Settings of the paper: alpha 0.2, 10 epochs, the norm
-restored after each step. Differences: learning rate 0.05, not 0.01; the fresh weights are drawn as
-PyTorch draws those of a linear layer and scaled to the old norm at once; the bias starts at zero.
-The second term grows with the square of the old norm: lower alpha where clean accuracy falls.
+restored after each step. Differences: learning rate 0.05, not 0.01; the new weights have PyTorch's
+default initialisation and are scaled to the old norm at once; the bias starts at zero. The second
+term grows with the square of the old norm: use a smaller alpha if clean accuracy falls.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class FST:
 
 @torch.no_grad()
 def renew(head: nn.Linear, seed: int) -> None:
-    """Draw the weights of a linear layer anew, in place; the bias becomes zero."""
+    """Initialise the weights of a linear layer again, in place, and set its bias to zero."""
     bound = head.in_features**-0.5
     drawn = torch.rand(head.weight.shape, generator=torch.Generator().manual_seed(seed))
     head.weight.copy_((2 * drawn - 1) * bound)

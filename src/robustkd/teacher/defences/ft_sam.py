@@ -35,7 +35,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class FTSAM:
-    """Fine-tuning against the worst perturbation of the weights, each in proportion to itself.
+    """Fine-tune against the worst perturbation of the weights, relative to their size.
 
     Attributes:
         rho: Radius of the perturbation relative to the weights, above 0.
@@ -79,7 +79,7 @@ class FTSAM:
 def adaptive_ascent(
     weights: Sequence[Tensor], gradients: Sequence[Tensor], *, rho: float
 ) -> list[Tensor]:
-    r"""The perturbation :math:`\rho T^2 g / \|T g\|` with T = diag(\|w\|), shaped as the weights.
+    r"""Compute the perturbation :math:`\rho T^2 g / \|T g\|` with T = diag(\|w\|).
 
     Args:
         weights: w, any number of tensors; the norm is over all of them.
@@ -96,7 +96,7 @@ def adaptive_ascent(
 
 @contextmanager
 def moved(weights: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
-    """Weights plus steps while the block lasts; afterwards exactly what they were."""
+    """Add steps to the weights while the block lasts, and restore the exact weights afterwards."""
     before = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for weight, step in zip(weights, steps, strict=True):
@@ -111,7 +111,7 @@ def moved(weights: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def still_statistics(network: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch, as its mode has it, but its running means stay."""
+    """Keep the running statistics of BatchNorm unchanged while the block lasts."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [norm.momentum for norm in norms]
     for norm in norms:

@@ -16,10 +16,10 @@ from robustkd.models.features.taps import frozen_modes
 
 @torch.no_grad()
 def head_of(network: nn.Module, clean: DataSource) -> nn.Linear:
-    """The linear layer whose output is the network's logits.
+    """Find the linear layer whose output is the network's logits.
 
     Raises:
-        UsageError: If the logits come from something else.
+        UsageError: If the logits are not the output of a linear layer.
     """
     images = next(iter(clean.batches("validation", batch_size=2, device=device_of(network)))).images
     made: list[tuple[nn.Linear, Tensor]] = []

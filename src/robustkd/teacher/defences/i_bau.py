@@ -4,16 +4,17 @@ r"""I-BAU: unlearning a universal perturbation through the implicit hypergradien
     \delta^*(\theta) = \arg\max_{\|\delta\|_2 \le C} L_{ce}(f_\theta(x + \delta), y)
         - 0.001 \|\delta\|^2
 
-The gradient in theta goes through :math:`\delta^*` as well, by a fixed point of K products with the
-inner Hessian (:func:`robustkd.training.hypergradient.hypergradient`).
+The gradient with respect to theta includes its effect on :math:`\delta^*`, which is computed by a
+fixed-point iteration with K products with the inner Hessian
+(:func:`robustkd.training.hypergradient.hypergradient`).
 
 Source: Zeng, Chen, Park, Mao, Jin, Jia, *Adversarial Unlearning of Backdoors via Implicit
 Hypergradient*, ICLR 2022, arXiv 2110.03735. Settings of the authors' code: 5 rounds, radius 10 in
 normalised pixels, inner SGD with rate 10, K of 5 with step 0.1, Adam, perturbations on a share of
-each batch, network in eval mode while the perturbation learns. Differences: pixels are in [0, 1],
+each batch, network in eval mode during the inner problem. Differences: pixels are in [0, 1],
 so the radius is in those units and scales with the square root of the number of values; radius 0.1
-and a tenth of each batch were taken because 0.2 and a half cost 20 points of clean accuracy; the
-hypergradient stops growing where its fixed point diverges (the inner problem is no minimum).
+and a tenth of each batch were chosen because 0.2 and a half cost 20 points of clean accuracy; the
+iteration stops if it diverges (the inner problem has no minimum there).
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class IBAU:
     """Minimax training against one universal perturbation.
 
     Attributes:
-        rounds: Times that the perturbation is learned anew and unlearned, at least 1.
+        rounds: Number of times that a perturbation is trained and unlearned, at least 1.
         radius: Largest root mean square of the perturbation over the image's values, in (0, 1];
             0.1 is a Euclidean norm of 5.5 for 3 x 32 x 32 values.
         inner_lr: Learning rate of the perturbation, above 0.
-        products: K, Hessian products of the hypergradient, at least 1.
-        share: Share of each batch that wears the perturbation, in (0, 1].
-        tuning: Of each round.
+        products: K, number of Hessian products of the hypergradient, at least 1.
+        share: Share of each batch that is perturbed, in (0, 1].
+        tuning: Optimiser and number of epochs of each round.
     """
 
     rounds: int = 5
@@ -89,7 +90,7 @@ class IBAU:
         return work.finish(fooled=fooled)
 
     def _perturbation(self, work: Cleaning) -> tuple[Tensor, float]:
-        """A universal perturbation (1 x C x H x W) and the share of images that it moved."""
+        """Train a universal perturbation; return it with the share of images that it changes."""
         delta = torch.zeros_like(work.batches().images[:1], requires_grad=True)
         optimiser = torch.optim.SGD([delta], lr=self.inner_lr)
         moved = seen = 0
@@ -113,11 +114,11 @@ class IBAU:
 
     @staticmethod
     def _inner(logits: Tensor, classes: Labels, delta: Tensor) -> Tensor:
-        """What the perturbation minimises, a scalar."""
+        """Return the loss that the perturbation minimises, a scalar."""
         return -F.cross_entropy(logits, classes) + _SHRINK * delta.square().sum()
 
     def _unlearn(self, network: nn.Module, batch: Batch, delta: Tensor) -> Tensor:
-        """Put the hypergradient of the outer loss into the weights."""
+        """Set the gradients of the weights to the hypergradient of the outer loss."""
         delta = delta.clone().requires_grad_()
         weights = [weight for weight in network.parameters() if weight.requires_grad]
         inner = self._inner(network(batch.images + delta), batch.labels, delta)

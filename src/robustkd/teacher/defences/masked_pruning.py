@@ -1,4 +1,4 @@
-"""The last step of ANP and RNP: prune by a mask, as far as clean accuracy allows."""
+"""Pruning by a mask within a budget of clean accuracy, the last step of ANP and RNP."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from robustkd.teacher.defences.tuning import Cleaning
 def prune_within(
     work: Cleaning, masks: Mapping[str, Tensor], thresholds: Sequence[float], budget: float
 ) -> Defended:
-    """Prune the channels of small mask, with the largest threshold within the accuracy budget.
+    """Prune the channels with a small mask, by the largest threshold within the accuracy budget.
 
     Args:
-        work: Whose copy is pruned, in place.
-        masks: Of the BatchNorm channels by module path, in [0, 1].
-        thresholds: To be tried, rising.
-        budget: Share of clean validation accuracy to give at most, in [0, 1).
+        work: The cleaning whose copy is pruned, in place.
+        masks: Masks of the BatchNorm channels by module path, in [0, 1].
+        thresholds: Thresholds to try, in increasing order.
+        budget: Largest loss of clean validation accuracy, in [0, 1).
     """
     before = {name: value.clone() for name, value in work.network.state_dict().items()}
 

@@ -1,4 +1,4 @@
-"""A teacher whose features pass through masks: what detoxification learns, and a file of it."""
+"""Feature masks of a detoxified teacher, and reading and writing such a teacher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FeatureMask(nn.Module):
     convolutional stage, T x C of tokens.
 
     Args:
-        pattern: What masked features become; a copy is learnt further.
+        pattern: Initial value of the pattern; it is copied.
         cap: Largest value of the mask, in (0, 1].
 
     Raises:
@@ -42,23 +42,23 @@ class FeatureMask(nn.Module):
         self.mask = nn.Parameter(torch.full_like(pattern, min(_INITIAL_MASK, cap)))
 
     def forward(self, features: Features) -> Features:
-        """Mix the pattern in; the shape is kept."""
+        """Apply mask and pattern; the shape is kept."""
         return torch.lerp(features, self.pattern.to(features.dtype), self.mask.to(features.dtype))
 
     @torch.no_grad()
     def project(self) -> None:
-        """Put the mask back into [0, cap] after an optimiser's step."""
+        """Clip the mask to [0, cap], after an optimiser step."""
         self.mask.clamp_(0.0, self.cap)
 
 
 class DetoxifiedTeacher(nn.Module):
-    """A frozen teacher whose stages pass through feature masks; an ordinary module otherwise.
+    """A frozen teacher with feature masks behind its stages.
 
-    Always in eval mode. :attr:`taps` are the paths where its *cleaned* features are read.
+    It is always in eval mode. :attr:`taps` are the paths of its *cleaned* features.
 
     Args:
-        teacher: The network; it is copied, so that the original stays as it was.
-        masks: For each tapped module path of the teacher, the mask behind it.
+        teacher: The network; it is copied and stays unchanged.
+        masks: Masks by the module path of the stage.
     """
 
     def __init__(self, teacher: nn.Module, masks: dict[str, FeatureMask]) -> None:
@@ -79,11 +79,11 @@ class DetoxifiedTeacher(nn.Module):
         return tuple(f"masks.{index}" for index in range(len(self.masks)))
 
     def train(self, mode: bool = True) -> DetoxifiedTeacher:  # noqa: ARG002 (nn.Module's signature)
-        """Stay in eval mode, whatever is asked."""
+        """Stay in eval mode, whatever ``mode`` is."""
         return super().train(False)
 
     def forward(self, images: Images) -> Logits:
-        """Logits computed from the cleaned features."""
+        """Compute the logits from the cleaned features."""
         changes: dict[str, Callable[[Tensor], Tensor]] = dict(
             zip(self.locations, self.masks, strict=True)
         )
@@ -95,7 +95,7 @@ class DetoxifiedTeacher(nn.Module):
 def save_detoxified(
     teacher: DetoxifiedTeacher, path: Path, *, provenance: Mapping[str, object] | None = None
 ) -> None:
-    """Save a cleaned teacher, masks included, as one file; the arguments are ``models.save``'s.
+    """Save a detoxified teacher with its masks as one file; the arguments are those of ``save``.
 
     Raises:
         UsageError: If the network inside is not of :mod:`robustkd.models`.
@@ -116,12 +116,12 @@ def save_detoxified(
 def load_detoxified(
     path: Path, *, arch: str | None = None, links: bool = True
 ) -> DetoxifiedTeacher:
-    """Read a cleaned teacher that :func:`save_detoxified` wrote.
+    """Load a detoxified teacher that :func:`save_detoxified` wrote.
 
     Args:
         path: The file.
-        arch: The architecture that the user says, as for :func:`robustkd.models.load`.
-        links: Whether the path is the user's own, as for :func:`robustkd.models.load`.
+        arch: Architecture, as for :func:`robustkd.models.load`.
+        links: If True, the path may be a link, as for :func:`robustkd.models.load`.
 
     Raises:
         UsageError: If the architecture is unknown.
@@ -134,7 +134,7 @@ def load_detoxified(
     try:
         listed: Any = description["masks"]
         caps = {str(name): float(cap) for name, cap in listed}
-        # On the meta device: shapes cost nothing, whatever the file claims.
+        # On the meta device, shapes take no memory, whatever the file claims.
         hollow = copy.deepcopy(inner).to("meta")
         with taps.read(hollow, list(caps)) as features, torch.no_grad():
             hollow(torch.zeros(1, *inner.spec.image_shape, device="meta"))

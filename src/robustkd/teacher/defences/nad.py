@@ -1,11 +1,11 @@
-r"""Neural attention distillation (NAD): the network learns the attention of its fine-tuned self.
+r"""Neural attention distillation (NAD): distil attention maps from a fine-tuned copy.
 
 .. math:: \min_\theta L_{ce}(f_\theta(x), y)
     + \sum_l \beta_l \, \mathrm{mean} \left(
         \frac{A_l}{\|A_l\|_2} - \frac{A^T_l}{\|A^T_l\|_2} \right)^2,
     \qquad A_l = \sum_c |F_{l,c}|^2
 
-with the teacher T a fine-tuned copy.
+where the teacher T is a fine-tuned copy of the network.
 
 Source: Li, Lyu, Koren, Lyu, Li, Ma, *Neural Attention Distillation*, ICLR 2021, arXiv 2101.05930.
 Settings of the authors' code: power 2, beta 500, 1000, 1000 for three stages (here 1000 for all but
@@ -43,8 +43,8 @@ class NAD:
     Attributes:
         first: beta of the first stage, at least 0.
         later: beta of every later stage, at least 0.
-        teacher: How the copy is fine-tuned.
-        tuning: How the network learns from it.
+        teacher: Optimiser and number of epochs of the fine-tuning.
+        tuning: Optimiser and number of epochs of the distillation.
     """
 
     first: float = 500.0
@@ -91,7 +91,7 @@ class NAD:
 
 
 def attention(features: Features) -> Float[Tensor, "n positions"]:
-    """Sum of squares over the channels at each position, of unit length for each image.
+    """Compute attention maps: sums of squares over the channels, normalised to unit length.
 
     Args:
         features: N x C x H x W, or N x T x D of tokens, whose positions are T.
@@ -102,12 +102,12 @@ def attention(features: Features) -> Float[Tensor, "n positions"]:
 
 
 def attention_distance(one: Features, other: Features) -> Tensor:
-    """Mean squared difference of two attention maps, a scalar that is 0 for equal ones."""
+    """Compute the mean squared difference of two attention maps, a scalar."""
     return F.mse_loss(attention(one), attention(other))
 
 
 def stages_of(network: nn.Module, clean: DataSource) -> tuple[str, ...]:
-    """The stages that a network names itself, or those that are found in it."""
+    """Return the stages that a network names itself, or those that are found in it."""
     named: Any = getattr(network, "taps", None)
     if named is not None:
         return tuple(named)

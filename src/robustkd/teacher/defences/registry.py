@@ -23,11 +23,11 @@ from robustkd.teacher.defences.universal import UniversalTraining
 
 @dataclass(frozen=True)
 class Row:
-    """One defence of the table.
+    """One row of the registry.
 
     Attributes:
-        defence: The defence with its defaults; ``dataclasses.replace`` gives it others.
-        summary: One line on it.
+        defence: The defence with its defaults; ``dataclasses.replace`` changes them.
+        summary: Description in one line.
         source: Authors, venue and year.
     """
 
@@ -54,16 +54,16 @@ DEFENCES: dict[str, Row] = {
         IBAU(), "unlearns one universal perturbation by hypergradients", "Zeng et al., ICLR 2022"
     ),
     "fine-pruning": Row(
-        FinePruning(), "prunes channels that clean images leave asleep", "Liu et al., RAID 2018"
+        FinePruning(), "prunes channels that are inactive on clean images", "Liu et al., RAID 2018"
     ),
     "nad": Row(NAD(), "distils the attention of a fine-tuned copy", "Li et al., ICLR 2021"),
     "sau": Row(
         SAU(),
-        "unlearns perturbations that fool it and its old self alike",
+        "unlearns perturbations that fool the network before and after",
         "Wei et al., NeurIPS 2023",
     ),
     "fst": Row(
-        FST(), "fine-tunes with a fresh classifier unlike the old one", "Min et al., NeurIPS 2023"
+        FST(), "fine-tunes with a new classifier unlike the old one", "Min et al., NeurIPS 2023"
     ),
     "rnp": Row(
         RNP(), "unlearns the clean task and prunes what does not recover", "Li et al., ICML 2023"

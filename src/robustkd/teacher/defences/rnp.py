@@ -1,18 +1,18 @@
-r"""Reconstructive neuron pruning (RNP): unlearn the clean task, then see what recovers it.
+r"""Reconstructive neuron pruning (RNP): unlearn the clean task, recover it, and prune.
 
 1. Unlearn: :math:`\max_\theta L_{ce}(f_\theta(x), y)` on a few clean images, until clean accuracy
-   falls to a floor; what is left is mostly the backdoor.
+   falls to a floor; what remains is mostly the backdoor.
 2. Recover: :math:`\min_{m \in [0, 1]} L_{ce}(f_{m \odot \theta}(x), y)`, a mask on the channels of
    the unlearned network; the masks of backdoor channels fall.
-3. Prune the channels of small mask in the *given* network.
+3. Prune the channels with a small mask in the *original* network.
 
 Source: Li, Lyu, Ma, Koren, Lyu, Li, Jiang, *Reconstructive Neuron Pruning for Backdoor Defense*,
 ICML 2023, arXiv 2305.14876. Settings of the authors' code: unlearning by SGD with rate 0.01 and
 gradients clipped at 20 down to 20 % training accuracy, masks by SGD with rate 0.2 and the loss
-times 0.2. Differences: accuracy is looked at in every step, not once a pass, since ascent runs away
-within a pass, and masks of a network whose loss is huge tell nothing; the threshold is the largest
-whose clean validation accuracy stays within a budget; masks at rate 0.02, since at 0.2 no threshold
-holds that budget on small networks.
+times 0.2. Differences: accuracy is measured in every step, not once per epoch, since the ascent can
+diverge within an epoch, and masks of a network with a huge loss contain no information; the
+threshold is the largest whose clean validation accuracy stays within a budget; the learning rate of
+the masks is 0.02, since at 0.2 no threshold meets that budget on small networks.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _LOSS_SCALE = 0.2
 
 @dataclass(frozen=True)
 class RNP:
-    """Unlearn, recover by a mask, prune.
+    """Unlearn the clean task, recover it by a mask, and prune.
 
     Attributes:
         floor: Accuracy on a batch at which unlearning ends, in (0, 1).
         unlearn_lr: Learning rate of the unlearning, above 0.
-        unlearn_epochs: Passes at most, at least 1.
+        unlearn_epochs: Largest number of epochs of the unlearning, at least 1.
         lr: Learning rate of the masks, above 0.
-        steps: Steps on the masks, at least 1.
+        steps: Optimiser steps of the masks, at least 1.
         batch_size: Images per step, at least 2.
         budget: Share of clean validation accuracy that pruning may cost, in [0, 1).
     """
@@ -83,7 +83,7 @@ class RNP:
         return prune_within(work, masks, THRESHOLDS, self.budget)
 
     def _unlearn(self, work: Cleaning, scratch: nn.Module) -> None:
-        """Raise the loss until a batch's accuracy is at the floor, in place."""
+        """Maximise the loss in place, until the accuracy of a batch is at the floor."""
         optimiser = torch.optim.SGD(
             scratch.parameters(), self.unlearn_lr, momentum=0.9, weight_decay=5e-4
         )
@@ -102,7 +102,7 @@ class RNP:
                 optimiser.step()
 
     def _recover(self, work: Cleaning, scratch: nn.Module) -> dict[str, Tensor]:
-        """Learn the masks under which the unlearned network does the clean task again."""
+        """Train the masks with which the unlearned network recovers the clean task."""
         masks = {
             path: torch.ones_like(norm.weight, requires_grad=True)
             for path, norm in norms(scratch).items()

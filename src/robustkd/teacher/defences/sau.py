@@ -1,8 +1,8 @@
 r"""Shared adversarial unlearning (SAU).
 
-Where the given network :math:`h` and the copy :math:`f_\theta` are led to the same wrong class by
-one perturbation, the copy still holds the backdoor. Perturbations of single images within an
-L-infinity ball are driven there,
+If one perturbation makes the original network :math:`h` and the copy :math:`f_\theta` predict the
+same wrong class, the copy still has the backdoor. Perturbations of single images within an
+L-infinity ball are optimised towards that,
 
 .. math:: \max_{\|\epsilon\|_\infty \le \rho} \; \beta_1 \tfrac12 \left(
     L_{ce}(f_\theta(\tilde x), y) + L_{ce}(h(\tilde x), y) \right)
@@ -40,14 +40,14 @@ _TUNING = Tuning(lr=1e-3, momentum=0.0, weight_decay=0.0)
 
 @dataclass(frozen=True)
 class SAU:
-    """Unlearn the perturbations that lead the network before and after to the same wrong class.
+    """Unlearn perturbations for which original and copy predict the same wrong class.
 
     Attributes:
-        radius: Of the L-infinity ball, in pixel units, in (0, 1].
-        steps: Sign steps per batch, at least 1.
-        step_size: Of each, in pixel units, above 0.
-        adversarial: beta_1, weight of leaving the true class, at least 0.
-        shared: beta_2, weight of agreement of the two networks, at least 0.
+        radius: Radius of the L-infinity ball in pixel units, in (0, 1].
+        steps: Number of sign steps per batch, at least 1.
+        step_size: Size of each step in pixel units, above 0.
+        adversarial: beta_1, weight of the cross-entropy, at least 0.
+        shared: beta_2, weight of the agreement of the two networks, at least 0.
         unlearn: lambda, weight of the shared adversarial risk, at least 0.
         tuning: Optimiser and number of epochs.
     """
@@ -85,7 +85,7 @@ class SAU:
         return work.finish()
 
     def perturbation(self, student: nn.Module, reference: nn.Module, batch: Batch) -> Images:
-        """Perturbations of single images, shaped as the images, within the ball."""
+        """Optimise one perturbation within the ball for each image."""
         delta = torch.full_like(batch.images, self.radius)
         with torch.no_grad():
             homes = student(batch.images).argmax(1), reference(batch.images).argmax(1)
@@ -102,7 +102,7 @@ class SAU:
     def _drive(
         self, mine: Logits, theirs: Logits, homes: tuple[Labels, Labels], labels: Labels
     ) -> Tensor:
-        """What the perturbations minimise, a scalar: the mean over the images."""
+        """Return the loss that the perturbations minimise, a scalar: the mean over the images."""
         stays = [said.argmax(1) == home for said, home in zip((mine, theirs), homes, strict=True)]
         leaving = sum(
             (F.cross_entropy(said, labels, reduction="none") * stay)
@@ -114,7 +114,7 @@ class SAU:
 
 
 def jensen_shannon(one: Float[Tensor, "n classes"], other: Float[Tensor, "n classes"]) -> PerSample:
-    """Jensen-Shannon divergence of two distributions in nats, in [0, log 2], per image."""
+    """Compute the Jensen-Shannon divergence in nats, in [0, log 2], for each image."""
     one, other = one.clamp_min(1e-8), other.clamp_min(1e-8)
     middle = ((one + other) / 2).log()
     terms = one * (one.log() - middle) + other * (other.log() - middle)
@@ -122,12 +122,12 @@ def jensen_shannon(one: Float[Tensor, "n classes"], other: Float[Tensor, "n clas
 
 
 def shared_risk(led: Logits, wrong: Labels, labels: Labels) -> Tensor:
-    """Mean over the batch of ``-log(1 - p)`` where the reference is led astray, a scalar.
+    """Compute the mean of ``-log(1 - p)`` over images that the original network misclassifies.
 
     Args:
-        led: The copy's logits of perturbed images.
-        wrong: The classes that the reference gives them.
-        labels: The true classes; where both are equal an image counts as 0.
+        led: Logits of the copy for perturbed images.
+        wrong: Predictions of the original network for these images.
+        labels: True classes; an image whose prediction equals its label counts as 0.
     """
     chances = led.softmax(1).gather(1, wrong[:, None]).squeeze(1)
     risk = -torch.log((1 - chances).clamp_min(_LEAST))

@@ -1,4 +1,4 @@
-"""What the defences that train share: a copy, labelled batches, one loop, and a record."""
+"""Shared parts of the defences that train: a copy, labelled batches, one loop, and a record."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from robustkd.training.inference import accuracy_on
 from robustkd.training.schedule import schedule_factor
 
 Gradients: TypeAlias = Callable[[Batch], Tensor]
-"""Adds the gradients of a batch to the parameters and returns the loss, a scalar."""
+"""Function that adds the gradients of a batch to the parameters and returns the loss."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a copy of the network is trained: a cosine schedule that ends at 0.
+    """Settings of the training of a copy, with a cosine schedule that ends at 0.
 
     Attributes:
-        epochs: Passes over the training images, at least 1.
-        lr: Learning rate at the start, above 0.
+        epochs: Number of epochs, at least 1.
+        lr: Initial learning rate, above 0.
         batch_size: Images per step, at least 2.
-        momentum: Of SGD with Nesterov momentum, in (0, 1); 0 for Adam instead.
+        momentum: Momentum of SGD with Nesterov momentum, in (0, 1); 0 selects Adam.
         weight_decay: L2 penalty, at least 0.
     """
 
@@ -52,7 +52,7 @@ class Tuning:
             raise UsageError(f"batch_size is {self.batch_size}; BatchNorm needs at least 2 images")
 
     def optimiser(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """SGD with Nesterov momentum, or Adam where momentum is 0."""
+        """Create the optimiser: SGD with Nesterov momentum, or Adam if momentum is 0."""
         if self.momentum == 0:
             return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(
@@ -67,24 +67,24 @@ class Tuning:
 FINE_TUNING = Tuning(lr=0.05)
 """Ordinary fine-tuning, which several defences share.
 
-The papers have 0.01 and 100 epochs for networks of 11 million weights. Small networks hardly move
-at that rate: this one is the larger of 0.01 and 0.05, both of which keep clean validation accuracy
-within a point of the given network's with FT, FT-SAM and NAD (wrn-10-1 on digits, 3 to 10 epochs,
-one seed).
+The papers use a learning rate of 0.01 and 100 epochs for networks of 11 million weights. Small
+networks hardly change at that rate. This one is the larger of 0.01 and 0.05; with both, FT, FT-SAM
+and NAD keep the clean validation accuracy within a point of the original network's (wrn-10-1 on
+digits, 3 to 10 epochs, one seed).
 """
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """A defence at work.
+    """State of a defence while it cleans a network.
 
     Attributes:
-        given: The caller's network, which nothing changes.
+        given: The caller's network, which is not changed.
         network: The copy that is cleaned, with gradients, in eval mode at first.
         clean: The clean images.
-        batches: Gives the next training batch, all images labelled.
-        epoch: Number of batches in one pass over the training images.
-        accuracy_before: Clean validation accuracy of the given network, in [0, 1].
+        batches: Function that returns the next training batch, with a label for every image.
+        epoch: Number of batches per epoch.
+        accuracy_before: Clean validation accuracy of the caller's network, in [0, 1].
     """
 
     given: nn.Module
@@ -95,17 +95,19 @@ class Cleaning:
     accuracy_before: float
 
     def accuracy(self) -> float:
-        """Clean validation accuracy of the copy as it is now, in [0, 1]."""
+        """Return the current clean validation accuracy of the copy, in [0, 1]."""
         return accuracy_on(self.network, self.clean, "validation").value
 
     def finish(self, **record: Any) -> Defended:  # noqa: ANN401 - whatever JSON can hold
-        """Hand the copy over in eval mode, with the gradient flags of the given network.
+        """Return the copy in eval mode, with the ``requires_grad`` flags of the caller's network.
 
         Raises:
             TrainingError: If a weight is not finite.
         """
         if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
-            raise TrainingError("the defence made weights that are not finite; try a smaller lr")
+            raise TrainingError(
+                "the defence has produced weights that are not finite; try a smaller lr"
+            )
         for mine, theirs in zip(self.network.parameters(), self.given.parameters(), strict=True):
             mine.requires_grad_(theirs.requires_grad).grad = None
         self.network.eval()
@@ -117,10 +119,10 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
     """Copy a network and prepare its training batches.
 
     Args:
-        network: What is to be cleaned; it is not changed.
+        network: The network to clean; it is not changed.
         clean: Clean images.
         batch_size: Images per batch.
-        seed: Of order and augmentation.
+        seed: Seed of order and augmentation.
     """
     following = endless(clean, batch_size, device_of(network), seed)
 
@@ -145,7 +147,7 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:
-    """A copy in eval mode whose weights take no gradients."""
+    """Return a copy in eval mode whose weights do not require gradients."""
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
@@ -166,17 +168,17 @@ def tune(
     several defences take two passes, or an inner maximisation between them.
 
     Args:
-        work: Whose copy is trained, and on which batches.
+        work: The cleaning, with the copy to train and its batches.
         gradients: Computes the loss of a batch and calls ``backward``.
         tuning: Optimiser and number of epochs.
-        seed: Of dropout and the like.
-        label: What the progress line says.
-        network: Trained in the place of the copy.
-        training: Whether BatchNorm follows the batches (train mode) or keeps its statistics.
-        after_step: Called after each step, for projections.
+        seed: Seed of dropout and other random layers.
+        label: Label of the progress bar.
+        network: Network to train instead of the copy.
+        training: If True, train in train mode; if False, BatchNorm keeps its statistics.
+        after_step: Function that is called after each step, for projections.
 
     Raises:
-        TrainingError: If the loss stops being finite.
+        TrainingError: If the loss is no longer finite.
     """
     network = work.network if network is None else network
     optimiser = tuning.optimiser(network.parameters())

@@ -1,15 +1,15 @@
-r"""Universal adversarial training: one perturbation for all images and no class.
+r"""Universal adversarial training: one perturbation for all images and classes.
 
 .. math:: \min_\theta \max_{\|\delta\|_\infty \le \epsilon} \sum_i
     \min(L_{ce}(f_\theta(x_i + \delta), y_i), \beta)
 
-One backward pass steps both: delta by the sign of its gradient, theta by SGD.
+One backward pass serves both updates: delta by the sign of its gradient, theta by SGD.
 
 Source: Shafahi, Najibi, Xu, Dickerson, Davis, Goldstein, *Universal Adversarial Training*, AAAI
-2020, arXiv 1811.11304. Made against universal perturbations, not backdoors; it is the dull relative
-of our own hardening. Differences: epsilon is 0.2, the radius of SAU and of our hardening, where
-the paper has 8/255; the network learns from the clean half of each batch as well, without which its
-clean accuracy falls at that radius; delta starts at a random corner, and pixels stay in [0, 1].
+2020, arXiv 1811.11304. The method was proposed against universal perturbations, not backdoors, and
+is the closest relative of our hardening. Differences: epsilon is 0.2, the radius of SAU and of our
+hardening, where the paper uses 8/255; the loss of the clean images is added, without which clean
+accuracy falls at that radius; delta starts at a random corner, and pixels stay in [0, 1].
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning, begin, tune
 
 @dataclass(frozen=True)
 class UniversalTraining:
-    """Adversarial training against a single perturbation that is learned along.
+    """Train against a single perturbation that is optimised at the same time.
 
     Attributes:
         epsilon: Radius of the L-infinity ball in pixel units, in (0, 1].
-        step_size: Sign step of the perturbation per batch, in pixel units, above 0.
-        ceiling: beta, largest loss of an image that the perturbation gains from, above 0.
+        step_size: Size of the perturbation's sign step per batch, in pixel units, above 0.
+        ceiling: beta, upper bound of an image's loss in the perturbation's objective, above 0.
         tuning: Optimiser and number of epochs.
     """
 

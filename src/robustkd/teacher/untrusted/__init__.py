@@ -1,11 +1,11 @@
-"""Reading a file that may be an attack.
+"""Reading of files that may be attacks.
 
-The caller's side is :mod:`robustkd.teacher.untrusted.quarantine`. It hands the open file to a
-process of its own (:mod:`~robustkd.teacher.untrusted.sandbox`), which gives up what it does not
-need (:mod:`~robustkd.teacher.untrusted.limits`), finds the tensors' bytes and writes them as plain
+The entry point is :mod:`robustkd.teacher.untrusted.quarantine`. It passes the open file to a child
+process (:mod:`~robustkd.teacher.untrusted.sandbox`), which drops its privileges
+(:mod:`~robustkd.teacher.untrusted.limits`), locates the tensors and writes them as plain
 safetensors.
 
-Nothing is imported here, and nothing but the standard library in the modules that the child
-process runs: it starts in a tenth of a second, and neither torch nor numpy is ever in the same
-memory as a hostile file.
+This module imports nothing, and the modules that the child process runs import the standard library
+only. The child starts in a tenth of a second, and neither torch nor numpy is ever loaded in a
+process that parses a hostile file.
 """

@@ -1,4 +1,4 @@
-"""The names that a checkpoint's pickle may hold: all that torch.save needs for a state dict."""
+"""Global names that the pickle of a checkpoint may contain: those of a saved state dict."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ ORDERED = "collections OrderedDict"
 COUNTER = "collections Counter"
 SIZE, DEVICE = "torch Size", "torch device"
 GLOBALS = frozenset({*STORAGES, *TENSORS, PARAMETER, ORDERED, COUNTER, SIZE, DEVICE})
-"""Every name that may stand in a pickle."""
+"""All names that are allowed in a pickle."""

@@ -1,9 +1,9 @@
-"""The process that reads a hostile file: it gives up all it can, finds the tensors, and ends.
+"""Main function of the child process that reads a hostile file.
 
-Its standard input is the file, its standard output the safetensors file to write, and its
-standard error a file for one JSON object, the verdict. It is told five numbers: bytes of memory,
-seconds of processor time, bytes to write at most, whether values are wanted (1) or names, types
-and shapes alone (0), and whether the file may be read without a filter of system calls (1).
+Standard input is the file, standard output the safetensors file to write, and standard error a
+file for one JSON object, the verdict. The arguments are five numbers: bytes of memory, seconds of
+processor time, largest number of bytes to write, whether to write values (1) or only names, types
+and shapes (0), and whether the file may be read without a filter of system calls (1).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint}
 
 
 def load_codecs() -> None:
-    """Load what pickletools would load when a file makes it, and then cannot."""
+    """Load the codecs that pickletools imports on demand, which is not possible later."""
     codecs.lookup("raw-unicode-escape")
 
 
 def find_tensors(file: BufferedIOBase, size: int, *, values: bool = True) -> Contents:
-    """What there is in a file of ``size`` bytes, of any accepted format.
+    """Locate the tensors in a file of ``size`` bytes and any accepted format.
 
     Raises:
-        Refusal: If it is of another format, damaged, or made to do harm.
+        Refusal: If the file has another format, is damaged, or is malicious.
     """
     file.seek(0)
     format_name = recognise(file.read(HEAD))
@@ -49,10 +49,10 @@ def find_tensors(file: BufferedIOBase, size: int, *, values: bool = True) -> Con
 def convert(
     file: BufferedIOBase, out: BufferedIOBase, size: int, *, values: bool = True
 ) -> Contents:
-    """Write the tensors of ``file`` to ``out``, or what they are called; returns what was found.
+    """Write the tensors of ``file``, or only their layout, to ``out``; return what was found.
 
     Raises:
-        Refusal: If the file is not to be read, or ``out`` cannot be written.
+        Refusal: If the file is refused, or ``out`` cannot be written.
     """
     try:
         contents = find_tensors(file, size, values=values)
@@ -67,7 +67,7 @@ def convert(
             "temporary files (TMPDIR) has room for it twice"
         ) from error
     except MemoryError:
-        # The error's frames hold all that memory; a refusal raised from it would hold them.
+        # Outside of the handler: the frames of the error keep the memory alive.
         pass
     else:
         return contents
@@ -75,7 +75,7 @@ def convert(
 
 
 def main() -> None:
-    """Read the file and leave a verdict."""
+    """Read the file and write the verdict."""
     memory, seconds, written, values, weak = map(int, sys.argv[1:])
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     size = os.fstat(0).st_size
@@ -95,12 +95,12 @@ def main() -> None:
         except Refusal as refusal:
             said = {"refusal": str(refusal)}
         os.write(2, json.dumps({**said, "enforced": enforced, "peak_mib": peak.mib()}).encode())
-        # What Python does at its end is no longer permitted, and not needed.
+        # The regular shutdown of Python needs system calls that are no longer allowed.
         os._exit(0)
 
 
 class _Peak:
-    """The most memory that this process has held; opened before opening files is given up."""
+    """Peak memory of this process; created before the process can no longer open files."""
 
     def __enter__(self) -> _Peak:
         try:
@@ -114,10 +114,10 @@ class _Peak:
             os.close(self._status)
 
     def mib(self) -> float | None:
-        """In MiB; None where the system does not tell."""
+        """Return the peak in MiB; None if the system does not provide it."""
         if self._status < 0:
             return None
-        # Not getrusage: its peak includes the memory of the process that started this one.
+        # Not getrusage, whose peak includes that of the parent process.
         lines = os.pread(self._status, 1 << 14, 0).splitlines()
         held = next((line.split()[1] for line in lines if line.startswith(b"VmHWM:")), b"0")
         return int(held) / 1024

@@ -1,4 +1,4 @@
-"""What a reader finds in a file: where each tensor's bytes lie, and why it refuses others."""
+"""Result of reading a file: positions of the tensors' bytes, or the reason of a refusal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTHS: Mapping[str, int] = {
     "U8": 1,
     "BOOL": 1,
 }
-"""Bytes of one value of each type that is read, by the type's name in safetensors."""
+"""Bytes per value of each accepted type, by the type's name in safetensors."""
 
 MOST_TENSORS = 10_000
 MOST_AXES = 8
@@ -29,19 +29,19 @@ _LONGEST_SHOWN = 120
 
 
 class Refusal(Exception):  # noqa: N818 (it is the verdict on a file, not a fault)
-    """Why a file is not read: the rest of a sentence that begins with its path."""
+    """Reason why a file is refused: the rest of a sentence that begins with its path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor, still in its file.
+    """Position and layout of a tensor in its file.
 
     Attributes:
         name: Its key in the state dict.
         dtype: A key of :data:`WIDTHS`.
         shape: Length of each axis.
-        strides: Values from one element of an axis to the next, as many as the shape has.
-        offset: Position in the file of the first value's first byte.
+        strides: Stride of each axis, in values.
+        offset: Position of the first byte in the file.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Bytes of all values, laid out densely."""
+        """Number of bytes of all values in a dense layout."""
         return math.prod(self.shape) * WIDTHS[self.dtype]
 
     @property
     def span(self) -> int:
-        """Bytes from the first value to the end of the last, as they lie in the file."""
+        """Number of bytes from the first to the last value in the file."""
         if not self.size:
             return 0
         steps = zip(self.shape, self.strides, strict=True)
@@ -66,14 +66,14 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What there is in a file that may be read.
+    """Contents of an accepted file.
 
     Attributes:
         format: Name of the file's format, for the report.
         tensors: The state dict.
-        description: What a file of ours says of itself, as JSON text; empty for others.
-        wrappers: Keys under which the state dict lay, outermost first.
-        ignored: Further keys beside it and its wrappers, which are not read.
+        description: Description in a file of this package, as JSON text; empty for other files.
+        wrappers: Keys that lead to the state dict, outermost first.
+        ignored: Other keys, whose values are not read.
     """
 
     format: str
@@ -84,10 +84,10 @@ class Contents:
 
 
 def checked(contents: Contents, *, file_size: int) -> Contents:
-    """The contents themselves, once they are few, small and well named enough to be written.
+    """Check number, size and names of the tensors, and return the contents.
 
     Raises:
-        Refusal: If they are not.
+        Refusal: If a limit is exceeded, or a name is not acceptable.
     """
     if not contents.tensors:
         raise Refusal("holds no tensors; expected the weights of a network")
@@ -97,8 +97,8 @@ def checked(contents: Contents, *, file_size: int) -> Contents:
         if not tensor.name.isprintable() or not 0 < len(tensor.name) <= LONGEST_NAME:
             raise Refusal(f"names a tensor {quoted(tensor.name)}; expected a short printable name")
     total = sum(tensor.size for tensor in contents.tensors)
-    # Tied weights are stored once and written twice; without a bound a small file could fill
-    # the disk with copies of one storage.
+    # Tied weights are stored once and written twice. Without a limit, a small file could fill the
+    # disk with copies of one storage.
     if total > 2 * file_size:
         raise Refusal(
             f"has {file_size} bytes and unfolds to {total} of tensors that share storage; "
@@ -108,22 +108,22 @@ def checked(contents: Contents, *, file_size: int) -> Contents:
 
 
 def checked_shape(name: str, shape: Iterable[object]) -> tuple[int, ...]:
-    """A tensor's shape, once it is one.
+    """Check the shape of a tensor, and return it.
 
     Raises:
-        Refusal: If an axis is not a whole number from 0 on, or their product is absurd.
+        Refusal: If an axis is not a non-negative integer, or the product of all is too large.
     """
     axes = tuple(shape)
     sizes = tuple(axis for axis in axes if type(axis) is int and 0 <= axis < _LARGEST)
     if len(sizes) != len(axes) or len(axes) > MOST_AXES or math.prod(sizes) >= _LARGEST:
-        # A value of another kind may be as deep and long as the file: its kind is enough.
+        # A value of another type may be as large as the file: only its type is shown.
         said = (str(axis) if type(axis) is int else type(axis).__name__ for axis in axes)
         raise Refusal(f"gives {quoted(name)} an impossible shape {shown(said)}")
     return sizes
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of values that lie row by row without gaps.
+    """Return the strides of a dense, row-major layout.
 
     >>> dense_strides((2, 3, 4))
     (12, 4, 1)
@@ -132,7 +132,7 @@ def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def quoted(name: str) -> str:
-    """A text out of a file, safe to print: no control characters, not endless.
+    """Quote a text from a file for printing: without control characters, and of limited length.
 
     >>> quoted("a" + chr(10)) == repr("a" + chr(10))
     True
@@ -141,7 +141,7 @@ def quoted(name: str) -> str:
 
 
 def shown(names: Iterable[str]) -> str:
-    """The first few names, in a row.
+    """Return the first few names in parentheses.
 
     >>> shown("abcde")
     '(a, b, c, ...)'

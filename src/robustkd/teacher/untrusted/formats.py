@@ -1,4 +1,4 @@
-"""Which format a file is of: its first bytes tell, never its name."""
+"""Recognition of file formats by the first bytes; the file name is ignored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from robustkd.teacher.untrusted.contents import Refusal
 
 HEAD = 512
-"""Bytes that are looked at; a tar's mark ends at 262."""
+"""Number of bytes that are read; the signature of a tar archive ends at 262."""
 
 _CONVERT = "where you trust it, save its weights as safetensors"
 _REFUSED: tuple[tuple[bytes, int, str], ...] = (
@@ -22,7 +22,7 @@ _REFUSED: tuple[tuple[bytes, int, str], ...] = (
     (b"GGUF", 0, f"is a GGUF file; {_CONVERT}"),
     (b"PK\x05\x06", 0, "is a zip archive without members; expected a torch checkpoint"),
 )
-# The marks of text pickles: a GLOBAL instruction, or a container that opens before one.
+# First bytes of text pickles: a GLOBAL instruction, or the start of a container.
 _TEXT_PICKLE = re.compile(rb"[(\]}l0d]{0,8}c[\w.]+\r?\n[\w.]+\r?\n")
 _PICKLE = (
     "is a raw pickle (torch.save before 1.6 wrote such), which runs code when it is read; "
@@ -31,7 +31,7 @@ _PICKLE = (
 
 
 def recognise(head: bytes) -> str:
-    """Name the format of a file that begins with ``head``: ``safetensors`` or ``torch zip``.
+    """Return the format of a file that begins with ``head``: ``safetensors`` or ``torch zip``.
 
     Raises:
         Refusal: If it is any other.
@@ -45,7 +45,7 @@ def recognise(head: bytes) -> str:
             raise Refusal(reason)
     if _is_pickle(head):
         raise Refusal(_PICKLE)
-    # Eight bytes of length, then the header, which is a JSON object.
+    # Safetensors: eight bytes of length, then a JSON object.
     if head[8:9] == b"{":
         return "safetensors"
     raise Refusal(
@@ -56,7 +56,7 @@ def recognise(head: bytes) -> str:
 
 def _is_pickle(head: bytes) -> bool:
     marks: tuple[Callable[[], object], ...] = (
-        # PROTO 1 to 5; as a safetensors length this would have to be followed by a "{".
+        # PROTO 1 to 5; a safetensors file with these bytes as its length would have a "{" at 8.
         lambda: head[0] == 0x80 and 1 <= head[1] <= 5 and head[8:9] != b"{",
         lambda: _TEXT_PICKLE.match(head),
     )

@@ -1,12 +1,12 @@
-"""What the reading process gives up before it looks at the file.
+"""Limits that the reading process imposes on itself before it reads the file.
 
 Enforced everywhere: processor time, size of what is written, no further open files (nor sockets,
 which are files), and for an ordinary user no further processes. On Linux also: memory; a network
 namespace without any network, where the system lets an ordinary user make one; no changes to the
 file system, where the kernel has Landlock; and a filter that leaves the process about twenty
 system calls on x86-64 and arm64 (reading and writing what is open, memory, and its own end).
-Without that filter, as on macOS, which does not bound memory either, nothing is read unless the
-user allows it. The report of a run says what was enforced in it.
+Without that filter, as on macOS, which does not limit memory either, nothing is read unless the
+user allows it. The report of a run lists the limits that were enforced.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import sys
 from contextlib import suppress
 
 SYSTEM_CALLS = "system calls"
-"""What is enforced by the filter, without which no file is read by default."""
+"""Name of the limit of the filter, without which no file is read by default."""
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
-# Classic BPF: load a word, jump if equal, return.
+# Instructions of classic BPF: load a word, jump if equal, return.
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _NOT_PERMITTED, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
 _NUMBER, _ARCHITECTURE = 0, 4
-# Landlock's system calls have the same numbers everywhere.
+# The system calls of Landlock have the same numbers on all architectures.
 _CREATE_RULES, _APPLY_RULES, _VERSION = 444, 446, 1
-# How many kinds of access each version knows: to files, to the network, to other processes.
+# Number of access rights of each version: to files, to the network, to other processes.
 _FILES = {1: 13, 2: 14, 3: 15, 4: 15}
 _ALL_FILES, _NETWORK, _SCOPES = 16, 2, 2
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""What the kernel calls a machine; the columns of the table below."""
+"""Names of architectures in the kernel; the columns of the table below."""
 _CALLS = {
     "read": (0, 63),
     "write": (1, 64),
@@ -69,12 +69,12 @@ class _Program(ctypes.Structure):
 
 
 def give_up(*, memory: int, seconds: int, written: int) -> list[str]:
-    """Give up, for good, what reading a file does not need; returns what the system enforces.
+    """Irrevocably limit this process; return the limits that the system enforces.
 
     Args:
-        memory: Bytes of address space.
-        seconds: Of processor time.
-        written: Bytes of the largest file that may be written.
+        memory: Largest address space in bytes.
+        seconds: Largest processor time in seconds.
+        written: Largest file that may be written, in bytes.
     """
     enforced = ["processor time", "file size", "no further files"]
     if os.geteuid():
@@ -87,7 +87,7 @@ def give_up(*, memory: int, seconds: int, written: int) -> list[str]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
         return enforced
     library = ctypes.CDLL(None, use_errno=True)
-    # A user namespace is what lets an ordinary user leave the network; root needs none.
+    # An ordinary user needs a user namespace to leave the network namespace; root does not.
     if any(library.unshare(flags) == 0 for flags in (_NEW_USER | _NEW_NET, _NEW_NET)):
         enforced.append("no network")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
@@ -103,14 +103,14 @@ def give_up(*, memory: int, seconds: int, written: int) -> list[str]:
 
 
 def _leave_files(library: ctypes.CDLL) -> bool:
-    """Give up every access to the file system, where the kernel has Landlock: open files remain."""
+    """Drop all access to the file system with Landlock; open files stay usable."""
     version = library.syscall(_CREATE_RULES, None, 0, _VERSION)
     if version < 1 or library.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
         return False
     kinds = [_FILES.get(version, _ALL_FILES)]
     kinds += [_NETWORK] if version >= 4 else []
     kinds += [_SCOPES] if version >= 6 else []
-    # All that is handled and not allowed by a rule is refused, and there is no rule.
+    # All handled access is refused unless a rule allows it, and there are no rules.
     handled = struct.pack(f"={len(kinds)}Q", *((1 << kind) - 1 for kind in kinds))
     rules = library.syscall(_CREATE_RULES, handled, len(handled), 0)
     if rules < 0:
@@ -122,7 +122,7 @@ def _leave_files(library: ctypes.CDLL) -> bool:
 
 
 def _filter_calls(library: ctypes.CDLL) -> bool:
-    """Refuse, from now on, every system call that is not listed above."""
+    """Block every system call that is not listed above."""
     if platform.machine() not in _AUDIT or sys.maxsize < 2**32:
         return False
     column = list(_AUDIT).index(platform.machine())

@@ -1,4 +1,4 @@
-"""The stack machine behind :mod:`robustkd.teacher.untrusted.read_pickle`."""
+"""Stack machine of :mod:`robustkd.teacher.untrusted.read_pickle`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _Instruction: TypeAlias = Callable[["Machine", object], None]
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name out of the pickle; it stands for nothing but itself."""
+    """A global name of the pickle; it is never looked up."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class StorageRef:
-    """A storage: a member of the archive that holds ``length`` values of type ``dtype``."""
+    """A storage: a member of the archive with ``length`` values of type ``dtype``."""
 
     dtype: str
     key: str
@@ -31,7 +31,7 @@ class StorageRef:
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """A tensor: a view of a storage, all in numbers of values."""
+    """A tensor: a view of a storage, with all positions in values."""
 
     storage: StorageRef
     start: int
@@ -40,11 +40,11 @@ class TensorRef:
 
 
 class Ordered(dict[object, object]):
-    """Stands for an OrderedDict, the only thing that may be given attributes, which are dropped."""
+    """Stand-in for an OrderedDict, the only object that may have attributes, which are dropped."""
 
 
 class Machine:
-    """Follows instructions, one by one, with inert values."""
+    """Interpreter of pickle instructions on inert values."""
 
     def __init__(self) -> None:
         self._stack: list[object] = []
@@ -53,10 +53,10 @@ class Machine:
         self._storages: dict[str, StorageRef] = {}
 
     def follow(self, name: str, argument: object) -> None:
-        """Follow one instruction.
+        """Execute one instruction.
 
         Raises:
-            Refusal: If it does not fit what lies on the stack.
+            Refusal: If it does not fit the values on the stack.
         """
         if name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name]())
@@ -68,7 +68,7 @@ class Machine:
             _INSTRUCTIONS[name](self, argument)
 
     def result(self) -> object:
-        """What the pickle amounts to."""
+        """Return the value of the pickle."""
         if len(self._stack) != 1 or self._marks:
             raise _misfit("STOP")
         return self._stack[0]
@@ -123,7 +123,7 @@ class Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise _misfit("SETITEM on something that is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # The hash of a tuple of tuples of one tuple takes exponential time.
+            # Hashing a tuple that repeats nested tuples takes exponential time.
             if not isinstance(key, str | int | float | None):
                 raise _misfit("a key that is neither text nor a number")
             target[key] = value
@@ -149,19 +149,19 @@ class Machine:
         state = self._pop()
         if not isinstance(self._top(), Ordered):
             raise _misfit("BUILD on something that is no OrderedDict")
-        # Versions of layers. Any other attribute could hide a method from whoever reads the dict.
+        # _metadata has the versions of layers. Other attributes could replace methods of the dict.
         if not isinstance(state, dict) or set(state) != {"_metadata"}:
             raise _misfit("an OrderedDict with attributes other than _metadata")
 
     def _persistent(self, _: object) -> None:
         storage = _storage(self._pop())
-        # PyTorch believes the first reference to a storage and ignores what the others say.
+        # PyTorch uses the first reference to a storage and ignores contradictions in later ones.
         if self._storages.setdefault(storage.key, storage) != storage:
             raise Refusal(f"gives the storage {quoted(storage.key)} two types or lengths")
         self._stack.append(storage)
 
     def _nothing(self, _: object) -> None:
-        """PROTO and STOP change nothing."""
+        """Do nothing, for PROTO and STOP."""
 
 
 _CONSTANTS: dict[str, Callable[[], object]] = {
@@ -193,7 +193,7 @@ _INSTRUCTIONS: dict[str, _Instruction] = {
     "STOP": Machine._nothing,
 }
 OPERATIONS = frozenset({*_CONSTANTS, *_LITERALS, *_TUPLES, *_INSTRUCTIONS})
-"""Every instruction that can be followed: those that torch.save writes."""
+"""All supported instructions: those that torch.save writes."""
 
 
 def _misfit(what: str) -> Refusal:
@@ -201,7 +201,7 @@ def _misfit(what: str) -> Refusal:
 
 
 def _stand_in(name: str, arguments: tuple[object, ...]) -> object:
-    """What calling a name amounts to, for the few names that may be called."""
+    """Return the stand-in for the result of a call, for the few names that may be called."""
     if name in allowed_names.TENSORS:
         return _tensor(arguments[:4], arguments[4:], newer=name.endswith("_v2"))
     if name == allowed_names.PARAMETER:
@@ -209,13 +209,13 @@ def _stand_in(name: str, arguments: tuple[object, ...]) -> object:
     if name == allowed_names.ORDERED and not arguments:
         return Ordered()
     if name in (allowed_names.COUNTER, allowed_names.SIZE, allowed_names.DEVICE):
-        # Of a scheduler or of a run's settings; nobody reads them.
+        # Part of a scheduler or of the settings of a run; the values are not used.
         return None
     raise _misfit(f"a call of {name.replace(' ', '.')}")
 
 
 def _parameter(arguments: tuple[object, ...]) -> TensorRef:
-    """``data, requires_grad, hooks``."""
+    """Check the arguments ``data, requires_grad, hooks`` of a parameter, and return its data."""
     if not arguments or not isinstance(arguments[0], TensorRef):
         raise _misfit("a parameter that is no tensor")
     _check_gradient(arguments[1:])
@@ -223,7 +223,7 @@ def _parameter(arguments: tuple[object, ...]) -> TensorRef:
 
 
 def _check_gradient(arguments: tuple[object, ...]) -> None:
-    """``requires_grad, hooks`` and nothing else: all further arguments would change the values."""
+    """Check the arguments ``requires_grad, hooks``; any further ones would change the values."""
     if len(arguments) > 2:
         raise Refusal(
             "has a tensor with further properties, such as the negative or the conjugate of its "
@@ -236,7 +236,7 @@ def _check_gradient(arguments: tuple[object, ...]) -> None:
 
 
 def _tensor(view: tuple[object, ...], gradient: tuple[object, ...], *, newer: bool) -> TensorRef:
-    """``storage, start, shape, strides``, and behind them what matters to gradients alone."""
+    """Check ``storage, start, shape, strides`` and the arguments for gradients of a tensor."""
     if len(view) < 4:
         raise _misfit("a tensor of too few arguments")
     if newer or gradient:
@@ -257,7 +257,7 @@ def _tensor(view: tuple[object, ...], gradient: tuple[object, ...], *, newer: bo
 
 
 def _storage(reference: object) -> StorageRef:
-    """``("storage", type, key, device, length)``."""
+    """Check a reference ``("storage", type, key, device, length)``."""
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
         raise _misfit("a reference that is no storage")
     _, kind, key, device, length = reference

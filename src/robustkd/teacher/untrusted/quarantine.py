@@ -1,4 +1,4 @@
-"""From the path of a hostile file to plain tensors and the facts of where they come from."""
+"""Reading a hostile file: from its path to plain tensors and properties of the file."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _EXPECTED = "expected a safetensors file or a torch checkpoint"
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """What came out of a file: plain tensors, and nothing that could act.
+    """Plain tensors and the properties of the file that contained them.
 
     Attributes:
-        tensors: The state dict, with the names of the file.
-        description: What a file of ours says of itself, as JSON text; empty for others.
-        name: Of the file, without its folder.
-        bytes: Its size.
-        sha256: Of its bytes, in hexadecimal.
-        verdict: How the reading process saw it.
+        tensors: The state dict, with the names in the file.
+        description: Description in a file of this package, as JSON text; empty for other files.
+        name: File name without the folder.
+        bytes: Size of the file.
+        sha256: SHA-256 of the file, in hexadecimal.
+        verdict: Verdict of the reading process.
     """
 
     tensors: Mapping[str, Tensor]
@@ -54,22 +54,22 @@ def read(
 ) -> Quarantined:
     """Read a file that may be an attack: safetensors, or a torch checkpoint in zip format.
 
-    What is cheap to check comes first: the format, the size, and then names and shapes, all of
-    the file where it lies. Only then it is copied, and the copy is what is hashed and parsed, so
-    that the hash is that of the weights whatever happens to the file meanwhile. The bytes are
-    looked at by a process of its own, with little memory and time and without files or network;
-    it leaves a safetensors file in a private folder, which is all that is read here.
+    Cheap checks come first: the format, the size, and then names and shapes, on the original file.
+    Only then the file is copied. The copy is hashed and parsed, so that the hash is that of the
+    weights, even if the file changes in the meantime. The bytes are parsed by a child process with
+    limited memory and time and without files or network. It writes a safetensors file to a private
+    folder, and only that file is read by this process.
 
     Args:
         path: The file.
-        most: Bytes that it may have.
-        fits: Is given tensors without values, and what a file of ours says of itself; it raises
-            an error if they are not those that are needed.
-        weak: Whether to read it where the system calls of the reading process cannot be filtered.
+        most: Largest accepted size in bytes.
+        fits: Function that receives tensors without values and the description of a file of this
+            package; it raises an error if they do not match the architecture.
+        weak: If True, read the file even if system calls of the child process cannot be filtered.
 
     Raises:
-        InputError: If the file is of another kind, damaged, made to do harm, too costly to read,
-            or changes meanwhile; one line with the reason. Or if there is no room for its copy.
+        InputError: If the file has another format, is damaged, malicious or too large, or changes
+            while it is read; or if there is no space for its copy.
     """
     if not hasattr(os, "posix_spawn"):
         raise InputError(f"{path} cannot be read safely on this system; use Linux or macOS")
@@ -93,7 +93,7 @@ def read(
 
 
 def _state(file: FileIO) -> tuple[int, int]:
-    """Size and time of the last change: of the copy we know the bytes, of the file only these."""
+    """Return size and modification time, by which a change of the file is noticed."""
     found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
@@ -104,20 +104,20 @@ def _changed(path: Path) -> InputError:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """A private folder for as long as the block lasts."""
+    """Create a private folder that exists while the block lasts."""
     with tempfile.TemporaryDirectory(prefix="robustkd-") as folder:
         yield Path(folder)
 
 
 @contextmanager
 def _system(path: Path) -> Iterator[None]:
-    """Say what the system lacks, which is not the file's fault."""
+    """Turn errors of the operating system into messages that do not blame the file."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
-            f"{path} cannot be read for want of the system: {reason}; free space in the folder for "
+            f"{path} cannot be read because of the system: {reason}; free space in the folder for "
             "temporary files, or set TMPDIR to one that has room for the file twice"
         ) from error
 
@@ -135,7 +135,7 @@ def _check_cheaply(file: FileIO, path: Path, *, size: int, most: int | None) -> 
 
 
 def _layout(file: FileIO, plain: Path, path: Path, *, weak: bool) -> tuple[dict[str, Tensor], str]:
-    """Names, types and shapes as tensors without values, and what a file of ours says."""
+    """Return names, types and shapes as tensors without values, and the description."""
     verdict = _convert(file, plain, sandbox.Grant.for_layout(weak=weak))
     if verdict.refusal:
         raise InputError(f"{path} {verdict.refusal}")
@@ -148,7 +148,7 @@ def _layout(file: FileIO, plain: Path, path: Path, *, weak: bool) -> tuple[dict[
 
 
 def _copy(file: FileIO, path: Path, size: int) -> str:
-    """Copy at most ``size`` bytes; returns the SHA-256 of the copy, in hexadecimal."""
+    """Copy at most ``size`` bytes, and return the SHA-256 of the copy in hexadecimal."""
     digest, left = hashlib.sha256(), size
     file.seek(0)
     with path.open("xb") as copy:
@@ -164,9 +164,9 @@ def _nonsense(path: Path) -> InputError:
 
 
 def _open(path: Path) -> FileIO:
-    """The open file, once it is a plain one and no link on its path leaves a folder given to us."""
+    """Open a regular file; links on its path that leave an untrusted folder are refused."""
     try:
-        # Without a buffer: the reading process moves the position that it shares with us.
+        # Unbuffered: the child process moves the shared file position.
         return os.fdopen(open_named(path), "rb", buffering=0)
     except UnsafeError as error:
         raise InputError(f"{path} is not a plain file; {_EXPECTED}") from error

@@ -1,9 +1,9 @@
-"""The members of a torch checkpoint's zip archive, and where their bytes lie.
+"""Members of the zip archive of a torch checkpoint, and the positions of their bytes.
 
 torch.save stores every member uncompressed, one after the other, with its checksum. Nothing else
-is accepted, so that no archive can unfold to more than its own size, and no two readers can
-disagree on what is in it (:mod:`~robustkd.teacher.untrusted.zip_layout`). Members are never
-extracted: names are checked all the same, because a name that points elsewhere is no accident.
+is accepted, so that no archive can expand to more than its own size, and no two readers can
+disagree on its contents (:mod:`~robustkd.teacher.untrusted.zip_layout`). Members are never
+extracted; names that lead outside are refused nevertheless, since they are never accidental.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A stored member.
+    """An uncompressed member.
 
     Attributes:
-        name: Its whole name.
-        offset: Position in the file of its first byte.
-        size: Its bytes.
-        crc: Their CRC-32, as the archive says.
+        name: Full name.
+        offset: Position of its first byte in the file.
+        size: Number of bytes.
+        crc: CRC-32 as stored in the archive.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Member:
 
 
 def read_members(file: BufferedIOBase) -> Mapping[str, Member]:
-    """All members by name, none of them compressed, overlapping or oddly named.
+    """Return all members by name; compressed, overlapping or oddly named members are refused.
 
     Raises:
-        Refusal: If the archive is not as torch.save writes it.
+        Refusal: If the archive differs from those that torch.save writes.
     """
     entries, directory = read_directory(file)
     _check_kind([entry.name for entry in entries])
@@ -86,7 +86,7 @@ def _chunks(file: BufferedIOBase, member: Member) -> Iterator[bytes]:
 
 
 def _check_kind(names: Sequence[str]) -> None:
-    """Tell other formats apart that are zip archives as well."""
+    """Recognise other formats that are zip archives."""
     inner = {name.partition("/")[2] for name in names}
     if any(name.endswith(".npy") for name in names):
         raise Refusal("is an archive of NumPy arrays (.npz); save the weights as safetensors")
@@ -119,7 +119,7 @@ def _check_entry(entry: Entry) -> None:
 
 
 def _check_names(entries: Sequence[Entry]) -> None:
-    """No two names that are the same to a reader that does not tell capitals from small letters."""
+    """Raise an error for two names that differ only in case."""
     found: set[str] = set()
     for entry in entries:
         folded = entry.name.casefold()

@@ -1,4 +1,4 @@
-"""A torch checkpoint in zip format: ``data.pkl`` says what there is, ``data/N`` holds the values.
+"""Torch checkpoints in zip format: ``data.pkl`` describes the tensors, ``data/N`` has the values.
 
 torch's own reader is never called: neither its unpickler, whose ``weights_only`` mode has been
 broken before (CVE-2025-32434, CVE-2026-24747), nor its archive reader.
@@ -17,20 +17,20 @@ from robustkd.teacher.untrusted.read_archive import Member, read_members, verify
 from robustkd.teacher.untrusted.wrappers import unwrap
 
 _LITTLE = b"little"
-# Members that begin with a dot are torch's notes to itself; they are never read.
+# Members that begin with a dot are internal to torch and are never read.
 _MEMBER = re.compile(r"data\.pkl|byteorder|version|data/[0-9]+|\..*")
 
 
 def read_checkpoint(file: BufferedIOBase, size: int, *, values: bool = True) -> Contents:
-    """Find the tensors of a checkpoint of ``size`` bytes.
+    """Locate the tensors of a checkpoint of ``size`` bytes.
 
     Args:
         file: The checkpoint.
-        size: Its bytes.
-        values: Whether to compare the values with their checksums as well.
+        size: Number of bytes.
+        values: If True, also compare the values with their checksums.
 
     Raises:
-        Refusal: If anything in it is not as torch.save writes it.
+        Refusal: If anything differs from what torch.save writes.
     """
     members = read_members(file)
     root = next(name for name in members if name.endswith("/data.pkl")).partition("/")[0]
@@ -39,7 +39,7 @@ def read_checkpoint(file: BufferedIOBase, size: int, *, values: bool = True) -> 
     pickle = _bytes(file, members[f"{root}/data.pkl"], most=read_pickle.LARGEST)
     read_pickle.scan(pickle)
     tensors, wrappers, ignored = unwrap(read_pickle.run(pickle))
-    # Nothing is left to verify where values are not asked for.
+    # Without values, there is nothing to verify.
     verified = set[str]() if values else set(members)
     stored = tuple(
         _stored(name, tensor, _member(file, tensor, members, root, verified))
@@ -50,7 +50,7 @@ def read_checkpoint(file: BufferedIOBase, size: int, *, values: bool = True) -> 
 
 
 def _check_members(members: Mapping[str, Member], root: str) -> None:
-    """Refuse what torch.save does not write, such as a second pickle under another name."""
+    """Raise an error for a member that torch.save does not write, such as a second pickle."""
     for name in members:
         top, _, inner = name.partition("/")
         if top != root or not _MEMBER.fullmatch(inner):
@@ -77,7 +77,7 @@ def _member(
     root: str,
     verified: set[str],
 ) -> Member:
-    """The member that a tensor's values are in; each is compared with its checksum once."""
+    """Return the member with a tensor's values; each member's checksum is verified once."""
     name = f"{root}/data/{tensor.storage.key}"
     if name not in members:
         raise Refusal(f"lacks the values of a tensor: no member {quoted(name)}")
@@ -95,7 +95,7 @@ def _stored(name: str, tensor: TensorRef, member: Member) -> Stored:
         )
     offset = member.offset + tensor.start * width
     stored = Stored(name, tensor.storage.dtype, tensor.shape, tensor.strides, offset)
-    # The second holds for a tensor whose strides let values be read more than once.
+    # The second condition is for strides with which values are read more than once.
     if tensor.start * width + stored.span > member.size or stored.size > member.size:
         raise Refusal(f"gives {quoted(name)} a shape that is larger than its storage")
     return stored

@@ -1,10 +1,9 @@
-"""A pickle as inert values: nothing is imported, called or built that the file names.
+"""Reading of a pickle as inert values: no code that the file names is imported or called.
 
-A pickle is a program for a small stack machine. This one knows the 30 instructions that
-torch.save writes, and eight names, for which it has harmless stand-ins: a tensor becomes a
-:class:`TensorRef`, an ordered dictionary a plain one. So there is no payload that could run;
-that a file tries is a reason to refuse it, and every name it holds is listed before the first
-instruction is followed.
+A pickle is a program for a small stack machine. This implementation supports the 30 instructions
+that torch.save writes, and eight names, which have harmless stand-ins: a tensor becomes a
+:class:`TensorRef`, an ordered dictionary a plain one. No payload can run. All names in a file are
+checked before the first instruction is executed, and a file with any other name is refused.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from robustkd.teacher.untrusted.contents import Refusal, quoted, shown
 from robustkd.teacher.untrusted.pickle_machine import OPERATIONS, Machine
 
 LARGEST = 4 << 20
-"""Bytes of a pickle; a state dict needs about 150 a tensor, its optimiser as much again."""
+"""Largest pickle in bytes; a state dict takes about 150 per tensor, an optimiser as many again."""
 MOST_OPERATIONS = 1_000_000
-"""Instructions of a pickle; a state dict needs about 40 a tensor."""
+"""Largest number of instructions; a state dict takes about 40 per tensor."""
 
 Op: TypeAlias = tuple[str, object]
 
@@ -28,11 +27,11 @@ _NAMING = frozenset({"GLOBAL", "INST"})
 
 
 def scan(pickle: bytes) -> None:
-    """List what a pickle names and does, and follow nothing.
+    """Check the names and instructions of a pickle without executing any.
 
     Raises:
-        Refusal: If a name or an instruction is not allowed, with the names; or if the pickle is
-            too long, cut off, or goes on after its end.
+        Refusal: If a name or an instruction is not allowed, or if the pickle is too long, is cut
+            off, or continues after its end.
     """
     names: dict[str, None] = {}
     operations: dict[str, None] = {}
@@ -46,7 +45,7 @@ def scan(pickle: bytes) -> None:
                 names[str(argument)] = None
     except Refusal as refusal:
         damage = str(refusal)
-    # A payload before a damaged end is the graver finding.
+    # A forbidden name is reported rather than damage that follows it.
     if bad := [quoted(name.replace(" ", ".")) for name in names if name not in GLOBALS]:
         raise Refusal(
             f"names code that no state dict needs {shown(bad)}; save the state dict alone, "
@@ -59,7 +58,7 @@ def scan(pickle: bytes) -> None:
 
 
 def _operations(pickle: bytes) -> Iterator[Op]:
-    """The instructions and their arguments, up to STOP, which must be the end."""
+    """Yield the instructions with their arguments up to STOP, which must be the end."""
     end = -1
     try:
         for operation, argument, position in pickletools.genops(pickle):
@@ -72,10 +71,10 @@ def _operations(pickle: bytes) -> Iterator[Op]:
 
 
 def run(pickle: bytes) -> object:
-    """The value of a pickle that :func:`scan` let pass.
+    """Return the value of a pickle that :func:`scan` has accepted.
 
     Raises:
-        Refusal: If an instruction does not fit what it meets.
+        Refusal: If an instruction does not fit the values on the stack.
     """
     machine = Machine()
     for name, argument in _operations(pickle):

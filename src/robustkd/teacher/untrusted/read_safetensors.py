@@ -1,7 +1,8 @@
-"""The header of a safetensors file, checked before any of it is believed.
+"""Reading and checking the header of a safetensors file.
 
-Eight bytes of length (little-endian), a JSON object of that length, then the values
-(https://github.com/huggingface/safetensors). The library itself is used only on what we wrote.
+The format is: eight bytes of length (little-endian), a JSON object of that length, then the values
+(https://github.com/huggingface/safetensors). The library itself only reads files that this package
+has written.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from robustkd.teacher.untrusted.contents import (
 )
 
 LONGEST_HEADER = 4 << 20
-"""Bytes; 10,000 tensors with long names need about half of it."""
+"""In bytes; 10,000 tensors with long names take about half of it."""
 OWN_KEY = "robustkd"
 _PREFIX = 8
 
 
 def read_safetensors(file: BufferedIOBase, size: int, *, values: bool = True) -> Contents:  # noqa: ARG001 (there are no checksums)
-    """Find the tensors of a safetensors file of ``size`` bytes.
+    """Locate the tensors of a safetensors file of ``size`` bytes.
 
     Args:
         file: The file.
-        size: Its bytes.
-        values: Whether to verify the values as well, which the format has no means for.
+        size: Number of bytes.
+        values: Ignored, because the format has no checksums.
 
     Raises:
-        Refusal: If anything in it is not as the format demands.
+        Refusal: If the file violates the format.
     """
     length = int.from_bytes(file.read(_PREFIX), "little")
     if length > size - _PREFIX:
@@ -62,7 +63,7 @@ def _header(text: bytes) -> dict[str, object]:
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
-        # A JSON error quotes no input, other than its numbers.
+        # Only the type of the error is shown, since its message may quote the file.
         raise Refusal(f"has a header that is not JSON ({type(error).__name__})") from error
     if not isinstance(header, dict):
         raise Refusal("has a header that is not a JSON object")
@@ -105,7 +106,7 @@ def _offsets(name: str, offsets: list[object]) -> tuple[int, int]:
 
 
 def _check_tiling(tensors: Iterable[Stored], start: int, size: int) -> None:
-    """Every byte of the file belongs to one tensor: none hides, none is read twice."""
+    """Check that every byte of the file belongs to exactly one tensor."""
     reached = start
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.size)):
         if tensor.offset != reached:

@@ -1,4 +1,4 @@
-"""Starts the reading process, waits for it no longer than granted, and believes little of it."""
+"""Starting the reading process, enforcing its time limit, and validating its verdict."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _LONGEST_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the reading process found, and what it took.
+    """Result and cost of the reading process.
 
     Attributes:
-        refusal: Why the file is not read; empty if it was.
-        format: Its format.
+        refusal: Reason why the file is refused; empty if it was read.
+        format: Format of the file.
         wrappers: Keys around the state dict.
-        ignored: Keys beside it, quoted.
+        ignored: Keys beside the state dict, quoted.
         enforced: The limits that were in force.
         seconds: Wall time.
-        peak_mib: Most memory that the process held; None where unknown.
+        peak_mib: Peak memory of the process in MiB; None if unknown.
     """
 
     refusal: str
@@ -47,10 +47,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the reading process may take: bytes of memory and of output, seconds on the CPU.
+    """Limits of the reading process: memory and output in bytes, processor time in seconds.
 
-    And what it is to find: the values, or names, types and shapes alone. And whether it may work
-    where its system calls cannot be filtered.
+    It also states whether to read values or only names, types and shapes, and whether to read
+    without a filter of system calls.
     """
 
     memory: int
@@ -61,22 +61,22 @@ class Grant:
 
     @classmethod
     def for_size(cls, size: int, *, weak: bool = False) -> Grant:
-        """Enough for an honest file of ``size`` bytes."""
-        # A strided tensor is held twice; every value may be written twice (tied weights).
+        """Return limits that are sufficient for a regular file of ``size`` bytes."""
+        # A strided tensor is in memory twice; values may be written twice (tied weights).
         return cls(256 * _MIB + 2 * size, 30 + size // (20 * _MIB), 8 * _MIB + 2 * size, weak=weak)
 
     @classmethod
     def for_layout(cls, *, weak: bool = False) -> Grant:
-        """Enough for names, types and shapes, however large the file claims to be."""
+        """Return limits that are sufficient for names, types and shapes, for any file size."""
         return cls(256 * _MIB, 30, 64 * _MIB, values=False, weak=weak)
 
 
 def run(source: int, target: int, grant: Grant) -> Verdict:
-    """Let a process of its own convert the open file ``source`` into the open file ``target``."""
+    """Convert the open file ``source`` to the open file ``target`` in a child process."""
     started = time.monotonic()
     with tempfile.TemporaryFile() as said:
         process = _spawn(source, target, said.fileno(), grant)
-        # A busy machine gives a process a fraction of its time; a hanging one uses none.
+        # Wall time in addition to processor time: a hanging process uses none of the latter.
         status = _wait(process, deadline=started + 4 * grant.seconds)
         said.seek(0)
         verdict = said.read(_LONGEST_VERDICT)
@@ -89,7 +89,7 @@ def run(source: int, target: int, grant: Grant) -> Verdict:
 def _spawn(source: int, target: int, said: int, grant: Grant) -> int:
     root = Path(__file__).parents[3]
     numbers = map(str, map(int, astuple(grant)))
-    # Isolated, without site packages: only the standard library and the reader itself.
+    # Isolated and without site packages: the standard library and the reader only.
     start = [sys.executable, "-I", "-S", "-B", "-c", _START.format(root=str(root)), *numbers]
     kept = {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}
     handed_over = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate((source, target, said))]
@@ -97,7 +97,7 @@ def _spawn(source: int, target: int, said: int, grant: Grant) -> int:
 
 
 def _wait(process: int, *, deadline: float) -> int:
-    """The exit code; negative for the signal that ended the process, or for a late end."""
+    """Return the exit code; negative for the signal that ended the process or for a timeout."""
     pause, ended, late = 0.002, 0, False
     try:
         while not ended:
@@ -108,7 +108,7 @@ def _wait(process: int, *, deadline: float) -> int:
             time.sleep(0 if ended else pause)
             pause = min(2 * pause, 0.05)
     except ChildProcessError:
-        # Where SIGCHLD is ignored nobody learns how a process ended; its verdict tells enough.
+        # If SIGCHLD is ignored, the exit status is unknown; the verdict is sufficient.
         return _TOO_LATE if late else 0
     except BaseException:
         with suppress(ProcessLookupError, ChildProcessError):
@@ -122,12 +122,12 @@ def _how_it_ended(status: int, grant: Grant) -> str:
     if status in (-signal.SIGXCPU, _TOO_LATE):
         return f"takes longer than {grant.seconds} s to read; it is damaged, or made to"
     if status == -signal.SIGKILL:
-        return "cannot be read: the system ended its reader, most likely for want of memory"
+        return "cannot be read: the system ended its reader, most likely for lack of memory"
     return f"makes its reader fail (status {status}); it is damaged, or made to"
 
 
 def _believe(verdict: bytes, seconds: float) -> Verdict:
-    """The verdict, each part of it of the right kind, short and printable."""
+    """Parse the verdict, and check type, length and characters of each part."""
     try:
         said = json.loads(verdict)
         return Verdict(

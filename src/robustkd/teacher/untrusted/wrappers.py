@@ -1,4 +1,4 @@
-"""Where in a checkpoint the state dict lies."""
+"""Locating the state dict in a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ WRAPPERS = (
     "state_dict_ema",
     "params_ema",
 )
-"""Keys under which people save a state dict; where there are several, the first here is taken."""
+"""Common keys of a state dict; if a file has several, the first of this list is used."""
 
 _DEEPEST = 4
 
 
 def unwrap(saved: object) -> tuple[dict[str, TensorRef], tuple[str, ...], tuple[str, ...]]:
-    """The tensors by name, the wrappers around them, and the keys beside them that are left.
+    """Return the tensors by name, the keys that lead to them, and the ignored keys.
 
     Raises:
-        Refusal: If there is no state dict where one is known to lie.
+        Refusal: If there is no state dict under a known key.
     """
     wrappers: list[str] = []
     ignored: list[str] = []

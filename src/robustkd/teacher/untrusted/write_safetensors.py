@@ -1,4 +1,4 @@
-"""Writing found tensors as the plainest safetensors file there is."""
+"""Writing located tensors to a plain safetensors file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "
 
 
 def write_plain(contents: Contents, file: BufferedIOBase, out: BufferedIOBase) -> None:
-    """Copy the tensors' values from ``file`` to ``out``, dense and row by row.
+    """Copy the tensors' values from ``file`` to ``out``, dense and in row-major order.
 
     Raises:
-        Refusal: If the file ends before the values do.
+        Refusal: If the file ends before the last value.
         OSError: If ``out`` cannot be written.
     """
     tensors = _in_order(contents)
@@ -39,7 +39,7 @@ def write_plain(contents: Contents, file: BufferedIOBase, out: BufferedIOBase) -
 
 
 def write_layout(contents: Contents, out: BufferedIOBase) -> None:
-    """Write names, types and shapes alone: the header of what :func:`write_plain` writes.
+    """Write names, types and shapes only: the header of the file of :func:`write_plain`.
 
     Raises:
         OSError: If ``out`` cannot be written.
@@ -48,7 +48,7 @@ def write_layout(contents: Contents, out: BufferedIOBase) -> None:
 
 
 def _in_order(contents: Contents) -> list[Stored]:
-    """The widest first, so that every value lies at a multiple of its width."""
+    """Sort tensors by the width of their type, widest first, so that all values are aligned."""
     return sorted(contents.tensors, key=lambda tensor: (-WIDTHS[tensor.dtype], tensor.name))
 
 
@@ -99,7 +99,7 @@ def _cut_off(tensor: Stored) -> Refusal:
 
 
 def gather(tensor: Stored, values: bytes) -> bytearray:
-    """The values of a strided tensor, row by row; ``values`` begin with its first.
+    """Return the values of a strided tensor in row-major order; ``values`` starts at its first.
 
     >>> transposed = Stored("w", "U8", shape=(2, 3), strides=(1, 2), offset=0)
     >>> list(gather(transposed, bytes([0, 3, 1, 4, 2, 5])))
@@ -109,7 +109,7 @@ def gather(tensor: Stored, values: bytes) -> bytearray:
     made = bytearray(math.prod(tensor.shape) * WIDTHS[tensor.dtype])
     code = _FORMATS[WIDTHS[tensor.dtype]]
     source, target = memoryview(values).cast(code), memoryview(made).cast(code)
-    # One slice for each row along the longest axis: the fewest steps in Python.
+    # One slice for each row along the longest axis, for the smallest number of Python steps.
     longest = max(range(len(tensor.shape)), key=tensor.shape.__getitem__)
     n, step_in, step_out = tensor.shape[longest], tensor.strides[longest], dense[longest]
     others = [axis for axis in range(len(tensor.shape)) if axis != longest]

@@ -1,10 +1,9 @@
-"""The layout of a zip archive, in the one encoding that torch.save writes.
+"""Parser of the layout of zip archives, for the one encoding that torch.save writes.
 
-The zip format says most things twice, and its readers differ in which of the two they believe: a
-file could show us other weights than PyTorch. So an archive is read here from its end to its
-beginning, every fact that stands in two places must be the same in both, and the parts must tile
-the file: each member begins where the one before it ended, the directory begins where the last
-one ended, and nothing comes before, between or behind them.
+The zip format stores most properties twice, and readers differ in which of the two they use: a file
+could show this package other weights than PyTorch. Therefore both copies must be equal, and the
+parts must tile the file: each member begins where the previous one ends, the directory begins where
+the last member ends, and there are no bytes before, between or after them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from robustkd.teacher.untrusted.contents import Refusal, quoted
 
 MOST_MEMBERS = 40_000
 SIZES_BEHIND, UTF_8 = 0x0008, 0x0800
-"""The flags that torch.save sets: the sizes stand behind the member; its name is in UTF-8."""
+"""Flags that torch.save sets: the sizes follow the member, and its name is in UTF-8."""
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
@@ -32,17 +31,17 @@ _AGAIN = "give the file that torch.save wrote"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the directory says of a member.
+    """Directory entry of a member.
 
     Attributes:
-        name: Its whole name.
-        raw_name: The name's bytes.
+        name: Full name.
+        raw_name: Bytes of the name.
         common: Version, flags, method, time and date, which the local header must repeat.
-        crc: CRC-32 of its bytes.
-        stored: Its bytes as they lie in the archive.
-        size: Its bytes once unpacked.
-        mode: Its kind and permissions, as of Unix; 0 where they are not said.
-        offset: Position in the file of its local header.
+        crc: CRC-32 of the content.
+        stored: Size in the archive.
+        size: Size after unpacking.
+        mode: Unix type and permissions; 0 if there are none.
+        offset: Position of the local header in the file.
     """
 
     name: str
@@ -56,16 +55,16 @@ class Entry:
 
     @property
     def flags(self) -> int:
-        """Its flag bits."""
+        """Flag bits."""
         return self.common[1]
 
     @property
     def method(self) -> int:
-        """How it is compressed; 0 for not at all."""
+        """Compression method; 0 for none."""
         return self.common[2]
 
     def extra(self, *, stored: int | None = None, offset: bool = True) -> bytes:
-        """The only extra field that it may have in the directory: numbers that need 64 bits."""
+        """Return the only extra field that is allowed in the directory: numbers of 64 bits."""
         numbers = []
         if self.size >= _TOO_LARGE:
             numbers += [self.size, self.stored if stored is None else stored]
@@ -77,10 +76,10 @@ class Entry:
 
 
 def read_directory(file: BufferedIOBase) -> tuple[list[Entry], int]:
-    """All entries in their order, and where the directory begins.
+    """Return all entries in their order, and the position of the directory.
 
     Raises:
-        Refusal: If the directory or the end behind it is not as torch.save writes it.
+        Refusal: If the directory or the end record differs from those of torch.save.
     """
     count, start, length = _read_end(file)
     file.seek(start)
@@ -95,7 +94,7 @@ def read_directory(file: BufferedIOBase) -> tuple[list[Entry], int]:
 
 
 def _read_end(file: BufferedIOBase) -> tuple[int, int, int]:
-    """How many members there are, where the directory begins, and its length."""
+    """Return the number of members, and position and length of the directory."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _END.size - _LONGEST_COMMENT))
     tail = file.read()
@@ -118,7 +117,7 @@ def _read_end(file: BufferedIOBase) -> tuple[int, int, int]:
 
 
 def _read_end64(file: BufferedIOBase, end: int) -> tuple[int, tuple[int, int, int]]:
-    """The same numbers with 64 bits, and where they begin; ``end`` is where the end begins."""
+    """Return the position of the 64-bit end record before ``end``, and its numbers."""
     place = end - _LOCATOR.size - _END64.size
     file.seek(max(place, 0))
     block = file.read(_END64.size + _LOCATOR.size)
@@ -131,7 +130,7 @@ def _read_end64(file: BufferedIOBase, end: int) -> tuple[int, tuple[int, int, in
 
 
 def _entry(directory: bytes, place: int) -> tuple[Entry, int]:
-    """The entry at a place in the directory, and the place behind it."""
+    """Return the entry at a position in the directory, and the position after it."""
     if len(directory) < place + _CENTRAL.size:
         raise Refusal(f"has a directory of fewer members than it counts; {_AGAIN}")
     mark, _, *common, crc, stored, size, named, extra, comment, disk, _, attributes, offset = (
@@ -153,7 +152,7 @@ def _entry(directory: bytes, place: int) -> tuple[Entry, int]:
 
 
 def _widened(extra: bytes, size: int, stored: int, offset: int) -> tuple[int, int, int, bytes]:
-    """Size, stored size and offset; the 64-bit ones where 32 bits are too few; and what is left."""
+    """Return size, stored size and offset, of 64 bits if needed, and the rest of the extras."""
     numbers = extra[4:] if extra[:2] == b"\x01\0" else b""
     found = []
     for number in (size, stored, offset):
@@ -173,12 +172,12 @@ def _name(raw: bytes, flags: int) -> str:
 
 
 def tiled(file: BufferedIOBase, entries: Sequence[Entry], directory: int) -> list[int]:
-    """Where each member's bytes begin, once members and directory tile the file.
+    """Check that members and directory tile the file; return the position of each content.
 
     Args:
         file: The archive.
-        entries: Of stored members, which have as many bytes in the archive as unpacked.
-        directory: Where the directory begins.
+        entries: Entries of uncompressed members.
+        directory: Position of the directory.
 
     Raises:
         Refusal: If there is a gap or an overlap, or a local header differs from the directory.
@@ -202,7 +201,7 @@ def tiled(file: BufferedIOBase, entries: Sequence[Entry], directory: int) -> lis
 
 
 def _skip_header(file: BufferedIOBase, entry: Entry) -> int:
-    """Where the bytes behind a local header begin, which must say what the directory says."""
+    """Check that a local header equals the directory entry; return the position after it."""
     file.seek(entry.offset)
     header = file.read(_LOCAL.size)
     if len(header) < _LOCAL.size:
@@ -219,8 +218,8 @@ def _skip_header(file: BufferedIOBase, entry: Entry) -> int:
 
 
 def _check_extra(extra: bytes, entry: Entry) -> None:
-    """A local header's extra fields: numbers of 64 bits where they are needed, then padding."""
-    # torch.save does not know the stored size yet; Python's zipfile leaves the offset out.
+    """Check the extra fields of a local header: numbers of 64 bits if needed, then padding."""
+    # The stored size is not known to torch.save yet; Python's zipfile omits the offset.
     streamed = 0 if entry.flags & SIZES_BEHIND else None
     wide = {entry.extra(stored=streamed), entry.extra(stored=streamed, offset=False)}
     for numbers in wide:
@@ -231,12 +230,12 @@ def _check_extra(extra: bytes, entry: Entry) -> None:
 
 
 def _padding(length: int) -> bytes:
-    """With which torch.save brings a member's bytes to a multiple of 64, or of another number."""
+    """Return the padding with which torch.save aligns the content of a member."""
     return b"FB" + max(length - 4, 0).to_bytes(2, "little") + b"Z" * (length - 4)
 
 
 def _skip_sizes(file: BufferedIOBase, entry: Entry, place: int) -> int:
-    """Length of what stands behind a member's bytes: its checksum and sizes once more."""
+    """Check the data descriptor that follows a member's content, and return its length."""
     width = "Q" if entry.extra() else "I"
     said = struct.pack(f"<4sI2{width}", b"PK\x07\x08", entry.crc, entry.stored, entry.size)
     file.seek(place)
