@@ -174,12 +174,13 @@ METHODS: dict[str, Method] = {
         hardening=_HARDENING,
         rivals=_ANY,
     ),
-    "universal": Method(
-        "default, hardened against warps, colours, light and filters as well",
-        "RobustKD (universal)",
+    "transformations": Method(
+        "default, hardened against compositions of moved, recoloured and added pixels",
+        "RobustKD (transformations)",
         losses=_MIX,
-        hardening=replace(_HARDENING, families=("generator", "warp")),
+        hardening=replace(_HARDENING, families=("affine", "flow", "generator"), composed=True),
         rivals=_ANY,
+        until=0.6,
     ),
     "default-kd": Method(
         "soft targets, hardened against universal additions and patterns",
