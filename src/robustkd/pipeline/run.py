@@ -163,8 +163,9 @@ def distill_file(
         if run.finished:
             tell(f"{out} is already finished")
             return report.read(out)
-        tell(ready.line(clean))
-        _log.info("%s", ready.line(clean))
+        for line in (ready.line(clean), *_left_out(clean)):
+            tell(line)
+            _log.info("%s", line)
         made = make_student(
             ready.teacher,
             ready.student,
@@ -177,6 +178,20 @@ def distill_file(
         run.interrupts.no_longer_wait()
         student = _untriggered_row(job, clean, job.method, made.student, made.seconds)
         return _write_results(job, clean, ready, made, [untrusted, student], out)
+
+
+def _skipped(clean: DataSource) -> dict[str, int]:
+    """Return the number of files and folders of the data that were left out, by kind."""
+    return dict(getattr(clean, "skipped", {}))
+
+
+def _left_out(clean: DataSource) -> list[str]:
+    """Return a line about files that were left out, if there are any."""
+    skipped = _skipped(clean)
+    if not skipped:
+        return []
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+    return [f"data: left out of {clean.name}, since they are no images or splits: {kinds}"]
 
 
 def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object]) -> None:
@@ -227,6 +242,7 @@ def _write_results(
             "teacher_file": ready.file.record(),
             **made.record,
             "classes": list(clean.classes),
+            **({"left_out": skipped} if (skipped := _skipped(clean)) else {}),
         },
     )
     results.write(out)
