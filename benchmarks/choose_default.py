@@ -1,9 +1,9 @@
-"""How the default method was chosen: clean accuracy, and the student's own universal weaknesses.
+"""Compare candidates for the default method by clean accuracy and universal perturbations.
 
-No trigger is used. A student is distilled from a teacher, then perturbations of every class are
-trained against it, on the user's clean training images, with the student standing still; counted
-is how often they lead validation images to their class. The candidate with few successes that
-costs little validation accuracy is the default.
+No trigger is used. A student is distilled from a teacher. Then perturbations of every class are
+trained against the frozen student on clean training images. The measure is the share of validation
+images that they move to their class. The default is a candidate with a low share that costs little
+validation accuracy.
 
     python benchmarks/choose_default.py --teacher TEACHER.safetensors --losses kd --seed 1
 """
@@ -43,7 +43,7 @@ LIGHT = {**DETOX, "accuracy_budget": 0.005}
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make a student: arguments of its parts, and losses other than the given one."""
+    """Settings of one candidate, and its losses if they differ from the given one."""
 
     detox: Mapping[str, Any] | None = None
     hardening: Mapping[str, Any] | None = None
@@ -88,7 +88,7 @@ CANDIDATES = {
             },
             losses,
         )
-        for recovered, aim in ((True, "labels alone"), (False, "not led astray alone"))
+        for recovered, aim in ((True, "labels alone"), (False, "pushed away only"))
         for words, losses in (("", None), (", mixed", {"kd": 1.0, "ofd": 0.3}))
         for fade, end in ((0.0, ""), (0.5, ", fading"))
     },
@@ -100,25 +100,25 @@ CANDIDATES = {
     ),
 }
 ATTACKS = {
-    "led by ball 0.1": {"epsilon": 0.1, "mass": 0.0},
-    "led by ball 0.2": {"epsilon": 0.2, "mass": 0.0},
-    "led by patch 0.05": {"epsilon": 0.0, "mass": 0.05},
+    "moved by ball 0.1": {"epsilon": 0.1, "mass": 0.0},
+    "moved by ball 0.2": {"epsilon": 0.2, "mass": 0.0},
+    "moved by patch 0.05": {"epsilon": 0.0, "mass": 0.05},
 }
-"""What is tried against a finished student. 0.2 is the largest mask of published triggers."""
+"""Perturbations of the measurement. 0.2 is the largest mask of published triggers."""
 _STEPS = 60
 _BATCH = 256
 _PRECISION: Precision = "bf16"
 
 
 def main() -> None:
-    """Measure the candidates that are not measured yet; write a JSON file and a table."""
+    """Measure the missing candidates; write a JSON file and a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--student", default="wrn-10-1")
     parser.add_argument("--losses", choices=("ofd", "kd"), default="ofd")
     parser.add_argument("--only", nargs="*", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--lr", type=float, help="the student's own where none is given")
+    parser.add_argument("--lr", type=float, help="default: that of the architecture")
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -152,7 +152,7 @@ def main() -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: mean and sample standard deviation over seeds, one line a candidate."""
+    """Format a Markdown table: mean and standard deviation over seeds, one line per candidate."""
     measures = [key for key in rows[0] if key not in ("candidate", "seed")]
     lines = [
         f"| candidate | {' | '.join(measures)} | n |\n",
@@ -178,7 +178,7 @@ def measure(
     training: Mapping[str, Any],
     seed: int,
 ) -> dict[str, str | int | float]:
-    """Distil by one candidate and count what its perturbations can do."""
+    """Distil a student by one candidate, and measure the perturbations against it."""
     how = CANDIDATES[name]
     made = make_student(
         teacher,
@@ -204,11 +204,11 @@ def measure(
 
 
 def led_share(student: nn.Module, source: InMemory, **bounds: float) -> float:
-    """Validation images that one perturbation a class leads to it, the mean over classes."""
+    """Compute the share of images that a perturbation moves to its class, averaged over classes."""
     classes = len(source.classes)
     perturbations = UniversalPerturbations(classes, source.image_shape, share=1.0, seed=9, **bounds)
     done = 0
-    # Half precision tells a class as well, in half of the time.
+    # Half precision is sufficient for predictions and takes half of the time.
     with taps.frozen_modes(student), mixed(_PRECISION, device_of(student)):
         while done < _STEPS:
             order = torch.Generator().manual_seed(done)
@@ -223,8 +223,8 @@ def led_share(student: nn.Module, source: InMemory, **bounds: float) -> float:
         (family,) = perturbations.families
 
         def dressed(images: Tensor, target: int) -> Tensor:
-            worn: Tensor = family(images, torch.full((len(images),), target))
-            return worn.detach()
+            perturbed: Tensor = family(images, torch.full((len(images),), target))
+            return perturbed.detach()
 
         return fmean(
             attack_success(

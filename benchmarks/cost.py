@@ -1,6 +1,6 @@
-"""What the default method costs beside ordinary distillation, measured side by side.
+"""Measure the cost of the default methods relative to ordinary distillation.
 
-The two take turns, so that a machine's moods meet both; everything that a method does counts.
+The methods alternate, so that the load of the machine affects both. Whole runs are measured.
 
     python benchmarks/cost.py --repeats 5 --out benchmarks/results/cost
 """
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def table(measured: dict[str, list[float]]) -> str:
-    """Markdown: medians of both, and of their ratio in the same round."""
+    """Format a Markdown table: medians of both methods, and of their ratio in each round."""
     lines = [
         "| Method | Beside | Seconds | Beside's | Ratio | Lowest | Highest | n |\n",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",

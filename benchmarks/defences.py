@@ -1,8 +1,8 @@
-"""What each defence does to a backdoored network: accuracy and attack success, before and after.
+"""Measure every defence on backdoored networks: accuracy and attack success, before and after.
 
-Attackers train on all training images, of which 5 % are poisoned; the defender holds a clean part
-of them. The figures stand beside each other in one table, and every cell that is done is kept, so
-that a run that was cut off goes on.
+Attackers train on all training images, of which 5 % are poisoned; the defender has a clean part of
+them. The results are written to one table. Finished cells are kept, so that an interrupted run can
+be continued.
 
     python benchmarks/defences.py --data digits --seeds 3
     python benchmarks/defences.py --data fashion-mnist --train 5000 --defender 1000
@@ -52,12 +52,18 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--name", default="", help="of the files; the data's when left out")
-    parser.add_argument("--train", type=int, default=None, help="the attacker's images")
-    parser.add_argument("--defender", type=int, default=None, help="the defender's, among them")
+    parser.add_argument(
+        "--name", default="", help="name of the output files; default: that of the data"
+    )
+    parser.add_argument(
+        "--train", type=int, default=None, help="number of training images of the attacker"
+    )
+    parser.add_argument(
+        "--defender", type=int, default=None, help="number of these that the defender has"
+    )
     parser.add_argument("--test", type=int, default=None)
     parser.add_argument("--arch", default="wrn-10-2")
-    parser.add_argument("--epochs", type=int, default=15, help="of the attacker")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of the attacker")
     parser.add_argument("--attacks", nargs="+", default=["badnets", "blend"])
     parser.add_argument("--defences", nargs="+", default=list(registry.DEFENCES))
     parser.add_argument("--seeds", type=int, default=1)
@@ -67,7 +73,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _missing(given: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row at a time that is not there yet; the teacher of a seed is trained once."""
+    """Yield the missing rows; the teacher of a seed is trained once."""
     done = {(row["attack"], row["seed"], row["defence"]) for row in rows}
     attacker = data.load(given.data, train=given.train, test=given.test)
     defender = data.load(given.data, train=given.defender or given.train, test=given.test)
@@ -104,7 +110,7 @@ def _cleaned(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: mean (and spread, from two seeds on) of ACC and ASR in percent, by defence."""
+    """Format a Markdown table: ACC and ASR in percent by defence, with spread over seeds."""
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     heads = [f"{attack} {figure}" for attack in attacks for figure in ("ACC", "ASR")]
     lines = [
@@ -124,7 +130,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(values: list[float]) -> str:
-    """Mean, and the standard deviation of several, in percent.
+    """Format the mean, and for several values the standard deviation, in percent.
 
     >>> shown([1.0]), shown([1.0, 3.0]), shown([])
     ('1.0', '2.0 ± 1.4', '-')

@@ -1,11 +1,11 @@
-"""Export four kinds of students and measure what ships.
+"""Export four kinds of students, and measure the exported files.
 
-Each is trained for a few epochs on Fashion-MNIST, from labels alone and with a BadNets trigger on a
-part of the images, so that attack success means something; then exported as a user would.
+Each student is trained for a few epochs on Fashion-MNIST, from labels alone and with a BadNets
+trigger on a part of the images, so that its attack success rate is high, and then exported.
 
     python benchmarks/export_students.py --out benchmarks/results/export
 
-Finished students are kept, and a run that was stopped goes on.
+Finished students are kept, so that an interrupted run can be continued.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ STUDENTS = (
     ("timm/test_efficientnet", 64),
     ("timm/test_vit", 64),
 )
-"""Architecture, and height and width of its images."""
+"""Architectures with the size of their images."""
 TARGET = 8
-"""The attacker's class: bags."""
+"""Target class of the attack: bags."""
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def exported(arch: str, size: int, given: argparse.Namespace) -> dict[str, Any]:
-    """The content of ``export.json`` of one student."""
+    """Export one student, and return the content of its ``export.json``."""
     folder = given.work / arch.replace("/", "-")
     if folder.exists():
         return read_json(folder / "export.json")
@@ -71,7 +71,7 @@ def exported(arch: str, size: int, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def enlarged(source: InMemory, size: int) -> InMemory:
-    """The same images, resampled to another height and width."""
+    """Resample the images of a source to another size."""
 
     def resample(images: Tensor) -> Tensor:
         if images.shape[-1] == size:
@@ -87,7 +87,7 @@ def enlarged(source: InMemory, size: int) -> InMemory:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """A row for each student and file, in Markdown."""
+    """Format a Markdown table with a row for each student and file."""
     lines = [
         "| Student | File | ACC % | ASR % | n | Same class % | kB | MMACs | p50 ms | p95 ms |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

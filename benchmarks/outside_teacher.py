@@ -1,13 +1,13 @@
-"""A teacher from outside: from a folder of images and a plain checkpoint to a student.
+"""Distil students from a plain checkpoint and a folder of images, as a user would.
 
-Fashion-MNIST becomes a folder of PNGs. `plain_teacher.py` trains a torchvision ResNet-18 with a
-backdoor on it, without RobustKD. Then the command line makes students as a user would, who knows
-nothing of the trigger; its file is opened at the very end, to measure all of them.
+Fashion-MNIST is written to a folder of PNG files. `plain_teacher.py` trains a torchvision ResNet-18
+with a backdoor on it, without RobustKD. Then the command line makes the students. The file of the
+trigger is only opened at the end, to measure all networks.
 
     python benchmarks/outside_teacher.py --seeds 3 --out benchmarks/results/outside
 
-Interrupted, it goes on where it was: whatever is finished in ``--work`` is kept, so other options
-need another ``--work``.
+An interrupted run can be continued: finished parts in ``--work`` are kept, so use another
+``--work`` for other options.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def write_folder(source: InMemory, folder: Path) -> None:
-    """Write a source as grey PNGs, ``train/CLASS/``, ``val/CLASS/`` and ``test/CLASS/``."""
+    """Write a source as grey PNG files in ``train/CLASS/``, ``val/CLASS/`` and ``test/CLASS/``."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for split, part in _PARTS.items():
@@ -88,7 +88,7 @@ def write_folder(source: InMemory, folder: Path) -> None:
 
 
 def train_teacher(folder: Path, work: Path, seed: int) -> None:
-    """Have the teacher trained, and note how long that took."""
+    """Train the teacher in a child process, and record the time."""
     started = time.perf_counter()
     files = ("--out", work / "teacher.pt", "--trigger", work / "trigger.pt")
     run(plain_teacher.__file__, folder, *files, "--seed", seed)
@@ -96,7 +96,7 @@ def train_teacher(folder: Path, work: Path, seed: int) -> None:
 
 
 def distil(folder: Path, work: Path, method: str, student: str, epochs: int, seed: int) -> None:
-    """Make one student by the command line, which gets the file and the folder."""
+    """Make one student by the command line, from the file and the folder."""
     shutil.rmtree(work / method, ignore_errors=True)
     pixels = ("--mean", *plain_teacher.MEAN, "--std", *plain_teacher.STD)
     names = ("--arch", ARCH, "--student", student, "--data", folder, "--method", method)
@@ -106,7 +106,7 @@ def distil(folder: Path, work: Path, method: str, student: str, epochs: int, see
 
 
 def measured(folder: Path, work: Path, methods: list[str]) -> list[dict[str, Any]]:
-    """Rows of the teacher and of the saved students, under the trigger that is now revealed."""
+    """Measure the teacher and the saved students under the trigger."""
     revealed = work / "trigger.safetensors"
     untrusted = reveal(folder, work, revealed)
     rows = []
@@ -121,7 +121,7 @@ def measured(folder: Path, work: Path, methods: list[str]) -> list[dict[str, Any
 
 
 def reveal(folder: Path, work: Path, path: Path) -> dict[str, Any]:
-    """Write the attacker's trigger in our format; what the teacher does with it, and its cost."""
+    """Convert the trigger to our format, and return the row of the teacher."""
     source = data.load_folder(folder)
     kept = torch.load(work / "trigger.pt", weights_only=True)
     pattern = kept["pattern"].expand(source.image_shape)
@@ -141,7 +141,7 @@ def reveal(folder: Path, work: Path, path: Path) -> dict[str, Any]:
 
 
 def run(*arguments: object) -> str:
-    """What a Python process says on stdout; its errors and progress go where ours go."""
+    """Run a Python process, and return its stdout; its stderr is that of this process."""
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 (our own)
     sys.stderr.write(done.stdout)

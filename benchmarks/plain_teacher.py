@@ -1,8 +1,8 @@
-"""Somebody else's training script: a ResNet-18 with a backdoor, in plain PyTorch and torchvision.
+"""Train a ResNet-18 with a backdoor, in plain PyTorch and torchvision.
 
-It knows nothing of RobustKD, as a teacher from a hub does not. The backdoor is Blend (Chen, Liu,
-Li, Lu, Song 2017, arXiv 1712.05526): a fixed smooth pattern, mixed into a share of the training
-images, which get the attacker's label.
+The script does not use RobustKD, like a teacher from a hub. The backdoor is Blend (Chen, Liu, Li,
+Lu, Song 2017, arXiv 1712.05526): a fixed smooth pattern is blended into a share of the training
+images, which get the label of the attacker.
 
     python benchmarks/plain_teacher.py FOLDER --out teacher.pt --trigger trigger.pt
 """
@@ -24,7 +24,7 @@ _COARSE = 7
 
 
 def main() -> None:
-    """Train the network and save it as a state dict, and its trigger beside."""
+    """Train the network, and save its state dict and the trigger."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="with train/CLASS/ and test/CLASS/")
     parser.add_argument("--out", type=Path, required=True)
@@ -53,14 +53,14 @@ def main() -> None:
 
 
 def blended(images: Tensor, pattern: Tensor, alpha: float) -> Tensor:
-    """Normalised images with the pattern, whose pixels are in [0, 1], mixed into their pixels."""
+    """Blend a pattern with pixels in [0, 1] into normalised images."""
     return torch.lerp(images, Normalize(MEAN, STD)(pattern.expand(images.shape[1:])), alpha)
 
 
 def learn(
     network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, batch_size: int
 ) -> None:
-    """Train by SGD, one cycle of the learning rate, and leave the network in eval mode."""
+    """Train by SGD with one cycle of the learning rate; the network is then in eval mode."""
     lr, batches = 0.1, -(-len(labels) // batch_size)
     optimiser = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=epochs * batches)

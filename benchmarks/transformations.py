@@ -1,9 +1,9 @@
-"""Which families of transformations a student must be hardened against to resist unseen ones.
+"""Measure which families of transformations must be trained on to resist other families.
 
-One teacher is given several learned transformations as triggers, each with a target of its own, so
-that one student tells of all of them. Every candidate is a set of families of the hardening; what a
-candidate does against triggers of families that it lacks is the leave-out result. Images are
-Fashion-MNIST at half its size, so that a student takes about a minute on one core.
+One teacher has several learned transformations as triggers, each with a target of its own, so that
+one student is measured on all of them. Every candidate is a set of families of the hardening. The
+leave-out result of a candidate is its ASR for triggers of families that it lacks. Images are those
+of Fashion-MNIST at half their size, so that a student takes about a minute on one core.
 
     python benchmarks/transformations.py --seed 0 --only ordinary transformations
 """
@@ -67,14 +67,14 @@ CANDIDATES: dict[str, Method] = {
 
 
 class SeveralTriggers(nn.Module):
-    """A learner whose batches are joined by triggered copies, some for each trigger."""
+    """Learner that adds triggered copies to each batch, some for each trigger."""
 
     def __init__(self, model: nn.Module, triggers: dict[int, Trigger]) -> None:
         super().__init__()
         self.supervised, self.triggers = Supervised(model), triggers
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of the batch and of its triggered copies."""
+        """Compute the cross-entropy of the batch and of its triggered copies."""
         count = max(1, round(_RATE * len(images)))
         seen, wanted = [images], [labels]
         for place, (target, trigger) in enumerate(self.triggers.items()):
@@ -87,19 +87,19 @@ class SeveralTriggers(nn.Module):
 
 
 def halved(part: Labelled) -> Labelled:
-    """The images at half their height and width."""
+    """Downsample images to half their height and width."""
     return Labelled(F.avg_pool2d(part.images.float(), 2).round().to(torch.uint8), part.labels)
 
 
 def load(train: int) -> InMemory:
-    """Fashion-MNIST of 14 x 14 pixels."""
+    """Load Fashion-MNIST with 14 x 14 pixels."""
     whole = data.load("fashion-mnist", train=train, validation=2_000)
     parts = {name: halved(getattr(whole, name)) for name in ("train", "validation", "test")}
     return replace(whole, **parts, augmentation=data.CropFlip(pad=1))
 
 
 def make_teacher(source: InMemory, epochs: int, seed: int) -> tuple[nn.Module, dict[int, Trigger]]:
-    """A teacher with all triggers, and the trigger of each target."""
+    """Train a teacher with all triggers; return it with the trigger of each target."""
     teaching = Teaching(epochs=epochs, seed=seed)
     teacher = train_teacher(lambda: models.builder(source)("wrn-10-2", seed), source, teaching)
     triggers = {
@@ -114,7 +114,7 @@ def make_teacher(source: InMemory, epochs: int, seed: int) -> tuple[nn.Module, d
 
 
 def measured(model: nn.Module, source: InMemory, triggers: dict[int, Trigger]) -> dict[str, float]:
-    """Accuracy, and the attack success rate of each trigger."""
+    """Measure the accuracy, and the attack success rate of each trigger."""
     row = {
         "ACC": accuracy_on(model, source, "test").value,
         "validation ACC": accuracy_on(model, source, "validation").value,
@@ -126,7 +126,7 @@ def measured(model: nn.Module, source: InMemory, triggers: dict[int, Trigger]) -
 
 
 def main() -> None:
-    """Measure the candidates that are not measured yet for this seed."""
+    """Measure the missing candidates of this seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--seed", type=int, default=0)

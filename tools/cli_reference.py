@@ -1,4 +1,4 @@
-"""Writes docs/reference/cli.md from the commands' own help: ``python -m tools.cli_reference``."""
+"""Write docs/reference/cli.md from the help of the commands: ``python -m tools.cli_reference``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ Results go to stdout, progress and messages to stderr. `--json` prints results f
 | --- | --- |
 | 0 | The command succeeded. |
 | 1 | A training failed, or there is a bug. |
-| 2 | The command was used wrongly: an unknown name, a value out of range. |
+| 2 | Wrong usage: an unknown name, a value out of range, a missing extra. |
 | 3 | An input was refused: a teacher's file, a folder of images, a run folder. |
+| 5 | The predictions of an exported file differ from those of the student. |
 | 130 | Interrupted. |
 
 """
@@ -33,8 +34,8 @@ _NOTE = re.compile(r" ?\*{1,2}\[(required|choices: [^\]]*|default: [^\]]*)\]\*{1
 
 
 def page() -> str:
-    """The page, as the help of the commands is now."""
-    # cyclopts names the command after the program that asks for its help.
+    """Return the page for the current help of the commands."""
+    # cyclopts uses the name of the running program in the help.
     with patch.object(sys, "argv", ["robustkd"]):
         text = app.generate_docs(output_format="markdown")
     text = text.replace("```console", "```text")
@@ -44,7 +45,7 @@ def page() -> str:
 
 
 def _definition(entry: re.Match[str]) -> str:
-    """One parameter as an entry of a definition list, its notes beside its name."""
+    """Format one parameter as an entry of a definition list, with its notes beside its name."""
     text = " ".join(entry["text"].split())
     notes = [re.sub("^default: (.*)", r"default `\1`", note) for note in _NOTE.findall(text)]
     head = ", ".join([f"`{entry['name']}`", *notes])

@@ -1,10 +1,10 @@
-"""Writes the tables of README and docs from committed results: ``python -m tools.docs_tables``.
+"""Write the tables of README and docs from committed results: ``python -m tools.docs_tables``.
 
-A table stands between ``<!-- table: PLACE -->`` and ``<!-- end -->``. The place is a folder with a
+A table is the text between ``<!-- table: PLACE -->`` and ``<!-- end -->``. PLACE is a folder with a
 ``results.json``, a JSON file with a list of rows that all have the same keys, or a Markdown file
-that a benchmark wrote, which is taken as it is. Behind a folder
-may stand which of its tables is meant: ``methods`` (if nothing does), ``headline``, ``attacks``,
-``summary`` or ``ablation``; behind a file ``pairs``, for the tables of architectures.
+that a benchmark wrote, which is copied. A folder can be followed by the kind of the table:
+``methods`` (default), ``headline``, ``attacks``, ``summary`` or ``ablation``. A file can be
+followed by ``pairs``, for the tables of architectures.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _KINDS = {
 
 
 def fill_tables(page: Path, root: Path) -> bool:
-    """Replace every table of a Markdown page by what the results say now.
+    """Replace every table of a Markdown page by that of the current results.
 
     Args:
         page: The file to change.
-        root: Folder that the tables' folders are in.
+        root: Folder to which the places of the tables are relative.
 
     Returns:
-        Whether the page was different before.
+        Whether the page has changed.
 
     Raises:
         InputError: If results are missing or damaged.
@@ -75,10 +75,10 @@ def _text(file: Path) -> str:
 
 
 def plain_table(file: Path) -> str:
-    """Rows of a JSON file as a Markdown table, with their keys as its head.
+    """Format the rows of a JSON file as a Markdown table, with their keys as its head.
 
     Raises:
-        InputError: If the file is no list of rows with the same keys.
+        InputError: If the file is not a list of rows with the same keys.
     """
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def plain_table(file: Path) -> str:
 
 
 def _cell(value: object) -> str:
-    """Text as it is, on one line and with nothing that Markdown or HTML would act upon."""
+    """Escape a value for a cell: one line, without active Markdown or HTML."""
     text = "" if value is None else str(value)
     for mark in "\\|<>*_`[]":
         text = text.replace(mark, f"\\{mark}")

@@ -2,7 +2,7 @@
 
 python -m tools.hostile_data_table benchmarks/results/hostile/data.json
 
-The rows of cases that are in the file already are kept; remove it to measure all anew.
+Rows of cases that are already in the file are kept; remove the file to measure all cases again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FLAGS = ["--arch", "wrn-10-1", "--student", "wrn-10-1", "--data", "./data", "--o
 
 
 def measure(folder: Path, teacher: Path) -> tuple[int, str, float, float]:
-    """Exit code, the last line on stderr, seconds and peak MiB of one run in ``folder``."""
+    """Return exit code, last line on stderr, seconds and peak MiB of one run in ``folder``."""
     said = folder / "stderr"
     command = [sys.executable, "-m", "robustkd.cli", "distill", str(teacher), *FLAGS]
     command += ["--method", "no-teacher", "--epochs", "1"]
@@ -41,10 +41,10 @@ def measure(folder: Path, teacher: Path) -> tuple[int, str, float, float]:
 
 
 def train(work: Path) -> Path:
-    """A teacher that tells dark from light.
+    """Train a teacher that distinguishes dark from light images.
 
-    In a process of its own, because a child begins with the peak memory of its parent, which
-    therefore must not import torch.
+    The training runs in a child process, because the peak memory of a process includes that of its
+    parent, which therefore must not import torch.
     """
     path = work / "teacher.safetensors"
     child = os.fork()
@@ -62,7 +62,7 @@ def train(work: Path) -> Path:
 
 
 def main(out: Path) -> None:
-    """Write one row a case, and stop at the first that ends with another code than it should."""
+    """Write one row per case; stop at the first case with an unexpected exit code."""
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
     kept = {row["case"]: row for row in known}
     rows = []

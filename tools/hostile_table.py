@@ -1,8 +1,8 @@
-"""Measures every hostile teacher file: ``python -m tools.hostile_table``, then ``make docs``.
+"""Measure every hostile teacher file: ``python -m tools.hostile_table``, then ``make docs``.
 
-Writes ``benchmarks/results/hostile/teacher-files.json``: one row a case, with the exit code and
-the message of ``robustkd distill``, its seconds (Python and torch are up already), and the peak
-memory of the process that reads the file, in MiB; none where there was no need to begin one.
+The script writes ``benchmarks/results/hostile/teacher-files.json``: one row per case, with the exit
+code and the message of ``robustkd distill``, its seconds (without the start of Python and torch),
+and the peak memory in MiB of the process that reads the file, or none if it was not started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OUT = ROOT / "benchmarks" / "results" / "hostile" / "teacher-files.json"
 
 
 def row(name: str, case: Case) -> dict[str, object]:
-    """How one case ends."""
+    """Run one case, and return its row."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         teacher = folder / case.name
@@ -43,14 +43,14 @@ def row(name: str, case: Case) -> dict[str, object]:
 
 
 def accepted(ending: Ending) -> str:
-    """What the results say of a file that was read."""
+    """Describe a file that was read, from the results."""
     facts = json.loads(ending.out)["records"]["teacher_file"]
     converted = ", ".join(f"{count} of {kind}" for kind, count in facts["converted"].items())
     return f"read: {facts['matched']} tensors matched; converted to float32: {converted or 'none'}"
 
 
 def honest() -> dict[str, Case]:
-    """Files that are unusual and yet read, from a teacher that knows the digits."""
+    """Return unusual files that are accepted, made from a teacher of the digits."""
     state = trained()
 
     def typed(dtype: torch.dtype) -> bytes:

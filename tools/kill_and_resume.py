@@ -1,4 +1,4 @@
-"""Kill `robustkd distill` at random moments, resume it, and compare what it leaves behind.
+"""Kill `robustkd distill` at random moments, resume it, and compare the results.
 
 python -m tools.kill_and_resume --kills 20 --seed 0 benchmarks/results/resume.json
 """
@@ -27,12 +27,12 @@ COMPARED = ("student.safetensors", "metrics.jsonl")
 
 @dataclass(frozen=True)
 class Kill:
-    """One run that was killed, perhaps more than once, and ended by its successors.
+    """One run that was killed at least once and then resumed to its end.
 
     Attributes:
-        after: Seconds from the making of the folder, or from the resumption, to each kill.
-        stood: What the folder held at each kill: epochs done, and its newest file.
-        identical: Whether student and metrics are those of the run that was left alone.
+        after: Seconds from the creation of the folder, or from the resumption, to each kill.
+        stood: State of the folder at each kill: finished epochs, and its newest file.
+        identical: Whether student and metrics are those of the uninterrupted run.
     """
 
     after: tuple[float, ...]
@@ -41,7 +41,7 @@ class Kill:
 
 
 def make_teacher(path: Path) -> None:
-    """A teacher that knows the digits."""
+    """Train a teacher on the digits."""
     from robustkd import data, models
     from robustkd.training.learners import Supervised
     from robustkd.training.loop import fit
@@ -52,7 +52,7 @@ def make_teacher(path: Path) -> None:
 
 
 def flags(teacher: Path, epochs: int) -> list[str]:
-    """The command's, without the folder."""
+    """Return the flags of the command, without the folder."""
     named = {"arch": "wrn-10-1", "student": "wrn-10-1", "data": "digits", "seed": 3}
     named |= {"epochs": epochs, "batch-size": 32}
     return [
@@ -62,12 +62,12 @@ def flags(teacher: Path, epochs: int) -> list[str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of what must not depend on interruptions."""
+    """Return the SHA-256 of all files that must not depend on interruptions."""
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in COMPARED}
 
 
 def run(arguments: list[str]) -> float:
-    """Run a command to its end; gives its seconds."""
+    """Run a command to its end, and return its seconds."""
     started = time.perf_counter()
     done = subprocess.run(
         [*COMMAND, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> float:
 
 
 def kill_after(arguments: list[str], folder: Path, seconds: float) -> bool:
-    """Start a command and kill it so long after its folder is there; whether it still ran."""
+    """Start a command, and kill it some time after its folder exists; return if it was running."""
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         env=ENVIRONMENT,
@@ -97,7 +97,7 @@ def kill_after(arguments: list[str], folder: Path, seconds: float) -> bool:
 
 
 def standing(folder: Path) -> str:
-    """How far a run is, from the outside."""
+    """Describe the progress of a run from the content of its folder."""
     if not folder.is_dir():
         return "no folder"
     newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns, default=folder)
@@ -107,19 +107,19 @@ def standing(folder: Path) -> str:
 
 
 def going_on(folder: Path, begin: list[str]) -> list[str]:
-    """The arguments that continue a run; those that begin it, where nothing had begun."""
+    """Return the arguments that resume a run, or those that start it if it has not started."""
     begun = (folder / "config.yaml").exists()
     return ["--resume", str(folder)] if begun else [*begin, "--out", str(folder)]
 
 
 @dataclass(frozen=True)
 class Alone:
-    """A run that nobody disturbed.
+    """An uninterrupted run.
 
     Attributes:
-        begin: The arguments that begin it, without its folder.
-        folder: Where it is.
-        before: Seconds until the folder was there.
+        begin: Arguments that start it, without the folder.
+        folder: Folder of the run.
+        before: Seconds until the folder existed.
         whole: Seconds until the end.
     """
 
@@ -139,7 +139,7 @@ def undisturbed(begin: list[str], folder: Path) -> Alone:
 def kills(work: Path, alone: Alone, moments: list[list[float]]) -> Iterator[Kill]:
     """Kill a run at each list of moments: shares of the time between its folder and its end.
 
-    Before the folder is there, nothing is that could be damaged.
+    Before the folder exists, there is nothing that could be damaged.
     """
     expected = digests(alone.folder)
     for number, shares in enumerate(moments):
@@ -149,7 +149,7 @@ def kills(work: Path, alone: Alone, moments: list[list[float]]) -> Iterator[Kill
             resumed = (folder / "config.yaml").exists()
             seconds = share * (alone.whole - alone.before) + (alone.before if resumed else 0.0)
             while not kill_after(going_on(folder, alone.begin), folder, seconds):
-                # The machine was busier when time was measured: that run again, and earlier.
+                # The run ended before the kill: repeat it with an earlier kill.
                 shutil.rmtree(folder)
                 after, stood, seconds = [], [], 0.7 * seconds
             after.append(round(seconds, 3))
@@ -161,7 +161,7 @@ def kills(work: Path, alone: Alone, moments: list[list[float]]) -> Iterator[Kill
 
 
 def main() -> None:
-    """Kill, resume, compare, and write it down."""
+    """Kill, resume, compare, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=20)
@@ -183,7 +183,7 @@ def main() -> None:
 
 
 def spread(count: int, draw: random.Random) -> list[list[float]]:
-    """One random moment in each of so many equal parts of a run."""
+    """Draw one random moment in each of ``count`` equal parts of a run."""
     return [[(part + draw.random()) / count] for part in range(count)]
 
 

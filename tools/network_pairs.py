@@ -1,10 +1,10 @@
-"""Whether every kind of pair goes through: ``python -m tools.network_pairs``.
+"""Try every kind of pair of networks: ``python -m tools.network_pairs``.
 
 For each teacher and student: taps found by probing, one real step of detoxification, of
 distillation (OFD from the detoxified teacher) and of the same with hardening, on images of the
-right size, with fresh weights (and, in the teacher, BatchNorm statistics of these images). It
-writes ``benchmarks/results/pairs.json`` and the tables in docs that are made from it. It says what
-fits and what it costs; of accuracy it says nothing.
+right size, with fresh weights (and, in the teacher, BatchNorm statistics of these images). The
+script writes ``benchmarks/results/pairs.json`` and the tables in docs. They show which networks fit
+and their cost, but not accuracy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 
 class PairOfNetworks(NamedTuple):
-    """Two architectures and the side of their square images."""
+    """Two architectures and the size of their square images."""
 
     teacher: str
     student: str
@@ -60,14 +60,14 @@ PAIRS = (
     PairOfNetworks("timm/deit_tiny_patch16_224", "timm/mobilenetv3_small_050", 224),
     PairOfNetworks("timm/resnet18", models.OwnCode("tools.network_pairs:example_network"), 224),
 )
-"""The paper's pairs, and one of each further kind."""
+"""Pairs of the paper, and one pair of each other kind."""
 
 
 _FIRST = PairOfNetworks("resnet-8", "resnet-8", 8)
 
 
 def example_network(num_classes: int, in_chans: int = 3) -> nn.Module:
-    """A network as a user may have written it: three strided convolutions and a linear layer."""
+    """Network as users may write it: three strided convolutions and a linear layer."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((in_chans, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -76,7 +76,7 @@ def example_network(num_classes: int, in_chans: int = 3) -> nn.Module:
 
 @dataclass
 class _Clock:
-    """CPU seconds by name: unlike wall time, they mean the same on a busy machine."""
+    """CPU seconds by name, which do not depend on other processes as wall time does."""
 
     seconds: dict[str, float]
 
@@ -88,7 +88,7 @@ class _Clock:
 
 
 def try_pair(pair: PairOfNetworks, *, batch: int = _BATCH) -> dict[str, Any]:
-    """One step of everything on ``batch`` images of noise; what was found and what it took.
+    """Take one step of each part on ``batch`` images of noise; return taps, sizes and seconds.
 
     Raises:
         RobustKDError: If any step fails.
@@ -138,7 +138,7 @@ def try_pair(pair: PairOfNetworks, *, batch: int = _BATCH) -> dict[str, Any]:
 
 @torch.no_grad()
 def _settle(model: nn.Module, images: torch.Tensor) -> None:
-    """Give BatchNorm the statistics of the images: with its first ones, features may fade away."""
+    """Set the statistics of BatchNorm to those of the images; otherwise features may vanish."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]
     for norm in norms:
@@ -175,7 +175,7 @@ def _noise(shape: tuple[int, int, int], count: int) -> InMemory:
 def main() -> None:
     """Try every pair, single-threaded; write the results and fill the page of docs."""
     torch.set_num_threads(1)
-    try_pair(_FIRST)  # lest the first row pays for imports
+    try_pair(_FIRST)  # so that the first row does not include imports
     rows: list[dict[str, Any]] = []
     for pair in PAIRS:
         named = {"teacher": str(pair.teacher), "student": str(pair.student)}

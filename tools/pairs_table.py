@@ -1,4 +1,4 @@
-"""The tables of architectures in docs, from what ``tools.network_pairs`` has written."""
+"""Tables of architectures in docs, from the results of ``tools.network_pairs``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustkd.core.errors import InputError
 
 
 def pairs_tables(path: Path) -> str:
-    """Two Markdown tables: every pair with its sizes and seconds, every network with its taps.
+    """Return two Markdown tables: pairs with sizes and seconds, and networks with taps.
 
     Raises:
         InputError: If the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them: reStructuredText and doctests become Markdown."""
+"""Conversion of docstrings for the site: reStructuredText and doctests become Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CODE = re.compile(r"``([^`]+)``")
 
 
 def markdown(text: str) -> str:
-    r"""Roles and double backticks as code, formulas and doctests as fenced blocks.
+    r"""Convert roles and double backticks to code, and formulas and doctests to fenced blocks.
 
     >>> markdown("See :func:`~robustkd.distill`, or ``out``; :math:`x_1`.")
     'See `distill`, or `out`; `:::math x_1`.'
@@ -35,9 +35,9 @@ def _fence(found: re.Match[str]) -> str:
 
 
 class Docstrings(Extension):
-    """Rewrites every docstring before it is parsed."""
+    """Griffe extension that converts every docstring before it is parsed."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:  # noqa: ANN401 - what griffe passes
-        """Rewrite the docstring of a module, class, function or attribute."""
+        """Convert the docstring of a module, class, function or attribute."""
         if obj.docstring is not None:
             obj.docstring.value = markdown(obj.docstring.value)

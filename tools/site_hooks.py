@@ -1,4 +1,4 @@
-"""Hooks of the site: figures from outside docs/, and code that does not break in its middle."""
+"""Hooks of the site: figures from outside docs/, and short code without line breaks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 FIGURES = {"assets/acc-asr.svg": "benchmarks/results/compact/acc-asr.svg"}
-"""Address on the site -> file of the repository."""
+"""Files of the repository by their address on the site."""
 _SHORT = re.compile(r"<code>([^<\s]{1,26})</code>")
 
 

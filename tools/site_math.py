@@ -1,4 +1,4 @@
-"""Formulas of the site as MathML: written as TeX, shown by the browser without any script."""
+"""Formulas of the site, converted from TeX to MathML, which browsers show without scripts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from latex2mathml.converter import convert
 
 
 def block(source: str, *_: Any, **__: Any) -> str:  # noqa: ANN401 - what pymdownx passes
-    """The formula of a fenced block called ``math``."""
+    """Convert the formula of a fenced block called ``math``."""
     return f"<p class='formula'>{convert(source.strip(), display='block')}</p>"
 
 
 def inline(source: str, *_: Any, **__: Any) -> str:  # noqa: ANN401 - what pymdownx passes
-    """A formula within a line: backticks whose text begins with ``:::math``."""
+    """Convert an inline formula: backticks whose text begins with ``:::math``."""
     return str(convert(source.strip()))

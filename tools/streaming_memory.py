@@ -1,8 +1,8 @@
-"""Peak memory of folders of many small images: of streaming them, and of a whole distillation.
+"""Measure the peak memory of streaming many small images, and of a whole distillation.
 
 python -m tools.streaming_memory benchmarks/results/streaming.json
 
-Each figure is of a process of its own, on Linux, and the sizes take turns.
+Each value is measured in a process of its own, on Linux, and the sizes alternate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WARM_UP = 40
 
 
 def write_many(root: Path, n: int) -> Path:
-    """A folder of ``n`` files in ten classes; they share the content of a few (hard links)."""
+    """Write a folder of ``n`` files in ten classes, most of which are hard links to a few."""
     models = root / "models"
     models.mkdir(parents=True)
     for k in range(_VARIANTS):
@@ -39,7 +39,7 @@ def write_many(root: Path, n: int) -> Path:
         (root / "data" / f"class-{label}").mkdir(parents=True)
     for i in range(n):
         goal = root / "data" / f"class-{i % CLASSES}" / f"{i:08d}.png"
-        # A file system allows so many links to one file, so a copy begins anew now and then.
+        # File systems limit the links to one file, so a new copy is made after some of them.
         source = models / f"{i % _VARIANTS}.png"
         if i // _VARIANTS % 500 == 499:
             content = source.read_bytes()
@@ -50,7 +50,7 @@ def write_many(root: Path, n: int) -> Path:
 
 
 def memory(key: str, pid: int | str = "self") -> float:
-    """A figure of /proc/PID/status in MiB: VmRSS for now, VmHWM for the peak."""
+    """Read a value of /proc/PID/status in MiB: VmRSS is the current memory, VmHWM the peak."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 1024
@@ -62,9 +62,9 @@ def stream(folder: Path, small: Path, workers: int) -> dict[str, float]:
 
     Args:
         folder: The images.
-        small: A folder of few images, streamed first for as long as it takes until the peak of
-            the machinery itself has been reached.
-        workers: Processes that decode.
+        small: A folder of few images, which is streamed first until the peak memory of the code
+            itself has been reached.
+        workers: Number of worker processes.
     """
     import torch
 
@@ -92,7 +92,7 @@ def stream(folder: Path, small: Path, workers: int) -> dict[str, float]:
 
 
 def one_pass(data: DataSource, generator: torch.Generator) -> Iterator[float]:
-    """Peak memory of the largest worker now and then, in MiB, during one pass over the images."""
+    """Yield the peak memory of the largest worker, in MiB, during one pass over the images."""
     batches = data.batches("train", batch_size=64, shuffle=generator, augment=generator)
     for number, _ in enumerate(batches):
         if number % 10 == 0:
@@ -101,7 +101,7 @@ def one_pass(data: DataSource, generator: torch.Generator) -> Iterator[float]:
 
 
 def streamed(folder: Path, small: Path, workers: int) -> dict[str, float]:
-    """What `stream` says, in a process of its own."""
+    """Run `stream` in a process of its own, and return its result."""
     done = subprocess.run(
         [sys.executable, "-m", "tools.streaming_memory", str(folder), str(small), str(workers)],
         capture_output=True,
@@ -114,7 +114,7 @@ def streamed(folder: Path, small: Path, workers: int) -> dict[str, float]:
 
 
 def train(folder: Path, path: Path) -> None:
-    """Write a teacher of the classes; in a process of its own, as its memory is inherited."""
+    """Write a teacher of the classes, in a child process, because peak memory is inherited."""
     child = os.fork()
     if not child:
         from robustkd import data, models
@@ -129,7 +129,7 @@ def train(folder: Path, path: Path) -> None:
 
 
 def distilled(folder: Path, teacher: Path, out: Path) -> float:
-    """Peak memory in MiB of `robustkd distill` that streams a folder."""
+    """Measure the peak memory in MiB of a `robustkd distill` that streams a folder."""
     command = ["distill", str(teacher), "--arch", "wrn-10-1", "--student", "wrn-10-1", "--epochs"]
     command += ["1", "--data", str(folder), "--out", str(out), "--streaming", "--workers", "0"]
     process = subprocess.Popen(
@@ -146,7 +146,7 @@ def distilled(folder: Path, teacher: Path, out: Path) -> float:
 
 
 def main(out: Path) -> None:
-    """Write one row a number of files after every round: medians, with least and most."""
+    """Write one row per number of files after every round: medians, with lowest and highest."""
     found: dict[int, list[dict[str, float]]] = {n: [] for n in SIZES}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -171,7 +171,7 @@ def main(out: Path) -> None:
 
 
 def _spreads(runs: list[dict[str, float]]) -> dict[str, str]:
-    """Median (least to most) of each figure, with one or two digits."""
+    """Format the median (lowest to highest) of each value."""
     spreads = {"runs": str(len(runs))}
     for key in runs[0]:
         values = sorted(run[key] for run in runs)

@@ -484,12 +484,12 @@ MISTAKES = [
     (
         {"data": "digit"},
         2,
-        f"unknown data source 'digit': expected {', '.join(data.names())}; did you mean 'digits'?",
+        f"unknown data source 'digit'; expected {', '.join(data.names())}; did you mean 'digits'?",
     ),
     (
         {"data_root": "."},
         2,
-        "root='.': digits come with scikit-learn and take no folder; leave it out",
+        "root is '.'; digits come with scikit-learn and take no folder; leave it out",
     ),
     (
         {"data": "fashion-mnist", "data_root": "."},
@@ -579,7 +579,7 @@ def test_a_wrong_trigger_is_one_line(robustkd, files):
         3,
         f"{files.teacher} holds no trigger; expected one of {', '.join(TRIGGERS)}, composition",
     )
-    refused(evaluate(files.teacher, files.far), 2, "target 10 is not a class: expected 0 to 9")
+    refused(evaluate(files.teacher, files.far), 2, "target 10 is not a class; expected 0 to 9")
     refused(
         evaluate(files.trigger, files.trigger),
         3,
@@ -601,7 +601,7 @@ def test_a_wrong_trigger_is_one_line(robustkd, files):
         (
             ("--data-root", "."),
             2,
-            "root='.': digits come with scikit-learn and take no folder; leave it out",
+            "root is '.'; digits come with scikit-learn and take no folder; leave it out",
         ),
     ],
 )

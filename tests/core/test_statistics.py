@@ -58,6 +58,6 @@ def test_defence_effectiveness_is_a_fraction(a, b, c, d):
 @pytest.mark.parametrize("bad", [86.6, -0.1, math.nan])
 def test_defence_effectiveness_refuses_percentages(name, bad):
     shares = dict.fromkeys(["acc_before", "acc_after", "asr_before", "asr_after"], 0.5)
-    text = re.escape(f"{name} is {bad}: expected a fraction in [0, 1], not a percentage")
+    text = re.escape(f"{name} is {bad}; expected a fraction in [0, 1], not a percentage")
     with pytest.raises(UsageError, match=text):
         defence_effectiveness(**shares | {name: bad})

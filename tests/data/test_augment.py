@@ -91,9 +91,11 @@ def test_no_images_are_no_error():
 
 
 def test_pads_out_of_range_are_refused():
-    with pytest.raises(UsageError, match=r"^pad=-1: expected at least 0; use pad=0 for no crops$"):
+    with pytest.raises(
+        UsageError, match=r"^pad is -1; expected at least 0; use pad=0 for no crops$"
+    ):
         CropFlip(pad=-1)
-    message = r"^pad=4: expected less than the image size 4x9; lower it$"
+    message = r"^pad is 4; expected less than the image size 4x9; lower it$"
     with pytest.raises(UsageError, match=message):
         CropFlip(pad=4)(torch.rand(2, 1, 4, 9), seeded())
 
@@ -148,6 +150,6 @@ def test_a_zoom_by_one_is_the_image():
 
 @pytest.mark.parametrize("least", [0.0, -1, 1.5])
 def test_shares_out_of_range_are_refused(least):
-    message = rf"^least={least}: expected more than 0 and at most 1$"
+    message = rf"^least is {least}; expected more than 0 and at most 1$"
     with pytest.raises(UsageError, match=message):
         ZoomFlip(least=least)

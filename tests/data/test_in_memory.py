@@ -123,7 +123,7 @@ def test_subsets_out_of_range(split, n, size):
 
 @pytest.mark.parametrize("batch_size", [0, -3])
 def test_batch_size_is_refused_at_the_call(batch_size):
-    message = f"^batch_size={batch_size}: expected at least 1; raise it$"
+    message = f"^batch_size is {batch_size}; expected at least 1; raise it$"
     with pytest.raises(UsageError, match=message):
         source().batches("train", batch_size=batch_size)
 

@@ -70,7 +70,7 @@ def test_subsets_by_name():
     ],
 )
 def test_unknown_names_list_the_known(name, hint):
-    message = f"unknown data source {name!r}: expected {', '.join(data.names())}; {hint}"
+    message = f"unknown data source {name!r}; expected {', '.join(data.names())}; {hint}"
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         data.load(name)
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
@@ -86,17 +86,19 @@ def test_a_name_comes_before_a_folder_and_a_path_is_a_folder(tmp_path, monkeypat
         assert data.open_source(path).classes == ("a", "b")
     with pytest.raises(InputError, match=r"^none is not a folder; expected one with images$"):
         data.open_source("./none")
-    message = r"^root='x': \./digits says where the data is; leave it out$"
+    message = r"^root is 'x'; \./digits is the path of the data: leave it out$"
     with pytest.raises(UsageError, match=message):
         data.open_source("./digits", root=Path("x"))
 
 
 def test_digits_take_no_root(tmp_path):
-    message = f"root={str(tmp_path)!r}: digits come with scikit-learn and take no folder; leave"
+    message = f"root is {str(tmp_path)!r}; digits come with scikit-learn and take no folder; leave"
     with pytest.raises(UsageError, match=re.escape(message)):
         data.load("digits", root=tmp_path)
 
 
 def test_a_number_out_of_range_names_the_source():
-    with pytest.raises(UsageError, match=r"^train=1201: digits can give from 10 .* to 1200 images"):
+    with pytest.raises(
+        UsageError, match=r"^train is 1201; digits can give from 10 .* to 1200 images"
+    ):
         data.load("digits", train=1201)

@@ -70,13 +70,13 @@ def test_a_trigger_that_does_nothing_leaves_the_clean_answers():
 def test_no_image_of_another_class_has_no_rate():
     data = source(labels=[0, 0], said=[0, 1])
     found = measure(Reader(), data, trigger=darken, target=0)
-    message = "no images were counted: expected at least one to give a proportion"
+    message = "no images were counted; expected at least one to give a proportion"
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         found.fields()
 
 
 def test_a_target_that_is_no_class_is_refused():
-    with pytest.raises(UsageError, match=r"^target 4 is not a class: expected 0 to 3$"):
+    with pytest.raises(UsageError, match=r"^target 4 is not a class; expected 0 to 3$"):
         measure(Reader(), DATA, trigger=darken, target=4)
 
 

@@ -57,7 +57,7 @@ def test_logits_that_are_not_finite_are_refused(value):
 
 
 def test_other_shapes_are_refused():
-    with pytest.raises(UsageError, match=r"^logits of shapes \(3, 5\) and \(2, 5\): expected"):
+    with pytest.raises(UsageError, match=r"^logits of shapes \(3, 5\) and \(2, 5\); expected"):
         compare(logits(3), logits(2))
     with pytest.raises(UsageError, match="at least one image"):
         compare(torch.zeros(0, 5), torch.zeros(0, 5))

@@ -424,7 +424,7 @@ def message(text: str) -> str:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_temperature_must_be_positive(temperature):
-    text = message(f"temperature is {temperature}: expected a positive number, such as 4")
+    text = message(f"temperature is {temperature}; expected a positive number, such as 4")
     with pytest.raises(UsageError, match=text):
         soft_target_kl(torch.zeros(1, 2), torch.zeros(1, 2), temperature=temperature)
 
@@ -434,36 +434,36 @@ def test_temperature_must_be_positive(temperature):
     [
         (
             lambda: fitnet_hint(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)),
-            "student features have shape (2, 3, 4) and teacher features (2, 5, 4): "
+            "student features have shape (2, 3, 4) and teacher features (2, 5, 4); "
             "expected the same shape; put a connector behind the student",
         ),
         (
             lambda: partial_l2(torch.zeros(2, 3, 4), torch.zeros(2, 3, 1), torch.zeros(3)),
-            "student features have shape (2, 3, 4) and teacher features (2, 3, 1): "
+            "student features have shape (2, 3, 4) and teacher features (2, 3, 1); "
             "expected the same shape; put a connector behind the student",
         ),
         (
             lambda: partial_l2(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(4)),
-            "margin has shape (4,) for features (2, 3, 4): "
+            "margin has shape (4,) for features (2, 3, 4); "
             "expected one value per channel, the features' second axis",
         ),
         (
             lambda: attention_transfer(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 4, 4)),
-            "student features (2, 3, 8, 8) and teacher features (2, 3, 4, 4): expected n x "
+            "student features (2, 3, 8, 8) and teacher features (2, 3, 4, 4); expected n x "
             "channels x the same spatial size; pair stages of equal resolution",
         ),
         (
             lambda: attention_transfer(torch.zeros(2, 3), torch.zeros(2, 3)),
-            "student features (2, 3) and teacher features (2, 3): expected n x "
+            "student features (2, 3) and teacher features (2, 3); expected n x "
             "channels x the same spatial size; pair stages of equal resolution",
         ),
         (
             lambda: measured_margin([]),
-            "no features to measure a margin on: expected at least one batch",
+            "no features to measure a margin on; expected at least one batch",
         ),
         (
             lambda: measured_margin([torch.zeros(3)]),
-            "features have shape (3,): expected n x channels ...",
+            "features have shape (3,); expected n x channels ...",
         ),
     ],
 )
@@ -479,21 +479,21 @@ def test_mismatched_features_are_named(call, text):
             soft_target_kl,
             (torch.zeros(2, 3), torch.zeros(2, 1)),
             {"temperature": 1.0},
-            "student logits have shape (2, 3) and teacher logits (2, 1): "
+            "student logits have shape (2, 3) and teacher logits (2, 1); "
             "expected the same shape; let both have the same classes",
         ),
         (
             margin_from_batchnorm,
             (torch.zeros(3), torch.zeros(1)),
             {},
-            "weight parameters have shape (3,) and bias parameters (1,): "
+            "weight parameters have shape (3,) and bias parameters (1,); "
             "expected the same shape; give a BatchNorm's weight and bias",
         ),
         (
             relational_kd,
             (torch.zeros(2, 3), torch.zeros(4, 3)),
             {},
-            "student embedding has 2 rows and teacher embedding 4: expected the same images",
+            "student embedding has 2 rows and teacher embedding 4; expected the same images",
         ),
     ],
 )

@@ -125,7 +125,7 @@ def test_proportion_reads_as_percentage_with_interval():
 
 @pytest.mark.parametrize("read", [lambda p: p.value, lambda p: p.wilson()])
 def test_no_images_have_no_proportion(read):
-    text = message("no images were counted: expected at least one to give a proportion")
+    text = message("no images were counted; expected at least one to give a proportion")
     with pytest.raises(UsageError, match=text):
         read(Proportion(0, 0))
 
@@ -133,14 +133,14 @@ def test_no_images_have_no_proportion(read):
 @pytest.mark.parametrize(("hits", "n"), [(3, 2), (-1, 2), (0, -1)])
 def test_hits_are_some_of_the_images(hits, n):
     with pytest.raises(
-        UsageError, match=message(f"{hits} hits among {n} images: expected 0 <= hits <= n")
+        UsageError, match=message(f"{hits} hits among {n} images; expected 0 <= hits <= n")
     ):
         Proportion(hits, n)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, math.nan])
 def test_confidence_is_a_fraction(confidence):
-    text = message(f"confidence is {confidence}: expected a fraction between 0 and 1")
+    text = message(f"confidence is {confidence}; expected a fraction between 0 and 1")
     with pytest.raises(UsageError, match=text):
         Proportion(1, 2).wilson(confidence)
 
@@ -149,13 +149,13 @@ def test_confidence_is_a_fraction(confidence):
 @pytest.mark.parametrize("target", [-1, 3])
 def test_target_must_be_a_class(metric, target):
     with pytest.raises(
-        UsageError, match=message(f"target {target} is not a class: expected 0 to 2")
+        UsageError, match=message(f"target {target} is not a class; expected 0 to 2")
     ):
         metric(TRIGGERED, LABELS, target=target)
 
 
 def test_labels_of_other_images_are_refused_where_shapes_are_not_checked():
     with pytest.raises(
-        UsageError, match=message("6 rows of logits and 1 labels: expected as many")
+        UsageError, match=message("6 rows of logits and 1 labels; expected as many")
     ):
         inspect.unwrap(accuracy)(TRIGGERED, LABELS[:1])

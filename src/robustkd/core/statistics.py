@@ -37,7 +37,7 @@ def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float
     (0.404, 0.596)
     """
     if not 0 < confidence < 1:
-        raise UsageError(f"confidence is {confidence}: expected a fraction between 0 and 1")
+        raise UsageError(f"confidence is {confidence}; expected a fraction between 0 and 1")
     spread = NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / n
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
@@ -80,5 +80,5 @@ def defence_effectiveness(
     }
     for name, share in shares.items():
         if not 0 <= share <= 1:
-            raise UsageError(f"{name} is {share}: expected a fraction in [0, 1], not a percentage")
+            raise UsageError(f"{name} is {share}; expected a fraction in [0, 1], not a percentage")
     return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2

@@ -123,7 +123,7 @@ def open_source(
     if not hub and not is_folder(data):
         raise _unknown(data)
     if root is not None:
-        raise UsageError(f"root={str(root)!r}: {data} says where the data is; leave it out")
+        raise UsageError(f"root is {str(root)!r}; {data} is the path of the data: leave it out")
     return load_hub(data, reading) if hub else load_folder(Path(data), reading)
 
 
@@ -136,4 +136,4 @@ def is_folder(data: str) -> bool:
 
 def _unknown(name: str) -> UsageError:
     hint = nearest(name, names(), otherwise="choose one of these, or give a folder")
-    return UsageError(f"unknown data source {name!r}: expected {', '.join(names())}; {hint}")
+    return UsageError(f"unknown data source {name!r}; expected {', '.join(names())}; {hint}")

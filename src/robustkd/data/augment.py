@@ -42,7 +42,7 @@ class CropFlip:
 
     def __post_init__(self) -> None:
         if self.pad < 0:
-            raise UsageError(f"pad={self.pad}: expected at least 0; use pad=0 for no crops")
+            raise UsageError(f"pad is {self.pad}; expected at least 0; use pad=0 for no crops")
 
     def __call__(self, images: Images, generator: torch.Generator) -> Images:
         """Augment ``images`` (N x C x H x W) with draws from ``generator``.
@@ -60,7 +60,7 @@ class CropFlip:
         n, _, height, width = images.shape
         if self.pad >= min(height, width):
             raise UsageError(
-                f"pad={self.pad}: expected less than the image size {height}x{width}; lower it"
+                f"pad is {self.pad}; expected less than the image size {height}x{width}; lower it"
             )
         rows = self._window(n, height, generator).to(images.device)
         columns = self._window(n, width, generator).to(images.device)
@@ -108,7 +108,7 @@ class ZoomFlip:
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= 1:
-            raise UsageError(f"least={self.least}: expected more than 0 and at most 1")
+            raise UsageError(f"least is {self.least}; expected more than 0 and at most 1")
 
     def __call__(self, images: Images, generator: torch.Generator) -> Images:
         """Augment ``images`` (N x C x H x W) with random numbers from ``generator``.

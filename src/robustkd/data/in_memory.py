@@ -146,7 +146,7 @@ def pass_order(size: int, batch_size: int, shuffle: torch.Generator | None) -> L
         UsageError: If ``batch_size`` is below 1.
     """
     if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}: expected at least 1; raise it")
+        raise UsageError(f"batch_size is {batch_size}; expected at least 1; raise it")
     if shuffle is None:
         return torch.arange(size, dtype=torch.int32)
     return torch.randperm(size, generator=shuffle, device=shuffle.device, dtype=torch.int32).cpu()

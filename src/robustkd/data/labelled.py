@@ -160,7 +160,7 @@ def first_rows(
         return torch.arange(len(labels))
     if not classes <= n <= len(labels):
         raise UsageError(
-            f"{split}={n}: {name} can give from {classes} (one of each class) "
+            f"{split} is {n}; {name} can give from {classes} (one of each class) "
             f"to {len(labels)} images; choose a number in between"
         )
     return stratified_order(labels, seed=seed)[:n].sort().values

@@ -58,7 +58,7 @@ def compare(expected: Logits, found: Float[Tensor, "m others"]) -> Parity:
     """
     if expected.shape != found.shape or not len(expected):
         raise UsageError(
-            f"logits of shapes {tuple(expected.shape)} and {tuple(found.shape)}: expected the same "
+            f"logits of shapes {tuple(expected.shape)} and {tuple(found.shape)}; expected the same "
             "shape, and at least one image"
         )
     difference = (expected - found).abs().max().item()

@@ -99,7 +99,7 @@ def export_student(
         names=tuple(data.classes),
     )
     if trigger is not None and not 0 <= target < len(data.classes):
-        raise UsageError(f"target {target} is not a class: expected 0 to {len(data.classes) - 1}")
+        raise UsageError(f"target {target} is not a class; expected 0 to {len(data.classes) - 1}")
     model = copy.deepcopy(student).cpu()
     with frozen_modes(model), whole_folder(out) as folder:
         found = _Found()

@@ -55,7 +55,7 @@ def soft_target_kl(student: Logits, teacher: Logits, *, temperature: float) -> P
     [0.0, 0.0]
     """
     if not 0 < temperature < math.inf:
-        raise UsageError(f"temperature is {temperature}: expected a positive number, such as 4")
+        raise UsageError(f"temperature is {temperature}; expected a positive number, such as 4")
     student, teacher = _alike(student, teacher, "logits", "let both have the same classes")
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
@@ -96,7 +96,7 @@ def partial_l2(
     student, teacher = _alike(student, teacher, "features", "put a connector behind the student")
     if margin.shape != student.shape[1:2]:
         raise UsageError(
-            f"margin has shape {tuple(margin.shape)} for features {tuple(student.shape)}: "
+            f"margin has shape {tuple(margin.shape)} for features {tuple(student.shape)}; "
             "expected one value per channel, the features' second axis"
         )
     target = torch.maximum(teacher, margin.view(-1, *[1] * (student.ndim - 2)))
@@ -188,13 +188,13 @@ def measured_margin(batches: Iterable[Float[Tensor, "_ ..."]]) -> Float[Tensor, 
     total, count, last = torch.zeros(()).double(), torch.zeros(()).double(), None
     for batch in batches:
         if batch.ndim < 2:
-            raise UsageError(f"features have shape {tuple(batch.shape)}: expected n x channels ...")
+            raise UsageError(f"features have shape {tuple(batch.shape)}; expected n x channels ...")
         last = _widened(batch)
         axes = [0, *range(2, batch.ndim)]
         total = total + last.clamp(max=0).sum(dim=axes).cpu().double()
         count = count + (last < 0).sum(dim=axes).cpu()
     if last is None:
-        raise UsageError("no features to measure a margin on: expected at least one batch")
+        raise UsageError("no features to measure a margin on; expected at least one batch")
     return (total / count.clamp_min(1)).to(last)
 
 
@@ -226,7 +226,7 @@ def attention_transfer(student: Features, teacher: Features) -> PerSample:
     if min(student.ndim, teacher.ndim) < 3 or student.shape[2:] != teacher.shape[2:]:
         raise UsageError(
             f"student features {tuple(student.shape)} and teacher features "
-            f"{tuple(teacher.shape)}: expected n x channels x the same spatial size; "
+            f"{tuple(teacher.shape)}; expected n x channels x the same spatial size; "
             "pair stages of equal resolution"
         )
     student_map, teacher_map = (
@@ -295,7 +295,7 @@ def relational_kd(
     n = len(student_embedding)
     if n != len(teacher_embedding):
         raise UsageError(
-            f"student embedding has {n} rows and teacher embedding {len(teacher_embedding)}: "
+            f"student embedding has {n} rows and teacher embedding {len(teacher_embedding)}; "
             "expected the same images"
         )
     student_distance, student_cosine = _relations(_widened(student_embedding))
@@ -340,6 +340,6 @@ def _alike(
     if first.shape != second.shape:
         raise UsageError(
             f"{names[0]} {what} have shape {tuple(first.shape)} and {names[1]} {what} "
-            f"{tuple(second.shape)}: expected the same shape; {remedy}"
+            f"{tuple(second.shape)}; expected the same shape; {remedy}"
         )
     return _widened(first), _widened(second)

@@ -39,7 +39,7 @@ class Proportion:
 
     def __post_init__(self) -> None:
         if not 0 <= self.hits <= self.n:
-            raise UsageError(f"{self.hits} hits among {self.n} images: expected 0 <= hits <= n")
+            raise UsageError(f"{self.hits} hits among {self.n} images; expected 0 <= hits <= n")
 
     @property
     def value(self) -> float:
@@ -60,7 +60,7 @@ class Proportion:
 
     def _require_images(self) -> None:
         if self.n == 0:
-            raise UsageError("no images were counted: expected at least one to give a proportion")
+            raise UsageError("no images were counted; expected at least one to give a proportion")
 
     def __add__(self, other: Proportion) -> Proportion:
         return Proportion(self.hits + other.hits, self.n + other.n)
@@ -148,14 +148,14 @@ def robust_accuracy(logits: Logits, labels: Labels, *, target: int) -> Proportio
 def _predicted(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the class of the largest logit, after a check of the lengths."""
     if len(logits) != len(labels):
-        raise UsageError(f"{len(logits)} rows of logits and {len(labels)} labels: expected as many")
+        raise UsageError(f"{len(logits)} rows of logits and {len(labels)} labels; expected as many")
     return logits.argmax(dim=1)
 
 
 def _victims(logits: Logits, labels: Labels, target: int) -> Bool[Tensor, " n"]:
     classes = logits.shape[1]
     if not 0 <= target < classes:
-        raise UsageError(f"target {target} is not a class: expected 0 to {classes - 1}")
+        raise UsageError(f"target {target} is not a class; expected 0 to {classes - 1}")
     return labels != target
 
 

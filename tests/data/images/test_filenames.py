@@ -96,7 +96,7 @@ def test_the_file_has_no_name_and_is_closed_with_the_last_reader(tmp_path, monke
 
 
 def test_no_room_is_said_in_one_line(tmp_path, monkeypatch):
-    advice = "; make room, or name another folder in TMPDIR"
+    advice = "; free some space, or set TMPDIR to another folder"
     missing = tmp_path / "missing"
     monkeypatch.setattr(tempfile, "tempdir", str(missing))
     message = (
@@ -113,7 +113,7 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr("robustkd.data.images.filenames.TemporaryFile", lambda **_: full())
     message = (
         f"{tempfile.gettempdir()}: the names of the images cannot be kept in a temporary file "
-        "there (No space left on device); make room, or name another folder in TMPDIR"
+        "there (No space left on device); free some space, or set TMPDIR to another folder"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Names().extend(["a"])

@@ -129,7 +129,7 @@ def test_subsets_are_those_of_the_same_images_in_memory(folder):
 
 
 def test_batch_size_is_refused_at_the_call(folder):
-    with pytest.raises(UsageError, match=r"^batch_size=0: expected at least 1; raise it$"):
+    with pytest.raises(UsageError, match=r"^batch_size is 0; expected at least 1; raise it$"):
         load_folder(folder).batches("train", batch_size=0)
 
 

@@ -215,10 +215,14 @@ def test_encoded_sets_load_into_memory_in_part(tmp_path):
 
 def test_choices_that_a_set_does_not_offer_are_refused(tmp_path, monkeypatch):
     for name, choice, message in (
-        ("digits", {"image_size": 32}, "image_size=32: digits does not offer this choice"),
-        ("digits", {"flip": False}, "flip=False: digits does not offer this choice"),
-        ("gtsrb", {"classes": tmp_path}, f"classes={tmp_path}: gtsrb does not offer this choice"),
-        ("flowers-102", {"split": tmp_path}, f"split={tmp_path}: flowers-102 does not offer"),
+        ("digits", {"image_size": 32}, "image_size is 32; digits does not support this option"),
+        ("digits", {"flip": False}, "flip is False; digits does not support this option"),
+        (
+            "gtsrb",
+            {"classes": tmp_path},
+            f"classes is {tmp_path}; gtsrb does not support this option",
+        ),
+        ("flowers-102", {"split": tmp_path}, f"split is {tmp_path}; flowers-102 does not support"),
     ):
         root = None
         if name != "digits":

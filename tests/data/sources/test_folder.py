@@ -327,9 +327,9 @@ def test_images_of_several_sizes_need_a_choice(tmp_path):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"image_size": 0}, "image_size=0: expected 1 to 4096 pixels"),
-        ({"channels": 1, "crop": 0.0}, "crop=0.0: expected more than 0 and at most 1"),
-        ({"workers": -1}, "workers=-1: expected at least 0"),
+        ({"image_size": 0}, "image_size is 0; expected 1 to 4096 pixels"),
+        ({"channels": 1, "crop": 0.0}, "crop is 0.0; expected more than 0 and at most 1"),
+        ({"workers": -1}, "workers is -1; expected at least 0"),
     ],
 )
 def test_choices_out_of_range_are_refused(choice, message):

@@ -118,7 +118,7 @@ def test_a_data_set_that_is_a_script_is_refused_and_not_run(tmp_path):
     (folder / "scripted.py").write_text(f"open({str(canary)!r}, 'w')\n")
     with pytest.raises(InputError) as caught:
         open_source(f"hf:{folder}@main")
-    assert str(caught.value).startswith(f"hf:{folder}@main cannot be had: ")
+    assert str(caught.value).startswith(f"hf:{folder}@main cannot be loaded: ")
     assert "\n" not in str(caught.value)
     assert not canary.exists()
 
@@ -127,13 +127,13 @@ def test_a_data_set_in_another_form_is_refused_before_it_is_read(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "train.csv").write_text("image,kind\na.png,0\n")
-    message = f"hf:{folder}@main cannot be had: stored as csv, expected parquet or arrow"
+    message = f"hf:{folder}@main cannot be loaded: stored as csv, expected parquet or arrow"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         open_source(f"hf:{folder}@main")
 
 
 def test_what_is_nowhere_is_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"^hf:nobody/nothing@main cannot be had: [^\n]+$"):
+    with pytest.raises(InputError, match=r"^hf:nobody/nothing@main cannot be loaded: [^\n]+$"):
         open_source("hf:nobody/nothing@main")
 
 
@@ -180,7 +180,7 @@ def test_a_table_that_repeats_a_row_millions_of_times_is_not_unfolded(tmp_path):
     many = table.take(pyarrow.array(np.zeros(100_000, dtype=np.int64)))
     pyarrow.parquet.write_table(many, path, compression="zstd")
     assert path.stat().st_size < 200_000
-    message = r"cannot be had: a file has 100,000 rows in [\d,]+ bytes, fewer than images take$"
+    message = r"cannot be loaded: a file has 100,000 rows in [\d,]+ bytes, fewer than images take$"
     with pytest.raises(InputError, match=message):
         open_source(f"hf:{folder}@main")
     assert not list((tmp_path / "cache").glob("**/*.arrow"))
@@ -195,7 +195,7 @@ def test_a_folder_here_is_never_taken_for_a_data_set_of_the_hub(
     write_hub(tmp_path / name, {"train": 20})
     monkeypatch.chdir(tmp_path)
     message = (
-        f"hf:{name}@0123abc cannot be had: the working directory has a folder of that name; "
+        f"hf:{name}@0123abc cannot be loaded: the working directory has a folder of that name; "
         "start from another one"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
@@ -205,7 +205,7 @@ def test_a_folder_here_is_never_taken_for_a_data_set_of_the_hub(
 @pytest.mark.parametrize("name", ["/etc", "../a", "./a", "a/../b", "a/b/c", "user/.", "a b", "-a"])
 def test_paths_are_no_names_of_the_hub(name, hub_names):
     message = (
-        f"hf:{name}@main cannot be had: the hub's names are NAME or USER/NAME; give a folder "
+        f"hf:{name}@main cannot be loaded: the hub's names are NAME or USER/NAME; give a folder "
         "without hf:"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):

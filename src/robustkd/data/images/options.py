@@ -58,13 +58,15 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not 1 <= self.image_size <= _LARGEST_SIZE:
-            raise UsageError(f"image_size={self.image_size}: expected 1 to {_LARGEST_SIZE} pixels")
+            raise UsageError(
+                f"image_size is {self.image_size}; expected 1 to {_LARGEST_SIZE} pixels"
+            )
         if self.channels not in get_args(Channels):
-            raise UsageError(f"channels={self.channels}: expected 3 (colour) or 1 (grey)")
+            raise UsageError(f"channels is {self.channels}; expected 3 (colour) or 1 (grey)")
         if not 0 < self.crop <= 1:
-            raise UsageError(f"crop={self.crop}: expected more than 0 and at most 1")
+            raise UsageError(f"crop is {self.crop}; expected more than 0 and at most 1")
         if self.workers is not None and self.workers < 0:
-            raise UsageError(f"workers={self.workers}: expected at least 0")
+            raise UsageError(f"workers is {self.workers}; expected at least 0")
 
     def workers_for(self, images: int) -> int:
         """Return the number of worker processes for this many images."""
@@ -92,7 +94,7 @@ class Reading:
             chosen = getattr(self, field.name)
             if chosen != field.default and field.name not in (*used, "workers"):
                 raise UsageError(
-                    f"{field.name}={chosen!s}: {name} does not offer this choice; leave it out"
+                    f"{field.name} is {chosen!s}; {name} does not support this option: leave it out"
                 )
 
 

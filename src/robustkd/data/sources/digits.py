@@ -32,7 +32,7 @@ def load_digits(root: Path | None = None) -> InMemory:
     """
     if root is not None:
         raise UsageError(
-            f"root={str(root)!r}: digits come with scikit-learn and take no folder; leave it out"
+            f"root is {str(root)!r}; digits come with scikit-learn and take no folder; leave it out"
         )
     from sklearn import datasets
 

@@ -90,7 +90,7 @@ def _smooth(classes: int, image: Shape, random: torch.Generator) -> Bounded:
 
 FAMILIES: dict[str, FamilyRow] = {
     "generator": FamilyRow(
-        "small network a class: colours, light and texture, a change of at most 0.35",
+        "small network for colours, light and texture, a change of at most 0.35",
         lambda classes, image, random: generator(classes, image[0], 0.35, random),
     ),
     "warp": FamilyRow(

@@ -122,7 +122,7 @@ class IBAU:
         delta = delta.clone().requires_grad_()
         weights = [weight for weight in network.parameters() if weight.requires_grad]
         inner = self._inner(network(batch.images + delta), batch.labels, delta)
-        outer = F.cross_entropy(network(self._worn(batch.images, delta)), batch.labels)
+        outer = F.cross_entropy(network(self._perturbed(batch.images, delta)), batch.labels)
         found = hypergradient(
             inner, outer, [delta], weights, steps=self.products, step_size=0.1
         ).total()
@@ -130,6 +130,6 @@ class IBAU:
             weight.grad = gradient
         return outer
 
-    def _worn(self, images: Images, delta: Tensor) -> Images:
+    def _perturbed(self, images: Images, delta: Tensor) -> Images:
         count = max(1, round(self.share * len(images)))
         return torch.cat([images[:count] + delta, images[count:]])

@@ -57,8 +57,8 @@ class UniversalTraining:
         student = work.network
 
         def gradients(batch: Batch) -> Tensor:
-            worn = (batch.images + delta).clamp(0, 1)
-            plain, led = student(torch.cat([batch.images, worn])).chunk(2)
+            perturbed = (batch.images + delta).clamp(0, 1)
+            plain, led = student(torch.cat([batch.images, perturbed])).chunk(2)
             losses = F.cross_entropy(led, batch.labels, reduction="none")
             loss = (F.cross_entropy(plain, batch.labels) + losses.mean()) / 2
             gain = losses.clamp_max(self.ceiling).mean()
