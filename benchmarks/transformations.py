@@ -53,8 +53,10 @@ CANDIDATES: dict[str, Method] = {
     "transformations": _ALL,
     "transformations, no early stop": replace(_ALL, until=1.0),
     "transformations, not composed": _hardened(composed=False),
-    "transformations without moves": _hardened(families=("generator",)),
-    "transformations without generator": _hardened(families=("affine", "flow")),
+    "transformations, with affine maps and flows": _hardened(
+        families=("affine", "flow", "generator")
+    ),
+    "transformations without generator": _hardened(families=()),
     "transformations without additions, patterns": _hardened(epsilon=0.0, mass=0.0),
     "the families of the triggers": _hardened(families=tuple(TRIGGERS)),
     **{

@@ -175,10 +175,10 @@ METHODS: dict[str, Method] = {
         rivals=_ANY,
     ),
     "transformations": Method(
-        "default, hardened against compositions of moved, recoloured and added pixels",
+        "default, with early stop, and hardened against a small network per class as well",
         "RobustKD (transformations)",
         losses=_MIX,
-        hardening=replace(_HARDENING, families=("affine", "flow", "generator"), composed=True),
+        hardening=replace(_HARDENING, families=("generator",), composed=True),
         rivals=_ANY,
         until=0.6,
     ),
