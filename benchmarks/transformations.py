@@ -5,7 +5,7 @@ one student is measured on all of them. Every candidate is a set of families of 
 leave-out result of a candidate is its ASR for triggers of families that it lacks. Images are those
 of Fashion-MNIST at half their size, so that a student takes about a minute on one core.
 
-    python benchmarks/transformations.py --seed 0 --only ordinary generator+warp
+    python benchmarks/transformations.py --seed 0 --only ordinary transformations
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from robustkd.attacks.base import Teaching
 from robustkd.attacks.parts.steps import train_teacher
 from robustkd.attacks.transformation import learn_transformation
 from robustkd.core.files import make_folder, write_json
-from robustkd.core.methods import METHODS, HardeningSettings, Method
+from robustkd.core.methods import METHODS, Method
 from robustkd.core.types import Trigger
 from robustkd.data import InMemory, Labelled
 from robustkd.pipeline.student import make_student
@@ -37,28 +37,31 @@ from robustkd.training.metrics import attack_success
 TRIGGERS = {"tone": 8, "flow": 1, "light": 5, "filter": 3, "affine": 7, "smooth": 9}
 """Families of the triggers, and the target class of each."""
 _RATE = 0.1
-_MIX = METHODS["mix"].losses
+_ALL = METHODS["transformations"]
+
+
+def _hardened(**changes: object) -> Method:
+    """The method ``transformations`` with other settings of the hardening."""
+    return replace(_ALL, hardening=replace(_ALL.hardening, **changes))
+
+
 CANDIDATES: dict[str, Method] = {
     "no teacher": METHODS["no-teacher"],
     "ordinary": METHODS["mix"],
+    "ordinary, early stop": replace(METHODS["mix"], until=_ALL.until),
     "additions, patterns": METHODS["default"],
-    "generator+warp": METHODS["universal"],
-    **{
-        name: Method(
-            "a candidate", losses=_MIX, hardening=HardeningSettings(families=tuple(name.split("+")))
-        )
-        for name in ("generator", "warp", "generator+affine", "generator+flow")
-    },
-    "all families of the triggers": Method(
-        "a candidate", losses=_MIX, hardening=HardeningSettings(families=tuple(TRIGGERS))
+    "transformations": _ALL,
+    "transformations, no early stop": replace(_ALL, until=1.0),
+    "transformations, not composed": _hardened(composed=False),
+    "transformations, with affine maps and flows": _hardened(
+        families=("affine", "flow", "generator")
     ),
+    "transformations without generator": _hardened(families=()),
+    "transformations without additions, patterns": _hardened(epsilon=0.0, mass=0.0),
+    "the families of the triggers": _hardened(families=tuple(TRIGGERS)),
     **{
-        f"all without {left_out}": Method(
-            "a candidate",
-            losses=_MIX,
-            hardening=HardeningSettings(
-                families=tuple(name for name in TRIGGERS if name != left_out)
-            ),
+        f"the families of the triggers but {left_out}": _hardened(
+            families=tuple(name for name in TRIGGERS if name != left_out)
         )
         for left_out in TRIGGERS
     },

@@ -470,7 +470,7 @@ MISTAKES = [
         2,
         "no module 'network.bm' in Classifier; did you mean 'network.bn'?",
     ),
-    ({"student_taps": "x"}, 2, "no module 'x' in Classifier"),
+    ({"student_taps": "x"}, 2, "no module 'x' in Classifier; see robustkd list --taps"),
     (
         {"arch": "wrn-10"},
         2,

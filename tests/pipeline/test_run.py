@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -459,3 +459,19 @@ def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_pa
     assert made.results.config["training"]["lr"] == 0.05
     with pytest.raises(UsageError, match=r"^unknown method 'defualt'; did you mean 'default'\?$"):
         robustkd.run(teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="defualt")
+
+
+def test_files_that_are_left_out_are_told_and_recorded(teacher_file, tmp_path):
+    class Folder(type(CLEAN)):
+        skipped: ClassVar = {".txt": 2, "folders": 1}
+
+    clean = Folder(**{f.name: getattr(CLEAN, f.name) for f in fields(CLEAN) if f.init})
+    lines: list[str] = []
+    job = DistillJob(
+        teacher_file, arch="wrn-10-1", student="wrn-10-1", method="no-teacher", training=BRIEF
+    )
+    results = distill_file(job, clean, tmp_path / "run", tell=lines.append)
+    assert lines[1] == (
+        "data: left out of digits, since they are no images or splits: 2 .txt, 1 folders"
+    )
+    assert results.records["left_out"] == {".txt": 2, "folders": 1}

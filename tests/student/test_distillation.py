@@ -18,7 +18,7 @@ from robustkd.student import distillation
 from robustkd.student.distillation import Distilled, distill
 from robustkd.student.families import Patch
 from robustkd.student.hardening import UniversalPerturbations, withstand
-from robustkd.student.objective import Objective
+from robustkd.student.objective import EarlyStop, Objective
 from robustkd.student.terms import NEEDS_FEATURES, TERMS, Outputs
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training.inference import accuracy_on
@@ -368,7 +368,7 @@ def test_a_student_without_weights_to_train_is_refused(teacher):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(teacher):
-    message = r"^the training's \w+ is (nan|inf); try a smaller learning rate$"
+    message = r"^the training's \w+ is (nan|inf) after \d+ steps with a learning rate of 1e\+30; "
     with pytest.raises(TrainingError, match=message):
         short(teacher, lr=1e30)
 
@@ -387,7 +387,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher):
         ),
         (
             {"losses": {"kd": 1.0}, "temperature": 0.0},
-            "temperature is 0.0; expected a positive number, such as 4",
+            "temperature is 0.0; expected more than 0",
         ),
         ({"epochs": 0}, "epochs is 0; expected more than 0"),
         ({"batch_size": -1}, "batch_size is -1; expected more than 0"),
@@ -411,3 +411,42 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher):
 def test_refusals_by_their_text(changes, message, teacher):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         short(teacher, **changes)
+
+
+# The teacher stops early.
+
+
+def test_the_weight_of_the_teachers_losses_falls_in_the_second_half_of_its_share():
+    stop = EarlyStop(0.5, steps=8)
+    weights = []
+    for _ in range(8):
+        weights.append(stop.weight())
+        stop.advance()
+    assert weights == [1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_an_early_stop_never_asks_the_teacher_again(teacher):
+    calls = []
+    handle = teacher.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        found = short(teacher, losses={"kd": 1.0}, until=0.5, epochs=4)
+    finally:
+        handle.remove()
+    # The first six of 12 steps; two more calls look at its outputs before the training.
+    assert len(calls) == 6 + 2
+    assert [record["kd"] > 0 for record in found.epochs] == [True, True, False, False]
+
+
+def test_a_share_of_one_is_distillation_to_the_end(teacher):
+    whole = short(teacher, losses={"kd": 1.0}, epochs=2)
+    again = short(teacher, losses={"kd": 1.0}, epochs=2, until=1.0)
+    for one, other in zip(
+        whole.student.state_dict().values(), again.student.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("until", [0, -1, 1.5])
+def test_a_share_out_of_range_is_refused(until, teacher):
+    with pytest.raises(UsageError, match=f"^until is {until}; expected more than 0 and at most 1$"):
+        short(teacher, until=until)

@@ -114,3 +114,74 @@ def test_an_unknown_family_is_named_with_the_nearest():
     message = "unknown family 'warps'; did you mean 'warp'?"
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         UniversalPerturbations(CLASSES, SHAPE, families=("warps",))
+
+
+# Compositions.
+
+
+class Recorded(torch.nn.Module):
+    """A family that notes which images it changes, and adds to their pixels."""
+
+    def __init__(self, amount: float) -> None:
+        super().__init__()
+        self.amount = amount
+
+    def forward(self, images, _toward):
+        return images + self.amount
+
+
+def composed(seed: int = 0) -> UniversalPerturbations:
+    made = UniversalPerturbations(
+        3, SHAPE, families=("flow", "affine", "generator"), composed=True, seed=seed
+    )
+    for index, amount in enumerate((10000, 1000, 1, 10, 100)):  # ball, patch, flow, affine, ...
+        made.families[index] = Recorded(amount)
+    return made
+
+
+def test_every_copy_passes_one_family_of_each_drawn_stage_and_at_least_one_stage():
+    images = torch.zeros(4000, *SHAPE)
+    labels = torch.zeros(4000, dtype=torch.int64)
+    seen, _ = composed().perturb(images, labels)
+    sums = seen[4000:, 0, 0, 0].round().long()
+    moved, valued, added = sums % 100, (sums // 100) % 10, sums // 1000
+    assert set(moved.tolist()) == {0, 1, 10}
+    assert set(valued.tolist()) == {0, 1}
+    assert set(added.tolist()) == {0, 1, 10}
+    assert (sums > 0).all()
+    # One of three stages is drawn for the 1/8 of copies that would pass none.
+    for stage in (moved > 0, valued > 0, added > 0):
+        assert stage.float().mean().item() == pytest.approx(1 / 2 + 1 / 24, abs=0.03)
+
+
+def test_pixels_are_moved_before_something_is_added_to_them():
+    order = []
+
+    def noting(name):
+        def forward(images, toward):
+            order.append(name)
+            return images
+
+        return forward
+
+    made = composed()
+    for index, name in enumerate(("ball", "patch", "flow", "affine", "generator")):
+        made.families[index].forward = noting(name)
+    made.perturb(torch.zeros(200, *SHAPE), torch.zeros(200, dtype=torch.int64))
+    assert [{"flow": 0, "affine": 0, "generator": 1}.get(name, 2) for name in order] == [
+        *(0, 0, 1, 2, 2)
+    ]
+
+
+def test_a_composition_learns_every_family_that_was_used():
+    made = UniversalPerturbations(
+        3, SHAPE, families=("flow", "affine", "generator"), composed=True, seed=0
+    )
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    seen, toward = made.perturb(torch.rand(64, *SHAPE), torch.randint(0, 3, (64,)))
+    logits = seen[64:].flatten(1)[:, :3]
+    logits.gather(1, toward[:, None]).sum().backward()
+    made.advance()
+    after = made.state_dict()
+    for name in ("0.delta", "1.pattern", "2.members", "3.members", "4.members"):
+        assert not torch.equal(after[f"families.{name}"], before[f"families.{name}"])

@@ -182,14 +182,18 @@ def test_a_damaged_state_is_one_line(key, value, tmp_path):
     assert "\n" not in str(e.value)
 
 
-def distilled(keeper: Stopping | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def distilled(
+    keeper: Stopping | None, until: float = 1.0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     spec = Spec("wrn-10-1", 3, (3, 8, 8))
-    hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, fade=0.5, seed=4)
+    more = {"families": ("warp", "generator"), "composed": True} if until < 1 else {}
+    hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, fade=0.5, seed=4, **more)
     made = distill(
         build(spec, seed=1),
         DATA,
         teacher=build(spec, seed=2).eval(),
         losses={"ofd": 1.0, "kd": 1.0},
+        until=until,
         hardening=hardening,
         epochs=2,
         batch_size=8,
@@ -200,11 +204,12 @@ def distilled(keeper: Stopping | None) -> tuple[dict[str, Tensor], dict[str, Ten
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 5, 7])
-def test_distillation_goes_on_with_connectors_and_perturbations(stop, tmp_path):
-    weights, perturbations = distilled(None)
+@pytest.mark.parametrize("until", [1.0, 0.7])
+def test_distillation_goes_on_with_connectors_and_perturbations(stop, until, tmp_path):
+    weights, perturbations = distilled(None, until)
     with pytest.raises(KeyboardInterrupt):
-        distilled(Stopping(tmp_path / "state", stop))
-    resumed, hardened = distilled(Stopping(tmp_path / "state", None))
+        distilled(Stopping(tmp_path / "state", stop), until)
+    resumed, hardened = distilled(Stopping(tmp_path / "state", None), until)
     assert same(weights, resumed)
     assert same(perturbations, hardened)
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from robustkd.core.errors import TrainingError, UsageError
 from robustkd.data import InMemory, Labelled
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import Supervised, hit_rate
-from robustkd.training.loop import Hooks, chosen_epoch, fit
+from robustkd.training.loop import Hooks, chosen_epoch, fit, steps_per_epoch
 from robustkd.training.schedule import schedule_factor
 
 
@@ -261,7 +262,10 @@ def test_a_loss_that_is_not_finite_stops_the_training(value, batch_size, steps):
             return {**scalars, "loss": scalars["loss"] * value}
 
     broken = Broken(learner().model)
-    text = f"the training's loss is {value}; try a smaller learning rate"
+    text = (
+        f"the training's loss is {value} after {steps} steps with a learning rate of 0.1; expected "
+        "a finite number; try a smaller learning rate, such as 0.01"
+    )
     with pytest.raises(TrainingError, match=f"^{re.escape(text)}$"):
         fit(broken, DATA, epochs=30, batch_size=batch_size)
     assert broken.steps == steps
@@ -287,3 +291,35 @@ def test_numbers_out_of_range_are_refused(name, value):
     text = f"{name} is {value}; expected more than 0"
     with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
         fit(learner(), DATA, **{"epochs": 1, name: value})
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(33, [16, 17]), (32, [16, 16]), (34, [16, 16, 2])])
+def test_a_last_image_that_would_be_alone_joins_the_batch_before(images, sizes):
+    seen: list[int] = []
+
+    class Noting(Supervised):
+        def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            seen.append(len(images))
+            # One position a channel: BatchNorm cannot normalise a single image.
+            nn.BatchNorm2d(1)(images.mean((2, 3), keepdim=True)[:, :1])
+            return super().forward(images, labels)
+
+    some = replace(DATA, train=DATA.train.take(torch.arange(images)))
+    fit(Noting(learner().model), some, epochs=2, batch_size=16)
+    assert seen == 2 * sizes
+    assert steps_per_epoch(images, 16) == len(sizes)
+
+
+def test_statistics_that_are_not_finite_stop_the_training():
+    class Overflowing(Supervised):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__(model)
+            self.register_buffer("running_var", torch.tensor(1.0))
+
+        def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            self.running_var = self.running_var * 1e30
+            return super().forward(images, labels)
+
+    message = "running_var is not finite after epoch 1; expected finite statistics"
+    with pytest.raises(TrainingError, match=f"^{message}"):
+        fit(Overflowing(learner().model), DATA, epochs=1, batch_size=16)

@@ -145,7 +145,13 @@ def _parts(method: str) -> dict[str, object]:
     hardening = stated(how.hardening)
     if hardening is not None:
         hardening["revision"] = _HARDENED
-    return {"losses": dict(how.losses), "detox": stated(how.detox), "hardening": hardening}
+    parts: dict[str, object] = {
+        "losses": dict(how.losses),
+        "detox": stated(how.detox),
+        "hardening": hardening,
+    }
+    # Stated where it is not the usual value, so that stored results keep their names.
+    return parts if how.until == 1 else {**parts, "until": how.until}
 
 
 def digest(configuration: Mapping[str, object]) -> str:

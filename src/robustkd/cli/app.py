@@ -27,7 +27,7 @@ app = App(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; report errors of the user as one line on stderr and an exit code."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
     try:
         with safe_children():
             app(
@@ -38,14 +38,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     except CycloptsError as error:
         line = " ".join(str(error).split())
-        errors.print(f"robustkd: {printable(line)} (see robustkd --help)")
+        print_error(errors, f"{line} (see robustkd --help)")
         sys.exit(_USAGE)
     except RobustKDError as error:
-        errors.print(f"robustkd: {printable(str(error))}")
+        print_error(errors, str(error))
         sys.exit(error.exit_code)
     except (OSError, MemoryError, UnicodeError, RecursionError) as error:
-        errors.print(f"robustkd: {printable(told(error))}")
+        print_error(errors, told(error))
         sys.exit(InputError.exit_code)
     except KeyboardInterrupt as stop:
-        errors.print(f"robustkd: {printable(str(stop)) or 'interrupted'}")
+        print_error(errors, str(stop) or "interrupted")
         sys.exit(_INTERRUPTED)
+
+
+def print_error(console: Console, message: str) -> None:
+    """Print an error message.
+
+    In a terminal, lines are wrapped at words, and advice (a last clause that does not begin with
+    "expected") has a line of its own. Elsewhere, such as in a log, the message is one line.
+
+    Args:
+        console: Console for errors.
+        message: Message; characters that control a terminal are escaped.
+    """
+    fact, _, advice = message.rpartition("; ")
+    alone = console.is_terminal and fact and not advice.startswith("expected")
+    lines = [f"robustkd: {fact}", f"  {advice}"] if alone else [f"robustkd: {message}"]
+    for line in lines:
+        console.print(printable(line), soft_wrap=not console.is_terminal)

@@ -15,7 +15,7 @@ from robustkd.cli.flags import (
     check_at_least,
     check_training,
     open_data,
-    open_data_of,
+    open_student,
 )
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.core.errors import TrainingError
@@ -79,19 +79,10 @@ def evaluate(
         images: How images are read.
         as_json: Print the results as JSON.
     """
-    from robustkd import models
     from robustkd.attacks import load_trigger
     from robustkd.benchmark import measure
 
-    model = models.load(student, arch=arch)
-    source = open_data_of(model.spec, data, data_root, images)
-    models.check_fits(
-        model.spec,
-        student,
-        classes=len(source.classes),
-        image_shape=source.image_shape,
-        names=source.classes,
-    )
+    model, source = open_student(student, arch, data, data_root, images)
     known, target = load_trigger(trigger) if trigger is not None else (None, 0)
     found = measure(model, source, trigger=known, target=target)
     if as_json:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from robustkd.cli.flags import IMAGES, Arch, ImageFlags, open_data_of
+from robustkd.cli.flags import IMAGES, Arch, ImageFlags, open_student
 from robustkd.cli.output import print_json, print_plain
 
 _NAMES = {"torch": "torch", "onnx": "ONNX", "int8": "ONNX int8"}
@@ -46,7 +46,6 @@ def export(
         images: How images are read; missing settings are taken from the student's file.
         as_json: Print the content of export.json.
     """
-    from robustkd import models
     from robustkd.attacks import load_trigger
     from robustkd.core.files import check_free
     from robustkd.export import export_student
@@ -54,15 +53,7 @@ def export(
 
     check_installed()
     check_free(out)
-    model = models.load(student, arch=arch)
-    source = open_data_of(model.spec, data, data_root, images)
-    models.check_fits(
-        model.spec,
-        student,
-        classes=len(source.classes),
-        image_shape=source.image_shape,
-        names=source.classes,
-    )
+    model, source = open_student(student, arch, data, data_root, images)
     known, target = load_trigger(trigger) if trigger is not None else (None, 0)
     progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     found = export_student(

@@ -15,7 +15,7 @@ from robustkd.core.errors import UsageError
 
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
-    from robustkd.models import Spec
+    from robustkd.models import Classifier, Spec
 
 # The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
 _LARGEST_SEED = 2**62 - 1
@@ -113,7 +113,30 @@ def open_data(
     return open_source(data, root=root, reading=reading)
 
 
-def open_data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:
+def open_student(
+    path: Path, arch: str | None, data: str, root: Path | None, images: ImageFlags
+) -> tuple[Classifier, DataSource]:
+    """Load a student, and the data that it was made for.
+
+    Raises:
+        UsageError: If a name is unknown.
+        InputError: If the student's file is damaged, or the student was made for other data.
+    """
+    from robustkd import models
+
+    model = models.load(path, arch=arch)
+    source = _data_of(model.spec, data, root, images)
+    models.check_fits(
+        model.spec,
+        path,
+        classes=len(source.classes),
+        image_shape=source.image_shape,
+        names=source.classes,
+    )
+    return model, source
+
+
+def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:
     """Open the data that the flags name, with missing settings taken from a model's file.
 
     Raises:

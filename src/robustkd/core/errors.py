@@ -83,3 +83,18 @@ def printable(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+
+
+def quoted(text: str, most: int = 120) -> str:
+    r"""Return a text in quotation marks, in ASCII, and cut after some characters.
+
+    For names from files and folders that somebody else made: the result is safe to print.
+
+    Args:
+        text: Any text.
+        most: Number of characters to keep.
+
+    >>> quoted("cat\n\x1b[2J.png"), quoted("abcdef", most=3)
+    ("'cat\\n\\x1b[2J.png'", "'abc...'")
+    """
+    return ascii(text if len(text) <= most else f"{text[:most]}...")

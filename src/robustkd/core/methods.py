@@ -84,6 +84,7 @@ class HardeningSettings:
         ramp: Share of the training, at its start, over which the bounds grow, in [0, 1].
         fade: Share of the training, at its end, over which the copies become fewer, in [0, 1].
         families: Further families of transformations, by name.
+        composed: If True, a copy is changed by several families in a row.
     """
 
     epsilon: float = 0.2
@@ -94,6 +95,7 @@ class HardeningSettings:
     ramp: float = 0.0
     fade: float = 0.0
     families: tuple[str, ...] = ()
+    composed: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Method:
         summary: Description in one line.
         label: Name in tables and reports.
         losses: Distillation losses by weight; empty for a student without a teacher.
+        until: Share of the training, from its start, in which the student learns from the teacher,
+            in (0, 1]; see :class:`robustkd.student.objective.EarlyStop`.
         detox: Settings of detoxification; None to use the teacher as it is.
         hardening: Settings of hardening; None to train without.
         rivals: Names of the ordinary methods that the method is compared with; empty for an
@@ -116,6 +120,7 @@ class Method:
     detox: DetoxSettings | None = None
     hardening: HardeningSettings | None = None
     rivals: tuple[str, ...] = ()
+    until: float = 1.0
 
     @property
     def defended(self) -> bool:
@@ -169,12 +174,13 @@ METHODS: dict[str, Method] = {
         hardening=_HARDENING,
         rivals=_ANY,
     ),
-    "universal": Method(
-        "default, hardened against warps, colours, light and filters as well",
-        "RobustKD (universal)",
+    "transformations": Method(
+        "default, with early stop, and hardened against a small network per class as well",
+        "RobustKD (transformations)",
         losses=_MIX,
-        hardening=replace(_HARDENING, families=("generator", "warp")),
+        hardening=replace(_HARDENING, families=("generator",), composed=True),
         rivals=_ANY,
+        until=0.6,
     ),
     "default-kd": Method(
         "soft targets, hardened against universal additions and patterns",

@@ -12,6 +12,8 @@ from typing import NamedTuple, cast
 import yaml
 from yaml.events import AliasEvent, CollectionStartEvent, NodeEvent, ScalarEvent
 
+from robustkd.core.errors import quoted
+
 MOST_VALUES = 10_000
 """Largest number of values in a text; an alias counts as the values that it repeats."""
 MOST_DEPTH = 32
@@ -137,5 +139,4 @@ def _refused(place: NodeEvent | yaml.Node, what: str, advice: str) -> RefusedErr
 
 
 def _brief(text: str | None) -> str:
-    text = text or ""
-    return ascii(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")
+    return quoted(text or "", _MOST_SHOWN)

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, quoted
 from robustkd.core.folders import NO_LINK, Folder, UnsafeError, open_plain
 
 _LONGEST_PATH = 4096
@@ -132,10 +132,9 @@ def _check_links(path: Path) -> None:
             stays = goal.is_relative_to(here)
             if not stays and (place == last or not _is_users_own(here)):
                 what = "the file itself" if place == last else "the path that it leads to"
-                shown = ascii(str(goal) if len(str(goal)) <= 120 else f"{str(goal)[:120]}...")
                 raise InputError(
                     f"{path if place == last else step} is a symbolic link that leaves its "
-                    f"folder; give {what}: {shown}"
+                    f"folder; give {what}: {quoted(str(goal))}"
                 )
             step = goal
         here = step

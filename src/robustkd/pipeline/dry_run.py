@@ -22,6 +22,7 @@ from robustkd.pipeline.prepare import Prepared, prepare
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.training.inference import accuracy_on
+from robustkd.training.loop import steps_per_epoch
 
 _BATCHES = 3
 
@@ -126,7 +127,7 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
         steps = full.steps * (1 + full.raises + full.bisections)
         with few.timed(phases, "detoxify", steps):
             source = detoxify(teacher, few, seed=job.seed, **brief).teacher
-    steps = training.epochs * -(-clean.size("train") // batch_size)
+    steps = training.epochs * steps_per_epoch(clean.size("train"), batch_size)
     with few.timed(phases, "distil", steps):
         make_student(
             source,

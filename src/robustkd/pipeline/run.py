@@ -13,9 +13,9 @@ from torch import nn
 
 from robustkd import models, report
 from robustkd.core.environment import environment
-from robustkd.core.errors import InputError, UsageError
+from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.files import check_free, free_name
-from robustkd.core.names import LONGEST_NAME, unfit
+from robustkd.core.names import unfit
 from robustkd.core.types import DataSource
 from robustkd.data import open_source, split_text
 from robustkd.models import Classifier
@@ -163,8 +163,9 @@ def distill_file(
         if run.finished:
             tell(f"{out} is already finished")
             return report.read(out)
-        tell(ready.line(clean))
-        _log.info("%s", ready.line(clean))
+        for line in (ready.line(clean), *_left_out(clean)):
+            tell(line)
+            _log.info("%s", line)
         made = make_student(
             ready.teacher,
             ready.student,
@@ -179,6 +180,20 @@ def distill_file(
         return _write_results(job, clean, ready, made, [untrusted, student], out)
 
 
+def _skipped(clean: DataSource) -> dict[str, int]:
+    """Return the number of files and folders of the data that were left out, by kind."""
+    return dict(getattr(clean, "skipped", {}))
+
+
+def _left_out(clean: DataSource) -> list[str]:
+    """Return a line about files that were left out, if there are any."""
+    skipped = _skipped(clean)
+    if not skipped:
+        return []
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+    return [f"data: left out of {clean.name}, since they are no images or splits: {kinds}"]
+
+
 def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object]) -> None:
     """Check, before the training, that all names can be written to the results.
 
@@ -189,11 +204,11 @@ def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object
     for what, name in (("data", clean.name), ("pair", _pair(job))):
         if (expected := unfit(name)) is not None:
             raise UsageError(
-                f"the name of the {what} is {_brief(name)}; expected {expected}: rename it"
+                f"the name of the {what} is {quoted(name)}; expected {expected}: rename it"
             )
     for path in (str(job.teacher), *config.values()):
         if isinstance(path, str) and not _is_unicode(path):
-            raise InputError(f"{_brief(path)} is not a path in UTF-8; rename the file or folder")
+            raise InputError(f"{quoted(path)} is not a path in UTF-8; rename the file or folder")
 
 
 def _is_unicode(text: str) -> bool:
@@ -202,10 +217,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _brief(name: str) -> str:
-    return ascii(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...")
 
 
 def _pair(job: DistillJob) -> str:
@@ -231,6 +242,7 @@ def _write_results(
             "teacher_file": ready.file.record(),
             **made.record,
             "classes": list(clean.classes),
+            **({"left_out": skipped} if (skipped := _skipped(clean)) else {}),
         },
     )
     results.write(out)

@@ -87,6 +87,7 @@ def make_student(
         clean,
         teacher=source if how.losses else None,
         losses=how.losses,
+        until=how.until,
         hardening=hardening,
         seed=seed,
         label=label,

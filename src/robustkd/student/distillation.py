@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ from robustkd.core.types import UNLABELLED, DataSource, Images, Labels, Logits
 from robustkd.models.features import taps
 from robustkd.models.features.stages import stages
 from robustkd.student.hardening import UniversalPerturbations, withstand
-from robustkd.student.objective import Objective, check_weights
+from robustkd.student.objective import EarlyStop, Objective, check_weights
 from robustkd.student.pair import pair_of
 from robustkd.student.terms import NEEDS_FEATURES, Outputs
 from robustkd.training.checkpoint import Keeper
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import hit_rate
-from robustkd.training.loop import Hooks, chosen_epoch, fit
+from robustkd.training.loop import Hooks, chosen_epoch, fit, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,10 @@ class _Learner(nn.Module):
         objective: Objective | None,
         teach: Callable[[Images], Outputs] | None,
         hardening: UniversalPerturbations | None,
+        stop: EarlyStop | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.objective = student, objective
+        self.student, self.objective, self.stop = student, objective, stop
         self._teach = teach
         # In a tuple, so that the perturbations are excluded from best-epoch selection.
         self._hardening = (hardening,) if hardening is not None else ()
@@ -92,15 +92,28 @@ class _Learner(nn.Module):
                 recovered=hardening.recovered,
             )
             parts["harden"] = led.sum() / len(labels)
-        if self.objective is not None and self._teach is not None:
+        weight = 1.0 if self.stop is None else self.stop.weight()
+        if self.objective is not None and self._teach is not None and weight:
             taught, compared = self._teach(images), shown
             if all(hardening.distilled for hardening in self._hardening):
                 # Copies are compared with the teacher's outputs for the clean images, which are
                 # available; a student that imitates these on clean images only may still inherit.
                 taught, compared = taught.repeat_first(len(toward)), everything
-            parts.update(self.objective(compared, taught))
+            terms = self.objective(compared, taught)
+            if weight < 1:
+                terms = {name: weight * term for name, term in terms.items()}
+            parts.update(terms)
+        elif self.objective is not None:
+            parts.update(dict.fromkeys(self.objective.weights, shown.logits.new_zeros(())))
         loss = torch.stack(list(parts.values())).sum()
         return {"loss": loss, "acc": hit_rate(shown.logits, labels), **parts}
+
+    def advance(self) -> None:
+        """Step what changes with the training, between the backward pass and the optimiser."""
+        if self.stop is not None:
+            self.stop.advance()
+        for hardening in self._hardening:
+            hardening.advance()
 
     def check_active(self, data: DataSource) -> None:
         """Raise an error for a distillation loss that gives the student no gradient.
@@ -141,6 +154,7 @@ def distill(
     *,
     teacher: nn.Module | None = None,
     losses: Mapping[str, float] | None = None,
+    until: float | int = 1.0,
     teacher_taps: Sequence[str] | None = None,
     student_taps: Sequence[str] | None = None,
     hardening: UniversalPerturbations | None = None,
@@ -161,6 +175,8 @@ def distill(
         teacher: Teacher, which stays frozen and in eval mode; None to train without one.
         losses: Weights of the distillation losses by name, see ``robustkd.student.terms.TERMS``;
             the cross-entropy of the labels has a weight of 1. None stands for ``{"ofd": 1.0}``.
+        until: Share of the training, from its start, in which these losses are used, in (0, 1];
+            see :class:`robustkd.student.objective.EarlyStop`.
         teacher_taps: Module paths of the teacher's stages; its own ``taps`` or found by probing
             when None. The last stages of both networks are paired.
         student_taps: Module paths of the student's stages, likewise.
@@ -188,8 +204,10 @@ def distill(
     if teacher is not None and not weights:
         raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
     _check_fits(hardening, data)
+    steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
+    stop = EarlyStop(until, steps) if until != 1 else None
     if hardening is not None:
-        hardening.begin(how.epochs * math.ceil(data.size("train") / how.batch_size))
+        hardening.begin(steps)
     if teacher is None:
         learner = _Learner(_Watch(student, ()), None, None, hardening)
     else:
@@ -199,7 +217,11 @@ def distill(
             pair = pair_of(student, names[0], teacher, names[1], data, temperature=how.temperature)
             objective = Objective(weights, pair).to(device_of(student))
         learner = _Learner(
-            _Watch(student, names[0]), objective, _teaching(_Watch(teacher, names[1])), hardening
+            _Watch(student, names[0]),
+            objective,
+            _teaching(_Watch(teacher, names[1])),
+            hardening,
+            stop,
         )
         learner.check_active(data)
     n = data.size("validation")
@@ -210,7 +232,7 @@ def distill(
         seed=seed,
         label=label,
         hooks=Hooks(
-            after_backward=hardening.advance if hardening is not None else None,
+            after_backward=learner.advance,
             validate=lambda: accuracy_on(student, data, "validation").value,
             enough=enough,
         ),

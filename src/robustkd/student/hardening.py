@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from robustkd.core.errors import UsageError
 from robustkd.core.types import UNLABELLED, Images, Labels, Logits, PerSample
 from robustkd.core.validation import check_positive
-from robustkd.student.families import Ball, Patch, make_family, members_of
+from robustkd.student.families import FAMILIES, Ball, Patch, make_family, members_of
 
+_ADDITIONS = 2
+"""Stage of additions and patterns, which come last in a composition."""
 _LEAST = 0.1
 """Share of the copies that remains at the end of a fade."""
 
@@ -61,6 +63,9 @@ class UniversalPerturbations(nn.Module):
             images.
         families: Further families of transformations, names of
             :data:`robustkd.student.families.FAMILIES`.
+        composed: If False, each copy is changed by one family. If True, families form stages
+            (pixels are moved, then their values are changed, then something is added), and each
+            copy passes each stage with probability 1/2, at least one, through a random family.
         seed: Seed of the initial perturbations and of the classes that are drawn.
 
     Raises:
@@ -80,6 +85,7 @@ class UniversalPerturbations(nn.Module):
         ramp: float | int = 0.0,
         fade: float | int = 0.0,
         families: tuple[str, ...] = (),
+        composed: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -102,6 +108,13 @@ class UniversalPerturbations(nn.Module):
         self.families.extend(
             make_family(name, classes, image_shape, self._random) for name in families
         )
+        added = len(self.families) - len(families)
+        stages = [_ADDITIONS] * added + [FAMILIES[name].stage for name in families]
+        self._stages = tuple(
+            tuple(k for k, stage in enumerate(stages) if stage == place)
+            for place in sorted(set(stages))
+        )
+        self.composed = composed
         self._steps = self._all_steps = 0
 
     @torch.no_grad()
@@ -124,14 +137,35 @@ class UniversalPerturbations(nn.Module):
         shift = torch.randint(1, classes, (count,), generator=self._random).to(labels.device)
         anyone = torch.randint(0, classes, (count,), generator=self._random).to(labels.device)
         toward = torch.where(own == UNLABELLED, anyone, (own + shift) % classes)
+        change = self._composed if self.composed else self._apart
+        seen = torch.cat([images, change(images[:count], toward)])
+        return Perturbed(seen.contiguous(memory_format=torch.channels_last), toward)
+
+    def _apart(self, images: Images, toward: Labels) -> Images:
+        """Change equal parts of the images by one family each."""
         parts = zip(
             self.families,
-            images[:count].tensor_split(len(self.families)),
+            images.tensor_split(len(self.families)),
             toward.tensor_split(len(self.families)),
             strict=True,
         )
-        seen = torch.cat([images, *(family(some, led) for family, some, led in parts)])
-        return Perturbed(seen.contiguous(memory_format=torch.channels_last), toward)
+        return torch.cat([family(some, led) for family, some, led in parts])
+
+    def _composed(self, images: Images, toward: Labels) -> Images:
+        """Change every image by families of random stages, in the order of the stages."""
+        count, stages = len(images), len(self._stages)
+        passes = torch.rand((count, stages), generator=self._random) < 0.5
+        one = torch.randint(stages, (count,), generator=self._random)
+        passes[torch.arange(count), one] |= ~passes.any(1)
+        for stage, members in enumerate(self._stages):
+            drawn = torch.randint(len(members), (count,), generator=self._random)
+            for place, index in enumerate(members):
+                rows = (passes[:, stage] & (drawn == place)).nonzero().squeeze(1)
+                if len(rows):
+                    rows = rows.to(images.device)
+                    changed = self.families[index](images[rows], toward[rows])
+                    images = images.index_copy(0, rows, changed)
+        return images
 
     @torch.no_grad()
     def advance(self) -> None:

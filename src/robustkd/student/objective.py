@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -43,6 +44,50 @@ class Objective(nn.Module):
             name: self.weights[name] * term(student, teacher).mean()
             for name, term in self.terms.items()
         }
+
+
+class EarlyStop(nn.Module):
+    r"""Weight of the distillation losses, which falls to zero before the training ends.
+
+    .. math:: w(s) = \mathrm{clamp}\left(2 - \frac{2 s}{u S}, 0, 1\right)
+
+    in step s of S, with the share u: the losses have their full weight in the first half of the
+    share, and none after it. From then on the student learns from labels alone and the teacher is
+    not run any more.
+
+    Source: Cho and Hariharan, ICCV 2019, arXiv 1910.01348, who stop distillation early because a
+    small student cannot follow a large teacher to the end. Differences: the weight falls linearly,
+    and the purpose here is that the student forgets what labels do not ask for.
+
+    Args:
+        until: Share u of the training, in (0, 1].
+        steps: Number of steps S of the training.
+
+    Raises:
+        UsageError: If ``until`` is out of range.
+    """
+
+    def __init__(self, until: float | int, steps: int) -> None:
+        super().__init__()
+        if not 0 < until <= 1:
+            raise UsageError(f"until is {until}; expected more than 0 and at most 1")
+        self._until, self._steps, self._taken = until, steps, 0
+
+    def weight(self) -> float:
+        """Return the weight in the current step, in [0, 1]."""
+        return min(1.0, max(0.0, 2 - 2 * self._taken / (self._until * self._steps)))
+
+    def advance(self) -> None:
+        """Count a step."""
+        self._taken += 1
+
+    def get_extra_state(self) -> Tensor:
+        """Return what ``state_dict`` holds: the number of steps taken."""
+        return torch.tensor(self._taken)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the number of steps taken."""
+        self._taken = int(state)
 
 
 def _as_maps(outputs: Outputs, layouts: tuple[Layout, ...]) -> Outputs:

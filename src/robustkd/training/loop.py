@@ -124,7 +124,7 @@ def fit(
     for group in optimiser.param_groups:
         group["start"] = group["lr"]
     loop = _Loop(learner, beside, optimiser, accelerator, seed)
-    steps = how.epochs * math.ceil(data.size("train") / how.batch_size)
+    steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
 
     def keep() -> None:
         if keeper is not None and accelerator.is_main_process:
@@ -149,6 +149,35 @@ def fit(
     loop.select()
     learner.eval()
     return loop.records
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the number of optimiser steps in one pass over some images.
+
+    If the last batch would hold one image, that image joins the batch before, since BatchNorm
+    cannot normalise a single value.
+
+    >>> steps_per_epoch(128, 64), steps_per_epoch(129, 64), steps_per_epoch(130, 64)
+    (2, 2, 3)
+    """
+    return math.ceil(images / batch_size) - _leaves_one(images, batch_size)
+
+
+def _leaves_one(images: int, batch_size: int) -> bool:
+    return images > batch_size > 1 and images % batch_size == 1
+
+
+def _joined(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield batches, with a last one of one image joined to the one before."""
+    held = next(batches)
+    for batch in batches:
+        if len(batch.labels) == 1:
+            held = Batch(*(torch.cat(parts) for parts in zip(held, batch, strict=True)))
+            held = held._replace(images=held.images.contiguous(memory_format=torch.channels_last))
+        else:
+            yield held
+            held = batch
+    yield held
 
 
 class _Loop:
@@ -181,6 +210,8 @@ class _Loop:
         source = data.batches(
             "train", batch_size=batch_size, device=device, shuffle=self.order, augment=self.crops
         )
+        if _leaves_one(data.size("train"), batch_size):
+            source = _joined(source)
         # Finished batches are generated again, so that the random generators advance.
         for _ in zip(range(self.taken), source, strict=False):
             pass
@@ -221,6 +252,7 @@ class _Loop:
     ) -> None:
         """Write the record of the epoch, and keep its weights if the epoch would be selected."""
         record = {"epoch": self.epoch + 1.0, **self._means()}
+        self._check_finite()
         if validate is not None:
             record["validation"] = validate()
             figures = [each["validation"] for each in (*self.records, record)]
@@ -241,10 +273,22 @@ class _Loop:
         means = {name: float(total) / self.seen for name, total in self.sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
+                rate = max(group["start"] for group in self.optimiser.param_groups)
                 raise TrainingError(
-                    f"the training's {name} is {value}; try a smaller learning rate"
+                    f"the training's {name} is {value} after {self.step} steps with a learning "
+                    f"rate of {rate:g}; expected a finite number; "
+                    f"try a smaller learning rate, such as {rate / 10:g}"
                 )
         return means
+
+    def _check_finite(self) -> None:
+        """Check the statistics, which a loss in training mode does not depend on."""
+        for name, buffer in self.learner.named_buffers():
+            if buffer.is_floating_point() and not bool(buffer.isfinite().all()):
+                raise TrainingError(
+                    f"{name} is not finite after epoch {self.epoch + 1}; expected finite "
+                    "statistics; try a smaller learning rate, or images without extreme values"
+                )
 
     def state(self) -> State:
         """Return the complete state, between two steps."""

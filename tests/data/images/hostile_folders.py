@@ -168,8 +168,8 @@ def many_empty_folders(root: Path) -> None:
 
 NO_FOLDERS = "{root} has no folders; expected train/CLASS/ or CLASS/ with images"
 NO_IMAGES = (
-    "{root}/train/none: no images (.bmp, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp); add "
-    "some, or remove the folder"
+    "{root}/train/none: no images (.bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .pgm, .png, .pnm, .ppm, "
+    ".tif, .tiff, .webp); add some, or remove the folder"
 )
 COPY = "; replace it by a copy of what is meant"
 LEAVES = " is a link that leaves the folder" + COPY

@@ -64,8 +64,8 @@ def test_classes_order_and_labels_are_those_of_image_folder(tmp_path):
         assert file.read() == Path(samples[3][0]).read_bytes()
 
 
-def test_extensions_are_those_of_image_folder():
-    assert set(EXTENSIONS) == set(IMG_EXTENSIONS)
+def test_extensions_are_at_least_those_of_image_folder():
+    assert set(EXTENSIONS) > set(IMG_EXTENSIONS)
 
 
 def test_names_of_other_encodings_are_kept(tmp_path):
@@ -120,12 +120,14 @@ def test_the_cut_is_what_a_naive_one_makes(tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+@pytest.mark.parametrize(
+    "name", ["val", "valid", "validation", "test", "Val", "dev", "Testing", "TEST"]
+)
 def test_only_what_is_missing_is_cut(tmp_path, name):
     write_splits(tmp_path, {"train": {"a": 20, "b": 20}, name: {"a": 5, "b": 5}})
     data = load_folder(tmp_path)
-    given: Split = "test" if name == "test" else "validation"
-    other: Split = "validation" if name == "test" else "test"
+    given: Split = "test" if name.lower().startswith("test") else "validation"
+    other: Split = "validation" if given == "test" else "test"
     assert [data.size(split) for split in ("train", given, other)] == [36, 10, 4]
     record = written(data)
     assert set(record) == {"format", "seed", "share", other}
@@ -383,4 +385,67 @@ def test_a_file_of_the_user_is_read_only_as_far_as_it_may_reach(tmp_path):
     refused(folder, f"{endless} cannot be read as a split (it is too large); {use}", split=endless)
     refused(
         folder, f"{endless} cannot be read as text (it is too large); correct it", classes=endless
+    )
+
+
+# Everything in the folder is accounted for.
+
+
+def test_every_usual_spelling_of_a_split_is_read(tmp_path):
+    counts = {"dark": 4, "light": 4}
+    write_splits(tmp_path, {"Training": counts, "Validation": counts, "Testing": counts})
+    found = load_folder(tmp_path, Reading())
+    assert [found.size(split) for split in SPLITS] == [8, 8, 8]
+    assert found.skipped == {}
+    assert {name.split("/")[0] for name in names(found, "test")} == {"Testing"}
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    counts = {"dark": 4, "light": 4}
+    write_splits(tmp_path, {"train": counts, "test": counts, "Testing": counts})
+    refused(
+        tmp_path,
+        f"{tmp_path}/test is a second folder for test, beside Testing; keep one of them",
+    )
+
+
+def test_what_is_left_out_is_counted_by_kind(tmp_path):
+    counts = {"dark": 4, "light": 4}
+    write_splits(tmp_path, {"train": counts, "val": counts, "test": counts})
+    (tmp_path / "notes").mkdir()
+    for name in ("a.txt", "b.TXT", "c.avif", "README", "d.\u202etxt", "e." + "x" * 99):
+        (tmp_path / "train" / "dark" / name).write_text("no image")
+    (tmp_path / "val" / "light" / "f.txt").write_text("no image")
+    found = load_folder(tmp_path, Reading())
+    assert found.skipped == {
+        ".txt": 3,
+        ".avif": 1,
+        "files without extension": 1,
+        "others": 2,
+        "folders": 1,
+    }
+
+
+@pytest.mark.parametrize("extension", ["gif", "jfif", "jpe", "pnm"])
+def test_images_of_less_usual_extensions_are_read(extension, tmp_path):
+    write_classes(tmp_path, {"dark": 12, "light": 12})
+    kind = {"gif": "GIF", "pnm": "PPM"}.get(extension, "JPEG")
+    for path in sorted((tmp_path / "dark").iterdir())[:10]:
+        Image.open(path).save(path.with_suffix(f".{extension}"), kind)
+        path.unlink()
+    found = load_folder(tmp_path, Reading())
+    assert sum(found.size(split) for split in SPLITS) == 24
+    batches = [batch for split in SPLITS for batch in found.batches(split, batch_size=8)]
+    assert sum(len(batch.labels) for batch in batches) == 24
+    assert not any(found.undecodable(split) for split in SPLITS)
+
+
+def test_images_beside_the_splits_are_refused(tmp_path):
+    counts = {"dark": 4, "light": 4}
+    write_splits(tmp_path, {"train": counts, "test": counts})
+    write_classes(tmp_path, {"bus": 3})
+    refused(
+        tmp_path,
+        f"{tmp_path} has class folders in train, and images in bus beside it; expected either "
+        "train/CLASS/ or CLASS/ with images: move one of them away",
     )

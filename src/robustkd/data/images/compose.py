@@ -22,6 +22,7 @@ def compose(
     reading: Reading,
     *,
     augmentation: Augmentation | None = None,
+    skipped: Mapping[str, int] | None = None,
 ) -> Pictures:
     """Make a data source from training images and the splits that a data set has.
 
@@ -32,6 +33,7 @@ def compose(
         given: Other splits of the data set.
         reading: How images are read.
         augmentation: Augmentation; None chooses one for the size of the images.
+        skipped: Number of files and folders that were left out, by kind.
 
     Raises:
         UsageError: If the image size is not given and cannot be determined.
@@ -58,4 +60,5 @@ def compose(
         reading=reading,
         augmentation=augmentation or reading.augmentation(size),
         made=made,
+        skipped=dict(skipped or {}),
     )

@@ -6,6 +6,7 @@ The classes are numbered in the order of their sorted names, as in torchvision's
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from heapq import nsmallest
 from pathlib import Path
@@ -16,12 +17,16 @@ from robustkd.core.names import unfit
 from robustkd.data.images.filenames import SortedNames
 from robustkd.data.images.listing import Folder, Listing, list_files, shown
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Extensions of torchvision's ImageFolder."""
+EXTENSIONS = (
+    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif"),
+    *(".tiff", ".webp"),
+)
+"""Extensions of the formats that are read: those of torchvision's ImageFolder and others."""
 
 _MOST_LISTED = 5
 _MOST_TEXT = 1 << 24
 _LONGEST_SHOWN = 200
+_LONGEST_KIND = 12
 
 
 def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
@@ -128,7 +133,9 @@ def check_same_classes(
         )
 
 
-def scan(root: Path, part: str, classes: Sequence[str]) -> Listing:
+def scan(
+    root: Path, part: str, classes: Sequence[str], *, skipped: Counter[str] | None = None
+) -> Listing:
     """List every image below ``root / part / CLASS``, by class and sorted within a class.
 
     Hidden entries and files without the extension of an image are ignored. Links to files within
@@ -139,11 +146,13 @@ def scan(root: Path, part: str, classes: Sequence[str]) -> Listing:
         root: The data set's folder, with no link in its path.
         part: Folder below it that holds the class folders.
         classes: Names of the class folders, in the order of their numbers.
+        skipped: Gets the number of ignored files by extension; hidden entries are not counted.
 
     Raises:
         InputError: If a class has no image, or an entry is refused.
     """
-    return list_files(root, _walk(root, part, classes), classes=len(classes))
+    counter = Counter() if skipped is None else skipped
+    return list_files(root, _walk(root, part, classes, counter), classes=len(classes))
 
 
 def image_names(root: Path, path: str) -> list[str]:
@@ -152,16 +161,16 @@ def image_names(root: Path, path: str) -> list[str]:
     Raises:
         InputError: As `scan`.
     """
-    return list(_sorted_entries(root, path)[0])
+    return list(_sorted_entries(root, path, Counter())[0])
 
 
-def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
+def _walk(root: Path, part: str, classes: Sequence[str], skipped: Counter[str]) -> Iterator[Folder]:
     for label, name in enumerate(classes):
         top = f"{part}/{name}" if part else name
         waiting, images = [top], 0
         while waiting:
             path = waiting.pop()
-            files, inner = _sorted_entries(root, path)
+            files, inner = _sorted_entries(root, path, skipped)
             images += len(files)
             waiting += (f"{path}/{folder}" for folder in reversed(inner))
             if files:
@@ -173,8 +182,8 @@ def _walk(root: Path, part: str, classes: Sequence[str]) -> Iterator[Folder]:
             )
 
 
-def _sorted_entries(root: Path, path: str) -> tuple[SortedNames, list[str]]:
-    """Return the names of the image files and of the folders in one folder."""
+def _sorted_entries(root: Path, path: str, skipped: Counter[str]) -> tuple[SortedNames, list[str]]:
+    """Return the names of the image files and of the folders in one folder; count other files."""
     inner: list[str] = []
 
     def files() -> Iterator[str]:
@@ -183,8 +192,18 @@ def _sorted_entries(root: Path, path: str) -> tuple[SortedNames, list[str]]:
                 inner.append(name)
             elif name.lower().endswith(EXTENSIONS):
                 yield name
+            else:
+                skipped[_kind(name)] += 1
 
     return SortedNames(files()), sorted(inner)
+
+
+def _kind(name: str) -> str:
+    """Return the extension of a file in lower case, as far as a report can show it."""
+    extension = os.path.splitext(name)[1].lower()
+    if not extension:
+        return "files without extension"
+    return extension if unfit(extension) is None and len(extension) <= _LONGEST_KIND else "others"
 
 
 def check_inside(root: Path, path: str) -> None:

@@ -55,6 +55,7 @@ class Pictures:
         reading: How images are read.
         augmentation: Augmentation that `batches` applies if it receives a generator for it.
         made: The held-out split, if the data set does not have its own.
+        skipped: Number of files and folders that were left out, by kind.
 
     Raises:
         InputError: If there are fewer than two classes, a split is empty, or a label is not a
@@ -68,6 +69,7 @@ class Pictures:
     reading: Reading
     augmentation: Augmentation
     made: Cut | None = field(default=None, repr=False)
+    skipped: Mapping[str, int] = field(default_factory=dict)
     _held: dict[Split, Held] = field(default_factory=dict, init=False, repr=False)
     _failed: dict[Split, dict[int, str]] = field(default_factory=dict, init=False, repr=False)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from robustkd.core.errors import InputError
+from robustkd.core.types import Split
 from robustkd.data.images.compose import compose
 from robustkd.data.images.holdout import HeldOut
 from robustkd.data.images.listing import Encoded, Folder, Listing, list_files, shown
@@ -21,19 +24,26 @@ from robustkd.data.images.scan import (
 )
 from robustkd.data.images.streamed import Pictures
 
-_TRAIN = "train"
-_SPELLINGS: Mapping[str, HeldOut] = {
+_SPELLINGS: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
     "test": "test",
+    "testing": "test",
 }
+"""Names of the folders of splits, in lower case."""
 _ANNOTATIONS = "val/val_annotations.txt"
 _ANNOTATED = "val/images"
 
 
 def load_folder(path: Path, reading: Reading | None = None) -> Pictures:
     """Your own images in ``train/CLASS/``, optionally ``val/`` and ``test/``, or in ``CLASS/``.
+
+    The names of splits may be spelled in other usual ways, such as ``Training``, ``valid``, ``dev``
+    or ``Testing``.
 
     A split without a folder is a fixed random tenth of every class of the training images. Classes
     are numbered in the order of their sorted names, as in torchvision's ImageFolder. The layout of
@@ -63,42 +73,85 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
         reading: How images are read.
     """
     found = folder_names(root)
-    nested = folder_names(root, _TRAIN) if _TRAIN in found else ()
-    if not nested and found and set(found) <= {_TRAIN, *_SPELLINGS}:
+    skipped: Counter[str] = Counter()
+    splits = _splits(root, found)
+    top = splits.get("train", "")
+    nested = folder_names(root, top) if top else ()
+    if not nested and found and all(name.lower() in _SPELLINGS for name in found):
         raise InputError(
-            f"{shown(root)} has {' and '.join(found)} but no class folders in {_TRAIN}; expected "
-            f"{_TRAIN}/CLASS/ with images"
+            f"{shown(root)} has {' and '.join(found)} but no class folders in {top or 'train'}; "
+            f"expected {top or 'train'}/CLASS/ with images"
         )
     if not found:
         raise InputError(
-            f"{shown(root)} has no folders; expected {_TRAIN}/CLASS/ or CLASS/ with images"
+            f"{shown(root)} has no folders; expected train/CLASS/ or CLASS/ with images"
         )
-    part, classes = (_TRAIN, nested) if nested else ("", found)
+    if nested:
+        _check_beside(root, top, [name for name in found if name not in splits.values()], skipped)
+    part, classes = (top, nested) if nested else ("", found)
     if isinstance(reading.classes, tuple):
         check_same_classes(reading.classes, classes, it="the model", other="the folder", advice="")
         classes = reading.classes
     elif reading.classes is not None:
         classes = read_class_names(reading.classes, classes)
-    train = scan(root, part, classes)
-    return compose(
-        shown(name), classes, train, _given(root, found, classes) if nested else {}, reading
-    )
+    train = scan(root, part, classes, skipped=skipped)
+    given = _given(root, splits, classes, skipped) if nested else {}
+    return compose(shown(name), classes, train, given, reading, skipped=skipped)
 
 
-def _given(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[HeldOut, Encoded]:
+def _splits(root: Path, found: Sequence[str]) -> dict[Split, str]:
+    """Return the folder of each split.
+
+    Raises:
+        InputError: If two folders are named for the same split.
+    """
+    splits: dict[Split, str] = {}
+    for name in found:
+        split = _SPELLINGS.get(name.lower())
+        if split is None:
+            continue
+        if split in splits:
+            raise InputError(
+                f"{shown(root / name)} is a second folder for {split}, beside {splits[split]}; "
+                "keep one of them"
+            )
+        splits[split] = name
+    return splits
+
+
+def _check_beside(root: Path, top: str, others: Sequence[str], skipped: Counter[str]) -> None:
+    """Count folders beside those of the splits, and refuse those that could be classes.
+
+    Raises:
+        InputError: If such a folder holds images.
+    """
+    for name in others:
+        if image_names(root, name):
+            raise InputError(
+                f"{shown(root)} has class folders in {top}, and images in {shown(name)} beside it; "
+                f"expected either {top}/CLASS/ or CLASS/ with images: move one of them away"
+            )
+        skipped["folders"] += 1
+
+
+def _given(
+    root: Path, splits: Mapping[Split, str], classes: Sequence[str], skipped: Counter[str]
+) -> dict[HeldOut, Encoded]:
     """Return the splits other than train that have a folder."""
-    if "val" in found and os.path.lexists(root / _ANNOTATIONS):
+    if splits.get("validation") == "val" and os.path.lexists(root / _ANNOTATIONS):
         return {"test": _annotated(root, classes)}
     given: dict[HeldOut, Encoded] = {}
-    for part in (name for name in found if name in _SPELLINGS):
-        where = shown(root / part)
+    held_out: tuple[HeldOut, ...] = get_args(HeldOut)
+    for split in held_out:
+        if split not in splits:
+            continue
+        part = splits[split]
         own = folder_names(root, part)
         advice = f", or rename {part} to leave it out"
-        check_same_classes(own, classes, it=where, other=_TRAIN, advice=advice)
-        split = _SPELLINGS[part]
-        if split in given:
-            raise InputError(f"{where} is a second folder for {split}; keep one of them")
-        given[split] = scan(root, part, classes)
+        check_same_classes(
+            own, classes, it=shown(root / part), other=splits["train"], advice=advice
+        )
+        given[split] = scan(root, part, classes, skipped=skipped)
     return given
 
 
@@ -115,6 +168,6 @@ def _annotated(root: Path, classes: Sequence[str]) -> Listing:
         name = names[labels.index(-1)]
         raise InputError(
             f"{shown(path)} gives {name!r} the class {class_of.get(name)!r}, expected one of "
-            f"the folders in {_TRAIN}; correct it"
+            "the folders in train; correct it"
         )
     return list_files(root, [Folder(_ANNOTATED, names, labels)], classes=len(classes))

@@ -44,10 +44,12 @@ class FamilyRow:
         summary: What it changes, and by how much at most.
         make: Function that makes the family for a number of classes and a shape of images
             (channels, height, width).
+        stage: Place in a composition: 0 moves pixels, 1 changes their values.
     """
 
     summary: str
     make: Callable[[int, Shape, torch.Generator], nn.Module]
+    stage: int = 1
 
 
 def _flow(classes: int, image: Shape, random: torch.Generator) -> Bounded:
@@ -96,9 +98,12 @@ FAMILIES: dict[str, FamilyRow] = {
         lambda classes, image, random: Chain(
             _affine(classes, image, random), _flow(classes, image, random)
         ),
+        stage=0,
     ),
-    "flow": FamilyRow("smooth flow of at most 7 % of the image's edge", _flow),
-    "affine": FamilyRow("rotation, shear, scale by 0.25, translation by 6 % of the edge", _affine),
+    "flow": FamilyRow("smooth flow of at most 7 % of the image's edge", _flow, stage=0),
+    "affine": FamilyRow(
+        "rotation, shear, scale by 0.25, translation by 6 % of the edge", _affine, stage=0
+    ),
     "tone": FamilyRow("tone curve, a change of at most 0.35", _tone),
     "light": FamilyRow("smooth field of gain and offset of at most 0.3", _light),
     "filter": FamilyRow("5 x 5 kernel, entries changed by at most 0.15", _filter),

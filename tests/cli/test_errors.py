@@ -1,0 +1,48 @@
+"""How errors are printed: one line in a log, wrapped with the advice apart in a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from robustkd.cli.app import print_error
+
+MESSAGE = (
+    "teacher teacher.pt: its outputs are not finite on the validation images of flowers; expected "
+    "weights that were trained on such images; give the file that belongs to this architecture"
+)
+
+
+PLAIN = {"no_color": True, "highlight": False, "markup": False, "emoji": False}
+
+
+def printed(message: str, *, terminal: bool) -> list[str]:
+    out = io.StringIO()
+    print_error(Console(file=out, force_terminal=terminal, width=60, **PLAIN), message)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_a_log_gets_one_line():
+    assert printed(MESSAGE, terminal=False) == [f"robustkd: {MESSAGE}"]
+
+
+def test_a_terminal_gets_lines_of_whole_words_and_the_advice_on_a_line_of_its_own():
+    lines = printed(MESSAGE, terminal=True)
+    assert all(len(line) <= 60 for line in lines)
+    assert (
+        " ".join(lines).split()
+        == f"robustkd: {MESSAGE}".replace("images; give", "images give").split()
+    )
+    assert "  give the file that belongs to this architecture" in lines
+
+
+@pytest.mark.parametrize("message", ["epochs is 0; expected at least 1", "interrupted"])
+def test_what_is_expected_is_no_advice(message):
+    assert printed(message, terminal=True) == [f"robustkd: {message}"]
+
+
+def test_nothing_steers_the_terminal():
+    (line,) = printed("cat\n\x1b[2J.png is no image", terminal=True)
+    assert line == "robustkd: cat\\n\\x1b[2J.png is no image"
