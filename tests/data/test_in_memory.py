@@ -114,7 +114,7 @@ def test_a_subset_of_all_is_all_in_order():
 @pytest.mark.parametrize(("split", "n", "size"), [("train", 23, 22), ("test", 3, 9)])
 def test_subsets_out_of_range(split, n, size):
     message = (
-        f"{split}={n}: toy can give from 4 (one of each class) to {size} images; "
+        f"{split} is {n}; toy can give from 4 (one of each class) to {size} images; "
         "choose a number in between"
     )
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):

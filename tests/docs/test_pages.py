@@ -19,6 +19,7 @@ PYTHON = blocks("python")
 YAML = blocks("yaml")
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = (ROOT / "pyproject.toml").read_text()
+RUN_IN_PYTHON = ("docs/quickstart.md", "docs/guides/defences.md")
 
 
 def test_every_fenced_block_is_of_a_language_that_is_checked():
@@ -112,7 +113,7 @@ def test_what_the_pages_run_runs(tmp_path, monkeypatch):
                 assert program == "robustkd"
                 cli.main(_short(words))
     for block in PYTHON:
-        if block.page == "docs/quickstart.md" and block.file_name is None:
+        if block.page in RUN_IN_PYTHON and block.file_name is None:
             exec(block.code, {})  # noqa: S102 (a page of ours)
     _check_tree(tmp_path)
 

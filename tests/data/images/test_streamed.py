@@ -123,7 +123,7 @@ def test_subsets_are_those_of_the_same_images_in_memory(folder):
     small, held = data.subset(**sizes), data.in_memory().subset(**sizes)
     assert [small.size(split) for split in SPLITS] == [20, 3, 2]
     assert same(two_passes(small), two_passes(held))
-    message = "train=1: images0 can give from 2 (one of each class) to 40 images; choose"
+    message = "train is 1; images0 can give from 2 (one of each class) to 40 images; choose"
     with pytest.raises(UsageError, match=re.escape(message.replace("images0", data.name))):
         data.subset(train=1)
 
