@@ -61,6 +61,19 @@ def test_numbers_of_channels_may_be_separated_by_commas(mean, monkeypatch, capsy
 
 def test_a_number_of_a_channel_that_is_none_is_named(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["distill", str(tmp_path), "--arch", "x", "--data", "digits", "--mean", "a,0.4"])
+        cli.main(
+            [
+                "distill",
+                str(tmp_path),
+                "--arch",
+                "x",
+                "--data",
+                "digits",
+                "--student",
+                "x",
+                "--mean",
+                "a",
+            ]
+        )
     assert stop.value.code == 2
-    assert "'a 0.4' are not numbers; expected one number per channel" in capsys.readouterr().err
+    assert "'a' are not numbers; expected one number per channel" in capsys.readouterr().err
