@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from robustkd import cli
 from robustkd.cli.app import print_error
 
 MESSAGE = (
@@ -46,3 +47,33 @@ def test_what_is_expected_is_no_advice(message):
 def test_nothing_steers_the_terminal():
     (line,) = printed("cat\n\x1b[2J.png is no image", terminal=True)
     assert line == "robustkd: cat\\n\\x1b[2J.png is no image"
+
+
+@pytest.mark.parametrize("mean", [["0.5,0.4,0.3"], ["0.5", "0.4", "0.3"], ["0.5, 0.4", "0.3"]])
+def test_numbers_of_channels_may_be_separated_by_commas(mean, monkeypatch, capsys, tmp_path):
+    seen = []
+    monkeypatch.setattr("robustkd.pipeline.dry_run.rehearse", lambda job, _: seen.append(job) or {})
+    command = ["distill", tmp_path / "t.pt", "--arch", "wrn-10-1", "--student", "wrn-10-1"]
+    command += ["--data", "digits", "--dry-run", "--mean", *mean, "--std", "0.5"]
+    cli.main(list(map(str, command)))
+    assert seen[0].mean == (0.5, 0.4, 0.3)
+
+
+def test_a_number_of_a_channel_that_is_none_is_named(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            [
+                "distill",
+                str(tmp_path),
+                "--arch",
+                "x",
+                "--data",
+                "digits",
+                "--student",
+                "x",
+                "--mean",
+                "a",
+            ]
+        )
+    assert stop.value.code == 2
+    assert "'a' are not numbers; expected one number per channel" in capsys.readouterr().err

@@ -206,6 +206,16 @@ def test_pixel_statistics_are_those_of_all_training_pixels():
             f"unknown architecture 'wrn-16'; expected {USAGES}: did you mean 'wrn-16-2'?",
         ),
         (
+            lambda: check_name("resnet18"),
+            f"unknown architecture 'resnet18'; expected {USAGES}: did you mean "
+            "'torchvision/resnet18'?",
+        ),
+        (
+            lambda: check_name("vit_base_patch16_224"),
+            f"unknown architecture 'vit_base_patch16_224'; expected {USAGES}: did you mean "
+            "'timm/vit_base_patch16_224'?",
+        ),
+        (
             lambda: check_name("?"),
             f"unknown architecture '?'; expected {USAGES}: for example 'wrn-10-1'",
         ),

@@ -33,7 +33,24 @@ def _named(_type: object, tokens: Sequence[Token]) -> str:
 
 Arch: TypeAlias = Annotated[str, Parameter(converter=_named)]
 _SEVERAL = Parameter(consume_multiple=True, negative="", show_default=False)
-Channels: TypeAlias = Annotated[tuple[float, ...], _SEVERAL]
+
+
+def _channels(_type: object, tokens: Sequence[Token]) -> tuple[float, ...]:
+    """Convert one number per channel, separated by spaces or commas."""
+    texts = [text for token in tokens for text in token.value.replace(",", " ").split()]
+    try:
+        return tuple(map(float, texts))
+    except ValueError:
+        shown = " ".join(texts)
+        raise ValueError(f"{shown!r} are not numbers; expected one number per channel") from None
+
+
+Channels: TypeAlias = Annotated[
+    tuple[float, ...],
+    Parameter(
+        consume_multiple=True, negative="", show_default=False, converter=_channels, n_tokens=-1
+    ),
+]
 Paths: TypeAlias = Annotated[tuple[str, ...], _SEVERAL]
 
 

@@ -12,7 +12,11 @@ from torch import nn
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
 from robustkd.core.types import DataSource
-from robustkd.models.architectures.libraries import timm_network, torchvision_network
+from robustkd.models.architectures.libraries import (
+    timm_network,
+    torchvision_network,
+    with_prefix,
+)
 from robustkd.models.architectures.mobilenet import mobilenet_v1, mobilenet_v2
 from robustkd.models.architectures.own_code import OwnCode
 from robustkd.models.architectures.pyramidnet import PyramidNet
@@ -175,7 +179,12 @@ def check_name(arch: str) -> tuple[Family, tuple[str | None, ...]]:
         if found := re.fullmatch(family.pattern, arch):
             return family, found.groups()
     known = [name for family in FAMILIES.values() for name in family.examples]
-    hint = nearest(arch, known, otherwise=f"for example {known[0]!r}")
+    # timm takes seconds to import, so it is asked last.
+    close = with_prefix(arch, "torchvision")
+    hint = f"did you mean {close[0]!r}?" if close else nearest(arch, known, otherwise="")
+    if not hint:
+        close = with_prefix(arch, "timm")
+        hint = f"did you mean {close[0]!r}?" if close else f"for example {known[0]!r}"
     usages = ", ".join(family.usage for family in FAMILIES.values())
     raise UsageError(f"unknown architecture {arch!r}; expected {usages}: {hint}")
 

@@ -71,11 +71,13 @@ def read_text(path: Path, *, most: int) -> str:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError("it is too large")
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")
 
 
 def read_lines(path: Path, *, links: bool = True) -> tuple[str, ...]:
-    """Read the lines of a small text file.
+    """Read the lines of a small text file, without empty lines at its end.
+
+    A byte order mark at the start, which some editors write, is ignored.
 
     Args:
         path: The file.
@@ -87,13 +89,20 @@ def read_lines(path: Path, *, links: bool = True) -> tuple[str, ...]:
     """
     try:
         if links:
-            return tuple(read_text(path, most=_MOST_TEXT).splitlines())
+            return _lines(read_text(path, most=_MOST_TEXT))
         with folders.Folder.at(path.parent) as folder:
-            return tuple(folder.read(path.name, most=_MOST_TEXT).decode("utf-8").splitlines())
+            return _lines(folder.read(path.name, most=_MOST_TEXT).decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{shown(path)} cannot be read as text ({reason(error)}); correct it"
         ) from error
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    lines = text.splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return tuple(lines)
 
 
 def read_class_names(path: Path, found: Sequence[str]) -> tuple[str, ...]:

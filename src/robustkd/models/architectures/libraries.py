@@ -168,3 +168,20 @@ def _known(library: str, name: str, names: Iterable[str]) -> str:
         hint = nearest(name, known, otherwise=f"see the documentation of {library}")
         raise UsageError(f"{library} has no classifier {name!r}; {hint}")
     return name
+
+
+def with_prefix(name: str, library: str) -> list[str]:
+    """Return the name of a library's classifier with the prefix that it needs here, if it has one.
+
+    >>> with_prefix("resnet18", "torchvision"), with_prefix("resnet18", "no-library")
+    (['torchvision/resnet18'], [])
+    """
+    if library == "torchvision":
+        names: Iterable[str] = _torchvision_names()
+    elif library == "timm":
+        import timm
+
+        names = timm.list_models()
+    else:
+        return []
+    return [f"{library}/{name}"] if name in names else []

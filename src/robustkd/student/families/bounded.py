@@ -44,6 +44,8 @@ class Bounded(nn.Module):
         transform: Function of images and one set of parameters for each image; zero parameters
             should leave images as they are.
         random: Generator of the initial parameters, which are uniform in the box.
+        step: Length of a step, as a share of the bound.
+        start: Largest absolute value of the first parameters, as a share of the bound.
     """
 
     members: Float[Tensor, classes * shape]
@@ -57,14 +59,17 @@ class Bounded(nn.Module):
         bound: float | Tensor,
         transform: Transformation,
         random: torch.Generator,
+        *,
+        step: float = STEP,
+        start: float | int = 1.0,
     ) -> None:
         super().__init__()
-        start = torch.rand((classes, *shape), generator=random) * 2 - 1
-        limit = torch.as_tensor(bound, dtype=start.dtype).expand(shape).clone()
-        self.transform = transform
+        first = torch.rand((classes, *shape), generator=random) * 2 - 1
+        limit = torch.as_tensor(bound, dtype=first.dtype).expand(shape).clone()
+        self.transform, self.step = transform, step
         self.register_buffer("limit", limit)
-        self.register_buffer("members", start * limit)
-        self.register_buffer("average", torch.zeros_like(start))
+        self.register_buffer("members", start * first * limit)
+        self.register_buffer("average", torch.zeros_like(first))
 
     def forward(self, images: Images, toward: Labels) -> Images:
         """Transform every image by the member of the class that it is driven to."""
@@ -82,7 +87,7 @@ class Bounded(nn.Module):
         used = size > 0
         averaged = MOMENTUM * self.average + gradient / size.clamp_min(1e-30)
         self.average = torch.where(used, averaged, self.average)
-        step = STEP * scale * self.limit * self.average.sign()
+        step = self.step * scale * self.limit * self.average.sign()
         self.members = self.members.detach() + step * used
         self.bound(scale)
 

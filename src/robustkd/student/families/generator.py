@@ -1,19 +1,19 @@
 r"""A small network for each class that changes colours, light and texture.
 
-.. math:: x' = \mathrm{clamp}(x + b \tanh(W_2 * \mathrm{relu}(W_1 * [x, u, v] + b_1) + b_2), 0, 1)
+.. math:: x'_c = \mathrm{clamp}\Big(x_c + b \tanh\big(\sum_h v_{ch}\,
+    \mathrm{relu}(K_h * x + F_h)\big), 0, 1\Big)
 
-with the coordinates u and v of every pixel, a 5 x 5 kernel :math:`W_1`, and a 3 x 3 kernel
-:math:`W_2`. Tone curves, colour changes, uneven light, filters and smooth additions are close to
-special cases, so a student that resists the generator resists many changes that it was not trained
-on. The generator does not move pixels: geometric changes need a family of their own.
+with a 5 x 5 kernel :math:`K_h` over all channels, and a smooth field :math:`F_h` over the image in
+place of a bias, for each hidden unit h. Tone curves, colour changes, uneven light, filters and
+smooth additions are close to special cases, so a student that resists the generator resists many
+changes that it was never trained against. The generator moves no pixels; geometric changes need a
+family of their own.
 
-The family is ours. Related work: Poursaeed et al. 2018, arXiv 1712.02328, whose generator network
-is trained against a fixed classifier and makes one additive perturbation.
+Ours. Perturbations from a generator network: Poursaeed et al. 2018, arXiv 1712.02328, whose
+generator is trained against a fixed classifier and makes one additive perturbation.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -22,62 +22,60 @@ from torch import Tensor
 from robustkd.core.types import Images
 from robustkd.student.families.bounded import Bounded
 
-_HIDDEN = 8
-_FIRST, _SECOND = 5, 3
-_GAIN = 2.0
-"""Bound of the kernels, relative to the usual uniform initialisation."""
+_HIDDEN = 12
+_KERNEL = 5
+_CELLS = 4
+_STEP = 0.05
+"""Length of a step; that of other families makes generators too strong for small students."""
+_START = 0.5
+"""Largest absolute value of the first parameters."""
+_SCALE = 0.5
+"""Weight of the kernels' responses, for one channel."""
 
 
 def generator(
     classes: int, channels: int, change: float, random: torch.Generator, hidden: int = _HIDDEN
 ) -> Bounded:
-    """One generator for each class.
+    """Make one generator for each class.
 
     Args:
         classes: Number of classes.
-        channels: Channels of the images.
+        channels: Number of channels of the images.
         change: Largest change of a pixel, in (0, 1].
-        random: Generator of the initial weights.
-        hidden: Channels between the two layers.
+        random: Source of the first parameters.
+        hidden: Number of hidden units.
     """
-    sizes = _sizes(channels, hidden)
 
     def transform(images: Images, parameters: Tensor) -> Images:
         return generate(images, parameters.flatten(1), change, hidden)
 
-    return Bounded(classes, (1, 1, sum(sizes)), 1.0, transform, random)
+    shape = (1, 1, sum(_sizes(channels, hidden)))
+    return Bounded(classes, shape, 1.0, transform, random, step=_STEP, start=_START)
 
 
 def generate(images: Images, parameters: Tensor, change: float, hidden: int) -> Images:
-    """Apply one generator to each image.
+    """Change every image by a generator of its own.
 
     Args:
         images: N x C x H x W in [0, 1].
-        parameters: N x P weights in [-1, 1], of both kernels and both biases.
+        parameters: N x P parameters in [-1, 1]: kernels, fields and output weights.
         change: Largest change of a pixel.
-        hidden: Channels between the two layers.
+        hidden: Number of hidden units.
     """
     n, channels, height, width = images.shape
-    first, bias, second, shift = torch.split(parameters, _sizes(channels, hidden), dim=1)
-    inputs = channels + 2
-    first = first.reshape(n * hidden, inputs, _FIRST, _FIRST) * _scale(inputs * _FIRST**2)
-    second = second.reshape(n * channels, hidden, _SECOND, _SECOND) * _scale(hidden * _SECOND**2)
-    rows, columns = (torch.linspace(-1, 1, size, device=images.device) for size in (height, width))
-    v, u = torch.meshgrid(rows, columns, indexing="ij")
-    seen = torch.cat([images, u.expand(n, 1, -1, -1), v.expand(n, 1, -1, -1)], dim=1)
-    # Grouped convolution over all images: each image is a group of channels.
-    flat = seen.reshape(1, n * inputs, height, width)
-    hidden_layer = F.conv2d(flat, first, bias.reshape(-1), padding=_FIRST // 2, groups=n)
-    output = F.conv2d(
-        hidden_layer.relu(), second, shift.reshape(-1), padding=_SECOND // 2, groups=n
+    kernels, fields, weights = torch.split(parameters, _sizes(channels, hidden), dim=1)
+    kernels = kernels.reshape(n, hidden, channels * _KERNEL**2) * (_SCALE / channels)
+    field = F.interpolate(
+        fields.reshape(n, hidden, _CELLS, _CELLS),
+        (height, width),
+        mode="bicubic",
+        align_corners=True,
     )
+    padded = F.pad(images, (_KERNEL // 2,) * 4, mode="replicate")
+    hidden_units = (kernels @ F.unfold(padded, _KERNEL) + field.flatten(2)).relu()
+    output = weights.reshape(n, channels, hidden) @ hidden_units
     return (images + change * output.view(n, channels, height, width).tanh()).clamp(0, 1)
 
 
 def _sizes(channels: int, hidden: int) -> list[int]:
-    inputs = channels + 2
-    return [hidden * inputs * _FIRST**2, hidden, channels * hidden * _SECOND**2, channels]
-
-
-def _scale(inputs: int) -> float:
-    return _GAIN * math.sqrt(3 / inputs)
+    return [hidden * channels * _KERNEL**2, hidden * _CELLS**2, channels * hidden]
