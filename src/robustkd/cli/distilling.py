@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -18,6 +18,13 @@ from robustkd.core.errors import UsageError
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
     from robustkd.pipeline.job import DistillJob
+
+
+class Going(NamedTuple):
+    """Whether a run is resumed, and whether it may be one that somebody else has written."""
+
+    resume: bool
+    trust: bool
 
 
 def distill(
@@ -41,6 +48,7 @@ def distill(
     images: ImageFlags = IMAGES,
     config: Path | None = None,
     resume: Path | None = None,
+    trust_run: Annotated[bool, Parameter(negative="")] = False,
     allow_weak_sandbox: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -75,6 +83,8 @@ def distill(
         config: YAML file of flags, such as the config.yaml of a run; command-line flags override
             it. A run's file says its learning rate: another kind of student may want ``--lr``.
         resume: Folder of a run that was interrupted or killed; it goes on as it was begun.
+        trust_run: Resume a run although its checkpoint, cleaned teacher and results were not
+            written by a run of yours, or on another machine. No configuration file can set this.
         allow_weak_sandbox: Read the teacher's file even on a system without seccomp (any but Linux
             on x86-64 or arm64), where its reader could do harm if it had a flaw. No configuration
             file can set this.
@@ -83,6 +93,8 @@ def distill(
         as_json: Print the results as JSON.
     """
     check_training(epochs, batch_size, lr, seed)
+    if trust_run and resume is None:
+        raise UsageError("--trust-run goes with --resume; leave it out")
     folder = _folder(out, config, resume, dry_run=dry_run)
     from robustkd.models import learning_rate
     from robustkd.pipeline.job import DistillJob
@@ -117,7 +129,8 @@ def distill(
         "data_root": data_root,
         **asdict(images),
     }
-    _run(job, source, folder, flags, resume=resume is not None, as_json=as_json)
+    how = Going(resume=resume is not None, trust=trust_run)
+    _run(job, source, folder, flags, how, as_json=as_json)
 
 
 def _folder(
@@ -142,8 +155,8 @@ def _run(
     source: DataSource,
     folder: Path,
     flags: Mapping[str, object],
+    how: Going,
     *,
-    resume: bool,
     as_json: bool,
 ) -> None:
     from robustkd import report
@@ -155,7 +168,8 @@ def _run(
         source,
         folder,
         config=_resolved(flags),
-        resume=resume,
+        resume=how.resume,
+        trust=how.trust,
         tell=progress.print,
     )
     if as_json:

@@ -15,7 +15,10 @@ from robustkd.core.yaml_files import read_yaml
 from robustkd.pipeline.run_folder import CONFIG
 
 # A file may come from the same stranger as the teacher.
-_TYPED_ALONE = "allowweaksandbox"
+_TYPED_ALONE = {
+    "allowweaksandbox": ("allow_weak_sandbox", "weaken the reading of a hostile file"),
+    "trustrun": ("trust_run", "make a run go on from files that somebody else has written"),
+}
 
 
 def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -37,10 +40,12 @@ def _read(path: Path, *, of_a_run: bool) -> dict[str, Any]:
     content = read_yaml(path, links=not of_a_run)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path} holds no flags; expected lines such as 'epochs: 30'")
-    if any(re.sub("[^a-z]", "", key.lower()) == _TYPED_ALONE for key in content):
-        raise InputError(
-            f"{path} sets allow_weak_sandbox, which may weaken the reading of a hostile file; "
-            "type --allow-weak-sandbox yourself, where you accept that"
-        )
+    for key in content:
+        name, harm = _TYPED_ALONE.get(re.sub("[^a-z]", "", key.lower()), ("", ""))
+        if name:
+            raise InputError(
+                f"{path} sets {name}, which may {harm}; "
+                f"type --{name.replace('_', '-')} yourself, where you accept that"
+            )
     # What is null is left to its default.
     return {key: value for key, value in content.items() if value is not None}

@@ -14,7 +14,7 @@ from torch import nn
 from robustkd import models, report
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.files import check_free, free_name, read_json, write_json
+from robustkd.core.files import check_free, free_name, write_json
 from robustkd.core.names import LONGEST_NAME, unfit
 from robustkd.core.types import DataSource
 from robustkd.data import open_source, split_text
@@ -123,6 +123,7 @@ def distill_file(
     *,
     config: Mapping[str, object] | None = None,
     resume: bool = False,
+    trust: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Make a folder with the student, its results and the report from a teacher's file.
@@ -134,6 +135,7 @@ def distill_file(
         config: The command's flags, for the run's ``config.yaml``.
         resume: If True, continue the run in ``out``, which was begun with the same job and data. It
             ends in the same student file as if it had never stopped.
+        trust: If True, resume also a run whose files were not written by this user.
         tell: Called with one line on the teacher before the training.
 
     Returns:
@@ -143,7 +145,8 @@ def distill_file(
         UsageError: If a name is unknown, a number is out of range, ``out`` is not empty, or the run
             was begun with other settings.
         InputError: If the teacher's file is not what it was said to be or does not fit the data, or
-            the run was begun with another teacher or other data.
+            the run was begun with another teacher or other data, or its files were not written by
+            a run of this user.
         WriteError: If the disk is full; the last checkpoint is complete.
     """
     if not resume:
@@ -158,10 +161,12 @@ def distill_file(
         "data": identity(clean, ready.student.spec),
     }
     split = split_text(clean)
-    with run_folder.opened(out, begun=begun, config=config, split=split, resume=resume) as run:
+    with run_folder.opened(
+        out, begun=begun, config=config, split=split, resume=resume, trust=trust
+    ) as run:
         if run.finished:
             tell(f"{out} was finished before")
-            return read_json(out / run_folder.RESULTS)
+            return run.results()
         tell(ready.line(clean))
         _log.info("%s", ready.line(clean))
         made = make_student(
@@ -175,7 +180,7 @@ def distill_file(
         )
         run.interrupts.no_longer_wait()
         student = _untriggered_row(job, clean, job.method, made.student, made.seconds)
-        return _write_results(job, clean, ready, made, [untrusted, student], out)
+        return _write_results(job, clean, ready, made, [untrusted, student], run)
 
 
 def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object]) -> None:
@@ -217,11 +222,12 @@ def _write_results(
     ready: Prepared,
     made: Made,
     rows: list[dict[str, Any]],
-    out: Path,
+    run: run_folder.Run,
 ) -> dict[str, Any]:
     """Write the student, ``results.json`` and the report."""
     provenance = job.provenance(clean.name)
-    models.save(ready.student, out / run_folder.STUDENT, provenance=provenance)
+    with run.writing(run_folder.STUDENT) as path:
+        models.save(ready.student, path, provenance=provenance)
     results = {
         "runs": rows,
         "environment": environment(),
@@ -232,8 +238,9 @@ def _write_results(
             "classes": list(clean.classes),
         },
     }
-    write_json(out / run_folder.RESULTS, results)
-    report.write_html(out)
+    with run.writing(run_folder.RESULTS) as path:
+        write_json(path, results)
+    report.write_html(run.folder)
     return results
 
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -25,7 +25,9 @@ from robustkd.core.files import (
     write_text,
 )
 from robustkd.core.folders import Folder
+from robustkd.core.user_key import user_key
 from robustkd.pipeline.run_log import logged
+from robustkd.pipeline.seal import SEAL, Seal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +44,8 @@ _BEGUN = "run.json"
 _ENVIRONMENT = "environment.json"
 _DETOXIFIED = "detoxified.safetensors"
 _LAST = "report.html"
+_SEALED = (CHECKPOINT, _DETOXIFIED, STUDENT, RESULTS)
+"""What a run that goes on believes; see `robustkd.pipeline.seal`."""
 _VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
 """What a value of an environment may be to be shown."""
 
@@ -56,13 +60,14 @@ class Run:
 
     Args:
         folder: Its folder.
+        seal: Marks the files that it writes, and checks those that it reads.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seal: Seal) -> None:
         from robustkd.pipeline.interrupts import Interrupts
         from robustkd.pipeline.trackers import Events
 
-        self.folder = folder
+        self.folder, self._seal = folder, seal
         self.interrupts = Interrupts()
         self._events = Events(folder / "tensorboard")
         self._started = self._kept = time.monotonic()
@@ -97,10 +102,14 @@ class Run:
         if fresh:
             cleaned, record = detoxify()
             provenance = {"record": record, "seconds": self.seconds}
-            save_detoxified(cleaned, path, provenance=provenance)
+            with self._seal.replacing(_DETOXIFIED) as partial:
+                save_detoxified(cleaned, partial, provenance=provenance)
             _log.info("the teacher is detoxified")
+        arch = getattr(getattr(teacher, "spec", None), "arch", None)
         # Read back even if it is fresh, so that a resumed run distils from nothing else.
-        made = read_safetensors(path, links=False)[1].get("provenance")
+        with self._seal.reading(_DETOXIFIED) as copy:
+            made = read_safetensors(copy, links=False)[1].get("provenance")
+            cleaned = load_detoxified(copy, arch=arch, links=False)
         before, seconds = (
             (made.get("record"), made.get("seconds")) if isinstance(made, dict) else (None, None)
         )
@@ -108,8 +117,6 @@ class Run:
             raise InputError(f"{path} does not say how it was made; begin a new run with --out")
         if not fresh:
             self._seconds_before = seconds
-        arch = getattr(getattr(teacher, "spec", None), "arch", None)
-        cleaned = load_detoxified(path, arch=arch, links=False)
         return cleaned.to(device_of(teacher)), before
 
     def last(self) -> State | None:
@@ -120,7 +127,8 @@ class Run:
         path = self.folder / CHECKPOINT
         if not _has(self.folder, CHECKPOINT):
             return None
-        state = load_state(path)
+        with self._seal.reading(CHECKPOINT) as copy:
+            state = load_state(copy)
         seconds, records = state.values.get("seconds"), state.values.get("records")
         if not isinstance(seconds, int | float) or not _are_records(records):
             raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
@@ -150,10 +158,28 @@ class Run:
                 _log.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in record.items()))
             self._noted = len(records)
         values = {**state.values, "seconds": self.seconds}
-        save_state(State(state.tensors, values), self.folder / CHECKPOINT)
+        with self._seal.replacing(CHECKPOINT) as partial:
+            save_state(State(state.tensors, values), partial)
         self._kept = time.monotonic()
         if self.interrupts.asked:
             raise KeyboardInterrupt
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        """Give a path to write the student or the results to; they are marked as this run's.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        return self._seal.replacing(name)
+
+    def results(self) -> dict[str, Any]:
+        """The results of a run that is finished.
+
+        Raises:
+            InputError: If this run has not written them.
+        """
+        with self._seal.reading(RESULTS) as copy:
+            return read_json(copy)
 
 
 @contextmanager
@@ -164,6 +190,7 @@ def opened(
     config: Mapping[str, Any] | None = None,
     split: Iterable[str] | None = None,
     resume: bool = False,
+    trust: bool = False,
 ) -> Iterator[Run]:
     """Begin a run in a new folder, or go on with the one that is there.
 
@@ -174,25 +201,30 @@ def opened(
         config: The command's flags, written so that ``--config`` and ``--resume`` read them.
         split: Which images are held out, as the text of a file, where we have chosen them.
         resume: Go on, instead of beginning.
+        trust: Go on even if the files of the folder were not written by a run of this user.
 
     Yields:
         The run; interrupts and full disks in the block say how to go on.
 
     Raises:
         UsageError: If the folder is not empty, or the settings are others now.
-        InputError: If there is no run to go on with, another process has it, or teacher or data
-            are others now.
+        InputError: If there is no run to go on with, another process has it, teacher or data are
+            others now, or its files were not written by a run of this user.
         WriteError: If a file cannot be written.
         KeyboardInterrupt: With the command that goes on.
     """
-    run = Run(folder)
+    key = _key(resuming=resume and not trust)
+    seal = Seal(folder, key, json.loads(json.dumps(begun)))
+    run = Run(folder, seal)
     with _old_folder(folder) if resume else new_folder(folder) as held:
         if resume:
             _check_same(folder, begun)
+            _check_seal(folder, seal, trust=trust)
             held.clean()
         else:
             # First of all: whatever has this file can be resumed.
             write_text(folder / CONFIG, _as_yaml(config or {}))
+            seal.write()
         with logged(held), _how_to_go_on(folder, begun), run.interrupts.watched():
             _note_environment(folder / _ENVIRONMENT)
             if split is not None:
@@ -230,6 +262,37 @@ def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None
                     f"{folder} was begun with {kind} {name} {_brief(was)}, now it is "
                     f"{_brief(value)}; leave it as it was, or begin a new run with --out"
                 )
+
+
+def _key(*, resuming: bool) -> bytes | None:
+    """The user's key; a run that begins does without one if there is none."""
+    try:
+        return user_key()
+    except InputError as error:
+        if resuming:
+            raise InputError(
+                f"it cannot be checked who wrote the run: {error}; or type --trust-run if you "
+                "trust whoever wrote it"
+            ) from error
+        _log.warning("%s: this run can be resumed only with --trust-run", error)
+        return None
+
+
+def _check_seal(folder: Path, seal: Seal, *, trust: bool) -> None:
+    """Refuse a folder whose files were not written by a run of this user with the same begin."""
+    if trust:
+        _log.warning("%s is resumed without a check of who wrote its files (--trust-run)", folder)
+        seal.trust(_SEALED)
+    elif not _has(folder, SEAL) and not any(_has(folder, name) for name in (*_SEALED, _LAST)):
+        seal.write()  # it was killed before it wrote anything that is believed
+    else:
+        try:
+            seal.open()
+        except InputError as error:
+            raise InputError(
+                f"{folder} was not written by a run of yours, or not with these settings: {error}; "
+                "begin a new run with --out, or type --trust-run if you trust whoever wrote it"
+            ) from error
 
 
 def _are_records(found: object) -> TypeGuard[list[Mapping[str, float]]]:
