@@ -18,6 +18,9 @@ from robustkd.core.folders import NO_LINK, Folder, UnsafeError, open_plain
 _LONGEST_PATH = 4096
 """Of Linux, in bytes; deeper folders cannot be named, and would take ever longer to reach."""
 
+_KEPT_OPEN = 32
+"""Folders whose descriptors are kept, as the next image often lies in one of them."""
+
 # Searching a folder needs less permission than listing it, where the system makes the difference.
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
 
@@ -30,15 +33,17 @@ class Tree:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._top: int | None = None
+        self.__setstate__(root)
 
     def __getstate__(self) -> Path:
         # A descriptor means nothing in another process; it is opened there anew.
         return self.root
 
     def __setstate__(self, root: Path) -> None:
-        self.root, self._top = root, None
+        self.root = root
+        self._top: int | None = None
+        self._folders: dict[str, int] = {}
+        weakref.finalize(self, _close_all, self._folders)
 
     def open(self, path: str) -> int:
         """Open a regular file below the root for reading; returns its descriptor.
@@ -77,12 +82,18 @@ class Tree:
         return Folder(self.root / path, found)
 
     def _open(self, path: str) -> int:
-        *folders, name = path.split("/")
-        parent = self._walk(folders)
-        try:
-            return open_plain(name, os.O_RDONLY, parent)
-        finally:
-            os.close(parent)
+        folder, _, name = path.rpartition("/")
+        return open_plain(name, os.O_RDONLY, self._parent(folder))
+
+    def _parent(self, folder: str) -> int:
+        """The descriptor of a folder below the root, which is kept open for the next file."""
+        parent = self._folders.get(folder)
+        if parent is None:
+            parent = self._walk(folder.split("/") if folder else [])
+            while len(self._folders) >= _KEPT_OPEN:
+                os.close(self._folders.pop(next(iter(self._folders))))
+            self._folders[folder] = parent
+        return parent
 
     def _walk(self, names: list[str]) -> int:
         """The new descriptor of the folder to which the names lead from the root, without links."""
@@ -90,6 +101,11 @@ class Tree:
             self._top = _walk_from_top(self.root)
             weakref.finalize(self, os.close, self._top)
         return _descend(os.dup(self._top), names)
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
 
 
 def open_named(path: Path) -> int:
