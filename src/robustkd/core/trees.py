@@ -83,6 +83,14 @@ class Tree:
 
     def _open(self, path: str) -> int:
         folder, _, name = path.rpartition("/")
+        known = folder in self._folders
+        try:
+            return open_plain(name, os.O_RDONLY, self._parent(folder))
+        except FileNotFoundError:
+            if not known:
+                raise
+        # Another folder may have taken the place of the one that is kept open.
+        os.close(self._folders.pop(folder))
         return open_plain(name, os.O_RDONLY, self._parent(folder))
 
     def _parent(self, folder: str) -> int:
