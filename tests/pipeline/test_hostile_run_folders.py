@@ -304,7 +304,7 @@ def test_a_checkpoint_of_another_form_is_one_line(values, folder):
     path = folder / "checkpoint.safetensors"
     path.unlink()
     write_safetensors(path, STATE.tensors, {"state": values})
-    with opened(folder, begun=BEGUN, resume=True) as run:
+    with opened(folder, begun=BEGUN, resume=True, trust=True) as run:
         text = refused(run.last)
     assert text == f"{path} holds no state of a training; expected a run's checkpoint"
 

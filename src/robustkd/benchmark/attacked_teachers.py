@@ -221,5 +221,5 @@ def attack_to_folder(
             config={"target": target, "surrogate": surrogate, **read},
             records={"teacher": made.record, "classes": list(source.classes)},
         )
-        results.write(out)
+        results.write(out / "results.json")
         return results

@@ -180,7 +180,7 @@ def _run_seeds(
             environment=environment(),
             config={**setting.settings(), "seeds": seeds},
             records={**records, "classes": list(data.classes)},
-        ).write(out.path)
+        ).write(out.path / "results.json")
 
 
 def _tell_story(story: _Story) -> Iterator[str]:

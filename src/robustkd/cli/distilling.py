@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -18,6 +18,13 @@ from robustkd.core.errors import UsageError
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
     from robustkd.pipeline.job import DistillJob
+
+
+class Going(NamedTuple):
+    """Whether a run is resumed, and whether it may be one that somebody else has written."""
+
+    resume: bool
+    trust: bool
 
 
 def distill(
@@ -41,6 +48,7 @@ def distill(
     images: ImageFlags = IMAGES,
     config: Path | None = None,
     resume: Path | None = None,
+    trust_run: Annotated[bool, Parameter(negative="")] = False,
     allow_weak_sandbox: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -76,6 +84,9 @@ def distill(
             the file. The file of a run contains its learning rate: give ``--lr`` for another kind
             of student.
         resume: Folder of an interrupted run to continue.
+        trust_run: Resume a run although its checkpoint, cleaned teacher and results were not
+            written by a run of yours, or were written on another machine. Configuration files
+            cannot set this.
         allow_weak_sandbox: Read the teacher's file even on a system without seccomp (any but Linux
             on x86-64 or arm64), where a flaw in the reader could be exploited. Configuration
             files cannot set this.
@@ -84,6 +95,8 @@ def distill(
         as_json: Print the results as JSON.
     """
     check_training(epochs, batch_size, lr, seed)
+    if trust_run and resume is None:
+        raise UsageError("--trust-run goes with --resume; leave it out")
     folder = _folder(out, config, resume, dry_run=dry_run)
     from robustkd.models import learning_rate
     from robustkd.pipeline.job import DistillJob
@@ -118,7 +131,8 @@ def distill(
         "data_root": data_root,
         **asdict(images),
     }
-    _run(job, source, folder, flags, resume=resume is not None, as_json=as_json)
+    how = Going(resume=resume is not None, trust=trust_run)
+    _run(job, source, folder, flags, how, as_json=as_json)
 
 
 def _folder(
@@ -145,8 +159,8 @@ def _run(
     source: DataSource,
     folder: Path,
     flags: Mapping[str, object],
+    how: Going,
     *,
-    resume: bool,
     as_json: bool,
 ) -> None:
     from robustkd import report
@@ -158,7 +172,8 @@ def _run(
         source,
         folder,
         config=_resolved(flags),
-        resume=resume,
+        resume=how.resume,
+        trust=how.trust,
         tell=progress.print,
     )
     if as_json:

@@ -14,7 +14,10 @@ from robustkd.core.yaml_files import read_yaml
 from robustkd.pipeline.run_folder import CONFIG
 
 # The file may come from the same untrusted source as the teacher.
-_TYPED_ALONE = "allowweaksandbox"
+_TYPED_ALONE = {
+    "allowweaksandbox": ("allow_weak_sandbox", "weaken the protection against hostile files"),
+    "trustrun": ("trust_run", "resume a run from files that somebody else has written"),
+}
 
 
 def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -36,10 +39,12 @@ def _read(path: Path, *, of_a_run: bool) -> dict[str, object]:
     content = read_yaml(path, links=not of_a_run)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path} holds no flags; expected lines such as 'epochs: 30'")
-    if any(re.sub("[^a-z]", "", key.lower()) == _TYPED_ALONE for key in content):
-        raise InputError(
-            f"{path} sets allow_weak_sandbox, which may weaken the protection against hostile "
-            "files; give --allow-weak-sandbox on the command line if you accept that"
-        )
+    for key in content:
+        name, harm = _TYPED_ALONE.get(re.sub("[^a-z]", "", key.lower()), ("", ""))
+        if name:
+            raise InputError(
+                f"{path} sets {name}, which may {harm}; give --{name.replace('_', '-')} on the "
+                "command line if you accept that"
+            )
     # Null stands for the default.
     return {key: value for key, value in content.items() if value is not None}

@@ -18,6 +18,9 @@ from robustkd.core.folders import NO_LINK, Folder, UnsafeError, open_plain
 _LONGEST_PATH = 4096
 """Longest path in bytes, as in Linux; folders that are nested deeper are refused."""
 
+_KEPT_OPEN = 32
+"""Number of folders whose descriptors are kept, since the next image often is in one of them."""
+
 # On systems that have O_PATH, opening a folder to search it needs less permission than listing it.
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
 
@@ -30,15 +33,17 @@ class Tree:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._top: int | None = None
+        self.__setstate__(root)
 
     def __getstate__(self) -> Path:
         # A descriptor is not valid in another process, which opens the folder again.
         return self.root
 
     def __setstate__(self, root: Path) -> None:
-        self.root, self._top = root, None
+        self.root = root
+        self._top: int | None = None
+        self._folders: dict[str, int] = {}
+        weakref.finalize(self, _close_all, self._folders)
 
     def open(self, path: str) -> int:
         """Open a regular file below the root for reading, and return its descriptor.
@@ -77,12 +82,26 @@ class Tree:
         return Folder(self.root / path, found)
 
     def _open(self, path: str) -> int:
-        *folders, name = path.split("/")
-        parent = self._walk(folders)
+        folder, _, name = path.rpartition("/")
+        known = folder in self._folders
         try:
-            return open_plain(name, os.O_RDONLY, parent)
-        finally:
-            os.close(parent)
+            return open_plain(name, os.O_RDONLY, self._parent(folder))
+        except FileNotFoundError:
+            if not known:
+                raise
+        # Another folder may have taken the place of the one that is kept open.
+        os.close(self._folders.pop(folder))
+        return open_plain(name, os.O_RDONLY, self._parent(folder))
+
+    def _parent(self, folder: str) -> int:
+        """The descriptor of a folder below the root, which is kept open for the next file."""
+        parent = self._folders.get(folder)
+        if parent is None:
+            parent = self._walk(folder.split("/") if folder else [])
+            while len(self._folders) >= _KEPT_OPEN:
+                os.close(self._folders.pop(next(iter(self._folders))))
+            self._folders[folder] = parent
+        return parent
 
     def _walk(self, names: list[str]) -> int:
         """Open the folder that the names lead to from the root, and return its descriptor."""
@@ -90,6 +109,11 @@ class Tree:
             self._top = _walk_from_top(self.root)
             weakref.finalize(self, os.close, self._top)
         return _descend(os.dup(self._top), names)
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
 
 
 def open_named(path: Path) -> int:

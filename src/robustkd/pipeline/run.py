@@ -124,6 +124,7 @@ def distill_file(
     *,
     config: Mapping[str, object] | None = None,
     resume: bool = False,
+    trust: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Results:
     """Distil a student from a teacher's file into a run folder with results and report.
@@ -135,6 +136,7 @@ def distill_file(
         config: Flags of the command, which are written to ``config.yaml``.
         resume: If True, continue the run in ``out``, which must have been started with the same job
             and data. The student file is the same as that of an uninterrupted run.
+        trust: If True, a run whose files were not written by this user is resumed as well.
         tell: Function that receives one line about the teacher before the training.
 
     Returns:
@@ -144,7 +146,8 @@ def distill_file(
         UsageError: If a name is unknown, a number is out of range, ``out`` is not empty, or the run
             was started with other settings.
         InputError: If the teacher's file is refused or does not fit the architecture or the data,
-            or the run was started with another teacher or other data.
+            the run was started with another teacher or other data, or its files were not
+            written by a run of this user.
         WriteError: If the disk is full; the last checkpoint is complete.
     """
     if not resume:
@@ -159,10 +162,12 @@ def distill_file(
         "data": identity(clean, ready.student.spec),
     }
     split = split_text(clean)
-    with run_folder.opened(out, begun=begun, config=config, split=split, resume=resume) as run:
+    with run_folder.opened(
+        out, begun=begun, config=config, split=split, resume=resume, trust=trust
+    ) as run:
         if run.finished:
             tell(f"{out} is already finished")
-            return report.read(out)
+            return run.results()
         for line in (ready.line(clean), *_left_out(clean)):
             tell(line)
             _log.info("%s", line)
@@ -177,7 +182,7 @@ def distill_file(
         )
         run.interrupts.no_longer_wait()
         student = _untriggered_row(job, clean, job.method, made.student, made.seconds)
-        return _write_results(job, clean, ready, made, [untrusted, student], out)
+        return _write_results(job, clean, ready, made, [untrusted, student], run)
 
 
 def _skipped(clean: DataSource) -> dict[str, int]:
@@ -229,11 +234,12 @@ def _write_results(
     ready: Prepared,
     made: Made,
     rows: Sequence[ResultRow],
-    out: Path,
+    run: run_folder.Run,
 ) -> Results:
     """Write the student, ``results.json`` and the report."""
     provenance = job.provenance(clean.name)
-    models.save(ready.student, out / run_folder.STUDENT, provenance=provenance)
+    with run.writing(run_folder.STUDENT) as path:
+        models.save(ready.student, path, provenance=provenance)
     results = Results(
         runs=tuple(rows),
         environment=environment(),
@@ -245,8 +251,9 @@ def _write_results(
             **({"left_out": skipped} if (skipped := _skipped(clean)) else {}),
         },
     )
-    results.write(out)
-    report.write_html(out)
+    with run.writing(run_folder.RESULTS) as path:
+        results.write(path)
+    report.write_html(run.folder)
     return results
 
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -25,11 +25,14 @@ from robustkd.core.files import (
     write_text,
 )
 from robustkd.core.folders import Folder
+from robustkd.core.user_key import user_key
 from robustkd.pipeline.run_log import logged
+from robustkd.pipeline.seal import SEAL, Seal
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from robustkd.report.results import Results
     from robustkd.teacher.defences.masks import DetoxifiedTeacher
     from robustkd.training.checkpoint import State
 
@@ -42,6 +45,8 @@ _BEGUN = "run.json"
 _ENVIRONMENT = "environment.json"
 _DETOXIFIED = "detoxified.safetensors"
 _LAST = "report.html"
+_SEALED = (CHECKPOINT, _DETOXIFIED, STUDENT, RESULTS)
+"""What a run that goes on believes; see `robustkd.pipeline.seal`."""
 _VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
 """Pattern of the environment values that are shown in messages."""
 
@@ -56,13 +61,14 @@ class Run:
 
     Args:
         folder: The run folder.
+        seal: Seal of the files that the run writes and reads.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seal: Seal) -> None:
         from robustkd.pipeline.interrupts import Interrupts
         from robustkd.pipeline.trackers import Events
 
-        self.folder = folder
+        self.folder, self._seal = folder, seal
         self.interrupts = Interrupts()
         self._events = Events(folder / "tensorboard")
         self._started = self._kept = time.monotonic()
@@ -99,10 +105,14 @@ class Run:
         if fresh:
             cleaned, record = detoxify()
             provenance = {"record": record, "seconds": self.seconds}
-            save_detoxified(cleaned, path, provenance=provenance)
+            with self._seal.replacing(_DETOXIFIED) as partial:
+                save_detoxified(cleaned, partial, provenance=provenance)
             _log.info("the teacher is detoxified")
+        arch = getattr(getattr(teacher, "spec", None), "arch", None)
         # Always read from the file, so that a resumed run distils from exactly the same teacher.
-        made = read_safetensors(path, links=False)[1].get("provenance")
+        with self._seal.reading(_DETOXIFIED) as copy:
+            made = read_safetensors(copy, links=False)[1].get("provenance")
+            cleaned = load_detoxified(copy, arch=arch, links=False)
         before, seconds = (
             (made.get("record"), made.get("seconds")) if isinstance(made, dict) else (None, None)
         )
@@ -112,8 +122,6 @@ class Run:
             )
         if not fresh:
             self._seconds_before = seconds
-        arch = getattr(getattr(teacher, "spec", None), "arch", None)
-        cleaned = load_detoxified(path, arch=arch, links=False)
         return cleaned.to(device_of(teacher)), before
 
     def last(self) -> State | None:
@@ -124,7 +132,8 @@ class Run:
         path = self.folder / CHECKPOINT
         if not _has(self.folder, CHECKPOINT):
             return None
-        state = load_state(path)
+        with self._seal.reading(CHECKPOINT) as copy:
+            state = load_state(copy)
         seconds, records = state.values.get("seconds"), state.values.get("records")
         if not isinstance(seconds, int | float) or not _are_records(records):
             raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
@@ -154,10 +163,30 @@ class Run:
                 _log.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in record.items()))
             self._noted = len(records)
         values = {**state.values, "seconds": self.seconds}
-        save_state(State(state.tensors, values), self.folder / CHECKPOINT)
+        with self._seal.replacing(CHECKPOINT) as partial:
+            save_state(State(state.tensors, values), partial)
         self._kept = time.monotonic()
         if self.interrupts.asked:
             raise KeyboardInterrupt
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        """Give a path to write the student or the results to; they are marked as this run's.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        return self._seal.replacing(name)
+
+    def results(self) -> Results:
+        """Return the results of a finished run.
+
+        Raises:
+            InputError: If this run has not written them.
+        """
+        from robustkd.report.results import read
+
+        with self._seal.reading(RESULTS) as copy:
+            return read(copy.parent)
 
 
 @contextmanager
@@ -168,6 +197,7 @@ def opened(
     config: Mapping[str, object] | None = None,
     split: Iterable[str] | None = None,
     resume: bool = False,
+    trust: bool = False,
 ) -> Iterator[Run]:
     """Start a run in a new folder, or continue the run in an existing one.
 
@@ -178,6 +208,7 @@ def opened(
         config: Flags of the command, stored for ``--config`` and ``--resume``.
         split: Held-out images as the text of ``split.json``; None if the data brings its splits.
         resume: If True, continue an existing run.
+        trust: If True, continue although the files were not written by a run of this user.
 
     Yields:
         The run. The messages of interrupts and write errors in the block contain the command that
@@ -185,19 +216,23 @@ def opened(
 
     Raises:
         UsageError: If the folder is not empty, or the settings differ.
-        InputError: If there is no run to resume, another process uses it, or teacher or data
-            differ.
+        InputError: If there is no run to resume, another process uses it, teacher or data differ,
+            or its files were not written by a run of this user.
         WriteError: If a file cannot be written.
         KeyboardInterrupt: With the command that resumes the run.
     """
-    run = Run(folder)
+    key = _key(resuming=resume and not trust)
+    seal = Seal(folder, key, json.loads(json.dumps(begun)))
+    run = Run(folder, seal)
     with _old_folder(folder) if resume else new_folder(folder) as held:
         if resume:
             _check_same(folder, begun)
+            _check_seal(folder, seal, trust=trust)
             held.clean()
         else:
             # Written first: any folder with this file can be resumed.
             write_text(folder / CONFIG, _as_yaml(config or {}))
+            seal.write()
         with logged(held), _how_to_go_on(folder, begun), run.interrupts.watched():
             _note_environment(folder / _ENVIRONMENT)
             if split is not None:
@@ -235,6 +270,37 @@ def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None
                     f"{folder} was started with {kind} {name} {_brief(was)}, now it is "
                     f"{_brief(value)}; use the same, or start a new run with --out"
                 )
+
+
+def _key(*, resuming: bool) -> bytes | None:
+    """The user's key; a run that begins does without one if there is none."""
+    try:
+        return user_key()
+    except InputError as error:
+        if resuming:
+            raise InputError(
+                f"it cannot be checked who wrote the run: {error}; or type --trust-run if you "
+                "trust whoever wrote it"
+            ) from error
+        _log.warning("%s: this run can be resumed only with --trust-run", error)
+        return None
+
+
+def _check_seal(folder: Path, seal: Seal, *, trust: bool) -> None:
+    """Refuse a folder whose files were not written by a run of this user with the same begin."""
+    if trust:
+        _log.warning("%s is resumed without a check of who wrote its files (--trust-run)", folder)
+        seal.trust(_SEALED)
+    elif not _has(folder, SEAL) and not any(_has(folder, name) for name in (*_SEALED, _LAST)):
+        seal.write()  # it was killed before it wrote anything that is believed
+    else:
+        try:
+            seal.open()
+        except InputError as error:
+            raise InputError(
+                f"{folder} was not written by a run of yours, or not with these settings: {error}; "
+                "begin a new run with --out, or type --trust-run if you trust whoever wrote it"
+            ) from error
 
 
 def _are_records(found: object) -> TypeGuard[list[Mapping[str, float]]]:

@@ -79,13 +79,13 @@ class Results:
             "records": dict(self.records),
         }
 
-    def write(self, folder: Path) -> None:
-        """Write ``results.json`` into a folder.
+    def write(self, path: Path) -> None:
+        """Write the file.
 
         Raises:
-            WriteError: If the file cannot be written.
+            WriteError: If it cannot be written.
         """
-        write_json(Path(folder) / "results.json", self.content())
+        write_json(path, self.content())
 
 
 @dataclass(frozen=True, slots=True)

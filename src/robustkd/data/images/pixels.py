@@ -46,7 +46,10 @@ class UndecodableError(Exception):
 
 
 class LargeError(Exception):
-    """An image is within the limits, but too large to be decoded without a child process."""
+    """An image is within the limits, but too large to be decoded without a child process.
+
+    The same holds for a compressed TIFF of any size, whose decoder writes to standard error.
+    """
 
 
 def unpack(
@@ -107,7 +110,8 @@ def _open(stream: Stream, *, watched: bool) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UndecodableError(f"more than {MAX_PIXELS:,} pixels") from error
     cost = _cost(image, stream)
-    if cost > SMALL and not watched:
+    unquiet = any(tile[0] == "libtiff" for tile in getattr(image, "tile", ()))
+    if (cost > SMALL or unquiet) and not watched:
         raise LargeError
     return image
 

@@ -1,0 +1,248 @@
+"""A run goes on only from what a run of the same user has written, with the same settings."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustkd.core import user_key as keys
+from robustkd.core.errors import InputError
+from robustkd.core.files import write_json
+from robustkd.core.user_key import KEY, state_folder, user_key
+from robustkd.models import Spec, build, save
+from robustkd.pipeline.run_folder import Run, opened
+from robustkd.pipeline.seal import SEAL
+from robustkd.teacher.defences.masks import DetoxifiedTeacher
+from robustkd.training.checkpoint import State, save_state
+
+BEGUN = {"settings": {"epochs": 3}, "teacher": {"sha256": "ab"}, "data": {"name": "digits"}}
+SPEC = Spec("wrn-10-1", 10, (1, 16, 16))
+NAMES = ("checkpoint.safetensors", "detoxified.safetensors", "results.json")
+
+
+def state(step: int) -> State:
+    return State(
+        {"a": torch.full((2,), float(step))}, {"records": [], "step": step, "seconds": 1.0}
+    )
+
+
+def cleaned() -> tuple[DetoxifiedTeacher, dict[str, object]]:
+    teacher = build(SPEC, seed=0)
+    return DetoxifiedTeacher(teacher, {}), {}
+
+
+def begin(folder: Path, begun=BEGUN, **how: object) -> None:
+    """Begin a run, or go on with one, and write all that it would go on from."""
+    with opened(folder, begun=begun, config={"epochs": 3}, **how) as run:
+        go_on(run)
+        for step in (1, 2, 3):
+            run.keep(state(step))
+        with run.writing("results.json") as path:
+            write_json(path, {"acc": 0.5})
+        with run.writing("student.safetensors") as path:
+            save(build(SPEC, seed=0), path)
+
+
+def go_on(run: Run) -> tuple[int | None, dict[str, object]]:
+    """Read all that a run goes on from; the step, and the results."""
+    run.once(cleaned, build(SPEC, seed=0))
+    last = run.last()
+    there = (run.folder / "results.json").exists()
+    return last and last.values["step"], run.results() if there else {}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    begin(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def resume(folder: Path, begun=BEGUN, **how: object) -> tuple[int | None, dict[str, object]]:
+    with opened(folder, begun=begun, resume=True, **how) as run:
+        return go_on(run)
+
+
+def refused(folder: Path, begun=BEGUN) -> str:
+    with pytest.raises(InputError) as caught:
+        resume(folder, begun)
+    text = str(caught.value)
+    assert text.isprintable()
+    assert "--trust-run" in text
+    return text
+
+
+def test_what_was_not_changed_is_gone_on_from(folder):
+    assert resume(folder) == (3, {"acc": 0.5})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("change", ["append", "flip", "grow"])
+def test_what_was_changed_is_refused(name, change, folder):
+    path = folder / name
+    content = path.read_bytes()
+    if change == "grow":
+        os.truncate(path, 100 << 30)  # refused without reading it to its end
+    else:
+        path.write_bytes(content + b" " if change == "append" else content[:-2] + b"\x7f\x7f")
+    assert refused(folder).startswith(f"{path} was not written by this run: it was changed, or ")
+    path.write_bytes(content)
+    assert resume(folder) == (3, {"acc": 0.5})
+
+
+def test_a_network_of_somebody_else_is_refused_and_can_be_trusted(folder, caplog):
+    save_state(state(9), folder / "checkpoint.safetensors")
+    refused(folder)
+    assert resume(folder, trust=True)[0] == 9
+    assert f"{folder} is resumed without a check of who wrote its files" in caplog.text
+    # From then on it is the user's own.
+    assert resume(folder)[0] == 9
+
+
+@pytest.mark.parametrize("kind", ["settings", "teacher", "data"])
+def test_a_run_of_one_s_own_with_other_settings_does_not_fit(kind, folder, tmp_path):
+    """Neither as a whole, where run.json is missing, nor a file of it with its seal."""
+    other = BEGUN | {kind: {"name": "other"}}
+    (folder / "run.json").unlink()
+    said = refused(folder, other)
+    assert said.startswith(f"{folder} was not written by a run of yours, or not with these ")
+    begin(tmp_path / "other", other)
+    for name in ("checkpoint.safetensors", SEAL):
+        shutil.copy(folder / name, tmp_path / "other" / name)
+    refused(tmp_path / "other", other)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"files": {}, "hmac": 3}', None])
+def test_a_seal_of_another_form_is_refused(content, folder):
+    (folder / SEAL).unlink()
+    if content is not None:
+        (folder / SEAL).write_text(content)
+    refused(folder)
+
+
+def test_a_seal_that_names_other_files_is_refused(folder):
+    content = json.loads((folder / SEAL).read_text())
+    content["files"]["checkpoint.safetensors"][0][0] += 1
+    (folder / SEAL).write_text(json.dumps(content))
+    refused(folder)
+
+
+def test_a_file_that_appears_beside_a_run_is_refused(tmp_path):
+    with opened(tmp_path / "run", begun=BEGUN):
+        pass
+    save_state(state(9), tmp_path / "run" / "checkpoint.safetensors")
+    with (
+        pytest.raises(InputError, match="was not written by this run"),
+        opened(tmp_path / "run", begun=BEGUN, resume=True) as run,
+    ):
+        run.last()
+
+
+def test_another_user_s_run_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    assert f"{folder / SEAL} was not written by a run of yours" in refused(folder)
+
+
+def test_a_kill_between_the_seal_and_the_file_leaves_a_run_that_goes_on(folder, monkeypatch):
+    """The seal is written first, and knows the file that was there before as well."""
+    path = folder / "checkpoint.safetensors"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with opened(folder, begun=BEGUN, resume=True) as run:
+        go_on(run)
+        monkeypatch.setattr(os, "rename", _but(os.rename, path.name, killed))
+        with pytest.raises(KeyboardInterrupt):
+            run.keep(state(4))
+        monkeypatch.undo()
+    assert resume(folder)[0] == 3
+
+
+def _but(function, name, other):
+    def renamed(source, target, **how):
+        return (other if target == name else function)(source, target, **how)
+
+    return renamed
+
+
+def test_the_checked_bytes_are_the_ones_that_are_read(folder):
+    with opened(folder, begun=BEGUN, resume=True) as run:
+        with run._seal.reading("checkpoint.safetensors") as copy:
+            save_state(state(9), folder / "checkpoint.safetensors")
+            content = copy.read_bytes()
+        assert content != (folder / "checkpoint.safetensors").read_bytes()
+    assert not copy.exists()
+
+
+def test_no_file_of_flags_may_trust(folder, tmp_path, capsys):
+    from robustkd import cli
+
+    for option, path in (("--resume", folder), ("--config", folder / "config.yaml")):
+        (folder / "config.yaml").write_text("trust-run: true\n")
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["distill", option, str(path)])
+        assert ended.value.code == 3
+        assert f"{folder / 'config.yaml'} sets trust_run, which may " in capsys.readouterr().err
+
+
+# The key.
+
+
+def test_the_key_is_made_once_and_for_this_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        found = set(pool.map(_key, range(40)))
+    assert found == {user_key()}
+    assert len(user_key()) == 32
+    assert [path.name for path in state_folder().iterdir()] == [KEY]
+    assert stat.S_IMODE((state_folder() / KEY).stat().st_mode) == 0o600
+    assert stat.S_IMODE(state_folder().stat().st_mode) == 0o700
+
+
+def _key(_: int) -> bytes:
+    return user_key()
+
+
+def short(path: Path) -> None:
+    path.write_bytes(b"short")
+    path.chmod(0o600)
+
+
+def readable(path: Path) -> None:
+    path.write_bytes(bytes(32))
+    path.chmod(0o640)
+
+
+def link(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [short, readable, link, os.mkfifo, Path.mkdir])
+def test_a_key_that_is_no_secret_is_not_used(make, folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "state" / "robustkd").mkdir(parents=True)
+    make(tmp_path / "state" / "robustkd" / KEY)
+    with pytest.raises(InputError, match=KEY):
+        user_key()
+    # A run begins all the same, and says that it cannot simply be resumed.
+    begin(tmp_path / "new")
+    assert "this run can be resumed only with --trust-run" in caplog.text
+    assert "it cannot be checked who wrote the run: " in refused(tmp_path / "new")
+    assert resume(tmp_path / "new", trust=True)[0] == 3
+
+
+def test_without_a_home_directory_a_variable_is_named(monkeypatch):
+    def homeless():
+        raise RuntimeError
+
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(keys.Path, "home", homeless)
+    with pytest.raises(InputError, match="set XDG_STATE_HOME to a folder"):
+        user_key()

@@ -1,0 +1,25 @@
+"""What a stranger may have prepared around a command ends in one line, and harms nothing."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.hostile_surroundings import CASES, Case, attempt, prepare
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="devices and memory are Linux's")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("made"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_hostile_surroundings_end_in_one_line(case: Case, made, tmp_path):
+    ending = attempt(case, tmp_path, made)
+    assert (ending.code, case.says in ending.message) == (case.code, True), ending
+    assert ending.message.isprintable()
+    assert ending.seconds < 100
+    assert ending.peak_mib < 2048

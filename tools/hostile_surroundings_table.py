@@ -1,0 +1,43 @@
+"""Measure what a stranger may have prepared around a command.
+
+python -m tools.hostile_surroundings_table benchmarks/results/hostile/surroundings.json
+
+One row a case: exit code, last line on standard error, seconds, and peak memory in MiB. Both begin
+with Python, torch and this package loaded, whose memory is part of the peak.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.hostile_surroundings import CASES, attempt, prepare
+
+
+def main(out: Path) -> None:
+    """Write one row a case, and stop at the first that ends otherwise than it should."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        made = prepare(Path(name, "made"))
+        for number, case in enumerate(CASES):
+            folder = Path(name, str(number))
+            folder.mkdir()
+            ending = attempt(case, folder, made)
+            if ending.code != case.code or case.says not in ending.message:
+                raise SystemExit(f"{case.name}: {ending}")
+            rows.append(
+                {
+                    "case": case.name,
+                    "exit_code": ending.code,
+                    "message": ending.message,
+                    "seconds": round(ending.seconds, 2),
+                    "peak_mib": round(ending.peak_mib),
+                }
+            )
+    out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

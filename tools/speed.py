@@ -1,0 +1,112 @@
+"""Compare the speed of two versions of the source: CPU time of a run, and of reading images.
+
+    git worktree add ../before COMMIT
+    python -m tools.speed --before ../before benchmarks/results/speed.json
+
+Both versions take turns, so that a machine whose speed changes treats them alike. A run is
+``robustkd distill`` on the digits. Images are 1,000 small JPEG and PNG files in ten folders, which
+are read and decoded five times. The medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tools.kill_and_resume import flags, make_teacher
+
+HERE = Path(__file__).parents[1]
+READ = """
+import sys, time
+from pathlib import Path
+from robustkd import data
+from robustkd.data import Reading
+how = Reading(image_size=64, workers=0, streaming=True)
+source = data.load_folder(Path(sys.argv[1]), how)
+started = time.process_time()
+for _ in range(5):
+    for split in ("train", "validation", "test"):
+        for _ in source.batches(split, batch_size=50):
+            pass
+print(time.process_time() - started)
+"""
+
+
+def make_images(root: Path) -> Path:
+    """A thousand images in ten folders, half of them JPEG and half PNG."""
+    random = np.random.default_rng(0)
+    for number in range(1000):
+        folder = root / f"class-{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        image = coarse.resize((64, 64), Image.Resampling.BILINEAR)
+        image.save(folder / f"{number:04}.{('jpg', 'png')[number // 10 % 2]}")
+    return root
+
+
+def cpu_seconds(tree: Path, command: list[str]) -> tuple[float, str]:
+    """CPU seconds of a process of this version and of all its children, and what it printed."""
+    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=True
+    )
+    after = os.times()
+    used = (
+        after.children_user - before.children_user + after.children_system - before.children_system
+    )
+    return used, done.stdout
+
+
+def main() -> None:
+    """Measure both versions in turn and write the medians."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--before", type=Path, required=True, help="folder of the older source")
+    parser.add_argument("--after", type=Path, default=HERE, help="folder of the newer source")
+    parser.add_argument("--repeats", type=int, default=9)
+    chosen = parser.parse_args()
+    trees = {"before": chosen.before.resolve(), "after": chosen.after.resolve()}
+    found: dict[str, dict[str, list[float]]] = {
+        "distill, CPU seconds": {name: [] for name in trees},
+        "image, CPU microseconds": {name: [] for name in trees},
+    }
+    run, image = found.values()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        images = make_images(work / "images")
+        make_teacher(work / "teacher.safetensors")
+        distill = ["-m", "robustkd.cli", "distill", *flags(work / "teacher.safetensors", 4)]
+        for turn in range(chosen.repeats):
+            for which, tree in list(trees.items())[:: 1 if turn % 2 else -1]:
+                out = ["--out", str(work / f"{which}-{turn}")]
+                run[which].append(cpu_seconds(tree, [*distill, *out])[0])
+                seconds = float(cpu_seconds(tree, ["-c", READ, str(images)])[1])
+                image[which].append(seconds / 5000 * 1e6)
+            sys.stderr.write(f"{turn}: {[(w, r[-1], image[w][-1]) for w, r in run.items()]}\n")
+    rows = []
+    for what, both in found.items():
+        before, after = (statistics.median(both[name]) for name in trees)
+        rows.append(
+            {
+                "what": what,
+                "repeats": chosen.repeats,
+                "before": round(before, 2),
+                "after": round(after, 2),
+                "change": f"{100 * (after / before - 1):+.1f} %",
+            }
+        )
+    chosen.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
