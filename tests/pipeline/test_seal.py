@@ -118,7 +118,10 @@ def test_a_run_of_one_s_own_with_other_settings_does_not_fit(kind, folder, tmp_p
     refused(tmp_path / "other", other)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"files": {}, "hmac": 3}', None])
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[]", "{", '{"files": {}, "hmac": 3}', '{"files": {}, "hmac": "\\ud800"}', None],
+)
 def test_a_seal_of_another_form_is_refused(content, folder):
     (folder / SEAL).unlink()
     if content is not None:

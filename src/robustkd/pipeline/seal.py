@@ -52,7 +52,8 @@ class Seal:
         files, code = content.get("files"), content.get("hmac")
         if self._key is None or not isinstance(code, str) or not isinstance(files, dict):
             raise InputError(f"{self._folder / SEAL} is no seal")
-        if not hmac.compare_digest(code.encode(), self._code(files).encode()):
+        said = code.encode("utf-8", "surrogatepass")
+        if not hmac.compare_digest(said, self._code(files).encode()):
             raise InputError(f"{self._folder / SEAL} was not written by a run of yours")
         # Its form is that of `write`, since nobody else has the key.
         self._files = {
