@@ -123,7 +123,8 @@ def bench(
         executor: Who runs the cells: this machine's processes, or a ray cluster.
         workers: Processes of the local executor.
         out: Folder of the results; ``results/`` and the grid's name beside the file when it is
-            not given. Cells with a result in it are not run again.
+            not given. Cells with a result in it are not run again, and their results are taken
+            as they are: continue only a folder that you trust.
         cache: Folder of the networks; ``cache`` in ``out`` when it is not given.
         tables_only: Only make the tables again from the results there are.
     """
@@ -145,6 +146,11 @@ def bench(
         )
         progress.print(f"{counts.done} cells done, {counts.before} before, {counts.failed} failed")
         failed = counts.failed
+        if counts.before:
+            progress.print(
+                "results and networks that were there before are taken as they are: continue only "
+                "a folder that you trust"
+            )
     rows = write_tables(cells, folder)
     Console(highlight=False).print(report.console_table(rows))
     print_plain(f"Tables: {folder}")
