@@ -20,7 +20,9 @@ def main(out: Path) -> None:
     """Write one row a case, and stop at the first that ends otherwise than it should."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        made = prepare(Path(name, "made"))
+        made = Path(name, "made")
+        made.mkdir()
+        prepare(made)
         for number, case in enumerate(CASES):
             folder = Path(name, str(number))
             folder.mkdir()

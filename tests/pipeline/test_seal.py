@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -118,7 +119,10 @@ def test_a_run_of_one_s_own_with_other_settings_does_not_fit(kind, folder, tmp_p
     refused(tmp_path / "other", other)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"files": {}, "hmac": 3}', None])
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[]", "{", '{"files": {}, "hmac": 3}', '{"files": {}, "hmac": "\\ud800"}', None],
+)
 def test_a_seal_of_another_form_is_refused(content, folder):
     (folder / SEAL).unlink()
     if content is not None:
@@ -190,6 +194,25 @@ def test_no_file_of_flags_may_trust(folder, tmp_path, capsys):
             cli.main(["distill", option, str(path)])
         assert ended.value.code == 3
         assert f"{folder / 'config.yaml'} sets trust_run, which may " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("failing", ["tempfile.TemporaryDirectory", "pathlib.Path.open"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_want_of_room_for_the_copy_is_not_the_fault_of_the_run(
+    failing, number, folder, monkeypatch
+):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with opened(folder, begun=BEGUN, resume=True) as run, monkeypatch.context() as patch:
+        patch.setattr(failing, full)
+        with pytest.raises(InputError) as caught:
+            run.last()
+    assert str(caught.value) == (
+        f"{folder / 'checkpoint.safetensors'} cannot be copied to be checked: "
+        f"{os.strerror(number)}; make room in the folder for temporary files, or set TMPDIR to "
+        "another one"
+    )
 
 
 # The key.

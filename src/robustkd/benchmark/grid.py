@@ -24,7 +24,7 @@ from robustkd.attacks import ATTACKS
 from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_settings
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.rehearsal import expected_method
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import UsageError, printable
 from robustkd.core.methods import METHODS, DetoxOptions, method_name
 from robustkd.core.types import Split
 from robustkd.core.validation import check_positive
@@ -231,5 +231,5 @@ def _block(path: Path, where: str, content: Mapping[str, object]) -> Block:
         raise UsageError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = where + ".".join(map(str, first["loc"]))
+        key = printable(where + ".".join(map(str, first["loc"])))
         raise UsageError(f"{path}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from error

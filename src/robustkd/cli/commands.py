@@ -113,7 +113,8 @@ def bench(
         grid: A YAML file, e.g. ``benchmarks/compact.yaml``.
         executor: ``local`` runs the cells on this machine, ``ray`` on a ray cluster.
         workers: Number of processes of the local executor.
-        out: Folder of the results; cells that have a result in it are not run again. Default:
+        out: Folder of the results; cells that have a result in it are not run again, and
+            their results are used as they are: continue only a folder that you trust. Default:
             ``results/`` and the name of the grid, beside the file.
         cache: Folder of trained networks. Default: ``cache`` in ``out``.
         tables_only: Only write the tables again from existing results.
@@ -136,6 +137,11 @@ def bench(
         )
         progress.print(f"{counts.done} cells done, {counts.before} before, {counts.failed} failed")
         failed = counts.failed
+        if counts.before:
+            progress.print(
+                "results and networks that were there before are taken as they are: continue only "
+                "a folder that you trust"
+            )
     rows = write_tables(cells, folder)
     Console(highlight=False).print(report.console_table(rows))
     print_plain(f"Tables: {folder}")

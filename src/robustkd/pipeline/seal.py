@@ -8,6 +8,7 @@ the user's secret key, and on the settings, the teacher and the data of the run.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
@@ -52,7 +53,8 @@ class Seal:
         files, code = content.get("files"), content.get("hmac")
         if self._key is None or not isinstance(code, str) or not isinstance(files, dict):
             raise InputError(f"{self._folder / SEAL} is no seal")
-        if not hmac.compare_digest(code.encode(), self._code(files).encode()):
+        said = code.encode("utf-8", "surrogatepass")
+        if not hmac.compare_digest(said, self._code(files).encode()):
             raise InputError(f"{self._folder / SEAL} was not written by a run of yours")
         # Its form is that of `write`, since nobody else has the key.
         self._files = {
@@ -103,12 +105,18 @@ class Seal:
         if self._key is None:
             yield path
             return
-        with tempfile.TemporaryDirectory(prefix="robustkd-run-") as private:
-            copy = Path(private) / name
+        try:
+            private = tempfile.TemporaryDirectory(prefix="robustkd-run-")
+        except OSError as error:
+            raise _no_room(path, error) from error
+        with private as place:
+            copy = Path(place) / name
             try:
                 with Folder.at(self._folder) as folder, folder.open(name) as file:
                     self._copy(file, copy)
             except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise _no_room(path, error) from error
                 raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
             with _named(copy, path):
                 yield copy
@@ -127,6 +135,13 @@ class Seal:
     def _code(self, files: Mapping[str, object]) -> str:
         text = json.dumps([self._run, files], sort_keys=True)
         return hmac.new(self._key or b"", text.encode(), "sha256").hexdigest()
+
+
+def _no_room(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be copied to be checked: {error.strerror or error}; make room in the "
+        "folder for temporary files, or set TMPDIR to another one"
+    )
 
 
 @contextmanager

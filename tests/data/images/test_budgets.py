@@ -191,3 +191,16 @@ def test_a_worker_that_cannot_go_on_says_so_in_one_line(tmp_path, monkeypatch):
     message = r"^no process for decoding large images can be started: No such file or directory$"
     with pytest.raises(InputError, match=message):
         list(data.batches("train", batch_size=4))
+
+
+def test_ignored_signals_of_children_do_not_matter(monkeypatch):
+    """As a shell or a scheduler may leave them to us."""
+    fresh(monkeypatch, MOST_SECONDS=1)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(UndecodableError, match=r"^it takes more than 1 seconds$"):
+            read(with_chunks(1_500_000))
+        assert (read(pgm(600, 254)) == 0).all()
+        watched._end_own(os.getpid())
+    finally:
+        signal.signal(signal.SIGCHLD, before)

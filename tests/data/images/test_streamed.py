@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +220,31 @@ def test_a_worker_that_dies_is_one_line(folder):
     )
     with pytest.raises(InputError, match=r"^a process that decodes images died: an image crashed"):
         list(data.batches("train", batch_size=1))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EACCES, errno.ENOSPC, errno.EAGAIN])
+def test_without_shared_memory_workers_are_told_to_be_left_out(number, folder, monkeypatch):
+    """Which locks between processes need; some containers have none, or one that is full."""
+
+    def unusable(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", unusable)
+    data = load_folder(folder, Reading(image_size=8, workers=1, streaming=True))
+    with pytest.raises(InputError) as caught:
+        list(data.batches("train", batch_size=4))
+    assert str(caught.value) == (
+        f"processes that decode images cannot be started: {os.strerror(number)}; they need shared "
+        "memory (/dev/shm) and free processes: mend that, or use --workers 0"
+    )
+    data = load_folder(folder, Reading(image_size=8, workers=0, streaming=True))
+    assert list(data.batches("train", batch_size=4))
+
+
+def test_ignored_signals_of_children_do_not_matter_to_workers(folder, expected):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        data = load_folder(folder, Reading(image_size=8, workers=2, streaming=True))
+        assert list(data.batches("train", batch_size=4))
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -6,6 +6,7 @@ only decode.
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -133,8 +134,10 @@ def decoded(
         workers: Number of worker processes; 0 decodes in this process.
 
     Raises:
-        InputError: If a worker process dies.
+        InputError: If a worker process cannot be started, or dies.
     """
+    if workers:
+        _check_processes()
     with warnings.catch_warnings():
         # The number of workers is the user's choice.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -161,6 +164,21 @@ def decoded(
         raise InputError(
             "a process that decodes images died: an image crashed it, or memory ran out; "
             "try --workers 0 to see which"
+        ) from error
+
+
+def _check_processes() -> None:
+    """Refuse a system without locks between processes, before a loader is made in part.
+
+    Raises:
+        InputError: If there can be none.
+    """
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise InputError(
+            f"processes that decode images cannot be started: {error.strerror or error}; they "
+            "need shared memory (/dev/shm) and free processes: mend that, or use --workers 0"
         ) from error
 
 
