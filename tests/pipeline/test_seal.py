@@ -15,16 +15,17 @@ import torch
 
 from robustkd.core import user_key as keys
 from robustkd.core.errors import InputError
-from robustkd.core.files import write_json
 from robustkd.core.user_key import KEY, state_folder, user_key
 from robustkd.models import Spec, build, save
 from robustkd.pipeline.run_folder import Run, opened
 from robustkd.pipeline.seal import SEAL
+from robustkd.report.results import ResultRow, Results
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.checkpoint import State, save_state
 
 BEGUN = {"settings": {"epochs": 3}, "teacher": {"sha256": "ab"}, "data": {"name": "digits"}}
 SPEC = Spec("wrn-10-1", 10, (1, 16, 16))
+ROW = ResultRow("digits", "a to b", "none", "ofd", 0, 0.5, None, None, 9, 1.0)
 NAMES = ("checkpoint.safetensors", "detoxified.safetensors", "results.json")
 
 
@@ -46,17 +47,17 @@ def begin(folder: Path, begun=BEGUN, **how: object) -> None:
         for step in (1, 2, 3):
             run.keep(state(step))
         with run.writing("results.json") as path:
-            write_json(path, {"acc": 0.5})
+            Results((ROW,), {}, {}, {}).write(path)
         with run.writing("student.safetensors") as path:
             save(build(SPEC, seed=0), path)
 
 
-def go_on(run: Run) -> tuple[int | None, dict[str, object]]:
+def go_on(run: Run) -> tuple[int | None, tuple[ResultRow, ...]]:
     """Read all that a run goes on from; the step, and the results."""
     run.once(cleaned, build(SPEC, seed=0))
     last = run.last()
     there = (run.folder / "results.json").exists()
-    return last and last.values["step"], run.results() if there else {}
+    return last and last.values["step"], run.results().runs if there else ()
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / "run"
 
 
-def resume(folder: Path, begun=BEGUN, **how: object) -> tuple[int | None, dict[str, object]]:
+def resume(folder: Path, begun=BEGUN, **how: object) -> tuple[int | None, tuple[ResultRow, ...]]:
     with opened(folder, begun=begun, resume=True, **how) as run:
         return go_on(run)
 
@@ -80,7 +81,7 @@ def refused(folder: Path, begun=BEGUN) -> str:
 
 
 def test_what_was_not_changed_is_gone_on_from(folder):
-    assert resume(folder) == (3, {"acc": 0.5})
+    assert resume(folder) == (3, (ROW,))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,7 +95,7 @@ def test_what_was_changed_is_refused(name, change, folder):
         path.write_bytes(content + b" " if change == "append" else content[:-2] + b"\x7f\x7f")
     assert refused(folder).startswith(f"{path} was not written by this run: it was changed, or ")
     path.write_bytes(content)
-    assert resume(folder) == (3, {"acc": 0.5})
+    assert resume(folder) == (3, (ROW,))
 
 
 def test_a_network_of_somebody_else_is_refused_and_can_be_trusted(folder, caplog):
