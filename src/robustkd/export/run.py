@@ -57,7 +57,7 @@ class _Found:
 def export_student(
     student: Classifier,
     data: DataSource,
-    out: Path,
+    out: str | Path,
     *,
     trigger: Trigger | None = None,
     target: int = 0,
@@ -89,6 +89,7 @@ def export_student(
             the folder cannot be written.
         ThresholdError: If the predictions of the ONNX file differ (exit code 5).
     """
+    out = Path(out)
     check_installed()
     check_free(out)
     check_fits(

@@ -150,7 +150,9 @@ def parse_description(text: str, path: Path) -> dict[str, object]:
     return description
 
 
-def save(model: nn.Module, path: Path, *, provenance: Mapping[str, object] | None = None) -> None:
+def save(
+    model: nn.Module, path: str | Path, *, provenance: Mapping[str, object] | None = None
+) -> None:
     """Save the weights, the specification and the provenance of a model.
 
     Equal models and provenances give files that are equal byte for byte.
@@ -164,13 +166,14 @@ def save(model: nn.Module, path: Path, *, provenance: Mapping[str, object] | Non
         UsageError: If the model is of another type.
         WriteError: If the file cannot be written.
     """
+    path = Path(path)
     if not isinstance(model, Classifier):
         raise UsageError(f"model is of type {type(model).__name__}; expected models.Classifier")
     description = {"spec": asdict(model.spec), "provenance": dict(provenance or {})}
     write_safetensors(path, model.state_dict(), description)
 
 
-def load(path: Path, *, arch: str | None = None, links: bool = True) -> Classifier:
+def load(path: str | Path, *, arch: str | None = None, links: bool = True) -> Classifier:
     """Load a model that :func:`save` wrote, in eval mode. No code from the file is executed.
 
     Args:
@@ -188,6 +191,7 @@ def load(path: Path, *, arch: str | None = None, links: bool = True) -> Classifi
         InputError: If the file is damaged or has another architecture, or its tensors do not fit
             its description.
     """
+    path = Path(path)
 
     def fits(tensors: Mapping[str, Tensor], description: Mapping[str, object]) -> None:
         check_claim(tensors, description, path, arch=arch)

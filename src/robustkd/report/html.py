@@ -27,7 +27,7 @@ class Section:
     asr: str
 
 
-def write_html(folder: Path) -> Path:
+def write_html(folder: str | Path) -> Path:
     """Write ``report.html`` into a run folder, from its results and arrays.
 
     The page loads no external resource, runs no script, and shows every name as plain text.
@@ -42,6 +42,7 @@ def write_html(folder: Path) -> Path:
         InputError: If a file of the folder is missing or damaged.
         WriteError: If the page cannot be written.
     """
+    folder = Path(folder)
     # Imported here, because a terminal table does not need matplotlib.
     from robustkd.report import arrays, gallery
 

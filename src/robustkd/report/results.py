@@ -116,7 +116,7 @@ _NUMBERS: Mapping[str, _Number] = {
 }
 
 
-def read(folder: Path) -> Results:
+def read(folder: str | Path) -> Results:
     """Read and check ``results.json`` of a folder.
 
     Unknown keys of a run are ignored.
@@ -131,7 +131,8 @@ def read(folder: Path) -> Results:
         InputError: If the file is missing or damaged. The message is one line that names the
             file, the key and the value.
     """
-    file = Path(folder) / "results.json"
+    folder = Path(folder)
+    file = folder / "results.json"
     try:
         with Folder.at(file.parent) as opened:
             content = json.loads(opened.read(file.name))

@@ -81,7 +81,7 @@ class Teacher:
 
 
 def load_teacher(
-    path: Path,
+    path: str | Path,
     *,
     arch: str,
     classes: int,
@@ -91,6 +91,7 @@ def load_teacher(
     allow_weak_sandbox: bool = False,
 ) -> Classifier:
     """Read a teacher as :func:`read_teacher` does, and return only the network."""
+    path = Path(path)
     found = read_teacher(
         path,
         arch=arch,

@@ -52,7 +52,7 @@ _PLAIN: dict[object, tuple[type | tuple[type, ...], str]] = {
 }
 
 
-def save_trigger(trigger: Trigger, target: int, path: Path) -> None:
+def save_trigger(trigger: Trigger, target: int, path: str | Path) -> None:
     """Write a trigger with its target class to a file.
 
     Args:
@@ -64,6 +64,7 @@ def save_trigger(trigger: Trigger, target: int, path: Path) -> None:
         UsageError: If the trigger is of another type.
         InputError: If the file cannot be written.
     """
+    path = Path(path)
     if isinstance(trigger, Composition):
         parts = {name: _parts(getattr(trigger, name)) for name in _COMPOSED}
         tensors = {
@@ -93,7 +94,7 @@ def _parts(trigger: Trigger) -> tuple[dict[str, object], dict[str, Tensor]]:
     return {"trigger": kind, "values": numbers}, tensors
 
 
-def load_trigger(path: Path, *, links: bool = True) -> tuple[Trigger, int]:
+def load_trigger(path: str | Path, *, links: bool = True) -> tuple[Trigger, int]:
     """Read a trigger and its target class.
 
     Args:
@@ -106,6 +107,7 @@ def load_trigger(path: Path, *, links: bool = True) -> tuple[Trigger, int]:
     Raises:
         InputError: If the file is damaged or holds no trigger.
     """
+    path = Path(path)
     tensors, description = read_safetensors(path, links=links)
     kind, target = description.get("trigger"), description.get("target")
     kinds = [*TRIGGERS, "composition"]

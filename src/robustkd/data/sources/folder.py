@@ -39,7 +39,7 @@ _ANNOTATIONS = "val/val_annotations.txt"
 _ANNOTATED = "val/images"
 
 
-def load_folder(path: Path, reading: Reading | None = None) -> Pictures:
+def load_folder(path: str | Path, reading: Reading | None = None) -> Pictures:
     """Your own images in ``train/CLASS/``, optionally ``val/`` and ``test/``, or in ``CLASS/``.
 
     The names of splits may be spelled in other usual ways, such as ``Training``, ``valid``, ``dev``
@@ -58,6 +58,7 @@ def load_folder(path: Path, reading: Reading | None = None) -> Pictures:
         UsageError: If the images have several sizes and none was chosen.
         InputError: If the folder is missing, has another layout, or contains links that leave it.
     """
+    path = Path(path)
     root = Path(os.path.realpath(path))
     if not os.path.isdir(root):
         raise InputError(f"{shown(path)} is not a folder; expected one with images")

@@ -93,7 +93,7 @@ class DetoxifiedTeacher(nn.Module):
 
 
 def save_detoxified(
-    teacher: DetoxifiedTeacher, path: Path, *, provenance: Mapping[str, object] | None = None
+    teacher: DetoxifiedTeacher, path: str | Path, *, provenance: Mapping[str, object] | None = None
 ) -> None:
     """Save a detoxified teacher with its masks as one file; the arguments are those of ``save``.
 
@@ -101,6 +101,7 @@ def save_detoxified(
         UsageError: If the network inside is not of :mod:`robustkd.models`.
         InputError: If the file cannot be written.
     """
+    path = Path(path)
     inner = teacher.teacher
     if not isinstance(inner, Classifier):
         raise UsageError(f"{type(inner).__name__} cannot be saved; expected a models.Classifier")
@@ -114,7 +115,7 @@ def save_detoxified(
 
 
 def load_detoxified(
-    path: Path, *, arch: str | None = None, links: bool = True
+    path: str | Path, *, arch: str | None = None, links: bool = True
 ) -> DetoxifiedTeacher:
     """Load a detoxified teacher that :func:`save_detoxified` wrote.
 
@@ -127,6 +128,7 @@ def load_detoxified(
         UsageError: If the architecture is unknown.
         InputError: If the file is damaged, or its tensors do not fit its own description.
     """
+    path = Path(path)
     tensors, description = serialization.read_safetensors(path, links=links)
     part = "teacher."
     own = {n.removeprefix(part): tensor for n, tensor in tensors.items() if n.startswith(part)}
