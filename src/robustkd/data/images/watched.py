@@ -138,6 +138,9 @@ def _death(code: int) -> Exception:
         )
     if code < 0:
         return UndecodableError(f"it crashes the decoder (signal {-code})")
+    if code == 0:
+        # Where signals of children are ignored, nobody learns how one ended.
+        return UndecodableError("it takes too long, or crashes the decoder")
     return InputError(f"the process that decodes large images ended with exit code {code}")
 
 
