@@ -44,6 +44,7 @@ FILES = [
     "results.json",
     "run.json",
     "run.log",
+    "seal.json",
     "student.safetensors",
     "tensorboard",
 ]
