@@ -3,7 +3,8 @@
 python -m tools.hostile_surroundings_table benchmarks/results/hostile/surroundings.json
 
 One row a case: exit code, last line on standard error, seconds, and peak memory in MiB. Both begin
-with Python, torch and this package loaded, whose memory is part of the peak.
+with Python, torch and this package loaded, whose memory is part of the peak. The rows of cases
+that are in the file already are kept; remove it to measure all anew.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from tests.hostile_surroundings import CASES, attempt, prepare
 
 def main(out: Path) -> None:
     """Write one row a case, and stop at the first that ends otherwise than it should."""
-    rows = []
+    known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
+    kept, rows = {row["case"]: row for row in known}, []
     with tempfile.TemporaryDirectory() as name:
         made = Path(name, "made")
         made.mkdir()
         prepare(made)
         for number, case in enumerate(CASES):
+            if case.name in kept:
+                rows.append(kept[case.name])
+                continue
             folder = Path(name, str(number))
             folder.mkdir()
             ending = attempt(case, folder, made)
@@ -38,7 +43,7 @@ def main(out: Path) -> None:
                     "peak_mib": round(ending.peak_mib),
                 }
             )
-    out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

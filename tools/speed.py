@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="folder of the older source")
     parser.add_argument("--after", type=Path, default=HERE, help="folder of the newer source")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=2, help="of each run")
     chosen = parser.parse_args()
     trees = {"before": chosen.before.resolve(), "after": chosen.after.resolve()}
     found: dict[str, dict[str, list[float]]] = {
@@ -85,7 +86,12 @@ def main() -> None:
         work = Path(name)
         images = make_images(work / "images")
         make_teacher(work / "teacher.safetensors")
-        distill = ["-m", "robustkd.cli", "distill", *flags(work / "teacher.safetensors", 4)]
+        distill = [
+            "-m",
+            "robustkd.cli",
+            "distill",
+            *flags(work / "teacher.safetensors", chosen.epochs),
+        ]
         for turn in range(chosen.repeats):
             for which, tree in list(trees.items())[:: 1 if turn % 2 else -1]:
                 out = ["--out", str(work / f"{which}-{turn}")]
@@ -93,19 +99,24 @@ def main() -> None:
                 seconds = float(cpu_seconds(tree, ["-c", READ, str(images)])[1])
                 image[which].append(seconds / 5000 * 1e6)
             sys.stderr.write(f"{turn}: {[(w, r[-1], image[w][-1]) for w, r in run.items()]}\n")
+            write(chosen.out, found)
+
+
+def write(out: Path, found: dict[str, dict[str, list[float]]]) -> None:
+    """Write the medians of what was measured so far."""
     rows = []
     for what, both in found.items():
-        before, after = (statistics.median(both[name]) for name in trees)
+        before, after = (statistics.median(both[name]) for name in both)
         rows.append(
             {
                 "what": what,
-                "repeats": chosen.repeats,
+                "repeats": min(map(len, both.values())),
                 "before": round(before, 2),
                 "after": round(after, 2),
                 "change": f"{100 * (after / before - 1):+.1f} %",
             }
         )
-    chosen.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
