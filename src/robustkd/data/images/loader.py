@@ -174,7 +174,8 @@ def _check_processes() -> None:
         InputError: If there can be none.
     """
     try:
-        multiprocessing.Lock()
+        with safe_children():  # the first lock starts a process that watches over them
+            multiprocessing.Lock()
     except OSError as error:
         raise InputError(
             f"processes that decode images cannot be started: {error.strerror or error}; they "
