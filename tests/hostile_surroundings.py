@@ -561,7 +561,7 @@ HUB = [("a local folder of the name of a data set", hub, 3, "the working directo
 NAMES = [
     ("class of 121 characters", class_folder("x" * 121), 3, "120 characters"),
     ("class that is no UTF-8", class_folder(os.fsdecode(b"\xff")), 3, "cannot be printed"),
-    ("teacher whose path is no UTF-8", teacher_named(b"\xff.pt"), 3, "no UTF-8"),
+    ("teacher whose path is no UTF-8", teacher_named(b"\xff.pt"), 3, "not a path in UTF-8"),
     (
         "--class-names of 200,000 lines",
         listed("--class-names", "".join(f"{i}\n" for i in range(200_000)) + "0\n"),

@@ -14,9 +14,11 @@ from typing import Any
 
 from robustkd.attacks import ATTACKS, Teaching
 from robustkd.attacks.parts import bilevel
+from robustkd.core.methods import DetoxSettings
 from robustkd.student.distillation import distill
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.teacher.defences.detoxification import detoxify
+from robustkd.training.config import TrainingConfig
 from robustkd.training.loop import fit
 
 FILE = Path(__file__).with_name("defaults.json")
@@ -43,9 +45,9 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def found() -> dict[str, dict[str, Any]]:
     return {
-        "distill": plain(arguments(distill)),
-        "detoxify": plain(arguments(detoxify)),
-        "fit": plain(arguments(fit)),
+        "distill": plain(settings(TrainingConfig) | arguments(distill)),
+        "detoxify": plain(settings(DetoxSettings) | arguments(detoxify)),
+        "fit": plain(settings(TrainingConfig) | arguments(fit)),
         "hardening": plain(arguments(UniversalPerturbations)),
         "teaching": plain(settings(Teaching)),
         **{f"attack {name}": plain(vars(row.attack)) for name, row in ATTACKS.items()},

@@ -176,7 +176,7 @@ METHODS: dict[str, Method] = {
     ),
     "transformations": Method(
         "default, with early stop, and hardened against a small network per class as well",
-        "RobustKD (transformations)",
+        "RobustKD (transforms)",
         losses=_MIX,
         hardening=replace(_HARDENING, families=("generator",), composed=True),
         rivals=_ANY,

@@ -139,7 +139,7 @@ def test_rewrite_changes_what_comes_after():
     ("model", "name", "text"),
     [
         (chain(), "tripel", "no module 'tripel' in Sequential; did you mean 'triple'?"),
-        (chain(), "?", "no module '?' in Sequential"),
+        (chain(), "?", "no module '?' in Sequential; see robustkd list --taps"),
         (
             Twice(),
             "first",
