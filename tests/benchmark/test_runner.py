@@ -86,6 +86,7 @@ def test_two_processes_give_the_same_tables(whole, tmp_path):
     assert tables(tmp_path) == tables(whole)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_run_again_no_cell_is_lost_and_tables_are_the_same(
     whole, tmp_path
 ):

@@ -60,6 +60,7 @@ def test_workers_of_the_benchmark_import_nothing_from_it(canary):
     assert run(canary, POOL.format(kind="local", groups="[[]]")) == "[[]]\n"
 
 
+@pytest.mark.slow
 def test_workers_of_ray_import_nothing_from_it(canary):
     code = """
     from types import SimpleNamespace

@@ -72,9 +72,8 @@ def test_twenty_kills(tmp_path):
     subprocess.run(command, check=True)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_130_and_is_made_up_for(number, alone, tmp_path):
     interrupted = process([*alone.begin, "--out", "run"], tmp_path)
     try:
@@ -110,6 +109,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(small_disk, alone, tmp_path):
     disk, enlarge = small_disk
     folder = disk / "run"
