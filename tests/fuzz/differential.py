@@ -97,6 +97,8 @@ def member_changed(content: bytes, other: bytes, random: Random) -> bytes:
         parts, more = list(members(content).items()), list(members(other).items())
     except Exception:
         return content
+    if not parts or not more:
+        return content
     place = random.randrange(len(parts))
     name, data = parts[place]
     way = random.randrange(5)
