@@ -291,6 +291,10 @@ AMBIGUOUS = {
         "has extra fields in its directory",
     ),
     "another local field": (lambda: with_extra(LOCAL), "has extra fields at its member "),
+    "a storage that is marked as a folder": (
+        lambda: changed(CENTRAL, 38, b"\x10", which=4),
+        "has file attributes at 'archive/data/0'",
+    ),
     "names that differ in capitals": (renamed, "has two members named "),
     "a name that is no UTF-8": (
         lambda: saved(STATE).replace(b"archive/version", b"archive/versi\xff\xff"),

@@ -144,6 +144,9 @@ def _entry(directory: bytes, place: int) -> tuple[Entry, int]:
     name = _name(raw_name, common[1])
     if comment or disk:
         raise Refusal(f"has a comment or a further disk at {quoted(name)}; {_AGAIN}")
+    # Such as the mark of a folder: PyTorch leaves the memory of such a storage as it was.
+    if attributes & 0xFFFF:
+        raise Refusal(f"has file attributes at {quoted(name)}; {_AGAIN}")
     size, stored, offset, left = _widened(found, size, stored, offset)
     entry = Entry(name, raw_name, tuple(common), crc, stored, size, attributes >> 16, offset)
     if left or found != entry.extra():
