@@ -232,7 +232,7 @@ def _entries(root: Path, path: str) -> Iterator[tuple[str, bool]]:
         with trees.Tree(root).folder(path) as folder, os.scandir(folder.descriptor) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    yield entry.name, _is_folder(entry, place / entry.name, root)
+                    yield entry.name, _is_folder(entry, place, root)
     except OSError as error:
         # Unlike Path.is_symlink, this is False for a path that is too long.
         if os.path.islink(place):
@@ -242,10 +242,14 @@ def _entries(root: Path, path: str) -> Iterator[tuple[str, bool]]:
         ) from error
 
 
-def _is_folder(entry: os.DirEntry[str], place: Path, root: Path) -> bool:
+def _is_folder(entry: os.DirEntry[str], folder: Path, root: Path) -> bool:
     """Return whether an entry is a folder; others than files within ``root`` are refused."""
     if entry.is_dir(follow_symlinks=False):
         return True
+    if entry.is_file(follow_symlinks=False):
+        return False
+    # A path for every file would take time, and memory for the names that Python interns.
+    place = folder / entry.name
     if entry.is_symlink():
         goal = Path(os.path.realpath(place))
         if not goal.is_relative_to(root):
@@ -253,7 +257,7 @@ def _is_folder(entry: os.DirEntry[str], place: Path, root: Path) -> bool:
         # Unlike Path.is_file, this is False if a parent folder may not be searched.
         if not os.path.isfile(goal):
             raise _refusal(place, "is a link to something else than a file")
-    elif not entry.is_file():
+    else:
         raise _refusal(place, "is neither a file nor a folder")
     return False
 
