@@ -124,7 +124,7 @@ def test_an_attack_that_was_revised_makes_other_cells_of_its_own(tmp_path, monke
         assert cell.teacher.configuration().get("revision") == cell.configuration().get("revision")
 
 
-def test_hardening_that_was_revised_makes_other_cells_of_whoever_met_it(tmp_path, monkeypatch):
+def test_revised_hardening_renames_the_cells_that_depend_on_it(tmp_path, monkeypatch):
     attacks = {name: {} for name in ("ckd", "adaptive-detox", "adaptive-harden")}
     methods = ["kd", "paper", "default", "both"]
     cells = load(tmp_path, {**BLOCK, "attacks": attacks, "methods": methods})

@@ -204,7 +204,7 @@ def test_two_processes_cannot_go_on_with_one_run(tmp_path, monkeypatch):
         ({"arch": "a.b:c", "student": "d:e"}, " --arch a.b:c --student d:e"),
     ],
 )
-def test_whoever_is_stopped_hears_how_to_go_on(settings, typed, tmp_path):
+def test_an_interrupt_says_how_to_resume(settings, typed, tmp_path):
     begun = BEGUN | {"settings": BEGUN["settings"] | settings}
     how = f"resume with: robustkd distill --resume {tmp_path}{typed}"
     with (

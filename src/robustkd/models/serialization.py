@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeAlias, TypedDict
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.errors import InputError, UsageError, WriteError
+from robustkd.core.errors import InputError, UsageError, WriteError, quoted
 from robustkd.core.files import replacing
 from robustkd.core.folders import Folder, refusal
 from robustkd.core.layout import read_layout
@@ -381,11 +381,6 @@ def _described_files(said: Mapping[str, Any]) -> _Files:
 def first_line(error: Exception) -> str:
     """First line of an exception's message, shortened."""
     return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
-
-
-def quoted(name: str) -> str:
-    """Name from a file, shortened and with control characters escaped, safe to print."""
-    return ascii(name[:_LONGEST])
 
 
 def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -22,7 +22,7 @@ from robustkd.pipeline.prepare import Prepared, prepare
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.training.inference import accuracy_on
-from robustkd.training.loop import steps_per_epoch
+from robustkd.training.last_batch import steps_per_epoch
 
 _BATCHES = 3
 

@@ -27,7 +27,7 @@ from robustkd.core.files import (
 from robustkd.core.folders import Folder
 from robustkd.core.user_key import user_key
 from robustkd.pipeline.run_log import logged
-from robustkd.pipeline.seal import SEAL, Seal
+from robustkd.pipeline.seal import SEAL, TRUST, Seal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -279,8 +279,7 @@ def _key(*, resuming: bool) -> bytes | None:
     except InputError as error:
         if resuming:
             raise InputError(
-                f"it cannot be checked who wrote the run: {error}; or type --trust-run if you "
-                "trust whoever wrote it"
+                f"it cannot be checked who wrote the run: {error}; or {TRUST}"
             ) from error
         _log.warning("%s: this run can be resumed only with --trust-run", error)
         return None
@@ -299,7 +298,7 @@ def _check_seal(folder: Path, seal: Seal, *, trust: bool) -> None:
         except InputError as error:
             raise InputError(
                 f"{folder} was not written by a run of yours, or not with these settings: {error}; "
-                "begin a new run with --out, or type --trust-run if you trust whoever wrote it"
+                f"start a new run with --out, or {TRUST}"
             ) from error
 
 

@@ -23,6 +23,8 @@ from robustkd.core.files import read_json, replacing, write_json
 from robustkd.core.folders import Folder
 
 SEAL = "seal.json"
+TRUST = "pass --trust-run if you trust the person who wrote it"
+"""Advice in the messages about a run that may be another person's."""
 _PIECE = 1 << 20
 _KEPT = 2  # a process that is killed while it writes leaves the old file or the new one
 
@@ -62,7 +64,7 @@ class Seal:
         }
 
     def trust(self, names: tuple[str, ...]) -> None:
-        """Mark the files of these names that are in the folder, whoever has written them."""
+        """Mark the files of these names in the folder as if this run had written them."""
         with Folder.at(self._folder) as folder:
             for name in filter(folder.has, names):
                 with folder.open(name) as file:
@@ -128,8 +130,7 @@ class Seal:
             if _facts(file, most=most, copy=copy) not in known:
                 raise InputError(
                     f"{self._folder / to.name} was not written by this run: it was changed, or "
-                    "comes from another run; begin a new run with --out, or type --trust-run if "
-                    "you trust whoever wrote it"
+                    f"comes from another run; start a new run with --out, or {TRUST}"
                 )
 
     def _code(self, files: Mapping[str, object]) -> str:

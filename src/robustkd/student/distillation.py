@@ -24,8 +24,9 @@ from robustkd.student.terms import NEEDS_FEATURES, Outputs
 from robustkd.training.checkpoint import Keeper
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.inference import accuracy_on
+from robustkd.training.last_batch import steps_per_epoch
 from robustkd.training.learners import hit_rate
-from robustkd.training.loop import Hooks, chosen_epoch, fit, steps_per_epoch
+from robustkd.training.loop import Hooks, chosen_epoch, fit
 
 
 @dataclass(frozen=True)

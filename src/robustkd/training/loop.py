@@ -26,6 +26,7 @@ from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import check_positive
 from robustkd.training.checkpoint import Keeper, State
 from robustkd.training.config import TrainingConfig, TrainingOptions
+from robustkd.training.last_batch import joined, leaves_one, steps_per_epoch
 from robustkd.training.learners import Learner
 from robustkd.training.precision import new_accelerator
 from robustkd.training.schedule import schedule_factor
@@ -151,35 +152,6 @@ def fit(
     return loop.records
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Return the number of optimiser steps in one pass over some images.
-
-    If the last batch would hold one image, that image joins the batch before, since BatchNorm
-    cannot normalise a single value.
-
-    >>> steps_per_epoch(128, 64), steps_per_epoch(129, 64), steps_per_epoch(130, 64)
-    (2, 2, 3)
-    """
-    return math.ceil(images / batch_size) - _leaves_one(images, batch_size)
-
-
-def _leaves_one(images: int, batch_size: int) -> bool:
-    return images > batch_size > 1 and images % batch_size == 1
-
-
-def _joined(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield batches, with a last one of one image joined to the one before."""
-    held = next(batches)
-    for batch in batches:
-        if len(batch.labels) == 1:
-            held = Batch(*(torch.cat(parts) for parts in zip(held, batch, strict=True)))
-            held = held._replace(images=held.images.contiguous(memory_format=torch.channels_last))
-        else:
-            yield held
-            held = batch
-    yield held
-
-
 class _Loop:
     """State of a running training loop: networks, optimiser, random generators, and progress."""
 
@@ -210,8 +182,8 @@ class _Loop:
         source = data.batches(
             "train", batch_size=batch_size, device=device, shuffle=self.order, augment=self.crops
         )
-        if _leaves_one(data.size("train"), batch_size):
-            source = _joined(source)
+        if leaves_one(data.size("train"), batch_size):
+            source = joined(source)
         # Finished batches are generated again, so that the random generators advance.
         for _ in zip(range(self.taken), source, strict=False):
             pass

@@ -1,4 +1,4 @@
-"""Names on disk are the names in memory, for whoever reads them."""
+"""Names on disk are the names in memory, for every process that reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reading process cannot do what it gave up, and whoever waits for it waits not for ever."""
+"""The reading process cannot do what it gave up, and its parent never waits for ever."""
 
 from __future__ import annotations
 

@@ -1,0 +1,40 @@
+"""A last batch of one image, which BatchNorm cannot normalise, joins the batch before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from robustkd.core.types import Batch
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the number of optimiser steps in one pass over some images.
+
+    If the last batch would hold one image, that image joins the batch before, since BatchNorm
+    cannot normalise a single value.
+
+    >>> steps_per_epoch(128, 64), steps_per_epoch(129, 64), steps_per_epoch(130, 64)
+    (2, 2, 3)
+    """
+    return math.ceil(images / batch_size) - leaves_one(images, batch_size)
+
+
+def leaves_one(images: int, batch_size: int) -> bool:
+    """Return whether the last batch of a pass would hold one image."""
+    return images > batch_size > 1 and images % batch_size == 1
+
+
+def joined(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield batches, with a last one of one image joined to the one before."""
+    held = next(batches)
+    for batch in batches:
+        if len(batch.labels) == 1:
+            held = Batch(*(torch.cat(parts) for parts in zip(held, batch, strict=True)))
+            held = held._replace(images=held.images.contiguous(memory_format=torch.channels_last))
+        else:
+            yield held
+            held = batch
+    yield held
