@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
 import robustkd
-from robustkd import cli
+from robustkd import cli, data, models
 from robustkd.benchmark import load_grid
+from robustkd.core.types import DataSource
+from robustkd.data import Reading, open_source
+from robustkd.data.sources import hub
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from tests.data.images.image_files import write_splits
+from tests.data.sources.hub_files import write_hub
+from tests.data.sources.official_files import write_cifar
 from tests.docs.pages import FOLLOWED, ROOT, Block, blocks
 
 SHELL = blocks("sh")
@@ -106,20 +115,80 @@ def test_what_the_pages_run_runs(tmp_path, monkeypatch):
     shell = [block for block in everything if block.language == "sh" and block.run]
     assert {block.page for block in shell} > {"docs/quickstart.md"}
     for block in shell:
-        for program, *words in block.commands():
-            if program == "python":
-                exec((tmp_path / words[0]).read_text(), {})  # noqa: S102 (a page of ours)
-            else:
-                assert program == "robustkd"
-                cli.main(_short(words))
+        _run(block, tmp_path)
     for block in PYTHON:
         if block.page in RUN_IN_PYTHON and block.file_name is None:
             exec(block.code, {})  # noqa: S102 (a page of ours)
     _check_tree(tmp_path)
 
 
+OWN_FILES = [
+    block
+    for block in SHELL
+    if not block.run and "robustkd distill" in block.code and "results" not in block.page
+]
+"""Commands for files of a reader; those of the other blocks are made by the quickstart."""
+
+
+def test_every_command_is_run_by_a_test_or_installs_and_checks():
+    pages = {block.page for block in OWN_FILES}
+    assert pages == {"README.md", "docs/index.md", "docs/guides/data.md"}
+    for block in SHELL:
+        if not (block.run or block in OWN_FILES or "results" in block.page):
+            for command in block.commands():
+                assert command == ["robustkd", "list"] or command[0] in {"pip", "make"}, block
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", OWN_FILES, ids=str)
+def test_what_the_pages_run_on_files_of_a_reader_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = block.commands()[0]
+    flags = dict(pairwise(words))
+    source = _data_of_a_reader(flags, tmp_path, monkeypatch)
+    spec = models.Spec(flags["--arch"], len(source.classes), source.image_shape)
+    teacher = models.build(spec, seed=0)
+    fit(Supervised(teacher), source, epochs=3, lr=0.02)
+    models.save(teacher, tmp_path / flags["distill"])
+    _run(block, tmp_path)
+    student = models.load(tmp_path / flags["--out"] / "student.safetensors")
+    assert student.spec.arch == flags["--student"]
+
+
+def _data_of_a_reader(
+    flags: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> DataSource:
+    """Small data in the form that the command expects, whose classes a network can tell apart."""
+    if flags["--data"] == "cifar-10":
+        write_cifar(folder / flags["--data-root"], "cifar-10", monkeypatch, by_shade=True)
+        return data.load("cifar-10", root=folder / flags["--data-root"])
+    if flags["--data"].startswith("hf:"):
+        datasets = pytest.importorskip("datasets")
+        stored = write_hub(folder / "stored", {"train": 40, "test": 10}, by_shade=True)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        monkeypatch.setattr(
+            hub, "_builder", lambda *_: datasets.load_dataset_builder(str(stored), revision="main")
+        )
+        return open_source(flags["--data"], Reading(image_size=(64, 64)))
+    counts = dict.fromkeys(("ash", "elm", "oak"), 12)
+    write_splits(folder / "images", dict.fromkeys(("train", "val", "test"), counts))
+    return open_source("./images")
+
+
+def _run(block: Block, folder: Path) -> None:
+    for program, *words in block.commands():
+        if program == "python":
+            exec((folder / words[0]).read_text(), {})  # noqa: S102 (a page of ours)
+        else:
+            assert program == "robustkd"
+            cli.main(_short(words))
+
+
 def _short(words: list[str]) -> list[str]:
     """The same command with one epoch."""
+    if words[0] == "distill" and not {"--epochs", "--resume"} & {*words}:
+        return [*words, "--epochs", "1"]
     return [
         "1" if before == "--epochs" else word
         for before, word in zip(["", *words], words, strict=False)

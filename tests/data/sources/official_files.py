@@ -21,8 +21,11 @@ CIFAR = {
 GTSRB_CLASSES, FLOWERS = 43, 102
 
 
-def write_cifar(root: Path, name: str, monkeypatch) -> Path:
-    """A thousand training and a hundred test images; the first pixel is the label."""
+def write_cifar(root: Path, name: str, monkeypatch, *, by_shade: bool = False) -> Path:
+    """A thousand training and a hundred test images; the first pixel is the label.
+
+    Other pixels are noise. With ``by_shade``, their brightness tells the class.
+    """
     reader, classes, key = CIFAR[name]
     folder = root / reader.base_folder
     folder.mkdir(parents=True)
@@ -35,6 +38,9 @@ def write_cifar(root: Path, name: str, monkeypatch) -> Path:
     def write_images(file: str, n: int, seed: int) -> list[str]:
         pixels = np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
         labels = (np.arange(n) % classes).tolist()
+        if by_shade:
+            shades = 200 * np.array(labels)[:, None] // classes
+            pixels = (pixels // 8 + shades).astype(np.uint8)
         pixels[:, 0] = labels
         return [file, write(file, {"data": pixels, key: labels})]
 

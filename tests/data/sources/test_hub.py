@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from robustkd.core.errors import InputError, UsageError
 from robustkd.data import Reading, open_source, split_text
 from robustkd.data.sources import hub
 from robustkd.data.sources.hub import load_hub
 from tests.data.images.image_files import picture
+from tests.data.sources.hub_files import encoded, write_hub
 
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")
@@ -45,28 +43,6 @@ def folders_for_the_hub(request, monkeypatch):
             "_builder",
             lambda name, revision: datasets.load_dataset_builder(name, revision=revision),
         )
-
-
-def encoded(seed: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(picture(seed, 12)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write_hub(
-    folder: Path, sizes: dict[str, int], classes: tuple[str, ...] = ("ant", "bee")
-) -> Path:
-    """A parquet file a split; image number i of split k is `picture(100 * k + i)`."""
-    features = datasets.Features(
-        {"image": datasets.Image(), "kind": datasets.ClassLabel(names=list(classes))}
-    )
-    for k, (split, n) in enumerate(sizes.items()):
-        images = [{"bytes": encoded(100 * k + i), "path": None} for i in range(n)]
-        kinds = [i % len(classes) for i in range(n)]
-        table = datasets.Dataset.from_dict({"image": images, "kind": kinds}, features=features)
-        folder.mkdir(exist_ok=True)
-        table.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
-    return folder
 
 
 def test_splits_labels_and_pixels(tmp_path):
@@ -139,7 +115,7 @@ def test_what_is_nowhere_is_one_line(tmp_path):
 
 def test_paths_instead_of_bytes_are_never_opened(tmp_path):
     secret = tmp_path / "secret.png"
-    secret.write_bytes(encoded(0))
+    secret.write_bytes(encoded(picture(0, 12)))
     folder = write_hub(tmp_path / "insects", {"train": 20, "validation": 4})
     features = datasets.Features(
         {"image": datasets.Image(), "kind": datasets.ClassLabel(names=["ant", "bee"])}
