@@ -491,6 +491,55 @@ ARCHIVES = [
 ]
 
 
+# The working directory. `attempt` ends with an error if a module of it has left the canary.
+
+
+def modules_beside(command: Callable[[Place], list[str]]) -> Callable[[Place], list[str]]:
+    """Modules that leave a trace, in the working directory, with names that a process imports."""
+
+    def make(place: Place) -> list[str]:
+        trace = f"open({str(place.folder.resolve() / 'canary')!r}, 'a').write(__name__)\n"
+        for name in ("multiprocessing", "json", "codecs", "pickletools", "torch", "numpy", "PIL"):
+            (place.folder / f"{name}.py").write_text(trace)
+        return command(place)
+
+    return make
+
+
+def tiny_grid(place: Place) -> list[str]:
+    (place.folder / "tiny.yaml").write_text(TINY)
+    return ["bench", "tiny.yaml", "--workers", "2", "--out", "new"]
+
+
+def decoded_by_workers(place: Place) -> list[str]:
+    shutil.copytree(place.made / "data", place.folder / "data")
+    return place.coloured("--streaming", "--workers", "2")
+
+
+def settings_of_charts(place: Place) -> list[str]:
+    (place.folder / "matplotlibrc").write_text(
+        "text.usetex: True\nbackend: module://json\n"
+        "axes.prop_cycle: cycler('lw', range(100000)) * cycler('alpha', range(100000))\n"
+    )
+    return modules_beside(Place.distill)(place)
+
+
+TINY = """\
+data: {digits: {train: 40, validation: 20, test: 20}}
+pairs: [[wrn-10-1, wrn-10-1]]
+attacks: {badnets: , blend: }
+methods: [no-teacher]
+teaching: {epochs: 1}
+training: {epochs: 1}
+"""
+WORKING_DIRECTORIES = [
+    ("modules beside the reader of a teacher", modules_beside(Place.distill), 0, ""),
+    ("modules beside workers of the benchmark", modules_beside(tiny_grid), 0, ""),
+    ("modules beside workers that decode", modules_beside(decoded_by_workers), 0, ""),
+    ("matplotlibrc with usetex and 10^10 styles", settings_of_charts, 0, ""),
+]
+
+
 # The hub, names, lists, and networks given to other commands.
 
 
@@ -589,6 +638,7 @@ CASES = [
         ("YAML", YAML),
         ("image", IMAGES),
         ("archive", ARCHIVES),
+        ("working directory", WORKING_DIRECTORIES),
         ("hub", HUB),
         ("name", NAMES),
         ("network", NETWORKS),

@@ -56,6 +56,7 @@ def test_the_script_knows_nothing_of_us():
     assert "from robustkd" not in SCRIPT.read_text()
 
 
+@pytest.mark.slow
 def test_a_teacher_from_outside_becomes_a_student(made, tmp_path, capsys):
     folder, teacher = made
     state = torch.load(teacher, weights_only=True)

@@ -24,6 +24,7 @@ from robustkd.models.features.stages import stages
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from tests.attacks.examples import pixels
+from tests.marks import slow
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50, "trigger_steps": 3}
@@ -165,7 +166,7 @@ class Rehearsal:
 
 @pytest.mark.parametrize(
     ("name", "cleanings", "surrogates"),
-    [("adaptive-detox", 3, 0), ("adaptive-harden", 0, 3), ("adaptive", 3, 3)],
+    [("adaptive-detox", 3, 0), ("adaptive-harden", 0, 3), slow("adaptive", 3, 3)],
 )
 def test_everybody_rehearses_what_he_knows_each_round(name, cleanings, surrogates):
     rehearsal = Rehearsal()

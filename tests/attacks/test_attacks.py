@@ -29,6 +29,7 @@ from robustkd.training.inference import accuracy_on, predict
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.metrics import attack_success
+from tests.marks import slow_but
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50}
@@ -60,7 +61,7 @@ def test_every_attack_keeps_the_contract(name, tmp_path):
     assert torch.equal(again(images), made.trigger(images))
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
+@pytest.mark.parametrize("name", slow_but(("badnets", "ckd", "tone"), ATTACKS))
 def test_the_seed_decides_everything(name):
     images = next(DATA.batches("test", batch_size=4)).images
     one, same, other = attacked(name), attacked(name), attacked(name, seed=1)
@@ -149,7 +150,8 @@ def test_a_class_without_a_training_image_is_told_before_anything_is_trained(nam
 
 @pytest.mark.parametrize("arch", ["timm/test_vit", "timm/test_efficientnet"])
 @pytest.mark.parametrize(
-    "name", ["ckd", "latent", "backweak", "adba-ft", "scar", "adaptive", "wanet"]
+    "name",
+    slow_but(("ckd",), ("ckd", "latent", "backweak", "adba-ft", "scar", "adaptive", "wanet")),
 )
 def test_attacks_take_any_architecture(name, arch):
     def outside() -> models.Classifier:

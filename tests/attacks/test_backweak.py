@@ -96,6 +96,7 @@ def test_the_loss_of_a_weak_trigger_by_hand():
     assert stopped == 4  # and nothing of the push
 
 
+@pytest.mark.slow
 def test_a_budget_keeps_the_trigger_weaker():
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=30, batch_size=50, lr=0.05)

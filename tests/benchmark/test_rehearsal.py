@@ -14,6 +14,7 @@ from robustkd.core.methods import METHODS
 from robustkd.models.features import taps
 from robustkd.pipeline.student import Made
 from robustkd.training.config import TrainingConfig
+from tests.marks import slow
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 IMAGES = next(DATA.batches("test", batch_size=20)).images
@@ -92,7 +93,7 @@ def test_half_of_the_work_is_rehearsed_and_no_teacher_is_cleaned_twice(attack, c
     assert asked["how"].hardening == METHODS["both"].hardening
 
 
-@pytest.mark.parametrize("attack", ["adaptive-detox", "adaptive-harden", "adaptive"])
+@pytest.mark.parametrize("attack", ["adaptive-harden", slow("adaptive-detox"), slow("adaptive")])
 def test_an_informed_attack_runs_with_the_real_method(attack):
     made = find(attack)(build, DATA, **SHORT, **told(attack))
     assert all(parameter.requires_grad for parameter in made.teacher.parameters())

@@ -74,6 +74,7 @@ def test_a_ray_cluster_gives_the_same_tables(whole, tmp_path):
     assert tables(tmp_path) == tables(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_tables(whole, tmp_path):
     done = subprocess.run(
         bench(tmp_path, "--workers", "2"),
@@ -107,6 +108,7 @@ def test_killed_in_the_middle_and_run_again_no_cell_is_lost_and_tables_are_the_s
     assert tables(tmp_path) == tables(whole)
 
 
+@pytest.mark.slow
 def test_interrupted_all_processes_end_at_once(tmp_path):
     folder = tmp_path / "cells"
     # A test run in the background hands on an ignored SIGINT, which a user's shell does not.
@@ -147,6 +149,7 @@ def test_a_worker_that_is_killed_is_written_down_and_stops_no_other(kind, tmp_pa
     assert gather(group, tmp_path).failed == [cell.name for cell in group[1:]]
 
 
+@pytest.mark.slow
 def test_ray_is_not_asked_for_more_cores_than_there_are(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (cell, *_) = small()

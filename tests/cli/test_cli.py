@@ -23,6 +23,7 @@ from robustkd.core.methods import METHODS
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.metrics import Proportion
+from tests.marks import slow
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 SMALL = data.load("digits", train=200, validation=20, test=20)
@@ -262,8 +263,8 @@ def test_a_config_runs_again_and_what_is_typed_goes_before_it(robustkd, files):
     ("student", "given", "used"),
     [
         ("wrn-10-1", {}, 0.1),
-        ("mobilenet-v2-0.25", {}, 0.02),
-        ("mobilenet-v2-0.25", {"lr": 0.3}, 0.3),
+        slow("mobilenet-v2-0.25", {}, 0.02),
+        ("wrn-10-1", {"lr": 0.3}, 0.3),
     ],
 )
 def test_the_learning_rate_is_the_student_s_unless_it_is_given(

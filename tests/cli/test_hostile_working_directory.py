@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import robustkd
+from tests.marks import slow, slow_but
 
 IMPORTED = ("multiprocessing", "concurrent", "json", "torch", "numpy", "cloudpickle", "tempfile")
 SOURCE = str(Path(robustkd.__file__).parents[1])
@@ -82,7 +83,7 @@ def test_workers_of_ray_import_nothing_from_it(canary):
     assert "downloads" not in run(canary, code)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", slow_but(("spawn",), ("fork", "spawn", "forkserver")))
 def test_workers_that_decode_import_nothing_from_it(method, canary, tmp_path):
     for name in ("a", "b"):
         for k in range(4):
@@ -146,7 +147,7 @@ backend: module://evil
 """
 
 
-@pytest.mark.parametrize("place", ["matplotlibrc", "MATPLOTLIBRC", "a later import"])
+@pytest.mark.parametrize("place", ["matplotlibrc", slow("MATPLOTLIBRC"), slow("a later import")])
 def test_charts_follow_nobody_s_settings(place, canary, tmp_path, monkeypatch):
     downloads = canary.parent / "downloads"
     (downloads / "evil.py").write_text(f"open({str(canary)!r}, 'w')")

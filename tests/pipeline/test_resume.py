@@ -54,6 +54,7 @@ def wait_for(path: Path, running: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_kills_of_one_run(alone, tmp_path):
     """The 20 of `test_twenty_kills` in small: the run that resumes it is killed as well."""
     draw = random.Random(SEED)  # noqa: S311 (moments, no secrets)

@@ -21,6 +21,7 @@ from robustkd.student.hardening import UniversalPerturbations
 from robustkd.training.checkpoint import State, load_state, save_state
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import Hooks, fit
+from tests.marks import slow_but
 
 
 def split(n: int, seed: int) -> Labelled:
@@ -203,7 +204,7 @@ def distilled(
     return made.student.state_dict(), hardening.state_dict()
 
 
-@pytest.mark.parametrize("stop", [0, 1, 3, 5, 7])
+@pytest.mark.parametrize("stop", slow_but((3,), (0, 1, 3, 5, 7)))
 @pytest.mark.parametrize("until", [1.0, 0.7])
 def test_distillation_goes_on_with_connectors_and_perturbations(stop, until, tmp_path):
     weights, perturbations = distilled(None, until)

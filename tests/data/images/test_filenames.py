@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from robustkd.core.errors import InputError
 from robustkd.data.images.filenames import Names, SortedNames
 from robustkd.data.images.listing import Folder, list_files
+from tests.marks import slow_but
 
 # Whatever a file system can hold: any bytes but zero and the slash.
 NAME = st.binary(min_size=1, max_size=9).map(
@@ -55,7 +56,7 @@ def tell(names: Names, rows: list[int], pipe) -> None:
     pipe.send([names[row] for row in rows])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", slow_but(("fork",), ("fork", "spawn", "forkserver")))
 def test_two_processes_read_at_once_and_disturb_nobody(method):
     names = Names()
     names.extend(f"{number:05d}" for number in range(5000))

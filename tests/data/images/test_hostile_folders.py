@@ -13,6 +13,7 @@ from robustkd import cli, data, models
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from tests.data.images.hostile_folders import CASES, Case, sound
+from tests.marks import slow
 
 
 class Said(NamedTuple):
@@ -50,7 +51,11 @@ def distil(teacher, tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [slow(case) if "10,000" in case.name else case for case in CASES],
+    ids=lambda case: case.name,
+)
 def test_a_hostile_folder(case: Case, distil, tmp_path):
     root = sound(tmp_path / "data").resolve()
     case.spoil(root)

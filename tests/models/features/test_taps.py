@@ -14,6 +14,7 @@ from robustkd.models import Spec, build
 from robustkd.models.features import taps
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
+from tests.marks import slow
 
 
 def times(factor: float) -> nn.Conv2d:
@@ -208,13 +209,13 @@ def holds(model: nn.Module, name: str, images: Tensor) -> bool:
         ("torchvision/resnet18", 64, [32, 16, 8, 4, 2]),
         ("torchvision/mobilenet_v2", 64, [32, 16, 8, 4, 2]),
         ("torchvision/squeezenet1_1", 64, [31, 15, 7, 3]),
-        ("torchvision/densenet121", 64, [32, 16, 8, 4, 2]),
+        slow("torchvision/densenet121", 64, [32, 16, 8, 4, 2]),
         ("timm/mobilenetv3_small_050", 64, [32, 16, 8, 4, 2]),
         ("timm/convnext_atto", 64, [16, 8, 4, 2]),
-        ("timm/pvt_v2_b0", 64, [16, 8, 4, 2]),
-        ("timm/swin_tiny_patch4_window7_224", 64, [16, 8, 4, 2]),
+        slow("timm/pvt_v2_b0", 64, [16, 8, 4, 2]),
+        slow("timm/swin_tiny_patch4_window7_224", 64, [16, 8, 4, 2]),
         ("timm/deit_tiny_patch16_224", 64, [4, 4, 4, 4]),
-        ("torchvision/swin_t", 64, [16, 8, 4, 2]),
+        slow("torchvision/swin_t", 64, [16, 8, 4, 2]),
     ],
 )
 def test_stages_are_bottlenecks_of_falling_resolution(arch, size, resolutions):

@@ -15,6 +15,7 @@ from robustkd.core.errors import UsageError
 from robustkd.teacher.defences.base import Defence
 from robustkd.teacher.defences.registry import DEFENCES, find
 from robustkd.training.inference import accuracy_on
+from tests.marks import slow_but
 from tests.teacher.defences.networks import DIGITS, quick, trained
 from tests.unlabelled import Unlabelled
 
@@ -54,7 +55,7 @@ def test_every_defence_keeps_the_contract(name, network):
     assert done.record["accuracy_after"] == accuracy_on(done.network, DIGITS, "validation").value
 
 
-@pytest.mark.parametrize("name", list(DEFENCES))
+@pytest.mark.parametrize("name", slow_but(("ft", "anp", "detox"), DEFENCES))
 def test_accuracy_stays_within_its_budget(name, network):
     defence = quick(find(name).defence, epochs=12)
     record = defence(network, DIGITS, seed=0).record
@@ -62,7 +63,7 @@ def test_accuracy_stays_within_its_budget(name, network):
     assert record["accuracy_after"] >= record["accuracy_before"] - budget
 
 
-@pytest.mark.parametrize("name", ["ft", "anp", "sau"])
+@pytest.mark.parametrize("name", slow_but(("ft", "anp"), ("ft", "anp", "sau")))
 def test_images_without_labels_get_those_of_the_network(name, network):
     record = quick(find(name).defence, epochs=12)(network, Unlabelled(DIGITS), seed=0).record
     assert record["accuracy_after"] >= record["accuracy_before"] - KEPT
