@@ -113,9 +113,9 @@ def bench(
         grid: A YAML file, e.g. ``benchmarks/compact.yaml``.
         executor: ``local`` runs the cells on this machine, ``ray`` on a ray cluster.
         workers: Number of processes of the local executor.
-        out: Folder of the results; cells that have a result in it are not run again, and
-            their results are used as they are: continue only a folder that you trust. Default:
-            ``results/`` and the name of the grid, beside the file.
+        out: Folder of the results. Cells that already have a result in it are not run again,
+            and these results are not verified, so continue only a folder that you trust.
+            Default: ``results/GRID``, next to the grid's file.
         cache: Folder of trained networks. Default: ``cache`` in ``out``.
         tables_only: Only write the tables again from existing results.
     """
@@ -139,8 +139,8 @@ def bench(
         failed = counts.failed
         if counts.before:
             progress.print(
-                "results and networks that were there before are taken as they are: continue only "
-                "a folder that you trust"
+                "results and networks of earlier runs are used without verification; continue "
+                "only a folder that you trust"
             )
     rows = write_tables(cells, folder)
     Console(highlight=False).print(report.console_table(rows))
