@@ -38,7 +38,8 @@ def demo(
         seeds: Number of repetitions, each with its own teacher.
         out: New folder for results.json, report.html and the models. Default: ``demo``, or the
             first of ``demo-2``, ``demo-3``, ... that does not exist.
-        data_root: Folder of the data set's files. Default: the usual places.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
     """
     check_at_least("--seeds", seeds, 1)
     from robustkd import report
@@ -75,7 +76,8 @@ def evaluate(
         data: Name or folder of the data, as in ``distill``.
         arch: Architecture, if it is your own code: ``package.module:callable``.
         trigger: Trigger file, as ``robustkd attack`` writes it.
-        data_root: Folder of the data set's files. Default: the usual places.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
         as_json: Print the results as JSON.
     """
@@ -185,7 +187,8 @@ def attack(
             that of the teacher.
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.
         seed: The same seed gives the same teacher, byte for byte.
-        data_root: Folder of the data set's files. Default: the usual places.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
         as_json: Print the results as JSON.
     """

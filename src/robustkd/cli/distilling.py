@@ -78,7 +78,8 @@ def distill(
             and student are paired.
         keep_class_order: Accept a teacher whose outputs seem to be in another order than the
             classes of the data.
-        data_root: Folder of the data set's files. Default: the usual places.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
         config: YAML file of flags, such as the config.yaml of a run. Command-line flags override
             the file. The file of a run contains its learning rate: give ``--lr`` for another kind
