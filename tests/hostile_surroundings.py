@@ -1,4 +1,4 @@
-"""Files and folders around a command that a stranger may have prepared; each case as a recipe.
+"""Hostile run folders, data and other files around a command, each made by a recipe.
 
 The tests run every case, and ``python -m tools.hostile_surroundings_table`` measures it.
 """
@@ -52,7 +52,7 @@ class Place:
 
     Attributes:
         folder: The working directory of the command.
-        made: What all cases begin from, see `prepare`; it is only read.
+        made: Folder of shared teachers and runs, made by `prepare`; cases only read it.
     """
 
     folder: Path
@@ -60,19 +60,19 @@ class Place:
 
     @property
     def victim(self) -> Path:
-        """A file of the user's that must stay as it is."""
+        """A file of the user that must not change."""
         return self.folder / "home" / "bashrc"
 
     def run(self, kind: str = "stopped") -> Path:
-        """A run of the user's, stopped at its first checkpoint or finished."""
+        """Copy a run of the user, stopped at its first checkpoint or finished."""
         return Path(shutil.copytree(self.made / kind, self.folder / "run"))
 
     def distill(self, *flags: str) -> list[str]:
-        """The command that makes a student of the digits."""
+        """Return the command that distils a student on the digits."""
         return ["distill", str(self.made / "teacher.pt"), *DIGITS, "--out", "new", *flags]
 
     def coloured(self, *flags: str) -> list[str]:
-        """The command that makes a student of the images in the folder ``data``."""
+        """Return the command that distils a student on the images in the folder ``data``."""
         teacher = str(self.made / "colour.safetensors")
         return ["distill", teacher, *COLOUR, "--out", "new", *flags]
 
@@ -89,10 +89,10 @@ class Case:
     """One attempt.
 
     Attributes:
-        name: What it is, after the surface and a colon.
-        make: Prepares the place, and gives the arguments of the command.
-        code: The exit code.
-        says: What the message must contain.
+        name: The surface, a colon, and a description.
+        make: Function that prepares the place and returns the arguments of the command.
+        code: The expected exit code.
+        says: Text that the message must contain.
     """
 
     name: str
@@ -111,11 +111,11 @@ class Ending:
     peak_mib: float
 
 
-# What all cases begin from.
+# Files shared by all cases.
 
 
 def prepare(made: Path) -> Path:
-    """Teachers of the digits and of colours, a run that was stopped, and one that is finished."""
+    """Make a teacher of the digits, one of coloured images, a stopped run and a finished run."""
     from robustkd import data
     from robustkd.training.learners import Supervised
     from robustkd.training.loop import fit
@@ -135,17 +135,17 @@ def prepare(made: Path) -> Path:
     try:
         cli.main([*teacher, "--out", str(made / "stopped")])
     except SystemExit:
-        pass  # as it must, with 130
+        pass  # the expected exit code is 130
     finally:
         Run.wanted = before  # type: ignore[method-assign]
     return made
 
 
 def attempt(case: Case, folder: Path, made: Path) -> Ending:
-    """Run a case in a process of its own, which begins with what this one has imported.
+    """Run a case in a forked process, which needs no imports of its own.
 
     Raises:
-        AssertionError: If anything outside was changed, or a temporary file is left.
+        AssertionError: If a file outside the run was changed, or a temporary file is left.
     """
     place = Place(folder, made)
     (folder / "home").mkdir()
@@ -195,7 +195,7 @@ def _command(folder: Path, arguments: list[str]) -> int:
 
 
 def linked(name: str, link: Callable[..., None] = os.symlink) -> Callable[[Place], list[str]]:
-    """A file of the run that is a link to the user's own."""
+    """Replace a file of the run by a link to a file of the user."""
 
     def make(place: Place) -> list[str]:
         path = place.run() / name
@@ -207,7 +207,7 @@ def linked(name: str, link: Callable[..., None] = os.symlink) -> Callable[[Place
 
 
 def replaced(name: str, put: Callable[[Path], object], *flags: str, kind: str = "stopped"):
-    """Something else in the place of a file of the run."""
+    """Replace a file of the run by something else."""
 
     def make(place: Place) -> list[str]:
         path = place.run(kind) / name
@@ -239,7 +239,7 @@ def tensorboard(place: Place) -> list[str]:
 
 
 def attackers_checkpoint(*flags: str, **changes: object) -> Callable[[Place], list[str]]:
-    """A checkpoint with other weights, or with other values or states of generators."""
+    """Change the weights of a checkpoint, and further values or tensors by name."""
 
     def make(place: Place) -> list[str]:
         path = place.run() / CHECKPOINT
@@ -397,7 +397,7 @@ def grid(content: str) -> Callable[[Place], list[str]]:
 
 
 def many_cells(place: Place) -> list[str]:
-    """The smoke test's grid, with many seeds and one method many times."""
+    """Extend the grid of the smoke test to many seeds, and repeat one method many times."""
     content = (ROOT / "benchmarks" / "smoke.yaml").read_text()
     content = re.sub(r"^(seeds|methods):.*\n(?:  .*\n|- .*\n)*", "", content, flags=re.MULTILINE)
     seeds, methods = ", ".join(map(str, range(4000))), ", ".join(["ofd"] * 4000)
@@ -563,7 +563,7 @@ def class_folder(name: str) -> Callable[[Place], list[str]]:
 def listed(flag: str, content: str | None) -> Callable[[Place], list[str]]:
     def make(place: Place) -> list[str]:
         shutil.copytree(place.made / "data", place.folder / "data")
-        if flag == "--split":  # which is for data that has no folders for its splits
+        if flag == "--split":  # the flag is only for data without folders for its splits
             shutil.move(place.folder / "data" / "train", place.folder / "train")
             shutil.rmtree(place.folder / "data")
             (place.folder / "train").rename(place.folder / "data")

@@ -1,4 +1,4 @@
-"""What a stranger may have prepared around a command ends in one line, and harms nothing."""
+"""Hostile files and folders around a command end it in one line, and harm nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.hostile_surroundings import CASES, Case, attempt, prepare
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="devices and memory are Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="devices and limits of Linux")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Every path of the public functions may be a text."""
+"""Every path argument of the public functions accepts str as well as Path."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Measure what a stranger may have prepared around a command.
+"""Run commands on hostile run folders, data and other files, and record how each ends.
 
 python -m tools.hostile_surroundings_table benchmarks/results/hostile/surroundings.json
 
-One row a case: exit code, last line on standard error, seconds, and peak memory in MiB. Both begin
-with Python, torch and this package loaded, whose memory is part of the peak. The rows of cases
-that are in the file already are kept; remove it to measure all anew.
+One row per case: exit code, last line on standard error, seconds, and peak memory in MiB. Time and
+memory are measured with Python, torch and this package already loaded; their memory is part of the
+peak. Cases that already have a row in the file are not measured again; to measure all, remove the
+file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.hostile_surroundings import CASES, attempt, prepare
 
 
 def main(out: Path) -> None:
-    """Write one row a case, and stop at the first that ends otherwise than it should."""
+    """Write one row per case, and stop at the first unexpected exit code or message."""
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
     kept, rows = {row["case"]: row for row in known}, []
     with tempfile.TemporaryDirectory() as name:

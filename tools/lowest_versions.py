@@ -2,8 +2,8 @@
 
     python -m tools.lowest_versions build/lowest
 
-Direct dependencies are taken at their lower bounds, theirs at the newest version that fits. The
-folder is for a virtual environment, which is made anew.
+Direct dependencies are installed at their lower bounds, indirect ones at the newest version that
+fits. The folder receives a new virtual environment, which replaces what was there.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ TESTS = (
     "tests/cli/test_hostile_working_directory.py",
     "tests/export/test_export.py",
 )
-# The lowest jaxtyping has no option for pytest that suits ours.
+# The pytest plugin of the lowest jaxtyping does not accept the options in pyproject.toml.
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:jaxtyping", "-o")
 
 
 def main() -> None:
-    """Make the environment, say what is in it, and run the tests."""
+    """Create the environment, print the versions in it, and run the tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.resolve()

@@ -3,9 +3,9 @@
     git worktree add ../before COMMIT
     python -m tools.speed --before ../before benchmarks/results/speed.json
 
-Both versions take turns, so that a machine whose speed changes treats them alike. A run is
-``robustkd distill`` on the digits. Images are 1,000 small JPEG and PNG files in ten folders, which
-are read and decoded five times. The medians are compared.
+The versions are measured in turn, so that changes in the speed of the machine affect both alike. A
+run is ``robustkd distill`` on the digits. Images are 1,000 small JPEG and PNG files in ten folders,
+which are read and decoded five times. The medians are compared.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ print(time.process_time() - started)
 
 
 def make_images(root: Path) -> Path:
-    """A thousand images in ten folders, half of them JPEG and half PNG."""
+    """Write 1,000 images in ten folders, half of them JPEG and half PNG; return ``root``."""
     random = np.random.default_rng(0)
     for number in range(1000):
         folder = root / f"class-{number % 10}"
@@ -54,7 +54,7 @@ def make_images(root: Path) -> Path:
 
 
 def cpu_seconds(tree: Path, command: list[str]) -> tuple[float, str]:
-    """CPU seconds of a process of this version and of all its children, and what it printed."""
+    """Run a command with the source in ``tree``; return CPU seconds, with children, and output."""
     environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
     before = os.times()
     done = subprocess.run(
@@ -73,8 +73,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--before", type=Path, required=True, help="folder of the older source")
     parser.add_argument("--after", type=Path, default=HERE, help="folder of the newer source")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--epochs", type=int, default=2, help="of each run")
+    parser.add_argument(
+        "--repeats", type=int, default=9, help="number of measurements of each version"
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="number of epochs of each run")
     chosen = parser.parse_args()
     trees = {"before": chosen.before.resolve(), "after": chosen.after.resolve()}
     found: dict[str, dict[str, list[float]]] = {
@@ -103,7 +105,7 @@ def main() -> None:
 
 
 def write(out: Path, found: dict[str, dict[str, list[float]]]) -> None:
-    """Write the medians of what was measured so far."""
+    """Write the medians of the measurements so far."""
     rows = []
     for what, both in found.items():
         before, after = (statistics.median(both[name]) for name in both)

@@ -319,7 +319,7 @@ def test_an_attack_that_stands_there_twice_is_not_quietly_the_last(tmp_path):
         load(tmp_path, "attacks:\n  ckd: {cap: 0.1}\n  ckd: {cap: 0.2}\n")
 
 
-def test_a_key_with_line_breaks_is_told_in_one_line(tmp_path):
+def test_a_key_with_line_breaks_is_reported_in_one_line(tmp_path):
     with pytest.raises(UsageError) as error:
         load(tmp_path, BLOCK | {"teaching": {"epo\n2": [1.5]}})
     assert str(error.value).isprintable()

@@ -59,7 +59,7 @@ def test_numbers_of_channels_may_be_separated_by_commas(mean, monkeypatch, capsy
     assert seen[0].mean == (0.5, 0.4, 0.3)
 
 
-def test_a_number_of_a_channel_that_is_none_is_named(capsys, tmp_path):
+def test_a_channel_value_that_is_not_a_number_is_named(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         cli.main(
             [
@@ -76,4 +76,6 @@ def test_a_number_of_a_channel_that_is_none_is_named(capsys, tmp_path):
             ]
         )
     assert stop.value.code == 2
-    assert "'a' are not numbers; expected one number per channel" in capsys.readouterr().err
+    assert (
+        "'a' is not a list of numbers; expected one number per channel" in capsys.readouterr().err
+    )

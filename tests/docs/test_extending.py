@@ -55,7 +55,7 @@ def test_the_defence_of_the_page_changes_the_head_alone():
 
 
 def test_the_family_of_the_page_can_be_hardened_against(monkeypatch):
-    monkeypatch.setitem(FAMILIES, "inversion", FAMILIES["flow"])  # so that it is removed again
+    monkeypatch.setitem(FAMILIES, "inversion", FAMILIES["flow"])  # removed again after the test
     names = defined("inversion.py")
     images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(names["inverted"](images, torch.zeros(6, 1, 1, 1)), images)

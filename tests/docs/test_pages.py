@@ -127,7 +127,7 @@ OWN_FILES = [
     for block in SHELL
     if not block.run and "robustkd distill" in block.code and "results" not in block.page
 ]
-"""Commands for files of a reader; those of the other blocks are made by the quickstart."""
+"""Commands on files of the reader's own; the quickstart makes the files of all other commands."""
 
 
 def test_every_command_is_run_by_a_test_or_installs_and_checks():
@@ -158,7 +158,7 @@ def test_what_the_pages_run_on_files_of_a_reader_runs(block, tmp_path, monkeypat
 def _data_of_a_reader(
     flags: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> DataSource:
-    """Small data in the form that the command expects, whose classes a network can tell apart."""
+    """Make small data in the form that the command expects, with classes that can be learned."""
     if flags["--data"] == "cifar-10":
         write_cifar(folder / flags["--data-root"], "cifar-10", monkeypatch, by_shade=True)
         return data.load("cifar-10", root=folder / flags["--data-root"])

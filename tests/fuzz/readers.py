@@ -3,11 +3,11 @@
     python -m tests.fuzz.readers --inputs 50000 --seed 1 \\
         --record benchmarks/results/hostile/mutations.json
 
-The inputs are shared equally among archives, safetensors, YAML, JSON, npz and images. Each is one
-that a user could have, changed at random and with the structure of its format. A reader may read
-it or refuse it with one of our own errors. Findings are: any other exception, the death of the
-process, 20 seconds for one input, 2 GiB of memory, and any file that is left behind. An input
-follows from the seed, the kind and its number, so a finding can be repeated with ``--only``.
+The inputs are divided equally among archives, safetensors, YAML, JSON, npz and images. Each input
+is a valid file with random changes to its bytes or to the structure of its format. A reader may
+accept it, or refuse it with one of our own errors. A finding is any other exception, the death of
+the process, more than 20 seconds or 2 GiB of memory for one input, or a file that is left behind.
+An input is determined by the seed, the kind and its number; ``--only`` repeats it.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class Kind:
     """Files of one format.
 
     Attributes:
-        honest: Those that mutations begin from.
+        honest: Valid files, from which mutations start.
         ways: The mutations.
-        read: Gives the bytes to our reader; the path is that of an empty folder.
+        read: Function that passes the bytes to our reader; its path is that of an empty folder.
     """
 
     honest: list[bytes]
@@ -98,7 +98,7 @@ class Kind:
 
 
 def token_inserted(content: bytes, _: bytes, random: Random) -> bytes:
-    """A piece of syntax somewhere, perhaps many times, perhaps instead of what was there."""
+    """Insert a token at a random place, once or many times, or overwrite with it."""
     token = random.choice(TOKENS).encode("utf-8", "surrogatepass")
     token *= random.choice((1, 1, 1, 2, 50, 5000))
     place = random.randrange(len(content) + 1)
@@ -106,7 +106,7 @@ def token_inserted(content: bytes, _: bytes, random: Random) -> bytes:
 
 
 def number_replaced(content: bytes, _: bytes, random: Random) -> bytes:
-    """One number of a text by another one, or by something else."""
+    """Replace one number of a text by another number or by another type of value."""
     numbers = list(re.finditer(rb"-?[0-9.]+", content))
     if not numbers:
         return content
@@ -116,7 +116,7 @@ def number_replaced(content: bytes, _: bytes, random: Random) -> bytes:
 
 
 def line_moved(content: bytes, other: bytes, random: Random) -> bytes:
-    """Lines repeated, dropped, indented otherwise, or taken from another file."""
+    """Repeat, drop or indent lines, or take them from another file."""
     lines = content.split(b"\n")
     line = random.choice((lines, other.split(b"\n")))
     place = random.randrange(len(lines) + 1)
@@ -126,7 +126,7 @@ def line_moved(content: bytes, other: bytes, random: Random) -> bytes:
 
 
 def array_changed(content: bytes, other: bytes, random: Random) -> bytes:
-    """An npz file of arrays with other headers, beneath right checksums, perhaps compressed."""
+    """Change headers or data of the arrays in an npz file, whose checksums stay correct."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             parts = {name: archive.read(name) for name in archive.namelist()}
@@ -152,7 +152,7 @@ def array_changed(content: bytes, other: bytes, random: Random) -> bytes:
 
 
 def chunk_changed(content: bytes, other: bytes, random: Random) -> bytes:
-    """A PNG whose chunks are changed, moved or repeated beneath right checksums."""
+    """Change, move or repeat chunks of a PNG, with correct checksums."""
     if content[:4] != b"\x89PNG":
         return bytes_changed(content, other, random)
     chunks, place = [], 8
@@ -181,7 +181,7 @@ def chunk_changed(content: bytes, other: bytes, random: Random) -> bytes:
 
 
 def size_changed(content: bytes, _: bytes, random: Random) -> bytes:
-    """A number of two or four bytes near the beginning, where formats say how large they are."""
+    """Overwrite two or four bytes near the beginning, where many formats store sizes."""
     made = bytearray(content)
     place = random.randrange(min(64, len(made)))
     kind = random.choice((">H", "<H", ">I", "<I"))
@@ -211,7 +211,7 @@ LISTED = [f"{number:03}.png" for number in range(20)]
 
 
 def read_json(content: bytes, folder: Path, _: Random) -> None:
-    """Of each file by its own reader: which one it is tells its beginning, if it still does."""
+    """Choose the reader by a key in the content: seals, splits, and otherwise results."""
     if b'"hmac"' in content:
         (folder / SEAL).write_bytes(content)
         Seal(folder, bytes(32), {}).open()
@@ -230,7 +230,7 @@ def read_npz(content: bytes, folder: Path, _: Random) -> None:
 
 
 def read_image(content: bytes, _: Path, random: Random) -> None:
-    """As the process for large images does, whose limits the one that fuzzes has as well."""
+    """Decode as in the child process for large images; this process is limited as well."""
     channels = random.choice((1, 3))
     pixels.unpack(io.BytesIO(content), size=32, channels=channels, crop=1.0, watched=True)
 
@@ -281,7 +281,7 @@ def kinds() -> dict[str, Kind]:
     archives = [saved(state) for state in states(1)]
     archives += [zipped(members(whole)) for whole in archives[:2]]
     tensors = [safetensors.torch.save(s) for s in states(1)[:3:2] if isinstance(s, dict)]
-    # The others have hundreds of cells, which take a tenth of a second to name.
+    # Other grids have hundreds of cells, and loading one takes a tenth of a second.
     grids = [(ROOT / "benchmarks" / "smoke.yaml").read_bytes()]
     grids.append(grids[0].replace(b"training: ", b"training: &t ") + b"also: [{training: *t}]\n")
     flags = b"teacher: /a/teacher.pt\narch: wrn-16-2\ndata: digits\nmean: [0.5]\nepochs: 3\n"
@@ -303,7 +303,7 @@ def kinds() -> dict[str, Kind]:
 
 
 def mutated(kind: Kind, name: str, seed: int, number: int) -> tuple[bytes, Random]:
-    """The input of that number, and what its reader may draw from."""
+    """Return the input with this number, and the random generator for its reader."""
     random = Random(f"{seed} {name} {number}")  # noqa: S311 (no secret)
     content = random.choice(kind.honest)
     for _ in range(random.choice((1, 1, 1, 2, 3))):
@@ -312,11 +312,11 @@ def mutated(kind: Kind, name: str, seed: int, number: int) -> tuple[bytes, Rando
 
 
 def attempt(kind: Kind, name: str, seed: int, number: int, folder: Path) -> str:
-    """How one input ended: it was read, or refused.
+    """Try one input, and return whether it was ``"read"`` or ``"refused"``.
 
     Raises:
-        AssertionError: If a file was left behind.
-        Exception: Any other than a refusal.
+        AssertionError: If a file was left behind, or the message has more than one line.
+        Exception: Any error of the reader other than a refusal.
     """
     content, random = mutated(kind, name, seed, number)
     (folder / "in").mkdir()
@@ -333,13 +333,13 @@ def attempt(kind: Kind, name: str, seed: int, number: int, folder: Path) -> str:
 
 
 class SlowError(BaseException):
-    """An input takes too long; no reader takes this for its own error."""
+    """An input takes too long; a BaseException, so that no reader catches it."""
 
 
 def batch(
     kind: Kind, name: str, seed: int, numbers: range, folder: Path, progress: mmap.mmap
 ) -> Counter[str]:
-    """Limit this process and try some inputs; how often they ended in which way."""
+    """Limit this process, try some inputs, and return the counts of their outcomes."""
 
     def slow(*_: object) -> None:
         raise SlowError
@@ -362,8 +362,8 @@ def limited(kind: Kind, name: str, seed: int, numbers: range) -> tuple[Counter[s
     """Try some inputs in a process of their own.
 
     Returns:
-        How often they ended in which way, the peak memory in KiB, and the finding that ended the
-        process early, if there is one.
+        Counts of the outcomes, the peak memory in KiB, and the finding that ended the process
+        early, or an empty text.
     """
     with tempfile.TemporaryDirectory() as made, mmap.mmap(-1, 1 << 16) as shared:
         folder = Path(made)
@@ -393,7 +393,7 @@ def limited(kind: Kind, name: str, seed: int, numbers: range) -> tuple[Counter[s
 
 
 def fuzz(name: str, kind: Kind, count: int, seed: int) -> dict[str, object]:
-    """Try so many inputs of a kind; returns the figures, and prints findings."""
+    """Try ``count`` inputs of a kind, print the findings, and return the figures."""
     started, ends, findings, peak = time.monotonic(), Counter[str](), 0, 0
     for first in range(0, count, BATCH):
         left = range(first, min(first + BATCH, count))
@@ -416,9 +416,11 @@ def fuzz(name: str, kind: Kind, count: int, seed: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Fuzz all kinds, and end with an error if there is a finding."""
+    """Fuzz all kinds, and exit with an error if there is a finding."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=50_000, help="shared among the kinds")
+    parser.add_argument(
+        "--inputs", type=int, default=50_000, help="number of inputs of all kinds together"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs=2, metavar=("KIND", "NUMBER"), help="repeat one input")
     parser.add_argument("--record", type=Path, help="JSON file for the figures")

@@ -1,4 +1,4 @@
-"""The mutation fuzzer ends without a finding in a short run, and sees each kind of finding."""
+"""A short run of the mutation fuzzer has no findings, and every kind of finding is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run goes on only from what a run of the same user has written, with the same settings."""
+"""A run is resumed only from files of a run of the same user with the same settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cleaned() -> tuple[DetoxifiedTeacher, dict[str, object]]:
 
 
 def begin(folder: Path, begun=BEGUN, **how: object) -> None:
-    """Begin a run, or go on with one, and write all that it would go on from."""
+    """Start or resume a run, and write every file that a resumed run reads."""
     with opened(folder, begun=begun, config={"epochs": 3}, **how) as run:
         go_on(run)
         for step in (1, 2, 3):
@@ -53,7 +53,7 @@ def begin(folder: Path, begun=BEGUN, **how: object) -> None:
 
 
 def go_on(run: Run) -> tuple[int | None, tuple[ResultRow, ...]]:
-    """Read all that a run goes on from; the step, and the results."""
+    """Read every file that a resumed run reads, and return the step and the results."""
     run.once(cleaned, build(SPEC, seed=0))
     last = run.last()
     there = (run.folder / "results.json").exists()
@@ -80,13 +80,13 @@ def refused(folder: Path, begun=BEGUN) -> str:
     return text
 
 
-def test_what_was_not_changed_is_gone_on_from(folder):
+def test_unchanged_files_are_accepted(folder):
     assert resume(folder) == (3, (ROW,))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("change", ["append", "flip", "grow"])
-def test_what_was_changed_is_refused(name, change, folder):
+def test_a_changed_file_is_refused(name, change, folder):
     path = folder / name
     content = path.read_bytes()
     if change == "grow":
@@ -103,13 +103,13 @@ def test_a_network_of_somebody_else_is_refused_and_can_be_trusted(folder, caplog
     refused(folder)
     assert resume(folder, trust=True)[0] == 9
     assert f"{folder} is resumed without a check of who wrote its files" in caplog.text
-    # From then on it is the user's own.
+    # The trusted files are sealed, so they are accepted from then on.
     assert resume(folder)[0] == 9
 
 
 @pytest.mark.parametrize("kind", ["settings", "teacher", "data"])
 def test_a_run_of_one_s_own_with_other_settings_does_not_fit(kind, folder, tmp_path):
-    """Neither as a whole, where run.json is missing, nor a file of it with its seal."""
+    """Neither the whole folder without run.json, nor a file of it together with its seal."""
     other = BEGUN | {kind: {"name": "other"}}
     (folder / "run.json").unlink()
     said = refused(folder, other)
@@ -155,7 +155,7 @@ def test_another_user_s_run_is_refused(folder, tmp_path, monkeypatch):
 
 
 def test_a_kill_between_the_seal_and_the_file_leaves_a_run_that_goes_on(folder, monkeypatch):
-    """The seal is written first, and knows the file that was there before as well."""
+    """The seal is written first, and lists the previous file as well."""
     path = folder / "checkpoint.safetensors"
 
     def killed(*_, **__):
@@ -186,7 +186,7 @@ def test_the_checked_bytes_are_the_ones_that_are_read(folder):
     assert not copy.exists()
 
 
-def test_no_file_of_flags_may_trust(folder, tmp_path, capsys):
+def test_no_configuration_can_set_trust_run(folder, tmp_path, capsys):
     from robustkd import cli
 
     for option, path in (("--resume", folder), ("--config", folder / "config.yaml")):
@@ -199,9 +199,7 @@ def test_no_file_of_flags_may_trust(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("failing", ["tempfile.TemporaryDirectory", "pathlib.Path.open"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_want_of_room_for_the_copy_is_not_the_fault_of_the_run(
-    failing, number, folder, monkeypatch
-):
+def test_a_full_disk_during_the_copy_is_not_blamed_on_the_run(failing, number, folder, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -210,9 +208,9 @@ def test_want_of_room_for_the_copy_is_not_the_fault_of_the_run(
         with pytest.raises(InputError) as caught:
             run.last()
     assert str(caught.value) == (
-        f"{folder / 'checkpoint.safetensors'} cannot be copied to be checked: "
-        f"{os.strerror(number)}; make room in the folder for temporary files, or set TMPDIR to "
-        "another one"
+        f"{folder / 'checkpoint.safetensors'} cannot be copied for verification: "
+        f"{os.strerror(number)}; free space in the folder for temporary files, or set TMPDIR to "
+        "another folder"
     )
 
 
@@ -255,7 +253,7 @@ def test_a_key_that_is_no_secret_is_not_used(make, folder, tmp_path, monkeypatch
     make(tmp_path / "state" / "robustkd" / KEY)
     with pytest.raises(InputError, match=KEY):
         user_key()
-    # A run begins all the same, and says that it cannot simply be resumed.
+    # A new run starts nevertheless, and warns that resuming it needs --trust-run.
     begin(tmp_path / "new")
     assert "this run can be resumed only with --trust-run" in caplog.text
     assert "it cannot be checked who wrote the run: " in refused(tmp_path / "new")

@@ -171,7 +171,7 @@ def npy(shape: str, content: bytes) -> bytes:
         ([npy("(60000000,)", bytes(60_000_000))] * 2, "it unfolds to more than 67,108,864 bytes"),
         ([npy("(1 << 40,)", bytes(9))], ""),
         ([npy("(1099511627776,)", bytes(9))], "an array has another size than its header says"),
-        ([npy("(3,), \\", bytes(3))], ""),  # which numpy's own splitting into tokens cannot take
+        ([npy("(3,), \\", bytes(3))], ""),  # numpy's tokenizer fails on it
         ([npy("(1,)", bytes(1))] * 1001, "it has 1001 arrays, expected at most 1000"),
     ],
 )

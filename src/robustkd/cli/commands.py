@@ -38,7 +38,8 @@ def demo(
         seeds: Number of repetitions, each with its own teacher.
         out: New folder for results.json, report.html and the models. Default: ``demo``, or the
             first of ``demo-2``, ``demo-3``, ... that does not exist.
-        data_root: Folder of the data set's files. Default: the usual places.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
     """
     check_at_least("--seeds", seeds, 1)
     from robustkd import report
@@ -75,7 +76,8 @@ def evaluate(
         data: Name or folder of the data, as in ``distill``.
         arch: Architecture, if it is your own code: ``package.module:callable``.
         trigger: Trigger file, as ``robustkd attack`` writes it.
-        data_root: Folder of the data set's files. Default: the usual places.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
         as_json: Print the results as JSON.
     """
@@ -113,9 +115,9 @@ def bench(
         grid: A YAML file, e.g. ``benchmarks/compact.yaml``.
         executor: ``local`` runs the cells on this machine, ``ray`` on a ray cluster.
         workers: Number of processes of the local executor.
-        out: Folder of the results; cells that have a result in it are not run again, and
-            their results are used as they are: continue only a folder that you trust. Default:
-            ``results/`` and the name of the grid, beside the file.
+        out: Folder of the results. Cells that already have a result in it are not run again,
+            and these results are not verified, so continue only a folder that you trust.
+            Default: ``results/GRID``, next to the grid's file.
         cache: Folder of trained networks. Default: ``cache`` in ``out``.
         tables_only: Only write the tables again from existing results.
     """
@@ -139,8 +141,8 @@ def bench(
         failed = counts.failed
         if counts.before:
             progress.print(
-                "results and networks that were there before are taken as they are: continue only "
-                "a folder that you trust"
+                "results and networks of earlier runs are used without verification; continue "
+                "only a folder that you trust"
             )
     rows = write_tables(cells, folder)
     Console(highlight=False).print(report.console_table(rows))
@@ -185,7 +187,8 @@ def attack(
             that of the teacher.
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.
         seed: The same seed gives the same teacher, byte for byte.
-        data_root: Folder of the data set's files. Default: the usual places.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
         as_json: Print the results as JSON.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Going(NamedTuple):
-    """Whether a run is resumed, and whether it may be one that somebody else has written."""
+    """Whether a run is resumed, and whether its files are trusted without verification."""
 
     resume: bool
     trust: bool
@@ -78,15 +78,16 @@ def distill(
             and student are paired.
         keep_class_order: Accept a teacher whose outputs seem to be in another order than the
             classes of the data.
-        data_root: Folder of the data set's files. Default: the usual places.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
         config: YAML file of flags, such as the config.yaml of a run. Command-line flags override
             the file. The file of a run contains its learning rate: give ``--lr`` for another kind
             of student.
         resume: Folder of an interrupted run to continue.
-        trust_run: Resume a run although its checkpoint, cleaned teacher and results were not
-            written by a run of yours, or were written on another machine. Configuration files
-            cannot set this.
+        trust_run: Resume a run without verifying that your own runs wrote its checkpoint,
+            cleaned teacher and results, for example because it was started on another machine.
+            Configuration files cannot set this.
         allow_weak_sandbox: Read the teacher's file even on a system without seccomp (any but Linux
             on x86-64 or arm64), where a flaw in the reader could be exploited. Configuration
             files cannot set this.
@@ -96,7 +97,7 @@ def distill(
     """
     check_training(epochs, batch_size, lr, seed)
     if trust_run and resume is None:
-        raise UsageError("--trust-run goes with --resume; leave it out")
+        raise UsageError("--trust-run is given without --resume; add --resume RUN, or leave it out")
     folder = _folder(out, config, resume, dry_run=dry_run)
     from robustkd.models import learning_rate
     from robustkd.pipeline.job import DistillJob

@@ -42,7 +42,8 @@ def export(
         trigger: Trigger file, as ``robustkd attack`` writes it.
         int8: Also quantise to int8, by the recipe with the highest validation accuracy.
         arch: Architecture, if it is your own code: ``package.module:callable``.
-        data_root: Folder of the data set's files. Default: the usual places.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read; missing settings are taken from the student's file.
         as_json: Print the content of export.json.
     """

@@ -42,7 +42,9 @@ def _channels(_type: object, tokens: Sequence[Token]) -> tuple[float, ...]:
         return tuple(map(float, texts))
     except ValueError:
         shown = " ".join(texts)
-        raise ValueError(f"{shown!r} are not numbers; expected one number per channel") from None
+        raise ValueError(
+            f"{shown!r} is not a list of numbers; expected one number per channel"
+        ) from None
 
 
 Channels: TypeAlias = Annotated[

@@ -19,7 +19,7 @@ _LONGEST_PATH = 4096
 """Longest path in bytes, as in Linux; folders that are nested deeper are refused."""
 
 _KEPT_OPEN = 32
-"""Number of folders whose descriptors are kept, since the next image often is in one of them."""
+"""Number of folders that are kept open, because the next image is often in one of them."""
 
 # On systems that have O_PATH, opening a folder to search it needs less permission than listing it.
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
@@ -89,12 +89,12 @@ class Tree:
         except FileNotFoundError:
             if not known:
                 raise
-        # Another folder may have taken the place of the one that is kept open.
+        # The folder that is kept open may have been replaced by another one.
         os.close(self._folders.pop(folder))
         return open_plain(name, os.O_RDONLY, self._parent(folder))
 
     def _parent(self, folder: str) -> int:
-        """The descriptor of a folder below the root, which is kept open for the next file."""
+        """Return the descriptor of a folder below the root, and keep it open for the next file."""
         parent = self._folders.get(folder)
         if parent is None:
             parent = self._walk(folder.split("/") if folder else [])

@@ -1,6 +1,7 @@
-"""The secret key of this user, which marks the files that the user's own runs have written.
+"""Secret key of the user, which authenticates the files that the user's own runs have written.
 
-Nobody else can read it, so a file with a valid code (HMAC) was written by a run of this user.
+No other user can read the key, so a file with a valid code (HMAC) was written by a run of this
+user.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from robustkd.core.folders import NO_LINK, Folder
 KEY = "run-key"
 _BYTES = 32
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_REMOVE = "remove it, and the next run will create a new key"
 
 
 def state_folder() -> Path:
-    """The folder for what programs remember about this user, as the system names it.
+    """Return the folder for persistent state of this user, by the convention of the system.
 
     Raises:
         InputError: If there is no home directory.
@@ -38,10 +40,10 @@ def state_folder() -> Path:
 
 
 def user_key() -> bytes:
-    """The key, 32 random bytes; it is made when it is first needed.
+    """Return the user's key of 32 random bytes, which is created on first use.
 
     Raises:
-        InputError: If it cannot be made or read, or if others may read it.
+        InputError: If the key cannot be created or read, or if other users may read it.
     """
     path = state_folder() / KEY
     try:
@@ -54,14 +56,14 @@ def user_key() -> bytes:
     except OSError as error:
         raise InputError(f"{path} cannot be used: {error.strerror or error}") from error
     if found.st_uid != os.geteuid() or found.st_mode & _OTHERS:
-        raise InputError(f"{path} can be read by others; remove it, and a new one will be made")
+        raise InputError(f"{path} can be read by other users; {_REMOVE}")
     if len(key) != _BYTES:
-        raise InputError(f"{path} has not {_BYTES} bytes; remove it, and a new one will be made")
+        raise InputError(f"{path} has another size than {_BYTES} bytes; {_REMOVE}")
     return key
 
 
 def _make(folder: Folder) -> None:
-    """Write a new key under a random name first, so that another process never reads half of it."""
+    """Create the key under a random name, then link it, so that no process reads half of it."""
     name = f"{KEY}-{secrets.token_hex(8)}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK
     with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder.descriptor), "wb") as file:
@@ -69,7 +71,7 @@ def _make(folder: Folder) -> None:
         file.flush()
         os.fsync(file.fileno())
     try:
-        with suppress(FileExistsError):  # another process was faster
+        with suppress(FileExistsError):  # another process has created the key meanwhile
             os.link(name, KEY, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
     finally:
         folder.remove(name)

@@ -179,7 +179,7 @@ def check_name(arch: str) -> tuple[Family, tuple[str | None, ...]]:
         if found := re.fullmatch(family.pattern, arch):
             return family, found.groups()
     known = [name for family in FAMILIES.values() for name in family.examples]
-    # timm takes seconds to import, so it is asked last.
+    # Importing timm takes seconds, so its names are searched last.
     close = with_prefix(arch, "torchvision")
     hint = f"did you mean {close[0]!r}?" if close else nearest(arch, known, otherwise="")
     if not hint:

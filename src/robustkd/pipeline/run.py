@@ -136,7 +136,7 @@ def distill_file(
         config: Flags of the command, which are written to ``config.yaml``.
         resume: If True, continue the run in ``out``, which must have been started with the same job
             and data. The student file is the same as that of an uninterrupted run.
-        trust: If True, a run whose files were not written by this user is resumed as well.
+        trust: If True, resume without verifying that runs of this user wrote the files.
         tell: Function that receives one line about the teacher before the training.
 
     Returns:

@@ -46,7 +46,7 @@ _ENVIRONMENT = "environment.json"
 _DETOXIFIED = "detoxified.safetensors"
 _LAST = "report.html"
 _SEALED = (CHECKPOINT, _DETOXIFIED, STUDENT, RESULTS)
-"""What a run that goes on believes; see `robustkd.pipeline.seal`."""
+"""Files that a resumed run relies on and the seal covers; see `robustkd.pipeline.seal`."""
 _VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
 """Pattern of the environment values that are shown in messages."""
 
@@ -170,10 +170,10 @@ class Run:
             raise KeyboardInterrupt
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
-        """Give a path to write the student or the results to; they are marked as this run's.
+        """Return a context that gives a path for the student or the results, and seals the file.
 
         Raises:
-            WriteError: If it cannot be written.
+            WriteError: If the file cannot be written.
         """
         return self._seal.replacing(name)
 
@@ -181,7 +181,7 @@ class Run:
         """Return the results of a finished run.
 
         Raises:
-            InputError: If this run has not written them.
+            InputError: If the results were not written by this run.
         """
         from robustkd.report.results import read
 
@@ -208,7 +208,7 @@ def opened(
         config: Flags of the command, stored for ``--config`` and ``--resume``.
         split: Held-out images as the text of ``split.json``; None if the data brings its splits.
         resume: If True, continue an existing run.
-        trust: If True, continue although the files were not written by a run of this user.
+        trust: If True, continue without verifying that a run of this user wrote the files.
 
     Yields:
         The run. The messages of interrupts and write errors in the block contain the command that
@@ -273,7 +273,7 @@ def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None
 
 
 def _key(*, resuming: bool) -> bytes | None:
-    """The user's key; a run that begins does without one if there is none."""
+    """Return the user's key; without one, a new run logs a warning and gets None."""
     try:
         return user_key()
     except InputError as error:
@@ -286,12 +286,12 @@ def _key(*, resuming: bool) -> bytes | None:
 
 
 def _check_seal(folder: Path, seal: Seal, *, trust: bool) -> None:
-    """Refuse a folder whose files were not written by a run of this user with the same begin."""
+    """Refuse a folder unless a run of this user with the same settings wrote its files."""
     if trust:
         _log.warning("%s is resumed without a check of who wrote its files (--trust-run)", folder)
         seal.trust(_SEALED)
     elif not _has(folder, SEAL) and not any(_has(folder, name) for name in (*_SEALED, _LAST)):
-        seal.write()  # it was killed before it wrote anything that is believed
+        seal.write()  # the run was killed before it wrote a sealed file
     else:
         try:
             seal.open()

@@ -1,9 +1,10 @@
-"""The seal of a run folder: which files in it were written by a run of this user.
+"""Seal of a run folder: an authenticated list of the files that a run of this user has written.
 
-A run that is resumed goes on from a checkpoint, a cleaned teacher and results that lie in its
-folder. Anybody who can change the folder could exchange them, and the student with them. So the
-size and the SHA-256 of each are written to ``seal.json`` with a code (HMAC-SHA256) that depends on
-the user's secret key, and on the settings, the teacher and the data of the run.
+A resumed run continues from the checkpoint, the cleaned teacher and the results in its folder.
+Anybody who can change the folder could replace these files, and thereby choose the student.
+Therefore the size and the SHA-256 of each file are written to ``seal.json``, with a code
+(HMAC-SHA256) that depends on the user's secret key and on the settings, the teacher and the data of
+the run.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ from robustkd.core.folders import Folder
 
 SEAL = "seal.json"
 TRUST = "pass --trust-run if you trust the person who wrote it"
-"""Advice in the messages about a run that may be another person's."""
+"""Advice in messages about a run that somebody else may have written."""
 _PIECE = 1 << 20
-_KEPT = 2  # a process that is killed while it writes leaves the old file or the new one
+_KEPT = 2  # a kill during a write leaves either the old file or the new one
 
 _Fact = tuple[int, str]
 
 
 class Seal:
-    """What a run has written into its folder, marked with a secret key.
+    """Sizes and hashes of the files that a run has written, authenticated with a secret key.
 
     Args:
         folder: The folder of the run.
-        key: The secret key of the user; None where there is none, and nothing is checked.
-        begun: What decides on the student; files of a run with other settings do not fit.
+        key: The secret key of the user. If None, no seal is written and no file is verified.
+        begun: Settings, teacher and data of the run, on which the student depends. A seal is valid
+            only for the same ones.
     """
 
     def __init__(self, folder: Path, key: bytes | None, begun: Mapping[str, object]) -> None:
@@ -46,25 +48,25 @@ class Seal:
         self._files: dict[str, list[_Fact]] = {}
 
     def open(self) -> None:
-        """Read what an earlier process of the run has written down.
+        """Read and verify the seal that an earlier process of the run has written.
 
         Raises:
-            InputError: If it is missing, was changed, or was marked with another key.
+            InputError: If the seal is missing, was changed, or was made with another key.
         """
         content = read_json(self._folder / SEAL)
         files, code = content.get("files"), content.get("hmac")
         if self._key is None or not isinstance(code, str) or not isinstance(files, dict):
-            raise InputError(f"{self._folder / SEAL} is no seal")
+            raise InputError(f"{self._folder / SEAL} is not a seal")
         said = code.encode("utf-8", "surrogatepass")
         if not hmac.compare_digest(said, self._code(files).encode()):
             raise InputError(f"{self._folder / SEAL} was not written by a run of yours")
-        # Its form is that of `write`, since nobody else has the key.
+        # The code is valid, so `write` made the content, and its form needs no check.
         self._files = {
             name: [(size, digest) for size, digest in facts] for name, facts in files.items()
         }
 
     def trust(self, names: tuple[str, ...]) -> None:
-        """Mark the files of these names in the folder as if this run had written them."""
+        """Record the existing files of these names as if this run had written them."""
         with Folder.at(self._folder) as folder:
             for name in filter(folder.has, names):
                 with folder.open(name) as file:
@@ -75,7 +77,7 @@ class Seal:
         """Write the seal into the folder.
 
         Raises:
-            WriteError: If it cannot be written.
+            WriteError: If the seal cannot be written.
         """
         if self._key is not None:
             files = self._files
@@ -83,10 +85,10 @@ class Seal:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """Give a path to write to, as `robustkd.core.files.replacing`, and mark what it holds.
+        """Yield a path to write to, like `robustkd.core.files.replacing`, and seal the new file.
 
         Raises:
-            WriteError: If it cannot be written.
+            WriteError: If the file or the seal cannot be written.
         """
         with replacing(self._folder / name) as path:
             with _named(path, self._folder / name):
@@ -98,10 +100,10 @@ class Seal:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Path]:
-        """Give the path of a copy of a file, which nobody else can change, once it was checked.
+        """Yield the path of a private copy of a file, after verifying the copy.
 
         Raises:
-            InputError: If the file is not one that a run of this user has written.
+            InputError: If the file was not written by this run, or cannot be read or copied.
         """
         path = self._folder / name
         if self._key is None:
@@ -140,14 +142,14 @@ class Seal:
 
 def _no_room(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"{path} cannot be copied to be checked: {error.strerror or error}; make room in the "
-        "folder for temporary files, or set TMPDIR to another one"
+        f"{path} cannot be copied for verification: {error.strerror or error}; free space in the "
+        "folder for temporary files, or set TMPDIR to another folder"
     )
 
 
 @contextmanager
 def _named(copy: Path, path: Path) -> Iterator[None]:
-    """Let errors on a copy name the file that it is a copy of."""
+    """Name the original file instead of its copy in error messages."""
     try:
         yield
     except InputError as error:
@@ -155,7 +157,7 @@ def _named(copy: Path, path: Path) -> Iterator[None]:
 
 
 def _facts(file: BinaryIO, *, most: int | None = None, copy: BinaryIO | None = None) -> _Fact:
-    """Size and SHA-256 of a file, of which no more than ``most`` bytes and one piece are read."""
+    """Return size and SHA-256 of a file; reading stops at the first piece beyond ``most`` bytes."""
     size, digest = 0, hashlib.sha256()
     while (most is None or size <= most) and (piece := file.read(_PIECE)):
         size += len(piece)

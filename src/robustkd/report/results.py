@@ -80,10 +80,10 @@ class Results:
         }
 
     def write(self, path: Path) -> None:
-        """Write the file.
+        """Write the results to a JSON file.
 
         Raises:
-            WriteError: If it cannot be written.
+            WriteError: If the file cannot be written.
         """
         write_json(path, self.content())
 

@@ -57,7 +57,7 @@ class EarlyStop(nn.Module):
 
     Source: Cho and Hariharan, ICCV 2019, arXiv 1910.01348, who stop distillation early because a
     small student cannot follow a large teacher to the end. Differences: the weight falls linearly,
-    and the purpose here is that the student forgets what labels do not ask for.
+    and the purpose here is that the student forgets what the labels do not require.
 
     Args:
         until: Share u of the training, in (0, 1].

@@ -1,4 +1,4 @@
-"""A last batch of one image, which BatchNorm cannot normalise, joins the batch before."""
+"""Merge a last batch of one image, which BatchNorm cannot normalise, into the batch before."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from robustkd.core.types import Batch
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Return the number of optimiser steps in one pass over some images.
 
-    If the last batch would hold one image, that image joins the batch before, since BatchNorm
-    cannot normalise a single value.
+    If the last batch would hold one image, this image is added to the batch before, because
+    BatchNorm cannot normalise a single value.
 
     >>> steps_per_epoch(128, 64), steps_per_epoch(129, 64), steps_per_epoch(130, 64)
     (2, 2, 3)
@@ -28,7 +28,7 @@ def leaves_one(images: int, batch_size: int) -> bool:
 
 
 def joined(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield batches, with a last one of one image joined to the one before."""
+    """Yield the batches, with a last batch of one image merged into the batch before."""
     held = next(batches)
     for batch in batches:
         if len(batch.labels) == 1:

@@ -97,10 +97,9 @@ def fit(
         rates: Learning rates of children of the learner, by name, in place of ``lr``.
         hooks: Functions to call during the training.
         log: File that gets one JSON line per epoch.
-        beside: What learns with the learner and is no part of it, so that the choice of
-            an epoch leaves it alone.
-        keeper: Gets the state after each epoch, and whenever it wants it; a training that finds
-            one there goes on from it and ends as if it had never stopped.
+        beside: Module trained alongside the learner but excluded from best-epoch selection.
+        keeper: Stores the state after each epoch, and whenever it asks for the state. If it holds
+            a state already, training continues from there, with the result of an uninterrupted run.
         training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
             ``batch_size`` (over all processes) and ``lr``; ``temperature`` has no effect here.
 

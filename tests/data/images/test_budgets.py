@@ -194,7 +194,7 @@ def test_a_worker_that_cannot_go_on_says_so_in_one_line(tmp_path, monkeypatch):
 
 
 def test_ignored_signals_of_children_do_not_matter(monkeypatch):
-    """As a shell or a scheduler may leave them to us."""
+    """A shell or a scheduler may start a command with SIGCHLD ignored."""
     fresh(monkeypatch, MOST_SECONDS=1)
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:

@@ -223,8 +223,8 @@ def test_a_worker_that_dies_is_one_line(folder):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EACCES, errno.ENOSPC, errno.EAGAIN])
-def test_without_shared_memory_workers_are_told_to_be_left_out(number, folder, monkeypatch):
-    """Which locks between processes need; some containers have none, or one that is full."""
+def test_without_shared_memory_the_error_suggests_no_workers(number, folder, monkeypatch):
+    """Locks between processes need it; some containers have none, or have no space left in it."""
 
     def unusable(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -235,7 +235,7 @@ def test_without_shared_memory_workers_are_told_to_be_left_out(number, folder, m
         list(data.batches("train", batch_size=4))
     assert str(caught.value) == (
         f"processes that decode images cannot be started: {os.strerror(number)}; they need shared "
-        "memory (/dev/shm) and free processes: mend that, or use --workers 0"
+        "memory (/dev/shm) and room for further processes: provide both, or use --workers 0"
     )
     data = load_folder(folder, Reading(image_size=8, workers=0, streaming=True))
     assert list(data.batches("train", batch_size=4))

@@ -12,7 +12,7 @@ from tests.data.images.image_files import picture
 
 
 def encoded(pixels: np.ndarray) -> bytes:
-    """The pixels as a PNG."""
+    """Return the pixels as a PNG."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
@@ -25,13 +25,13 @@ def write_hub(
     *,
     by_shade: bool = False,
 ) -> Path:
-    """A parquet file for each split; image number i of split k is `picture(100 * k + i)`.
+    """Write one Parquet file per split; image number i of split k is `picture(100 * k + i)`.
 
     Args:
-        folder: Where the files are written; it is made if it is missing.
+        folder: Folder for the files; it is created if it is missing.
         sizes: Number of images of each split.
-        classes: Names of the classes, which the images of a split have in turn.
-        by_shade: Make each class a brightness, so that a network can learn to tell them apart.
+        classes: Names of the classes; the images of a split cycle through them.
+        by_shade: Give each class its own brightness, so that a network can learn the classes.
     """
     import datasets
 

@@ -22,9 +22,9 @@ GTSRB_CLASSES, FLOWERS = 43, 102
 
 
 def write_cifar(root: Path, name: str, monkeypatch, *, by_shade: bool = False) -> Path:
-    """A thousand training and a hundred test images; the first pixel is the label.
+    """Write 1,000 training and 100 test images; the first pixel is the label.
 
-    Other pixels are noise. With ``by_shade``, their brightness tells the class.
+    Other pixels are noise. With ``by_shade``, their brightness depends on the class.
     """
     reader, classes, key = CIFAR[name]
     folder = root / reader.base_folder

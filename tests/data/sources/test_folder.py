@@ -184,7 +184,7 @@ def test_classes_in_the_order_of_a_file(tmp_path):
     assert data.classes == ("c", "a", "b")
     assert np.bincount(data.parts["train"].labels).tolist() == [3, 1, 2]
     assert names(data, "train")[0].startswith("c/")
-    # As some editors write it.
+    # Some editors write a byte order mark, CRLF and empty lines at the end.
     order.write_text("c\r\na\r\nb\r\n\r\n  \r\n", encoding="utf-8-sig")
     assert load_folder(folder, Reading(classes=order)).classes == ("c", "a", "b")
     order.write_text("c\na\n../b\n")

@@ -168,18 +168,19 @@ def decoded(
 
 
 def _check_processes() -> None:
-    """Refuse a system without locks between processes, before a loader is made in part.
+    """Check that worker processes can be started, before a loader is partly set up.
 
     Raises:
-        InputError: If there can be none.
+        InputError: If the system offers no locks between processes.
     """
     try:
-        with safe_children():  # the first lock starts a process that watches over them
+        with safe_children():  # the first lock may start a process that tracks all locks
             multiprocessing.Lock()
     except OSError as error:
         raise InputError(
             f"processes that decode images cannot be started: {error.strerror or error}; they "
-            "need shared memory (/dev/shm) and free processes: mend that, or use --workers 0"
+            "need shared memory (/dev/shm) and room for further processes: provide both, or use "
+            "--workers 0"
         ) from error
 
 

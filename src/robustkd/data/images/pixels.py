@@ -46,9 +46,10 @@ class UndecodableError(Exception):
 
 
 class LargeError(Exception):
-    """An image is within the limits, but too large to be decoded without a child process.
+    """An image is within the limits, but must be decoded in a child process.
 
-    The same holds for a compressed TIFF of any size, whose decoder writes to standard error.
+    This holds for large images, and for compressed TIFFs of any size, because their decoder writes
+    to standard error.
     """
 
 
@@ -110,8 +111,8 @@ def _open(stream: Stream, *, watched: bool) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UndecodableError(f"more than {MAX_PIXELS:,} pixels") from error
     cost = _cost(image, stream)
-    unquiet = any(tile[0] == "libtiff" for tile in getattr(image, "tile", ()))
-    if (cost > SMALL or unquiet) and not watched:
+    noisy = any(tile[0] == "libtiff" for tile in getattr(image, "tile", ()))
+    if (cost > SMALL or noisy) and not watched:
         raise LargeError
     return image
 

@@ -243,12 +243,12 @@ def _entries(root: Path, path: str) -> Iterator[tuple[str, bool]]:
 
 
 def _is_folder(entry: os.DirEntry[str], folder: Path, root: Path) -> bool:
-    """Return whether an entry is a folder; others than files within ``root`` are refused."""
+    """Return whether an entry is a folder; refuse anything else but files within ``root``."""
     if entry.is_dir(follow_symlinks=False):
         return True
     if entry.is_file(follow_symlinks=False):
         return False
-    # A path for every file would take time, and memory for the names that Python interns.
+    # Made only here: a path per file would take time, and memory for names that Python interns.
     place = folder / entry.name
     if entry.is_symlink():
         goal = Path(os.path.realpath(place))

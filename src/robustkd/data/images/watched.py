@@ -139,7 +139,7 @@ def _death(code: int) -> Exception:
     if code < 0:
         return UndecodableError(f"it crashes the decoder (signal {-code})")
     if code == 0:
-        # Where signals of children are ignored, nobody learns how one ended.
+        # If SIGCHLD is ignored, the exit status of a child is lost and reads as 0.
         return UndecodableError("it takes too long, or crashes the decoder")
     return InputError(f"the process that decodes large images ended with exit code {code}")
 

@@ -171,7 +171,7 @@ def _known(library: str, name: str, names: Iterable[str]) -> str:
 
 
 def with_prefix(name: str, library: str) -> list[str]:
-    """Return the name of a library's classifier with the prefix that it needs here, if it has one.
+    """Return ``LIBRARY/NAME`` in a list if the library has that classifier, else an empty list.
 
     >>> with_prefix("resnet18", "torchvision"), with_prefix("resnet18", "no-library")
     (['torchvision/resnet18'], [])

@@ -45,7 +45,7 @@ class Bounded(nn.Module):
             should leave images as they are.
         random: Generator of the initial parameters, which are uniform in the box.
         step: Length of a step, as a share of the bound.
-        start: Largest absolute value of the first parameters, as a share of the bound.
+        start: Largest absolute value of the initial parameters, as a share of the bound.
     """
 
     members: Float[Tensor, classes * shape]

@@ -6,11 +6,11 @@ r"""A small network for each class that changes colours, light and texture.
 with a 5 x 5 kernel :math:`K_h` over all channels, and a smooth field :math:`F_h` over the image in
 place of a bias, for each hidden unit h. Tone curves, colour changes, uneven light, filters and
 smooth additions are close to special cases, so a student that resists the generator resists many
-changes that it was never trained against. The generator moves no pixels; geometric changes need a
-family of their own.
+changes that it was never trained against. The generator does not move pixels: geometric changes
+need a family of their own.
 
-Ours. Perturbations from a generator network: Poursaeed et al. 2018, arXiv 1712.02328, whose
-generator is trained against a fixed classifier and makes one additive perturbation.
+The family is ours. Related work: Poursaeed et al. 2018, arXiv 1712.02328, whose generator network
+is trained against a fixed classifier and makes one additive perturbation.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _HIDDEN = 12
 _KERNEL = 5
 _CELLS = 4
 _STEP = 0.05
-"""Length of a step; that of other families makes generators too strong for small students."""
+"""Length of a step; the step of other families makes generators too strong for small students."""
 _START = 0.5
-"""Largest absolute value of the first parameters."""
+"""Largest absolute value of the initial parameters."""
 _SCALE = 0.5
 """Weight of the kernels' responses, for one channel."""
 
@@ -42,7 +42,7 @@ def generator(
         classes: Number of classes.
         channels: Number of channels of the images.
         change: Largest change of a pixel, in (0, 1].
-        random: Source of the first parameters.
+        random: Generator of the initial parameters.
         hidden: Number of hidden units.
     """
 
@@ -54,7 +54,7 @@ def generator(
 
 
 def generate(images: Images, parameters: Tensor, change: float, hidden: int) -> Images:
-    """Change every image by a generator of its own.
+    """Apply one generator to each image.
 
     Args:
         images: N x C x H x W in [0, 1].

@@ -144,7 +144,7 @@ def _entry(directory: bytes, place: int) -> tuple[Entry, int]:
     name = _name(raw_name, common[1])
     if comment or disk:
         raise Refusal(f"has a comment or a further disk at {quoted(name)}; {_AGAIN}")
-    # Such as the mark of a folder: PyTorch leaves the memory of such a storage as it was.
+    # For example, PyTorch does not read a storage that is marked as a folder.
     if attributes & 0xFFFF:
         raise Refusal(f"has file attributes at {quoted(name)}; {_AGAIN}")
     size, stored, offset, left = _widened(found, size, stored, offset)
