@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +19,18 @@ def _own_state(tmp_path_factory) -> Iterator[None]:
         del os.environ["XDG_STATE_HOME"]
     else:
         os.environ["XDG_STATE_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> Iterator[None]:
+    """In this process, `--data digits` has 300 images for training instead of 1,200."""
+    # Imported after the plugin that checks the types of our packages has been set up.
+    from robustkd.data import SOURCES
+    from robustkd.data.sources.digits import load_digits
+
+    def few(root: Path | None = None) -> object:
+        return load_digits(root).subset(train=300)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SOURCES, "digits", few)
+        yield

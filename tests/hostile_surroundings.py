@@ -529,6 +529,7 @@ data: {digits: {train: 40, validation: 20, test: 20}}
 pairs: [[wrn-10-1, wrn-10-1]]
 attacks: {badnets: , blend: }
 methods: [no-teacher]
+seeds: [0]
 teaching: {epochs: 1}
 training: {epochs: 1}
 """

@@ -7,8 +7,12 @@ import sys
 import pytest
 
 from tests.hostile_surroundings import CASES, Case, attempt, prepare
+from tests.marks import slow
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="devices and limits of Linux")
+pytestmark = [
+    pytest.mark.usefixtures("few_digits"),
+    pytest.mark.skipif(sys.platform != "linux", reason="devices and limits of Linux"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +20,14 @@ def made(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("made"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+EXPENSIVE = ("1,000,000", "8192", "workers of the benchmark")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [slow(case) if any(part in case.name for part in EXPENSIVE) else case for case in CASES],
+    ids=lambda case: case.name,
+)
 def test_hostile_surroundings_end_in_one_line(case: Case, made, tmp_path):
     ending = attempt(case, tmp_path, made)
     assert (ending.code, case.says in ending.message) == (case.code, True), ending

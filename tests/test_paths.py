@@ -15,6 +15,8 @@ from robustkd.data import load_folder
 from robustkd.report.results import ResultRow, Results
 from robustkd.teacher.defences.masks import FeatureMask
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 PATHS = {"path", "folder", "out", "root", "teacher"}
 
 

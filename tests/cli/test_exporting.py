@@ -18,6 +18,8 @@ from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from tests.export.test_export import broken
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory) -> Path:

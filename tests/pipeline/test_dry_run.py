@@ -16,6 +16,8 @@ from robustkd.training.config import TrainingConfig
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 CLEAN = data.load("digits", train=200, validation=60, test=50)
 
 

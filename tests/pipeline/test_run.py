@@ -31,6 +31,7 @@ from robustkd.training.config import TrainingConfig
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
+from tests.marks import slow
 
 CLEAN = data.load("digits", train=200, validation=60, test=50)
 FILES = [
@@ -355,7 +356,7 @@ def test_a_kill_within_detoxification_restarts_it(finished, teacher_file, tmp_pa
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(models, "save"), (main_line.Results, "write"), (report, "write_html")],
+    [(models, "save"), slow(main_line.Results, "write"), slow(report, "write_html")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_kill_after_the_training_costs_no_training(

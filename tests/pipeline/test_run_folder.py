@@ -20,6 +20,8 @@ from robustkd.core.folders import Folder
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.run_folder import Run, opened
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 def make(path: Path) -> None:
     with new_folder(path):

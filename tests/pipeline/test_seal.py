@@ -23,6 +23,8 @@ from robustkd.report.results import ResultRow, Results
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.checkpoint import State, save_state
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 BEGUN = {"settings": {"epochs": 3}, "teacher": {"sha256": "ab"}, "data": {"name": "digits"}}
 SPEC = Spec("wrn-10-1", 10, (1, 16, 16))
 ROW = ResultRow("digits", "a to b", "none", "ofd", 0, 0.5, None, None, 9, 1.0)
