@@ -253,7 +253,7 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
         ({"training": {"epochs": 0}}, "training.epochs is 0; expected more than 0"),
         (
             {"training": {"schedule": "cosin"}},
-            "training.schedule is 'cosin'; expected cosine or step",
+            "training.schedule is 'cosin'; expected cosine or step or constant",
         ),
         ({"training": {"temperature": 0}}, "training.temperature is 0; expected more than 0"),
         ({"training": {"weight_decay": -3}}, "training.weight_decay is -3; expected at least 0"),

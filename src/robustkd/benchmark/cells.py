@@ -19,8 +19,7 @@ from robustkd.attacks import find
 from robustkd.benchmark.attacked_teachers import Rehearsal
 from robustkd.core.methods import DetoxOptions, find_method, stated
 from robustkd.core.types import Settings, Split
-from robustkd.training.config import TrainingOptions
-from robustkd.training.precision import Precision
+from robustkd.training.config import Precision, TrainingOptions
 
 TEACHER = "teacher"
 """Method name of the cell that measures the teacher itself."""

@@ -30,8 +30,7 @@ from robustkd.core.types import Split
 from robustkd.core.validation import check_positive
 from robustkd.core.yaml_files import read_yaml
 from robustkd.teacher.defences.detoxification import check_search
-from robustkd.training.config import TrainingOptions, check_training
-from robustkd.training.precision import Precision
+from robustkd.training.config import Precision, TrainingOptions, check_training
 
 MOST_CELLS = 10_000
 """Largest number of cells of a grid, all of which are kept in memory."""

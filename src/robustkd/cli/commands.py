@@ -19,6 +19,7 @@ from robustkd.cli.flags import (
 )
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.core.errors import TrainingError
+from robustkd.training.config import TrainingOptions
 
 
 def demo(
@@ -192,7 +193,10 @@ def attack(
         images: How images are read.
         as_json: Print the results as JSON.
     """
-    check_training(epochs, batch_size, lr, seed)
+    training: TrainingOptions = {"epochs": epochs, "batch_size": batch_size}
+    if lr is not None:
+        training["lr"] = lr
+    check_training(training, seed)
     from robustkd.benchmark.attacked_teachers import attack_to_folder
 
     results = attack_to_folder(

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from cyclopts import Parameter
 from rich.console import Console
 
-from robustkd.cli.flags import IMAGES, Arch, Channels, ImageFlags, Paths, check_training, open_data
+from robustkd.cli.flags import (
+    IMAGES,
+    Arch,
+    Channels,
+    ImageFlags,
+    Paths,
+    TrainingFlags,
+    check_training,
+    choose_device,
+    open_data,
+)
 from robustkd.cli.output import print_json, print_plain, print_sections
 from robustkd.core.errors import UsageError
 
@@ -35,10 +45,10 @@ def distill(
     student: Arch,
     out: Path | None = None,
     method: str = "default",
-    epochs: int = 30,
-    batch_size: int = 64,
-    lr: float | None = None,
+    training: TrainingFlags = None,
     seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
     mean: Channels = (),
     std: Channels = (),
     teacher_taps: Paths = (),
@@ -64,10 +74,10 @@ def distill(
         student: Architecture of the student.
         out: New folder for the student, its results and the report.
         method: Name of the method, see ``robustkd list``.
-        epochs: Number of epochs.
-        batch_size: Images per step.
-        lr: Initial learning rate. Default: 0.1, and 0.02 for MobileNets and ShuffleNets.
+        training: How the student is trained.
         seed: The same seed gives the same student, byte for byte.
+        device: Device of the training; ``auto`` takes a GPU if there is one.
+        threads: Number of threads of the processor. Default: one per core.
         mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised.
             Default: the value in the file; else the published value of the architecture or that
             of the data, whichever gives the higher accuracy on validation images.
@@ -95,21 +105,22 @@ def distill(
             memory; nothing is written.
         as_json: Print the results as JSON.
     """
-    check_training(epochs, batch_size, lr, seed)
+    training = training or {}
+    check_training(training, seed)
+    choose_device(device, threads)
     if trust_run and resume is None:
         raise UsageError("--trust-run is given without --resume; add --resume RUN, or leave it out")
     folder = _folder(out, config, resume, dry_run=dry_run)
-    from robustkd.models import learning_rate
     from robustkd.pipeline.job import DistillJob
     from robustkd.training.config import TrainingConfig
+    from robustkd.training.recipes import with_defaults
 
-    lr = learning_rate(student) if lr is None else lr
     job = DistillJob(
         teacher=teacher,
         arch=arch,
         student=student,
         method=method,
-        training=TrainingConfig(epochs=epochs, batch_size=batch_size, lr=lr),
+        training=TrainingConfig(**with_defaults(training, student)),
         seed=seed,
         mean=mean,
         std=std,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, get_args
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
 from robustkd.core.errors import UsageError
+from robustkd.training.config import TrainingOptions
 
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
@@ -85,6 +88,10 @@ class ImageFlags:
 
 IMAGES = ImageFlags()
 
+TrainingFlags: TypeAlias = Annotated[
+    TrainingOptions | None, Parameter(name="*", group="Training", show_default=False)
+]
+
 
 def check_whole(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Raise an error for a fraction where an integer is expected; cyclopts would round it."""
@@ -102,15 +109,43 @@ def _of_whole_numbers(hint: object) -> bool:
     return hint is int or any(map(_of_whole_numbers, get_args(hint)))
 
 
-def check_training(epochs: int, batch_size: int, lr: float | None, seed: int) -> None:
+def check_training(training: TrainingOptions, seed: int) -> None:
     """Raise an error for training settings that are out of range."""
-    check_at_least("--epochs", epochs, 1)
-    check_at_least("--batch-size", batch_size, 2)
+    check_at_least("--epochs", training.get("epochs", 1), 1)
+    check_at_least("--batch-size", training.get("batch_size", 2), 2)
     check_at_least("--seed", seed, 0)
     if seed > _LARGEST_SEED:
         raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
-    if lr is not None and not 0 < lr < math.inf:
+    lr = training.get("lr", 1.0)
+    if not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr}; expected a finite number above 0")
+
+
+def choose_device(device: str, threads: int | None) -> None:
+    """Set the device of all trainings of this process, and the number of threads.
+
+    Raises:
+        UsageError: If there is no such device, or the number of threads is below 1.
+    """
+    if threads is not None:
+        check_at_least("--threads", threads, 1)
+    found = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d{1,3}))?", device)
+    if found is None:
+        raise UsageError(f"--device is {device!r}; expected auto, cpu, cuda, cuda:NUMBER or mps")
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    elif found[1] is not None:
+        # Before torch looks for devices, so that the number is that of the whole machine.
+        os.environ["CUDA_VISIBLE_DEVICES"] = found[1]
+    if threads is None and device in ("auto", "cpu"):
+        return
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    kind = device.partition(":")[0]
+    if kind in ("cuda", "mps") and not torch.get_device_module(kind).is_available():
+        raise UsageError(f"--device is {device!r}; this machine has none: leave it out")
 
 
 def open_data(

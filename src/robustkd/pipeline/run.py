@@ -26,6 +26,7 @@ from robustkd.pipeline.student import Made, make_student
 from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.inference import accuracy_on
+from robustkd.training.recipes import with_defaults
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ def run(
         keep_class_order: If True, accept a teacher whose outputs seem to be in another order than
             the classes of the data.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
-            ``batch_size`` and ``lr``. By default the learning rate is the architecture's own.
+            ``batch_size`` and ``lr``. Those that are not given are the architecture's own, see
+            :func:`robustkd.training.recipes.usual_training`.
 
     Raises:
         UsageError: If a name is unknown, a number is out of range, or ``out`` is not empty.
@@ -87,13 +89,12 @@ def run(
         TrainingError: If the training's loss stops being finite.
     """
     source = open_source(os.fspath(data)) if isinstance(data, str | Path) else data
-    training.setdefault("lr", models.learning_rate(student))
     job = DistillJob(
         teacher=Path(teacher),
         arch=arch,
         student=student,
         method=method,
-        training=TrainingConfig(**training),
+        training=TrainingConfig(**with_defaults(training, student)),
         seed=seed,
         mean=tuple(mean),
         std=tuple(std),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from robustkd.core.errors import InputError
 from robustkd.models import serialization
+
+_LONGEST_REASON = 100
 
 
 @dataclass(frozen=True)
@@ -81,3 +85,40 @@ def load_state(path: Path) -> State:
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
     return State(tensors, values)
+
+
+@contextmanager
+def damage_reported() -> Iterator[None]:
+    """Turn errors of a malformed state, which may be malicious, into one-line messages."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise InputError(
+            f"the stored state is damaged ({type(error).__name__}: {reason}); start a new run "
+            "with --out"
+        ) from error
+
+
+def checked_count(value: object) -> int:
+    """Return a number of a state, or raise ValueError if it is no count."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{ascii(value)[:40]} is not a count")
+    return value
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's global random generators."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def set_random_states(states: Mapping[str, Tensor]) -> None:
+    """Restore the states of torch's global random generators."""
+    for kind, state in states.items():
+        if kind == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(kind).set_rng_state(state)

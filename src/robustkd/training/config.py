@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TypedDict, get_args
+from fnmatch import fnmatch
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 from robustkd.core.errors import UsageError
+from robustkd.core.names import nearest
 from robustkd.core.validation import check_not_negative, check_positive
-from robustkd.training.precision import Precision
 from robustkd.training.schedule import Schedule
 
+Precision: TypeAlias = Literal["no", "bf16", "fp16"]
+"""Mixed precision, as accelerate names it."""
+
+SGD = "sgd"
+"""Name of the optimiser that is not one of timm's: SGD with Nesterov momentum."""
+
 _ALWAYS = ("epochs", "batch_size", "lr")
+_NOT_OFFERED = (
+    "bnb*",  # need bitsandbytes or apex, which are for CUDA devices
+    "fused*",
+    "adahessian",  # needs second derivatives
+    "lookahead_*",
+    "nesterov",  # names of SGD
+    "momentum",
+)
 
 
 class TrainingOptions(TypedDict, total=False):
-    """Fields of :class:`TrainingConfig` as keyword arguments."""
+    """Fields of :class:`TrainingConfig` as keyword arguments, and as flags of commands.
+
+    Attributes:
+        epochs: Number of epochs. Default: 30.
+        batch_size: Images per step. Default: 64.
+        lr: Initial learning rate. Default: by the architecture of the student: 0.1, or 0.02 with
+            depthwise convolutions, 0.01 without normalisation, 0.001 with LayerNorm.
+        momentum: Momentum of SGD. Default: 0.9.
+        weight_decay: Weight decay. Default: 0.0005, or 0.05 for students with LayerNorm.
+        schedule: Schedule of the learning rate. Default: cosine.
+        precision: Mixed precision. Default: no.
+        temperature: Temperature of soft targets. Default: 4.
+        optimizer: ``sgd``, or an optimiser of timm such as ``adamw``. Default: sgd, or adamw for
+            students with LayerNorm.
+        warmup_epochs: Epochs, at the start, in which the learning rate rises from 0. Default: 0,
+            or a tenth of the epochs for students with LayerNorm.
+        clip_grad: Largest L2 norm of the gradient. Default: no limit, or 1 for students with
+            LayerNorm.
+        ema: Decay of the moving average of the weights, which becomes the student. Default: none.
+        accumulate: Number of parts in which a batch is processed to save memory. Default: 1.
+    """
 
     epochs: int
     batch_size: int
@@ -24,6 +59,11 @@ class TrainingOptions(TypedDict, total=False):
     schedule: Schedule
     precision: Precision
     temperature: float
+    optimizer: str
+    warmup_epochs: float
+    clip_grad: float | None
+    ema: float | None
+    accumulate: int
 
 
 @dataclass(frozen=True)
@@ -35,14 +75,24 @@ class TrainingConfig:
         batch_size: Images per step, at least 1.
         lr: Initial learning rate, above 0; see :func:`robustkd.models.learning_rate` for the
             default of an architecture.
-        momentum: Momentum of SGD with Nesterov momentum, above 0.
-        weight_decay: L2 penalty, at least 0.
+        momentum: Momentum of SGD with Nesterov momentum, and of optimisers of timm that have one;
+            above 0.
+        weight_decay: Weight decay, at least 0; an L2 penalty with SGD.
         schedule: Schedule of the learning rate.
         precision: Mixed precision, as accelerate names it.
         temperature: Temperature of soft targets, above 0.
+        optimizer: ``sgd``, or an optimiser of timm such as ``adamw``; see
+            :func:`optimiser_names`.
+        warmup_epochs: Number of epochs, at the start, in which the learning rate rises linearly
+            from 0, at least 0 and less than ``epochs``.
+        clip_grad: Largest L2 norm of the gradient of all parameters, above 0; None for no limit.
+        ema: Decay of the exponential moving average of the weights, in [0, 1); the average is what
+            is validated and kept. None for no average.
+        accumulate: Number of parts, at least 1, in which each batch is processed to save memory;
+            their gradients are added before the step. BatchNorm sees the parts.
 
     Raises:
-        UsageError: If a number is out of range, or the schedule is unknown.
+        UsageError: If a number is out of range, or a name is unknown.
     """
 
     epochs: int = 30
@@ -53,6 +103,11 @@ class TrainingConfig:
     schedule: Schedule = "cosine"
     precision: Precision = "no"
     temperature: float = 4.0
+    optimizer: str = SGD
+    warmup_epochs: float = 0.0
+    clip_grad: float | None = None
+    ema: float | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         check_training(
@@ -63,9 +118,19 @@ class TrainingConfig:
             weight_decay=self.weight_decay,
             schedule=self.schedule,
         )
-        check_positive(temperature=self.temperature)
+        check_positive(temperature=self.temperature, accumulate=self.accumulate)
+        check_optimiser(self.optimizer)
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise UsageError(
+                f"warmup_epochs is {self.warmup_epochs}; expected at least 0 and less than the "
+                f"{self.epochs} epochs of the training"
+            )
+        if self.clip_grad is not None:
+            check_positive(clip_grad=self.clip_grad)
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise UsageError(f"ema is {self.ema}; expected at least 0 and less than 1, or none")
 
-    def stated(self) -> dict[str, int | float | str]:
+    def stated(self) -> dict[str, int | float | str | None]:
         """Return epochs, batch size, learning rate, and all other values that are not defaults."""
         usual = {field.name: field.default for field in fields(self)}
         return {
@@ -73,6 +138,27 @@ class TrainingConfig:
             for name, value in asdict(self).items()
             if name in _ALWAYS or value != usual[name]
         }
+
+
+def optimiser_names() -> tuple[str, ...]:
+    """Return the names of all optimisers: ``sgd`` first, then those of timm."""
+    from timm.optim import list_optimizers
+
+    names = [str(name) for name in list_optimizers()]
+    offered = [n for n in names if not any(fnmatch(n, pattern) for pattern in _NOT_OFFERED)]
+    return (SGD, *(name for name in offered if name != SGD))
+
+
+def check_optimiser(name: str) -> None:
+    """Raise an error for an unknown optimiser.
+
+    Raises:
+        UsageError: With the most similar name.
+    """
+    # timm takes seconds to import.
+    if name != SGD and name not in (names := optimiser_names()):
+        hint = nearest(name, names, otherwise="for example sgd or adamw")
+        raise UsageError(f"optimizer is {name!r}; expected sgd or an optimiser of timm: {hint}")
 
 
 def check_training(
@@ -92,4 +178,5 @@ def check_training(
     check_positive(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)
     check_not_negative(weight_decay=weight_decay)
     if schedule not in get_args(Schedule):
-        raise UsageError(f"schedule is {schedule!r}; expected {' or '.join(get_args(Schedule))}")
+        known = " or ".join(get_args(Schedule))
+        raise UsageError(f"schedule is {schedule!r}; expected {known}")

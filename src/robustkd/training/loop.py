@@ -10,7 +10,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,10 +24,19 @@ from robustkd.core.files import write_text
 from robustkd.core.progress import Update, track
 from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import check_positive
-from robustkd.training.checkpoint import Keeper, State
+from robustkd.training.average import MovingAverage
+from robustkd.training.checkpoint import (
+    Keeper,
+    State,
+    checked_count,
+    damage_reported,
+    random_states,
+    set_random_states,
+)
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.last_batch import joined, leaves_one, steps_per_epoch
 from robustkd.training.learners import Learner
+from robustkd.training.optimisers import new_optimiser, optimiser_state, restore_optimiser
 from robustkd.training.precision import new_accelerator
 from robustkd.training.schedule import schedule_factor
 
@@ -35,7 +44,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _CHECK_EVERY = 20
-_LONGEST_REASON = 100
 
 
 def chosen_epoch(figures: Sequence[float], enough: Callable[[float], float] | None = None) -> int:
@@ -87,7 +95,7 @@ def fit(
     keeper: Keeper | None = None,
     **training: Unpack[TrainingOptions],
 ) -> list[dict[str, float]]:
-    """Train a learner by SGD with Nesterov momentum on the augmented training split.
+    """Train a learner on the augmented training split, by default by SGD with Nesterov momentum.
 
     Args:
         learner: Module to train, in place; parameters without ``requires_grad`` are not changed.
@@ -115,16 +123,18 @@ def fit(
     """
     how = TrainingConfig(**training)
     accelerator = new_accelerator(how.precision)
-    optimiser = torch.optim.SGD(
+    optimiser = new_optimiser(
+        how.optimizer,
         _groups(learner, how.lr, rates),
+        lr=how.lr,
         momentum=how.momentum,
-        nesterov=True,
         weight_decay=how.weight_decay,
     )
     for group in optimiser.param_groups:
         group["start"] = group["lr"]
-    loop = _Loop(learner, beside, optimiser, accelerator, seed)
+    loop = _Loop(learner, beside, optimiser, accelerator, seed, how)
     steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
+    warmup = how.warmup_epochs / how.epochs
 
     def keep() -> None:
         if keeper is not None and accelerator.is_main_process:
@@ -138,7 +148,7 @@ def fit(
             while loop.epoch < how.epochs:
                 learner.train()
                 for batch in loop.batches(data, how.batch_size):
-                    factor = schedule_factor(how.schedule, loop.step / steps)
+                    factor = schedule_factor(how.schedule, loop.step / steps, warmup)
                     loop.advance(batch, factor, hooks.after_backward, update)
                     if keeper is not None and keeper.wanted():
                         keep()
@@ -158,13 +168,16 @@ class _Loop:
         self,
         learner: Learner,
         beside: nn.Module | None,
-        optimiser: torch.optim.SGD,
+        optimiser: torch.optim.Optimizer,
         accelerator: Accelerator,
         seed: int,
+        how: TrainingConfig,
     ) -> None:
+        self._how = how
         self.learner, self.beside = learner, beside
         self.optimiser, self.accelerator = optimiser, accelerator
         self.prepared = accelerator.prepare(learner, optimiser)
+        self._average = None if how.ema is None else MovingAverage(learner, how.ema)
         self.order, self.crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
         self.began = self.order.get_state(), self.crops.get_state()
         self.step = self.epoch = 0
@@ -173,6 +186,7 @@ class _Loop:
         self.records: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
         self._then: dict[str, Tensor] = {}
+        self._restored = False
 
     def batches(self, data: DataSource, batch_size: int) -> Iterator[Batch]:
         """Yield the remaining batches of this epoch."""
@@ -186,8 +200,8 @@ class _Loop:
         # Finished batches are generated again, so that the random generators advance.
         for _ in zip(range(self.taken), source, strict=False):
             pass
-        with _as_kept():
-            _set_random(self._then)
+        with damage_reported():
+            set_random_states(self._then)
         self._then = {}
         yield from source
 
@@ -199,22 +213,44 @@ class _Loop:
         update: Update,
     ) -> None:
         """Take a step at a share of the initial learning rates, and accumulate its scalars."""
-        learner, optimiser = self.prepared
+        _, optimiser = self.prepared
         for group in self.optimiser.param_groups:
             group["lr"] = group["start"] * factor
-        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        scalars: dict[str, Tensor] = learner(batch.images[mine], batch.labels[mine])
-        self.accelerator.backward(scalars["loss"])
+        scalars = self._backward(batch)
         if after_backward is not None:
             after_backward()
-        optimiser.step()
+        if self._how.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self._trained(), self._how.clip_grad)
+        # The first step shows whether a restored state of the optimiser fits the parameters.
+        with damage_reported() if self._restored else nullcontext():
+            optimiser.step()
+        self._restored = False
         optimiser.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.advance()
         for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach() * len(batch.labels)
+            self.sums[name] = self.sums.get(name, 0) + value * len(batch.labels)
         self.step += 1
         self.taken += 1
         self.seen += len(batch.labels)
         update(**(self._means() if self.taken % _CHECK_EVERY == 0 else {}))
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Add the gradients of a batch, part by part, and return the means of its scalars."""
+        learner, _ = self.prepared
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        images, labels = batch.images[mine], batch.labels[mine]
+        # BatchNorm needs two images.
+        count = max(1, min(self._how.accumulate, len(labels) // 2))
+        means: dict[str, Tensor] = {}
+        for some, own in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
+            scalars: dict[str, Tensor] = learner(some, own)
+            share = len(own) / len(labels)
+            self.accelerator.backward(scalars["loss"] if count == 1 else scalars["loss"] * share)
+            for name, value in scalars.items():
+                part = value.detach() if count == 1 else value.detach() * share
+                means[name] = means[name] + part if name in means else part
+        return means
 
     def end_epoch(
         self,
@@ -224,19 +260,31 @@ class _Loop:
         """Write the record of the epoch, and keep its weights if the epoch would be selected."""
         record = {"epoch": self.epoch + 1.0, **self._means()}
         self._check_finite()
-        if validate is not None:
-            record["validation"] = validate()
-            figures = [each["validation"] for each in (*self.records, record)]
-            if chosen_epoch(figures, enough) == self.epoch:
-                self.best = copy.deepcopy(self.learner.state_dict())
+        with nullcontext() if self._average is None else self._average.applied():
+            self._select_if_best(record, validate, enough)
         self.records.append(record)
         self.epoch += 1
         self.taken = self.seen = 0
         self.sums = {}
         self.began = self.order.get_state(), self.crops.get_state()
 
+    def _select_if_best(
+        self,
+        record: dict[str, float],
+        validate: Callable[[], float] | None,
+        enough: Callable[[float], float] | None,
+    ) -> None:
+        """Validate the present weights, and keep a copy of them if this epoch would be selected."""
+        chosen = self._average is not None  # without validation, the last average
+        if validate is not None:
+            record["validation"] = validate()
+            figures = [each["validation"] for each in (*self.records, record)]
+            chosen = chosen_epoch(figures, enough) == self.epoch
+        if chosen:
+            self.best = copy.deepcopy(self.learner.state_dict())
+
     def select(self) -> None:
-        """Restore the weights of the selected epoch, if epochs were validated."""
+        """Restore the weights of the selected epoch, if epochs were validated or averaged."""
         if self.best is not None:
             self.learner.load_state_dict(self.best)
 
@@ -264,14 +312,16 @@ class _Loop:
     def state(self) -> State:
         """Return the complete state, between two steps."""
         scaler = self.accelerator.scaler
+        tensors, values = optimiser_state(self.optimiser)
         parts: dict[str, Mapping[str, Tensor]] = {
             "learner": self.learner.state_dict(),
             "beside": {} if self.beside is None else self.beside.state_dict(),
-            "momentum": self._momentum(),
+            "optimiser": tensors,
+            "average": {} if self._average is None else self._average.state(),
             "best": {} if self.best is None else self.best,
             "sums": self.sums,
             "began": dict(zip(("order", "crops"), self.began, strict=True)),
-            "random": _get_random(self.accelerator.device),
+            "random": random_states(self.accelerator.device),
         }
         return State(
             {
@@ -286,6 +336,7 @@ class _Loop:
                 "seen": self.seen,
                 "scalars": list(self.sums),
                 "records": self.records,
+                "optimiser": values,
                 "scaler": None if scaler is None else scaler.state_dict(),
             },
         )
@@ -305,18 +356,16 @@ class _Loop:
                 "the stored state does not fit the networks, whose code has changed since; restore "
                 "the code, or start a new run with --out"
             ) from error
-        with _as_kept():
+        with damage_reported():
             self._restore_rest(state)
+        self._restored = True
 
     def _restore_rest(self, state: State) -> None:
         """Restore everything but the networks."""
-        values, trained = state.values, self._trained()
-        for index, saved in state.part("momentum").items():
-            parameter = trained[int(index)]
-            # In the memory format of the parameter: sums in another one may round differently.
-            self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(
-                parameter, requires_grad=False
-            ).copy_(saved)
+        values = state.values
+        restore_optimiser(self.optimiser, state.part("optimiser"), values["optimiser"])
+        if self._average is not None:
+            self._average.restore(state.part("average"))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         self.best = state.part("best") or None
@@ -326,13 +375,9 @@ class _Loop:
         began, self._then = state.part("began"), state.part("random")
         self.order.set_state(began["order"])
         self.crops.set_state(began["crops"])
-        self.step, self.epoch = _count(values["step"]), _count(values["epoch"])
-        self.taken, self.seen = _count(values["taken"]), values["seen"]
+        self.step, self.epoch = checked_count(values["step"]), checked_count(values["epoch"])
+        self.taken, self.seen = checked_count(values["taken"]), values["seen"]
         self.records = list(values["records"])
-
-    def _momentum(self) -> dict[str, Tensor]:
-        held = ((str(k), self.optimiser.state[p]) for k, p in enumerate(self._trained()))
-        return {index: state["momentum_buffer"] for index, state in held if state}
 
     def _trained(self) -> list[nn.Parameter]:
         groups = self.optimiser.param_groups
@@ -352,41 +397,6 @@ def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dic
             rate = rates.get(name.partition(".")[0], lr)
             groups.setdefault(rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
-
-
-@contextmanager
-def _as_kept() -> Iterator[None]:
-    """Turn errors of a malformed state, which may be malicious, into one-line messages."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        raise InputError(
-            f"the stored state is damaged ({type(error).__name__}: {reason}); start a new run "
-            "with --out"
-        ) from error
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{ascii(value)[:40]} is not a count")
-    return value
-
-
-def _get_random(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of torch's global random generators."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state()
-    return states
-
-
-def _set_random(states: Mapping[str, Tensor]) -> None:
-    for kind, state in states.items():
-        if kind == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(kind).set_rng_state(state)
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, float]]) -> None:

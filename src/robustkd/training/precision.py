@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
+from robustkd.training.config import Precision
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-Precision: TypeAlias = Literal["no", "bf16", "fp16"]
 
 
 @contextmanager

@@ -50,8 +50,9 @@ from robustkd.models.features.stages import stages
 from robustkd.models.features.variance import ALIVE, variance_ratio
 from robustkd.teacher.defences.batches import endless
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
+from robustkd.training.config import Precision
 from robustkd.training.inference import accuracy_on
-from robustkd.training.precision import Precision, mixed
+from robustkd.training.precision import mixed
 
 _STATISTICS_BATCHES = 8
 

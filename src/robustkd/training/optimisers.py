@@ -1,0 +1,109 @@
+"""Optimisers by name: SGD with Nesterov momentum, and those of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.training.config import SGD, check_optimiser
+
+
+def new_optimiser(
+    name: str,
+    groups: Sequence[dict[str, Any]],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """Create an optimiser.
+
+    SGD has Nesterov momentum and decays all weights. With any other optimiser, biases and the
+    weights of normalisation layers, which have one axis or none, are not decayed, as in the
+    training scripts of timm.
+
+    Args:
+        name: One of :func:`robustkd.training.config.optimiser_names`.
+        groups: Groups of parameters, each with ``params`` and its initial ``lr``.
+        lr: Initial learning rate of groups without one.
+        momentum: Momentum of SGD, and of optimisers of timm that have one.
+        weight_decay: Weight decay.
+
+    Raises:
+        UsageError: If the name is unknown.
+    """
+    check_optimiser(name)
+    if name == SGD:
+        return torch.optim.SGD(
+            list(groups), lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay
+        )
+    from timm.optim import create_optimizer_v2
+
+    divided = [part for group in groups for part in _by_decay(group, weight_decay)]
+    made: torch.optim.Optimizer = create_optimizer_v2(
+        divided, opt=name, lr=lr, weight_decay=weight_decay, momentum=momentum
+    )
+    return made
+
+
+def _by_decay(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
+    """Divide a group into parameters that are decayed, and those that are not."""
+    parameters: list[nn.Parameter] = group["params"]
+    parts = (
+        ([p for p in parameters if p.ndim > 1], weight_decay),
+        ([p for p in parameters if p.ndim <= 1], 0.0),
+    )
+    return [{**group, "params": own, "weight_decay": decay} for own, decay in parts if own]
+
+
+def optimiser_state(
+    optimiser: torch.optim.Optimizer,
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Return the state of an optimiser for a checkpoint: tensors, and all else as JSON values."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, object] = {}
+    states = {str(k): optimiser.state.get(p, {}) for k, p in enumerate(_parameters(optimiser))}
+    for index, group in enumerate(optimiser.param_groups):
+        # Some optimisers of timm count the steps of a group.
+        states[f"group.{index}"] = {"step": group["step"]} if "step" in group else {}
+    for place, state in states.items():
+        for name, value in state.items():
+            held = tensors if isinstance(value, Tensor) else values
+            held[f"{place}.{name}"] = value
+    return tensors, values
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, object],
+) -> None:
+    """Restore what :func:`optimiser_state` returned, on the devices of the parameters."""
+    parameters = _parameters(optimiser)
+    for key, value in (*tensors.items(), *values.items()):
+        index, _, name = key.partition(".")
+        if index == "group":
+            place, _, name = name.partition(".")
+            copied = value.clone() if isinstance(value, Tensor) else value
+            optimiser.param_groups[int(place)][name] = copied
+            continue
+        parameter = parameters[int(index)]
+        optimiser.state[parameter][name] = _placed(value, parameter)
+
+
+def _placed(value: object, parameter: nn.Parameter) -> object:
+    """Return a copy of a restored value as the optimiser of this parameter expects it."""
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value.clone() if isinstance(value, Tensor) else value
+    if value.shape == parameter.shape:
+        # In the memory format of the parameter: sums in another one may round differently.
+        like = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+        return like.copy_(value)
+    return value.to(parameter.device, copy=True)
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

@@ -1,0 +1,102 @@
+"""Training settings with which fresh networks of an architecture learn."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from robustkd.core.errors import UsageError
+from robustkd.models import registry
+from robustkd.models.classifier import Spec
+from robustkd.training.config import TrainingConfig, TrainingOptions
+
+_LIBRARIES = ("torchvision", "timm", "own-code")
+_SIDES = (224, 64, 32)
+_SLOW_RATE = 0.02
+_PLAIN_RATE = 0.01
+_WARMUP = 0.1
+"""Share of the epochs in which the learning rate of AdamW rises."""
+_LONGEST_WARMUP = 5.0
+
+
+def usual_training(arch: str, *, epochs: int) -> TrainingOptions:
+    """Return the settings for a fresh network of this architecture.
+
+    Networks of torchvision, of timm and of the user's own code are judged by their modules:
+
+    - networks that normalise with LayerNorm and have no BatchNorm, such as vision transformers and
+      ConvNeXt, are trained by AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with a learning
+      rate of 0.001, a weight decay of 0.05, a warm-up and a bounded gradient. SGD at the usual rate
+      diverges or stays at chance accuracy;
+    - networks with depthwise convolutions, such as MobileNets and EfficientNets, are trained by SGD
+      at 0.02;
+    - networks without any normalisation, such as VGG and AlexNet, at 0.01;
+    - all others at 0.1.
+
+    ``python -m tools.default_trainings`` measures these settings.
+
+    Args:
+        arch: Name of the architecture.
+        epochs: Number of epochs of the training.
+
+    Raises:
+        UsageError: If the architecture is unknown.
+    """
+    family, _ = registry.check_name(arch)
+    rate = registry.learning_rate(arch)
+    in_library = any(family is registry.FAMILIES[name] for name in _LIBRARIES)
+    network = _without_weights(arch) if in_library and rate == registry.USUAL_RATE else None
+    if network is None:
+        return {"lr": rate}
+    if _has(network, nn.modules.batchnorm._BatchNorm):
+        return {"lr": _SLOW_RATE if _has_depthwise(network) else rate}
+    if _has(network, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention):
+        return {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "weight_decay": 0.05,
+            "warmup_epochs": min(_LONGEST_WARMUP, _WARMUP * epochs),
+            "clip_grad": 1.0,
+        }
+    return {"lr": rate if _has(network, nn.GroupNorm, nn.InstanceNorm2d) else _PLAIN_RATE}
+
+
+def with_defaults(given: TrainingOptions, arch: str) -> TrainingOptions:
+    """Return the given settings, and those of :func:`usual_training` for all others.
+
+    Raises:
+        UsageError: If the architecture is unknown.
+    """
+    return usual_training(arch, epochs=given.get("epochs", TrainingConfig.epochs)) | given
+
+
+def _without_weights(arch: str) -> nn.Module | None:
+    """Build the network without weights, at the first size that it accepts.
+
+    Raises:
+        UsageError: If the library has no such architecture.
+    """
+    refused: UsageError | None = None
+    for side in _SIDES:
+        try:
+            with torch.device("meta"):
+                return registry.build(Spec(arch, 10, (3, side, side)), seed=0).network
+        except UsageError as error:
+            refused = error
+        # The user's own code may fail in any way on a device without values.
+        except Exception:  # noqa: S112
+            continue
+    if refused is not None:
+        raise refused
+    return None
+
+
+def _has(network: nn.Module, *kinds: type[nn.Module]) -> bool:
+    return any(isinstance(module, kinds) for module in network.modules())
+
+
+def _has_depthwise(network: nn.Module) -> bool:
+    return any(
+        isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        for module in network.modules()
+    )

@@ -1,0 +1,65 @@
+"""Settings that follow from the modules of an architecture."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from robustkd import models
+from robustkd.core.errors import UsageError
+from robustkd.training.config import TrainingConfig
+from robustkd.training.recipes import usual_training
+
+
+@pytest.mark.parametrize(
+    ("arch", "lr"),
+    [
+        ("wrn-10-1", 0.1),
+        ("resnet-18", 0.1),
+        ("mobilenet-v2-0.25", 0.02),
+        ("torchvision/resnet18", 0.1),
+        ("torchvision/mobilenet_v3_small", 0.02),
+        ("torchvision/vgg11", 0.01),
+        ("torchvision/squeezenet1_1", 0.01),
+        ("timm/efficientnet_lite0", 0.02),
+        ("timm/mobilenetv3_small_050", 0.02),
+    ],
+)
+def test_convolutional_networks_are_trained_by_sgd(arch, lr):
+    assert usual_training(arch, epochs=30) == {"lr": lr}
+
+
+@pytest.mark.parametrize(
+    "arch", ["timm/vit_tiny_patch16_224", "timm/convnext_atto", "torchvision/swin_t"]
+)
+def test_networks_with_layer_norm_are_trained_by_adamw(arch):
+    how = TrainingConfig(epochs=20, **usual_training(arch, epochs=20))
+    assert (how.optimizer, how.lr, how.weight_decay) == ("adamw", 0.001, 0.05)
+    assert (how.warmup_epochs, how.clip_grad) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 300])
+def test_the_warm_up_is_shorter_than_the_training(epochs):
+    TrainingConfig(epochs=epochs, **usual_training("timm/vit_tiny_patch16_224", epochs=epochs))
+
+
+def normalised(num_classes: int, in_chans: int) -> nn.Module:
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(4)
+    return nn.Sequential(nn.Conv2d(in_chans, 4, 3), *pooled, nn.Linear(4, num_classes))
+
+
+def stubborn(num_classes: int, in_chans: int) -> nn.Module:
+    raise RuntimeError("only on real devices")
+
+
+def test_code_of_the_user_is_judged_as_well_and_may_fail():
+    def own(name: str) -> models.OwnCode:
+        return models.OwnCode(f"tests.training.test_recipes:{name}")
+
+    assert usual_training(own("normalised"), epochs=10)["optimizer"] == "adamw"
+    assert usual_training(own("stubborn"), epochs=10) == {"lr": 0.1}
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UsageError, match=r"^unknown architecture 'resnet18'"):
+        usual_training("resnet18", epochs=1)
