@@ -58,7 +58,7 @@ def test_names_that_need_other_packages_are_left_out():
         ),
         (
             {"warmup_epochs": 30.0},
-            "warmup_epochs is 30.0; expected at least 0 and less than the 30 epochs of the training",
+            "warmup_epochs is 30.0; expected at least 0 and less than the 30 epochs",
         ),
         ({"clip_grad": 0.0}, "clip_grad is 0.0; expected more than 0"),
         ({"ema": 1.0}, "ema is 1.0; expected at least 0 and less than 1, or none"),

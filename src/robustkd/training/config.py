@@ -123,7 +123,7 @@ class TrainingConfig:
         if not 0 <= self.warmup_epochs < self.epochs:
             raise UsageError(
                 f"warmup_epochs is {self.warmup_epochs}; expected at least 0 and less than the "
-                f"{self.epochs} epochs of the training"
+                f"{self.epochs} epochs"
             )
         if self.clip_grad is not None:
             check_positive(clip_grad=self.clip_grad)
