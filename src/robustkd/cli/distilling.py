@@ -22,7 +22,7 @@ from robustkd.cli.flags import (
     choose_device,
     open_data,
 )
-from robustkd.cli.output import print_json, print_plain, print_sections
+from robustkd.cli.output import print_in_terminal, print_json, print_plain, print_sections
 from robustkd.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def distill(
     if trust_run and resume is None:
         raise UsageError("--trust-run is given without --resume; add --resume RUN, or leave it out")
     folder = _folder(out, config, resume, dry_run=dry_run)
+    # The imports below take seconds.
+    print_in_terminal("reading the data and the teacher ...")
     from robustkd.pipeline.job import DistillJob
     from robustkd.training.config import TrainingConfig
     from robustkd.training.recipes import with_defaults

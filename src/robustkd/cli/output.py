@@ -43,3 +43,10 @@ def _words(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_words, value)) or "none"
     return printable(str(value))
+
+
+def print_in_terminal(text: str) -> None:
+    """Print a line on stderr if it is a terminal; nothing in a redirected log."""
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    if console.is_terminal:
+        console.print(text)

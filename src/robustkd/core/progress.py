@@ -1,18 +1,73 @@
-"""Progress bar on stderr; nothing is shown if stderr is not a terminal."""
+"""Progress on stderr: a bar in terminals and notebooks, and now and then a line elsewhere."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+_FIGURES = ("loss", "acc")
+"""Values that fit beside a bar in 80 columns."""
+_LABEL = 24
+_SECONDS = 10.0
+"""Least time between two lines in a redirected log."""
+
 
 @runtime_checkable
 class Update(Protocol):
-    """Function that advances the bar by one step and shows values such as ``loss=1.23``."""
+    """Function that advances the bar by one step and shows values such as ``loss 1.23``."""
 
     def __call__(self, **figures: float) -> None:
         """Advance by one step; without arguments, the last values stay."""
+
+    def line(self, text: str) -> None:
+        """Print a line that stays, above the bar.
+
+        In a redirected log, a line is printed only if the last one, or the beginning, was at least
+        ten seconds ago.
+        """
+
+
+class _Bar:
+    """Bar of rich in a terminal or a notebook."""
+
+    def __init__(self, label: str, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._shown = self._console.is_terminal or self._console.is_jupyter
+        self._last = time.monotonic()
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+            expand=True,
+            disable=not self._shown,
+        )
+        short = label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
+        self._task = self.progress.add_task(short, total=total, figures="")
+
+    def __call__(self, **figures: float) -> None:
+        self.progress.advance(self._task)
+        if figures:
+            some = {name: figures[name] for name in _FIGURES if name in figures} or figures
+            first = list(some.items())[: len(_FIGURES)]
+            text = " ".join(f"{name} {value:.3g}" for name, value in first)
+            self.progress.update(self._task, figures=text)
+
+    def line(self, text: str) -> None:
+        if self._shown:
+            self.progress.console.print(text, soft_wrap=True)
+        elif time.monotonic() - self._last >= _SECONDS:
+            print(text, file=sys.stderr, flush=True)
+            self._last = time.monotonic()
 
 
 @contextmanager
@@ -20,32 +75,28 @@ def track(label: str, total: int) -> Iterator[Update]:
     """Show a progress bar with label, values and remaining time while the block lasts.
 
     Args:
-        label: Short description, e.g. ``distil``.
+        label: Short description, e.g. ``distilling``.
         total: Number of steps.
 
     Yields:
-        A function to call after each step.
+        A function to call after each step; its method ``line`` prints a line that stays.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    bar = _Bar(label, total)
+    with bar.progress:
+        yield bar
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task(label, total=total, figures="")
 
-        def update(**figures: float) -> None:
-            progress.advance(task)
-            if figures:
-                text = " ".join(f"{name} {value:.3g}" for name, value in figures.items())
-                progress.update(task, figures=text)
+def epoch_line(label: str, epochs: int, record: dict[str, float]) -> str:
+    """Describe a finished epoch in one line.
 
-        yield update
+    >>> record = {"epoch": 3.0, "loss": 1.234, "acc": 0.8712, "ce": 1.0, "validation": 0.852}
+    >>> epoch_line("distilling", 30, record)
+    'distilling: epoch 3 of 30, loss 1.23, training accuracy 87.1 %, validation accuracy 85.2 %'
+    """
+    parts = [f"epoch {record['epoch']:.0f} of {epochs}"]
+    if "loss" in record:
+        parts.append(f"loss {record['loss']:.3g}")
+    for name, words in (("acc", "training"), ("validation", "validation")):
+        if name in record:
+            parts.append(f"{words} accuracy {100 * record[name]:.1f} %")
+    return f"{label}: {', '.join(parts)}"

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.errors import InputError, TrainingError, UsageError
+from robustkd.core.errors import InputError, TrainingError
 from robustkd.core.files import write_text
-from robustkd.core.progress import Update, track
+from robustkd.core.progress import Update, epoch_line, track
 from robustkd.core.types import Batch, DataSource
-from robustkd.core.validation import check_positive
 from robustkd.training.average import MovingAverage
 from robustkd.training.checkpoint import (
     Keeper,
@@ -36,7 +35,12 @@ from robustkd.training.checkpoint import (
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.last_batch import joined, leaves_one, steps_per_epoch
 from robustkd.training.learners import Learner
-from robustkd.training.optimisers import new_optimiser, optimiser_state, restore_optimiser
+from robustkd.training.optimisers import (
+    new_optimiser,
+    optimiser_state,
+    parameter_groups,
+    restore_optimiser,
+)
 from robustkd.training.precision import new_accelerator
 from robustkd.training.schedule import schedule_factor
 
@@ -125,7 +129,7 @@ def fit(
     accelerator = new_accelerator(how.precision)
     optimiser = new_optimiser(
         how.optimizer,
-        _groups(learner, how.lr, rates),
+        parameter_groups(learner, how.lr, rates),
         lr=how.lr,
         momentum=how.momentum,
         weight_decay=how.weight_decay,
@@ -153,6 +157,8 @@ def fit(
                     if keeper is not None and keeper.wanted():
                         keep()
                 loop.end_epoch(hooks.validate, hooks.enough)
+                if accelerator.is_main_process:
+                    update.line(epoch_line(label, how.epochs, loop.records[-1]))
                 if log is not None and accelerator.is_main_process:
                     write_records(log, loop.records)
                 keep()
@@ -382,21 +388,6 @@ class _Loop:
     def _trained(self) -> list[nn.Parameter]:
         groups = self.optimiser.param_groups
         return [parameter for group in groups for parameter in group["params"]]
-
-
-def _groups(learner: Learner, lr: float, rates: Mapping[str, float]) -> list[dict[str, object]]:
-    """Return the parameter groups of the optimiser, one for each learning rate."""
-    check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
-    children = [name for name, _ in learner.named_children()]
-    unknown = next((name for name in rates if name not in children), None)
-    if unknown is not None:
-        raise UsageError(f"rates has the unknown child {unknown!r} of the learner")
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in learner.named_parameters():
-        if parameter.requires_grad:
-            rate = rates.get(name.partition(".")[0], lr)
-            groups.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, float]]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.errors import UsageError
+from robustkd.core.validation import check_positive
 from robustkd.training.config import SGD, check_optimiser
 
 
@@ -57,6 +59,32 @@ def _by_decay(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]
         ([p for p in parameters if p.ndim <= 1], 0.0),
     )
     return [{**group, "params": own, "weight_decay": decay} for own, decay in parts if own]
+
+
+def parameter_groups(
+    learner: nn.Module, lr: float, rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return the parameters to train as groups for :func:`new_optimiser`, one for each rate.
+
+    Args:
+        learner: Module whose parameters with ``requires_grad`` are trained.
+        lr: Learning rate.
+        rates: Learning rates of children of the learner, by name, in place of ``lr``.
+
+    Raises:
+        UsageError: If a rate is not above 0, or the learner has no child of a name.
+    """
+    check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
+    children = [name for name, _ in learner.named_children()]
+    unknown = next((name for name in rates if name not in children), None)
+    if unknown is not None:
+        raise UsageError(f"rates has the unknown child {unknown!r} of the learner")
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            rate = rates.get(name.partition(".")[0], lr)
+            groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
 def optimiser_state(

@@ -126,12 +126,12 @@ class _Cleaning:
             said = self.teacher.teacher(batch.images).argmax(1)
         return torch.where(missing, said, batch.labels)
 
-    def run(self, variance_weight: float, steps: int) -> None:
+    def run(self, variance_weight: float, steps: int, label: str = "cleaning") -> None:
         """Train masks and patterns for a number of steps with one lambda."""
         optimiser = torch.optim.Adam(self.teacher.masks.parameters(), lr=self.lr)
         with (
             taps.read(self.teacher, self.teacher.taps) as features,
-            track(f"detoxify, λ {variance_weight:.3g}", steps) as update,
+            track(label, steps) as update,
         ):
             for _ in range(steps):
                 batch = self.batches()
@@ -294,7 +294,7 @@ def _search(
 
     def attempt(weight: float) -> None:
         nonlocal low, high, held
-        cleaning.run(weight, settings.steps)
+        cleaning.run(weight, settings.steps, f"cleaning, strength {len(curve) + 1}/{most}")
         accuracy, ratios = measure()
         holds = accuracy >= floor
         curve.append(Point(weight, accuracy, sum(ratios) / len(ratios), holds))
@@ -304,7 +304,7 @@ def _search(
             high = weight
             masks.load_state_dict(held)
 
-    growth = settings.growth
+    growth, most = settings.growth, 1 + settings.raises + settings.bisections
     for _ in range(1 + settings.raises):
         if low and high:
             break
