@@ -708,3 +708,43 @@ def test_a_mistake_in_a_grid_is_one_line(text, flags, code, message, robustkd):
     assert (said.code, said.out) == (code, "")
     assert said.err.startswith(f"robustkd: {message}")
     assert said.err.count("\n") == 1
+
+
+# Students that could be chosen.
+
+
+def test_list_shows_students_with_size_and_speed(robustkd, monkeypatch):
+    monkeypatch.setattr("robustkd.cli.students._RUNS", 1)
+    monkeypatch.setattr(
+        "robustkd.cli.students.STUDENTS", ("wrn-16-2", "wrn-10-1", "resnet-8", "resnet-20")
+    )
+    said = robustkd("list", "--students", "--max-params", "300k", "--image", 1, 28, 28)
+    assert said.code == 0
+    assert [line.split()[0] for line in said.out.splitlines()[1:]] == [
+        "resnet-8",
+        "wrn-10-1",
+        "resnet-20",
+    ]
+    assert all(len(line) <= 80 for line in said.out.splitlines())
+    told = json.loads(robustkd("list", "--students", "--max-params", "100k", "--json").out)
+    assert told["image"] == [3, 32, 32]
+    assert [row["student"] for row in told["students"]] == ["resnet-8", "wrn-10-1"]
+    model = models.build(models.Spec("wrn-10-1", 10, (3, 32, 32)), seed=0)
+    assert told["students"][1]["parameters"] == models.parameters(model)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--max-params", "1M"],
+            "--max-params is given without --students; add it, or leave it out",
+        ),
+        (
+            ["--students", "--max-params", "1MB"],
+            "--max-params is '1MB'; expected a number such as 300k or 1.5M",
+        ),
+    ],
+)
+def test_wrong_limits_of_students_are_told(robustkd, flags, message):
+    refused(robustkd("list", *flags), 2, message)

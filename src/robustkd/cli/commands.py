@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.table import Table
 
 from robustkd.cli.flags import (
     IMAGES,
@@ -18,7 +19,7 @@ from robustkd.cli.flags import (
     open_student,
 )
 from robustkd.cli.output import print_json, print_plain, print_sections
-from robustkd.core.errors import TrainingError
+from robustkd.core.errors import TrainingError, UsageError
 from robustkd.training.config import TrainingOptions
 
 
@@ -226,6 +227,8 @@ def attack(
 def list_(
     *,
     taps: Arch | None = None,
+    students: Annotated[bool, Parameter(negative="")] = False,
+    max_params: str | None = None,
     image: tuple[int, int, int] | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -233,10 +236,17 @@ def list_(
 
     Args:
         taps: Show the taps, parameters and operations of this architecture instead.
+        students: Show small architectures with parameters, operations and latency instead.
+        max_params: Largest number of parameters of a student, such as 300k or 1M.
         image: Channels, height and width of its images. Default: those of its published weights,
             or 3 32 32.
         as_json: Print the list as JSON.
     """
+    if max_params is not None and not students:
+        raise UsageError("--max-params is given without --students; add it, or leave it out")
+    if students:
+        _list_students(image or (3, 32, 32), max_params, as_json=as_json)
+        return
     from robustkd.cli import catalogue
 
     shown = catalogue.describe(taps, image_shape=image) if taps else catalogue.catalogue()
@@ -244,3 +254,22 @@ def list_(
         print_json(shown)
         return
     print_sections(shown)
+
+
+def _list_students(image: tuple[int, int, int], most: str | None, *, as_json: bool) -> None:
+    from robustkd.cli.students import number, students
+
+    found = students(image, None if most is None else number(most))
+    rows = sorted(found, key=lambda row: int(str(row["parameters"])))
+    if as_json:
+        print_json({"image": list(image), "students": rows})
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("student")
+    for name in ("parameters", "million MACs", "ms per image"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["student"]), f"{row['parameters']:,}", str(row["mmacs"]), str(row["latency_ms"])
+        )
+    Console(highlight=False).print(table)
