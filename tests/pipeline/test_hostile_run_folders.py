@@ -132,7 +132,7 @@ def test_files_of_others_beside_tensorboard_s_stay(folder):
     (folder / "tensorboard" / "notes.txt").write_text("mine")
     (folder / "tensorboard" / "events.out.tfevents.1.host").write_text("another tool's")
     old = {path.name for path in (folder / "tensorboard").glob("*.robustkd")}
-    Events(folder / "tensorboard").show(RECORDS)
+    Events(folder / "tensorboard").show(RECORDS, [0.0] * len(RECORDS))
     left = {path.name for path in (folder / "tensorboard").iterdir()}
     assert {"notes.txt", "events.out.tfevents.1.host"} < left
     assert not old & left

@@ -153,7 +153,7 @@ def test_frozen_weights_of_a_student_stay(teacher):
 def test_every_loss_alone_and_all_together(names, teacher):
     found = short(teacher, losses=dict.fromkeys(names, 0.5))
     (record,) = found.epochs
-    assert set(record) == {"epoch", "loss", "acc", "ce", "validation", *names}
+    assert set(record) == {"epoch", "loss", "acc", "ce", "lr", "validation", *names}
     assert all(math.isfinite(value) for value in record.values())
     assert record["loss"] == pytest.approx(sum(record[name] for name in ("ce", *names)), rel=1e-4)
     assert all(record[name] > 0 for name in names)
@@ -176,7 +176,9 @@ def test_distillation_brings_the_student_to_the_teacher(teacher):
 @pytest.mark.parametrize("hardening", [None, perturbations()], ids=["plain", "hardened"])
 def test_without_a_teacher_labels_are_all(hardening):
     found = short(None, losses={}, hardening=hardening)
-    expected = {"epoch", "loss", "acc", "ce", "validation"} | ({"harden"} if hardening else set())
+    expected = {"epoch", "loss", "acc", "ce", "lr", "validation"} | (
+        {"harden"} if hardening else set()
+    )
     assert set(found.epochs[0]) == expected
 
 

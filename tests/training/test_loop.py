@@ -247,7 +247,7 @@ def test_every_epoch_is_a_line_of_the_log(tmp_path):
     records = fit(learner(), DATA, epochs=3, hooks=Hooks(validate=lambda: 0.5), log=log)
     lines = log.read_text().splitlines()
     assert [json.loads(line) for line in lines] == records
-    assert set(records[0]) == {"epoch", "loss", "acc", "validation"}
+    assert set(records[0]) == {"epoch", "loss", "acc", "lr", "validation"}
 
 
 @pytest.mark.parametrize(

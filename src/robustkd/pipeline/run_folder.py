@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -74,6 +75,7 @@ class Run:
         self._started = self._kept = time.monotonic()
         self._seconds_before = 0.0
         self._noted = 0
+        self._times: list[float] = []  # when each epoch ended, as time.time()
 
     @property
     def seconds(self) -> float:
@@ -138,6 +140,7 @@ class Run:
         if not isinstance(seconds, int | float) or not _are_records(records):
             raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
         self._seconds_before, self._noted = seconds, len(records)
+        self._times = _times(state.values.get("times"), len(records))
         _log.info("continued after step %s", _shown(state.values.get("step")))
         return state
 
@@ -152,17 +155,17 @@ class Run:
             KeyboardInterrupt: If the run was interrupted.
             WriteError: If the disk is full; the previous state is still there.
         """
-        from robustkd.training.checkpoint import State, save_state
-        from robustkd.training.loop import write_records
+        from robustkd.training.checkpoint import State, save_state, write_records
 
         records: Sequence[Mapping[str, float]] = state.values["records"]
         if len(records) > self._noted:
             write_records(self.folder / METRICS, records)
-            self._events.show(records)
+            self._times += [time.time()] * (len(records) - self._noted)
+            self._events.show(records, self._times)
             for record in records[self._noted :]:
                 _log.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in record.items()))
             self._noted = len(records)
-        values = {**state.values, "seconds": self.seconds}
+        values = {**state.values, "seconds": self.seconds, "times": self._times}
         with self._seal.replacing(CHECKPOINT) as partial:
             save_state(State(state.tensors, values), partial)
         self._kept = time.monotonic()
@@ -300,6 +303,15 @@ def _check_seal(folder: Path, seal: Seal, *, trust: bool) -> None:
                 f"{folder} was not written by a run of yours, or not with these settings: {error}; "
                 f"start a new run with --out, or {TRUST}"
             ) from error
+
+
+def _times(found: object, count: int) -> list[float]:
+    """Return stored times of the epochs, or the present time for those of older versions."""
+    if isinstance(found, list) and len(found) == count:
+        times = [float(time) for time in found if isinstance(time, int | float)]
+        if len(times) == count and all(map(math.isfinite, times)):
+            return times
+    return [time.time()] * count
 
 
 def _are_records(found: object) -> TypeGuard[list[Mapping[str, float]]]:

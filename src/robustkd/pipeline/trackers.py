@@ -30,8 +30,13 @@ class Events:
         self._name = ""
         self._shown = 0
 
-    def show(self, records: Sequence[Mapping[str, float]]) -> None:
+    def show(self, records: Sequence[Mapping[str, float]], times: Sequence[float]) -> None:
         """Write the records that are not in the file yet.
+
+        Args:
+            records: One record per epoch. Its values are shown as ``train/NAME``, the accuracy on
+                validation images as ``val/acc`` and the learning rate as ``lr``.
+            times: Time at which each epoch ended, in seconds since 1970.
 
         Raises:
             WriteError: If the file cannot be written; its content stays as it was.
@@ -43,9 +48,9 @@ class Events:
                 parent.inside(self._folder.name, make=True) as folder,
             ):
                 if self._name:
-                    _append(folder, name, _scalars(records[self._shown :]))
+                    _append(folder, name, _scalars(records[self._shown :], times[self._shown :]))
                 else:
-                    _begin(folder, name, _version() + _scalars(records))
+                    _begin(folder, name, _version() + _scalars(records, times))
         except OSError as error:
             raise refusal(self._folder / name, error) from error
         self._name, self._shown = name, len(records)
@@ -83,14 +88,18 @@ def _version() -> bytes:
     return _framed(event.SerializeToString())
 
 
-def _scalars(records: Sequence[Mapping[str, float]]) -> bytes:
+def _tag(name: str) -> str:
+    """Return the name under which TensorBoard shows a value of a record."""
+    return {"validation": "val/acc", "lr": "lr"}.get(name, f"train/{name}")
+
+
+def _scalars(records: Sequence[Mapping[str, float]], times: Sequence[float]) -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event
     from torch.utils.tensorboard.summary import scalar
 
-    now = time.time()
     events = (
-        Event(wall_time=now, step=int(record["epoch"]), summary=scalar(name, value))
-        for record in records
+        Event(wall_time=ended, step=int(record["epoch"]), summary=scalar(_tag(name), value))
+        for record, ended in zip(records, times, strict=True)
         for name, value in record.items()
         if name != "epoch"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from robustkd.core.errors import InputError
+from robustkd.core.files import write_text
 from robustkd.models import serialization
 
 _LONGEST_REASON = 100
@@ -122,3 +123,12 @@ def set_random_states(states: Mapping[str, Tensor]) -> None:
             torch.set_rng_state(state)
         else:
             torch.get_device_module(kind).set_rng_state(state)
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, float]]) -> None:
+    """Write one JSON line per epoch.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -7,9 +7,8 @@ and knows nothing of teachers or triggers.
 from __future__ import annotations
 
 import copy
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.errors import InputError, TrainingError
-from robustkd.core.files import write_text
 from robustkd.core.progress import Update, epoch_line, track
 from robustkd.core.types import Batch, DataSource
 from robustkd.training.average import MovingAverage
@@ -31,6 +29,7 @@ from robustkd.training.checkpoint import (
     damage_reported,
     random_states,
     set_random_states,
+    write_records,
 )
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.last_batch import joined, leaves_one, steps_per_epoch
@@ -116,7 +115,8 @@ def fit(
             ``batch_size`` (over all processes) and ``lr``; ``temperature`` has no effect here.
 
     Returns:
-        One record per epoch: means of the learner's scalars, and ``validation`` if measured.
+        One record per epoch: means of the learner's scalars, the last learning rate as ``lr``, and
+        ``validation`` if measured.
 
     Raises:
         UsageError: If a number is out of range, or the learner has no child with a name in
@@ -193,6 +193,7 @@ class _Loop:
         self.best: dict[str, Tensor] | None = None
         self._then: dict[str, Tensor] = {}
         self._restored = False
+        self._factor = 1.0  # of the initial learning rates, in the last step
 
     def batches(self, data: DataSource, batch_size: int) -> Iterator[Batch]:
         """Yield the remaining batches of this epoch."""
@@ -220,6 +221,7 @@ class _Loop:
     ) -> None:
         """Take a step at a share of the initial learning rates, and accumulate its scalars."""
         _, optimiser = self.prepared
+        self._factor = factor
         for group in self.optimiser.param_groups:
             group["lr"] = group["start"] * factor
         scalars = self._backward(batch)
@@ -265,6 +267,7 @@ class _Loop:
     ) -> None:
         """Write the record of the epoch, and keep its weights if the epoch would be selected."""
         record = {"epoch": self.epoch + 1.0, **self._means()}
+        record["lr"] = self._factor * max(group["start"] for group in self.optimiser.param_groups)
         self._check_finite()
         with nullcontext() if self._average is None else self._average.applied():
             self._select_if_best(record, validate, enough)
@@ -342,6 +345,7 @@ class _Loop:
                 "seen": self.seen,
                 "scalars": list(self.sums),
                 "records": self.records,
+                "factor": self._factor,
                 "optimiser": values,
                 "scaler": None if scaler is None else scaler.state_dict(),
             },
@@ -384,16 +388,8 @@ class _Loop:
         self.step, self.epoch = checked_count(values["step"]), checked_count(values["epoch"])
         self.taken, self.seen = checked_count(values["taken"]), values["seen"]
         self.records = list(values["records"])
+        self._factor = float(values["factor"])
 
     def _trained(self) -> list[nn.Parameter]:
         groups = self.optimiser.param_groups
         return [parameter for group in groups for parameter in group["params"]]
-
-
-def write_records(path: Path, records: Iterable[Mapping[str, float]]) -> None:
-    """Write one JSON line per epoch.
-
-    Raises:
-        WriteError: If the file cannot be written.
-    """
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
