@@ -12,8 +12,8 @@ from io import BufferedIOBase
 
 from robustkd.teacher.untrusted import read_pickle
 from robustkd.teacher.untrusted.contents import WIDTHS, Contents, Refusal, Stored, checked, quoted
-from robustkd.teacher.untrusted.pickle_machine import TensorRef
 from robustkd.teacher.untrusted.read_archive import Member, read_members, verify
+from robustkd.teacher.untrusted.values import TensorRef
 from robustkd.teacher.untrusted.wrappers import unwrap
 
 _LITTLE = b"little"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from robustkd.teacher.untrusted.contents import Refusal, quoted, shown
-from robustkd.teacher.untrusted.pickle_machine import TensorRef
+from robustkd.teacher.untrusted.values import Dead, TensorRef
 
 WRAPPERS = (
     "state_dict",
@@ -62,4 +62,6 @@ def _named(tensors: Mapping[object, TensorRef]) -> dict[str, TensorRef]:
 
 
 def _kind(saved: object) -> str:
+    if isinstance(saved, Dead):
+        return f"an object of the class {quoted(saved.name.replace(' ', '.'))}"
     return "a single tensor" if isinstance(saved, TensorRef) else f"a {type(saved).__name__}"
