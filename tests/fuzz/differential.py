@@ -151,13 +151,13 @@ def header_changed(content: bytes, _: bytes, random: Random) -> bytes:
 
 
 def read_by_us(content: bytes) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """The tensors and the keys around them; None for a refusal."""
+    """The tensors of the first state dict and the keys around them; None for a refusal."""
     out = io.BytesIO()
     try:
         found = convert(io.BytesIO(content), out, len(content))
     except Refusal:
         return None
-    return safetensors.torch.load(out.getvalue()), found.wrappers
+    return safetensors.torch.load(out.getvalue()), found[0].wrappers
 
 
 def read_by_torch(content: bytes) -> object:

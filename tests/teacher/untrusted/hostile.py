@@ -170,7 +170,8 @@ PICKLES = {
     ),
     "no state dict": _saved(lambda _: {"epoch": 3, "lr": 0.1}, "holds no state dict"),
     "object of a class that has no weights": _saved(
-        lambda _: argparse.Namespace(w=3), "holds an object of the class 'argparse.Namespace'"
+        lambda _: argparse.Namespace(w=3),
+        "holds an object of the class 'argparse.Namespace' without tensors",
     ),
     "pickle calls torch.hub.load": _bytes(
         checkpoint(b"\x80\x02ctorch.hub\nload\nX\1\0\0\0a\x85R."), f"{_CODE} ('torch.hub.load')"

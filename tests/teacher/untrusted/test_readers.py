@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from robustkd.models import build
-from robustkd.teacher.untrusted import wrappers
 from robustkd.teacher.untrusted.allowed_names import DEFAULT, LIVE
 from robustkd.teacher.untrusted.child import convert, find_tensors
 from robustkd.teacher.untrusted.contents import Contents, Refusal, Stored
@@ -47,11 +46,17 @@ DTYPES = (
 )
 
 
-def converted(file: bytes) -> tuple[Contents, dict[str, Tensor]]:
+def converted(file: bytes, choice: int = 0) -> tuple[Contents, dict[str, Tensor]]:
     """What the child does, in this process."""
     out = io.BytesIO()
-    contents = convert(io.BytesIO(file), out, len(file))
-    return contents, safetensors.torch.load(out.getvalue())
+    found = convert(io.BytesIO(file), out, len(file), choice=choice)
+    return found[choice], safetensors.torch.load(out.getvalue())
+
+
+def keys(file: bytes) -> list[str]:
+    """The keys of all state dicts in a file."""
+    found = find_tensors(io.BytesIO(file), len(file))
+    return [".".join(contents.wrappers) for contents in found]
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
@@ -125,7 +130,9 @@ def test_a_training_run_is_read_for_its_weights():
         "schedule": schedule.state_dict(),
         "scale": torch.nn.Parameter(torch.ones(2)),
     }
-    contents, found = converted(saved(run))
+    file = saved(run)
+    assert keys(file) == ["", "model", "ema"]
+    contents, found = converted(file, 1)
     assert same(found, dict(network.state_dict()))
     assert contents.wrappers == ("model",)
     assert set(contents.ignored) == run.keys() - {"model"}
@@ -257,31 +264,48 @@ def test_gathering_is_as_strided(shape, data, dtype):
     assert bytes(made) == expected.numpy().tobytes()
 
 
-@pytest.mark.parametrize("key", wrappers.WRAPPERS)
-def test_each_known_wrapper_is_taken_off(key):
+@pytest.mark.parametrize("key", ["state_dict", "model", "net", "anything else"])
+def test_a_state_dict_is_found_under_any_key(key):
     contents, found = converted(saved({key: {"w": torch.ones(2)}, "epoch": 1}))
     assert (contents.wrappers, contents.ignored) == ((key,), ("epoch",))
     assert found["w"].tolist() == [1, 1]
 
 
-def test_wrappers_nest_and_the_first_known_one_wins():
+def test_every_state_dict_is_listed_in_the_order_of_the_file():
     inner = {"state_dict": {"w": torch.ones(1)}, "rng": torch.zeros(3)}
-    contents, found = converted(saved({"ema": {"w": torch.zeros(1)}, "model": inner}))
-    assert contents.wrappers == ("model", "state_dict")
-    assert contents.ignored == ("ema", "rng")
+    file = saved({"ema": {"w": torch.zeros(1)}, "model": inner, "lr": 0.1})
+    assert keys(file) == ["ema", "model", "model.state_dict"]
+    contents, found = converted(file, 2)
+    assert contents.ignored == ("ema", "lr", "rng")
     assert found["w"].item() == 1
+
+
+def test_the_eight_largest_state_dicts_are_listed():
+    many = {f"{n}": {str(k): torch.ones(1) for k in range(n)} for n in (1, 9, 2, 8, 3, 7, 4, 6, 5)}
+    assert keys(saved(many)) == ["9", "2", "8", "3", "7", "4", "6", "5"]
+
+
+def test_state_dicts_are_searched_to_a_depth():
     deep: dict[str, object] = {"w": torch.ones(1)}
-    for _ in range(6):
-        deep = {"model": deep}
-    assert damaged(saved(deep)) == "wraps its state dict more than 4 times"
+    for _ in range(5):
+        deep = {"a": deep}
+    assert keys(saved(deep)) == ["a.a.a.a.a"]
+    assert damaged(saved({"a": deep})) == "holds no state dict; it has ('a')"
+
+
+def test_a_state_dict_that_cannot_be_read_does_not_hide_another():
+    one = tensor_program()[2:-1]
+    both = b"\x80\x02}(X\1\0\0\0a" + one + b"X\1\0\0\0b"
+    both += one.replace(b"X\1\0\0\x000", b"X\1\0\0\x001") + b"u."
+    file = checkpoint(both, _1=bytes(16))
+    assert keys(file) == ["b"]
+    assert converted(file)[1]["w"].shape == (4,)
 
 
 def test_what_is_no_state_dict_is_said():
     assert damaged(saved(torch.ones(2))) == "holds a single tensor instead of a state dict"
     assert damaged(saved([1])) == "holds a list instead of a state dict"
-    assert damaged(saved({"a": {}, 3: "x"})) == (
-        "holds no state dict under any known key; it has ('a', '3')"
-    )
+    assert damaged(saved({"a": {}, 3: "x"})) == ("holds no state dict; it has ('a', '3')")
     assert damaged(saved({1: torch.ones(1)})) == "has tensors whose names are no text"
 
 
@@ -346,4 +370,4 @@ def test_no_warning_and_no_import_of_what_a_file_names():
         program = b"\x80\x02}X\x01\0\0\0actorch.nothing\n%s\n)Rs."
         assert damaged(checkpoint(program % b"here")).startswith("names code")
         assert damaged(checkpoint(program % b"Here")).startswith("holds no state dict")
-    assert find_tensors(io.BytesIO(saved(weights())), 10**6).format == "torch zip"
+    assert find_tensors(io.BytesIO(saved(weights())), 10**6)[0].format == "torch zip"

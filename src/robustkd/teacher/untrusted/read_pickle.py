@@ -75,13 +75,13 @@ def _operations(pickle: bytes) -> Iterator[Op]:
         raise Refusal("has a pickle that goes on after its end")
 
 
-def run(pickle: bytes) -> object:
-    """Return the value of a pickle that :func:`scan` has accepted.
+def run(pickle: bytes, *, legacy: bool = False) -> Machine:
+    """Return the machine that has executed a pickle which :func:`scan` has accepted.
 
     Raises:
         Refusal: If an instruction does not fit the values on the stack.
     """
-    machine = Machine()
+    machine = Machine(legacy=legacy)
     for name, argument in _operations(pickle):
         machine.follow(name, argument)
-    return machine.result()
+    return machine
