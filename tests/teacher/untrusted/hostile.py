@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -27,6 +28,8 @@ from tests.teacher.untrusted.samples import (
     Payload,
     checkpoint,
     entry,
+    legacy,
+    legacy_parts,
     members,
     safetensors,
     saved,
@@ -75,10 +78,17 @@ def _made(make: Callable[[Path], object], says: str) -> Case:
     return Case(lambda path, _: make(path), says)
 
 
-def _legacy(canary: Path) -> bytes:
-    buffer = io.BytesIO()
-    torch.save({"w": touching(canary)}, buffer, _use_new_zipfile_serialization=False)
-    return buffer.getvalue()
+def _legacy(part: int, canary: Path) -> bytes:
+    """A file in the legacy format with a payload in one of its pickles, and nothing else wrong."""
+    parts = legacy_parts(legacy(weights()))
+    parts[part] = pickle.dumps([touching(canary)], protocol=2)
+    return b"".join(parts)
+
+
+def _legacy_but(part: int, change: Callable[[bytes], bytes]) -> bytes:
+    parts = legacy_parts(legacy({"w": torch.arange(4.0)}))
+    parts[part] = change(parts[part])
+    return b"".join(parts)
 
 
 def _cut_pickle(canary: Path) -> bytes:
@@ -110,7 +120,44 @@ PICKLES = {
         text_pickle, _RAW, name="teacher.safetensors"
     ),
     "raw pickle of protocol 4": _payload(lambda c: pickle.dumps(touching(c), protocol=4), _RAW),
-    "legacy torch.save": _payload(_legacy, _RAW),
+    "legacy torch.save of a payload": _payload(
+        lambda c: legacy({"w": touching(c)}), f"{_CODE} ('posix.system')"
+    ),
+    "legacy, payload as its state dict": _payload(partial(_legacy, 3), f"{_CODE} ('posix.system')"),
+    "legacy, payload in its notes on the machine": _payload(
+        partial(_legacy, 2), f"{_CODE} ('posix.system')"
+    ),
+    "legacy, payload in its list of storages": _payload(
+        partial(_legacy, 4), f"{_CODE} ('posix.system')"
+    ),
+    "legacy, payload before a truncated tail": _payload(
+        lambda c: _legacy(3, c)[:-100], f"{_CODE} ('posix.system')"
+    ),
+    "legacy, payload behind its end": _payload(
+        lambda c: legacy(weights()) + pickle.dumps(touching(c)), "goes on behind its storages"
+    ),
+    "legacy, list of storages without one": _bytes(
+        lambda: _legacy_but(4, lambda _: b"\x80\x02]."), "lists other storages than its tensors"
+    ),
+    "legacy, storage of another length": _bytes(
+        lambda: _legacy_but(5, lambda part: b"\5" + part[1:]), "has 4 values; it has 5"
+    ),
+    "legacy, storage of 2^63 values": _bytes(
+        lambda: _legacy_but(5, lambda part: b"\0" * 7 + b"\x80" + part[8:]),
+        "has 4 values; it has 9223372036854775808",
+    ),
+    "legacy, cut off": _bytes(lambda: legacy(weights())[:-1], "it is cut off"),
+    "legacy, big-endian": _bytes(
+        lambda: _legacy_but(2, lambda part: part.replace(b"\x88", b"\x89")),
+        "was saved on a big-endian machine",
+    ),
+    "legacy, a million instructions": _bytes(
+        lambda: _legacy_but(3, lambda _: b"\x80\x02" + b"}0" * 600_000 + b"}."),
+        "has more than 1000000 pickle instructions",
+    ),
+    "raw pickle with the magic number behind": _payload(
+        lambda c: pickle.dumps(touching(c), protocol=2) + legacy(weights()), _RAW
+    ),
     "payload before a truncated tail": _payload(_cut_pickle, f"{_CODE} ('posix.system')"),
     "name on the stack (STACK_GLOBAL)": _bytes(
         checkpoint(b"\x80\x04\x8c\x02os\x8c\x06system\x93."),

@@ -19,6 +19,7 @@ from robustkd.teacher.untrusted import limits
 from robustkd.teacher.untrusted.contents import Contents, Refusal, quoted
 from robustkd.teacher.untrusted.formats import HEAD, recognise
 from robustkd.teacher.untrusted.read_checkpoint import read_checkpoint
+from robustkd.teacher.untrusted.read_legacy import FORMAT, read_legacy
 from robustkd.teacher.untrusted.read_safetensors import read_safetensors
 from robustkd.teacher.untrusted.write_safetensors import write_layout, write_plain
 
@@ -27,7 +28,7 @@ _TOO_WEAK = (
     "is not read: this system has no seccomp, so that its reader could do harm; use Linux on "
     "x86-64 or arm64, or accept the risk with --allow-weak-sandbox"
 )
-_READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint}
+_READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint, FORMAT: read_legacy}
 
 
 def load_codecs() -> None:
