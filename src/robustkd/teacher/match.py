@@ -128,7 +128,7 @@ def plans(
         for place in SHORTCUT_PLACES:
             names = in_order(plain, wanted.tensors, wanted.head, place)
             if names is not None:
-                plan = _plan(tensors, wanted, names)
+                plan = replace(_plan(tensors, wanted, names), by_order=True)
                 apply(plan, tensors, wanted, path)
                 return [plan]
     fitting, errors = [], []
@@ -240,7 +240,6 @@ def _plan(tensors: Mapping[str, Tensor], wanted: Wanted, names: Mapping[str, str
         filled=tuple(name for name in lacking if name not in names),
         ignored=tuple(name for name in rest if name not in own),
         normalisation=own,
-        by_order=any(not own.endswith(name) for name, own in names.items()),
     )
 
 
