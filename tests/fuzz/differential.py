@@ -29,7 +29,7 @@ from torch import Tensor
 
 from robustkd.teacher.untrusted.child import convert
 from robustkd.teacher.untrusted.contents import Refusal
-from tests.teacher.untrusted.samples import members, saved, zipped
+from tests.teacher.untrusted.samples import legacy, legacy_parts, members, saved, zipped
 
 MARKS = (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"PK\x07\x08")
 NUMBERS = (0, 1, 2, 4, 8, 20, 0x7F, 0xFF, 0xFFFF, 0xFFFFFFFF)
@@ -119,6 +119,21 @@ def member_changed(content: bytes, other: bytes, random: Random) -> bytes:
     return zipped(parts)
 
 
+def pickle_changed(content: bytes, other: bytes, random: Random) -> bytes:
+    """A file in the legacy format with one part changed, or taken from another."""
+    try:
+        parts, more = legacy_parts(content), legacy_parts(other)
+    except Exception:
+        return content
+    place = random.randrange(len(parts))
+    if random.random() < 0.3:
+        parts[place] = random.choice((more[place], random.choice(more)))
+    else:
+        changed = random.choice((bytes_changed, part_moved))
+        parts[place] = changed(parts[place] or b"x", more[place] or b"x", random)
+    return b"".join(parts)
+
+
 def header_changed(content: bytes, _: bytes, random: Random) -> bytes:
     """A safetensors file with another JSON header of the right length."""
     length = int.from_bytes(content[:8], "little")
@@ -151,13 +166,13 @@ def header_changed(content: bytes, _: bytes, random: Random) -> bytes:
 
 
 def read_by_us(content: bytes) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """The tensors and the keys around them; None for a refusal."""
+    """The tensors of the first state dict and the keys around them; None for a refusal."""
     out = io.BytesIO()
     try:
         found = convert(io.BytesIO(content), out, len(content))
     except Refusal:
         return None
-    return safetensors.torch.load(out.getvalue()), found.wrappers
+    return safetensors.torch.load(out.getvalue()), found[0].wrappers
 
 
 def read_by_torch(content: bytes) -> object:
@@ -215,6 +230,10 @@ def fuzz(kind: str, runs: int, seed: int) -> Counter[str]:
         honest += [zipped(members(whole)) for whole in honest[:4]]
         ways = [bytes_changed, part_moved, field_changed, directories_joined, member_changed]
         library = read_by_torch
+    elif kind == "legacy":
+        honest = [legacy(state) for place in (1, 2) for state in states(place)]
+        ways = [bytes_changed, part_moved, pickle_changed, pickle_changed]
+        library = read_by_torch
     else:
         plain = [s for place in (1, 2) for s in states(place)[:3:2] if isinstance(s, dict)]
         honest = [safetensors.torch.save(each) for each in plain]
@@ -236,14 +255,14 @@ def fuzz(kind: str, runs: int, seed: int) -> Counter[str]:
 
 
 def main() -> None:
-    """Fuzz both formats and print how it ended."""
+    """Fuzz all formats and print how it ended."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--record", type=Path, help="JSON file for the figures")
     chosen = parser.parse_args()
     rows = []
-    for kind in ("archives", "safetensors"):
+    for kind in ("archives", "legacy", "safetensors"):
         started = time.monotonic()
         ends = fuzz(kind, chosen.runs, chosen.seed)
         seconds = round(time.monotonic() - started)

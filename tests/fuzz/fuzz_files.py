@@ -102,11 +102,16 @@ def in_safetensors(header: bytes) -> bytes:
 
 def targets(scratch: Path) -> dict[str, tuple[Callable[[bytes], None], list[bytes]]]:
     """Each target with a few honest files to begin from."""
+    import torch
+
     from tests.teacher.untrusted.samples import (
         Payload,
         checkpoint,
         entry,
+        legacy,
+        members,
         safetensors,
+        saved,
         tensor_program,
         zipped,
     )
@@ -126,7 +131,10 @@ def targets(scratch: Path) -> dict[str, tuple[Callable[[bytes], None], list[byte
         wrapped,
         pickle.dumps({"a": [1, 2.5, None, True, ("x", 2**70)], "b": {}}, protocol=2),
         pickle.dumps(Payload(print, "ran"), protocol=2),
+        pickle.dumps({"a": argparse.Namespace(b=1), "c": {1}, "d": frozenset("e")}, protocol=4),
+        members(saved(torch.nn.Linear(2, 3)))["archive/data.pkl"],
     ]
+    old = [legacy({"w": torch.ones(4)}), legacy(torch.nn.Linear(2, 3))]
     archives = [checkpoint(each, _0=bytes(16)) for each in programs[:2]]
     archives.append(zipped({"a/data.pkl": program, "a/data/0": bytes(16), "a/.x": b""}))
     images = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (2, 3, 4)) + bytes(24)
@@ -138,6 +146,7 @@ def targets(scratch: Path) -> dict[str, tuple[Callable[[bytes], None], list[byte
         "safetensors": (read_teacher, [tensors]),
         "header": (lambda text: read_teacher(in_safetensors(text)), [tensors[8:-24]]),
         "zip": (read_teacher, archives),
+        "legacy": (read_teacher, old),
         "pickle": (lambda each: read_teacher(checkpoint(each, _0=bytes(16))), programs),
         "idx": (idx, [images, gzip.compress(images)]),
         "idx-gzip": (lambda content: idx(gzip.compress(content, 1)), [images]),

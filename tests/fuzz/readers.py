@@ -37,6 +37,7 @@ from random import Random
 
 import numpy as np
 import safetensors.torch
+import torch
 from PIL import Image
 
 from robustkd import report
@@ -58,9 +59,10 @@ from tests.fuzz.differential import (
     header_changed,
     member_changed,
     part_moved,
+    pickle_changed,
     states,
 )
-from tests.teacher.untrusted.samples import members, saved, zipped
+from tests.teacher.untrusted.samples import legacy, members, saved, zipped
 
 MOST_SECONDS = 20
 MOST_MEMORY = 2 << 30
@@ -277,9 +279,17 @@ def images() -> list[bytes]:
     return made
 
 
+def beside() -> list[object]:
+    """Weights with dead values beside them, and a whole module."""
+    notes = {"args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "seen": {1, 2}}
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    return [{"model": network.state_dict(), **notes}, {"net": network, "epoch": 1}]
+
+
 def kinds() -> dict[str, Kind]:
-    archives = [saved(state) for state in states(1)]
+    archives = [saved(state) for state in (*states(1), *beside())]
     archives += [zipped(members(whole)) for whole in archives[:2]]
+    old = [legacy(state) for state in (*states(1), *beside())]
     tensors = [safetensors.torch.save(s) for s in states(1)[:3:2] if isinstance(s, dict)]
     # Other grids have hundreds of cells, and loading one takes a tenth of a second.
     grids = [(ROOT / "benchmarks" / "smoke.yaml").read_bytes()]
@@ -291,6 +301,7 @@ def kinds() -> dict[str, Kind]:
     drawn = [bytes_changed, part_moved, size_changed, chunk_changed]
     return {
         "archives": Kind(archives, archived, read_teacher),
+        "legacy": Kind(old, [bytes_changed, part_moved, pickle_changed], read_teacher),
         "safetensors": Kind(tensors, [bytes_changed, part_moved, header_changed], read_teacher),
         "YAML": Kind([*grids, flags], text, read_yaml),
         "JSON": Kind(results(), text, read_json),

@@ -10,7 +10,7 @@ import torch
 from tests.fuzz import differential
 
 
-@pytest.mark.parametrize("kind", ["archives", "safetensors"])
+@pytest.mark.parametrize("kind", ["archives", "legacy", "safetensors"])
 def test_a_short_run_finds_nothing(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of mutated files

@@ -54,6 +54,7 @@ def distill(
     teacher_taps: Paths = (),
     student_taps: Paths = (),
     keep_class_order: Annotated[bool, Parameter(negative="")] = False,
+    teacher_key: str | None = None,
     data_root: Path | None = None,
     images: ImageFlags = IMAGES,
     config: Path | None = None,
@@ -66,7 +67,7 @@ def distill(
     """Distil a small student from an untrusted teacher and your own clean images.
 
     Args:
-        teacher: Teacher file: safetensors, or a PyTorch checkpoint (zip format).
+        teacher: Teacher file: safetensors, or a PyTorch checkpoint.
         arch: Architecture of the teacher, e.g. ``wrn-16-2`` or ``timm/resnet18``, see
             ``robustkd list``; ``package.module:callable`` for your own code.
         data: Name of the clean data, see ``robustkd list``; or a folder of images with
@@ -88,6 +89,9 @@ def distill(
             and student are paired.
         keep_class_order: Accept a teacher whose outputs seem to be in another order than the
             classes of the data.
+        teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``; keys
+            within each other are joined by dots. Default: the one that fits the architecture, or if
+            several do, the one with the highest accuracy on validation images.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
@@ -129,6 +133,7 @@ def distill(
         teacher_taps=teacher_taps,
         student_taps=student_taps,
         keep_class_order=keep_class_order,
+        teacher_key=teacher_key,
         allow_weak_sandbox=allow_weak_sandbox,
     )
     source = open_data(data, data_root, images)

@@ -19,6 +19,7 @@ from robustkd.models.architectures.libraries import (
 )
 from robustkd.models.architectures.mobilenet import mobilenet_v1, mobilenet_v2
 from robustkd.models.architectures.own_code import OwnCode
+from robustkd.models.architectures.preactresnet import PreActResNet
 from robustkd.models.architectures.pyramidnet import PyramidNet
 from robustkd.models.architectures.resnet import SmallResNet, large_resnet
 from robustkd.models.architectures.wide_resnet import WideResNet
@@ -82,6 +83,10 @@ def _large_resnet(spec: Spec, depth: str) -> nn.Module:
     return large_resnet(int(depth), channels=channels, classes=spec.classes, size=_size(spec))
 
 
+def _preactresnet(spec: Spec) -> nn.Module:
+    return PreActResNet(channels=spec.image_shape[0], classes=spec.classes)
+
+
 def _small_resnet(spec: Spec, depth: str) -> nn.Module:
     return SmallResNet(int(depth), channels=spec.image_shape[0], classes=spec.classes)
 
@@ -140,6 +145,12 @@ FAMILIES: dict[str, Family] = {
         r"resnet-([0-9]{1,4})",
         ("resnet-8", "resnet-14", "resnet-20"),
         _small_resnet,
+    ),
+    "preactresnet": Family(
+        "preactresnet-18",
+        r"preactresnet-18",
+        ("preactresnet-18",),
+        _preactresnet,
     ),
     "mobilenet": Family(
         "mobilenet-v1|v2[-WIDTH]",

@@ -450,7 +450,13 @@ def check_keys(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch
     Raises:
         InputError: If they are not; the message lists up to three tensors per kind of problem.
     """
-    expected = model.state_dict()
+    check_names(model.state_dict(), tensors, path, arch)
+
+
+def check_names(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, arch: str
+) -> None:
+    """Raise the errors of :func:`check_keys` for the state dict of a model."""
     problems = [
         ("missing", [name for name in expected if name not in tensors]),
         ("unexpected", [quoted(name) for name in tensors if name not in expected]),

@@ -29,6 +29,8 @@ class DistillJob:
         student_taps: Module paths of the student's stages; the last stages of both are paired.
         keep_class_order: If True, the teacher is accepted although its outputs seem to be in
             another order than the classes.
+        teacher_key: Key of the state dict in the teacher's file; None for the most accurate one
+            that fits.
         allow_weak_sandbox: If True, read the teacher even on a system without seccomp, where a
             flaw in the reader could be exploited. The student does not depend on it.
 
@@ -47,6 +49,7 @@ class DistillJob:
     teacher_taps: tuple[str, ...] = ()
     student_taps: tuple[str, ...] = ()
     keep_class_order: bool = False
+    teacher_key: str | None = None
     allow_weak_sandbox: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +74,7 @@ class DistillJob:
             "student_taps": self.student_taps,
             **self.training.stated(),
             **({"keep_class_order": True} if self.keep_class_order else {}),
+            **({} if self.teacher_key is None else {"teacher_key": self.teacher_key}),
         }
 
     def provenance(self, data: str) -> dict[str, object]:

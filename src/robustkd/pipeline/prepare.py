@@ -14,6 +14,7 @@ from robustkd.data.images.listing import shown
 from robustkd.models.features import taps
 from robustkd.pipeline.job import DistillJob
 from robustkd.teacher.check import check_accuracy
+from robustkd.teacher.options import shown_key
 from robustkd.teacher.read import TeacherFile, read_teacher
 from robustkd.training.inference import accuracy_on
 from robustkd.training.metrics import Proportion
@@ -40,9 +41,16 @@ class Prepared:
         file = self.file
         return (
             f"teacher: {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
-            f"{file.sha256[:12]}; {file.matched} tensors matched; accuracy {self.knows} on "
-            f"{self.knows.n} validation images of {clean.name}"
+            f"{file.sha256[:12]}; {file.matched} tensors matched{self._choice()}; accuracy "
+            f"{self.knows} on {self.knows.n} validation images of {clean.name}"
         )
+
+    def _choice(self) -> str:
+        """Return how the weights were chosen and matched, where there was a choice."""
+        order = " by order and shape, since their names differ" if self.file.by_order else ""
+        if not self.file.candidates:
+            return order
+        return f"{order}; chosen: {shown_key(self.file.key)} of {', '.join(self.file.candidates)}"
 
 
 def prepare(job: DistillJob, clean: DataSource) -> Prepared:
@@ -57,6 +65,7 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
         image_shape=clean.image_shape,
         mean=job.mean,
         std=job.std,
+        teacher_key=job.teacher_key,
         allow_weak_sandbox=job.allow_weak_sandbox,
         statistics=lambda: models.pixel_statistics(clean),
         judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,

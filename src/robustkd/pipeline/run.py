@@ -58,6 +58,7 @@ def run(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     keep_class_order: bool = False,
+    teacher_key: str | None = None,
     **training: Unpack[TrainingOptions],
 ) -> Finished:
     """Distil a small student from an untrusted teacher, as ``robustkd distill`` does.
@@ -65,8 +66,7 @@ def run(
     The same arguments give the same student file as the command.
 
     Args:
-        teacher: File of the teacher: safetensors, or a PyTorch checkpoint in zip format. No code in
-            it is run.
+        teacher: File of the teacher: safetensors, or a PyTorch checkpoint. No code in it is run.
         data: Name of a data set, a folder of images, ``hf:NAME@REVISION``, or a data source such as
             :func:`robustkd.from_dataset` makes from any torch dataset.
         student: Architecture of the student, such as ``wrn-10-1`` or ``timm/resnet18``.
@@ -79,6 +79,8 @@ def run(
         std: Standard deviation of each channel, likewise.
         keep_class_order: If True, accept a teacher whose outputs seem to be in another order than
             the classes of the data.
+        teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``. By
+            default, the most accurate of those that fit the architecture is used.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
             ``batch_size`` and ``lr``. Those that are not given are the architecture's own, see
             :func:`robustkd.training.recipes.usual_training`.
@@ -99,6 +101,7 @@ def run(
         mean=tuple(mean),
         std=tuple(std),
         keep_class_order=keep_class_order,
+        teacher_key=teacher_key,
     )
     folder = free_name(Path("robustkd-run")) if out is None else Path(out)
     results = distill_file(job, source, folder, config=_flags(job, data))

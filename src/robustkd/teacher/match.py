@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,28 +14,75 @@ from torch import Tensor
 from robustkd.core.errors import InputError
 from robustkd.models.classifier import Spec
 from robustkd.models.registry import build
-from robustkd.models.serialization import check_keys
-
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "state_dict.",
-    "model.",
-    "network.",
-    "net.",
-    "teacher.",
-    "ema.",
-)
-"""Prefixes of names by DataParallel, torch.compile, Lightning, and this package."""
+from robustkd.models.serialization import check_names
+from robustkd.teacher.match_order import SHORTCUT_PLACES, in_order
 
 _COUNTER = "num_batches_tracked"
+# Buffers that profilers (thop) and averaged networks leave in a state dict.
+_NOTES = frozenset({"total_ops", "total_params", "n_averaged"})
 _MOST_CHANNELS = 3
 # Float32 weights, their averages and two moments of an optimiser are four copies, or eight in
 # float64; there is also some room for settings and training curves.
 _MOST_COPIES = 16
 _ROOM = 64 << 20
+_MOST_PREFIXES = 8
 Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a network of a spec needs.
+
+    Attributes:
+        spec: Architecture, classes and input; its normalisation is ignored.
+        tensors: Every parameter and buffer, on the device ``meta``, in the network's order.
+        head: Names of those whose shapes depend on the number of classes.
+    """
+
+    spec: Spec
+    tensors: Mapping[str, Tensor]
+    head: Collection[str]
+
+    @classmethod
+    def by(cls, spec: Spec) -> Wanted:
+        """Build the network of a spec without memory, and describe it."""
+        with torch.device("meta"):
+            tensors = build(spec, seed=0).network.state_dict()
+            other = build(replace(spec, classes=spec.classes + 1), seed=0).network.state_dict()
+        head = {name for name, tensor in other.items() if tensor.shape != tensors[name].shape}
+        return cls(spec, tensors, head)
+
+    @property
+    def most_bytes(self) -> int:
+        """Largest accepted file size in bytes, which includes an optimiser's state."""
+        return _ROOM + _MOST_COPIES * sum(int(tensor.nbytes) for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which tensor of a file is which of a network.
+
+    Attributes:
+        names: Name in the file of each tensor of the network that the file has.
+        filled: Batch counters that the file lacks, as old files do.
+        prefix: Prefix that was removed from the names.
+        ignored: Names in the file that are no part of the network.
+        normalisation: Names in the file of mean and standard deviation; empty if it has none.
+        by_order: Whether the names differ, so that tensors were matched by order and shape.
+    """
+
+    names: Mapping[str, str]
+    filled: tuple[str, ...] = ()
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    normalisation: tuple[str, ...] = ()
+    by_order: bool = False
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Parts of the prefix, outermost first."""
+        return tuple(f"{part}." for part in self.prefix.split(".")[:-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,111 +91,223 @@ class Matched:
 
     Attributes:
         tensors: Every parameter and buffer of the network.
-        filled: Number of missing batch counters, which old files lack.
-        prefixes: Prefixes that were removed from the names, outermost first.
+        converted: Number of tensors that were converted to float32, by their type.
         normalisation: Mean and standard deviation in the state dict, if any.
     """
 
     tensors: Mapping[str, Tensor]
-    filled: int
-    prefixes: tuple[str, ...]
-    normalisation: Normalisation | None
+    converted: Mapping[str, int]
+    normalisation: Normalisation | None = field(default=None)
 
 
-def match(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> Matched:
-    """Match the tensors of a file with the network of a spec, strictly.
+def plans(
+    tensors: Mapping[str, Tensor], wanted: Wanted, path: Path, *, ordered: bool = True
+) -> list[Plan]:
+    """Match the names, shapes and types of a state dict with a network, strictly.
+
+    A common prefix is removed where that makes all names of the network present. Without such a
+    prefix, tensors are matched by order, if the order and the shapes of all are those of the
+    network.
 
     Args:
-        tensors: Tensors by the names in the file, which may have known prefixes.
-        spec: Architecture, classes and input; its normalisation is ignored.
+        tensors: Tensors by the names in the file, in the file's order; values are not read.
+        wanted: The network.
         path: The file, for messages.
+        ordered: Whether the order of the tensors is that of a network.
+
+    Returns:
+        One plan, or several if the state dict has several such networks under different prefixes.
 
     Raises:
         InputError: If names, shapes or types differ, or if the head is missing or has another
             number of classes.
     """
-    with torch.device("meta"):
-        network = build(spec, seed=0).network
-        other = build(replace(spec, classes=spec.classes + 1), seed=0).network
-    expected = network.state_dict()
-    tensors, prefixes, own = _strip(tensors, expected)
-    # If no name matches, missing counters are not worth reporting.
-    fits = bool(tensors.keys() & expected.keys())
-    lacking = [n for n in expected if fits and n.endswith(_COUNTER) and n not in tensors]
-    tensors |= {name: torch.zeros((), dtype=expected[name].dtype) for name in lacking}
-    head = {n for n, t in other.state_dict().items() if t.shape != expected[n].shape}
-    _check_head(expected, head, tensors, path, spec.classes)
-    check_keys(network, tensors, path, spec.arch)
-    return Matched(tensors, len(lacking), prefixes, own)
+    prefixes = list(_prefixes(tensors, wanted))
+    if not prefixes and ordered:
+        plain = _without_notes(tensors)
+        for place in SHORTCUT_PLACES:
+            names = in_order(plain, wanted.tensors, wanted.head, place)
+            if names is not None:
+                plan = replace(_plan(tensors, wanted, names), by_order=True)
+                apply(plan, tensors, wanted, path)
+                return [plan]
+    fitting, errors = [], []
+    for prefix in prefixes or [_likeliest(tensors, wanted)]:
+        try:
+            fitting.append(_by_name(tensors, wanted, prefix, path))
+        except InputError as error:
+            errors.append(error)
+    if not fitting:
+        raise errors[0]
+    return fitting
 
 
-def check_layout(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> None:
-    """Raise the errors of :func:`match` from names, shapes and types only.
-
-    Args:
-        tensors: Tensors without values, on the device ``meta``.
-        spec: As for :func:`match`.
-        path: The file; for messages.
+def apply(plan: Plan, tensors: Mapping[str, Tensor], wanted: Wanted, path: Path) -> Matched:
+    """Rename and convert the tensors of a file as planned, and check that they fit.
 
     Raises:
-        InputError: As :func:`match` does.
+        InputError: If they do not.
     """
-    match(tensors, spec, path)
+    found = {name: tensors[own] for name, own in plan.names.items() if own in tensors}
+    found, converted = to_float32(found, path)
+    found |= {name: torch.zeros_like(wanted.tensors[name], device="cpu") for name in plan.filled}
+    _check(found, wanted, path)
+    return Matched(found, converted, _normalisation(plan, tensors))
 
 
-def most_bytes(spec: Spec) -> int:
-    """Return the largest accepted file size in bytes, which includes an optimiser's state."""
-    with torch.device("meta"):
-        network = build(spec, seed=0).network
-    needed = sum(int(tensor.nbytes) for tensor in network.state_dict().values())
-    return _ROOM + _MOST_COPIES * needed
+def to_float32(
+    tensors: Mapping[str, Tensor], path: Path
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Convert floating-point tensors to float32, and count those of each other type.
+
+    Raises:
+        InputError: If weights are quantised.
+    """
+    counts = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values() if _other(t))
+    if small := [name for name, t in tensors.items() if t.dtype in (torch.int8, torch.uint8)]:
+        raise InputError(
+            f"{path} has {tensors[small[0]].dtype} values in {small[0]!r}; quantised weights "
+            "cannot be distilled from: give the float ones"
+        )
+    return {name: t.float() if _other(t) else t for name, t in tensors.items()}, dict(counts)
 
 
-def _strip(
-    tensors: Mapping[str, Tensor], expected: Collection[str]
-) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[tuple[float, ...], tuple[float, ...]] | None]:
-    """Remove known prefixes until names match, and extract a normalisation."""
-    left, prefixes, own = dict(tensors), [], None
-    while left and not left.keys() & expected:
-        own = _pop_normalisation(left) or own
-        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in left)), None)
-        if prefix is None:
-            break
-        prefixes.append(prefix)
-        left = {name.removeprefix(prefix): tensor for name, tensor in left.items()}
-    return left, tuple(prefixes), own
+def _other(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float32
 
 
-def _pop_normalisation(tensors: dict[str, Tensor]) -> Normalisation | None:
-    """Remove and return mean and standard deviation, if the file has our classifier's buffers."""
-    found = [tensors.get(f"normalise.{name}") for name in ("mean", "std")]
-    if any(tensor is None or tensor.numel() > _MOST_CHANNELS for tensor in found):
+def _shared(tensors: Collection[str], wanted: Wanted) -> Counter[str]:
+    """Count, for each prefix in the file, the names of the network that follow it."""
+    counts = Counter[str]()
+    for name in tensors:
+        parts = name.split(".")
+        for place in range(len(parts)):
+            end = ".".join(parts[place:])
+            if end in wanted.tensors and not end.endswith(_COUNTER):
+                counts[name[: len(name) - len(end)]] += 1
+    return counts
+
+
+def _prefixes(tensors: Collection[str], wanted: Wanted) -> Iterator[str]:
+    """Yield the prefixes under which all names of the network are present, shortest first."""
+    needed = sum(not name.endswith(_COUNTER) for name in wanted.tensors)
+    counts = _shared(tensors, wanted)
+    complete = [prefix for prefix, count in counts.items() if count == needed]
+    yield from sorted(complete, key=lambda prefix: (len(prefix), prefix))[:_MOST_PREFIXES]
+
+
+def _likeliest(tensors: Collection[str], wanted: Wanted) -> str:
+    counts = _shared(tensors, wanted)
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+
+
+def _by_name(tensors: Mapping[str, Tensor], wanted: Wanted, prefix: str, path: Path) -> Plan:
+    """Plan for the names under a prefix.
+
+    Raises:
+        InputError: If they do not fit.
+    """
+    under = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    plan = _plan(tensors, wanted, {name: under[name] for name in wanted.tensors if name in under})
+    plan = replace(plan, prefix=prefix)
+    missing = wanted.tensors.keys() - plan.names.keys() - set(plan.filled)
+    tops = {name.partition(".")[0] for name in wanted.tensors}
+    # A further tensor of a part that the network has means another architecture; any other cannot
+    # be a part of the network. If something is missing, all that is left over is worth showing.
+    ignored = set(plan.ignored)
+    left = {name: tensors[own] for name, own in under.items() if own in ignored}
+    strange = {
+        name: tensor
+        for name, tensor in left.items()
+        if missing or (name.partition(".")[0] in tops and not _is_note(name, tensor))
+    }
+    found = {name: tensors[own] for name, own in plan.names.items()}
+    found, _ = to_float32(found, path)
+    found |= {name: wanted.tensors[name] for name in plan.filled}
+    _check(found | strange, wanted, path)
+    return plan
+
+
+def _plan(tensors: Mapping[str, Tensor], wanted: Wanted, names: Mapping[str, str]) -> Plan:
+    """Complete a plan: counters that are missing, what is left over, and a normalisation."""
+    # If no name matches, missing counters are not worth reporting.
+    lacking = [name for name in wanted.tensors if names and name.endswith(_COUNTER)]
+    used = set(names.values())
+    rest = [name for name in tensors if name not in used]
+    own = _own_normalisation(rest, tensors, next(iter(names.values()), ""))
+    return Plan(
+        names,
+        filled=tuple(name for name in lacking if name not in names),
+        ignored=tuple(name for name in rest if name not in own),
+        normalisation=own,
+    )
+
+
+def _is_note(name: str, tensor: Tensor) -> bool:
+    return name.rpartition(".")[2] in _NOTES and tensor.numel() == 1
+
+
+def _without_notes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without notes and without a normalisation."""
+    own = _own_normalisation(list(tensors), tensors, "")
+    return {n: t for n, t in tensors.items() if n not in own and not _is_note(n, t)}
+
+
+def _own_normalisation(
+    names: Collection[str], tensors: Mapping[str, Tensor], first: str
+) -> tuple[str, ...]:
+    """Return the names of mean and standard deviation, if the file has one such pair.
+
+    Args:
+        names: Names that are no part of the network.
+        tensors: All tensors of the file.
+        first: A name of the network, which must be in the same part of the file; empty for any.
+    """
+    pairs, known = [], set(names)
+    for mean in names:
+        layer, _, last = mean.rpartition(".")
+        std = f"{mean.removesuffix('mean')}std"
+        around = mean.removesuffix("mean") and layer.rpartition(".")[0]
+        if last != "mean" or std not in known or (first and not first.startswith(around)):
+            continue
+        both = (tensors[mean], tensors[std])
+        if all(t.is_floating_point() and 0 < t.numel() <= _MOST_CHANNELS for t in both):
+            pairs.append((mean, std))
+    return pairs[0] if len(pairs) == 1 else ()
+
+
+def _normalisation(plan: Plan, tensors: Mapping[str, Tensor]) -> Normalisation | None:
+    """Return mean and standard deviation in a file, for pixels in [0, 1]."""
+    found = [tensors[name].flatten() for name in plan.normalisation if name in tensors]
+    if len(found) != 2 or any(tensor.is_meta for tensor in found):
         return None
-    mean, std = (tensors.pop(f"normalise.{name}").flatten() for name in ("mean", "std"))
-    if mean.is_meta or std.is_meta:
-        return None
-    return tuple(map(float, mean.tolist())), tuple(map(float, std.tolist()))
+    mean, std = (tuple(map(float, tensor.float().tolist())) for tensor in found)
+    if max(mean) > 1:
+        # A layer for bytes: (255 x - mean) / std equals (x - mean / 255) / (std / 255).
+        return tuple(value / 255 for value in mean), tuple(value / 255 for value in std)
+    return mean, std
 
 
-def _check_head(
-    expected: Mapping[str, Tensor],
-    head: Collection[str],
-    tensors: Mapping[str, Tensor],
-    path: Path,
-    classes: int,
-) -> None:
+def _check(tensors: Mapping[str, Tensor], wanted: Wanted, path: Path) -> None:
+    """Check that tensors are exactly those of the network."""
+    _check_head(tensors, wanted, path)
+    check_names(wanted.tensors, tensors, path, wanted.spec.arch)
+
+
+def _check_head(tensors: Mapping[str, Tensor], wanted: Wanted, path: Path) -> None:
     """Raise a specific error if only the classes of a file do not match."""
-    if not expected.keys() - set(head) <= tensors.keys():
+    head = set(wanted.head)
+    if not wanted.tensors.keys() - head <= tensors.keys():
         return
-    if head and not tensors.keys() & set(head):
+    if head and not tensors.keys() & head:
         raise InputError(
             f"{path} has no head ({', '.join(sorted(head))}): it ends in features; give a whole "
             "classifier"
         )
-    for name in tensors.keys() & set(head):
-        found, fitting = tensors[name].shape, expected[name].shape
+    for name in tensors.keys() & head:
+        found, fitting = tensors[name].shape, wanted.tensors[name].shape
         if found != fitting and found[1:] == fitting[1:]:
             raise InputError(
-                f"{path} is a model of {found[0]} classes; the data has {classes}: "
+                f"{path} is a model of {found[0]} classes; the data has {wanted.spec.classes}: "
                 "use the data that it was trained for"
             )

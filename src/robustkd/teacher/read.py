@@ -5,17 +5,15 @@ The architecture is named by the user and never taken from the file.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from robustkd.core.errors import InputError, UsageError
+from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.models.architectures.libraries import preprocessing
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.registry import build, check_name
@@ -29,9 +27,11 @@ from robustkd.models.serialization import (
     restore,
 )
 from robustkd.teacher import match
+from robustkd.teacher.options import Option, Options, shown_key
 from robustkd.teacher.untrusted import quarantine
 
 _FILE = "the teacher's file"
+_MOST_IGNORED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,16 @@ class TeacherFile:
         name: File name without the folder.
         bytes: Size of the file.
         sha256: SHA-256 of the file, in hexadecimal.
-        format: ``safetensors`` or ``torch zip``.
+        format: ``safetensors``, ``torch zip`` or ``torch legacy``.
+        key: Key of the state dict in the file; empty if the file is one.
+        candidates: State dicts in the file that fit the architecture, with their accuracies on
+            validation images where these were measured; empty if there is only one.
         matched: Number of tensors of the network, all of which are in the file.
         filled: Number of batch counters that the file lacks; they do not affect a trained network.
         wrappers: Keys and prefixes around the state dict that were removed, outermost first.
-        ignored: Keys beside the state dict that were not read, quoted.
+        ignored: Keys beside the state dict that were not read, and names of its tensors that are no
+            part of the network, quoted.
+        by_order: Whether tensors were matched by order and shape, since their names differ.
         converted: Number of tensors that were converted to float32, by their type.
         normalisation: Origin of mean and standard deviation.
         limits: Limits of the reading process that were in force.
@@ -56,10 +61,13 @@ class TeacherFile:
     bytes: int
     sha256: str
     format: str
+    key: str
+    candidates: tuple[str, ...]
     matched: int
     filled: int
     wrappers: tuple[str, ...]
     ignored: tuple[str, ...]
+    by_order: bool
     converted: Mapping[str, int]
     normalisation: str
     limits: tuple[str, ...]
@@ -88,6 +96,7 @@ def load_teacher(
     image_shape: tuple[int, int, int],
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    teacher_key: str | None = None,
     allow_weak_sandbox: bool = False,
 ) -> Classifier:
     """Read a teacher as :func:`read_teacher` does, and return only the network."""
@@ -99,6 +108,7 @@ def load_teacher(
         image_shape=image_shape,
         mean=mean,
         std=std,
+        teacher_key=teacher_key,
         allow_weak_sandbox=allow_weak_sandbox,
     )
     return found.model
@@ -114,12 +124,13 @@ def read_teacher(
     std: tuple[float, ...] = (),
     statistics: Callable[[], match.Normalisation] | None = None,
     judge: Callable[[Classifier], float] | None = None,
+    teacher_key: str | None = None,
     allow_weak_sandbox: bool = False,
 ) -> Teacher:
-    """Read a teacher of a named architecture, which the file must match in every key.
+    """Read a teacher of a named architecture, which a state dict in the file must match.
 
     Args:
-        path: A safetensors file, or a torch checkpoint in zip format.
+        path: A safetensors file, or a torch checkpoint.
         arch: Architecture, see ``robustkd list``.
         classes: Number of classes of the data.
         image_shape: Channels, height and width of its images.
@@ -129,92 +140,149 @@ def read_teacher(
         statistics: Function that returns mean and standard deviation of the data, used if neither
             the user nor the file gives them.
         judge: Function that returns the accuracy of a network on clean images. It decides between
-            the values that torchvision or timm publish for the architecture and the statistics of
-            the data. Without it, or if both are equally accurate, the published values are used.
+            several state dicts in the file that fit the architecture, and between the values that
+            torchvision or timm publish for the architecture and the statistics of the data. Without
+            it, or if they are equally accurate, the first one and the published values are used.
+        teacher_key: Key of the state dict in the file, such as ``state_dict_ema``; keys within each
+            other are joined by dots. If None, it is the one that fits.
         allow_weak_sandbox: If True, read the file even on a system without seccomp, where a flaw
             in the reader could be exploited.
 
     Raises:
-        UsageError: If the architecture is unknown, or the normalisation is missing or in conflict
-            with the file.
+        UsageError: If the architecture or the key is unknown, or the normalisation is missing or in
+            conflict with the file.
         InputError: If the file is refused or damaged, or has another architecture, number of
-            classes or input; see :func:`robustkd.teacher.untrusted.quarantine.read`.
+            classes or input; see :func:`robustkd.teacher.untrusted.quarantine.read_each`.
     """
     check_name(arch)
     if bool(mean) != bool(std):
         raise UsageError("mean and std belong together; give both, or neither")
     if not all(0 <= value <= 1 for value in mean):
         raise UsageError(f"mean is {mean}; expected values in [0, 1]: divide those of bytes by 255")
-    spec = Spec(arch, classes, image_shape, mean, std)
     given = (mean, std) if mean else None
-    found = quarantine.read(
-        path,
-        most=match.most_bytes(spec),
-        fits=partial(_check_layout, spec, path, given),
-        weak=allow_weak_sandbox,
-    )
-    tensors, converted = _to_float32(found.tensors, path)
-    facts = TeacherFile(
-        name=found.name,
-        bytes=found.bytes,
-        sha256=found.sha256,
-        format=found.verdict.format,
-        matched=len(tensors),
-        filled=0,
-        wrappers=found.verdict.wrappers,
-        ignored=found.verdict.ignored,
-        converted=converted,
-        normalisation=_FILE,
-        limits=found.verdict.enforced,
-    )
-    if found.description:
-        description = parse_description(found.description, path)
-        return Teacher(restore(tensors, description, path, arch=arch), facts)
-    weights = match.match(tensors, spec, path)
-    check_values(weights.tensors, path)
-    guesses = _normalisations(
-        given, weights.normalisation, _published(arch, image_shape[0]), statistics, path
-    )
-    compared = guesses if judge is not None else islice(guesses, 1)
-    tried = {source: _filled(spec, weights.tensors, guess, path) for source, guess in compared}
-    source = _best(tried, judge)
-    return Teacher(
-        tried[source],
-        replace(
-            facts,
-            matched=len(weights.tensors) - weights.filled,
-            filled=weights.filled,
-            wrappers=(*facts.wrappers, *weights.prefixes),
-            normalisation=source,
-        ),
+    wanted = match.Wanted.by(Spec(arch, classes, image_shape, mean, std))
+    options = Options(wanted, path, teacher_key, judged=judge is not None)
+
+    def choose(layouts: Sequence[quarantine.Layout]) -> Sequence[int]:
+        if layouts[0].description:
+            _check_ours(layouts[0], wanted.spec, path, given)
+            return [0]
+        return options.choose(layouts)
+
+    with closing(
+        quarantine.read_each(path, most=wanted.most_bytes, choose=choose, weak=allow_weak_sandbox)
+    ) as found:
+        tried = _Best(judge, options)
+        for read in found:
+            if read.description:
+                return _ours(read, arch, path)
+            for option in options.of(read.choice):
+                weights = match.apply(option.plan, options.in_order(read), wanted, path)
+                check_values(weights.tensors, path)
+                guesses = _normalisations(
+                    given,
+                    weights.normalisation,
+                    _published(arch, image_shape[0]),
+                    statistics,
+                    path,
+                )
+                compared = list(guesses if judge is not None else islice(guesses, 1))
+                for source, guess in compared:
+                    model = _filled(wanted.spec, weights.tensors, guess, path)
+                    facts = _facts(read, option, weights, source)
+                    tried.add(option.label, Teacher(model, facts), last=len(compared) == 1)
+    return tried.best()
+
+
+def _facts(
+    read: quarantine.Quarantined, option: Option, weights: match.Matched, source: str
+) -> TeacherFile:
+    """Return the properties of a file from which a teacher was read."""
+    around, plan = read.surroundings, option.plan
+    ignored = (*around.ignored, *map(quoted, plan.ignored))
+    return TeacherFile(
+        name=read.name,
+        bytes=read.bytes,
+        sha256=read.sha256,
+        format=read.verdict.format,
+        key=option.label,
+        candidates=(),
+        matched=len(plan.names),
+        filled=len(plan.filled),
+        wrappers=(*around.wrappers, *plan.prefixes),
+        ignored=ignored[:_MOST_IGNORED],
+        by_order=plan.by_order,
+        converted=weights.converted,
+        normalisation=source,
+        limits=read.verdict.enforced,
     )
 
 
-def _check_layout(
-    spec: Spec,
-    path: Path,
-    given: match.Normalisation | None,
-    tensors: Mapping[str, Tensor],
-    text: str,
+def _check_ours(
+    layout: quarantine.Layout, spec: Spec, path: Path, given: match.Normalisation | None
 ) -> None:
-    """Raise an error if names, shapes or types do not match, before values are read.
-
-    ``text`` is the description in a file of this package.
-    """
-    tensors, _ = _to_float32(tensors, path)
-    if not text:
-        match.check_layout(tensors, spec, path)
-        return
-    description = parse_description(text, path)
+    """Raise an error if a file of this package does not match, before values are read."""
+    tensors, _ = match.to_float32(layout.tensors, path)
+    description = parse_description(layout.description, path)
     _check_word(described_spec(description, path, spec.arch), spec, path, given=given)
     check_claim(tensors, description, path, arch=spec.arch)
 
 
-def _best(tried: Mapping[str, Classifier], judge: Callable[[Classifier], float] | None) -> str:
-    """Return the key of the most accurate network, or the first one if there is no judge."""
-    if judge is None or len(tried) == 1:
-        return next(iter(tried))
-    return max(tried, key=lambda name: judge(tried[name]))
+def _ours(read: quarantine.Quarantined, arch: str, path: Path) -> Teacher:
+    """Restore the model in a file of this package."""
+    tensors, converted = match.to_float32(read.tensors, path)
+    description = parse_description(read.description, path)
+    plan = match.Plan({name: name for name in tensors})
+    weights = match.Matched(tensors, converted)
+    facts = _facts(read, Option(0, plan, ""), weights, _FILE)
+    return Teacher(restore(tensors, description, path, arch=arch), facts)
+
+
+class _Best:
+    """The most accurate of several networks, or the first; only one is kept in memory.
+
+    Args:
+        judge: Function that returns the accuracy of a network; None to keep the first.
+        options: The state dicts from which the networks come.
+    """
+
+    def __init__(self, judge: Callable[[Classifier], float] | None, options: Options) -> None:
+        self._judge = judge
+        self._options = options
+        self._kept: Teacher | None = None
+        self._accuracy = -1.0
+        self._accuracies: dict[str, float] = {}
+
+    def add(self, label: str, teacher: Teacher, *, last: bool) -> None:
+        """Measure a network where there is a choice, and keep it if it is better.
+
+        Args:
+            label: Its state dict.
+            teacher: The network.
+            last: Whether this is the only one of its state dict.
+        """
+        if self._judge is None or (last and len(self._options.labels) == 1):
+            self._kept = self._kept or teacher
+            return
+        accuracy = self._judge(teacher.model)
+        self._accuracies[label] = max(accuracy, self._accuracies.get(label, 0.0))
+        if self._kept is None or accuracy > self._accuracy:
+            self._kept, self._accuracy = teacher, accuracy
+
+    def best(self) -> Teacher:
+        """Return the best network; its facts list all state dicts if there are several."""
+        if self._kept is None:
+            raise InputError("no state dict was read; the file changed while it was read")
+        labels = self._options.labels
+        if len(labels) == 1:
+            return self._kept
+        listed = tuple(map(self._shown, labels))
+        return replace(self._kept, file=replace(self._kept.file, candidates=listed))
+
+    def _shown(self, label: str) -> str:
+        if label not in self._accuracies:
+            return shown_key(label)
+        return f"{shown_key(label)} (accuracy {self._accuracies[label]:.1%})"
 
 
 def _filled(
@@ -229,23 +297,6 @@ def _filled(
     check_buffers(model, {f"network.{name}": value for name, value in tensors.items()}, path)
     model.network.load_state_dict(dict(tensors))
     return model.eval()
-
-
-def _to_float32(
-    tensors: Mapping[str, Tensor], path: Path
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Convert floating-point tensors to float32, and count those of each other type."""
-    counts = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values() if _other(t))
-    if small := [name for name, t in tensors.items() if t.dtype in (torch.int8, torch.uint8)]:
-        raise InputError(
-            f"{path} has {tensors[small[0]].dtype} values in {small[0]!r}; quantised weights "
-            "cannot be distilled from: give the float ones"
-        )
-    return {name: t.float() if _other(t) else t for name, t in tensors.items()}, dict(counts)
-
-
-def _other(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.dtype != torch.float32
 
 
 def _check_word(said: Spec, spec: Spec, path: Path, *, given: match.Normalisation | None) -> None:

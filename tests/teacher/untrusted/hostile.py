@@ -6,6 +6,7 @@ One table: the tests run over it, and ``tools/hostile_table.py`` writes the rows
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import pickle
@@ -15,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -26,6 +28,8 @@ from tests.teacher.untrusted.samples import (
     Payload,
     checkpoint,
     entry,
+    legacy,
+    legacy_parts,
     members,
     safetensors,
     saved,
@@ -74,10 +78,17 @@ def _made(make: Callable[[Path], object], says: str) -> Case:
     return Case(lambda path, _: make(path), says)
 
 
-def _legacy(canary: Path) -> bytes:
-    buffer = io.BytesIO()
-    torch.save({"w": touching(canary)}, buffer, _use_new_zipfile_serialization=False)
-    return buffer.getvalue()
+def _legacy(part: int, canary: Path) -> bytes:
+    """A file in the legacy format with a payload in one of its pickles, and nothing else wrong."""
+    parts = legacy_parts(legacy(weights()))
+    parts[part] = pickle.dumps([touching(canary)], protocol=2)
+    return b"".join(parts)
+
+
+def _legacy_but(part: int, change: Callable[[bytes], bytes]) -> bytes:
+    parts = legacy_parts(legacy({"w": torch.arange(4.0)}))
+    parts[part] = change(parts[part])
+    return b"".join(parts)
 
 
 def _cut_pickle(canary: Path) -> bytes:
@@ -109,11 +120,48 @@ PICKLES = {
         text_pickle, _RAW, name="teacher.safetensors"
     ),
     "raw pickle of protocol 4": _payload(lambda c: pickle.dumps(touching(c), protocol=4), _RAW),
-    "legacy torch.save": _payload(_legacy, _RAW),
+    "legacy torch.save of a payload": _payload(
+        lambda c: legacy({"w": touching(c)}), f"{_CODE} ('posix.system')"
+    ),
+    "legacy, payload as its state dict": _payload(partial(_legacy, 3), f"{_CODE} ('posix.system')"),
+    "legacy, payload in its notes on the machine": _payload(
+        partial(_legacy, 2), f"{_CODE} ('posix.system')"
+    ),
+    "legacy, payload in its list of storages": _payload(
+        partial(_legacy, 4), f"{_CODE} ('posix.system')"
+    ),
+    "legacy, payload before a truncated tail": _payload(
+        lambda c: _legacy(3, c)[:-100], f"{_CODE} ('posix.system')"
+    ),
+    "legacy, payload behind its end": _payload(
+        lambda c: legacy(weights()) + pickle.dumps(touching(c)), "goes on behind its storages"
+    ),
+    "legacy, list of storages without one": _bytes(
+        lambda: _legacy_but(4, lambda _: b"\x80\x02]."), "lists other storages than its tensors"
+    ),
+    "legacy, storage of another length": _bytes(
+        lambda: _legacy_but(5, lambda part: b"\5" + part[1:]), "has 4 values; it has 5"
+    ),
+    "legacy, storage of 2^63 values": _bytes(
+        lambda: _legacy_but(5, lambda part: b"\0" * 7 + b"\x80" + part[8:]),
+        "has 4 values; it has 9223372036854775808",
+    ),
+    "legacy, cut off": _bytes(lambda: legacy(weights())[:-1], "it is cut off"),
+    "legacy, big-endian": _bytes(
+        lambda: _legacy_but(2, lambda part: part.replace(b"\x88", b"\x89")),
+        "was saved on a big-endian machine",
+    ),
+    "legacy, a million instructions": _bytes(
+        lambda: _legacy_but(3, lambda _: b"\x80\x02" + b"}0" * 600_000 + b"}."),
+        "has more than 1000000 pickle instructions",
+    ),
+    "raw pickle with the magic number behind": _payload(
+        lambda c: pickle.dumps(touching(c), protocol=2) + legacy(weights()), _RAW
+    ),
     "payload before a truncated tail": _payload(_cut_pickle, f"{_CODE} ('posix.system')"),
     "name on the stack (STACK_GLOBAL)": _bytes(
         checkpoint(b"\x80\x04\x8c\x02os\x8c\x06system\x93."),
-        "has pickle instructions that torch.save does not write (SHORT_BINUNICODE, STACK_GLOBAL)",
+        f"{_CODE} ('os.system')",
     ),
     "text in an encoding that must be loaded": _bytes(
         checkpoint(b"\x80\x02Vx\n."),
@@ -160,7 +208,7 @@ PICKLES = {
         "has more than 1000000 pickle instructions",
     ),
     "pickle of 60 MB": _bytes(
-        lambda: checkpoint(b"\x80\x02" + b"N" * (6 * 10**7) + b"."), "expected at most 4194304"
+        lambda: checkpoint(b"\x80\x02" + b"N" * (6 * 10**7) + b"."), "expected at most 16777216"
     ),
     "pickle of 100 MB": _bytes(lambda: checkpoint(b"\x80\x02" + b"N" * 10**8 + b"."), _TOO_LARGE),
     "negated view": _saved(
@@ -168,7 +216,59 @@ PICKLES = {
         "has a tensor with further properties, such as the negative",
     ),
     "no state dict": _saved(lambda _: {"epoch": 3, "lr": 0.1}, "holds no state dict"),
-    "a whole module": _saved(lambda _: torch.nn.ReLU(), f"{_CODE} ('torch.nn.modules."),
+    "object of a class that has no weights": _saved(
+        lambda _: argparse.Namespace(w=3),
+        "holds an object of the class 'argparse.Namespace' without tensors",
+    ),
+    "pickle calls torch.hub.load": _bytes(
+        checkpoint(b"\x80\x02ctorch.hub\nload\nX\1\0\0\0a\x85R."), f"{_CODE} ('torch.hub.load')"
+    ),
+    "pickle calls a function of numpy that runs code": _bytes(
+        checkpoint(b"\x80\x02cnumpy.testing._private.utils\nrunstring\nX\1\0\0\0a}\x86R."),
+        f"{_CODE} ('numpy.testing._private.utils.runstring')",
+    ),
+    "pickle calls torch.jit's execWrapper": _bytes(
+        checkpoint(b"\x80\x02ctorch.jit.unsupported_tensor_ops\nexecWrapper\n)R."),
+        f"{_CODE} ('torch.jit.unsupported_tensor_ops.execWrapper')",
+    ),
+    "pickle calls runpy through functools.partial": _bytes(
+        checkpoint(b"\x80\x02cfunctools\npartial\ncrunpy\n_run_code\n\x85R."),
+        f"{_CODE} ('runpy._run_code')",
+    ),
+    "pickle makes a subprocess.Popen": _bytes(
+        checkpoint(b"\x80\x02csubprocess\nPopen\n)\x81."), f"{_CODE} ('subprocess.Popen')"
+    ),
+    "name of a module within another": _bytes(
+        checkpoint(b"\x80\x04\x8c\x05torch\x8c\x0eos.PosixSystem\x93)R."),
+        f"{_CODE} ('torch.os.PosixSystem')",
+    ),
+    "module name with a blank": _bytes(
+        checkpoint(b"\x80\x04\x8c\x06os sys\x8c\x04Path\x93."), f"{_CODE} ('os.sys.Path')"
+    ),
+    "state for a name": _bytes(
+        checkpoint(b"\x80\x02ctorch\nfloat32\n}b."), _NO_SENSE + "BUILD on something"
+    ),
+    "integer of 8 million bits": _bytes(
+        lambda: checkpoint(b"\x80\x02\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"."),
+        _NO_SENSE + "an integer of 7999999 bits",
+    ),
+    "set of sets in sets": _bytes(
+        lambda: checkpoint(b"\x80\x04\x8fq\0" + b"\x8f(h\0h\0\x90q\0" * 40 + b"."), _NO_SENSE
+    ),
+    "frozen set doubled as a key": _bytes(
+        lambda: checkpoint(b"\x80\x04}(\x91q\0" + b"0(h\0h\0\x91q\0" * 40 + b"K\1s."),
+        _NO_SENSE + "a key that is neither",
+    ),
+    "list of 1,000 pairs given 2,000 times": _bytes(
+        lambda: checkpoint(
+            b"\x80\x02]q\0("
+            + b"".join(b"](X\1\0\0\0aNe" for _ in range(1000))
+            + b"e"
+            + b"ccollections\nOrderedDict\nh\0\x85R0" * 2000
+            + b"."
+        ),
+        "has a pickle of more than 1000000 pairs",
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import struct
 import warnings
 import zipfile
@@ -41,6 +42,24 @@ def saved(content: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def legacy(content: object) -> bytes:
+    """What torch.save wrote before PyTorch 1.6."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def legacy_parts(file: bytes) -> list[bytes]:
+    """The five pickles of a file in the legacy format, and what follows them."""
+    head, parts, begin = io.BytesIO(file), [], 0
+    for _ in range(5):
+        for _ in pickletools.genops(head):
+            pass
+        parts.append(file[begin : head.tell()])
+        begin = head.tell()
+    return [*parts, file[begin:]]
 
 
 def members(archive: bytes) -> dict[str, bytes]:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from robustkd.models import build
-from robustkd.teacher.untrusted import wrappers
-from robustkd.teacher.untrusted.allowed_names import GLOBALS
+from robustkd.teacher.untrusted.allowed_names import DEFAULT, LIVE
 from robustkd.teacher.untrusted.child import convert, find_tensors
 from robustkd.teacher.untrusted.contents import Contents, Refusal, Stored
 from robustkd.teacher.untrusted.formats import recognise
@@ -47,11 +46,17 @@ DTYPES = (
 )
 
 
-def converted(file: bytes) -> tuple[Contents, dict[str, Tensor]]:
+def converted(file: bytes, choice: int = 0) -> tuple[Contents, dict[str, Tensor]]:
     """What the child does, in this process."""
     out = io.BytesIO()
-    contents = convert(io.BytesIO(file), out, len(file))
-    return contents, safetensors.torch.load(out.getvalue())
+    found = convert(io.BytesIO(file), out, len(file), choice=choice)
+    return found[choice], safetensors.torch.load(out.getvalue())
+
+
+def keys(file: bytes) -> list[str]:
+    """The keys of all state dicts in a file."""
+    found = find_tensors(io.BytesIO(file), len(file))
+    return [".".join(contents.wrappers) for contents in found]
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
@@ -125,7 +130,9 @@ def test_a_training_run_is_read_for_its_weights():
         "schedule": schedule.state_dict(),
         "scale": torch.nn.Parameter(torch.ones(2)),
     }
-    contents, found = converted(saved(run))
+    file = saved(run)
+    assert keys(file) == ["", "model", "ema"]
+    contents, found = converted(file, 1)
     assert same(found, dict(network.state_dict()))
     assert contents.wrappers == ("model",)
     assert set(contents.ignored) == run.keys() - {"model"}
@@ -134,22 +141,25 @@ def test_a_training_run_is_read_for_its_weights():
 # What torch itself would say.
 
 
-def test_we_allow_no_name_that_torch_does_not():
+def test_we_give_no_life_to_a_name_that_torch_does_not_allow():
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    assert {name.replace(" ", ".") for name in GLOBALS - {"torch._utils _rebuild_tensor"}} <= set(
-        _get_allowed_globals()
-    ) | {"torch.nn.parameter.Parameter"}
+    known = LIVE - {"torch._utils _rebuild_tensor", DEFAULT}
+    assert {name.replace(" ", ".") for name in known} <= set(_get_allowed_globals()) | {
+        "torch.nn.parameter.Parameter"
+    }
 
 
 @pytest.mark.parametrize(
     "name", [name for name, case in CASES.items() if "names code" in case.says]
 )
 def test_what_torch_calls_unsafe_we_refuse(name, tmp_path):
-    """Its own checker lists the same files; it gives up on one that is cut off, and we do not."""
+    """Its checker lists the same files; it knows neither protocol 4 nor files before 1.6."""
     path = tmp_path / "teacher.pt"
     CASES[name].make(path, tmp_path / "canary")
-    if "truncated" not in name:
+    content = path.read_bytes()
+    known = content.startswith(b"PK") and b"\x80\x04" not in content
+    if known and "truncated" not in name:
         assert get_unsafe_globals_in_checkpoint(path)
     with pytest.raises(Refusal, match=r"^names code that no state dict needs "):
         converted(path.read_bytes())
@@ -256,31 +266,48 @@ def test_gathering_is_as_strided(shape, data, dtype):
     assert bytes(made) == expected.numpy().tobytes()
 
 
-@pytest.mark.parametrize("key", wrappers.WRAPPERS)
-def test_each_known_wrapper_is_taken_off(key):
+@pytest.mark.parametrize("key", ["state_dict", "model", "net", "anything else"])
+def test_a_state_dict_is_found_under_any_key(key):
     contents, found = converted(saved({key: {"w": torch.ones(2)}, "epoch": 1}))
     assert (contents.wrappers, contents.ignored) == ((key,), ("epoch",))
     assert found["w"].tolist() == [1, 1]
 
 
-def test_wrappers_nest_and_the_first_known_one_wins():
+def test_every_state_dict_is_listed_in_the_order_of_the_file():
     inner = {"state_dict": {"w": torch.ones(1)}, "rng": torch.zeros(3)}
-    contents, found = converted(saved({"ema": {"w": torch.zeros(1)}, "model": inner}))
-    assert contents.wrappers == ("model", "state_dict")
-    assert contents.ignored == ("ema", "rng")
+    file = saved({"ema": {"w": torch.zeros(1)}, "model": inner, "lr": 0.1})
+    assert keys(file) == ["ema", "model", "model.state_dict"]
+    contents, found = converted(file, 2)
+    assert contents.ignored == ("ema", "lr", "rng")
     assert found["w"].item() == 1
+
+
+def test_the_eight_largest_state_dicts_are_listed():
+    many = {f"{n}": {str(k): torch.ones(1) for k in range(n)} for n in (1, 9, 2, 8, 3, 7, 4, 6, 5)}
+    assert keys(saved(many)) == ["9", "2", "8", "3", "7", "4", "6", "5"]
+
+
+def test_state_dicts_are_searched_to_a_depth():
     deep: dict[str, object] = {"w": torch.ones(1)}
-    for _ in range(6):
-        deep = {"model": deep}
-    assert damaged(saved(deep)) == "wraps its state dict more than 4 times"
+    for _ in range(5):
+        deep = {"a": deep}
+    assert keys(saved(deep)) == ["a.a.a.a.a"]
+    assert damaged(saved({"a": deep})) == "holds no state dict; it has ('a')"
+
+
+def test_a_state_dict_that_cannot_be_read_does_not_hide_another():
+    one = tensor_program()[2:-1]
+    both = b"\x80\x02}(X\1\0\0\0a" + one + b"X\1\0\0\0b"
+    both += one.replace(b"X\1\0\0\x000", b"X\1\0\0\x001") + b"u."
+    file = checkpoint(both, _1=bytes(16))
+    assert keys(file) == ["b"]
+    assert converted(file)[1]["w"].shape == (4,)
 
 
 def test_what_is_no_state_dict_is_said():
     assert damaged(saved(torch.ones(2))) == "holds a single tensor instead of a state dict"
     assert damaged(saved([1])) == "holds a list instead of a state dict"
-    assert damaged(saved({"a": {}, 3: "x"})) == (
-        "holds no state dict under any known key; it has ('a', '3')"
-    )
+    assert damaged(saved({"a": {}, 3: "x"})) == ("holds no state dict; it has ('a', '3')")
     assert damaged(saved({1: torch.ones(1)})) == "has tensors whose names are no text"
 
 
@@ -342,6 +369,7 @@ def test_names_in_refusals_are_short_and_printable():
 def test_no_warning_and_no_import_of_what_a_file_names():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        program = b"\x80\x02}X\x01\0\0\0actorch.nothing\nHere\ns."
-        assert damaged(checkpoint(program)).startswith("names code")
-    assert find_tensors(io.BytesIO(saved(weights())), 10**6).format == "torch zip"
+        program = b"\x80\x02}X\x01\0\0\0actorch.nothing\n%s\n)Rs."
+        assert damaged(checkpoint(program % b"here")).startswith("names code")
+        assert damaged(checkpoint(program % b"Here")).startswith("holds no state dict")
+    assert find_tensors(io.BytesIO(saved(weights())), 10**6)[0].format == "torch zip"

@@ -196,16 +196,22 @@ def test_a_process_that_fails_is_a_refusal(code, status, monkeypatch):
         "x",
         {**GOOD, "refusal": "two\nlines"},
         {**GOOD, "format": 3},
-        {**GOOD, "wrappers": ["\x1b[2J"]},
-        {**GOOD, "ignored": 7},
+        {**GOOD, "candidates": [{"wrappers": ["\x1b[2J"], "ignored": []}]},
+        {**GOOD, "candidates": [{"wrappers": [], "ignored": 7}]},
+        {**GOOD, "candidates": [{"wrappers": []}]},
+        {**GOOD, "candidates": 7},
         {**GOOD, "peak_mib": "much"},
-        {**GOOD, "ignored": ["x" * 10**5]},
     ],
 )
 def test_a_verdict_out_of_order_is_a_refusal(said, monkeypatch):
     assert run(saying(said), monkeypatch).refusal == (
         "makes its reader say nonsense; it is damaged, or made to"
     )
+
+
+def test_a_verdict_that_is_too_long_is_a_refusal(monkeypatch):
+    code = f"import os; os.write(2, b'{{\"enforced\": [\"{{}}\"]}}'.replace(b'{{}}', b'x' * {MIB}))"
+    assert "its reader say nonsense" in run(code, monkeypatch).refusal
 
 
 def test_a_verdict_in_order_is_believed(monkeypatch):
@@ -257,8 +263,8 @@ def test_what_is_read_and_said_of_an_honest_file(tmp_path):
     assert found.tensors.keys() == state.keys()
     assert (found.name, found.bytes) == ("teacher.pt", path.stat().st_size)
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (found.verdict.format, found.verdict.wrappers) == ("torch zip", ("state_dict",))
-    assert found.verdict.ignored == ("'epoch'",)
+    assert (found.verdict.format, found.surroundings.wrappers) == ("torch zip", ("state_dict",))
+    assert found.surroundings.ignored == ("'epoch'",)
     assert os.listdir(tmp_path) == ["teacher.pt"]
 
 

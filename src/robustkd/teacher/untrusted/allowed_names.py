@@ -1,6 +1,18 @@
-"""Global names that the pickle of a checkpoint may contain: those of a saved state dict."""
+"""Global names that the pickle of a checkpoint may contain, and those whose calls are accepted.
+
+No name is ever looked up. A few have stand-ins that are read: tensors, storages and ordered
+dictionaries. All others are *dead*: they stay names, and objects of them are never built.
+
+A name of Python's standard library must be on a fixed list of harmless types of data, wherever it
+stands. A name of another package may be a value, or a class; a call of a function is refused unless
+it is on the list. By convention, the name of a class begins with a capital letter.
+"""
 
 from __future__ import annotations
+
+import re
+import sys
+from _compat_pickle import IMPORT_MAPPING
 
 STORAGES = {
     "torch DoubleStorage": "F64",
@@ -17,7 +29,89 @@ STORAGES = {
 TENSORS = frozenset({"torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2"})
 PARAMETER = "torch._utils _rebuild_parameter"
 ORDERED = "collections OrderedDict"
-COUNTER = "collections Counter"
-SIZE, DEVICE = "torch Size", "torch device"
-GLOBALS = frozenset({*STORAGES, *TENSORS, PARAMETER, ORDERED, COUNTER, SIZE, DEVICE})
-"""All names that are allowed in a pickle."""
+DEFAULT = "collections defaultdict"
+LIVE = frozenset({*STORAGES, *TENSORS, PARAMETER, ORDERED, DEFAULT})
+"""Names with stand-ins that are read."""
+
+
+def _all(module: str, names: str) -> set[str]:
+    return {f"{module} {name}" for name in names.split()}
+
+
+_BUILTINS = (
+    "set frozenset list dict tuple int long float complex str unicode bytes bytearray bool object "
+    "slice range xrange Ellipsis NotImplemented"
+)
+_PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
+_TYPES_OF_PYTHON = frozenset(
+    {
+        *_all("builtins", _BUILTINS),
+        *_all("__builtin__", _BUILTINS),
+        *_all("collections", "OrderedDict defaultdict Counter deque"),
+        *_all("argparse", "Namespace"),
+        *_all("types", "SimpleNamespace NoneType"),
+        *_all("pathlib", _PATHS),
+        *_all("pathlib._local", _PATHS),
+        *_all("datetime", "datetime date time timedelta timezone"),
+        *_all("decimal", "Decimal"),
+        *_all("fractions", "Fraction"),
+        *_all("uuid", "UUID SafeUUID"),
+        *_all("functools", "partial"),
+        *_all("enum", "Enum IntEnum Flag IntFlag StrEnum"),
+        *_all("typing", "Any Callable Dict List Literal Optional Sequence Set Tuple Type Union"),
+        # A call of this one encodes bytes, and of the other two builds an empty object.
+        *_all("_codecs", "encode"),
+        *_all("copy_reg", "_reconstructor"),
+        *_all("copyreg", "_reconstructor"),
+    }
+)
+_ARRAYS = "_reconstruct scalar _frombuffer"
+_FUNCTIONS = frozenset(
+    {
+        *_all("numpy.core.multiarray", _ARRAYS),
+        *_all("numpy._core.multiarray", _ARRAYS),
+        *_all("numpy.core.numeric", "_frombuffer"),
+        *_all("numpy._core.numeric", "_frombuffer"),
+        *_all("numpy", "dtype ndarray"),
+        *_all("numpy.random._pickle", "__randomstate_ctor __bit_generator_ctor __generator_ctor"),
+        *_all("torch", "device dtype"),
+        *_all("torch.serialization", "_get_layout"),
+        # Modules that were saved by PyTorch before 1.2 name their backend.
+        *_all("torch.nn.backends.thnn", "_get_thnn_function_backend"),
+    }
+)
+# What pickles of Python 2 call the modules, and modules that are or were installed with Python.
+# Names of modules of other versions of Python are on the list as well.
+_OF_PYTHON = sys.stdlib_module_names | {name.partition(".")[0] for name in IMPORT_MAPPING}
+_OF_PYTHON |= {*sys.builtin_module_names}
+_OF_PYTHON |= {"pip", "setuptools", "pkg_resources", "_distutils_hack", "wheel", "ensurepip"}
+_OF_PYTHON |= {"test", "distutils", "imp", "asyncore", "asynchat", "smtpd", "commands", "popen2"}
+_OF_PYTHON |= {"cgi", "crypt", "pipes", "telnetlib", "lib2to3", "compression", "annotationlib"}
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+# Only a class may have something within: "torch os.system" would be a way to another module.
+_WITHIN = re.compile(r"(_*[A-Z]\w*\.)*[A-Za-z_]\w*", re.ASCII)
+_CLASS = re.compile(r"(_*[A-Z]\w*\.)*_*[A-Z]\w*", re.ASCII)
+
+
+def may_stand(name: str) -> bool:
+    """Return whether a pickle may contain a name, given as ``module name``.
+
+    >>> may_stand("argparse Namespace"), may_stand("os system"), may_stand("my.nets Net")
+    (True, False, True)
+    """
+    module, _, within = name.partition(" ")
+    if not _MODULE.fullmatch(module) or not _WITHIN.fullmatch(within):
+        return False
+    if module.partition(".")[0] in _OF_PYTHON:
+        return name in _TYPES_OF_PYTHON
+    return True
+
+
+def may_be_called(name: str) -> bool:
+    """Return whether a call of a name that :func:`may_stand` is accepted as a dead object.
+
+    >>> may_be_called("my.nets Net"), may_be_called("torch.hub load")
+    (True, False)
+    """
+    known = name in _TYPES_OF_PYTHON or name in _FUNCTIONS
+    return known or bool(_CLASS.fullmatch(name.partition(" ")[2]))

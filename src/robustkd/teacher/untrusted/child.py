@@ -2,8 +2,9 @@
 
 Standard input is the file, standard output the safetensors file to write, and standard error a
 file for one JSON object, the verdict. The arguments are five numbers: bytes of memory, seconds of
-processor time, largest number of bytes to write, whether to write values (1) or only names, types
-and shapes (0), and whether the file may be read without a filter of system calls (1).
+processor time, largest number of bytes to write, the number of the state dict whose values to write
+(or -1 for names, types and shapes of all), and whether the file may be read without a filter of
+system calls (1).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from robustkd.teacher.untrusted import limits
 from robustkd.teacher.untrusted.contents import Contents, Refusal, quoted
 from robustkd.teacher.untrusted.formats import HEAD, recognise
 from robustkd.teacher.untrusted.read_checkpoint import read_checkpoint
+from robustkd.teacher.untrusted.read_legacy import FORMAT, read_legacy
 from robustkd.teacher.untrusted.read_safetensors import read_safetensors
 from robustkd.teacher.untrusted.write_safetensors import write_layout, write_plain
 
@@ -26,7 +28,7 @@ _TOO_WEAK = (
     "is not read: this system has no seccomp, so that its reader could do harm; use Linux on "
     "x86-64 or arm64, or accept the risk with --allow-weak-sandbox"
 )
-_READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint}
+_READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint, FORMAT: read_legacy}
 
 
 def load_codecs() -> None:
@@ -34,8 +36,8 @@ def load_codecs() -> None:
     codecs.lookup("raw-unicode-escape")
 
 
-def find_tensors(file: BufferedIOBase, size: int, *, values: bool = True) -> Contents:
-    """Locate the tensors in a file of ``size`` bytes and any accepted format.
+def find_tensors(file: BufferedIOBase, size: int, *, choice: int | None = None) -> list[Contents]:
+    """Locate the tensors of each state dict in a file of ``size`` bytes and any accepted format.
 
     Raises:
         Refusal: If the file has another format, is damaged, or is malicious.
@@ -43,23 +45,28 @@ def find_tensors(file: BufferedIOBase, size: int, *, values: bool = True) -> Con
     file.seek(0)
     format_name = recognise(file.read(HEAD))
     file.seek(0)
-    return _READERS[format_name](file, size, values=values)
+    return _READERS[format_name](file, size, choice=choice)
 
 
 def convert(
-    file: BufferedIOBase, out: BufferedIOBase, size: int, *, values: bool = True
-) -> Contents:
-    """Write the tensors of ``file``, or only their layout, to ``out``; return what was found.
+    file: BufferedIOBase, out: BufferedIOBase, size: int, *, choice: int | None = 0
+) -> list[Contents]:
+    """Write the tensors of one state dict of ``file``, or only the layout of all, to ``out``.
+
+    Returns:
+        All state dicts that were found.
 
     Raises:
         Refusal: If the file is refused, or ``out`` cannot be written.
     """
     try:
-        contents = find_tensors(file, size, values=values)
-        if values:
-            write_plain(contents, file, out)
-        else:
+        contents = find_tensors(file, size, choice=choice)
+        if choice is None:
             write_layout(contents, out)
+        elif choice < len(contents):
+            write_plain(contents[choice], file, out)
+        else:
+            raise Refusal("has fewer state dicts than before; it changed while it was read")
         out.flush()
     except OSError as error:
         raise Refusal(
@@ -76,7 +83,7 @@ def convert(
 
 def main() -> None:
     """Read the file and write the verdict."""
-    memory, seconds, written, values, weak = map(int, sys.argv[1:])
+    memory, seconds, written, choice, weak = map(int, sys.argv[1:])
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     size = os.fstat(0).st_size
     load_codecs()
@@ -85,12 +92,17 @@ def main() -> None:
         try:
             if not weak and limits.SYSTEM_CALLS not in enforced:
                 raise Refusal(_TOO_WEAK)
-            contents = convert(file, out, size, values=bool(values))
+            found = convert(file, out, size, choice=None if choice < 0 else choice)
             said = {
-                "format": contents.format,
-                "tensors": len(contents.tensors),
-                "wrappers": contents.wrappers,
-                "ignored": [quoted(key) for key in contents.ignored[:_MOST_IGNORED]],
+                "format": found[0].format,
+                "ordered": found[0].ordered,
+                "candidates": [
+                    {
+                        "wrappers": contents.wrappers,
+                        "ignored": [quoted(key) for key in contents.ignored[:_MOST_IGNORED]],
+                    }
+                    for contents in found
+                ],
             }
         except Refusal as refusal:
             said = {"refusal": str(refusal)}

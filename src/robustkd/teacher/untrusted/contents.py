@@ -74,6 +74,7 @@ class Contents:
         description: Description in a file of this package, as JSON text; empty for other files.
         wrappers: Keys that lead to the state dict, outermost first.
         ignored: Other keys, whose values are not read.
+        ordered: Whether the tensors are in the order in which the network has them.
     """
 
     format: str
@@ -81,6 +82,7 @@ class Contents:
     description: str = ""
     wrappers: tuple[str, ...] = ()
     ignored: tuple[str, ...] = field(default=())
+    ordered: bool = False
 
 
 def checked(contents: Contents, *, file_size: int) -> Contents:

@@ -24,14 +24,15 @@ _REFUSED: tuple[tuple[bytes, int, str], ...] = (
 )
 # First bytes of text pickles: a GLOBAL instruction, or the start of a container.
 _TEXT_PICKLE = re.compile(rb"[(\]}l0d]{0,8}c[\w.]+\r?\n[\w.]+\r?\n")
-_PICKLE = (
-    "is a raw pickle (torch.save before 1.6 wrote such), which runs code when it is read; "
-    f"{_CONVERT}"
-)
+_PICKLE = f"is a raw pickle, which runs code when it is read; {_CONVERT}"
+# The magic number of torch.save before 1.6, as a pickle of protocol 2 or 3.
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def recognise(head: bytes) -> str:
-    """Return the format of a file that begins with ``head``: ``safetensors`` or ``torch zip``.
+    """Return the format of a file that begins with ``head``.
+
+    It is ``safetensors``, ``torch zip`` or ``torch legacy``.
 
     Raises:
         Refusal: If it is any other.
@@ -40,6 +41,8 @@ def recognise(head: bytes) -> str:
         raise Refusal("is empty; expected a safetensors file or a torch checkpoint")
     if head.startswith(b"PK\x03\x04"):
         return "torch zip"
+    if head[:2] in (b"\x80\x02", b"\x80\x03") and head[2:].startswith(_LEGACY):
+        return "torch legacy"
     for mark, place, reason in _REFUSED:
         if head[place : place + len(mark)] == mark:
             raise Refusal(reason)
@@ -49,8 +52,8 @@ def recognise(head: bytes) -> str:
     if head[8:9] == b"{":
         return "safetensors"
     raise Refusal(
-        f"begins with {head[:8].hex()}, which is neither safetensors nor a torch checkpoint in "
-        f"zip format; {_CONVERT}"
+        f"begins with {head[:8].hex()}, which is neither safetensors nor a torch checkpoint; "
+        f"{_CONVERT}"
     )
 
 

@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
-from robustkd.teacher.untrusted import allowed_names
-from robustkd.teacher.untrusted.contents import Refusal, checked_shape, quoted
+from robustkd.teacher.untrusted.allowed_names import ORDERED, may_stand
+from robustkd.teacher.untrusted.contents import Refusal, quoted
+from robustkd.teacher.untrusted.rebuild import called, created, misfit, names_code, storage
+from robustkd.teacher.untrusted.values import (
+    Dead,
+    Items,
+    Name,
+    Ordered,
+    StorageRef,
+    TensorRef,
+)
 
 _DEEPEST = 200
+_MOST_PAIRS = 1_000_000
+_LONGEST_NUMBER = 2048
+_LONGEST_KEY = 32
 _Instruction: TypeAlias = Callable[["Machine", object], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
-    """A global name of the pickle; it is never looked up."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class StorageRef:
-    """A storage: a member of the archive with ``length`` values of type ``dtype``."""
-
-    dtype: str
-    key: str
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRef:
-    """A tensor: a view of a storage, with all positions in values."""
-
-    storage: StorageRef
-    start: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class Ordered(dict[object, object]):
-    """Stand-in for an OrderedDict, the only object that may have attributes, which are dropped."""
-
-
 class Machine:
-    """Interpreter of pickle instructions on inert values."""
+    """Interpreter of pickle instructions on inert values.
 
-    def __init__(self) -> None:
+    Args:
+        legacy: If True, references to storages are those of files before PyTorch 1.6.
+    """
+
+    def __init__(self, *, legacy: bool = False) -> None:
+        self._legacy = legacy
+        self._pairs = 0
         self._stack: list[object] = []
         self._marks: list[list[object]] = []
         self._memo: dict[object, object] = {}
@@ -61,26 +48,30 @@ class Machine:
         if name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name]())
         elif name in _LITERALS:
-            self._stack.append(argument)
+            self._stack.append(_literal(name, argument))
         elif name in _TUPLES:
             self._stack.append(tuple(reversed([self._pop() for _ in range(_TUPLES[name])])))
         else:
             _INSTRUCTIONS[name](self, argument)
 
+    def storages(self) -> dict[str, StorageRef]:
+        """Return all storages by key, in the order of the first reference to each."""
+        return self._storages
+
     def result(self) -> object:
         """Return the value of the pickle."""
         if len(self._stack) != 1 or self._marks:
-            raise _misfit("STOP")
+            raise misfit("STOP")
         return self._stack[0]
 
     def _pop(self) -> object:
         if not self._stack:
-            raise _misfit("an empty stack")
+            raise misfit("an empty stack")
         return self._stack.pop()
 
     def _top(self) -> object:
         if not self._stack:
-            raise _misfit("an empty stack")
+            raise misfit("an empty stack")
         return self._stack[-1]
 
     def _mark(self, _: object) -> None:
@@ -91,7 +82,7 @@ class Machine:
 
     def _since_mark(self) -> list[object]:
         if not self._marks:
-            raise _misfit("no MARK")
+            raise misfit("no MARK")
         found, self._stack = self._stack, self._marks.pop()
         return found
 
@@ -107,9 +98,23 @@ class Machine:
 
     def _extend(self, items: list[object]) -> None:
         target = self._top()
+        # What is added to a dead object stays unread.
+        if isinstance(target, Dead):
+            return
         if type(target) is not list:
-            raise _misfit("APPEND on something that is no list")
+            raise misfit("APPEND on something that is no list")
         target.extend(items)
+
+    def _additems(self, _: object) -> None:
+        items = self._since_mark()
+        target = self._top()
+        if not isinstance(target, Items):
+            raise misfit("ADDITEMS on something that is no set")
+        target.extend(items)
+
+    def _frozenset(self, _: object) -> None:
+        items = self._since_mark()
+        self._stack.append(Items(items))
 
     def _setitem(self, _: object) -> None:
         value, key = self._pop(), self._pop()
@@ -120,12 +125,14 @@ class Machine:
 
     def _update(self, items: list[object]) -> None:
         target = self._top()
-        if not isinstance(target, dict) or len(items) % 2:
-            raise _misfit("SETITEM on something that is no dict")
+        if not isinstance(target, dict | Dead) or len(items) % 2:
+            raise misfit("SETITEM on something that is no dict")
+        if isinstance(target, Dead):
+            return
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Hashing a tuple that repeats nested tuples takes exponential time.
-            if not isinstance(key, str | int | float | None):
-                raise _misfit("a key that is neither text nor a number")
+            if not isinstance(key, _KEYS) and not _is_plain_tuple(key):
+                raise misfit("a key that is neither text nor a number")
             target[key] = value
 
     def _put(self, place: object) -> None:
@@ -133,35 +140,96 @@ class Machine:
 
     def _get(self, place: object) -> None:
         if place not in self._memo:
-            raise _misfit("a memo that was never written")
+            raise misfit("a memo that was never written")
         self._stack.append(self._memo[place])
 
+    def _memoize(self, _: object) -> None:
+        self._put(len(self._memo))
+
+    def _drop(self, _: object) -> None:
+        self._pop()
+
+    def _drop_since_mark(self, _: object) -> None:
+        self._since_mark()
+
+    def _duplicate(self, _: object) -> None:
+        self._stack.append(self._top())
+
     def _global(self, name: object) -> None:
+        if not may_stand(str(name)):
+            raise names_code([str(name)])
         self._stack.append(Name(str(name)))
 
+    def _stack_global(self, _: object) -> None:
+        within, module = self._pop(), self._pop()
+        if not isinstance(within, str) or not isinstance(module, str):
+            raise misfit("STACK_GLOBAL")
+        self._global(f"{module} {within}")
+
     def _reduce(self, _: object) -> None:
-        arguments, called = self._pop(), self._pop()
-        if not isinstance(called, Name) or not isinstance(arguments, tuple):
-            raise _misfit("REDUCE")
-        self._stack.append(_stand_in(called.name, arguments))
+        arguments, function = self._pop(), self._pop()
+        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+            raise misfit("REDUCE")
+        if function.name == ORDERED and len(arguments) == 1 and isinstance(arguments[0], list):
+            # The same list may be given many times.
+            self._pairs += len(arguments[0])
+        if self._pairs > _MOST_PAIRS:
+            raise Refusal(f"has a pickle of more than {_MOST_PAIRS} pairs")
+        self._stack.append(called(function.name, arguments))
+
+    def _newobj(self, _: object) -> None:
+        arguments, kind = self._pop(), self._pop()
+        if not isinstance(kind, Name) or not isinstance(arguments, tuple):
+            raise misfit("NEWOBJ")
+        self._stack.append(created(kind.name, arguments))
+
+    def _newobj_ex(self, _: object) -> None:
+        if not isinstance(self._pop(), dict):
+            raise misfit("NEWOBJ_EX")
+        self._newobj(None)
 
     def _build(self, _: object) -> None:
-        state = self._pop()
-        if not isinstance(self._top(), Ordered):
-            raise _misfit("BUILD on something that is no OrderedDict")
+        state, target = self._pop(), self._top()
+        if isinstance(target, Dead):
+            if target.state is not None:
+                raise misfit("BUILD twice")
+            target.state = state
+            return
+        if not isinstance(target, Ordered):
+            raise misfit("BUILD on something that has no state")
         # _metadata has the versions of layers. Other attributes could replace methods of the dict.
-        if not isinstance(state, dict) or set(state) != {"_metadata"}:
-            raise _misfit("an OrderedDict with attributes other than _metadata")
+        if not isinstance(state, dict) or len(state) != 1 or "_metadata" not in state:
+            raise misfit("an OrderedDict with attributes other than _metadata")
 
     def _persistent(self, _: object) -> None:
-        storage = _storage(self._pop())
+        found = storage(self._pop(), legacy=self._legacy)
         # PyTorch uses the first reference to a storage and ignores contradictions in later ones.
-        if self._storages.setdefault(storage.key, storage) != storage:
-            raise Refusal(f"gives the storage {quoted(storage.key)} two types or lengths")
-        self._stack.append(storage)
+        if isinstance(found, StorageRef) and self._storages.setdefault(found.key, found) != found:
+            raise Refusal(f"gives the storage {quoted(found.key)} two types or lengths")
+        self._stack.append(found)
 
     def _nothing(self, _: object) -> None:
-        """Do nothing, for PROTO and STOP."""
+        """Do nothing, for PROTO, FRAME and STOP."""
+
+
+_PLAIN = (str, int, float, bytes, Name, Dead, type(None))
+_KEYS = (*_PLAIN, TensorRef)
+
+
+def _is_plain_tuple(key: object) -> bool:
+    if not isinstance(key, tuple) or len(key) > _LONGEST_KEY:
+        return False
+    return all(isinstance(item, _PLAIN) for item in key)
+
+
+def _literal(name: str, argument: object) -> object:
+    """Return the value of an instruction with a literal argument."""
+    if isinstance(argument, int) and argument.bit_length() > _LONGEST_NUMBER:
+        raise misfit(f"an integer of {argument.bit_length()} bits")
+    # Python 2 wrote texts and bytes alike, whose encoding is known for ASCII only.
+    if name in _OF_PYTHON_2 and isinstance(argument, str) and not argument.isascii():
+        return argument.encode("latin-1")
+    return argument
 
 
 _CONSTANTS: dict[str, Callable[[], object]] = {
@@ -171,8 +239,13 @@ _CONSTANTS: dict[str, Callable[[], object]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
+    "EMPTY_SET": Items,
 }
-_LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"})
+_OF_PYTHON_2 = frozenset({"BINSTRING", "SHORT_BINSTRING"})
+_NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"})
+_TEXTS = frozenset({"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", *_OF_PYTHON_2})
+_BYTES = frozenset({"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"})
+_LITERALS = _NUMBERS | _TEXTS | _BYTES
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _INSTRUCTIONS: dict[str, _Instruction] = {
     "MARK": Machine._mark,
@@ -181,91 +254,26 @@ _INSTRUCTIONS: dict[str, _Instruction] = {
     "APPENDS": Machine._appends,
     "SETITEM": Machine._setitem,
     "SETITEMS": Machine._setitems,
+    "ADDITEMS": Machine._additems,
+    "FROZENSET": Machine._frozenset,
+    "MEMOIZE": Machine._memoize,
+    "POP": Machine._drop,
+    "POP_MARK": Machine._drop_since_mark,
+    "DUP": Machine._duplicate,
     "BINPUT": Machine._put,
     "LONG_BINPUT": Machine._put,
     "BINGET": Machine._get,
     "LONG_BINGET": Machine._get,
     "GLOBAL": Machine._global,
+    "STACK_GLOBAL": Machine._stack_global,
     "REDUCE": Machine._reduce,
+    "NEWOBJ": Machine._newobj,
+    "NEWOBJ_EX": Machine._newobj_ex,
     "BUILD": Machine._build,
     "BINPERSID": Machine._persistent,
     "PROTO": Machine._nothing,
+    "FRAME": Machine._nothing,
     "STOP": Machine._nothing,
 }
 OPERATIONS = frozenset({*_CONSTANTS, *_LITERALS, *_TUPLES, *_INSTRUCTIONS})
-"""All supported instructions: those that torch.save writes."""
-
-
-def _misfit(what: str) -> Refusal:
-    return Refusal(f"has a pickle that makes no sense: {what}")
-
-
-def _stand_in(name: str, arguments: tuple[object, ...]) -> object:
-    """Return the stand-in for the result of a call, for the few names that may be called."""
-    if name in allowed_names.TENSORS:
-        return _tensor(arguments[:4], arguments[4:], newer=name.endswith("_v2"))
-    if name == allowed_names.PARAMETER:
-        return _parameter(arguments)
-    if name == allowed_names.ORDERED and not arguments:
-        return Ordered()
-    if name in (allowed_names.COUNTER, allowed_names.SIZE, allowed_names.DEVICE):
-        # Part of a scheduler or of the settings of a run; the values are not used.
-        return None
-    raise _misfit(f"a call of {name.replace(' ', '.')}")
-
-
-def _parameter(arguments: tuple[object, ...]) -> TensorRef:
-    """Check the arguments ``data, requires_grad, hooks`` of a parameter, and return its data."""
-    if not arguments or not isinstance(arguments[0], TensorRef):
-        raise _misfit("a parameter that is no tensor")
-    _check_gradient(arguments[1:])
-    return arguments[0]
-
-
-def _check_gradient(arguments: tuple[object, ...]) -> None:
-    """Check the arguments ``requires_grad, hooks``; any further ones would change the values."""
-    if len(arguments) > 2:
-        raise Refusal(
-            "has a tensor with further properties, such as the negative or the conjugate of its "
-            "values; save it with resolve_neg().resolve_conj().clone()"
-        )
-    if len(arguments) < 2 or type(arguments[0]) is not bool:
-        raise _misfit("a tensor of the wrong arguments")
-    if not isinstance(arguments[1], Ordered) or arguments[1]:
-        raise Refusal("has a tensor with backward hooks; save it with detach()")
-
-
-def _tensor(view: tuple[object, ...], gradient: tuple[object, ...], *, newer: bool) -> TensorRef:
-    """Check ``storage, start, shape, strides`` and the arguments for gradients of a tensor."""
-    if len(view) < 4:
-        raise _misfit("a tensor of too few arguments")
-    if newer or gradient:
-        _check_gradient(gradient)
-    storage, start, shape, strides = view
-    if (
-        not isinstance(storage, StorageRef)
-        or not isinstance(shape, tuple)
-        or not isinstance(strides, tuple)
-    ):
-        raise _misfit("a tensor of the wrong arguments")
-    (checked_start,) = checked_shape(storage.key, [start])
-    sizes = checked_shape(storage.key, shape)
-    steps = tuple(checked_shape(storage.key, [step])[0] for step in strides)
-    if len(sizes) != len(steps):
-        raise _misfit("a tensor with more axes than strides, or fewer")
-    return TensorRef(storage, checked_start, sizes, steps)
-
-
-def _storage(reference: object) -> StorageRef:
-    """Check a reference ``("storage", type, key, device, length)``."""
-    if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
-        raise _misfit("a reference that is no storage")
-    _, kind, key, device, length = reference
-    if not isinstance(kind, Name) or kind.name not in allowed_names.STORAGES:
-        raise _misfit("a storage of no known type")
-    if not isinstance(key, str) or not isinstance(device, str):
-        raise _misfit("a storage without a key or a device")
-    if device.startswith("meta"):
-        raise Refusal("has a tensor on the device 'meta', which has no values; save real weights")
-    (checked_length,) = checked_shape(key, [length])
-    return StorageRef(allowed_names.STORAGES[kind.name], key, checked_length)
+"""All supported instructions: those that torch.save writes, with protocols 2 to 5."""

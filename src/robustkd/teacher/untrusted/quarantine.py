@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -23,9 +23,28 @@ from robustkd.teacher.untrusted.contents import Refusal
 from robustkd.teacher.untrusted.formats import HEAD, recognise
 from robustkd.teacher.untrusted.read_safetensors import OWN_KEY
 
-Fits: TypeAlias = Callable[[Mapping[str, Tensor], str], object]
 _CHUNK = 1 << 20
 _EXPECTED = "expected a safetensors file or a torch checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Names, shapes and types of a state dict in a file.
+
+    Attributes:
+        tensors: Tensors without values, on the device ``meta``, in the order of the file.
+        description: Description in a file of this package, as JSON text; empty for other files.
+        surroundings: Keys around and beside the state dict.
+        ordered: Whether the tensors are in the order in which the network has them.
+    """
+
+    tensors: Mapping[str, Tensor]
+    description: str
+    surroundings: sandbox.Surroundings
+    ordered: bool
+
+
+Choose: TypeAlias = Callable[[Sequence[Layout]], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +58,7 @@ class Quarantined:
         bytes: Size of the file.
         sha256: SHA-256 of the file, in hexadecimal.
         verdict: Verdict of the reading process.
+        choice: Number of the state dict among those in the file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -47,12 +67,24 @@ class Quarantined:
     bytes: int
     sha256: str
     verdict: sandbox.Verdict
+    choice: int = 0
+
+    @property
+    def surroundings(self) -> sandbox.Surroundings:
+        """Keys around and beside the state dict."""
+        return self.verdict.candidates[self.choice]
 
 
-def read(
-    path: Path, *, most: int | None = None, fits: Fits | None = None, weak: bool = False
-) -> Quarantined:
-    """Read a file that may be an attack: safetensors, or a torch checkpoint in zip format.
+def read(path: Path, *, weak: bool = False) -> Quarantined:
+    """Read the first state dict of a file that may be an attack; see :func:`read_each`."""
+    with closing(read_each(path, weak=weak)) as found:
+        return next(found)
+
+
+def read_each(
+    path: Path, *, most: int | None = None, choose: Choose | None = None, weak: bool = False
+) -> Generator[Quarantined, None, None]:
+    """Read state dicts of a file that may be an attack: safetensors, or a torch checkpoint.
 
     Cheap checks come first: the format, the size, and then names and shapes, on the original file.
     Only then the file is copied. The copy is hashed and parsed, so that the hash is that of the
@@ -63,9 +95,13 @@ def read(
     Args:
         path: The file.
         most: Largest accepted size in bytes.
-        fits: Function that receives tensors without values and the description of a file of this
-            package; it raises an error if they do not match the architecture.
+        choose: Function that receives the layout of each state dict in the file, and returns the
+            numbers of those to read; it raises an error if none matches the architecture. By
+            default the first is read.
         weak: If True, read the file even if system calls of the child process cannot be filtered.
+
+    Yields:
+        The chosen state dicts, one at a time.
 
     Raises:
         InputError: If the file has another format, is damaged, malicious or too large, or changes
@@ -73,23 +109,35 @@ def read(
     """
     if not hasattr(os, "posix_spawn"):
         raise InputError(f"{path} cannot be read safely on this system; use Linux or macOS")
-    with _open(path) as file, _system(path), _folder() as folder:
-        state = _state(file)
-        _check_cheaply(file, path, size=state[0], most=most)
-        if fits is not None:
-            fits(*_layout(file, folder / "layout", path, weak=weak))
-        sha256 = _copy(file, folder / "copy", state[0])
-        if _state(file) != state:
-            raise _changed(path)
-        with (folder / "copy").open("rb", buffering=0) as copy:
-            plain = folder / "teacher.safetensors"
-            verdict = _convert(copy, plain, sandbox.Grant.for_size(state[0], weak=weak))
-        if _state(file) != state:
-            raise _changed(path)
-        if verdict.refusal:
-            raise InputError(f"{path} {verdict.refusal}")
-        tensors, description = _load(plain, path)
-    return Quarantined(tensors, description, path.name, state[0], sha256, verdict)
+    with _open(path) as file, _folder(path) as folder:
+        with _system(path):
+            state = _state(file)
+            _check_cheaply(file, path, size=state[0], most=most)
+            chosen = [0] if choose is None else choose(_layouts(file, folder, path, weak=weak))
+            sha256 = _copy(file, folder / "copy", state[0])
+            if _state(file) != state:
+                raise _changed(path)
+        for choice in chosen:
+            with _system(path):
+                tensors, description, verdict = _values(folder, path, state[0], choice, weak=weak)
+                if _state(file) != state:
+                    raise _changed(path)
+            yield Quarantined(tensors, description, path.name, state[0], sha256, verdict, choice)
+
+
+def _values(
+    folder: Path, path: Path, size: int, choice: int, *, weak: bool
+) -> tuple[dict[str, Tensor], str, sandbox.Verdict]:
+    """Convert one state dict of the copy in the private folder, and load it."""
+    plain = folder / f"teacher-{choice}.safetensors"
+    with (folder / "copy").open("rb", buffering=0) as copy:
+        verdict = _convert(copy, plain, sandbox.Grant.for_size(size, choice=choice, weak=weak))
+    if verdict.refusal:
+        raise InputError(f"{path} {verdict.refusal}")
+    tensors, description = _load(plain, path)
+    # At once, so that there is never more than one beside the copy.
+    plain.unlink()
+    return tensors, description, verdict
 
 
 def _state(file: FileIO) -> tuple[int, int]:
@@ -103,9 +151,11 @@ def _changed(path: Path) -> InputError:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def _folder(path: Path) -> Iterator[Path]:
     """Create a private folder that exists while the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="robustkd-") as folder:
+    with _system(path):
+        made = tempfile.TemporaryDirectory(prefix="robustkd-")
+    with made as folder:
         yield Path(folder)
 
 
@@ -134,17 +184,33 @@ def _check_cheaply(file: FileIO, path: Path, *, size: int, most: int | None) -> 
         )
 
 
-def _layout(file: FileIO, plain: Path, path: Path, *, weak: bool) -> tuple[dict[str, Tensor], str]:
-    """Return names, types and shapes as tensors without values, and the description."""
+def _layouts(file: FileIO, folder: Path, path: Path, *, weak: bool) -> list[Layout]:
+    """Return names, types and shapes of each state dict in the file."""
+    plain = folder / "layout"
     verdict = _convert(file, plain, sandbox.Grant.for_layout(weak=weak))
     if verdict.refusal:
         raise InputError(f"{path} {verdict.refusal}")
     try:
         with plain.open("rb") as layout:
             tensors, metadata = read_layout(layout)
+        places: dict[tuple[int, int], tuple[str, Tensor]] = {}
+        for long_name, tensor in tensors.items():
+            first, second, name = long_name.split(" ", 2)
+            places[int(first), int(second)] = name, tensor
     except ValueError as error:
         raise _nonsense(path) from error
-    return tensors, metadata.get(OWN_KEY, "")
+    by_number: list[dict[str, Tensor]] = [{} for _ in verdict.candidates]
+    for number, place in sorted(places):
+        if 0 <= number < len(by_number):
+            name, tensor = places[number, place]
+            by_number[number][name] = tensor
+    if not by_number or not all(by_number):
+        raise _nonsense(path)
+    description = metadata.get(OWN_KEY, "")
+    return [
+        Layout(found, description, around, verdict.ordered)
+        for found, around in zip(by_number, verdict.candidates, strict=True)
+    ]
 
 
 def _copy(file: FileIO, path: Path, size: int) -> str:

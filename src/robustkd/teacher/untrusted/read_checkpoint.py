@@ -7,27 +7,30 @@ broken before (CVE-2025-32434, CVE-2026-24747), nor its archive reader.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BufferedIOBase
 
 from robustkd.teacher.untrusted import read_pickle
+from robustkd.teacher.untrusted.candidates import Candidate, candidates
 from robustkd.teacher.untrusted.contents import WIDTHS, Contents, Refusal, Stored, checked, quoted
-from robustkd.teacher.untrusted.pickle_machine import TensorRef
 from robustkd.teacher.untrusted.read_archive import Member, read_members, verify
-from robustkd.teacher.untrusted.wrappers import unwrap
+from robustkd.teacher.untrusted.values import StorageRef, TensorRef
 
 _LITTLE = b"little"
 # Members that begin with a dot are internal to torch and are never read.
 _MEMBER = re.compile(r"data\.pkl|byteorder|version|data/[0-9]+|\..*")
 
 
-def read_checkpoint(file: BufferedIOBase, size: int, *, values: bool = True) -> Contents:
-    """Locate the tensors of a checkpoint of ``size`` bytes.
+def read_checkpoint(
+    file: BufferedIOBase, size: int, *, choice: int | None = None
+) -> list[Contents]:
+    """Locate the tensors of each state dict in a checkpoint of ``size`` bytes.
 
     Args:
         file: The checkpoint.
         size: Number of bytes.
-        values: If True, also compare the values with their checksums.
+        choice: Place of the state dict whose values are compared with their checksums; None to
+            compare none.
 
     Raises:
         Refusal: If anything differs from what torch.save writes.
@@ -38,15 +41,58 @@ def read_checkpoint(file: BufferedIOBase, size: int, *, values: bool = True) -> 
     _check_byte_order(file, members.get(f"{root}/byteorder"))
     pickle = _bytes(file, members[f"{root}/data.pkl"], most=read_pickle.LARGEST)
     read_pickle.scan(pickle)
-    tensors, wrappers, ignored = unwrap(read_pickle.run(pickle))
-    # Without values, there is nothing to verify.
-    verified = set[str]() if values else set(members)
-    stored = tuple(
-        _stored(name, tensor, _member(file, tensor, members, root, verified))
-        for name, tensor in tensors.items()
-    )
-    contents = Contents("torch zip", stored, wrappers=wrappers, ignored=ignored)
-    return checked(contents, file_size=size)
+    found = candidates(read_pickle.run(pickle).result())
+
+    def place(storage: StorageRef) -> Member:
+        name = f"{root}/data/{storage.key}"
+        if name not in members:
+            raise Refusal(f"lacks the values of a tensor: no member {quoted(name)}")
+        return members[name]
+
+    contents, kept = located(found, place, "torch zip", size)
+    if choice is not None and choice < len(kept):
+        keys = {tensor.storage.key: tensor.storage for tensor in kept[choice].tensors.values()}
+        for storage in keys.values():
+            verify(file, place(storage))
+    return contents
+
+
+def located(
+    found: Sequence[Candidate],
+    place: Callable[[StorageRef], Member],
+    kind: str,
+    size: int,
+) -> tuple[list[Contents], list[Candidate]]:
+    """Locate the tensors of candidates, and leave out those that cannot be read.
+
+    Args:
+        found: State dicts in the file.
+        place: Function that returns the position of a storage.
+        kind: Format of the file.
+        size: Bytes of the file.
+
+    Raises:
+        Refusal: If no candidate can be read; the reason is that of the first.
+    """
+    contents: list[Contents] = []
+    kept: list[Candidate] = []
+    refusals: list[Refusal] = []
+    for candidate in found:
+        try:
+            stored = tuple(
+                _stored(name, tensor, place(tensor.storage))
+                for name, tensor in candidate.tensors.items()
+            )
+            made = Contents(
+                kind, stored, wrappers=candidate.keys, ignored=candidate.ignored, ordered=True
+            )
+            contents.append(checked(made, file_size=size))
+            kept.append(candidate)
+        except Refusal as refusal:
+            refusals.append(refusal)
+    if not contents:
+        raise refusals[0]
+    return contents, kept
 
 
 def _check_members(members: Mapping[str, Member], root: str) -> None:
@@ -68,23 +114,6 @@ def _bytes(file: BufferedIOBase, member: Member, *, most: int) -> bytes:
     verify(file, member)
     file.seek(member.offset)
     return file.read(member.size)
-
-
-def _member(
-    file: BufferedIOBase,
-    tensor: TensorRef,
-    members: Mapping[str, Member],
-    root: str,
-    verified: set[str],
-) -> Member:
-    """Return the member with a tensor's values; each member's checksum is verified once."""
-    name = f"{root}/data/{tensor.storage.key}"
-    if name not in members:
-        raise Refusal(f"lacks the values of a tensor: no member {quoted(name)}")
-    if name not in verified:
-        verify(file, members[name])
-        verified.add(name)
-    return members[name]
 
 
 def _stored(name: str, tensor: TensorRef, member: Member) -> Stored:

@@ -1,9 +1,12 @@
 """Reading of a pickle as inert values: no code that the file names is imported or called.
 
-A pickle is a program for a small stack machine. This implementation supports the 30 instructions
-that torch.save writes, and eight names, which have harmless stand-ins: a tensor becomes a
-:class:`TensorRef`, an ordered dictionary a plain one. No payload can run. All names in a file are
-checked before the first instruction is executed, and a file with any other name is refused.
+A pickle is a program for a small stack machine. This implementation supports the instructions that
+torch.save writes, and has stand-ins for all values: a tensor becomes a
+:class:`~robustkd.teacher.untrusted.values.TensorRef`, an ordered dictionary a plain one, and any
+other object a :class:`~robustkd.teacher.untrusted.values.Dead`, which is never built. No payload
+can run. All names in a file are checked before the first instruction is executed (those that
+protocol 4 takes from the stack, when they are taken), and calls when they are made; see
+:mod:`~robustkd.teacher.untrusted.allowed_names`.
 """
 
 from __future__ import annotations
@@ -12,12 +15,17 @@ import pickletools
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from robustkd.teacher.untrusted.allowed_names import GLOBALS
-from robustkd.teacher.untrusted.contents import Refusal, quoted, shown
+from robustkd.teacher.untrusted.allowed_names import may_stand
+from robustkd.teacher.untrusted.contents import Refusal, shown
 from robustkd.teacher.untrusted.pickle_machine import OPERATIONS, Machine
+from robustkd.teacher.untrusted.rebuild import names_code
 
-LARGEST = 4 << 20
-"""Largest pickle in bytes; a state dict takes about 150 per tensor, an optimiser as many again."""
+LARGEST = 16 << 20
+"""Largest pickle in bytes.
+
+A state dict takes about 150 per tensor, an optimiser as many again. Indices of poisoned images, as
+benchmarks of backdoors save them, take a few MiB.
+"""
 MOST_OPERATIONS = 1_000_000
 """Largest number of instructions; a state dict takes about 40 per tensor."""
 
@@ -46,11 +54,8 @@ def scan(pickle: bytes) -> None:
     except Refusal as refusal:
         damage = str(refusal)
     # A forbidden name is reported rather than damage that follows it.
-    if bad := [quoted(name.replace(" ", ".")) for name in names if name not in GLOBALS]:
-        raise Refusal(
-            f"names code that no state dict needs {shown(bad)}; save the state dict alone, "
-            "as safetensors"
-        )
+    if bad := [name for name in names if not may_stand(name)]:
+        raise names_code(bad)
     if bad := [name for name in operations if name not in OPERATIONS]:
         raise Refusal(f"has pickle instructions that torch.save does not write {shown(bad)}")
     if damage:
@@ -70,13 +75,13 @@ def _operations(pickle: bytes) -> Iterator[Op]:
         raise Refusal("has a pickle that goes on after its end")
 
 
-def run(pickle: bytes) -> object:
-    """Return the value of a pickle that :func:`scan` has accepted.
+def run(pickle: bytes, *, legacy: bool = False) -> Machine:
+    """Return the machine that has executed a pickle which :func:`scan` has accepted.
 
     Raises:
         Refusal: If an instruction does not fit the values on the stack.
     """
-    machine = Machine()
+    machine = Machine(legacy=legacy)
     for name, argument in _operations(pickle):
         machine.follow(name, argument)
-    return machine.result()
+    return machine

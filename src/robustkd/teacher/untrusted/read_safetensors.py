@@ -30,13 +30,18 @@ OWN_KEY = "robustkd"
 _PREFIX = 8
 
 
-def read_safetensors(file: BufferedIOBase, size: int, *, values: bool = True) -> Contents:  # noqa: ARG001 (there are no checksums)
+def read_safetensors(
+    file: BufferedIOBase,
+    size: int,
+    *,
+    choice: int | None = None,  # noqa: ARG001 (there are no checksums)
+) -> list[Contents]:
     """Locate the tensors of a safetensors file of ``size`` bytes.
 
     Args:
         file: The file.
         size: Number of bytes.
-        values: Ignored, because the format has no checksums.
+        choice: Ignored, because the format has no checksums and one state dict.
 
     Raises:
         Refusal: If the file violates the format.
@@ -56,7 +61,7 @@ def read_safetensors(file: BufferedIOBase, size: int, *, values: bool = True) ->
     tensors = [_tensor(name, entry, start) for name, entry in header.items()]
     _check_tiling(tensors, start, size)
     contents = Contents("safetensors", tuple(tensors), description=metadata.get(OWN_KEY, ""))
-    return checked(contents, file_size=size)
+    return [checked(contents, file_size=size)]
 
 
 def _header(text: bytes) -> dict[str, object]:

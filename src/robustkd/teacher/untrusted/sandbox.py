@@ -17,9 +17,22 @@ _START = (
     "import sys; sys.path.append({root!r}); "
     "from robustkd.teacher.untrusted.child import main; main()"
 )
-_LONGEST_VERDICT = 1 << 16
+_LONGEST_VERDICT = 1 << 17
 _TOO_LATE = -1000
 _LONGEST_REASON = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is around a state dict in a file.
+
+    Attributes:
+        wrappers: Keys that lead to it, outermost first.
+        ignored: Keys beside it, quoted.
+    """
+
+    wrappers: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +42,8 @@ class Verdict:
     Attributes:
         refusal: Reason why the file is refused; empty if it was read.
         format: Format of the file.
-        wrappers: Keys around the state dict.
-        ignored: Keys beside the state dict, quoted.
+        candidates: Surroundings of each state dict in the file.
+        ordered: Whether the tensors are in the order in which the network has them.
         enforced: The limits that were in force.
         seconds: Wall time.
         peak_mib: Peak memory of the process in MiB; None if unknown.
@@ -38,8 +51,8 @@ class Verdict:
 
     refusal: str
     format: str = ""
-    wrappers: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
+    candidates: tuple[Surroundings, ...] = ()
+    ordered: bool = False
     enforced: tuple[str, ...] = ()
     seconds: float = 0.0
     peak_mib: float | None = None
@@ -49,26 +62,27 @@ class Verdict:
 class Grant:
     """Limits of the reading process: memory and output in bytes, processor time in seconds.
 
-    It also states whether to read values or only names, types and shapes, and whether to read
-    without a filter of system calls.
+    It also states which state dict to read, or -1 to read only names, types and shapes of all, and
+    whether to read without a filter of system calls.
     """
 
     memory: int
     seconds: int
     written: int
-    values: bool = True
+    choice: int = 0
     weak: bool = False
 
     @classmethod
-    def for_size(cls, size: int, *, weak: bool = False) -> Grant:
+    def for_size(cls, size: int, *, choice: int = 0, weak: bool = False) -> Grant:
         """Return limits that are sufficient for a regular file of ``size`` bytes."""
         # A strided tensor is in memory twice; values may be written twice (tied weights).
-        return cls(256 * _MIB + 2 * size, 30 + size // (20 * _MIB), 8 * _MIB + 2 * size, weak=weak)
+        memory, written = 256 * _MIB + 2 * size, 8 * _MIB + 2 * size
+        return cls(memory, 30 + size // (20 * _MIB), written, choice, weak)
 
     @classmethod
     def for_layout(cls, *, weak: bool = False) -> Grant:
         """Return limits that are sufficient for names, types and shapes, for any file size."""
-        return cls(256 * _MIB, 30, 64 * _MIB, values=False, weak=weak)
+        return cls(256 * _MIB, 30, 64 * _MIB, choice=-1, weak=weak)
 
 
 def run(source: int, target: int, grant: Grant) -> Verdict:
@@ -133,8 +147,14 @@ def _believe(verdict: bytes, seconds: float) -> Verdict:
         return Verdict(
             _text(said.get("refusal", ""), _LONGEST_REASON),
             format=_text(said.get("format", "")),
-            wrappers=tuple(_text(key) for key in said.get("wrappers", ())),
-            ignored=tuple(_text(key) for key in said.get("ignored", ())),
+            candidates=tuple(
+                Surroundings(
+                    tuple(_text(key) for key in each["wrappers"]),
+                    tuple(_text(key) for key in each["ignored"]),
+                )
+                for each in said.get("candidates", ())
+            ),
+            ordered=said.get("ordered") is True,
             enforced=tuple(_text(key) for key in said["enforced"]),
             seconds=seconds,
             peak_mib=None if said["peak_mib"] is None else float(said["peak_mib"]),

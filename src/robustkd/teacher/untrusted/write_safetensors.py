@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from io import BufferedIOBase
 from itertools import product
 from typing import Literal
@@ -38,13 +40,21 @@ def write_plain(contents: Contents, file: BufferedIOBase, out: BufferedIOBase) -
             out.write(gather(tensor, _read(tensor, file)))
 
 
-def write_layout(contents: Contents, out: BufferedIOBase) -> None:
-    """Write names, types and shapes only: the header of the file of :func:`write_plain`.
+def write_layout(found: Sequence[Contents], out: BufferedIOBase) -> None:
+    """Write names, types and shapes only, of all candidates, as the header of a safetensors file.
+
+    Each name follows two numbers: the place of its candidate, and its own within it.
 
     Raises:
         OSError: If ``out`` cannot be written.
     """
-    out.write(_header(contents, _in_order(contents)))
+    tensors = [
+        replace(tensor, name=f"{number} {place} {tensor.name}")
+        for number, contents in enumerate(found)
+        for place, tensor in enumerate(contents.tensors)
+    ]
+    # Only files of this package have a description, and they have one candidate.
+    out.write(_header(found[0], tensors))
 
 
 def _in_order(contents: Contents) -> list[Stored]:
