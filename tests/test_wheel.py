@@ -33,7 +33,7 @@ made = robustkd.run(
 )
 assert (made.folder / "report.html").is_file()
 assert robustkd.load(made.folder / "student.safetensors").spec.classes == 10
-assert 0 <= made.results["runs"][-1]["acc"] <= 1
+assert 0 <= made.results.runs[-1].acc <= 1
 assert "site-packages" in robustkd.__file__
 """
 

@@ -170,7 +170,7 @@ def _data_of_a_reader(
         monkeypatch.setattr(
             hub, "_builder", lambda *_: datasets.load_dataset_builder(str(stored), revision="main")
         )
-        return open_source(flags["--data"], Reading(image_size=(64, 64)))
+        return open_source(flags["--data"], reading=Reading(image_size=64))
     counts = dict.fromkeys(("ash", "elm", "oak"), 12)
     write_splits(folder / "images", dict.fromkeys(("train", "val", "test"), counts))
     return open_source("./images")
