@@ -38,6 +38,7 @@ from random import Random
 import numpy as np
 import safetensors.torch
 import torch
+import torchvision  # noqa: F401 (torch then makes its cache folder, which no input is to blame for)
 from PIL import Image
 
 from robustkd import report
