@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 FIGURES = {"assets/acc-asr.svg": "benchmarks/results/compact/acc-asr.svg"}
 """Files of the repository by their address on the site."""
-_SHORT = re.compile(r"<code>([^<\s]{1,26})</code>")
+_SHORT = re.compile(r"<code>([^<\s]{1,26}|--[\w-]{1,18} [^<\s]{1,12})</code>")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

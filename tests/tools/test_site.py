@@ -62,7 +62,8 @@ def test_formulas_are_mathml_in_a_line_and_in_a_block():
 
 def test_only_short_code_is_kept_on_one_line():
     html = (
-        "<code>--no-flip</code> <code>two words</code> <code>a.very.long.name.of.some.module</code>"
+        "<code>--no-flip</code> <code>--clip-grad 1</code> <code>two words</code> "
+        "<code>a.very.long.name.of.some.module</code>"
     )
     assert site_hooks.on_page_content(html) == html.replace("<code>--", '<code class="short">--')
 
