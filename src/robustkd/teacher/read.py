@@ -262,8 +262,8 @@ def _classes_of(
     found = max(tensors[[*tensors, *named][-1]].shape[:1], default=0)
     if max(outputs) >= found:
         raise InputError(
-            f"{path} has {found} outputs, from 0; expected an output {max(outputs)}, which the list "
-            "of class names has"
+            f"{path} has {found} outputs, from 0; expected an output {max(outputs)}, since the "
+            "list of class names has it"
         )
     return found
 
