@@ -29,6 +29,14 @@ HOSTILE = (
     f"</style></title></textarea><script>{DOES}</script>",
     f"<a href=javascript:{DOES}>a</a>",
 )
+# Wider parts are allowed in a box that scrolls.
+WIDEST = """
+const page = document.documentElement;
+page.dataset.widest = [...document.querySelectorAll('body *')]
+  .filter(each => !each.closest('.wide') && !each.closest('svg'))
+  .filter(each => each.getBoundingClientRect().right > page.clientWidth + 1)
+  .map(each => each.tagName + ' ' + each.className + ' ' + each.textContent.trim().slice(0, 40));
+"""
 RUN_AXE = """
 axe.run(document, {resultTypes: ['violations']}).then(found => {
   const told = document.createElement('pre');
@@ -134,6 +142,21 @@ def test_no_name_runs_a_script(write, arrays, tmp_path):
     assert 'data-broken="1"' in dom(page, tmp_path / "home")
     page.write_text(text.replace("</body>", f"<script>{DOES}</script></body>"))
     assert 'data-broken="1"' not in dom(page, tmp_path / "home")
+
+
+@pytest.mark.parametrize("names", ["usual", "hostile", "long"])
+def test_no_table_is_cut_on_a_phone(write, arrays, tmp_path, names):
+    long = ["Pneumonoultramicroscopicsilicovolcanoconiosis" * 2, "a name_of.several-parts " * 9]
+    if names == "hostile":
+        page = write_html(hostile(write, arrays))
+    else:
+        known = [f"class {i}" for i in range(5)] if names == "usual" else (long * 3)[:5]
+        page = write_html(write(arrays=arrays, records=records(known)))
+    text = unprotected(page.read_text(encoding="utf-8")).replace("<details>", "<details open>")
+    page.write_text(text.replace("</body>", f"<script>{WIDEST}</script></body>"), encoding="utf-8")
+    shown = dom(page, tmp_path / "home", width=390)
+    (told,) = re.findall(r'data-widest="([^"]*)"', shown)
+    assert told == "", "these elements are wider than the page"
 
 
 @pytest.mark.skipif(not AXE, reason="ROBUSTKD_AXE names no axe.min.js")
