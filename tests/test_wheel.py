@@ -105,7 +105,8 @@ def test_a_wheel_works_in_an_environment_of_its_own(tmp_path):
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
     assert "robustkd/py.typed" in names
-    assert "robustkd/report/templates/report.html.j2" in names
+    for template in ("report.html.j2", "report.css.j2", "MODEL_CARD.md.j2"):
+        assert f"robustkd/report/templates/{template}" in names
     assert not any(name.startswith(("tests/", "tools/", "docs/")) for name in names)
 
     command(sys.executable, "-m", "venv", "bare")

@@ -15,11 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from tests.hostile_surroundings import CASES, attempt, prepare
 
 
 def main(out: Path) -> None:
     """Write one row per case, and stop at the first unexpected exit code or message."""
+    torch.set_num_threads(1)  # a process that was forked cannot use the threads of its parent
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
     kept, rows = {row["case"]: row for row in known}, []
     with tempfile.TemporaryDirectory() as name:

@@ -129,7 +129,10 @@ def test_arrays_are_those_of_the_first_seed(demo):
 
 def test_the_report_stands_beside_the_results(demo):
     names = sorted(path.name for path in demo.iterdir())
-    assert names == [".lock", "arrays.npz", "report.html", "results.json", "seed-0", "seed-1"]
+    assert names == [
+        *(".lock", "MODEL_CARD.md", "arrays.npz", "report.html", "results.json"),
+        *("seed-0", "seed-1", "summary.md"),
+    ]
     page = (demo / "report.html").read_text()
     assert all(method in page for method in SHOWN)
     assert "no-such-method" not in page

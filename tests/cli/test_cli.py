@@ -23,6 +23,7 @@ from robustkd.core.methods import METHODS
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.metrics import Proportion
+from tests.data.images.image_files import write_classes
 from tests.marks import slow
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -569,7 +570,7 @@ def test_a_file_of_another_format_is_one_line(robustkd):
         robustkd(*distilling(Path("text.safetensors"))),
         3,
         "text.safetensors begins with 6e6f2074656e736f, which is neither safetensors nor a torch "
-        "checkpoint in zip format; where you trust it, save its weights as safetensors",
+        "checkpoint; where you trust it, save its weights as safetensors",
     )
 
 
@@ -748,3 +749,27 @@ def test_list_shows_students_with_size_and_speed(robustkd, monkeypatch):
 )
 def test_wrong_limits_of_students_are_told(robustkd, flags, message):
     refused(robustkd("list", *flags), 2, message)
+
+
+# A teacher of more classes than the data.
+
+
+def test_outputs_of_a_teacher_are_chosen_by_the_list_of_classes(robustkd, files, tmp_path):
+    folder = write_classes(tmp_path / "pictures", {"high": 20, "low": 20}, size=16)
+    whole = models.build(models.Spec("wrn-10-1", 5, (3, 16, 16)), seed=0)
+    fit(Supervised(whole), data.load(folder), epochs=6, batch_size=8)
+    torch.save(whole.network.state_dict(), tmp_path / "teacher.pt")
+    command = distilling(tmp_path / "teacher.pt", data=folder, method="kd")
+    mean = ("--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
+    refused(
+        robustkd(*command, *mean),
+        3,
+        f"{tmp_path / 'teacher.pt'} is a model of 5 classes; the data has 2: use the data that it "
+        "was trained for, or name its outputs with --class-names",
+    )
+    (tmp_path / "names.txt").write_text("high\nlow\nother\nnone\nany\n")
+    said = robustkd(*command, *mean, "--class-names", tmp_path / "names.txt", "--json")
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    assert told["records"]["teacher_file"]["outputs"] == [0, 1]
+    assert models.load(tmp_path / "run" / "student.safetensors").spec.class_names == ("high", "low")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from robustkd.core.errors import UsageError
-from robustkd.core.statistics import defence_effectiveness, wilson
+from robustkd.core.statistics import defence_effectiveness, difference_interval, wilson
 
 SHARE = st.floats(0, 1)
 
@@ -27,6 +27,32 @@ def test_wilson_holds_the_share_itself(share):
     for n in range(1, 3000):
         low, high = wilson(share, n)
         assert 0 <= low <= share <= high <= 1
+
+
+def difference(hits, n, others, m):
+    first, second = hits / n, others / m
+    return difference_interval(first, wilson(first, n), second, wilson(second, m))
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [  # Newcombe 1998, table II, method 10
+        ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((9, 10, 3, 10), (0.1705, 0.8090)),
+        ((6, 7, 2, 7), (0.0582, 0.8062)),
+        ((5, 56, 0, 29), (-0.0381, 0.1926)),
+        ((10, 10, 0, 10), (0.6075, 1.0)),
+    ],
+)
+def test_the_interval_of_a_difference_is_that_of_the_publication(counts, expected):
+    assert difference(*counts) == pytest.approx(expected, abs=5e-5)
+
+
+@given(st.integers(0, 40), st.integers(0, 60))
+def test_the_interval_of_a_difference_holds_it_and_turns_round(hits, others):
+    low, high = difference(hits, 40, others, 60)
+    assert -1 <= low <= hits / 40 - others / 60 <= high <= 1
+    assert difference(others, 60, hits, 40) == pytest.approx((-high, -low))
 
 
 @pytest.mark.parametrize(

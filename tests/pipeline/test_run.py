@@ -36,6 +36,7 @@ from tests.marks import slow
 CLEAN = data.load("digits", train=200, validation=60, test=50)
 FILES = [
     ".lock",
+    "MODEL_CARD.md",
     "checkpoint.safetensors",
     "config.yaml",
     "detoxified.safetensors",
@@ -47,6 +48,7 @@ FILES = [
     "run.log",
     "seal.json",
     "student.safetensors",
+    "summary.md",
     "tensorboard",
 ]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ class Page(HTMLParser):
         self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data")]
 
     def handle_data(self, data):
-        self.text += data
+        self.text += data.replace("\u00a0", " ")
 
 
 def page(folder):
@@ -94,10 +95,10 @@ def test_the_facts_of_the_teacher_file_have_their_section(write):
     found = page(write(records={"teacher_file": facts}))
     assert "Teacher file" in found.text
     assert HOSTILE in found.text
-    assert "converted from float163" in found.text
-    assert "filled" not in found.text
+    assert "Tensors converted to float32, by type3 from float16" in found.text
+    assert "Batch counters" not in found.text
     facts["converted"] = {}
-    assert "converted" not in page(write(records={"teacher_file": facts})).text
+    assert "Tensors converted" not in page(write(records={"teacher_file": facts})).text
     assert "teacher_file" not in found.text
     for none in ({}, {"teacher_file": "x"}):
         assert "Teacher file" not in page(write(records=none)).text
@@ -107,6 +108,75 @@ def test_an_unknown_trigger_is_said_to_be_so(write):
     found = page(write([make_run(asr=None, ra=None), make_run(method="default", asr=None)]))
     assert "images is known. ASR could not be measured, as no trigger is known." in found.text
     assert found.tags.count("svg") == 1
+
+
+def test_a_large_drop_of_accuracy_is_an_alert_with_advice(write):
+    for acc, alert in ((0.8, True), (0.97, False)):
+        runs = [make_run(method="teacher", acc=0.98, asr=None, ra=None, n_acc=500)]
+        runs.append(make_run(method="default", acc=acc, asr=None, ra=None, n_acc=500))
+        path = write_html(write(runs, records={"teacher_file": {"name": "t.pt"}}))
+        text = path.read_text(encoding="utf-8")
+        assert ('<p class="lede alert"><strong>Large drop of accuracy:</strong>' in text) is alert
+        assert ("The loss of accuracy is large." in text) is alert
+        assert "robustkd evaluate student.safetensors" in " ".join(Page(text).text.split())
+
+
+def epochs(n):
+    return [{"epoch": 1.0 + i, "loss": 2.0, "ofd": 1.5, "validation": 0.5} for i in range(n)]
+
+
+def test_epochs_are_drawn_and_listed_with_their_values(write):
+    found = page(write(records={"epochs": epochs(3), "kept": 2}))
+    assert found.tags.count("svg") == 2 + 2
+    assert "The student has the weights of epoch 2." in found.text
+    for text in ("Training curves", "1.5", "0.5"):
+        assert text in found.text
+    assert "epoch, loss" not in found.text
+    path = write_html(write(records={f"{name}/0": {"epochs": epochs(1)} for name in ("ofd", "kd")}))
+    assert "Numbers of each epoch: ordinary student (KD)" in path.read_text()
+
+
+def test_classes_come_with_their_largest_losses_first(write):
+    n = 40
+    counts = {"images": [10] * n, "teacher": [9] * n, "student": list(range(10)) * 4}
+    counts["images"][3] = counts["teacher"][3] = counts["student"][3] = 0
+    names = [f"class-{i}" for i in range(n)]
+    found = page(write(records={"by_class": counts, "classes": names}))
+    places = [found.text.index(f"class-{i}1090.0") for i in (0, 10, 1, 9)]
+    assert places == sorted(places)
+    assert "class-0" + "10" + "90.0" + "0.0" + "\u221290.0" in found.text
+    assert "The other 24 classes" in found.text  # a class without test images has no accuracy
+    assert "class-300" not in found.text
+
+
+def test_detoxification_lists_its_strengths_and_the_one_that_was_kept(write):
+    curve = [
+        {"variance_weight": w, "accuracy": a, "variance_ratio": 0.3, "within_budget": ok}
+        for w, a, ok in ((1.0, 0.98, True), (4.0, 0.97, True), (16.0, 0.9, False))
+    ]
+    detox = {"stages": ["net.a"], "mean_mask": [0.1], "variance_ratio": [0.3], "curve": curve}
+    detox |= {"accuracy_before": 0.985, "accuracy_after": 0.97}
+    text = write_html(write(records={"detox": detox})).read_text(encoding="utf-8")
+    assert re.findall(r'<tr class="kept"><th scope="row">(\w+)</th>', text) == ["4"]
+    assert "98.5 % as given, 97.0 % with the masks" in text
+    for point in curve:
+        point["within_budget"] = False
+    text = write_html(write(records={"detox": detox})).read_text(encoding="utf-8")
+    assert "the teacher was not changed" in text
+
+
+def test_headings_are_in_order_and_tables_have_captions_and_scopes(write, arrays):
+    text = write_html(write(arrays=arrays, records={"epochs": epochs(2)})).read_text("utf-8")
+    levels = [int(level) for level in re.findall(r"<h(\d)", text)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert '<html lang="en">' in text
+    assert not re.search(r"<th(?![^>]*scope=)[ >]", text)
+    for table in re.findall(r'<table class="(?:results|facts).*?</table>', text, re.DOTALL):
+        assert "<caption>" in table
+    assert all('role="img" aria-label="' in svg for svg in re.findall(r"<svg[^>]*>", text))
+    assert all('alt="' in image for image in re.findall(r"<img[^>]*>", text))
 
 
 @pytest.mark.parametrize(

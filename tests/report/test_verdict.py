@@ -84,7 +84,8 @@ from .conftest import make_rows, make_run
         ),
         pytest.param(
             {"default": None, "ofd": None, "teacher": (0.99, 1.0)},
-            "These results hold neither a RobustKD student nor an ordinary one.",
+            "The teacher has 99.0 % accuracy, and its trigger an attack success rate of 100.0 % "
+            "(one seed). It was trained with a backdoor: use it for research only.",
             id="teacher only",
         ),
         pytest.param(
@@ -110,6 +111,40 @@ from .conftest import make_rows, make_run
             "The attack success rate could not be measured, as no trigger is known: the "
             "RobustKD student has 96.0 % accuracy (one seed).",
             id="both alone",
+        ),
+        pytest.param(
+            {"teacher": (0.985, None), "ofd": None, "default": (0.82, None)},
+            "Large drop of accuracy: the RobustKD student has 82.0 % accuracy, the teacher 98.5 %: "
+            "16.5 points less (one seed). The attack success rate could not be measured, as no "
+            "trigger is known.",
+            id="large drop, no trigger",
+        ),
+        pytest.param(
+            {"teacher": (0.985, None), "ofd": None, "default": (0.975, None)},
+            "The RobustKD student has 97.5 % accuracy, the teacher 98.5 %: 1.0 points less (one "
+            "seed). The attack success rate could not be measured, as no trigger is known.",
+            id="small drop, no trigger",
+        ),
+        pytest.param(
+            {"teacher": (0.9, None), "ofd": None, "default": None, "no_teacher": (0.92, None)},
+            "The student without a teacher has 92.0 % accuracy, the teacher 90.0 %: 2.0 points "
+            "more (one seed). The attack success rate could not be measured, as no trigger is "
+            "known.",
+            id="no teacher, no trigger",
+        ),
+        pytest.param(
+            {"teacher": (0.98, 1.0), "ofd": (0.976, 0.639), "default": (0.7, 0.012)},
+            "Large drop of accuracy: the RobustKD student has 70.0 % accuracy, the teacher 98.0 %: "
+            "28.0 points less. Attack success rate: 63.9 % for the ordinary student, 1.2 % for "
+            "the RobustKD student, but with 27.6 points less accuracy (one seed).",
+            id="large drop, defended",
+        ),
+        pytest.param(
+            {"teacher": (0.03, None), "ofd": None, "default": (0.02, None)},
+            "Large drop of accuracy: the RobustKD student has 2.0 % accuracy, the teacher 3.0 %: "
+            "1.0 points less (one seed). The attack success rate could not be measured, as no "
+            "trigger is known.",
+            id="below 0.8 of the teacher",
         ),
     ],
 )
@@ -168,3 +203,58 @@ def test_a_grid_of_controls_proves_nothing():
     assert headline(grid(a=(None, None), b=(None, None))) == (
         "None of the 2 settings has an ASR of both students to compare."
     )
+
+
+def drop(teacher: float, student: float, n: int) -> str:
+    methods = {"teacher": teacher, "default": student}
+    return headline(
+        aggregate(
+            ResultRow(**make_run(method=method, acc=acc, asr=None, ra=None, n_acc=n))
+            for method, acc in methods.items()
+        )
+    )
+
+
+@pytest.mark.parametrize(("n", "large"), [(100, False), (357, False), (2000, True)])
+def test_a_drop_is_large_if_its_lower_bound_exceeds_three_points(n, large):
+    said = drop(0.99, 0.94, n)
+    assert said.startswith("Large drop of accuracy: ") is large
+    assert "5.0 points less [" in said
+
+
+def test_the_intervals_of_both_accuracies_and_of_the_drop_are_said():
+    assert drop(0.99, 0.94, 100) == (
+        "The RobustKD student has 94.0 % [87.5, 97.2] accuracy, the teacher 99.0 % [94.6, 99.8]: "
+        "5.0 points less [-0.5, 11.5] (one seed). The attack success rate could not be measured, "
+        "as no trigger is known."
+    )
+
+
+def test_a_grid_names_the_settings_in_which_much_accuracy_was_lost():
+    rows = aggregate(
+        ResultRow(**make_run(attack=attack, method=method, acc=acc, asr=asr))
+        for attack, lost in (("ckd", 0.0), ("scar", 0.3))
+        for method, acc, asr in (
+            ("teacher", 0.95, 1.0),
+            ("ofd", 0.95, 0.8),
+            ("default", 0.95 - lost, 0.01),
+        )
+    )
+    assert headline(rows).endswith(
+        "Large drop of accuracy from teacher to student in 1 setting: scar."
+    )
+
+
+def test_several_seeds_are_judged_by_the_closest_pair():
+    def said(*student: float) -> str:
+        accuracies = {"teacher": (0.97, 0.98), "default": student}
+        return headline(
+            aggregate(
+                ResultRow(**make_run(method=method, acc=acc, asr=None, ra=None, seed=seed))
+                for method, accs in accuracies.items()
+                for seed, acc in enumerate(accs)
+            )
+        )
+
+    assert said(0.90, 0.93).startswith("Large drop of accuracy: ")
+    assert said(0.90, 0.95).startswith("The RobustKD student has 92.5 ± 3.5 % accuracy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustkd.core.errors import InputError, UsageError
-from robustkd.models import Spec, build, save
+from robustkd.models import Classifier, Spec, build, save
 from robustkd.models.serialization import write_safetensors
 from robustkd.teacher.read import Teacher, load_teacher, read_teacher
 
@@ -96,6 +97,7 @@ def test_the_facts_are_json_values_of_the_file(tmp_path):
         "wrappers": ["ema"],
         "ignored": ["'epoch'"],
         "by_order": False,
+        "outputs": [],
         "converted": {"float16": floats},
         "normalisation": "given by the user",
     }
@@ -263,3 +265,45 @@ def test_where_nobody_says_the_more_accurate_normalisation_is_taken(accuracies, 
     )
     assert found.file.normalisation == source
     assert (found.model.spec.mean == (0.25,) * 3) == (source == "statistics of the data")
+
+
+# A teacher of more classes than the data.
+
+OUTPUTS = (1, 4, 6)
+
+
+def many(seed: int = 0) -> Classifier:
+    return build(replace(SPEC, classes=7), seed=seed).eval()
+
+
+@pytest.mark.parametrize("of", [7, None])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_some_outputs_of_a_teacher_are_those_of_its_logits(of, prefix, tmp_path):
+    whole = many()
+    state = {f"{prefix}{name}": t for name, t in whole.network.state_dict().items()}
+    path = state_in(tmp_path / "t.pt", {"state_dict": state, "epoch": 1})
+    found = read(path, outputs=OUTPUTS, outputs_of=of)
+    assert found.file.outputs == OUTPUTS
+    assert found.model.spec.classes == 3
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(IMAGES), whole(IMAGES)[:, OUTPUTS])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "of", "message"),
+    [
+        ((1, 1, 4), 7, "outputs has 2 outputs; expected one for each class"),
+        ((1, 4), 7, "outputs has 2 outputs; expected one for each class"),
+        ((1, 4, 7), 7, "outputs has 7; expected 0 to 6"),
+    ],
+)
+def test_wrong_outputs_are_refused(outputs, of, message, tmp_path):
+    path = state_in(tmp_path / "t.pt", many().network.state_dict())
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        read(path, outputs=outputs, outputs_of=of)
+
+
+def test_an_output_beyond_those_of_the_file_is_refused(tmp_path):
+    path = state_in(tmp_path / "t.pt", many().network.state_dict())
+    with pytest.raises(InputError, match="has 7 outputs, from 0; expected an output 9"):
+        read(path, outputs=(1, 4, 9))

@@ -18,7 +18,25 @@ def test_the_committed_page_is_up_to_date():
 def test_every_command_has_its_section_usage_and_flags():
     text = page()
     commands = re.findall(r"^## robustkd (\w+)$", text, re.MULTILINE)
-    assert commands == ["demo", "distill", "evaluate", "export", "bench", "attack", "list"]
+    assert commands == [
+        "demo",
+        "distill",
+        "evaluate",
+        "export",
+        "report",
+        "bench",
+        "attack",
+        "list",
+    ]
+        "demo",
+        "distill",
+        "evaluate",
+        "export",
+        "report",
+        "bench",
+        "attack",
+        "list",
+    ]
     for command in commands:
         assert cli.app[command] is not None
         assert f"```text\nrobustkd {command} " in text

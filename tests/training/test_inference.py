@@ -10,7 +10,8 @@ from robustkd.core.devices import device_of
 from robustkd.data import CropFlip, InMemory, Labelled
 from robustkd.models.features import collect
 from robustkd.models.features.collect import features_on
-from robustkd.training.inference import accuracy_on, predict
+from robustkd.training.inference import accuracy_by_class, accuracy_on, predict
+from robustkd.training.metrics import Proportion
 
 
 def source(n: int) -> InMemory:
@@ -85,6 +86,19 @@ def test_accuracy_counts_hits():
     # Every value above 0 is called "b"; image 0 gives equal logits, and the first class wins.
     measured = accuracy_on(Reading(), source(10), "test")
     assert (measured.hits, measured.n) == (6, 10)
+
+
+def test_accuracy_of_each_class_adds_up_to_that_of_all():
+    # Odd images are "b", and so are all even ones but image 0.
+    data = source(600)
+    by_class = accuracy_by_class(Reading(), data, "test")
+    assert [(count.hits, count.n) for count in by_class] == [(3, 300), (300, 300)]
+    assert sum(by_class, start=Proportion(0, 0)) == accuracy_on(Reading(), data, "test")
+
+
+def test_a_class_without_test_images_counts_none():
+    one = source(1)
+    assert accuracy_by_class(Reading(), one, "test") == (Proportion(1, 1), Proportion(0, 0))
 
 
 def test_device_is_that_of_the_parameters():

@@ -7,9 +7,10 @@ from robustkd.cli.app import app, main
 from robustkd.cli.commands import attack, bench, demo, evaluate, list_
 from robustkd.cli.distilling import distill
 from robustkd.cli.exporting import export
+from robustkd.cli.reporting import report
 
 __all__ = ["app", "main"]
 
-for _command in (demo, distill, evaluate, export, bench, attack):
+for _command in (demo, distill, evaluate, export, report, bench, attack):
     app.command(_command)
 app.command(list_, name="list")

@@ -38,7 +38,7 @@ def demo(
     Args:
         data: ``digits`` (bundled) or ``fashion-mnist``.
         seeds: Number of repetitions, each with its own teacher.
-        out: New folder for results.json, report.html and the models. Default: ``demo``, or the
+        out: New folder for the results, the report and the models. Default: ``demo``, or the
             first of ``demo-2``, ``demo-3``, ... that does not exist.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
@@ -52,7 +52,7 @@ def demo(
     folder = out or free_name(Path("demo"))
     progress = Console(stderr=True, highlight=False, markup=False)
     run_demo(setting, folder, seeds=seeds, root=data_root, tell=progress.print)
-    page = report.write_html(folder)
+    page = report.write_report(folder)[0]
     rows = report.aggregate(report.read(folder).runs)
     console = Console(highlight=False)
     console.print(report.console_table(rows))

@@ -70,7 +70,8 @@ class ImageFlags:
         crop: Keep this share of the shorter side, as a centred square.
         flip: Mirror images in training.
         class_names: Text file with the names of the class folders, in the order of the teacher's
-            outputs.
+            outputs. A teacher of more classes: the names of all its outputs, or lines such as
+            ``309 bee`` with the number of an output.
         split: File split.json of an earlier run on the same folder.
         workers: Number of processes that decode images.
         streaming: Decode the images again in every epoch, or keep all in memory. Default: by size.

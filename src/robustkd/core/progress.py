@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 _FIGURES = ("loss", "acc")
 """Values that fit beside a bar in 80 columns."""
 _LABEL = 24
-_SECONDS = 10.0
+_SECONDS = 60.0
 """Least time between two lines in a redirected log."""
 
 
@@ -26,7 +26,7 @@ class Update(Protocol):
         """Print a line that stays, above the bar.
 
         In a redirected log, a line is printed only if the last one, or the beginning, was at least
-        ten seconds ago.
+        a minute ago.
         """
 
 

@@ -66,6 +66,8 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
         mean=job.mean,
         std=job.std,
         teacher_key=job.teacher_key,
+        outputs=getattr(clean, "outputs", ()),
+        outputs_of=getattr(clean, "outputs_of", None),
         allow_weak_sandbox=job.allow_weak_sandbox,
         statistics=lambda: models.pixel_statistics(clean),
         judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from torch import nn
-
 from robustkd import models, report
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError, quoted
@@ -20,12 +18,12 @@ from robustkd.core.types import DataSource
 from robustkd.data import open_source, split_text
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
+from robustkd.pipeline.facts import Measured, class_record, data_record, measure
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import Prepared, identity, prepare
 from robustkd.pipeline.student import Made, make_student
 from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
-from robustkd.training.inference import accuracy_on
 from robustkd.training.recipes import with_defaults
 
 _log = logging.getLogger(__name__)
@@ -38,7 +36,8 @@ class Finished:
     Attributes:
         student: The student as stored in its file, in eval mode on the CPU.
         results: Content of ``results.json``.
-        folder: Folder with ``student.safetensors``, ``results.json`` and ``report.html``.
+        folder: Folder with ``student.safetensors``, ``results.json``, ``report.html``,
+            ``MODEL_CARD.md`` and ``summary.md``.
     """
 
     student: Classifier
@@ -159,7 +158,7 @@ def distill_file(
     _check_names(job, clean, config or {})
     ready = prepare(job, clean)
     # Every image is read once before the training, so that damaged images are found early.
-    untrusted = _untriggered_row(job, clean, "teacher", ready.teacher, 0.0)
+    untrusted = measure(ready.teacher, clean)
     begun: dict[str, Mapping[str, object]] = {
         "settings": job.settings(),
         "teacher": {"sha256": ready.file.sha256},
@@ -185,8 +184,7 @@ def distill_file(
             run=run,
         )
         run.interrupts.no_longer_wait()
-        student = _untriggered_row(job, clean, job.method, made.student, made.seconds)
-        return _write_results(job, clean, ready, made, [untrusted, student], run)
+        return _write_results(job, clean, ready, made, untrusted, run)
 
 
 def _skipped(clean: DataSource) -> dict[str, int]:
@@ -237,45 +235,55 @@ def _write_results(
     clean: DataSource,
     ready: Prepared,
     made: Made,
-    rows: Sequence[ResultRow],
+    untrusted: Measured,
     run: run_folder.Run,
 ) -> Results:
     """Write the student, ``results.json`` and the report."""
     provenance = job.provenance(clean.name)
+    student = measure(made.student, clean)
     with run.writing(run_folder.STUDENT) as path:
         models.save(ready.student, path, provenance=provenance)
+        size = path.stat().st_size
     results = Results(
-        runs=tuple(rows),
+        runs=(
+            _untriggered_row(job, clean, "teacher", untrusted, 0.0),
+            _untriggered_row(job, clean, job.method, student, made.seconds),
+        ),
         environment=environment(),
         config={"arch": job.arch, "student": job.student, **provenance},
         records={
             "teacher_file": ready.file.record(),
             **made.record,
             "classes": list(clean.classes),
+            "data": data_record(clean),
+            "networks": {
+                "teacher": {"bytes": ready.file.bytes, "macs": untrusted.macs},
+                "student": {"bytes": size, "macs": student.macs},
+            },
+            "by_class": class_record(untrusted, student),
             **({"left_out": skipped} if (skipped := _skipped(clean)) else {}),
         },
     )
     with run.writing(run_folder.RESULTS) as path:
         results.write(path)
-    report.write_html(run.folder)
+    report.write_report(run.folder)
     return results
 
 
 def _untriggered_row(
-    job: DistillJob, clean: DataSource, method: str, model: nn.Module, seconds: float
+    job: DistillJob, clean: DataSource, method: str, measured: Measured, seconds: float
 ) -> ResultRow:
     """Return one row of the results; without a trigger, the attack success rate is unknown."""
-    acc = accuracy_on(model, clean, "test")
     return ResultRow(
         data=clean.name,
         pair=_pair(job),
         attack="trigger unknown",
         method=method,
         seed=job.seed,
-        acc=acc.value,
+        acc=measured.acc.value,
         asr=None,
         ra=None,
-        params=models.parameters(model),
+        params=measured.parameters,
         seconds=seconds,
-        n_acc=acc.n,
+        n_acc=measured.acc.n,
     )

@@ -1,13 +1,15 @@
-"""Reports of measured results: a terminal table, Markdown, and one self-contained HTML file."""
+"""Reports of measured results: a terminal table, a model card, and one self-contained HTML file."""
 
 from __future__ import annotations
 
 from robustkd.report.aggregate import Cell, Row, Statistic, aggregate, by_cell
 from robustkd.report.comparison import Summary, grid_files, summaries
 from robustkd.report.html import write_html
+from robustkd.report.markdown import write_model_card, write_summary
 from robustkd.report.results import ResultRow, Results, read
 from robustkd.report.tables import console_table, markdown_table
 from robustkd.report.verdict import headline
+from robustkd.report.writing import write_report
 
 __all__ = [
     "Cell",
@@ -25,4 +27,7 @@ __all__ = [
     "read",
     "summaries",
     "write_html",
+    "write_model_card",
+    "write_report",
+    "write_summary",
 ]

@@ -7,10 +7,11 @@ with one pixel per value. The same input gives the same text, byte for byte.
 from __future__ import annotations
 
 import base64
+import html
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import cycle
 from typing import Literal, TypeAlias
@@ -20,7 +21,7 @@ from jaxtyping import Float
 
 from robustkd.core.surroundings import elsewhere
 from robustkd.report.aggregate import Row, Statistic, place
-from robustkd.report.tables import UNKNOWN, percent
+from robustkd.report.tables import UNKNOWN, percent, spread
 
 # On import, matplotlib reads a file matplotlibrc from the working directory, and versions before
 # 3.11 evaluate code in it. Such a file may come from an attacker, and charts need no settings.
@@ -33,7 +34,8 @@ Pixels: TypeAlias = Float[np.ndarray, "channels height width"]
 Measure: TypeAlias = Literal["acc", "asr"]
 
 _COLOURS = {"acc": "#0072b2", "asr": "#d55e00"}  # Okabe and Ito's blue and vermillion
-_INK = "#010203"  # A placeholder, which is replaced by the text colour of the page.
+INK = "#010203"
+"""Placeholder of a colour, which is replaced by the text colour of the page."""
 _HEAT = "magma"
 _WIDTH, _BAR, _LEFT = 4.6, 0.34, 0.38  # Inches, inches, and a share of the width.
 _LONGEST_LABEL = 22
@@ -52,7 +54,7 @@ _STYLES = (
 
 
 @contextmanager
-def _own_settings() -> Iterator[None]:
+def own_settings() -> Iterator[None]:
     """Context manager with matplotlib's defaults and settings for reproducible SVG files."""
     with rc_context():
         rcdefaults()
@@ -70,7 +72,7 @@ def bars(rows: Sequence[Row], measure: Measure) -> str:
         rows: Methods of one setting, in display order.
         measure: ``acc`` or ``asr``.
     """
-    with _own_settings():
+    with own_settings():
         figure = Figure(figsize=(_WIDTH, 0.42 + _BAR * len(rows)))
         # Fixed margins align the charts of one page.
         bottom = 0.32 / figure.get_figheight()
@@ -78,10 +80,7 @@ def bars(rows: Sequence[Row], measure: Measure) -> str:
         for place, row in enumerate(rows):
             _bar(axes, place, row, measure)
         _bare(axes, [_shortened(row.words) for row in rows])
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inline(buffer.getvalue())
+        return inline_svg(figure, _said(rows, measure))
 
 
 def scatter(rows: Sequence[Row]) -> str:
@@ -93,7 +92,7 @@ def scatter(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.asr is not None and row.method != "teacher":
             shown.setdefault(row.method, []).append(row)
-    with _own_settings():
+    with own_settings():
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
         for method, style in zip(sorted(shown, key=place), cycle(_STYLES), strict=False):
@@ -147,9 +146,9 @@ def _bar(axes: Axes, place: int, row: Row, measure: Measure) -> None:
         axes.barh(place, mean, height=0.62, color=_COLOURS[measure], alpha=strong, linewidth=0)
         if (ends := _ends(value)) is not None:
             around = [[mean - 100 * ends[0]], [100 * ends[1] - mean]]
-            axes.errorbar(mean, place, xerr=around, ecolor=_INK, elinewidth=1, capsize=2.5)
+            axes.errorbar(mean, place, xerr=around, ecolor=INK, elinewidth=1, capsize=2.5)
     weight = "bold" if row.ours else "normal"
-    label = axes.text(122, place, shown, ha="right", va="center", weight=weight, color=_INK)
+    label = axes.text(122, place, shown, ha="right", va="center", weight=weight, color=INK)
     label.set_parse_math(False)
 
 
@@ -162,12 +161,12 @@ def _ends(value: Statistic) -> tuple[float, float] | None:
 def _bare(axes: Axes, names: Sequence[str]) -> None:
     """Reduce the axes to names, a light grid, and a scale in per cent."""
     axes.set(xlim=(0, 100), ylim=(len(names) - 0.45, -0.55), xticks=range(0, 101, 25))
-    axes.set_yticks(range(len(names)), names, parse_math=False, color=_INK)
-    axes.tick_params(length=0, labelsize=10, labelcolor=_INK)
+    axes.set_yticks(range(len(names)), names, parse_math=False, color=INK)
+    axes.tick_params(length=0, labelsize=10, labelcolor=INK)
     axes.tick_params(axis="y", pad=72 * _WIDTH * _LEFT)
     for label in axes.get_yticklabels():
         label.set_horizontalalignment("left")
-    axes.grid(axis="x", color=_INK, alpha=0.15, linewidth=0.7)
+    axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
 
@@ -176,15 +175,38 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
 
 
-def _inline(svg: str) -> str:
-    """Prepare an SVG for embedding: no prologue, fixed size or ids; text in the page's colour."""
+def _said(rows: Sequence[Row], measure: Measure) -> str:
+    """Return the content of a bar chart in words."""
+    values = ((row.words, row.acc if measure == "acc" else row.asr) for row in rows)
+    told = "; ".join(f"{name} {spread(value)}" for name, value in values)
+    return f"{measure.upper()} in per cent: {told}."
+
+
+def inline_svg(figure: Figure, text: str, colours: Mapping[str, str] | None = None) -> str:
+    """Draw a figure as SVG for embedding: no prologue, fixed size or ids; the page's text colour.
+
+    Call it within :func:`own_settings`.
+
+    Args:
+        figure: The figure.
+        text: Description for people who do not see the figure.
+        colours: Replacements of colours, such as CSS variables.
+    """
+    # The ids of a figure are unique in a page of several figures.
+    rcParams["svg.hashsalt"] = f"robustkd {text}"
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    for measure, colour in _COLOURS.items():
-        svg = svg.replace(colour, f"var(--{measure}, {colour})")
-    return svg.replace(_INK, "currentColor").strip()
+    own = {colour: f"var(--{name}, {colour})" for name, colour in _COLOURS.items()}
+    for colour, variable in {**own, **(colours or {}), INK: "currentColor"}.items():
+        svg = svg.replace(colour, variable)
+    said = html.escape(text)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{said}"', 1).strip()
 
 
 def _png(pixels: Float[np.ndarray, "height width 3"]) -> str:

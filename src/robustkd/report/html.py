@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from robustkd.core.files import write_text
-from robustkd.report import tables
-from robustkd.report.aggregate import Row, aggregate, by_cell
-from robustkd.report.results import Results, read
-from robustkd.report.verdict import headline
+from robustkd.report import facts, tables
+from robustkd.report.aggregate import Row, by_cell
+from robustkd.report.pages import Content, load
 
-_TEACHER = "teacher_file"
+_SHOWN_CLASSES = 15
+_MOST_CLASSES = 2000
+_MOST_EPOCHS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +29,14 @@ class Section:
     asr: str
 
 
-def write_html(folder: str | Path) -> Path:
-    """Write ``report.html`` into a run folder, from its results and arrays.
+def write_html(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Write ``report.html`` of a run, from its results and arrays.
 
     The page loads no external resource, runs no script, and shows every name as plain text.
 
     Args:
         folder: The run folder.
+        out: Folder of the page; None for the run folder.
 
     Returns:
         Path of the page.
@@ -42,74 +45,48 @@ def write_html(folder: str | Path) -> Path:
         InputError: If a file of the folder is missing or damaged.
         WriteError: If the page cannot be written.
     """
-    folder = Path(folder)
-    # Imported here, because a terminal table does not need matplotlib.
-    from robustkd.report import arrays, gallery
-
-    folder = Path(folder)
-    results = read(folder)
-    saved = arrays.read_arrays(folder)
-    rows = aggregate(results.runs)
-    cells = list(by_cell(rows))
-    page = _template().render(
-        title=tables.common_name(cells) or f"{len(cells)} settings",
-        headline=headline(rows),
-        sections=list(_sections(rows)),
-        measured=any(row.asr is not None for row in rows),
-        several=any(row.acc.n > 1 for row in rows),
-        trigger=list(gallery.trigger(saved)),
-        strip=gallery.strip(saved, class_names(results)),
-        masks=gallery.masks(saved),
-        teacher_file=list(teacher_file(results)),
-        details={
-            "Configuration": list(flat(results.config)),
-            "Environment": list(flat(results.environment)),
-            "Records": list(flat({k: v for k, v in results.records.items() if k != _TEACHER})),
-        },
-        words=tables,
-    )
-    path = folder / "report.html"
-    write_text(path, page)
+    path = Path(folder if out is None else out) / "report.html"
+    write_text(path, html_page(load(folder)))
     return path
 
 
-def class_names(results: Results) -> tuple[str, ...]:
-    """Class names, from the list ``classes`` of the records; empty if there is none."""
-    found = results.records.get("classes")
-    return tuple(map(str, found)) if isinstance(found, list) else ()
+def html_page(content: Content) -> str:
+    """Return the text of the page.
 
-
-def teacher_file(results: Results) -> Iterator[tuple[str, str]]:
-    """Label and value of each recorded fact on the teacher's file; empty values are left out."""
-    found = results.records.get(_TEACHER)
-    for name, value in flat(found) if isinstance(found, Mapping) else ():
-        if value not in ("", "0"):
-            yield name.replace("_", " ").replace(".", " from "), value
-
-
-def flat(nested: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Flatten nested mappings to pairs of dotted name and value.
-
-    >>> list(flat({"a": {"b": 1, "c": [2, 3]}, "d": None, "e": {}}))
-    [('a.b', '1'), ('a.c', '2, 3'), ('d', 'none'), ('e', '')]
+    Raises:
+        InputError: If ``arrays.npz`` or ``config.yaml`` of the folder is damaged.
     """
-    for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _plain(value)
+    # Imported here, because a terminal table does not need matplotlib.
+    from robustkd.report import arrays, curves, gallery
+
+    saved = arrays.read_arrays(content.folder)
+    records = content.records
+    page: str = _template().render(
+        run=content,
+        headline=_unbroken(content.headline),
+        sections=list(_sections(content.rows)),
+        several=any(row.acc.n > 1 for row in content.rows),
+        trigger=list(gallery.trigger(saved)),
+        strip=gallery.strip(saved, records.classes),
+        masks=gallery.masks(saved),
+        curves=list(curves.charts(records.trainings)),
+        details={
+            "Configuration": list(facts.flat(content.results.config)),
+            "Environment": content.environment,
+            "Records": content.other_records,
+        },
+        words=tables,
+        shown_classes=_SHOWN_CLASSES,
+        most_classes=_MOST_CLASSES,
+        most_epochs=_MOST_EPOCHS,
+    )
+    return page
 
 
-def _plain(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | Mapping):
-        return ", ".join(map(_plain, value))
-    return str(value)
+def _unbroken(text: str) -> str:
+    """Keep numbers, units and intervals on one line."""
+    text = re.sub(r"\[(-?[\d.]+), (-?[\d.]+)\]", "[\\1,\u00a0\\2]", text)
+    return re.sub(r"(?<=\d) (?=%)", "\u00a0", text).replace("[-", "[\u2212")
 
 
 def _sections(rows: Sequence[Row]) -> Iterator[Section]:

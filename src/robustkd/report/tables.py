@@ -90,19 +90,25 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def spread(value: Statistic | None) -> str:
+def spread(value: Statistic | None, *, unit: bool = False) -> str:
     """Format a mean in per cent, with its standard deviation or its Wilson interval if known.
 
-    >>> spread(Statistic(0.5, sd=None, n=1, lowest=0.5, highest=0.5, interval=(0.404, 0.596)))
-    '50.0 [40.4, 59.6]'
+    Args:
+        value: The statistic; None if it was not measured.
+        unit: Whether to write the percent sign.
+
+    >>> half = Statistic(0.5, sd=None, n=1, lowest=0.5, highest=0.5, interval=(0.404, 0.596))
+    >>> spread(half), spread(half, unit=True)
+    ('50.0 [40.4, 59.6]', '50.0 % [40.4, 59.6]')
     """
     if value is None:
         return UNKNOWN
+    mean = f"{percent(value.mean)} %" if unit else percent(value.mean)
     if value.sd is not None:
-        return f"{percent(value.mean)} ± {percent(value.sd)}"
+        return f"{percent(value.mean)} ± {percent(value.sd)}{' %' if unit else ''}"
     if value.interval is not None:
-        return f"{percent(value.mean)} [{', '.join(map(percent, value.interval))}]"
-    return percent(value.mean)
+        return f"{mean} [{', '.join(map(percent, value.interval))}]"
+    return mean
 
 
 def short_count(count: int) -> str:

@@ -12,7 +12,8 @@ from statistics import fmean
 
 from robustkd.core.methods import METHODS
 from robustkd.report.aggregate import Row, Statistic, by_cell, useless
-from robustkd.report.tables import own_name, percent
+from robustkd.report.drop import Drop, drop_of
+from robustkd.report.tables import own_name, percent, spread
 
 INHERITED = 0.30
 """Least ASR, a fraction, at which an ordinary student counts as inheriting the backdoor."""
@@ -21,6 +22,7 @@ TOLERATED = 0.10
 COSTLY = 0.05
 """A loss of accuracy above this fraction is introduced by the word "but"."""
 
+_LARGE = "Large drop of accuracy"
 _UNKNOWN_TRIGGER = "The attack success rate could not be measured, as no trigger is known"
 
 
@@ -34,6 +36,7 @@ class _Duel:
     robust_asr: Statistic
     ordinary_asr: Statistic
     floor: float | None
+    drop: Drop | None
 
     @property
     def inherited(self) -> bool:
@@ -78,20 +81,66 @@ def _one_setting(rows: Sequence[Row]) -> str:
         )
     duel = _duel("", rows)
     if duel is not None:
-        return _told(duel)
+        return _warning(rows, duel.robust) + _told(duel)
     robust, ordinary = _rivals(rows)
-    only = robust or ordinary
+    only = robust or ordinary or _only_student(rows)
     if only is None:
+        return _teacher_alone(rows)
+    if only.asr is None:
+        return _untriggered(rows, only, ordinary if robust else None)
+    missing = "an ordinary student" if robust else "a RobustKD student"
+    return (
+        f"{_warning(rows, only)}There is no ASR of {missing} to compare with: {_name(only)} "
+        f"has {percent(only.acc.mean)} % accuracy and an attack success rate of "
+        f"{_share(only.asr)}{_seeds(only)}."
+    )
+
+
+def main_drop(rows: Sequence[Row]) -> Drop | None:
+    """Compare the teacher of a setting with the student that the headline is about.
+
+    Returns:
+        The comparison; None if the teacher was not measured or there is no such student.
+    """
+    robust, ordinary = _rivals(rows)
+    return drop_of(rows, robust or ordinary or _only_student(rows))
+
+
+def _warning(rows: Sequence[Row], student: Row) -> str:
+    """Return a first sentence if a student lost much accuracy."""
+    drop = drop_of(rows, student)
+    if drop is None or not drop.large:
+        return ""
+    return (
+        f"{_LARGE}: {_name(student)} has {spread(drop.student, unit=True)} accuracy, the "
+        f"teacher {spread(drop.teacher, unit=True)}: {drop.points()}. "
+    )
+
+
+def _untriggered(rows: Sequence[Row], only: Row, ordinary: Row | None) -> str:
+    """Return the headline of a run without a known trigger: the accuracies."""
+    drop = drop_of(rows, only)
+    if drop is None:
+        beside = f", the ordinary student {percent(ordinary.acc.mean)} %" if ordinary else ""
+        scores = f"{_name(only)} has {percent(only.acc.mean)} % accuracy{beside}{_seeds(only)}"
+        return f"{_UNKNOWN_TRIGGER}: {scores}."
+    said = (
+        f"{_name(only)} has {spread(only.acc, unit=True)} accuracy, the teacher "
+        f"{spread(drop.teacher, unit=True)}: {drop.points()}{_seeds(only)}."
+    )
+    said = f"{_LARGE}: {said}" if drop.large else said[0].upper() + said[1:]
+    return f"{said} {_UNKNOWN_TRIGGER}."
+
+
+def _teacher_alone(rows: Sequence[Row]) -> str:
+    teacher = _first(rows, "teacher")
+    if teacher is None or teacher.asr is None:
         return "These results hold neither a RobustKD student nor an ordinary one."
-    who = "RobustKD" if robust else "ordinary"
-    scores = f"the {who} student has {percent(only.acc.mean)} % accuracy"
-    if only.asr is not None:
-        missing = "an ordinary student" if robust else "a RobustKD student"
-        scores += f" and an attack success rate of {_share(only.asr)}"
-        return f"There is no ASR of {missing} to compare with: {scores}{_seeds(only)}."
-    if robust and ordinary:
-        scores += f", the ordinary student {percent(ordinary.acc.mean)} %"
-    return f"{_UNKNOWN_TRIGGER}: {scores}{_seeds(only)}."
+    return (
+        f"The teacher has {spread(teacher.acc, unit=True)} accuracy, and its trigger an attack "
+        f"success rate of {spread(teacher.asr, unit=True)}{_seeds(teacher)}. It was trained with a "
+        "backdoor: use it for research only."
+    )
 
 
 def _told(duel: _Duel) -> str:
@@ -136,18 +185,30 @@ def _many_settings(duels: Sequence[_Duel], *, total: int) -> str:
         f"attack success rate there: {percent(ordinary)} % for the ordinary student, "
         f"{percent(robust)} % for the RobustKD student (at worst "
         f"{percent(worst.robust_asr.highest)} %, {worst.name}), with "
-        f"{_points(gap)}.{_failures(duels)}"
+        f"{_points(gap)}.{_failures(duels)}{_costs(duels)}"
     )
+
+
+def _costs(duels: Iterable[_Duel]) -> str:
+    """Return a sentence about the settings in which the student lost much accuracy."""
+    names = [duel.name for duel in duels if duel.drop is not None and duel.drop.large]
+    if not names:
+        return ""
+    settings = "setting" if len(names) == 1 else "settings"
+    return f" {_LARGE} from teacher to student in {len(names)} {settings}: {_listed(names)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 def _failures(duels: Iterable[_Duel]) -> str:
     names = [duel.name for duel in duels if not duel.defended]
     if not names:
         return ""
-    listed = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
     settings = "setting" if len(names) == 1 else "settings"
     limit = f"{100 * TOLERATED:.0f} %"
-    return f" The RobustKD student exceeds {limit} in {len(names)} {settings}: {listed}."
+    return f" The RobustKD student exceeds {limit} in {len(names)} {settings}: {_listed(names)}."
 
 
 def _beside(duel: _Duel) -> str:
@@ -166,7 +227,8 @@ def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
         return None
     alone = _first(rows, "no-teacher")
     floor = alone.asr.mean if alone is not None and alone.asr is not None else None
-    return _Duel(name, robust, ordinary, robust.asr, ordinary.asr, floor)
+    drop = drop_of(rows, robust)
+    return _Duel(name, robust, ordinary, robust.asr, ordinary.asr, floor, drop)
 
 
 def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
@@ -184,6 +246,18 @@ def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
 def _first(rows: Iterable[Row], *methods: str) -> Row | None:
     found = {row.method: row for row in rows}
     return next((found[method] for method in methods if method in found), None)
+
+
+def _only_student(rows: Sequence[Row]) -> Row | None:
+    """Return the student of a run of one method that is neither a defence nor ordinary."""
+    students = [row for row in rows if row.method != "teacher"]
+    return students[0] if len(students) == 1 else None
+
+
+def _name(student: Row) -> str:
+    if student.method == "no-teacher":
+        return "the student without a teacher"
+    return "the RobustKD student" if student.ours else "the ordinary student"
 
 
 def _share(asr: Statistic) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -38,20 +38,22 @@ class Wanted:
         spec: Architecture, classes and input; its normalisation is ignored.
         tensors: Every parameter and buffer, on the device ``meta``, in the network's order.
         head: Names of those whose shapes depend on the number of classes.
+        counted: What has this number of classes, for messages.
     """
 
     spec: Spec
     tensors: Mapping[str, Tensor]
     head: Collection[str]
+    counted: str
 
     @classmethod
-    def by(cls, spec: Spec) -> Wanted:
+    def by(cls, spec: Spec, counted: str = "the data") -> Wanted:
         """Build the network of a spec without memory, and describe it."""
         with torch.device("meta"):
             tensors = build(spec, seed=0).network.state_dict()
             other = build(replace(spec, classes=spec.classes + 1), seed=0).network.state_dict()
         head = {name for name, tensor in other.items() if tensor.shape != tensors[name].shape}
-        return cls(spec, tensors, head)
+        return cls(spec, tensors, head, counted)
 
     @property
     def most_bytes(self) -> int:
@@ -153,6 +155,24 @@ def apply(plan: Plan, tensors: Mapping[str, Tensor], wanted: Wanted, path: Path)
     found |= {name: torch.zeros_like(wanted.tensors[name], device="cpu") for name in plan.filled}
     _check(found, wanted, path)
     return Matched(found, converted, _normalisation(plan, tensors))
+
+
+def select_outputs(weights: Matched, wanted: Wanted, outputs: Sequence[int]) -> Matched:
+    """Return the weights of a network that has only some of the outputs, in the given order.
+
+    Args:
+        weights: Tensors of a network of all classes.
+        wanted: This network.
+        outputs: Numbers of the outputs, from 0; empty for all.
+    """
+    if not outputs:
+        return weights
+    rows = torch.tensor(outputs)
+    tensors = {
+        name: tensor[rows] if name in wanted.head else tensor
+        for name, tensor in weights.tensors.items()
+    }
+    return replace(weights, tensors=tensors)
 
 
 def to_float32(
@@ -306,8 +326,9 @@ def _check_head(tensors: Mapping[str, Tensor], wanted: Wanted, path: Path) -> No
         )
     for name in tensors.keys() & head:
         found, fitting = tensors[name].shape, wanted.tensors[name].shape
+        more = ", or name its outputs with --class-names" if found[0] > fitting[0] else ""
         if found != fitting and found[1:] == fitting[1:]:
             raise InputError(
-                f"{path} is a model of {found[0]} classes; the data has {wanted.spec.classes}: "
-                "use the data that it was trained for"
+                f"{path} is a model of {found[0]} classes; {wanted.counted} has "
+                f"{wanted.spec.classes}: use the data that it was trained for{more}"
             )

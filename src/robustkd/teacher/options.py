@@ -39,11 +39,12 @@ class Options:
         judged: Whether several state dicts can be compared; otherwise the first is used.
 
     Attributes:
+        wanted: The network.
         labels: Labels of all that fit, once :meth:`choose` has been called.
     """
 
     def __init__(self, wanted: match.Wanted, path: Path, key: str | None, *, judged: bool) -> None:
-        self._wanted = wanted
+        self.wanted = wanted
         self._path = path
         self._key = key
         self._judged = judged
@@ -87,7 +88,7 @@ class Options:
         return list(dict.fromkeys(option.number for option in self._options))
 
     def _add(self, number: int, layout: Layout, key: str) -> None:
-        plans = match.plans(layout.tensors, self._wanted, self._path, ordered=layout.ordered)
+        plans = match.plans(layout.tensors, self.wanted, self._path, ordered=layout.ordered)
         self._orders[number] = tuple(layout.tensors)
         for plan in plans:
             inner = plan.prefix.rstrip(".") if len(plans) > 1 else ""

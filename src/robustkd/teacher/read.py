@@ -5,7 +5,7 @@ The architecture is named by the user and never taken from the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -52,6 +52,8 @@ class TeacherFile:
         ignored: Keys beside the state dict that were not read, and names of its tensors that are no
             part of the network, quoted.
         by_order: Whether tensors were matched by order and shape, since their names differ.
+        outputs: Numbers of the teacher's outputs that are used, if it has more classes than the
+            data.
         converted: Number of tensors that were converted to float32, by their type.
         normalisation: Origin of mean and standard deviation.
         limits: Limits of the reading process that were in force.
@@ -68,6 +70,7 @@ class TeacherFile:
     wrappers: tuple[str, ...]
     ignored: tuple[str, ...]
     by_order: bool
+    outputs: tuple[int, ...]
     converted: Mapping[str, int]
     normalisation: str
     limits: tuple[str, ...]
@@ -125,6 +128,8 @@ def read_teacher(
     statistics: Callable[[], match.Normalisation] | None = None,
     judge: Callable[[Classifier], float] | None = None,
     teacher_key: str | None = None,
+    outputs: tuple[int, ...] = (),
+    outputs_of: int | None = None,
     allow_weak_sandbox: bool = False,
 ) -> Teacher:
     """Read a teacher of a named architecture, which a state dict in the file must match.
@@ -145,6 +150,9 @@ def read_teacher(
             it, or if they are equally accurate, the first one and the published values are used.
         teacher_key: Key of the state dict in the file, such as ``state_dict_ema``; keys within each
             other are joined by dots. If None, it is the one that fits.
+        outputs: Number of the teacher's output for each class of the data, from 0, if the teacher
+            has more classes. All other outputs are removed. Empty to use all.
+        outputs_of: Number of the teacher's outputs; None to take it from the file.
         allow_weak_sandbox: If True, read the file even on a system without seccomp, where a flaw
             in the reader could be exploited.
 
@@ -160,13 +168,19 @@ def read_teacher(
     if not all(0 <= value <= 1 for value in mean):
         raise UsageError(f"mean is {mean}; expected values in [0, 1]: divide those of bytes by 255")
     given = (mean, std) if mean else None
-    wanted = match.Wanted.by(Spec(arch, classes, image_shape, mean, std))
+    spec = Spec(arch, classes, image_shape, mean, std)
+    _check_outputs(outputs, outputs_of, classes)
+    counted = "the list of class names" if outputs else "the data"
+    wanted = match.Wanted.by(replace(spec, classes=outputs_of or classes), counted)
     options = Options(wanted, path, teacher_key, judged=judge is not None)
 
     def choose(layouts: Sequence[quarantine.Layout]) -> Sequence[int]:
         if layouts[0].description:
-            _check_ours(layouts[0], wanted.spec, path, given)
+            _check_ours(layouts[0], spec, path, given)
             return [0]
+        if outputs and outputs_of is None:
+            of = _classes_of(layouts, wanted.head, outputs, path)
+            options.wanted = match.Wanted.by(replace(spec, classes=of))
         return options.choose(layouts)
 
     with closing(
@@ -177,7 +191,8 @@ def read_teacher(
             if read.description:
                 return _ours(read, arch, path)
             for option in options.of(read.choice):
-                weights = match.apply(option.plan, options.in_order(read), wanted, path)
+                weights = match.apply(option.plan, options.in_order(read), options.wanted, path)
+                weights = match.select_outputs(weights, options.wanted, outputs)
                 check_values(weights.tensors, path)
                 guesses = _normalisations(
                     given,
@@ -188,8 +203,8 @@ def read_teacher(
                 )
                 compared = list(guesses if judge is not None else islice(guesses, 1))
                 for source, guess in compared:
-                    model = _filled(wanted.spec, weights.tensors, guess, path)
-                    facts = _facts(read, option, weights, source)
+                    model = _filled(spec, weights.tensors, guess, path)
+                    facts = replace(_facts(read, option, weights, source), outputs=outputs)
                     tried.add(option.label, Teacher(model, facts), last=len(compared) == 1)
     return tried.best()
 
@@ -212,10 +227,45 @@ def _facts(
         wrappers=(*around.wrappers, *plan.prefixes),
         ignored=ignored[:_MOST_IGNORED],
         by_order=plan.by_order,
+        outputs=(),
         converted=weights.converted,
         normalisation=source,
         limits=read.verdict.enforced,
     )
+
+
+def _check_outputs(outputs: Sequence[int], of: int | None, classes: int) -> None:
+    """Raise an error if there is not one output of the teacher for each class."""
+    if not outputs:
+        return
+    if len(set(outputs)) != classes or len(outputs) != classes:
+        raise UsageError(f"outputs has {len(set(outputs))} outputs; expected one for each class")
+    if min(outputs) < 0 or (of is not None and max(outputs) >= of):
+        raise UsageError(f"outputs has {max(outputs)}; expected 0 to {(of or 0) - 1}")
+
+
+def _classes_of(
+    layouts: Sequence[quarantine.Layout],
+    head: Collection[str],
+    outputs: Sequence[int],
+    path: Path,
+) -> int:
+    """Return the number of classes of the largest state dict in a file.
+
+    It is the length of a tensor that ends in a name of the head, or of the last tensor.
+
+    Raises:
+        InputError: If there is no such output.
+    """
+    tensors = max((layout.tensors for layout in layouts), key=len)
+    named = [own for own in tensors if any(f".{own}".endswith(f".{name}") for name in head)]
+    found = max(tensors[[*tensors, *named][-1]].shape[:1], default=0)
+    if max(outputs) >= found:
+        raise InputError(
+            f"{path} has {found} outputs, from 0; expected an output {max(outputs)}, since the "
+            "list of class names has it"
+        )
+    return found
 
 
 def _check_ours(

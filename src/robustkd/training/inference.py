@@ -46,6 +46,22 @@ def accuracy_on(model: nn.Module, data: DataSource, split: Split) -> Proportion:
         return sum(counts, start=Proportion(0, 0))
 
 
+def accuracy_by_class(model: nn.Module, data: DataSource, split: Split) -> tuple[Proportion, ...]:
+    """Compute the clean accuracy of a model on the images of each class, batch by batch.
+
+    The sum over classes is the result of :func:`accuracy_on`. A class without images has
+    ``Proportion(0, 0)``.
+    """
+    classes = len(data.classes)
+    images = torch.zeros(classes, dtype=torch.int64)
+    hits = torch.zeros(classes, dtype=torch.int64)
+    with torch.inference_mode(), frozen_modes(model):
+        for logits, labels in _outputs(model, data, split):
+            images += labels.bincount(minlength=classes)
+            hits += labels[logits.argmax(1) == labels].bincount(minlength=classes)
+    return tuple(map(Proportion, hits.tolist(), images.tolist()))
+
+
 def finite_on(model: nn.Module, data: DataSource, split: Split) -> bool:
     """Return whether all logits of a model on a split, and their squares, are finite.
 

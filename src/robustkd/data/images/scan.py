@@ -6,10 +6,12 @@ The classes are numbered in the order of their sorted names, as in torchvision's
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from heapq import nsmallest
 from pathlib import Path
+from typing import NamedTuple
 
 from robustkd.core import folders, trees
 from robustkd.core.errors import InputError
@@ -105,24 +107,73 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def read_class_names(path: Path, found: Sequence[str]) -> tuple[str, ...]:
+_NUMBERED = re.compile(r"(\d{1,9})[ \t]*[ \t,:][ \t]*(\S.*)")
+"""Line of a number and a name."""
+
+
+class ClassNames(NamedTuple):
+    """Classes of the data, and the outputs of the teacher that belong to them.
+
+    Attributes:
+        names: Names of the class folders, in the order of the teacher's outputs.
+        outputs: Number of the teacher's output for each class, from 0; empty if the teacher has
+            exactly these classes.
+        of: Number of the teacher's outputs; None if it is not known.
+    """
+
+    names: tuple[str, ...]
+    outputs: tuple[int, ...] = ()
+    of: int | None = None
+
+
+def read_class_names(path: Path, found: Sequence[str]) -> ClassNames:
     """Read the order of the classes from a text file with one name per line.
+
+    If the teacher has more classes than the data, the lines are either the names of all its
+    outputs in their order, or the number of an output, from 0, followed by the name of the class
+    folder, for the classes of the data alone.
 
     Args:
         path: The file.
         found: Names of the class folders.
 
     Raises:
-        InputError: If the file cannot be read, or its lines are not exactly the class folders.
+        InputError: If the file cannot be read, or its lines do not name all class folders.
     """
     lines = read_lines(path)
+    numbered = _numbered(lines, path) if set(lines) != set(found) else {}
+    if set(numbered.values()) == set(found):
+        outputs = tuple(sorted(numbered))
+        return ClassNames(tuple(numbered[output] for output in outputs), outputs)
+    if len(set(lines)) == len(lines) and set(found) < set(lines):
+        outputs = tuple(place for place, name in enumerate(lines) if name in set(found))
+        return ClassNames(tuple(lines[output] for output in outputs), outputs, len(lines))
     met: set[str] = set()
     for name in lines:
         if name in met:
             raise InputError(f"{shown(path)} names the class {_quoted(name)} twice; remove one")
         met.add(name)
     check_same_classes(lines, found, it=shown(path), other="the folder", advice="")
-    return lines
+    return ClassNames(lines)
+
+
+def _numbered(lines: Sequence[str], path: Path) -> dict[int, str]:
+    """Return the names by number if every line is a number and a name, or nothing.
+
+    Raises:
+        InputError: If a number or a name is there twice.
+    """
+    parts = [_NUMBERED.fullmatch(line) for line in lines]
+    pairs = [(int(part[1]), part[2]) for part in parts if part is not None]
+    if len(pairs) != len(lines):
+        return {}
+    for kind, values in zip(("output", "class"), zip(*pairs, strict=True), strict=True):
+        twice = next((value for value, n in Counter(values).items() if n > 1), None)
+        if twice is not None:
+            raise InputError(
+                f"{shown(path)} has the {kind} {_quoted(str(twice))} twice; remove one"
+            )
+    return dict(pairs)
 
 
 def check_same_classes(

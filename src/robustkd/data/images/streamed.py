@@ -56,6 +56,9 @@ class Pictures:
         augmentation: Augmentation that `batches` applies if it receives a generator for it.
         made: The held-out split, if the data set does not have its own.
         skipped: Number of files and folders that were left out, by kind.
+        outputs: Number of the teacher's output for each class, if the teacher has more classes;
+            see :func:`robustkd.data.images.scan.read_class_names`.
+        outputs_of: Number of the teacher's outputs, if it has more and their number is known.
 
     Raises:
         InputError: If there are fewer than two classes, a split is empty, or a label is not a
@@ -70,6 +73,8 @@ class Pictures:
     augmentation: Augmentation
     made: Cut | None = field(default=None, repr=False)
     skipped: Mapping[str, int] = field(default_factory=dict)
+    outputs: tuple[int, ...] = ()
+    outputs_of: int | None = None
     _held: dict[Split, Held] = field(default_factory=dict, init=False, repr=False)
     _failed: dict[Split, dict[int, str]] = field(default_factory=dict, init=False, repr=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +16,7 @@ from robustkd.data.images.holdout import HeldOut
 from robustkd.data.images.listing import Encoded, Folder, Listing, list_files, shown
 from robustkd.data.images.options import Reading
 from robustkd.data.images.scan import (
+    ClassNames,
     check_same_classes,
     folder_names,
     image_names,
@@ -90,14 +92,17 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
     if nested:
         _check_beside(root, top, [name for name in found if name not in splits.values()], skipped)
     part, classes = (top, nested) if nested else ("", found)
+    named = ClassNames(classes)
     if isinstance(reading.classes, tuple):
         check_same_classes(reading.classes, classes, it="the model", other="the folder", advice="")
-        classes = reading.classes
+        named = ClassNames(reading.classes)
     elif reading.classes is not None:
-        classes = read_class_names(reading.classes, classes)
+        named = read_class_names(reading.classes, classes)
+    classes = named.names
     train = scan(root, part, classes, skipped=skipped)
     given = _given(root, splits, classes, skipped) if nested else {}
-    return compose(shown(name), classes, train, given, reading, skipped=skipped)
+    made = compose(shown(name), classes, train, given, reading, skipped=skipped)
+    return replace(made, outputs=named.outputs, outputs_of=named.of)
 
 
 def _splits(root: Path, found: Sequence[str]) -> dict[Split, str]:

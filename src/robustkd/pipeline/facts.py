@@ -1,0 +1,69 @@
+"""Facts about data and networks of a run, measured for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import nn
+
+from robustkd import models
+from robustkd.core.types import DataSource, Split
+from robustkd.training.inference import accuracy_by_class
+from robustkd.training.metrics import Proportion
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of one network on the clean test images.
+
+    Attributes:
+        by_class: Accuracy on the images of each class.
+        parameters: Number of learnable parameters.
+        macs: Multiply-accumulate operations for one image; None if they cannot be counted.
+    """
+
+    by_class: Sequence[Proportion]
+    parameters: int
+    macs: int | None
+
+    @property
+    def acc(self) -> Proportion:
+        """Accuracy on all images."""
+        return sum(self.by_class, start=Proportion(0, 0))
+
+
+def measure(model: nn.Module, clean: DataSource) -> Measured:
+    """Measure a network in one pass over the test images."""
+    return Measured(
+        accuracy_by_class(model, clean, "test"),
+        models.parameters(model),
+        _macs(model, clean.image_shape),
+    )
+
+
+def data_record(clean: DataSource) -> dict[str, object]:
+    """Return the shape of the images and the size of each split, as JSON values."""
+    return {
+        "shape": list(clean.image_shape),
+        **{split: clean.size(split) for split in get_args(Split)},
+    }
+
+
+def class_record(teacher: Measured, student: Measured) -> dict[str, list[int]]:
+    """Return, for each class, the number of test images and of hits, as JSON values."""
+    return {
+        "images": [count.n for count in teacher.by_class],
+        "teacher": [count.hits for count in teacher.by_class],
+        "student": [count.hits for count in student.by_class],
+    }
+
+
+def _macs(model: nn.Module, shape: tuple[int, int, int]) -> int | None:
+    try:
+        return models.macs(model, shape)
+    except Exception:
+        # PyTorch's counter does not know every operation of the user's own networks, and a number
+        # that is missing in the report is no reason to stop a run.
+        return None

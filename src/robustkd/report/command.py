@@ -1,0 +1,91 @@
+"""The command that repeats a run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from robustkd.core.errors import InputError, printable, quoted
+from robustkd.core.yaml_files import read_yaml
+from robustkd.report.facts import kind_of
+from robustkd.report.results import Results
+
+_CONFIG = "config.yaml"
+_FLAG = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_PATHS = ("teacher", "data", "data_root", "class_names", "split")
+_USUAL: Mapping[str, object] = {"crop": 1.0, "flip": True, "method": "default", "seed": 0}
+_TURNED_OFF = ("flip", "streaming")
+"""Flags that have a form with ``--no-``."""
+_OF_ATTACKS = ("target", "epochs", "batch_size", "lr", "surrogate")
+
+
+def repeating(results: Results, folder: Path, *, private: bool = False) -> str:
+    """Return the command line that repeats a run; empty if it is unknown.
+
+    Args:
+        results: The results.
+        folder: The run folder, with ``config.yaml`` if ``robustkd distill`` wrote it.
+        private: If True, name files without their folders, for texts that are published.
+
+    Raises:
+        InputError: If ``config.yaml`` is damaged.
+    """
+    kind = kind_of(results)
+    if kind == "demo":
+        demo = {"data": results.config["data"], "seeds": results.config["seeds"]}
+        return _line("demo", demo, private=private)
+    if kind == "attack":
+        return _attack(results, private=private)
+    if kind == "distill" and os.path.lexists(folder / _CONFIG):
+        flags = _flags(folder / _CONFIG)
+        return _line("distill", {**flags, "out": "repeated"}, private=private)
+    return ""
+
+
+def _attack(results: Results, *, private: bool) -> str:
+    run, config = results.runs[0], results.config
+    known = {name: config[name] for name in _OF_ATTACKS if name in config}
+    if known.get("surrogate") == run.pair:
+        del known["surrogate"]
+    own = {f"set.{name}": value for name, value in config.items() if name not in _OF_ATTACKS}
+    flags = {"arch": run.pair, "data": run.data, "seed": run.seed, **known, **own}
+    return _line(f"attack {shlex.quote(run.attack)}", {**flags, "out": "repeated"}, private=private)
+
+
+def _flags(path: Path) -> dict[str, object]:
+    content = read_yaml(path, links=False)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no flags; expected lines such as 'epochs: 30'")
+    for name in content:
+        if not isinstance(name, str) or _FLAG.fullmatch(name) is None:
+            raise InputError(f"{path} sets {quoted(str(name))}; expected names of flags")
+    return content
+
+
+def _line(command: str, flags: Mapping[str, object], *, private: bool) -> str:
+    words = [f"robustkd {command}"]
+    for name, value in flags.items():
+        if private and name in _PATHS and isinstance(value, str):
+            value = os.path.basename(value.rstrip("/")) or value
+        if value is None or (name in _USUAL and _USUAL[name] == value):
+            continue
+        words += _words(name, value)
+    return printable(" ".join(words))
+
+
+def _words(name: str, value: object) -> Iterator[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if name == "teacher":
+        yield shlex.quote(str(value))
+    elif isinstance(value, bool):
+        if value or name in _TURNED_OFF:
+            yield shlex.quote(flag if value else f"--no-{flag[2:]}")
+    elif isinstance(value, list):
+        yield from map(shlex.quote, (flag, *map(str, value)))
+    elif str(value).startswith("-"):
+        yield shlex.quote(f"{flag}={value}")
+    else:
+        yield from map(shlex.quote, (flag, str(value)))

@@ -1,0 +1,41 @@
+"""Writing all texts of a run: the report, the model card and the summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustkd.core.files import check_free, make_folder, write_text
+from robustkd.report.html import html_page
+from robustkd.report.markdown import model_card, summary
+from robustkd.report.pages import load
+
+
+def write_report(folder: str | Path, out: str | Path | None = None) -> tuple[Path, ...]:
+    """Write ``report.html``, ``MODEL_CARD.md`` and ``summary.md`` of a finished run.
+
+    Nothing is written if a file of the run is damaged. The report is written last.
+
+    Args:
+        folder: The run folder.
+        out: New folder for the files; None for the run folder.
+
+    Returns:
+        Paths of the report, the model card and the summary.
+
+    Raises:
+        UsageError: If ``out`` is not empty.
+        InputError: If a file of the run is missing or damaged.
+        WriteError: If a file cannot be written.
+    """
+    if out is not None:
+        check_free(Path(out))
+    content = load(folder)
+    texts = {
+        "summary.md": summary(content),
+        "MODEL_CARD.md": model_card(content),
+        "report.html": html_page(content),
+    }
+    to = Path(folder) if out is None else make_folder(Path(out))
+    for name, text in texts.items():
+        write_text(to / name, text)
+    return tuple(to / name for name in reversed(texts))
