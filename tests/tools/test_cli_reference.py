@@ -28,15 +28,6 @@ def test_every_command_has_its_section_usage_and_flags():
         "attack",
         "list",
     ]
-        "demo",
-        "distill",
-        "evaluate",
-        "export",
-        "report",
-        "bench",
-        "attack",
-        "list",
-    ]
     for command in commands:
         assert cli.app[command] is not None
         assert f"```text\nrobustkd {command} " in text
