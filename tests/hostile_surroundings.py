@@ -238,6 +238,9 @@ def tensorboard(place: Place) -> list[str]:
     return RESUME
 
 
+MOMENTUM = "optimiser.0.momentum_buffer"
+
+
 def attackers_checkpoint(*flags: str, **changes: object) -> Callable[[Place], list[str]]:
     """Change the weights of a checkpoint, and further values or tensors by name."""
 
@@ -248,7 +251,7 @@ def attackers_checkpoint(*flags: str, **changes: object) -> Callable[[Place], li
         values = dict(state.values)
         for name, value in changes.items():
             if isinstance(value, torch.Tensor):
-                tensors[name.replace("_", ".")] = value
+                tensors[name] = value
             else:
                 values[name] = value
         save_state(State(tensors, values), path)
@@ -370,7 +373,7 @@ CHECKPOINTS = [
     ),
     (
         "momentum of another shape",
-        attackers_checkpoint("--trust-run", momentum_0=torch.zeros(7, 7)),
+        attackers_checkpoint("--trust-run", **{MOMENTUM: torch.zeros(7, 7)}),
         3,
         "is damaged",
     ),
