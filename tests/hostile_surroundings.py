@@ -367,7 +367,7 @@ CHECKPOINTS = [
     ("a step that is text", attackers_checkpoint("--trust-run", step="x"), 3, "is damaged"),
     (
         "a generator's state of 3 bytes",
-        attackers_checkpoint("--trust-run", random_cpu=torch.zeros(3, dtype=torch.uint8)),
+        attackers_checkpoint("--trust-run", **{"random.cpu": torch.zeros(3, dtype=torch.uint8)}),
         3,
         "is damaged",
     ),

@@ -18,7 +18,7 @@ from robustkd import cli, models, report
 from robustkd.attacks import load_trigger
 from robustkd.benchmark import PROTOCOLS, Protocol, measure
 from robustkd.benchmark import demo as the_demo
-from robustkd.core.methods import METHODS
+from robustkd.core.methods import METHODS, label_of
 
 TINY = Protocol(
     data="digits",
@@ -134,7 +134,7 @@ def test_the_report_stands_beside_the_results(demo):
         *("seed-0", "seed-1", "summary.md"),
     ]
     page = (demo / "report.html").read_text()
-    assert all(method in page for method in SHOWN)
+    assert all(label_of(method) in page for method in SHOWN)
     assert "no-such-method" not in page
 
 

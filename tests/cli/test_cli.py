@@ -119,7 +119,9 @@ def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
     assert FACT.fullmatch(said.err)
     student = out / "student.safetensors"
     assert f"\nStudent: {student}\n" in said.out
-    assert "The attack success rate could not be measured" in " ".join(said.out.split())
+    told = " ".join(said.out.split())
+    assert "Large drop of accuracy: the ordinary student has " in told
+    assert told.endswith("The attack success rate could not be measured, as no trigger is known.")
     said = robustkd("evaluate", student, "--data", "digits", "--json")
     assert (said.code, said.err) == (0, "")
     figures = json.loads(said.out)
@@ -518,7 +520,7 @@ def test_a_missing_option_is_one_line(robustkd, files):
 
 
 def test_an_unknown_command_is_one_line(robustkd):
-    available = "Available commands: demo, distill, evaluate, export, bench, attack, list."
+    available = "Available commands: demo, distill, evaluate, export, report, bench, attack, list."
     refused(
         robustkd("distil"),
         2,

@@ -21,6 +21,7 @@ from robustkd.core.methods import METHODS, DetoxSettings, Method
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import run_folder
 from robustkd.pipeline import student as making
+from robustkd.pipeline.facts import measure
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import identity
 from robustkd.pipeline.run import distill_file
@@ -140,6 +141,41 @@ def test_the_report_reads_what_was_measured(finished, teacher_file):
         "seed": 5,
         "training": {"epochs": 1, "batch_size": 64, "lr": 0.1},
     }
+
+
+def test_the_results_have_the_accuracy_of_each_class_and_the_sizes(finished, teacher_file):
+    out, results = finished
+    records, rows = results["records"], results["runs"]
+    by_class = records["by_class"]
+    assert by_class["images"] == CLEAN.test.labels.bincount(minlength=10).tolist()
+    for who, row in zip(("teacher", "student"), rows, strict=True):
+        assert sum(by_class[who]) / 50 == row["acc"]
+    student = out / "student.safetensors"
+    macs = models.macs(models.load(student), CLEAN.image_shape)
+    assert records["networks"] == {
+        "teacher": {"bytes": teacher_file.stat().st_size, "macs": macs},
+        "student": {"bytes": student.stat().st_size, "macs": macs},
+    }
+    assert records["data"] == {
+        "shape": list(CLEAN.image_shape),
+        **{"train": 200, "validation": 60, "test": 50},
+    }
+
+
+def test_the_texts_can_be_written_again(finished, tmp_path):
+    out, _ = finished
+    for path in report.write_report(out, tmp_path / "again"):
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+def test_operations_that_cannot_be_counted_are_no_reason_to_stop(monkeypatch):
+    def uncountable(*_: object) -> int:
+        raise NotImplementedError("an operation of the user's own")
+
+    monkeypatch.setattr(models, "macs", uncountable)
+    found = measure(build(1), CLEAN)
+    assert found.macs is None
+    assert found.acc == accuracy_on(build(1), CLEAN, "test")
 
 
 def test_the_results_tell_the_file_that_the_teacher_came_in(finished, teacher_file):
