@@ -131,7 +131,8 @@ def test_interrupted_all_processes_end_at_once(tmp_path):
     assert len(list(folder.glob("*.json"))) == kept  # no worker has gone on
 
 
-@pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["local", "ray"])
 def test_a_worker_that_is_killed_is_written_down_and_stops_no_other(kind, tmp_path, monkeypatch):
     (tmp_path / "cells").mkdir()
     group, good = small(), small(attack="blend")[:1]

@@ -247,6 +247,7 @@ def test_help_and_version_need_no_torch(tmp_path):
 # A run again, or on.
 
 
+@pytest.mark.slow
 def test_a_config_runs_again_and_what_is_typed_goes_before_it(robustkd, files):
     assert robustkd(*distilling(files.teacher, out="one", seed=2, lr=1e-5)).code == 0
     config = yaml.safe_load(Path("one/config.yaml").read_text())

@@ -70,6 +70,7 @@ def test_export_prints_a_table_and_leaves_a_folder(robustkd, student, tmp_path):
     assert err == "robustkd: output folder out is not empty; give a new one with --out\n"
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_the_student_is_refused(robustkd, student, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "write_onnx", broken)
     code, out, err = robustkd("export", student, "--data", "digits", "--out", "out")

@@ -56,6 +56,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_of_the_benchmark_import_nothing_from_it(canary):
     # A group of no cells: its process starts, imports what it needs, and has nothing to do.
     assert run(canary, POOL.format(kind="local", groups="[[]]")) == "[[]]\n"

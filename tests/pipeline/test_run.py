@@ -374,6 +374,7 @@ def test_detoxification_is_not_repeated(finished, teacher_file, tmp_path, monkey
     assert sorted(path.name for path in out.iterdir()) == FILES
 
 
+@pytest.mark.slow
 def test_a_kill_within_detoxification_restarts_it(finished, teacher_file, tmp_path, monkeypatch):
     how = METHODS["both"]
     brief = replace(how, detox=replace(how.detox, steps=2))
@@ -397,6 +398,7 @@ def test_a_kill_within_detoxification_restarts_it(finished, teacher_file, tmp_pa
     [(models, "save"), slow(main_line.Results, "write"), slow(report, "write_html")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
+@pytest.mark.slow
 def test_a_kill_after_the_training_costs_no_training(
     module, name, teacher_file, tmp_path, monkeypatch
 ):
@@ -424,6 +426,7 @@ def test_a_kill_after_the_training_costs_no_training(
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
 
 
+@pytest.mark.slow
 def test_the_training_is_kept_now_and_then(teacher_file, tmp_path, monkeypatch):
     """Every so many seconds within an epoch, and after each."""
     steps = []

@@ -247,6 +247,7 @@ def test_copies_learn_to_keep_their_label_only_where_they_are_to_be_recovered(
 
 @pytest.mark.parametrize("loss", ["kd", "ofd"])
 @pytest.mark.parametrize("hardening", [None, perturbations()], ids=["plain", "hardened"])
+@pytest.mark.slow
 def test_without_labels_the_teacher_is_all_that_teaches(loss, hardening, teacher):
     found = distill(
         net(),
@@ -264,6 +265,7 @@ def test_without_labels_the_teacher_is_all_that_teaches(loss, hardening, teacher
         assert last[loss] < 0.8 * first[loss]
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_best_epoch_stay(teacher, monkeypatch, tmp_path):
     """A step schedule is flat over its first half: epoch 1 of 4 is epoch 1 of 2."""
 

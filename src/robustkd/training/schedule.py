@@ -18,7 +18,7 @@ def schedule_factor(schedule: Schedule, done: float, warmup: float = 0.0) -> flo
 
     >>> [schedule_factor("step", done) for done in (0.0, 0.5, 0.75)]
     [1.0, 0.1, 0.01]
-    >>> [schedule_factor("step", done, warmup=0.2) for done in (0.0, 0.1, 0.2, 0.6)]
+    >>> [schedule_factor("step", done, warmup=0.2) for done in (0.0, 0.1, 0.2, 0.7)]
     [0.0, 0.5, 1.0, 0.1]
     """
     if done < warmup:

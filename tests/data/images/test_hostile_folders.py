@@ -93,6 +93,7 @@ def test_hostile_class_names_are_plain_text_in_the_report(distil, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", ["--streaming", slow("--no-streaming")])
+@pytest.mark.slow
 def test_a_folder_gives_the_same_student_streamed_or_held(distil, tmp_path, streaming):
     sound(tmp_path / "data")
     assert distil("--streaming").code == 0

@@ -54,6 +54,7 @@ def test_a_module_is_read_as_its_state_dict(write, wrapped, monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.slow
 def test_networks_of_torchvision_and_wrapped_ones(protocol):
     for network in (
         torchvision.models.resnet18(num_classes=3),
@@ -100,6 +101,7 @@ def test_modules_that_make_no_sense_are_refused(program, says):
     assert damaged(checkpoint(b"\x80\x02" + program + b".")).startswith(says)
 
 
+@pytest.mark.slow
 def test_modules_within_modules_take_no_exponential_time():
     """Each of 60 modules has the one before it twice."""
     program = module(parts(b"}"), b"") + b"q\0"

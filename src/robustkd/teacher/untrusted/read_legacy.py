@@ -7,7 +7,6 @@ then the values. Only what ``torch.save`` writes on little-endian machines is ac
 
 from __future__ import annotations
 
-import pickletools
 from io import BufferedIOBase, BytesIO
 
 from robustkd.teacher.untrusted import read_pickle
@@ -66,7 +65,7 @@ def _next(head: BytesIO) -> bytes:
     """Return the next pickle, and leave the position behind it."""
     begin = head.tell()
     try:
-        for number, _ in enumerate(pickletools.genops(head)):
+        for number, _ in enumerate(read_pickle.instructions(head)):
             if number == read_pickle.MOST_OPERATIONS:
                 raise Refusal(f"has more than {read_pickle.MOST_OPERATIONS} pickle instructions")
     except (ValueError, IndexError):

@@ -12,7 +12,9 @@ protocol 4 takes from the stack, when they are taken), and calls when they are m
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Iterator
+from io import BytesIO
 from typing import TypeAlias
 
 from robustkd.teacher.untrusted.allowed_names import may_stand
@@ -62,11 +64,23 @@ def scan(pickle: bytes) -> None:
         raise Refusal(damage)
 
 
+def instructions(
+    pickle: bytes | BytesIO,
+) -> Iterator[tuple[pickletools.OpcodeInfo, object, int | None]]:
+    """Yield instructions, arguments and positions, as `pickletools.genops` does, without warnings.
+
+    Python warns of unknown escape sequences in texts of protocol 0.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield from pickletools.genops(pickle)
+
+
 def _operations(pickle: bytes) -> Iterator[Op]:
     """Yield the instructions with their arguments up to STOP, which must be the end."""
     end = -1
     try:
-        for operation, argument, position in pickletools.genops(pickle):
+        for operation, argument, position in instructions(pickle):
             end = position or 0
             yield operation.name, argument
     except (ValueError, IndexError) as error:
