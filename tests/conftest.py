@@ -8,6 +8,22 @@ from pathlib import Path
 
 import pytest
 
+LONG = (
+    "test_run.py",
+    "test_hostile_surroundings.py",
+    "test_cli.py",
+    "test_runner.py",
+    "test_hostile_folders.py",
+    "test_distillation.py",
+    "test_hostile.py",
+)
+"""Files of tests that take longest; they begin first, so that no process ends long after others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests of long files to the beginning."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_state(tmp_path_factory) -> Iterator[None]:
