@@ -776,3 +776,33 @@ def test_outputs_of_a_teacher_are_chosen_by_the_list_of_classes(robustkd, files,
     told = json.loads(said.out)
     assert told["records"]["teacher_file"]["outputs"] == [0, 1]
     assert models.load(tmp_path / "run" / "student.safetensors").spec.class_names == ("high", "low")
+
+
+# Several state dicts in one file.
+
+
+def test_the_better_weights_are_used_unless_the_key_is_given(robustkd, files, tmp_path):
+    good = models.load(files.teacher).network.state_dict()
+    # Two classes are never the answer.
+    never = torch.tensor([1e3, 1e3, *[0.0] * 8])
+    worse = {name: value - never if name == "head.bias" else value for name, value in good.items()}
+    torch.save({"state_dict": worse, "state_dict_ema": good}, tmp_path / "teacher.pt")
+    command = distilling(tmp_path / "teacher.pt", method="no-teacher")
+    plain = ("--mean", 0.5, "--std", 0.5)
+    said = robustkd(*command, *plain, "--json")
+    assert said.code == 0, said.err
+    told = json.loads(said.out)["records"]["teacher_file"]
+    assert told["key"] == "state_dict_ema"
+    assert len(told["candidates"]) == 2
+    assert "; chosen: 'state_dict_ema' of 'state_dict' (accuracy " in said.err
+    command = distilling(tmp_path / "teacher.pt", method="no-teacher", out="again")
+    said = robustkd(*command, *plain, "--teacher-key", "state_dict", "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["records"]["teacher_file"]["key"] == "state_dict"
+    assert "teacher_key: state_dict\n" in Path("again/config.yaml").read_text()
+    refused(
+        robustkd(*distilling(tmp_path / "teacher.pt", out="third"), "--teacher-key", "model"),
+        2,
+        f"teacher key is 'model'; {tmp_path / 'teacher.pt'} has 'state_dict', 'state_dict_ema': "
+        "give one of these, or leave it out",
+    )

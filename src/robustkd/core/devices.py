@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -13,5 +15,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def default_device() -> torch.device:
-    """Return the device for training: the accelerator if there is one, else the CPU."""
+    """Return the device for training: the accelerator if there is one, else the CPU.
+
+    As in accelerate, the environment variable ``ACCELERATE_USE_CPU`` asks for the CPU.
+    """
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

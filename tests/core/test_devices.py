@@ -1,0 +1,55 @@
+"""The device of a training is that of the command line, also where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+import torch
+
+from robustkd.cli.flags import choose_device
+from robustkd.core.devices import default_device
+from robustkd.core.errors import UsageError
+
+VARIABLES = ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES")
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    """A machine with a GPU, as far as torch's answer goes, and its own environment."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: cuda)
+
+
+@pytest.mark.parametrize(("device", "kind"), [("auto", "cuda"), ("cpu", "cpu")])
+def test_the_processor_is_used_where_it_is_asked_for(device, kind):
+    choose_device(device, None)
+    assert default_device().type == kind
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", ""])
+def test_unknown_devices_are_refused(device):
+    message = f"--device is {device!r}; expected auto, cpu, cuda, cuda:NUMBER or mps"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        choose_device(device, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match=r"^--device is 'cuda:3'; this machine has none: leave"):
+        choose_device("cuda:3", None)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_threads_are_those_of_torch():
+    before = torch.get_num_threads()
+    try:
+        choose_device("auto", 1)
+        assert torch.get_num_threads() == 1
+        with pytest.raises(UsageError, match=r"^--threads is 0; expected at least 1$"):
+            choose_device("auto", 0)
+    finally:
+        torch.set_num_threads(before)
