@@ -25,12 +25,16 @@ $(FOR_DEVELOPERS): pyproject.toml
 demo: $(FOR_USERS)
 	$(BIN)/robustkd demo
 
-# A process for each core, with one thread in each.
+# A process for each core, with one thread in each. Hundreds of tests start a command, which takes
+# half a second longer if Python may not keep compiled modules.
+RUN_TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
+	--dist loadfile
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	$(RUN_TESTS)
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	$(RUN_TESTS) -m slow
 
 check: setup
 	$(BIN)/ruff check .
