@@ -34,13 +34,15 @@ class Setting:
     """Data and environment that cells share.
 
     Attributes:
-        data: Name of the data source.
+        data: Name of the data source; for a folder, its own name and the hash of its content.
         sizes: Number of images per split; a split that is not named is used completely.
         augment: If True, all networks are trained on randomly cropped and flipped images.
         precision: Mixed precision of all trainings, as accelerate names it. Masks of adaptive
             attackers are trained in full precision.
         threads: Number of threads of torch, on which the last bits of results depend.
         seed: Seed of everything random.
+        path: Path of the folder, if the data is one. It is no part of the configuration, so that
+            results keep their names when the folder is moved.
     """
 
     data: str
@@ -49,6 +51,13 @@ class Setting:
     precision: Precision = "no"
     threads: int = 1
     seed: int = 0
+    path: str | None = None
+
+    def configuration(self) -> dict[str, object]:
+        """Return everything that results depend on, as JSON values."""
+        content = asdict(self)
+        del content["path"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,11 @@ class TeacherCell:
 
     def configuration(self) -> dict[str, object]:
         """All that the teacher follows from, in JSON values."""
-        return {"format": FORMAT, **asdict(self), **self.made_by()}
+        return {"format": FORMAT, **self.given(), **self.made_by()}
+
+    def given(self) -> dict[str, object]:
+        """Return the values of the attributes, as JSON values."""
+        return {**asdict(self), "setting": self.setting.configuration()}
 
     def made_by(self) -> dict[str, object]:
         """Return the versions of the code that the teacher depends on."""
@@ -125,17 +138,21 @@ class Cell:
         """Return everything that the result depends on, as JSON values."""
         teacher = self.teacher.made_by()
         if self.method == TEACHER:
-            own = asdict(replace(self, training={}, detoxing={}))
-            return {"format": FORMAT, **own, **teacher}
+            own = replace(self, training={}, detoxing={})
+            return {"format": FORMAT, **own.given(), **teacher}
         # Methods without detoxification do not depend on its arguments.
         cleans = find_method(self.method).detox is not None
         relevant = self if cleans else replace(self, detoxing={})
         return {
             "format": FORMAT,
-            **asdict(relevant),
+            **relevant.given(),
             **teacher,
             "preset": _parts(self.method),
         }
+
+    def given(self) -> dict[str, object]:
+        """Return the values of the attributes, as JSON values."""
+        return {**asdict(self), "teacher": self.teacher.given()}
 
 
 def _parts(method: str) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from robustkd import data, models
 from robustkd.attacks import ATTACKS
 from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_settings
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
+from robustkd.benchmark.folder_data import folder_name
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError, printable
 from robustkd.core.methods import METHODS, DetoxOptions, method_name
@@ -49,7 +51,7 @@ class Block(BaseModel):
     """One block of a grid: lists whose combinations are run, and common settings.
 
     Attributes:
-        data: Number of images per split, by name of the data source.
+        data: Number of images per split, by name of the data source or path of a folder.
         pairs: Architectures of teacher and student.
         attacks: Arguments of the attacks, by name.
         methods: Names of methods; the teacher itself is always measured.
@@ -91,8 +93,9 @@ class Block(BaseModel):
     @classmethod
     def _known_data(cls, sources: dict[str, object]) -> dict[str, object]:
         for name in sources:
-            if name not in data.names():
-                raise UsageError(f"unknown data {name!r}; expected {', '.join(data.names())}")
+            if name not in data.names() and not os.path.isabs(name):
+                known = ", ".join(data.names())
+                raise UsageError(f"unknown data {name!r}; expected {known}, or path: FOLDER")
         return sources
 
     @field_validator("precision", mode="before")
@@ -131,8 +134,10 @@ class Block(BaseModel):
             self.seeds, self.pairs, self.attacks.items(), self.data.items()
         ):
             takes = ATTACKS[name].takes
+            given = (sizes, self.augment, self.precision, self.threads, seed)
+            folder = source if os.path.isabs(source) else None
             teacher = TeacherCell(
-                Setting(source, sizes, self.augment, self.precision, self.threads, seed),
+                Setting(folder_name(folder) if folder else source, *given, folder),
                 pair[0],
                 name,
                 at_own_rates(
@@ -223,9 +228,20 @@ def load_grid(path: Path) -> list[Cell]:
     return list(cells.values())
 
 
+def _located(grid: Path, content: Mapping[str, object]) -> dict[str, object]:
+    """Return ``data`` with the path of a folder, which is relative to the grid, as its key."""
+    given = content.get("data")
+    if not isinstance(given, dict) or "path" not in given:
+        return {}
+    folder, sizes = given["path"], {name: size for name, size in given.items() if name != "path"}
+    if not isinstance(folder, str) or not (grid.parent / folder).is_dir():
+        raise UsageError(f"data.path is {folder!r}; expected a folder, relative to the grid's file")
+    return {"data": {str((grid.parent / folder).resolve()): sizes}}
+
+
 def _block(path: Path, where: str, content: Mapping[str, object]) -> Block:
     try:
-        return Block.model_validate(content)
+        return Block.model_validate({**content, **_located(path, content)})
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except ValidationError as error:

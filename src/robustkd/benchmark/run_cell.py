@@ -146,7 +146,7 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _
     configuration = cell.configuration()
     if not how.losses:
         # This student does not depend on the teacher, so it is shared by all attacks.
-        configuration["teacher"] = {"format": FORMAT, **asdict(setting)}
+        configuration["teacher"] = {"format": FORMAT, **setting.configuration()}
         for name in cell.teacher.made_by():
             del configuration[name]
     folder = store.fetch(digest({**configuration, "kind": "student"}), make)
@@ -167,7 +167,9 @@ def _loaded(name: str, sizes: tuple[tuple[Split, int], ...], augment: bool) -> I
 
 
 def _source(setting: Setting) -> InMemory:
-    return _loaded(setting.data, tuple(sorted(setting.sizes.items())), setting.augment)
+    return _loaded(
+        setting.path or setting.data, tuple(sorted(setting.sizes.items())), setting.augment
+    )
 
 
 def _build(arch: str, setting: Setting, seed: int) -> models.Classifier:
