@@ -627,8 +627,13 @@ NAMES = [
     ("--split /dev/zero", listed("--split", None), 3, ""),
 ]
 NETWORKS = [
-    ("student of 400 bytes with 9,998 layers", student(arch="resnet-9998"), 3, "made to mislead"),
-    ("student of 10^12 classes", student(classes=10**12), 3, "made to mislead"),
+    (
+        "student of 400 bytes with 9,998 layers",
+        student(arch="resnet-9998"),
+        3,
+        "cut off or malicious",
+    ),
+    ("student of 10^12 classes", student(classes=10**12), 3, "cut off or malicious"),
     ("trigger of float8", trigger(float8), 3, "values of a type that is not read"),
     ("trigger that is a FIFO", trigger(os.mkfifo), 3, "is not a file"),
     ("trigger that is a link to /dev/zero", trigger(endless), 3, ""),

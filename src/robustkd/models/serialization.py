@@ -266,7 +266,7 @@ def _check_extent(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> None
     if max([*layers, 0]) > max(len(tensors), _QUICK) or spec.classes > max(values, _QUICK):
         raise InputError(
             f"{path} says that it is a {quoted(spec.arch)} of {spec.classes} classes, and has "
-            f"{len(tensors)} tensors of {values} values; it is cut off, or made to mislead"
+            f"{len(tensors)} tensors of {values} values; it is cut off or malicious"
         )
     if max(spec.image_shape) > _LARGEST_SIDE:
         raise InputError(
