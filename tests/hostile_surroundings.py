@@ -408,7 +408,7 @@ def many_cells(place: Place) -> list[str]:
 
 
 YAML = [
-    ("aliases that unfold to 2^29 values", grid(_BOMB), 3, "more than 10,000 values"),
+    ("aliases that expand to 2^29 values", grid(_BOMB), 3, "more than 10,000 values"),
     ("aliases as keys", grid(_KEYS), 3, "a list or a mapping as a key"),
     ("aliases in a configuration", config(_BOMB), 3, "has the name"),
     ("value within itself", grid("a: &x [*x]"), 3, "within itself"),

@@ -1,7 +1,7 @@
 """The training loop of students and of attackers' teachers.
 
 A :class:`Learner` computes the loss. The loop handles epochs, the optimiser, devices and records,
-and knows nothing of teachers or triggers.
+and does not depend on teachers or triggers.
 """
 
 from __future__ import annotations

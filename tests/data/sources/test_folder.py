@@ -163,9 +163,9 @@ def test_a_split_that_does_not_fit_is_refused(tmp_path):
         ({"format": 1, "test": []}, f"splits off test, but this data needs validation and test; "
          f"{use}"),
         ({**good, "test": good["validation"]}, "names an image twice; use the file of a run"),
-        ({**good, "test": [["a"]]}, "test is no list of names; use the file of a run"),
-        ({**good, "format": 2}, "is no split; use the split.json of a run"),
-        ([], "is no split; use the split.json of a run"),
+        ({**good, "test": [["a"]]}, "test is not a list of names; use the file of a run"),
+        ({**good, "format": 2}, "is not a split; use the split.json of a run"),
+        ([], "is not a split; use the split.json of a run"),
     ]  # fmt: skip
     for content, message in wrong:
         saved.write_text(json.dumps(content))

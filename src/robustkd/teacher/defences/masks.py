@@ -144,7 +144,7 @@ def load_detoxified(
     try:
         listed: Any = description["masks"]
         caps = {str(name): float(cap) for name, cap in listed}
-        # On the meta device, shapes take no memory, whatever the file claims.
+        # On the meta device, tensors take no memory, even if the file declares huge shapes.
         hollow = copy.deepcopy(inner).to("meta")
         with taps.read(hollow, list(caps)) as features, torch.no_grad():
             hollow(torch.zeros(1, *inner.spec.image_shape, device="meta"))
