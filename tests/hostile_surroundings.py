@@ -361,9 +361,14 @@ CHECKPOINTS = [
             "--trust-run",
         ),
         3,
-        "holds no state",
+        "has no training state",
     ),
-    ("records of text", attackers_checkpoint("--trust-run", records=[{"a": "x"}]), 3, "no state"),
+    (
+        "records of text",
+        attackers_checkpoint("--trust-run", records=[{"a": "x"}]),
+        3,
+        "no training state",
+    ),
     ("a step that is text", attackers_checkpoint("--trust-run", step="x"), 3, "is damaged"),
     (
         "a generator's state of 3 bytes",
@@ -423,7 +428,7 @@ YAML = [
     ),
     ("timestamp", config("seed: 2020-13-45"), 3, "timestamp"),
     ("number of 180,001 characters", config("seed: 1" + ":59" * 60_000), 3, "a number of"),
-    ("3,000 brackets", config("[" * 3000), 3, "within each other"),
+    ("3,000 brackets", config("[" * 3000), 3, "nested lists or mappings"),
     ("key twice", config("seed: 1\nseed: 2\n"), 3, "twice"),
     ("grid of 16,000,000 cells in 66 kB", many_cells, 2, "expected at most 10,000"),
 ]

@@ -97,7 +97,7 @@ from .conftest import make_rows, make_run
         pytest.param(
             {"teacher": (0.5, 1.0), "no_teacher": (0.97, 0.0)},
             "The teacher is far less accurate than a student that was trained without it: nobody "
-            "distil from it, so these results cannot show what the defence is worth.",
+            "would distil from it, so these results cannot show what the defence is worth.",
             id="useless teacher",
         ),
         pytest.param(

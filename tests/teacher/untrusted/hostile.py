@@ -355,7 +355,7 @@ ARCHIVES = {
     ),
     "zip member named ../": _bytes(lambda: _with("archive/../../x"), "name leads elsewhere"),
     "zip member with an absolute name": _bytes(
-        lambda: _with("/etc/x"), "has a member with the odd"
+        lambda: _with("/etc/x"), "has a member with the invalid name"
     ),
     "zip member that is a symlink": _bytes(_link, "has a member that is not a plain file"),
     "zip with bytes before it": _bytes(

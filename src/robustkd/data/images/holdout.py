@@ -143,7 +143,7 @@ def _content(path: Path, *, images: int) -> dict[str, object]:
             "split.json of a run"
         ) from error
     if not isinstance(content, dict) or content.get("format") != 1:
-        raise InputError(f"{shown(path)}is not a split; use the split.json of a run")
+        raise InputError(f"{shown(path)} is not a split; use the split.json of a run")
     return content
 
 
