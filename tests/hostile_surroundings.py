@@ -131,13 +131,13 @@ def prepare(made: Path) -> Path:
         run.interrupts.asked = True
         return True
 
-    before, Run.wanted = Run.wanted, stop  # type: ignore[method-assign]
+    before, Run.is_due = Run.is_due, stop  # type: ignore[method-assign]
     try:
         cli.main([*teacher, "--out", str(made / "stopped")])
     except SystemExit:
         pass  # the expected exit code is 130
     finally:
-        Run.wanted = before  # type: ignore[method-assign]
+        Run.is_due = before  # type: ignore[method-assign]
     return made
 
 
