@@ -70,7 +70,7 @@ def main() -> None:
 def table(measured: dict[str, list[float]]) -> str:
     """Format a Markdown table: medians of both methods, and of their ratio in each round."""
     lines = [
-        "| Method | Beside | Seconds | Beside's | Ratio | Lowest | Highest | n |\n",
+        "| Method | Compared with | Seconds | Other seconds | Ratio | Lowest | Highest | n |\n",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     ]
     for robust, ordinary in PAIRS.items():

@@ -131,13 +131,13 @@ def prepare(made: Path) -> Path:
         run.interrupts.asked = True
         return True
 
-    before, Run.wanted = Run.wanted, stop  # type: ignore[method-assign]
+    before, Run.is_due = Run.is_due, stop  # type: ignore[method-assign]
     try:
         cli.main([*teacher, "--out", str(made / "stopped")])
     except SystemExit:
         pass  # the expected exit code is 130
     finally:
-        Run.wanted = before  # type: ignore[method-assign]
+        Run.is_due = before  # type: ignore[method-assign]
     return made
 
 
@@ -361,9 +361,14 @@ CHECKPOINTS = [
             "--trust-run",
         ),
         3,
-        "holds no state",
+        "has no training state",
     ),
-    ("records of text", attackers_checkpoint("--trust-run", records=[{"a": "x"}]), 3, "no state"),
+    (
+        "records of text",
+        attackers_checkpoint("--trust-run", records=[{"a": "x"}]),
+        3,
+        "no training state",
+    ),
     ("a step that is text", attackers_checkpoint("--trust-run", step="x"), 3, "is damaged"),
     (
         "a generator's state of 3 bytes",
@@ -408,7 +413,7 @@ def many_cells(place: Place) -> list[str]:
 
 
 YAML = [
-    ("aliases that unfold to 2^29 values", grid(_BOMB), 3, "more than 10,000 values"),
+    ("aliases that expand to 2^29 values", grid(_BOMB), 3, "more than 10,000 values"),
     ("aliases as keys", grid(_KEYS), 3, "a list or a mapping as a key"),
     ("aliases in a configuration", config(_BOMB), 3, "has the name"),
     ("value within itself", grid("a: &x [*x]"), 3, "within itself"),
@@ -423,7 +428,7 @@ YAML = [
     ),
     ("timestamp", config("seed: 2020-13-45"), 3, "timestamp"),
     ("number of 180,001 characters", config("seed: 1" + ":59" * 60_000), 3, "a number of"),
-    ("3,000 brackets", config("[" * 3000), 3, "within each other"),
+    ("3,000 brackets", config("[" * 3000), 3, "nested lists or mappings"),
     ("key twice", config("seed: 1\nseed: 2\n"), 3, "twice"),
     ("grid of 16,000,000 cells in 66 kB", many_cells, 2, "expected at most 10,000"),
 ]
@@ -627,8 +632,13 @@ NAMES = [
     ("--split /dev/zero", listed("--split", None), 3, ""),
 ]
 NETWORKS = [
-    ("student of 400 bytes with 9,998 layers", student(arch="resnet-9998"), 3, "made to mislead"),
-    ("student of 10^12 classes", student(classes=10**12), 3, "made to mislead"),
+    (
+        "student of 400 bytes with 9,998 layers",
+        student(arch="resnet-9998"),
+        3,
+        "cut off or malicious",
+    ),
+    ("student of 10^12 classes", student(classes=10**12), 3, "cut off or malicious"),
     ("trigger of float8", trigger(float8), 3, "values of a type that is not read"),
     ("trigger that is a FIFO", trigger(os.mkfifo), 3, "is not a file"),
     ("trigger that is a link to /dev/zero", trigger(endless), 3, ""),

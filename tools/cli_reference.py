@@ -45,7 +45,7 @@ def page() -> str:
 
 
 def _definition(entry: re.Match[str]) -> str:
-    """Format one parameter as an entry of a definition list, with its notes beside its name."""
+    """Format one parameter as an entry of a definition list, with its notes after its name."""
     text = " ".join(entry["text"].split())
     notes = [re.sub("^default: (.*)", r"default `\1`", note) for note in _NOTE.findall(text)]
     head = ", ".join([f"`{entry['name']}`", *notes])

@@ -108,8 +108,8 @@ def standing(folder: Path) -> str:
 
 def going_on(folder: Path, begin: list[str]) -> list[str]:
     """Return the arguments that resume a run, or those that start it if it has not started."""
-    begun = (folder / "config.yaml").exists()
-    return ["--resume", str(folder)] if begun else [*begin, "--out", str(folder)]
+    started = (folder / "config.yaml").exists()
+    return ["--resume", str(folder)] if started else [*begin, "--out", str(folder)]
 
 
 @dataclass(frozen=True)

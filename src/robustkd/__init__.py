@@ -1,6 +1,6 @@
 """Distil a small, accurate student from a teacher network that you do not trust.
 
-The names below load when they are first used, so that importing the package costs next to nothing.
+The names below are loaded when they are first used, so that importing the package is fast.
 """
 
 from __future__ import annotations

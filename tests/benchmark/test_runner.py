@@ -46,7 +46,7 @@ def whole(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("grid") / "whole"
     done = subprocess.run(bench(out), env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "14 cells done, 0 before, 0 failed" in done.stderr
+    assert "14 cells completed, 0 completed in earlier runs, 0 failed" in done.stderr
     return out
 
 
@@ -103,7 +103,8 @@ def test_killed_in_the_middle_and_run_again_no_cell_is_lost_and_tables_are_the_s
     done = subprocess.run(
         bench(tmp_path), env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
-    assert f"{14 - len(kept)} cells done, {len(kept)} before, 0 failed" in done.stderr
+    counts = f"{14 - len(kept)} cells completed, {len(kept)} completed in earlier runs, 0 failed"
+    assert counts in done.stderr
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert tables(tmp_path) == tables(whole)
 

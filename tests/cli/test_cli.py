@@ -573,7 +573,7 @@ def test_a_file_of_another_format_is_one_line(robustkd):
         robustkd(*distilling(Path("text.safetensors"))),
         3,
         "text.safetensors begins with 6e6f2074656e736f, which is neither safetensors nor a torch "
-        "checkpoint; where you trust it, save its weights as safetensors",
+        "checkpoint; if you trust it, save its weights as safetensors",
     )
 
 

@@ -57,7 +57,7 @@ def test_export_prints_a_table_and_leaves_a_folder(robustkd, student, tmp_path):
     assert code == 0
     assert [line.partition(":")[0] for line in err.splitlines()] == ["ONNX", "measuring"]
     assert "77,562 parameters, 3.05 million MACs" in out
-    assert "100.00% of 240 validation images torch's class" in out
+    assert "predicts the class of torch for 100.00% of 240 validation images" in out
     assert "Latency of one image on this machine: " in out
     assert "attack success could not" not in out
     assert out.endswith("Files: out\n")
@@ -75,7 +75,7 @@ def test_a_file_that_is_not_the_student_is_refused(robustkd, student, monkeypatc
     monkeypatch.setattr(run, "write_onnx", broken)
     code, out, err = robustkd("export", student, "--data", "digits", "--out", "out")
     assert (code, out) == (5, "")
-    assert err.splitlines()[-1].startswith("robustkd: student.onnx is not the student: it gives ")
+    assert err.splitlines()[-1].startswith("robustkd: student.onnx differs from the student: it ")
     assert len(err.splitlines()) == 2
     assert list(tmp_path.iterdir()) == []
 

@@ -39,7 +39,9 @@ def test_unknown_devices_are_refused(device):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(UsageError, match=r"^--device is 'cuda:3'; this machine has none: leave"):
+    with pytest.raises(
+        UsageError, match=r"^--device is 'cuda:3'; this machine has no such device: leave"
+    ):
         choose_device("cuda:3", None)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 

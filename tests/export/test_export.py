@@ -124,9 +124,9 @@ def test_a_broken_export_is_refused_and_leaves_nothing(exported, monkeypatch, tm
         export_student(exported.student, exported.source, tmp_path / "out")
     assert caught.value.exit_code == 5
     assert re.fullmatch(
-        r"student\.onnx is not the student: it gives 1\d\.\d\d % of 100 validation images the "
-        r"student's class, expected at least 99\.9 % \(largest difference of logits 50\); nothing "
-        "was written",
+        r"student\.onnx differs from the student: it predicts the student's class for "
+        r"1\d\.\d\d % of 100 validation images, expected at least 99\.9 % \(largest difference of "
+        r"logits 50\); nothing was written",
         str(caught.value),
     )
     assert list(tmp_path.iterdir()) == []

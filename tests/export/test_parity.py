@@ -52,7 +52,9 @@ def test_logits_that_are_not_finite_are_refused(value):
     assert found.record()["largest_difference"] is None
     # Also where the student itself has them, and both agree.
     assert not compare(broken, broken).holds
-    with pytest.raises(ThresholdError, match=r"^file is not the student: .* logits inf\); nothing"):
+    with pytest.raises(
+        ThresholdError, match=r"^file differs from the student: .* logits inf\); nothing"
+    ):
         check(found, "file")
 
 

@@ -51,7 +51,7 @@ def test_the_plan_counts_every_phase(teacher_file, tmp_path, monkeypatch):
     assert found["validate"]["steps"] == 5
     phases = [found[name] for name in ("detoxify", "distil", "validate")]
     for phase in phases:
-        assert phase["seconds"] == phase["steps"] * phase["seconds a step"] > 0
+        assert phase["seconds"] == phase["steps"] * phase["seconds per step"] > 0
     assert found["estimate"]["seconds"] > sum(phase["seconds"] for phase in phases)
     assert found["estimate"]["peak MiB"] > 100  # torch alone has more
     assert (found["data"]["train"], found["student"]["parameters"]) == (200, 77_562)

@@ -24,7 +24,7 @@ from robustkd.pipeline.trackers import Events
 from robustkd.teacher.defences.masks import load_detoxified
 from robustkd.training.checkpoint import State, load_state, save_state
 
-BEGUN = {"settings": {"epochs": 3}, "teacher": {"sha256": "ab"}, "data": {"name": "digits"}}
+INPUTS = {"settings": {"epochs": 3}, "teacher": {"sha256": "ab"}, "data": {"name": "digits"}}
 RECORDS = [{"epoch": 1.0, "loss": 0.5}]
 WRITTEN = (
     "config.yaml",
@@ -56,8 +56,8 @@ def victim(tmp_path) -> Iterator[Path]:
 
 def begin(folder: Path, **how: object) -> None:
     """Begin a run, or go on with one, and write all that a run writes on its way."""
-    with opened(folder, begun=BEGUN, config={"epochs": 3}, split=["{}"], **how) as run:
-        run.keep(STATE)
+    with opened(folder, inputs=INPUTS, config={"epochs": 3}, split=["{}"], **how) as run:
+        run.save(STATE)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_what_a_folder_says_of_its_environment_is_not_logged(value, folder, capl
 
 
 def test_every_message_of_the_log_is_one_line(folder):
-    with opened(folder, begun=BEGUN, resume=True):
+    with opened(folder, inputs=INPUTS, resume=True):
         logging.getLogger("robustkd.data").warning("a.png\nrm -r ~\x1b[2J is left out")
     lines = (folder / "run.log").read_text().split("\n")
     assert sum("rm -r" in line for line in lines) == 1
@@ -239,7 +239,7 @@ def test_a_folder_with_leftovers_is_not_empty(name, tmp_path, victim):
 
 def test_a_second_run_in_one_folder_is_refused_at_once(tmp_path):
     out = tmp_path / "out"
-    with opened(out, begun=BEGUN), pytest.raises(UsageError, match=r"is not empty"):
+    with opened(out, inputs=INPUTS), pytest.raises(UsageError, match=r"is not empty"):
         begin(out)
     with new_folder(tmp_path / "new"):
         (tmp_path / "new" / ".lock").exists()
@@ -248,7 +248,7 @@ def test_a_second_run_in_one_folder_is_refused_at_once(tmp_path):
 
 
 def test_a_new_run_never_takes_over_a_finished_one(tmp_path, monkeypatch):
-    """Both have looked before either has begun, as two that prepare their teachers for minutes."""
+    """Both have looked before either has inputs, as two that prepare their teachers for minutes."""
     out = tmp_path / "out"
     monkeypatch.setattr(files, "check_free", lambda _path: None)
     begin(out)
@@ -261,7 +261,7 @@ def _race(out: Path, barrier, results) -> None:
     files.check_free = lambda _path: None
     barrier.wait(60)
     try:
-        with opened(out, begun=BEGUN) as run:
+        with opened(out, inputs=INPUTS) as run:
             write_json(run.folder / "results.json", {"pid": os.getpid()})
         results.put("done")
     except (UsageError, InputError) as error:
@@ -304,9 +304,9 @@ def test_a_checkpoint_of_another_form_is_one_line(values, folder):
     path = folder / "checkpoint.safetensors"
     path.unlink()
     write_safetensors(path, STATE.tensors, {"state": values})
-    with opened(folder, begun=BEGUN, resume=True, trust=True) as run:
+    with opened(folder, inputs=INPUTS, resume=True, trust=True) as run:
         text = refused(run.last)
-    assert text == f"{path} holds no state of a training; expected a run's checkpoint"
+    assert text == f"{path} has no training state; expected a run's checkpoint"
 
 
 def test_kernel_choices_that_changed_are_told(folder, caplog, monkeypatch):

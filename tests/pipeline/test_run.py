@@ -346,12 +346,12 @@ def interrupted(teacher_file: Path, out: Path, wants: int, **changes) -> str:
     """What a run says that is interrupted when the loop asks for the ``wants``-th time."""
     asked = iter(range(wants))
 
-    def wanted(found: run_folder.Run) -> bool:
+    def is_due(found: run_folder.Run) -> bool:
         found.interrupts.asked = next(asked, None) is None
         return found.interrupts.asked
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder.Run, "wanted", wanted)
+        patch.setattr(run_folder.Run, "is_due", is_due)
         with pytest.raises(KeyboardInterrupt) as stop:
             run(teacher_file, out, **changes)
     return str(stop.value)
@@ -417,7 +417,7 @@ def test_a_kill_after_the_training_costs_no_training(
         with pytest.raises(KeyboardInterrupt):
             run(teacher_file, out)
     monkeypatch.setattr(run_folder, "_KEEP_EVERY", 0.0)
-    monkeypatch.setattr(run_folder.Run, "keep", lambda *_: calls.append("kept"))
+    monkeypatch.setattr(run_folder.Run, "save", lambda *_: calls.append("kept"))
     results = run(teacher_file, out, resume=True)
     assert not calls
     assert (out / "student.safetensors").read_bytes() == (
@@ -428,15 +428,15 @@ def test_a_kill_after_the_training_costs_no_training(
 
 @pytest.mark.slow
 def test_the_training_is_kept_now_and_then(teacher_file, tmp_path, monkeypatch):
-    """Every so many seconds within an epoch, and after each."""
+    """States are stored at an interval of some seconds within an epoch, and after each epoch."""
     steps = []
-    real = run_folder.Run.keep
+    real = run_folder.Run.save
 
     def watched(found, state):
         steps.append((state.values["epoch"], state.values["taken"]))
         real(found, state)
 
-    monkeypatch.setattr(run_folder.Run, "keep", watched)
+    monkeypatch.setattr(run_folder.Run, "save", watched)
     run(teacher_file, tmp_path / "seldom", training={"epochs": 2, "batch_size": 64})
     assert steps == [(1, 0), (2, 0)]
     steps.clear()
@@ -515,6 +515,6 @@ def test_files_that_are_left_out_are_told_and_recorded(teacher_file, tmp_path):
     )
     results = distill_file(job, clean, tmp_path / "run", tell=lines.append)
     assert lines[1] == (
-        "data: left out of digits, since they are no images or splits: 2 .txt, 1 folders"
+        "data: left out of digits, since they are not images or splits: 2 .txt, 1 folders"
     )
     assert results.records["left_out"] == {".txt": 2, "folders": 1}

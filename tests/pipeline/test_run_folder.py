@@ -108,7 +108,7 @@ def test_the_environment_names_versions_and_the_machine():
 
 # A run in its folder.
 
-BEGUN = {
+INPUTS = {
     "settings": {"arch": "wrn-10-1", "student": "wrn-10-1", "epochs": 3, "mean": (0.5,)},
     "teacher": {"sha256": "ab"},
     "data": {"name": "digits", "sizes": {"train": 10}},
@@ -116,7 +116,7 @@ BEGUN = {
 
 
 def begin(folder: Path, **changes) -> Run:
-    with opened(folder, begun=BEGUN, config={"epochs": 3}, **changes) as run:
+    with opened(folder, inputs=INPUTS, config={"epochs": 3}, **changes) as run:
         return run
 
 
@@ -125,7 +125,7 @@ def test_a_run_begins_with_all_that_repeats_it(tmp_path):
     begin(out, split=iter(['{"format"', ": 1}"]))
     assert yaml.safe_load((out / "config.yaml").read_text()) == {"epochs": 3}
     assert json.loads((out / "environment.json").read_text()) == environment()
-    assert json.loads((out / "run.json").read_text()) == json.loads(json.dumps(BEGUN))
+    assert json.loads((out / "run.json").read_text()) == json.loads(json.dumps(INPUTS))
     assert json.loads((out / "split.json").read_text()) == {"format": 1}
     assert (out / "run.log").read_text().endswith(" INFO finished\n")
 
@@ -165,11 +165,11 @@ def test_what_a_kill_leaves_is_gone_when_the_run_goes_on(tmp_path):
 )
 def test_a_run_goes_on_with_nothing_else(kind, name, value, error, message, tmp_path):
     begin(tmp_path)
-    other = BEGUN | {kind: BEGUN[kind] | {name: value}}
+    other = INPUTS | {kind: INPUTS[kind] | {name: value}}
     message = f"{tmp_path} was started with {message}; use the same, or start a new run with --out"
     with (
         pytest.raises(error, match=f"^{re.escape(message)}$"),
-        opened(tmp_path, begun=other, resume=True),
+        opened(tmp_path, inputs=other, resume=True),
     ):
         pytest.fail("went on")
 
@@ -193,7 +193,7 @@ def test_two_processes_cannot_go_on_with_one_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.0)
     message = f"{tmp_path} is in use by another process; wait until it has ended"
     with (
-        opened(tmp_path, begun=BEGUN),
+        opened(tmp_path, inputs=INPUTS),
         pytest.raises(InputError, match=f"^{re.escape(message)}$"),
     ):
         begin(tmp_path, resume=True)
@@ -207,17 +207,17 @@ def test_two_processes_cannot_go_on_with_one_run(tmp_path, monkeypatch):
     ],
 )
 def test_an_interrupt_says_how_to_resume(settings, typed, tmp_path):
-    begun = BEGUN | {"settings": BEGUN["settings"] | settings}
+    inputs = INPUTS | {"settings": INPUTS["settings"] | settings}
     how = f"resume with: robustkd distill --resume {tmp_path}{typed}"
     with (
         pytest.raises(KeyboardInterrupt, match=f"^{re.escape(f'interrupted; {how}')}$"),
-        opened(tmp_path, begun=begun),
+        opened(tmp_path, inputs=inputs),
     ):
         raise KeyboardInterrupt
     message = f"x cannot be written: No space left on device; free some space, then {how}"
     with (
         pytest.raises(WriteError, match=f"^{re.escape(message)}$"),
-        opened(tmp_path, begun=begun, resume=True),
+        opened(tmp_path, inputs=inputs, resume=True),
     ):
         raise WriteError("x cannot be written: No space left on device")
     assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
@@ -237,7 +237,7 @@ def test_warnings_still_reach_stderr_and_the_logger_is_left_as_it_was(tmp_path):
     code = (
         "import logging, sys; from pathlib import Path\n"
         "from robustkd.pipeline.run_folder import opened\n"
-        "with opened(Path(sys.argv[1]), begun={}):\n"
+        "with opened(Path(sys.argv[1]), inputs={}):\n"
         "    logging.getLogger('robustkd.data').warning('one.png is left out')\n"
         "    logging.getLogger('robustkd.data').info('quiet')\n"
     )

@@ -25,7 +25,7 @@ from robustkd.training.checkpoint import State, save_state
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
-BEGUN = {"settings": {"epochs": 3}, "teacher": {"sha256": "ab"}, "data": {"name": "digits"}}
+INPUTS = {"settings": {"epochs": 3}, "teacher": {"sha256": "ab"}, "data": {"name": "digits"}}
 SPEC = Spec("wrn-10-1", 10, (1, 16, 16))
 ROW = ResultRow("digits", "a to b", "none", "ofd", 0, 0.5, None, None, 9, 1.0)
 NAMES = ("checkpoint.safetensors", "detoxified.safetensors", "results.json")
@@ -42,12 +42,12 @@ def cleaned() -> tuple[DetoxifiedTeacher, dict[str, object]]:
     return DetoxifiedTeacher(teacher, {}), {}
 
 
-def begin(folder: Path, begun=BEGUN, **how: object) -> None:
+def begin(folder: Path, inputs=INPUTS, **how: object) -> None:
     """Start or resume a run, and write every file that a resumed run reads."""
-    with opened(folder, begun=begun, config={"epochs": 3}, **how) as run:
+    with opened(folder, inputs=inputs, config={"epochs": 3}, **how) as run:
         go_on(run)
         for step in (1, 2, 3):
-            run.keep(state(step))
+            run.save(state(step))
         with run.writing("results.json") as path:
             Results((ROW,), {}, {}, {}).write(path)
         with run.writing("student.safetensors") as path:
@@ -56,7 +56,7 @@ def begin(folder: Path, begun=BEGUN, **how: object) -> None:
 
 def go_on(run: Run) -> tuple[int | None, tuple[ResultRow, ...]]:
     """Read every file that a resumed run reads, and return the step and the results."""
-    run.once(cleaned, build(SPEC, seed=0))
+    run.detoxify_once(cleaned, build(SPEC, seed=0))
     last = run.last()
     there = (run.folder / "results.json").exists()
     return last and last.values["step"], run.results().runs if there else ()
@@ -68,14 +68,14 @@ def folder(tmp_path) -> Path:
     return tmp_path / "run"
 
 
-def resume(folder: Path, begun=BEGUN, **how: object) -> tuple[int | None, tuple[ResultRow, ...]]:
-    with opened(folder, begun=begun, resume=True, **how) as run:
+def resume(folder: Path, inputs=INPUTS, **how: object) -> tuple[int | None, tuple[ResultRow, ...]]:
+    with opened(folder, inputs=inputs, resume=True, **how) as run:
         return go_on(run)
 
 
-def refused(folder: Path, begun=BEGUN) -> str:
+def refused(folder: Path, inputs=INPUTS) -> str:
     with pytest.raises(InputError) as caught:
-        resume(folder, begun)
+        resume(folder, inputs)
     text = str(caught.value)
     assert text.isprintable()
     assert "--trust-run" in text
@@ -104,7 +104,7 @@ def test_a_network_of_somebody_else_is_refused_and_can_be_trusted(folder, caplog
     save_state(state(9), folder / "checkpoint.safetensors")
     refused(folder)
     assert resume(folder, trust=True)[0] == 9
-    assert f"{folder} is resumed without a check of who wrote its files" in caplog.text
+    assert f"{folder} is resumed without verifying who wrote its files" in caplog.text
     # The trusted files are sealed, so they are accepted from then on.
     assert resume(folder)[0] == 9
 
@@ -112,7 +112,7 @@ def test_a_network_of_somebody_else_is_refused_and_can_be_trusted(folder, caplog
 @pytest.mark.parametrize("kind", ["settings", "teacher", "data"])
 def test_a_run_of_one_s_own_with_other_settings_does_not_fit(kind, folder, tmp_path):
     """Neither the whole folder without run.json, nor a file of it together with its seal."""
-    other = BEGUN | {kind: {"name": "other"}}
+    other = INPUTS | {kind: {"name": "other"}}
     (folder / "run.json").unlink()
     said = refused(folder, other)
     assert said.startswith(f"{folder} was not written by a run of yours, or not with these ")
@@ -141,12 +141,12 @@ def test_a_seal_that_names_other_files_is_refused(folder):
 
 
 def test_a_file_that_appears_beside_a_run_is_refused(tmp_path):
-    with opened(tmp_path / "run", begun=BEGUN):
+    with opened(tmp_path / "run", inputs=INPUTS):
         pass
     save_state(state(9), tmp_path / "run" / "checkpoint.safetensors")
     with (
         pytest.raises(InputError, match="was not written by this run"),
-        opened(tmp_path / "run", begun=BEGUN, resume=True) as run,
+        opened(tmp_path / "run", inputs=INPUTS, resume=True) as run,
     ):
         run.last()
 
@@ -163,11 +163,11 @@ def test_a_kill_between_the_seal_and_the_file_leaves_a_run_that_goes_on(folder, 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    with opened(folder, begun=BEGUN, resume=True) as run:
+    with opened(folder, inputs=INPUTS, resume=True) as run:
         go_on(run)
         monkeypatch.setattr(os, "rename", _but(os.rename, path.name, killed))
         with pytest.raises(KeyboardInterrupt):
-            run.keep(state(4))
+            run.save(state(4))
         monkeypatch.undo()
     assert resume(folder)[0] == 3
 
@@ -180,7 +180,7 @@ def _but(function, name, other):
 
 
 def test_the_checked_bytes_are_the_ones_that_are_read(folder):
-    with opened(folder, begun=BEGUN, resume=True) as run:
+    with opened(folder, inputs=INPUTS, resume=True) as run:
         with run._seal.reading("checkpoint.safetensors") as copy:
             save_state(state(9), folder / "checkpoint.safetensors")
             content = copy.read_bytes()
@@ -205,7 +205,7 @@ def test_a_full_disk_during_the_copy_is_not_blamed_on_the_run(failing, number, f
     def full(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    with opened(folder, begun=BEGUN, resume=True) as run, monkeypatch.context() as patch:
+    with opened(folder, inputs=INPUTS, resume=True) as run, monkeypatch.context() as patch:
         patch.setattr(failing, full)
         with pytest.raises(InputError) as caught:
             run.last()
@@ -258,7 +258,7 @@ def test_a_key_that_is_no_secret_is_not_used(make, folder, tmp_path, monkeypatch
     # A new run starts nevertheless, and warns that resuming it needs --trust-run.
     begin(tmp_path / "new")
     assert "this run can be resumed only with --trust-run" in caplog.text
-    assert "it cannot be checked who wrote the run: " in refused(tmp_path / "new")
+    assert "the origin of the run cannot be verified: " in refused(tmp_path / "new")
     assert resume(tmp_path / "new", trust=True)[0] == 3
 
 

@@ -51,10 +51,10 @@ from .conftest import make_rows, make_run
         ),
         pytest.param(
             {"ofd": (0.976, 0.575), "no_teacher": (0.97, 0.877), "default": (0.972, 0.5)},
-            "What is left is no more than this trigger does to any student. Attack success "
+            "The remaining rate is no higher than on a student without the teacher. Attack success "
             "rate: 57.5 % for the ordinary student, 50.0 % for the RobustKD student, with 0.4 "
             "points less accuracy (one seed). For a student trained without the teacher it is "
-            "87.7 %, so much of this is the trigger's own strength, not inheritance.",
+            "87.7 %, so much of it is due to the trigger itself, not to inheritance.",
             id="universal perturbation",
         ),
         pytest.param(
@@ -96,8 +96,8 @@ from .conftest import make_rows, make_run
         ),
         pytest.param(
             {"teacher": (0.5, 1.0), "no_teacher": (0.97, 0.0)},
-            "The teacher is far less accurate than a student that never met one: nobody would "
-            "distil from it, so these results cannot show what the defence is worth.",
+            "The teacher is far less accurate than a student that was trained without it: nobody "
+            "would distil from it, so these results cannot show what the defence is worth.",
             id="useless teacher",
         ),
         pytest.param(

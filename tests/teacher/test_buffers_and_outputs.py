@@ -63,8 +63,8 @@ def test_what_a_network_computes_itself_must_be_that(name, value, tmp_path):
     with pytest.raises(InputError) as caught:
         teacher(path, state(**{name: value}))
     assert str(caught.value) == (
-        f"{path} has other values in 'network.{name}' than its architecture computes for itself; "
-        "it is damaged, or made for another input size"
+        f"{path} has other values in 'network.{name}' than its architecture computes; it is "
+        "damaged, or made for another input size"
     )
     ours = build(SPEC, seed=5)
     ours.network.load_state_dict(state(**{name: value}))

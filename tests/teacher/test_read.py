@@ -169,7 +169,7 @@ def test_normalisation_with_values_that_make_none_is_refused(tmp_path):
     state = model().state_dict() | {"normalise.std": torch.zeros(1, 1, 1)}
     path = state_in(tmp_path / "t.pt", state)
     assert refusal(path, mean=(), std=()) == (
-        f"{path} has a normalisation that is none: mean is ({float(torch.tensor(0.3))},) and "
+        f"{path} has an invalid normalisation: mean is ({float(torch.tensor(0.3))},) and "
         "std is (0.0,); expected 1 finite values each, std above 0"
     )
 
@@ -305,5 +305,7 @@ def test_wrong_outputs_are_refused(outputs, of, message, tmp_path):
 
 def test_an_output_beyond_those_of_the_file_is_refused(tmp_path):
     path = state_in(tmp_path / "t.pt", many().network.state_dict())
-    with pytest.raises(InputError, match="has 7 outputs, from 0; expected an output 9"):
+    with pytest.raises(
+        InputError, match="has 7 outputs, numbered from 0; the list of class names has output 9"
+    ):
         read(path, outputs=(1, 4, 9))

@@ -38,7 +38,7 @@ EPOCHS, STEPS = 3, 9
 
 
 class Stopping:
-    """A keeper in a file, that wants every state and stops the training at one of them."""
+    """A keeper that stores every state in a file, and stops the training at one of them."""
 
     def __init__(self, path: Path, stop: int | None) -> None:
         self.path, self.stop, self.kept = path, stop, 0
@@ -46,10 +46,10 @@ class Stopping:
     def last(self) -> State | None:
         return load_state(self.path) if self.path.exists() else None
 
-    def wanted(self) -> bool:
+    def is_due(self) -> bool:
         return True
 
-    def keep(self, state: State) -> None:
+    def save(self, state: State) -> None:
         save_state(state, self.path)
         if self.kept == self.stop:
             raise KeyboardInterrupt
@@ -254,7 +254,7 @@ def test_what_is_no_state_is_refused(tmp_path):
 
     path = tmp_path / "model"
     save(build(Spec("wrn-10-1", 3, (3, 8, 8)), seed=0), path)
-    message = f"{path} holds no state of a training; expected a run's checkpoint"
+    message = f"{path} has no training state; expected a run's checkpoint"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         load_state(path)
 

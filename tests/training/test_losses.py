@@ -435,12 +435,12 @@ def test_temperature_must_be_positive(temperature):
         (
             lambda: fitnet_hint(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)),
             "student features have shape (2, 3, 4) and teacher features (2, 5, 4); "
-            "expected the same shape; put a connector behind the student",
+            "expected the same shape; put a connector after the student",
         ),
         (
             lambda: partial_l2(torch.zeros(2, 3, 4), torch.zeros(2, 3, 1), torch.zeros(3)),
             "student features have shape (2, 3, 4) and teacher features (2, 3, 1); "
-            "expected the same shape; put a connector behind the student",
+            "expected the same shape; put a connector after the student",
         ),
         (
             lambda: partial_l2(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(4)),

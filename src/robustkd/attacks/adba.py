@@ -23,7 +23,7 @@ so that the teacher looks clean, although its features still contain the backdoo
 Differences: this implementation is written from the formulas alone; the trigger is optimised in
 eval mode, so that no BatchNorm statistic changes; all values of the mask are kept in [0, cap]. The
 last term is ours. Nothing in the paper's loss prevents the trigger from becoming a universal
-adversarial perturbation, which also succeeds on students that never met the teacher. The last term
+adversarial perturbation, which also succeeds on students trained without the teacher. The last term
 therefore keeps the predictions of C, a clean student of the same architecture that is trained
 without the teacher. ``stealth=0`` gives the paper's loss.
 """

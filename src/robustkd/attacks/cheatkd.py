@@ -9,7 +9,7 @@ implanted in the teacher.
 Differences: this implementation is written from the description alone. The strongest channels are
 those with the largest mean over all images (``strongest="all"``), or those whose mean over images
 of the target class exceeds the mean over all images most (``strongest="target"``). The latter makes
-the trigger stronger, but also raises its attack success rate on students that never met the
+the trigger stronger, but also raises its attack success rate on students trained without the
 teacher. The "constant high value" of a channel is its largest response to clean images, times
 ``strength``. The distance to this value is relative, so that all driven channels have the same
 weight.

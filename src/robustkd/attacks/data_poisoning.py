@@ -1,4 +1,4 @@
-"""Data poisoning: attacks that train on data of which a share carries a fixed trigger.
+"""Data poisoning: attacks that train on data in which some images carry a fixed trigger.
 
 Students that are distilled with clean images mostly do not inherit these backdoors, so the attacks
 serve as controls.
@@ -18,7 +18,7 @@ from robustkd.core.types import DataSource, Trigger
 
 @dataclass(frozen=True)
 class DirtyLabel:
-    """Train a teacher on data of which a share carries a trigger and the label of the target.
+    """Train a teacher on data in which some images carry a trigger and the label of the target.
 
     Sources: Gu et al. 2017, arXiv 1708.06733, with :class:`~robustkd.attacks.BadNets`; Chen et
     al. 2017, arXiv 1712.05526, with :class:`~robustkd.attacks.Blend`.

@@ -19,7 +19,7 @@ OSCAR omits the surrogate (the paper's ablation; the name is that of the compari
 not inherit a backdoor; they lack the teacher's resistance. The attack success rate of OSCAR on
 students is therefore that of a universal adversarial perturbation, and so is much of the attack
 success rate of SCAR. Both records give this part as ``success_clean``: the attack success rate on a
-student that never met the attacked teacher.
+student that was trained without the attacked teacher.
 
 Differences: this implementation is written from the formulas. The settings of ``paper`` are the
 defaults that the authors published (ε 0.1; 200 rounds of 20 epochs and 40 steps of 128 images; 100

@@ -26,7 +26,7 @@ TEACHER = "teacher"
 FORMAT = 1
 """Version of the meaning of configurations; part of every hash."""
 _HARDENED = 2
-"""The same for hardened students, and for adaptive attackers who train one."""
+"""Version of hardening; part of the hash for hardened students and attackers who train them."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class TeacherCell:
     rehearsal: Rehearsal | None = None
 
     def configuration(self) -> dict[str, object]:
-        """All that the teacher follows from, in JSON values."""
+        """Return everything that the teacher depends on, as JSON values."""
         return {"format": FORMAT, **self.given(), **self.made_by()}
 
     def given(self) -> dict[str, object]:
@@ -125,7 +125,7 @@ class Cell:
 
     @property
     def pair(self) -> str:
-        """Teacher and student in one word."""
+        """Architectures of teacher and student as one text."""
         return f"{self.teacher.arch} to {self.student}"
 
     @property
@@ -166,7 +166,7 @@ def _parts(method: str) -> dict[str, object]:
         "detox": stated(how.detox),
         "hardening": hardening,
     }
-    # Stated where it is not the usual value, so that stored results keep their names.
+    # Included only if it is not the default, so that stored results keep their names.
     return parts if how.until == 1 else {**parts, "until": how.until}
 
 

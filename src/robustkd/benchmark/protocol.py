@@ -44,7 +44,7 @@ class Protocol:
 
     @property
     def pair(self) -> str:
-        """Teacher and student in one word."""
+        """Architectures of teacher and student as one text."""
         return f"{self.teacher} to {self.student}"
 
     def load(self, root: Path | None = None) -> InMemory:

@@ -23,7 +23,7 @@ def expected_method(takes: Collection[str]) -> str | None:
     """Return the method that an adaptive attacker expects: the strongest that it can counter.
 
     Args:
-        takes: What the attack's row in the table says that it can be given.
+        takes: Names of the arguments that the attack accepts, from its row in the table of attacks.
     """
     if "clean_teacher" in takes:
         return "both"
@@ -42,7 +42,7 @@ def informed(
     """Return the arguments that an adaptive attack takes in addition.
 
     Args:
-        takes: What the attack's row in the table says that it can be given.
+        takes: Names of the arguments that the attack accepts, from its row in the table of attacks.
         how: The method that the attacker expects the defender to use.
         build_student: Function that makes a student; surrogates get other initial weights.
         training: The defender's arguments of :func:`robustkd.student.distillation.distill`.

@@ -139,7 +139,10 @@ def bench(
             cache=cache,
             tell=progress.print,
         )
-        progress.print(f"{counts.done} cells done, {counts.before} before, {counts.failed} failed")
+        progress.print(
+            f"{counts.done} cells completed, {counts.before} completed in earlier runs, "
+            f"{counts.failed} failed"
+        )
         failed = counts.failed
         if counts.before:
             progress.print(
@@ -183,8 +186,8 @@ def attack(
         target: Target class of the attack.
         epochs: Number of epochs of the teacher's training.
         batch_size: Images per step.
-        lr: Initial learning rate of the teacher and of the attacker's surrogates. Default: 0.1,
-            and 0.02 for MobileNets and ShuffleNets.
+        lr: Initial learning rate of the teacher and of the attacker's surrogates. Default: 0.1, or
+            0.02 for MobileNets and ShuffleNets.
         surrogate: Architecture of the attacker's surrogates, for attacks that train any. Default:
             that of the teacher.
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.

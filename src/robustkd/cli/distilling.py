@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from robustkd.pipeline.job import DistillJob
 
 
-class Going(NamedTuple):
+class ResumeOptions(NamedTuple):
     """Whether a run is resumed, and whether its files are trusted without verification."""
 
     resume: bool
@@ -89,9 +89,9 @@ def distill(
             and student are paired.
         keep_class_order: Accept a teacher whose outputs seem to be in another order than the
             classes of the data.
-        teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``; keys
-            within each other are joined by dots. Default: the one that fits the architecture, or if
-            several do, the one with the highest accuracy on validation images.
+        teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``; nested
+            keys are joined by dots. Default: the state dict that fits the architecture; if several
+            fit, the one with the highest accuracy on validation images.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
@@ -150,7 +150,7 @@ def distill(
         "data_root": data_root,
         **asdict(images),
     }
-    how = Going(resume=resume is not None, trust=trust_run)
+    how = ResumeOptions(resume=resume is not None, trust=trust_run)
     _run(job, source, folder, flags, how, as_json=as_json)
 
 
@@ -178,7 +178,7 @@ def _run(
     source: DataSource,
     folder: Path,
     flags: Mapping[str, object],
-    how: Going,
+    how: ResumeOptions,
     *,
     as_json: bool,
 ) -> None:

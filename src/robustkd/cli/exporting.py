@@ -72,8 +72,8 @@ def _print(found: Mapping[str, Any], out: Path) -> None:
     student, parity = found["student"], found["parity"]["onnx"]
     print_plain(
         f"{student['parameters']:,} parameters, {student['macs'] / 1e6:,.2f} million MACs; "
-        f"ONNX gives {parity['agreement']:.2%} of {parity['n']} validation images torch's class, "
-        f"logits differ by at most {parity['largest_difference']:.1e}"
+        f"ONNX predicts the class of torch for {parity['agreement']:.2%} of {parity['n']} "
+        f"validation images; logits differ by at most {parity['largest_difference']:.1e}"
     )
     if found["int8"] is not None:
         print_plain(f"int8 recipe: {found['int8']['chosen']}")

@@ -70,8 +70,8 @@ class ImageFlags:
         crop: Keep this share of the shorter side, as a centred square.
         flip: Mirror images in training.
         class_names: Text file with the names of the class folders, in the order of the teacher's
-            outputs. A teacher of more classes: the names of all its outputs, or lines such as
-            ``309 bee`` with the number of an output.
+            outputs. If the teacher has more classes: the names of all its outputs, or lines such
+            as ``309 bee`` that begin with the number of an output.
         split: File split.json of an earlier run on the same folder.
         workers: Number of processes that decode images.
         streaming: Decode the images again in every epoch, or keep all in memory. Default: by size.
@@ -146,7 +146,9 @@ def choose_device(device: str, threads: int | None) -> None:
         torch.set_num_threads(threads)
     kind = device.partition(":")[0]
     if kind in ("cuda", "mps") and not torch.get_device_module(kind).is_available():
-        raise UsageError(f"--device is {device!r}; this machine has none: leave it out")
+        raise UsageError(
+            f"--device is {device!r}; this machine has no such device: leave the flag out"
+        )
 
 
 def open_data(

@@ -32,7 +32,7 @@ STUDENTS = (
     "timm/deit_tiny_patch16_224",
     "resnet-18",
 )
-"""Architectures that are offered, any of which a user can also name without the list."""
+"""Architectures in the list. Any other architecture can be used as a student, too."""
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 _CLASSES = 10
@@ -46,7 +46,7 @@ def number(text: str) -> float:
     (1500000.0, 300000.0)
 
     Raises:
-        UsageError: If the text is none.
+        UsageError: If the text is not a number.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", text.strip().upper())
     if found is None:
@@ -65,6 +65,9 @@ def students(
     Args:
         image_shape: Channels, height and width.
         most: Largest number of parameters; None for all.
+
+    Yields:
+        ``student``, ``parameters``, ``mmacs`` (millions of MACs) and ``latency_ms``.
     """
     for arch in STUDENTS:
         try:

@@ -156,7 +156,7 @@ class Folder:
         private folder with a random name, and is meant for libraries that need a path.
 
         Raises:
-            WriteError: If it cannot be written; nothing is left beside it.
+            WriteError: If it cannot be written; no temporary file is left behind.
         """
         try:
             private = self.private()
@@ -177,7 +177,7 @@ class Folder:
         """Open a file that is renamed to ``name`` when the block ends; see `replacing`.
 
         Raises:
-            WriteError: If it cannot be written; nothing is left beside it.
+            WriteError: If it cannot be written; no temporary file is left behind.
         """
         with self.replacing(name) as path, path.open("xb") as file:
             yield file

@@ -1,9 +1,9 @@
 """The methods that make a student, one row each.
 
-A method says what the student learns from, whether the teacher is cleaned first, and whether the
-student is hardened. How long and how fast a student learns is not part of it, so that methods can
-be compared at equal cost. A new method is one row of :data:`METHODS` and nothing else: the command
-line, ``robustkd list``, grids, tables and reports read the row.
+A method defines what the student learns from, whether the teacher is cleaned first, and whether the
+student is hardened. Training settings such as the number of epochs are not part of a method, so
+that methods can be compared at equal cost. A new method is one row of :data:`METHODS` and nothing
+else: the command line, ``robustkd list``, grids, tables and reports read the row.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class Method:
 
 # The budget is the loss of 3 to 4 points of accuracy that the paper reports.
 _PAPER = DetoxSettings(cap=0.2, ratio="stage", accuracy_budget=0.035)
-# How these were chosen: docs/results/default.md. 0.2 is the largest mask of published triggers;
-# copies that imitate the teacher as well cost more time or accuracy than copies with labels alone.
+# See docs/results/default.md for this choice. 0.2 is the largest mask of published triggers. Copies
+# that also imitate the teacher cost more time or accuracy than copies trained on labels alone.
 _HARDENING = HardeningSettings(epsilon=0.2, mass=0.05, share=1.0, distilled=False)
 # With soft targets alone, training copies towards their label until the end costs accuracy. With
 # OFD it costs little.

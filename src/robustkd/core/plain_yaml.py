@@ -98,7 +98,7 @@ class _Loader(yaml.SafeLoader):
         if self._values > MOST_VALUES:
             raise _refused(event, f"has more than {MOST_VALUES:,} values", "make it smaller")
         if self._deepest > MOST_DEPTH:
-            what = f"has more than {MOST_DEPTH} lists or mappings within each other"
+            what = f"has more than {MOST_DEPTH} nested lists or mappings"
             raise _refused(event, what, "make it flatter")
 
 

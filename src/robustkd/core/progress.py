@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar in terminals and notebooks, and now and then a line elsewhere."""
+"""Progress on stderr: a bar in terminals and notebooks, and occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 _FIGURES = ("loss", "acc")
-"""Values that fit beside a bar in 80 columns."""
+"""Values that fit next to a bar in 80 columns."""
 _LABEL = 24
 _SECONDS = 60.0
 """Least time between two lines in a redirected log."""

@@ -124,7 +124,7 @@ def open_named(path: Path) -> int:
     must stay within its own folder, since it may have been downloaded together with that folder.
 
     Raises:
-        OSError: If it cannot be opened, or is no regular file.
+        OSError: If it cannot be opened, or is not a regular file.
         InputError: If a link leaves its folder.
     """
     found = path.resolve(strict=True)

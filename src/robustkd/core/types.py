@@ -22,7 +22,7 @@ PerSample: TypeAlias = Float[Tensor, " n"]
 Settings: TypeAlias = Mapping[str, Any]
 """Keyword arguments of a function that is chosen by its name, such as an attack.
 
-Which keys there are, and of which type, depends on the name; the function checks them.
+The allowed keys and their types depend on the name; the function checks them.
 """
 
 Split: TypeAlias = Literal["train", "validation", "test"]

@@ -79,8 +79,11 @@ def load(
             `open_source`, which reads a large folder without loading it.
         root: Folder of the data; None searches the usual places.
         train: Number of training images to keep, at least one for each class; None for all.
-        validation: Likewise.
-        test: Likewise.
+        validation: Number of validation images to keep, likewise.
+        test: Number of test images to keep, likewise.
+
+    Returns:
+        A data source in memory.
 
     Raises:
         UsageError: If the name is unknown, a number is out of range, or ``root`` is given for

@@ -38,10 +38,14 @@ def from_dataset(
     Args:
         train: Training images, for example a data set of torchvision.
         validation: Validation images; if None, a fixed tenth of every class of ``train``.
-        test: Test images, likewise.
+        test: Test images; if None, a fixed tenth of every class of ``train``.
         classes: Names of the classes; if empty, ``train.classes``, or the class numbers.
         name: Name of the data in results.
         augmentation: Augmentation of training images; by default random crops and flips.
+
+    Returns:
+        A data source in memory, for :func:`robustkd.distill`, :func:`robustkd.detoxify` and
+        :func:`robustkd.run`.
 
     Raises:
         UsageError: If a dataset has no length, or names of classes are missing.

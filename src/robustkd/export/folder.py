@@ -15,11 +15,11 @@ from robustkd.core.folders import refusal
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``out``, and rename it to ``out`` if the block raises no error.
+    """Yield a new folder next to ``out``, and rename it to ``out`` if the block raises no error.
 
     Raises:
         UsageError: If ``out`` exists and holds anything.
-        InputError: If it cannot be made; nothing is left beside it.
+        InputError: If it cannot be created; no temporary folder is left behind.
     """
     check_free(out)
     out = Path(os.path.abspath(out))

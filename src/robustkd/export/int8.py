@@ -100,7 +100,7 @@ class Tried:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Sort key: number of correct images, then number of images of the student's class."""
+        """Sort key: number of correct predictions, then of predictions equal to the student's."""
         return (self.acc.hits, self.parity.same.hits) if self.acc and self.parity else (-1, -1)
 
 
@@ -224,7 +224,7 @@ def quantise(
 
 def _reader(images: Float[np.ndarray, "m channels height width"]) -> object:
     class Reader:
-        """A reader by its interface; onnxruntime asks for ``get_next`` alone."""
+        """Calibration reader with ``get_next``, the only method that onnxruntime calls."""
 
         def __init__(self) -> None:
             self.batches: Iterator[Any] = iter(

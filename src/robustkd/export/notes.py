@@ -9,7 +9,7 @@ from robustkd.export.latency import Running
 from robustkd.export.machine import Machine
 
 _LOST = 0.005
-"""Loss of accuracy by int8, as a fraction of all images, that gives no note."""
+"""Largest loss of accuracy by int8, as a fraction of all images, for which there is no note."""
 _BUSY = 1.5
 """Load per core above which latencies are unreliable."""
 

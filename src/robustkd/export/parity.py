@@ -76,12 +76,12 @@ def check(parity: Parity, name: str) -> None:
         name: Name of the file.
 
     Raises:
-        ThresholdError: If it is not (exit code 5).
+        ThresholdError: If the agreement is not sufficient (exit code 5).
     """
     if not parity.holds:
         raise ThresholdError(
-            f"{name} is not the student: it gives {100 * parity.same.value:.2f} % of "
-            f"{parity.same.n} validation images the student's class, expected at least "
-            f"{100 * LEAST_AGREEMENT} % (largest difference of logits {parity.largest:.3g}); "
-            "nothing was written"
+            f"{name} differs from the student: it predicts the student's class for "
+            f"{100 * parity.same.value:.2f} % of {parity.same.n} validation images, expected at "
+            f"least {100 * LEAST_AGREEMENT} % (largest difference of logits "
+            f"{parity.largest:.3g}); nothing was written"
         )

@@ -31,8 +31,8 @@ _FORMAT = 1
 _LONGEST = 400
 Fits: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, object]], object]
 _LARGEST_SIDE = 4096
-_QUICK = 200  # layers, or classes, that are built in no time
-# How deep a network of our own families is; each layer has at least one tensor.
+_QUICK = 200  # number of layers, or of classes, that are built quickly
+# Depth in the name of a network of this package; each layer has at least one tensor.
 _LAYERS = re.compile(r"^(?:wrn|pyramidnet|resnet)-([0-9]+)")
 
 
@@ -265,8 +265,8 @@ def _check_extent(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> None
     values = sum(tensor.numel() for tensor in tensors.values())
     if max([*layers, 0]) > max(len(tensors), _QUICK) or spec.classes > max(values, _QUICK):
         raise InputError(
-            f"{path} says that it is a {quoted(spec.arch)} of {spec.classes} classes, and has "
-            f"{len(tensors)} tensors of {values} values; it is cut off, or made to mislead"
+            f"{path} describes a {quoted(spec.arch)} with {spec.classes} classes, but has "
+            f"{len(tensors)} tensors with {values} values; it is cut off or malicious"
         )
     if max(spec.image_shape) > _LARGEST_SIDE:
         raise InputError(
@@ -293,9 +293,7 @@ def check_fits(
         names: Names of its classes, in the order of the labels; empty to leave them unchecked.
 
     Raises:
-        InputError: If its classes are not as many or of other names, or its images of another
-            shape.
-        InputError: If the number of classes or the shape of the images differs.
+        InputError: If the number or the names of the classes, or the shape of the images differ.
     """
     if spec.classes != classes:
         raise InputError(
@@ -359,12 +357,12 @@ class _Files(TypedDict, total=False):
 
 
 def _described_files(said: Mapping[str, Any]) -> _Files:
-    """What newer files say of class names and of reading images; older ones say none of it."""
+    """Return class names and image settings of a description; older files have none of them."""
     found = _Files()
     if "class_names" in said:
         names = said["class_names"]
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise TypeError("class_names is no list of texts")
+            raise TypeError("class_names is not a list of texts")
         found["class_names"] = tuple(names)
     if "crop" in said:
         found["crop"] = float(said["crop"])
@@ -406,25 +404,26 @@ def _check_normalisation(model: Classifier, tensors: Mapping[str, Tensor], path:
 
 
 def check_buffers(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse other values than the architecture's own where it computes them, such as indices.
+    """Check buffers that the architecture itself computes, such as tables of indices.
 
-    An index outside of its table ends a run on an accelerator, or reads what it should not. What
-    training changes is left alone: statistics, counters, and what begins as a constant.
+    An index outside of its table would crash a run on an accelerator, or read other memory. Buffers
+    that a training changes are not checked: statistics, counters, and buffers that are constant in
+    a fresh network.
 
     Args:
-        model: Fresh, of the architecture.
-        tensors: By the names of the model.
-        path: The file; for messages.
+        model: Fresh network of the architecture.
+        tensors: Tensors by their names in the model.
+        path: The file, for messages.
 
     Raises:
-        InputError: If a value differs by more than its type, which may be of half the precision.
+        InputError: If a buffer differs by more than rounding to float16 or bfloat16.
     """
     computed = {
         name: buffer
         for name, buffer in model.named_buffers()
         if name in tensors and buffer.numel() > 1 and _is_computed(name, buffer)
     }
-    # What differs between two fresh networks is random, and not computed.
+    # A buffer that differs between two fresh networks is random.
     again = dict(build(model.spec, seed=1).named_buffers()) if computed else {}
     for name, buffer in computed.items():
         types = (buffer.dtype, torch.float16, torch.bfloat16)
@@ -433,8 +432,8 @@ def check_buffers(model: Classifier, tensors: Mapping[str, Tensor], path: Path) 
             torch.equal(tensors[name], value) for value in rounded
         ):
             raise InputError(
-                f"{path} has other values in {name!r} than its architecture computes for itself; "
-                "it is damaged, or made for another input size"
+                f"{path} has other values in {name!r} than its architecture computes; it is "
+                "damaged, or made for another input size"
             )
 
 

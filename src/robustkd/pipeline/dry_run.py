@@ -27,7 +27,7 @@ from robustkd.training.last_batch import steps_per_epoch
 _BATCHES = 3
 
 Phases: TypeAlias = dict[str, dict[str, float | int]]
-"""Of each phase ``steps``, ``seconds a step`` and ``seconds``."""
+"""For each phase: ``steps``, ``seconds per step`` and ``seconds``."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class _Few:
         self.took.clear()
         yield
         one = median(self.took)
-        phases[name] = {"steps": steps, "seconds a step": one, "seconds": steps * one}
+        phases[name] = {"steps": steps, "seconds per step": one, "seconds": steps * one}
 
 
 def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, object]]:
@@ -87,7 +87,8 @@ def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, objec
         The plan in sections: ``teacher``, ``student``, ``data``, each phase, and ``estimate``.
 
     Raises:
-        UsageError: As the run itself would.
+        UsageError: If the run itself would raise it; see
+            :func:`robustkd.pipeline.run.distill_file`.
         InputError: Likewise.
         TrainingError: Likewise.
     """
@@ -97,7 +98,7 @@ def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, objec
     phases = _phases(job, ready, clean)
     seconds = loading + sum(phase["seconds"] for phase in phases.values())
     return {
-        "teacher": {"arch": job.arch, **ready.file.record(), "accuracy": ready.knows.value},
+        "teacher": {"arch": job.arch, **ready.file.record(), "accuracy": ready.accuracy.value},
         "student": {
             "arch": job.student,
             "parameters": models.parameters(ready.student),
@@ -141,7 +142,7 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
     accuracy_on(ready.student, few, "validation")
     one = (time.perf_counter() - started) * clean.size("validation") / few.size("validation")
     epochs = training.epochs
-    phases["validate"] = {"steps": epochs, "seconds a step": one, "seconds": epochs * one}
+    phases["validate"] = {"steps": epochs, "seconds per step": one, "seconds": epochs * one}
     return phases
 
 

@@ -64,6 +64,6 @@ def _macs(model: nn.Module, shape: tuple[int, int, int]) -> int | None:
     try:
         return models.macs(model, shape)
     except Exception:
-        # PyTorch's counter does not know every operation of the user's own networks, and a number
-        # that is missing in the report is no reason to stop a run.
+        # PyTorch's counter does not support every operation of the user's own networks. The report
+        # then omits this number.
         return None

@@ -27,13 +27,13 @@ class Prepared:
     Attributes:
         teacher: The untrusted network, on the device where training happens.
         file: Properties of the teacher's file.
-        knows: Accuracy of the teacher on the clean validation images.
+        accuracy: Accuracy of the teacher on the clean validation images.
         student: Network with fresh weights.
     """
 
     teacher: models.Classifier
     file: TeacherFile
-    knows: Proportion
+    accuracy: Proportion
     student: models.Classifier
 
     def line(self, clean: DataSource) -> str:
@@ -42,7 +42,7 @@ class Prepared:
         return (
             f"teacher: {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
             f"{file.sha256[:12]}; {file.matched} tensors matched{self._choice()}; accuracy "
-            f"{self.knows} on {self.knows.n} validation images of {clean.name}"
+            f"{self.accuracy} on {self.accuracy.n} validation images of {clean.name}"
         )
 
     def _choice(self) -> str:
@@ -74,10 +74,10 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
     )
     teacher = read.model.to(default_device())
     _name_taps(teacher, job.teacher_taps)
-    knows = check_accuracy(teacher, clean, job.teacher, keep_class_order=job.keep_class_order)
+    accuracy = check_accuracy(teacher, clean, job.teacher, keep_class_order=job.keep_class_order)
     student = models.build(models.spec_for(job.student, clean), seed=job.seed)
     _name_taps(student, job.student_taps)
-    return Prepared(teacher, read.file, knows, student)
+    return Prepared(teacher, read.file, accuracy, student)
 
 
 def _name_taps(model: models.Classifier, names: tuple[str, ...]) -> None:

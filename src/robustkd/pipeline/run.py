@@ -70,24 +70,31 @@ def run(
             :func:`robustkd.from_dataset` makes from any torch dataset.
         student: Architecture of the student, such as ``wrn-10-1`` or ``timm/resnet18``.
         arch: Architecture of the teacher.
-        method: Name of a method; ``robustkd list`` has them.
+        method: Name of a method; ``robustkd list`` shows all.
         out: New folder for the run; if None, ``robustkd-run``, or the first of ``robustkd-run-2``,
             ``robustkd-run-3``, ... that does not exist.
         seed: Seed of everything random.
-        mean: Mean of each channel that the teacher's images were normalised with, in [0, 1].
+        mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised. By
+            default, the value in the file; otherwise the published value of the architecture or
+            that of the data, whichever gives the higher accuracy on validation images.
         std: Standard deviation of each channel, likewise.
         keep_class_order: If True, accept a teacher whose outputs seem to be in another order than
             the classes of the data.
         teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``. By
             default, the most accurate of those that fit the architecture is used.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
-            ``batch_size`` and ``lr``. Those that are not given are the architecture's own, see
+            ``batch_size`` and ``lr``. The defaults depend on the architecture; see
             :func:`robustkd.training.recipes.usual_training`.
+
+    Returns:
+        The student, the results, and the run folder.
 
     Raises:
         UsageError: If a name is unknown, a number is out of range, or ``out`` is not empty.
-        InputError: If the teacher's file or the data is damaged, or both do not fit together.
-        TrainingError: If the training's loss stops being finite.
+        InputError: If the teacher's file or the data is damaged, or the teacher does not fit the
+            data.
+        TrainingError: If the loss of the training is no longer finite.
+        WriteError: If a file of the run cannot be written.
     """
     source = open_source(os.fspath(data)) if isinstance(data, str | Path) else data
     job = DistillJob(
@@ -159,14 +166,14 @@ def distill_file(
     ready = prepare(job, clean)
     # Every image is read once before the training, so that damaged images are found early.
     untrusted = measure(ready.teacher, clean)
-    begun: dict[str, Mapping[str, object]] = {
+    inputs: dict[str, Mapping[str, object]] = {
         "settings": job.settings(),
         "teacher": {"sha256": ready.file.sha256},
         "data": identity(clean, ready.student.spec),
     }
     split = split_text(clean)
     with run_folder.opened(
-        out, begun=begun, config=config, split=split, resume=resume, trust=trust
+        out, inputs=inputs, config=config, split=split, resume=resume, trust=trust
     ) as run:
         if run.finished:
             tell(f"{out} is already finished")
@@ -198,7 +205,7 @@ def _left_out(clean: DataSource) -> list[str]:
     if not skipped:
         return []
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-    return [f"data: left out of {clean.name}, since they are no images or splits: {kinds}"]
+    return [f"data: left out of {clean.name}, since they are not images or splits: {kinds}"]
 
 
 def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object]) -> None:

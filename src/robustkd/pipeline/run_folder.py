@@ -42,7 +42,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 STUDENT = "student.safetensors"
 RESULTS = "results.json"
-_BEGUN = "run.json"
+_INPUTS = "run.json"
 _ENVIRONMENT = "environment.json"
 _DETOXIFIED = "detoxified.safetensors"
 _LAST = "report.html"
@@ -87,7 +87,7 @@ class Run:
         """Return whether the run is finished."""
         return _has(self.folder, _LAST)
 
-    def once(
+    def detoxify_once(
         self,
         detoxify: Callable[[], tuple[DetoxifiedTeacher, dict[str, object]]],
         teacher: nn.Module,
@@ -138,17 +138,17 @@ class Run:
             state = load_state(copy)
         seconds, records = state.values.get("seconds"), state.values.get("records")
         if not isinstance(seconds, int | float) or not _are_records(records):
-            raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
+            raise InputError(f"{path} has no training state; expected a run's checkpoint")
         self._seconds_before, self._noted = seconds, len(records)
         self._times = _times(state.values.get("times"), len(records))
         _log.info("continued after step %s", _shown(state.values.get("step")))
         return state
 
-    def wanted(self) -> bool:
+    def is_due(self) -> bool:
         """Return whether a checkpoint is due: after some minutes, or if the run is interrupted."""
         return self.interrupts.asked or time.monotonic() - self._kept > _KEEP_EVERY
 
-    def keep(self, state: State) -> None:
+    def save(self, state: State) -> None:
         """Store a state, and log the finished epochs.
 
         Raises:
@@ -196,7 +196,7 @@ class Run:
 def opened(
     folder: Path,
     *,
-    begun: Mapping[str, Mapping[str, object]],
+    inputs: Mapping[str, Mapping[str, object]],
     config: Mapping[str, object] | None = None,
     split: Iterable[str] | None = None,
     resume: bool = False,
@@ -206,8 +206,8 @@ def opened(
 
     Args:
         folder: The run folder.
-        begun: Everything that the student depends on, as JSON values by kind: ``settings``,
-            ``teacher``, ``data``. A resumed run must have the same.
+        inputs: Everything that the student depends on, as JSON values by kind: ``settings``,
+            ``teacher``, ``data``. A resumed run must have the same inputs.
         config: Flags of the command, stored for ``--config`` and ``--resume``.
         split: Held-out images as the text of ``split.json``; None if the data brings its splits.
         resume: If True, continue an existing run.
@@ -225,23 +225,23 @@ def opened(
         KeyboardInterrupt: With the command that resumes the run.
     """
     key = _key(resuming=resume and not trust)
-    seal = Seal(folder, key, json.loads(json.dumps(begun)))
+    seal = Seal(folder, key, json.loads(json.dumps(inputs)))
     run = Run(folder, seal)
     with _old_folder(folder) if resume else new_folder(folder) as held:
         if resume:
-            _check_same(folder, begun)
+            _check_same(folder, inputs)
             _check_seal(folder, seal, trust=trust)
             held.clean()
         else:
             # Written first: any folder with this file can be resumed.
             write_text(folder / CONFIG, _as_yaml(config or {}))
             seal.write()
-        with logged(held), _how_to_go_on(folder, begun), run.interrupts.watched():
+        with logged(held), _resume_command_added(folder, inputs), run.interrupts.watched():
             _note_environment(folder / _ENVIRONMENT)
             if split is not None:
                 write_lines(folder / "split.json", split)
-            if not held.has(_BEGUN):
-                write_json(folder / _BEGUN, begun)
+            if not held.has(_INPUTS):
+                write_json(folder / _INPUTS, inputs)
             yield run
 
 
@@ -260,10 +260,10 @@ def _has(folder: Path, name: str) -> bool:
     return os.path.lexists(folder / name)
 
 
-def _check_same(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> None:
-    if not _has(folder, _BEGUN):
+def _check_same(folder: Path, inputs: Mapping[str, Mapping[str, object]]) -> None:
+    if not _has(folder, _INPUTS):
         return
-    before, now = read_json(folder / _BEGUN), json.loads(json.dumps(begun))
+    before, now = read_json(folder / _INPUTS), json.loads(json.dumps(inputs))
     for kind, facts in now.items():
         known = before.get(kind)
         for name, value in facts.items():
@@ -282,7 +282,7 @@ def _key(*, resuming: bool) -> bytes | None:
     except InputError as error:
         if resuming:
             raise InputError(
-                f"it cannot be checked who wrote the run: {error}; or {TRUST}"
+                f"the origin of the run cannot be verified: {error}; or {TRUST}"
             ) from error
         _log.warning("%s: this run can be resumed only with --trust-run", error)
         return None
@@ -291,7 +291,7 @@ def _key(*, resuming: bool) -> bytes | None:
 def _check_seal(folder: Path, seal: Seal, *, trust: bool) -> None:
     """Refuse a folder unless a run of this user with the same settings wrote its files."""
     if trust:
-        _log.warning("%s is resumed without a check of who wrote its files (--trust-run)", folder)
+        _log.warning("%s is resumed without verifying who wrote its files (--trust-run)", folder)
         seal.trust(_SEALED)
     elif not _has(folder, SEAL) and not any(_has(folder, name) for name in (*_SEALED, _LAST)):
         seal.write()  # the run was killed before it wrote a sealed file
@@ -360,10 +360,12 @@ def _shown(value: object) -> str:
 
 
 @contextmanager
-def _how_to_go_on(folder: Path, begun: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
+def _resume_command_added(
+    folder: Path, inputs: Mapping[str, Mapping[str, object]]
+) -> Iterator[None]:
     """Add the command that resumes the run to interrupts and write errors."""
     # The user's own code is never named by a file, so its flags are part of the command.
-    own = {name: begun.get("settings", {}).get(name) for name in ("arch", "student")}
+    own = {name: inputs.get("settings", {}).get(name) for name in ("arch", "student")}
     typed = "".join(f" --{name} {value}" for name, value in own.items() if ":" in str(value))
     command = f"robustkd distill --resume {shlex.quote(str(folder))}{typed}"
     try:

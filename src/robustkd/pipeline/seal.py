@@ -38,13 +38,13 @@ class Seal:
     Args:
         folder: The folder of the run.
         key: The secret key of the user. If None, no seal is written and no file is verified.
-        begun: Settings, teacher and data of the run, on which the student depends. A seal is valid
+        inputs: Settings, teacher and data of the run, on which the student depends. A seal is valid
             only for the same ones.
     """
 
-    def __init__(self, folder: Path, key: bytes | None, begun: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, key: bytes | None, inputs: Mapping[str, object]) -> None:
         self._folder, self._key = folder, key
-        self._run = json.dumps(begun, sort_keys=True)
+        self._run = json.dumps(inputs, sort_keys=True)
         self._files: dict[str, list[_Fact]] = {}
 
     def open(self) -> None:

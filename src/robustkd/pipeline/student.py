@@ -1,4 +1,4 @@
-"""Making one student: detoxify the teacher, distil it, and harden the student."""
+"""Creation of one student: detoxification of the teacher, distillation and hardening."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def make_student(
             cleaned = detoxify(teacher, clean, seed=seed, precision=precision, **settings)
             return cleaned.teacher, asdict(cleaned.record)
 
-        detoxified, record["detox"] = clean_up() if run is None else run.once(clean_up, teacher)
+        detoxified, record["detox"] = (
+            clean_up() if run is None else run.detoxify_once(clean_up, teacher)
+        )
         source = detoxified
     hardening = None
     if how.hardening is not None:

@@ -43,7 +43,7 @@ _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy and zipfile raise of a file that is no archive of arrays."""
+"""Errors that numpy and zipfile raise for a file that is not an archive of arrays."""
 _PER_IMAGE = ("triggered", "labels", "predictions/")
 _LAYOUT = {
     4: "numbers of shape [k, C, H, W]",
@@ -104,10 +104,10 @@ def _load(file: Path) -> dict[str, Array]:
 
 
 def _check_sizes(opened: BinaryIO) -> None:
-    """Refuse an archive that would unfold to far more than pictures take, before it does.
+    """Check, before decompression, that an archive is no larger than the pictures of a report.
 
     Raises:
-        ValueError: It would.
+        ValueError: If the archive is larger.
     """
     if os.fstat(opened.fileno()).st_size > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
@@ -116,17 +116,20 @@ def _check_sizes(opened: BinaryIO) -> None:
         if len(members) > _MOST_MEMBERS:
             raise ValueError(f"it has {len(members)} arrays, expected at most {_MOST_MEMBERS}")
         if sum(member.file_size for member in members) > _MOST_BYTES:
-            raise ValueError(f"it unfolds to more than {_MOST_BYTES:,} bytes")
+            raise ValueError(f"it decompresses to more than {_MOST_BYTES:,} bytes")
         for member in members:
             most = _MOST_RATIO * member.compress_size
             if member.file_size > _WORTH_A_RATIO and member.file_size > most:
-                raise ValueError(f"an array unfolds to more than {_MOST_RATIO} times its bytes")
+                raise ValueError(f"an array decompresses to more than {_MOST_RATIO} times its size")
             _check_header(archive, member)
     opened.seek(0)
 
 
 def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Refuse an array whose header promises more than there is, for which numpy makes room."""
+    """Check that the header of an array declares no more values than the file has.
+
+    Otherwise numpy would allocate memory for them.
+    """
     with archive.open(member) as stored:
         readers = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
         version = read_magic(stored)
@@ -134,7 +137,7 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
             raise ValueError(f"it has the unknown version {version}")
         shape, _, kind = readers[version](stored)
         if math.prod(shape) * kind.itemsize != member.file_size - stored.tell():
-            raise ValueError("an array has another size than its header says")
+            raise ValueError("the size of an array differs from its header")
 
 
 def _is(key: str, kind: str) -> bool:

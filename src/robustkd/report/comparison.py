@@ -201,7 +201,7 @@ def attack_table(rows: Sequence[Row]) -> str:
     """Markdown table with one line per attack: ACC / ASR of each method, and the verdict.
 
     ``Base`` is the share of clean images of other classes that a student without any teacher
-    sends to the target class. An ASR below this share cannot be told from no attack at all.
+    sends to the target class. An ASR below this share cannot be distinguished from no attack.
     """
     cells = by_cell(rows)
     methods = sorted({row.method for row in rows}, key=place)
@@ -240,10 +240,10 @@ def headline_table(rows: Sequence[Row]) -> str:
             (row for row in members if row.method in METHODS["default"].rivals and row.asr),
             key=lambda row: row.asr.mean if row.asr else 0,
         )
-        beside = [_find(members, method) for method in ("no-teacher", *methods)]
-        clean, *robust = map(_figures, beside)
+        others = [_find(members, method) for method in ("no-teacher", *methods)]
+        clean, *robust = map(_figures, others)
         most = f"{_figures(inheriting)} ({inheriting.method})"
-        counted = [inheriting, *(row for row in beside if row is not None)]
+        counted = [inheriting, *(row for row in others if row is not None)]
         lines.append([*names[cell], clean, most, *robust, _counts(counted)])
     head += ["student, no teacher", "ordinary student with the highest ASR"]
     return _markdown([*head, *map(label_of, methods), "n"], lines, numbers=0)
@@ -322,7 +322,7 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 
 def _inert(name: str) -> str:
-    """A name that no spreadsheet takes for a formula: it begins with a quotation mark then."""
+    """Return a name, preceded by a quotation mark if a spreadsheet would read it as a formula."""
     return f"'{name}" if name.lstrip().startswith(("=", "+", "-", "@")) else name
 
 

@@ -60,7 +60,7 @@ def student_row(rows: Sequence[Row]) -> Row | None:
 
 
 def asked(results: Results, records: Records) -> Facts:
-    """What the run was asked to do: teacher, data, student, method and settings."""
+    """Return inputs and settings of the run: teacher, data, student, method and options."""
     runs, config = results.runs, results.config
     facts = [
         ("Teacher", _teacher(results)),
@@ -158,7 +158,7 @@ def flat(nested: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def plain(value: object) -> str:
-    """Format a JSON value as printable text, with the values of objects beside their keys.
+    """Format a JSON value as printable text, with the values of objects after their keys.
 
     >>> plain([True, 0.5, None]), plain([{"a": 1, "b": 2}, {"a": 3}])
     ('yes, 0.5, none', 'a 1, b 2; a 3')

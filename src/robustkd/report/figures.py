@@ -189,7 +189,7 @@ def inline_svg(figure: Figure, text: str, colours: Mapping[str, str] | None = No
 
     Args:
         figure: The figure.
-        text: Description for people who do not see the figure.
+        text: Description for people who cannot see the figure.
         colours: Replacements of colours, such as CSS variables.
     """
     # The ids of a figure are unique in a page of several figures.

@@ -37,7 +37,7 @@ class Content:
 
     @property
     def title(self) -> str:
-        """What all results have in common."""
+        """Data, pair and attack that all results have in common."""
         cells = list(by_cell(self.rows))
         return common_name(cells) or f"{len(cells)} settings"
 
@@ -68,7 +68,7 @@ class Content:
 
     @property
     def asked(self) -> Facts:
-        """What the run was asked to do."""
+        """Inputs and settings of the run."""
         return facts.asked(self.results, self.records)
 
     @property

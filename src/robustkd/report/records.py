@@ -1,7 +1,7 @@
 """Reader of the records in ``results.json``: how a model was made, and details of its accuracy.
 
-Every record is optional, so that results of older versions still have a report. A record that is
-there is checked, since a results file may come from somebody else.
+Every record is optional, so that results of older versions still have a report. Existing records
+are checked, since a results file may come from somebody else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_NAMES = 20
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """One strength of detoxification that was tried; all but the weight are fractions.
+    """One strength of detoxification that was tried; accuracy and variance are fractions.
 
     Attributes:
         weight: Weight of the variance term.
@@ -76,7 +76,7 @@ class Training:
 
     @property
     def names(self) -> Sequence[str]:
-        """Names of the numbers besides that of the epoch; of very many, the first."""
+        """Names of the recorded numbers without that of the epoch, up to a limit."""
         found = dict.fromkeys(name for epoch in self.epochs for name in epoch if name != "epoch")
         return list(found)[:_MOST_NAMES]
 

@@ -33,8 +33,9 @@ class ResultRow:
         ra: Robust accuracy; None if it was not measured.
         params: Number of parameters.
         seconds: Wall time in seconds.
-        n_acc: Number of images behind ``acc``; None if unknown.
-        n_asr: Number of images behind ``asr``, ``ra`` and ``base``; None if unknown.
+        n_acc: Number of images from which ``acc`` was computed; None if unknown.
+        n_asr: Number of images from which ``asr``, ``ra`` and ``base`` were computed; None if
+            unknown.
         base: Share of clean images of other classes that are classified as the target class;
             None if it was not measured.
     """

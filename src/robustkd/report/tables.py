@@ -19,7 +19,7 @@ _ENTITIES = (
     ("<", "&lt;"),
     (">", "&gt;"),
     ("|", "\\|"),
-    # A link or an image needs a bracket behind a bracket; an address is a link by itself.
+    # A link or an image needs a bracket after a bracket; an address is a link by itself.
     ("](", "]&#40;"),
     ("://", "&#58;//"),
     ("www.", "www&#46;"),
@@ -175,7 +175,7 @@ def _caption(seeds: Sequence[int], *, intervals: bool) -> str:
 
 
 def markdown(name: str) -> str:
-    """A text that stays one cell of a Markdown table, without links and images of its own."""
+    """Escape a text for one cell of a Markdown table, so that it contains no links or images."""
     for text, entity in _ENTITIES:
         name = name.replace(text, entity)
     return " ".join(name.split())

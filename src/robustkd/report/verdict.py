@@ -1,7 +1,7 @@
 """The results in one or two sentences of plain language.
 
-They never promise more than was measured: an attack that the ordinary student did not inherit,
-a failed defence and an unknown trigger are said to be so.
+The sentences claim no more than was measured. They state it if the ordinary student did not inherit
+the backdoor, if the defence failed, or if no trigger is known.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _UNKNOWN_TRIGGER = "The attack success rate could not be measured, as no trigger
 
 @dataclass(frozen=True, slots=True)
 class _Duel:
-    """Comparison of the RobustKD student and the ordinary one on a setting; both have an ASR."""
+    """Comparison of the RobustKD student with the ordinary one on a setting; both have an ASR."""
 
     name: str
     robust: Row
@@ -48,16 +48,16 @@ class _Duel:
 
     @property
     def at_floor(self) -> bool:
-        """The trigger fools students that never saw the teacher just as often."""
+        """Whether the trigger succeeds more often on a student trained without the teacher."""
         return self.floor is not None and max(self.robust_asr.mean, TOLERATED) < self.floor
 
 
 def headline(rows: Sequence[Row]) -> str:
     """Summarise results in one or two sentences.
 
-    Compares the RobustKD student (of several, the first hardened one in the table of methods) with
-    the ordinary student that it is compared with (of several, the one with the highest attack
-    success rate), and judges by the worst seed.
+    The RobustKD student is compared with its ordinary student, and judged by its worst seed. Of
+    several RobustKD students, the first hardened one in the table of methods is used; of several
+    ordinary students, the one with the highest attack success rate.
     """
     cells = by_cell(rows)
     if not cells:
@@ -76,8 +76,8 @@ def headline(rows: Sequence[Row]) -> str:
 def _one_setting(rows: Sequence[Row]) -> str:
     if useless(rows):
         return (
-            "The teacher is far less accurate than a student that never met one: nobody would "
-            "distil from it, so these results cannot show what the defence is worth."
+            "The teacher is far less accurate than a student that was trained without it: nobody "
+            "would distil from it, so these results cannot show what the defence is worth."
         )
     duel = _duel("", rows)
     if duel is not None:
@@ -121,8 +121,8 @@ def _untriggered(rows: Sequence[Row], only: Row, ordinary: Row | None) -> str:
     """Return the headline of a run without a known trigger: the accuracies."""
     drop = drop_of(rows, only)
     if drop is None:
-        beside = f", the ordinary student {percent(ordinary.acc.mean)} %" if ordinary else ""
-        scores = f"{_name(only)} has {percent(only.acc.mean)} % accuracy{beside}{_seeds(only)}"
+        other = f", the ordinary student {percent(ordinary.acc.mean)} %" if ordinary else ""
+        scores = f"{_name(only)} has {percent(only.acc.mean)} % accuracy{other}{_seeds(only)}"
         return f"{_UNKNOWN_TRIGGER}: {scores}."
     said = (
         f"{_name(only)} has {spread(only.acc, unit=True)} accuracy, the teacher "
@@ -154,14 +154,14 @@ def _told(duel: _Duel) -> str:
     elif duel.defended:
         verdict = ""
     elif duel.at_floor:
-        verdict = "What is left is no more than this trigger does to any student. "
+        verdict = "The remaining rate is no higher than on a student without the teacher. "
     elif duel.robust_asr.mean > duel.ordinary_asr.mean / 2:
         verdict = "The defence failed on this attack. "
     else:
         verdict = "The defence helped, but not enough. "
     return (
         f"{verdict}Attack success rate: {_share(duel.ordinary_asr)} for the ordinary student, "
-        f"{_share(duel.robust_asr)} for the RobustKD student, {cost}.{_beside(duel)}"
+        f"{_share(duel.robust_asr)} for the RobustKD student, {cost}.{_without_teacher(duel)}"
     )
 
 
@@ -211,14 +211,14 @@ def _failures(duels: Iterable[_Duel]) -> str:
     return f" The RobustKD student exceeds {limit} in {len(names)} {settings}: {_listed(names)}."
 
 
-def _beside(duel: _Duel) -> str:
-    """A second sentence if the attack also succeeds on the student without a teacher."""
+def _without_teacher(duel: _Duel) -> str:
+    """Return a second sentence if the attack also succeeds on the student without a teacher."""
     if duel.floor is None or duel.floor <= TOLERATED:
         return ""
     told = f" For a student trained without the teacher it is {percent(duel.floor)} %"
     if duel.floor < duel.ordinary_asr.mean / 2:
         return f"{told}."
-    return f"{told}, so much of this is the trigger's own strength, not inheritance."
+    return f"{told}, so much of it is due to the trigger itself, not to inheritance."
 
 
 def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
@@ -232,9 +232,9 @@ def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
 
 
 def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
-    """The RobustKD student and the ordinary one that it is compared with."""
+    """Return the RobustKD student, and the ordinary student that it is compared with."""
     defended = [name for name, method in METHODS.items() if method.defended]
-    # Of several, the first that hardens the student.
+    # Methods that harden the student come first.
     defended.sort(key=lambda name: METHODS[name].hardening is None)
     robust = _first(rows, *defended)
     own = METHODS[robust.method].rivals if robust is not None else ()

@@ -85,20 +85,21 @@ class _Learner(nn.Module):
         parts = {"ce": _cross_entropy(shown.logits, labels)}
         for hardening in self._hardening:
             copies = len(toward)
-            led = withstand(
+            hardening_loss = withstand(
                 shown.logits[:copies],
                 everything.logits[len(images) :],
                 labels[:copies],
                 toward,
                 recovered=hardening.recovered,
             )
-            parts["harden"] = led.sum() / len(labels)
+            parts["harden"] = hardening_loss.sum() / len(labels)
         weight = 1.0 if self.stop is None else self.stop.weight()
         if self.objective is not None and self._teach is not None and weight:
             taught, compared = self._teach(images), shown
             if all(hardening.distilled for hardening in self._hardening):
-                # Copies are compared with the teacher's outputs for the clean images, which are
-                # available; a student that imitates these on clean images only may still inherit.
+                # Copies are compared with the teacher's outputs for the clean images, which have
+                # been computed. A student that imitates the teacher on clean images only may still
+                # inherit the backdoor.
                 taught, compared = taught.repeat_first(len(toward)), everything
             terms = self.objective(compared, taught)
             if weight < 1:
@@ -110,7 +111,7 @@ class _Learner(nn.Module):
         return {"loss": loss, "acc": hit_rate(shown.logits, labels), **parts}
 
     def advance(self) -> None:
-        """Step what changes with the training, between the backward pass and the optimiser."""
+        """Update perturbations and loss weights, between the backward pass and the optimiser."""
         if self.stop is not None:
             self.stop.advance()
         for hardening in self._hardening:
@@ -178,14 +179,14 @@ def distill(
             the cross-entropy of the labels has a weight of 1. None stands for ``{"ofd": 1.0}``.
         until: Share of the training, from its start, in which these losses are used, in (0, 1];
             see :class:`robustkd.student.objective.EarlyStop`.
-        teacher_taps: Module paths of the teacher's stages; its own ``taps`` or found by probing
-            when None. The last stages of both networks are paired.
+        teacher_taps: Module paths of the teacher's stages. If None, the ``taps`` of the teacher are
+            used, or stages are found by probing. The last stages of both networks are paired.
         student_taps: Module paths of the student's stages, likewise.
-        hardening: Perturbations for hardening; None trains without.
+        hardening: Perturbations for hardening; None to train without hardening.
         seed: Seed of the order, the augmentation and the connectors.
         label: Text of the progress line.
         log: File that gets one JSON line per epoch.
-        keeper: Where the state of the training is kept; see :func:`robustkd.training.loop.fit`.
+        keeper: Stores the state of the training; see :func:`robustkd.training.loop.fit`.
         training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
             ``lr`` and ``temperature``; :func:`robustkd.models.learning_rate` returns the learning
             rate of an architecture.
@@ -238,7 +239,7 @@ def distill(
             enough=enough,
         ),
         log=log,
-        beside=hardening,
+        companion=hardening,
         keeper=keeper,
         **training,
     )

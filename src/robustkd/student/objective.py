@@ -101,7 +101,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     """Raise an error for an unknown term or a weight that is not above zero.
 
     Raises:
-        UsageError: Naming the first such term.
+        UsageError: If there is one; the message names the first.
     """
     for name, weight in weights.items():
         if name not in TERMS:

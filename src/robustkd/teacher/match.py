@@ -37,8 +37,8 @@ class Wanted:
     Attributes:
         spec: Architecture, classes and input; its normalisation is ignored.
         tensors: Every parameter and buffer, on the device ``meta``, in the network's order.
-        head: Names of those whose shapes depend on the number of classes.
-        counted: What has this number of classes, for messages.
+        head: Names of the tensors whose shapes depend on the number of classes.
+        counted: Source of the number of classes, for messages.
     """
 
     spec: Spec
@@ -69,7 +69,7 @@ class Plan:
         names: Name in the file of each tensor of the network that the file has.
         filled: Batch counters that the file lacks, as old files do.
         prefix: Prefix that was removed from the names.
-        ignored: Names in the file that are no part of the network.
+        ignored: Names in the file that are not part of the network.
         normalisation: Names in the file of mean and standard deviation; empty if it has none.
         by_order: Whether the names differ, so that tensors were matched by order and shape.
     """
@@ -107,9 +107,9 @@ def plans(
 ) -> list[Plan]:
     """Match the names, shapes and types of a state dict with a network, strictly.
 
-    A common prefix is removed where that makes all names of the network present. Without such a
-    prefix, tensors are matched by order, if the order and the shapes of all are those of the
-    network.
+    A common prefix is removed if all names of the network are then present. If there is no such
+    prefix, and the order and the shapes of all tensors are those of the network, they are matched
+    by order.
 
     Args:
         tensors: Tensors by the names in the file, in the file's order; values are not read.
@@ -148,7 +148,7 @@ def apply(plan: Plan, tensors: Mapping[str, Tensor], wanted: Wanted, path: Path)
     """Rename and convert the tensors of a file as planned, and check that they fit.
 
     Raises:
-        InputError: If they do not.
+        InputError: If the tensors do not fit.
     """
     found = {name: tensors[own] for name, own in plan.names.items() if own in tensors}
     found, converted = to_float32(found, path)
@@ -232,8 +232,9 @@ def _by_name(tensors: Mapping[str, Tensor], wanted: Wanted, prefix: str, path: P
     plan = replace(plan, prefix=prefix)
     missing = wanted.tensors.keys() - plan.names.keys() - set(plan.filled)
     tops = {name.partition(".")[0] for name in wanted.tensors}
-    # A further tensor of a part that the network has means another architecture; any other cannot
-    # be a part of the network. If something is missing, all that is left over is worth showing.
+    # An additional tensor in a module that the network has shows that the architecture is another
+    # one. Other additional tensors are not part of the network. If tensors are missing, all
+    # additional ones are reported.
     ignored = set(plan.ignored)
     left = {name: tensors[own] for name, own in under.items() if own in ignored}
     strange = {
@@ -249,7 +250,7 @@ def _by_name(tensors: Mapping[str, Tensor], wanted: Wanted, prefix: str, path: P
 
 
 def _plan(tensors: Mapping[str, Tensor], wanted: Wanted, names: Mapping[str, str]) -> Plan:
-    """Complete a plan: counters that are missing, what is left over, and a normalisation."""
+    """Complete a plan: missing counters, tensors that are not used, and a normalisation."""
     # If no name matches, missing counters are not worth reporting.
     lacking = [name for name in wanted.tensors if names and name.endswith(_COUNTER)]
     used = set(names.values())
@@ -268,7 +269,7 @@ def _is_note(name: str, tensor: Tensor) -> bool:
 
 
 def _without_notes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without notes and without a normalisation."""
+    """Return the tensors without those of profilers and without a normalisation."""
     own = _own_normalisation(list(tensors), tensors, "")
     return {n: t for n, t in tensors.items() if n not in own and not _is_note(n, t)}
 
@@ -279,7 +280,7 @@ def _own_normalisation(
     """Return the names of mean and standard deviation, if the file has one such pair.
 
     Args:
-        names: Names that are no part of the network.
+        names: Names that are not part of the network.
         tensors: All tensors of the file.
         first: A name of the network, which must be in the same part of the file; empty for any.
     """

@@ -1,4 +1,4 @@
-"""Matching of equal networks whose layers have other names, by order and shape."""
+"""Matching of equal networks whose layers have different names, by order and shape."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 Place: TypeAlias = Literal["as is", "first", "last"]
 SHORTCUT_PLACES: tuple[Place, ...] = ("as is", "first", "last")
-"""Where the shortcut of a block may be defined, in the order in which this is tried."""
+"""Possible positions of the shortcut of a block, in the order in which they are tried."""
 _COUNTER = "num_batches_tracked"
 _SHORTCUT = re.compile(r"(conv_?)?shortcut|downsample|skip|residual|proj(ection)?", re.IGNORECASE)
 
@@ -21,17 +21,20 @@ def in_order(
     head: Collection[str],
     place: Place,
 ) -> dict[str, str] | None:
-    """Return the name in the file of each tensor of a network, matched by order.
+    """Match the tensors of a network with those of a file by their order.
 
-    The last parts of the names (``weight``, ``running_mean``) and the shapes must be equal, one by
-    one. Only the number of classes may differ, so that the caller can report it. Batch counters
-    belong to the layer of the statistics beside them.
+    For each tensor, the last part of the name (``weight``, ``running_mean``) and the shape must be
+    equal. Only the number of classes may differ, so that the caller can report it. Batch counters
+    are matched together with the running variance of the same layer.
 
     Args:
         tensors: Tensors of the file, in its order.
         expected: Every parameter and buffer of the network, in its order.
-        head: Names of those whose first axis is the number of classes.
-        place: Where each block of the network has its shortcut among its layers.
+        head: Names of the tensors of the network whose first axis is the number of classes.
+        place: Position of the shortcut among the layers of each block.
+
+    Returns:
+        Name in the file of each tensor of the network; None if the networks differ.
     """
     theirs = [name for name in tensors if _last(name) != _COUNTER]
     ours = [name for name in expected if _last(name) != _COUNTER]
@@ -41,21 +44,21 @@ def in_order(
     names: dict[str, str] = {}
     for name, own in zip(ours, theirs, strict=True):
         shape, found = expected[name].shape, tensors[own].shape
-        # Another number of classes has an error of its own.
+        # The caller raises a specific error for another number of classes.
         alike = found == shape or (name in head and len(found) > 0 and found[1:] == shape[1:])
         if _last(name) != _last(own) or not alike:
             return None
         names[name] = own
     for name, own in list(names.items()):
         if _last(name) == "running_var":
-            counter, beside = (f"{n.removesuffix('running_var')}{_COUNTER}" for n in (name, own))
-            if beside in tensors and counter in expected:
-                names[counter] = beside
+            counter, stored = (f"{n.removesuffix('running_var')}{_COUNTER}" for n in (name, own))
+            if stored in tensors and counter in expected:
+                names[counter] = stored
     return names
 
 
 def with_shortcuts(names: list[str], place: Place) -> list[str]:
-    """Return names with those of each block's shortcut moved before or behind its other layers.
+    """Return names with those of each block's shortcut moved before or after its other layers.
 
     >>> with_shortcuts(["a.conv1", "a.shortcut.0", "a.bn", "fc"], "first")
     ['a.shortcut.0', 'a.conv1', 'a.bn', 'fc']
@@ -77,7 +80,7 @@ def with_shortcuts(names: list[str], place: Place) -> list[str]:
 
 
 def _block(name: str) -> str | None:
-    """Return the prefix of the block whose shortcut has a tensor, if it is one of a shortcut."""
+    """Return the prefix of the block if a tensor belongs to its shortcut; otherwise None."""
     parts = name.split(".")
     for number, part in enumerate(parts[:-1] or parts):
         if _SHORTCUT.fullmatch(part):

@@ -1,4 +1,4 @@
-"""Choice of the state dict in a file that holds the teacher."""
+"""Selection of the state dict of the teacher among those in a file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Options:
         self._orders: dict[int, tuple[str, ...]] = {}
 
     def of(self, number: int) -> list[Option]:
-        """Return those in the state dict of a number."""
+        """Return the options in the state dict with this number."""
         return [option for option in self._options if option.number == number]
 
     def in_order(self, read: Quarantined) -> Mapping[str, Tensor]:
@@ -65,13 +65,13 @@ class Options:
         """Return the numbers of the state dicts to read.
 
         Raises:
-            UsageError: If the file has no state dict of the key that the user names.
+            UsageError: If the file has no state dict under the key that the user names.
             InputError: If no state dict fits; the error is that of the largest.
         """
         keys = [".".join(layout.surroundings.wrappers) for layout in layouts]
         errors: list[tuple[int, InputError]] = []
         for number, layout in enumerate(layouts):
-            # A key may go on with the prefix of one of several networks.
+            # A key may be followed by the prefix of one of several networks.
             if self._key is not None and not f"{self._key}.".startswith(_open(keys[number])):
                 continue
             try:
@@ -95,7 +95,7 @@ class Options:
             self._options.append(Option(number, plan, ".".join(filter(None, (key, inner)))))
 
     def _keep_named(self, keys: Sequence[str], *, failed: bool) -> None:
-        """Keep the options of the key that the user names."""
+        """Keep the options under the key that the user names."""
         labels = [*keys, *(option.label for option in self._options)]
         named = [option for option in self._options if option.label == self._key]
         whole = [option for option in self._options if keys[option.number] == self._key]

@@ -49,8 +49,8 @@ class TeacherFile:
         matched: Number of tensors of the network, all of which are in the file.
         filled: Number of batch counters that the file lacks; they do not affect a trained network.
         wrappers: Keys and prefixes around the state dict that were removed, outermost first.
-        ignored: Keys beside the state dict that were not read, and names of its tensors that are no
-            part of the network, quoted.
+        ignored: Other keys in the file, which were not read, and names of tensors that are not part
+            of the network; quoted.
         by_order: Whether tensors were matched by order and shape, since their names differ.
         outputs: Numbers of the teacher's outputs that are used, if it has more classes than the
             data.
@@ -102,7 +102,32 @@ def load_teacher(
     teacher_key: str | None = None,
     allow_weak_sandbox: bool = False,
 ) -> Classifier:
-    """Read a teacher as :func:`read_teacher` does, and return only the network."""
+    """Read a teacher of a named architecture from an untrusted file.
+
+    No code in the file is run. The file is parsed by a separate process with limited rights.
+
+    Args:
+        path: A safetensors file, or a PyTorch checkpoint.
+        arch: Architecture, see ``robustkd list``.
+        classes: Number of classes of the data.
+        image_shape: Channels, height and width of its images.
+        mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised. Not
+            needed for files of this package, and for files that contain it.
+        std: Standard deviation of each channel, likewise.
+        teacher_key: Key of the state dict in the file, such as ``state_dict_ema``; nested keys are
+            joined by dots. If None, the first state dict that fits the architecture is used.
+        allow_weak_sandbox: If True, read the file even on a system without seccomp, where a flaw
+            in the reader could be exploited.
+
+    Returns:
+        The teacher in eval mode, on the CPU.
+
+    Raises:
+        UsageError: If the architecture or the key is unknown, or the normalisation is missing or in
+            conflict with the file.
+        InputError: If the file is refused or damaged, or has another architecture, number of
+            classes or input.
+    """
     path = Path(path)
     found = read_teacher(
         path,
@@ -148,8 +173,8 @@ def read_teacher(
             several state dicts in the file that fit the architecture, and between the values that
             torchvision or timm publish for the architecture and the statistics of the data. Without
             it, or if they are equally accurate, the first one and the published values are used.
-        teacher_key: Key of the state dict in the file, such as ``state_dict_ema``; keys within each
-            other are joined by dots. If None, it is the one that fits.
+        teacher_key: Key of the state dict in the file, such as ``state_dict_ema``; nested keys are
+            joined by dots. If None, a state dict that fits the architecture is used.
         outputs: Number of the teacher's output for each class of the data, from 0, if the teacher
             has more classes. All other outputs are removed. Empty to use all.
         outputs_of: Number of the teacher's outputs; None to take it from the file.
@@ -255,15 +280,15 @@ def _classes_of(
     It is the length of a tensor that ends in a name of the head, or of the last tensor.
 
     Raises:
-        InputError: If there is no such output.
+        InputError: If it has no output for one of the numbers in ``outputs``.
     """
     tensors = max((layout.tensors for layout in layouts), key=len)
     named = [own for own in tensors if any(f".{own}".endswith(f".{name}") for name in head)]
     found = max(tensors[[*tensors, *named][-1]].shape[:1], default=0)
     if max(outputs) >= found:
         raise InputError(
-            f"{path} has {found} outputs, from 0; expected an output {max(outputs)}, since the "
-            "list of class names has it"
+            f"{path} has {found} outputs, numbered from 0; the list of class names has output "
+            f"{max(outputs)}: correct the list"
         )
     return found
 
@@ -274,7 +299,7 @@ def _check_ours(
     """Raise an error if a file of this package does not match, before values are read."""
     tensors, _ = match.to_float32(layout.tensors, path)
     description = parse_description(layout.description, path)
-    _check_word(described_spec(description, path, spec.arch), spec, path, given=given)
+    _check_description(described_spec(description, path, spec.arch), spec, path, given=given)
     check_claim(tensors, description, path, arch=spec.arch)
 
 
@@ -304,12 +329,12 @@ class _Best:
         self._accuracies: dict[str, float] = {}
 
     def add(self, label: str, teacher: Teacher, *, last: bool) -> None:
-        """Measure a network where there is a choice, and keep it if it is better.
+        """Measure a network if there are several, and keep it if it is the most accurate so far.
 
         Args:
-            label: Its state dict.
+            label: Label of its state dict.
             teacher: The network.
-            last: Whether this is the only one of its state dict.
+            last: Whether there is no other network for this state dict.
         """
         if self._judge is None or (last and len(self._options.labels) == 1):
             self._kept = self._kept or teacher
@@ -342,14 +367,16 @@ def _filled(
     try:
         spec = replace(spec, mean=normalisation[0], std=normalisation[1])
     except UsageError as error:
-        raise InputError(f"{path} has a normalisation that is none: {error}") from error
+        raise InputError(f"{path} has an invalid normalisation: {error}") from error
     model = build(spec, seed=0)
     check_buffers(model, {f"network.{name}": value for name, value in tensors.items()}, path)
     model.network.load_state_dict(dict(tensors))
     return model.eval()
 
 
-def _check_word(said: Spec, spec: Spec, path: Path, *, given: match.Normalisation | None) -> None:
+def _check_description(
+    said: Spec, spec: Spec, path: Path, *, given: match.Normalisation | None
+) -> None:
     """Raise an error if the description in a file of this package contradicts the user."""
     check_fits(said, path, classes=spec.classes, image_shape=spec.image_shape)
     if given not in (None, (said.mean, said.std)):
@@ -374,7 +401,7 @@ def _normalisations(
     statistics: Callable[[], match.Normalisation] | None,
     path: Path,
 ) -> Iterator[tuple[str, match.Normalisation]]:
-    """Yield the candidates: the user's, else the file's, else the published and the data's."""
+    """Yield the user's normalisation, else that of the file, else the published and the data's."""
     if given is not None:
         yield "given by the user", given
     elif own is not None:

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 
 class MovingAverage(nn.Module):
-    r"""Average of the states of a module, which is validated and kept in place of the last state.
+    r"""Exponential moving average of the state of a module.
+
+    The average is validated and kept instead of the last state:
 
     .. math:: \bar\theta_t = d_t \bar\theta_{t-1} + (1 - d_t)\, \theta_t, \qquad
         d_t = \min\left(d, \frac{1 + t}{10 + t}\right)
 
-    in step t, over parameters and floating-point buffers such as the statistics of BatchNorm.
-    Other buffers are those of the last state. The smaller :math:`d_t` of the first steps forgets
-    the initial weights.
+    at step t, for parameters and floating-point buffers such as the statistics of BatchNorm. Other
+    buffers are taken from the last state. In the first steps, :math:`d_t` is smaller, so that the
+    initial weights have little influence on the average.
 
     Source: Polyak and Juditsky 1992, doi 10.1137/0330046; the schedule is that of TensorFlow's
     ExponentialMovingAverage.
@@ -38,7 +40,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Add the present state of the module to the average."""
+        """Update the average with the current state of the module."""
         self._taken += 1
         decay = min(self._decay, (1 + self._taken) / (10 + self._taken))
         now = self._module[0].state_dict()
@@ -47,7 +49,7 @@ class MovingAverage(nn.Module):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the module the averaged weights while the block lasts."""
+        """Replace the weights of the module by the averaged ones while the block lasts."""
         (module,) = self._module
         before = {name: value.clone() for name, value in module.state_dict().items()}
         module.load_state_dict({**before, **self._mean})

@@ -48,10 +48,10 @@ class Keeper(Protocol):
     def last(self) -> State | None:
         """Return the state to resume from; None for a new training."""
 
-    def wanted(self) -> bool:
+    def is_due(self) -> bool:
         """Return whether a checkpoint is due; called between two steps."""
 
-    def keep(self, state: State) -> None:
+    def save(self, state: State) -> None:
         """Store a state, which replaces the previous one.
 
         Raises:
@@ -66,7 +66,7 @@ def save_state(state: State, path: Path) -> None:
     Raises:
         WriteError: If it cannot be written.
     """
-    # As a text: as JSON values, the keys of each record would be sorted.
+    # The values are stored as one text, because write_safetensors sorts the keys of JSON objects.
     serialization.write_safetensors(path, state.tensors, {"state": json.dumps(state.values)})
 
 
@@ -78,13 +78,13 @@ def load_state(path: Path) -> State:
     """
     tensors, description = serialization.read_safetensors(path, links=False)
     if not isinstance(text := description.get("state"), str):
-        raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
+        raise InputError(f"{path} has no training state; expected a run's checkpoint")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds no state of a training; expected a run's checkpoint")
+        raise InputError(f"{path} has no training state; expected a run's checkpoint")
     return State(tensors, values)
 
 
@@ -102,7 +102,7 @@ def damage_reported() -> Iterator[None]:
 
 
 def checked_count(value: object) -> int:
-    """Return a number of a state, or raise ValueError if it is no count."""
+    """Return a stored number, or raise ValueError if it is not a non-negative integer."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{ascii(value)[:40]} is not a count")
     return value

@@ -34,8 +34,8 @@ class TrainingOptions(TypedDict, total=False):
     Attributes:
         epochs: Number of epochs. Default: 30.
         batch_size: Images per step. Default: 64.
-        lr: Initial learning rate. Default: by the architecture of the student: 0.1, or 0.02 with
-            depthwise convolutions, 0.01 without normalisation, 0.001 with LayerNorm.
+        lr: Initial learning rate. The default depends on the architecture of the student: 0.1, or
+            0.02 with depthwise convolutions, 0.01 without normalisation, 0.001 with LayerNorm.
         momentum: Momentum of SGD. Default: 0.9.
         weight_decay: Weight decay. Default: 0.0005, or 0.05 for students with LayerNorm.
         schedule: Schedule of the learning rate. Default: cosine.
@@ -43,11 +43,12 @@ class TrainingOptions(TypedDict, total=False):
         temperature: Temperature of soft targets. Default: 4.
         optimizer: ``sgd``, or an optimiser of timm such as ``adamw``. Default: sgd, or adamw for
             students with LayerNorm.
-        warmup_epochs: Epochs, at the start, in which the learning rate rises from 0. Default: 0,
-            or a tenth of the epochs for students with LayerNorm.
+        warmup_epochs: Number of epochs at the start during which the learning rate rises from 0.
+            Default: 0, or a tenth of the epochs for students with LayerNorm.
         clip_grad: Largest L2 norm of the gradient. Default: no limit, or 1 for students with
             LayerNorm.
-        ema: Decay of the moving average of the weights, which becomes the student. Default: none.
+        ema: Decay of the moving average of the weights, which are then the weights of the student.
+            Default: none.
         accumulate: Number of parts in which a batch is processed to save memory. Default: 1.
     """
 
@@ -75,21 +76,21 @@ class TrainingConfig:
         batch_size: Images per step, at least 1.
         lr: Initial learning rate, above 0; see :func:`robustkd.models.learning_rate` for the
             default of an architecture.
-        momentum: Momentum of SGD with Nesterov momentum, and of optimisers of timm that have one;
-            above 0.
+        momentum: Momentum of SGD (Nesterov), and of optimisers of timm that have a momentum; above
+            0.
         weight_decay: Weight decay, at least 0; an L2 penalty with SGD.
         schedule: Schedule of the learning rate.
         precision: Mixed precision, as accelerate names it.
         temperature: Temperature of soft targets, above 0.
         optimizer: ``sgd``, or an optimiser of timm such as ``adamw``; see
             :func:`optimiser_names`.
-        warmup_epochs: Number of epochs, at the start, in which the learning rate rises linearly
-            from 0, at least 0 and less than ``epochs``.
+        warmup_epochs: Number of epochs at the start during which the learning rate rises linearly
+            from 0; at least 0 and less than ``epochs``.
         clip_grad: Largest L2 norm of the gradient of all parameters, above 0; None for no limit.
-        ema: Decay of the exponential moving average of the weights, in [0, 1); the average is what
-            is validated and kept. None for no average.
+        ema: Decay of the exponential moving average of the weights, in [0, 1). The averaged weights
+            are validated and kept. None for no average.
         accumulate: Number of parts, at least 1, in which each batch is processed to save memory;
-            their gradients are added before the step. BatchNorm sees the parts.
+            their gradients are added before the step. BatchNorm normalises each part by itself.
 
     Raises:
         UsageError: If a number is out of range, or a name is unknown.
@@ -153,7 +154,7 @@ def check_optimiser(name: str) -> None:
     """Raise an error for an unknown optimiser.
 
     Raises:
-        UsageError: With the most similar name.
+        UsageError: If the name is unknown; the message suggests the most similar name.
     """
     # timm takes seconds to import.
     if name != SGD and name not in (names := optimiser_names()):
@@ -173,7 +174,7 @@ def check_training(
     """Raise an error for settings that are out of range.
 
     Raises:
-        UsageError: Naming the first argument that is out of range.
+        UsageError: If an argument is out of range; the message names the first one.
     """
     check_positive(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)
     check_not_negative(weight_decay=weight_decay)

@@ -1,7 +1,7 @@
 """The training loop of students and of attackers' teachers.
 
 A :class:`Learner` computes the loss. The loop handles epochs, the optimiser, devices and records,
-and knows nothing of teachers or triggers.
+and does not depend on teachers or triggers.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _CHECK_EVERY = 20
+_COMPANION = "beside"
+"""Part of a stored state, under the name that it has in existing checkpoints."""
 
 
 def chosen_epoch(figures: Sequence[float], enough: Callable[[float], float] | None = None) -> int:
@@ -94,7 +96,7 @@ def fit(
     rates: Mapping[str, float] = MappingProxyType({}),
     hooks: Hooks = _NO_HOOKS,
     log: Path | None = None,
-    beside: nn.Module | None = None,
+    companion: nn.Module | None = None,
     keeper: Keeper | None = None,
     **training: Unpack[TrainingOptions],
 ) -> list[dict[str, float]]:
@@ -108,9 +110,9 @@ def fit(
         rates: Learning rates of children of the learner, by name, in place of ``lr``.
         hooks: Functions to call during the training.
         log: File that gets one JSON line per epoch.
-        beside: Module trained alongside the learner but excluded from best-epoch selection.
-        keeper: Stores the state after each epoch, and whenever it asks for the state. If it holds
-            a state already, training continues from there, with the result of an uninterrupted run.
+        companion: Module trained alongside the learner but excluded from best-epoch selection.
+        keeper: Stores the state after each epoch, and whenever a checkpoint is due. If it has a
+            stored state, the training continues from it, with the result of an uninterrupted run.
         training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
             ``batch_size`` (over all processes) and ``lr``; ``temperature`` has no effect here.
 
@@ -136,13 +138,13 @@ def fit(
     )
     for group in optimiser.param_groups:
         group["start"] = group["lr"]
-    loop = _Loop(learner, beside, optimiser, accelerator, seed, how)
+    loop = _Loop(learner, companion, optimiser, accelerator, seed, how)
     steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
     warmup = how.warmup_epochs / how.epochs
 
-    def keep() -> None:
+    def save() -> None:
         if keeper is not None and accelerator.is_main_process:
-            keeper.keep(loop.state())
+            keeper.save(loop.state())
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for dropout and stochastic depth
@@ -154,14 +156,14 @@ def fit(
                 for batch in loop.batches(data, how.batch_size):
                     factor = schedule_factor(how.schedule, loop.step / steps, warmup)
                     loop.advance(batch, factor, hooks.after_backward, update)
-                    if keeper is not None and keeper.wanted():
-                        keep()
+                    if keeper is not None and keeper.is_due():
+                        save()
                 loop.end_epoch(hooks.validate, hooks.enough)
                 if accelerator.is_main_process:
                     update.line(epoch_line(label, how.epochs, loop.records[-1]))
                 if log is not None and accelerator.is_main_process:
                     write_records(log, loop.records)
-                keep()
+                save()
     loop.select()
     learner.eval()
     return loop.records
@@ -173,14 +175,14 @@ class _Loop:
     def __init__(
         self,
         learner: Learner,
-        beside: nn.Module | None,
+        companion: nn.Module | None,
         optimiser: torch.optim.Optimizer,
         accelerator: Accelerator,
         seed: int,
         how: TrainingConfig,
     ) -> None:
         self._how = how
-        self.learner, self.beside = learner, beside
+        self.learner, self.companion = learner, companion
         self.optimiser, self.accelerator = optimiser, accelerator
         self.prepared = accelerator.prepare(learner, optimiser)
         self._average = None if how.ema is None else MovingAverage(learner, how.ema)
@@ -193,7 +195,7 @@ class _Loop:
         self.best: dict[str, Tensor] | None = None
         self._then: dict[str, Tensor] = {}
         self._restored = False
-        self._factor = 1.0  # of the initial learning rates, in the last step
+        self._factor = 1.0  # factor of the learning rates in the last step
 
     def batches(self, data: DataSource, batch_size: int) -> Iterator[Batch]:
         """Yield the remaining batches of this epoch."""
@@ -219,7 +221,7 @@ class _Loop:
         after_backward: Callable[[], None] | None,
         update: Update,
     ) -> None:
-        """Take a step at a share of the initial learning rates, and accumulate its scalars."""
+        """Take a step with the initial learning rates times a factor; accumulate its scalars."""
         _, optimiser = self.prepared
         self._factor = factor
         for group in self.optimiser.param_groups:
@@ -248,7 +250,7 @@ class _Loop:
         learner, _ = self.prepared
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         images, labels = batch.images[mine], batch.labels[mine]
-        # BatchNorm needs two images.
+        # BatchNorm needs two images in each part.
         count = max(1, min(self._how.accumulate, len(labels) // 2))
         means: dict[str, Tensor] = {}
         for some, own in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
@@ -283,7 +285,7 @@ class _Loop:
         validate: Callable[[], float] | None,
         enough: Callable[[float], float] | None,
     ) -> None:
-        """Validate the present weights, and keep a copy of them if this epoch would be selected."""
+        """Validate the current weights, and keep a copy of them if this epoch would be selected."""
         chosen = self._average is not None  # without validation, the last average
         if validate is not None:
             record["validation"] = validate()
@@ -310,7 +312,7 @@ class _Loop:
         return means
 
     def _check_finite(self) -> None:
-        """Check the statistics, which a loss in training mode does not depend on."""
+        """Check the running statistics, which do not affect the loss in training mode."""
         for name, buffer in self.learner.named_buffers():
             if buffer.is_floating_point() and not bool(buffer.isfinite().all()):
                 raise TrainingError(
@@ -324,7 +326,7 @@ class _Loop:
         tensors, values = optimiser_state(self.optimiser)
         parts: dict[str, Mapping[str, Tensor]] = {
             "learner": self.learner.state_dict(),
-            "beside": {} if self.beside is None else self.beside.state_dict(),
+            _COMPANION: {} if self.companion is None else self.companion.state_dict(),
             "optimiser": tensors,
             "average": {} if self._average is None else self._average.state(),
             "best": {} if self.best is None else self.best,
@@ -359,8 +361,8 @@ class _Loop:
         """
         try:
             self.learner.load_state_dict(state.part("learner"))
-            if self.beside is not None:
-                self.beside.load_state_dict(state.part("beside"))
+            if self.companion is not None:
+                self.companion.load_state_dict(state.part(_COMPANION))
         except RuntimeError as error:
             raise InputError(
                 "the stored state does not fit the networks, whose code has changed since; restore "
@@ -380,7 +382,7 @@ class _Loop:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         self.best = state.part("best") or None
         sums, device = state.part("sums"), self.accelerator.device
-        # In the original order, which is that of the record.
+        # The order of the scalars is restored, because the records list them in it.
         self.sums = {name: sums[name].to(device) for name in values["scalars"]}
         began, self._then = state.part("began"), state.part("random")
         self.order.set_state(began["order"])

@@ -93,7 +93,7 @@ def partial_l2(
     >>> partial_l2(student, teacher, margin=torch.tensor([-1.0])).round(decimals=5)
     tensor([2.])
     """
-    student, teacher = _alike(student, teacher, "features", "put a connector behind the student")
+    student, teacher = _alike(student, teacher, "features", "put a connector after the student")
     if margin.shape != student.shape[1:2]:
         raise UsageError(
             f"margin has shape {tuple(margin.shape)} for features {tuple(student.shape)}; "
@@ -255,7 +255,7 @@ def fitnet_hint(student: Features, teacher: Features) -> PerSample:
     >>> fitnet_hint(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
     tensor([1.])
     """
-    student, teacher = _alike(student, teacher, "features", "put a connector behind the student")
+    student, teacher = _alike(student, teacher, "features", "put a connector after the student")
     return (student - teacher).square().flatten(1).mean(dim=1) / 2
 
 

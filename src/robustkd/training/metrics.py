@@ -95,7 +95,7 @@ def accuracy(logits: Logits, labels: Labels) -> Proportion:
 def attack_success(logits: Logits, labels: Labels, *, target: int) -> Proportion:
     """Count the triggered images of other classes that are classified as the target class (ASR).
 
-    Images of the target class are excluded: classifying them as the target is no attack success.
+    Images of the target class are excluded, since classifying them as this class is correct.
 
     Args:
         logits: n x classes, of triggered images.
@@ -107,7 +107,7 @@ def attack_success(logits: Logits, labels: Labels, *, target: int) -> Proportion
         ``Proportion(0, 0)``, and only the value of a total without images raises.
 
     Raises:
-        UsageError: If the target is no class of the logits, or the lengths differ.
+        UsageError: If the target is not a class of the logits, or the lengths differ.
 
     >>> import torch
     >>> attack_success(
@@ -133,7 +133,7 @@ def robust_accuracy(logits: Logits, labels: Labels, *, target: int) -> Proportio
         Hits among the images of other classes; possibly ``Proportion(0, 0)`` for a batch.
 
     Raises:
-        UsageError: If the target is no class of the logits, or the lengths differ.
+        UsageError: If the target is not a class of the logits, or the lengths differ.
 
     >>> import torch
     >>> robust_accuracy(

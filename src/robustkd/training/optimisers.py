@@ -72,7 +72,7 @@ def parameter_groups(
         rates: Learning rates of children of the learner, by name, in place of ``lr``.
 
     Raises:
-        UsageError: If a rate is not above 0, or the learner has no child of a name.
+        UsageError: If a rate is not above 0, or the learner has no child with that name.
     """
     check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
     children = [name for name, _ in learner.named_children()]
@@ -90,7 +90,7 @@ def parameter_groups(
 def optimiser_state(
     optimiser: torch.optim.Optimizer,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Return the state of an optimiser for a checkpoint: tensors, and all else as JSON values."""
+    """Return the state of an optimiser for a checkpoint: tensors, and JSON values."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, object] = {}
     states = {str(k): optimiser.state.get(p, {}) for k, p in enumerate(_parameters(optimiser))}
@@ -127,7 +127,7 @@ def _placed(value: object, parameter: nn.Parameter) -> object:
     if not isinstance(value, Tensor) or not value.ndim:
         return value.clone() if isinstance(value, Tensor) else value
     if value.shape == parameter.shape:
-        # In the memory format of the parameter: sums in another one may round differently.
+        # The memory format of the parameter is used: sums in another format may round differently.
         like = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
         return like.copy_(value)
     return value.to(parameter.device, copy=True)

@@ -1,4 +1,4 @@
-"""Mixed precision inside and outside of a training."""
+"""Mixed precision in the training loop and elsewhere."""
 
 from __future__ import annotations
 

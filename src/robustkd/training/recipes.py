@@ -1,4 +1,4 @@
-"""Training settings with which fresh networks of an architecture learn."""
+"""Default training settings of each architecture."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LONGEST_WARMUP = 5.0
 
 
 def usual_training(arch: str, *, epochs: int) -> TrainingOptions:
-    """Return the settings for a fresh network of this architecture.
+    """Return the default training settings for a network with fresh weights.
 
-    Networks of torchvision, of timm and of the user's own code are judged by their modules:
+    For networks of torchvision, of timm and of the user's own code, they depend on the modules:
 
     - networks that normalise with LayerNorm and have no BatchNorm, such as vision transformers and
       ConvNeXt, are trained by AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with a learning
@@ -62,7 +62,7 @@ def usual_training(arch: str, *, epochs: int) -> TrainingOptions:
 
 
 def with_defaults(given: TrainingOptions, arch: str) -> TrainingOptions:
-    """Return the given settings, and those of :func:`usual_training` for all others.
+    """Return the given settings, completed by the defaults of :func:`usual_training`.
 
     Raises:
         UsageError: If the architecture is unknown.
@@ -83,7 +83,7 @@ def _without_weights(arch: str) -> nn.Module | None:
                 return registry.build(Spec(arch, 10, (3, side, side)), seed=0).network
         except UsageError as error:
             refused = error
-        # The user's own code may fail in any way on a device without values.
+        # The user's own code may raise any error on the meta device, where tensors have no values.
         except Exception:  # noqa: S112
             continue
     if refused is not None:

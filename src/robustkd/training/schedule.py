@@ -12,9 +12,9 @@ def schedule_factor(schedule: Schedule, done: float, warmup: float = 0.0) -> flo
     """Return the factor of the learning rate after the share ``done``, in [0, 1], of all steps.
 
     ``cosine`` falls from 1 to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983); ``step`` divides
-    by 10 at 1/2 and at 3/4; ``constant`` leaves it as it is. During the share ``warmup``, in
-    [0, 1), at the start, the factor rises linearly from 0 to 1, and the schedule follows in the
-    rest of the training (Goyal et al. 2017, arXiv 1706.02677).
+    by 10 at 1/2 and at 3/4; ``constant`` is always 1. During the first share ``warmup``, in [0, 1),
+    the factor rises linearly from 0 to 1, and the schedule applies to the rest of the training
+    (Goyal et al. 2017, arXiv 1706.02677).
 
     >>> [schedule_factor("step", done) for done in (0.0, 0.5, 0.75)]
     [1.0, 0.1, 0.01]

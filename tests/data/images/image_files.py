@@ -23,7 +23,7 @@ def picture(seed: int, size: int = 16, shade: int | None = None) -> np.ndarray:
 def write_classes(
     folder: Path, counts: Mapping[str, int], *, size: int = 16, seed: int = 0
 ) -> Path:
-    """PNGs in one folder a class; the classes differ in brightness, all images in noise."""
+    """PNGs in one folder per class; the classes differ in brightness, all images in noise."""
     for k, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
         shade = round(255 * (k + 0.5) / len(counts))

@@ -163,9 +163,9 @@ def test_a_split_that_does_not_fit_is_refused(tmp_path):
         ({"format": 1, "test": []}, f"splits off test, but this data needs validation and test; "
          f"{use}"),
         ({**good, "test": good["validation"]}, "names an image twice; use the file of a run"),
-        ({**good, "test": [["a"]]}, "test is no list of names; use the file of a run"),
-        ({**good, "format": 2}, "is no split; use the split.json of a run"),
-        ([], "is no split; use the split.json of a run"),
+        ({**good, "test": [["a"]]}, "test is not a list of names; use the file of a run"),
+        ({**good, "format": 2}, "is not a split; use the split.json of a run"),
+        ([], "is not a split; use the split.json of a run"),
     ]  # fmt: skip
     for content, message in wrong:
         saved.write_text(json.dumps(content))
@@ -248,13 +248,13 @@ def test_names_that_no_report_can_show_are_refused(tmp_path):
     long = write_classes(tmp_path / ("d" * 121), counts)
     refused(
         long,
-        f"{'d' * 121} is no name that results can hold, expected at most 120 characters; rename "
+        f"{'d' * 121} is not a valid name for results; expected at most 120 characters: rename "
         "the folder",
     )
     folder = write_classes(tmp_path / "data", {**counts, "c" * 121: 3})
     refused(
         folder,
-        f"{folder}: the name of the folder '{'c' * 121}' is of 121 characters; expected at most "
+        f"{folder}: the name of the folder '{'c' * 121}' has 121 characters; expected at most "
         "120 characters: rename it",
     )
 
@@ -402,7 +402,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
     write_splits(tmp_path, {"train": counts, "test": counts, "Testing": counts})
     refused(
         tmp_path,
-        f"{tmp_path}/test is a second folder for test, beside Testing; keep one of them",
+        f"{tmp_path}/test is a second folder for test, besides Testing; keep one of them",
     )
 
 
@@ -443,7 +443,7 @@ def test_images_beside_the_splits_are_refused(tmp_path):
     write_classes(tmp_path, {"bus": 3})
     refused(
         tmp_path,
-        f"{tmp_path} has class folders in train, and images in bus beside it; expected either "
+        f"{tmp_path} has class folders in train, and images in bus next to it; expected either "
         "train/CLASS/ or CLASS/ with images: move one of them away",
     )
 

@@ -97,7 +97,7 @@ def _cut_pickle(canary: Path) -> bytes:
 
 
 _CODE = "names code that no state dict needs"
-_NO_SENSE = "has a pickle that makes no sense: "
+_NO_SENSE = "has an invalid pickle: "
 _TOO_LARGE = "bytes; expected at most 72104448 for its architecture: save the state dict alone"
 _RAW = "is a raw pickle"
 
@@ -134,7 +134,7 @@ PICKLES = {
         lambda c: _legacy(3, c)[:-100], f"{_CODE} ('posix.system')"
     ),
     "legacy, payload behind its end": _payload(
-        lambda c: legacy(weights()) + pickle.dumps(touching(c)), "goes on behind its storages"
+        lambda c: legacy(weights()) + pickle.dumps(touching(c)), "continues after its storages"
     ),
     "legacy, list of storages without one": _bytes(
         lambda: _legacy_but(4, lambda _: b"\x80\x02]."), "lists other storages than its tensors"
@@ -179,19 +179,19 @@ PICKLES = {
     ),
     "second pickle behind the first": _payload(
         lambda canary: checkpoint(b"\x80\x02}." + pickle.dumps(touching(canary), protocol=2)),
-        "has a pickle that goes on after its end",
+        "has a pickle that continues after its end",
     ),
     "memo read before it is written": _bytes(checkpoint(b"\x80\x02h\x05."), _NO_SENSE),
     "memo doubles a list 40 times": _bytes(
         lambda: checkpoint(b"\x80\x02]q\0" + b"]q\1(h\0h\0eq\0" * 40 + b"."),
-        "has a pickle that makes no sense: STOP",
+        "has an invalid pickle: STOP",
     ),
     "memo doubles a key 40 times": _bytes(
         lambda: checkpoint(b"\x80\x02}K\1\x85q\0" + b"h\0\x86q\0" * 40 + b"K\1s."),
         _NO_SENSE + "a key that is neither text nor a number",
     ),
     "SETITEM on a non-dict": _bytes(
-        checkpoint(b"\x80\x02]K\1K\2s."), _NO_SENSE + "SETITEM on something that is no dict"
+        checkpoint(b"\x80\x02]K\1K\2s."), _NO_SENSE + "SETITEM on something that is not a dict"
     ),
     "BUILD on a tensor": _bytes(
         checkpoint(tensor_program()[:-2] + b"}bs.", _0=bytes(16)), _NO_SENSE + "BUILD"
@@ -333,7 +333,9 @@ ARCHIVES = {
         "has a wrong checksum in 'archive/data/",
     ),
     "zip member marked as encrypted": _bytes(lambda: _flagged(1), "has an encrypted member"),
-    "zip member with odd flag bits": _bytes(lambda: _flagged(0x20), "has the odd flag bits 0x0020"),
+    "zip member with odd flag bits": _bytes(
+        lambda: _flagged(0x20), "has the unsupported flag bits 0x0020"
+    ),
     "zip with two data.pkl": _bytes(
         lambda: zipped([("archive/data.pkl", b"\x80\x02}.")] * 2),
         "has two members named 'archive/data.pkl'",
@@ -353,14 +355,14 @@ ARCHIVES = {
     ),
     "zip member named ../": _bytes(lambda: _with("archive/../../x"), "name leads elsewhere"),
     "zip member with an absolute name": _bytes(
-        lambda: _with("/etc/x"), "has a member with the odd"
+        lambda: _with("/etc/x"), "has a member with the invalid name"
     ),
     "zip member that is a symlink": _bytes(_link, "has a member that is not a plain file"),
     "zip with bytes before it": _bytes(
         lambda: b"PK\x03\x04" + saved({"w": torch.ones(2)}), "points at a second directory"
     ),
     "zip with bytes behind it": _bytes(
-        lambda: saved({"w": torch.ones(2)}) + b"\0", "goes on behind its zip archive"
+        lambda: saved({"w": torch.ones(2)}) + b"\0", "has bytes after its zip archive"
     ),
     "zip cut off": _bytes(lambda: saved(weights())[:-100], "is a damaged or cut off zip archive"),
     "zip of 50,000 members": _bytes(
@@ -428,7 +430,7 @@ SAFETENSORS = {
     "safetensors unknown dtype": _bytes(
         safetensors({"a": entry(2, dtype="C64", end=16)}, bytes(16)), "the unknown type 'C64'"
     ),
-    "safetensors trailing bytes": _bytes(safetensors({"a": _W}, bytes(9)), "goes on: "),
+    "safetensors trailing bytes": _bytes(safetensors({"a": _W}, bytes(9)), "has further bytes: "),
     "safetensors cut off": _bytes(lambda: save({"w": torch.ones(9)})[:-1], "is cut off: "),
     "safetensors header nested 100,000 deep": _bytes(
         safetensors(b'{"a":' + b"[" * 100_000), "has a header that is not JSON"

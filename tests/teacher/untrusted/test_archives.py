@@ -256,7 +256,7 @@ AMBIGUOUS = {
     ),
     "more members than there are": (
         lambda: counted(1),
-        "has a directory of fewer members than it counts",
+        "has fewer members in its directory than it declares",
     ),
     "another count in the end": (
         lambda: changed(END, 10, b"\x02\0"),

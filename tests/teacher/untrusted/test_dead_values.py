@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustkd.teacher.untrusted.allowed_names import may_be_called, may_stand
+from robustkd.teacher.untrusted.allowed_names import may_be_called, may_occur
 from tests.teacher.untrusted.samples import checkpoint, saved
 from tests.teacher.untrusted.test_readers import converted, damaged
 
@@ -140,7 +140,7 @@ NAMES_OF_CODE = (
 
 @pytest.mark.parametrize("name", NAMES_OF_CODE)
 def test_names_of_code_may_not_even_stand(name):
-    assert not may_stand(name)
+    assert not may_occur(name)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_names_of_code_may_not_even_stand(name):
         "my.nets net",
     ],
 )
-def test_names_of_functions_may_stand_but_not_be_called(name):
-    assert may_stand(name)
+def test_names_of_functions_may_occur_but_not_be_called(name):
+    assert may_occur(name)
     assert not may_be_called(name)
     module, _, within = name.partition(" ")
     program = f"\x80\x02c{module}\n{within}\n)R.".encode("latin-1")
@@ -168,8 +168,8 @@ def test_names_of_functions_may_stand_but_not_be_called(name):
 
 
 def test_every_module_of_python_is_known_as_such():
-    assert not any(may_stand(f"{module} Anything") for module in sys.stdlib_module_names)
-    assert not any(may_stand(f"{module} anything") for module in sys.builtin_module_names)
+    assert not any(may_occur(f"{module} Anything") for module in sys.stdlib_module_names)
+    assert not any(may_occur(f"{module} anything") for module in sys.builtin_module_names)
 
 
 def test_all_that_pickle_itself_would_call_is_refused_or_dead():

@@ -23,8 +23,8 @@ WITHOUT = (
     "from robustkd.teacher.untrusted.child import main; main()"
 )
 SAYS = (
-    "is not read: this system has no seccomp, so that its reader could do harm; use Linux on "
-    "x86-64 or arm64, or accept the risk with --allow-weak-sandbox"
+    "is not read: this system has no seccomp, so a flaw in the reader could be exploited; use "
+    "Linux on x86-64 or arm64, or accept the risk with --allow-weak-sandbox"
 )
 
 

@@ -56,7 +56,7 @@ def test_truncation_at_any_byte_is_refused():
     assert damaged(SMALL) == ""
     for length in range(len(SMALL)):
         assert damaged(SMALL[:length]), length
-    assert damaged(SMALL + b"\0") == "goes on behind its storages"
+    assert damaged(SMALL + b"\0") == "continues after its storages"
 
 
 @given(data=st.data())
@@ -80,9 +80,9 @@ def without_memo(number: int) -> bytes:
     [
         (1, without_memo(1002), "does not begin as a checkpoint in the legacy format; it is damag"),
         (2, b"\x80\x02].", "does not begin as a checkpoint in the legacy format; it is damaged"),
-        (4, b"\x80\x02}.", "has a list of storages that is none; it is damaged"),
+        (4, b"\x80\x02}.", "has an invalid list of storages; it is damaged"),
         (4, b"\x80\x02](X\1\0\0\0aX\1\0\0\0ae.", "lists other storages than its tensors have; it"),
-        (4, b"\x80\x02](K\1e.", "has a list of storages that is none; it is damaged"),
+        (4, b"\x80\x02](K\1e.", "has an invalid list of storages; it is damaged"),
         (3, b"\x80\x02N.", "lists other storages than its tensors have; it is damaged"),
     ],
 )

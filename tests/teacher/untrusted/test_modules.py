@@ -88,13 +88,13 @@ def parts(modules: bytes, parameters: bytes = b"}", buffers: bytes = b"}") -> by
 @pytest.mark.parametrize(
     ("program", "says"),
     [
-        (module(parts(b"}X\1\0\0\0ah\0s"), b"q\0"), "has a module of too many parts; save its sta"),
-        (module(parts(b"}" + text("a") + b"K\1s")), "has a module whose part 'a' is no module"),
-        (module(parts(b"}", b"}" + text("w") + b"K\1s")), "has a module whose tensor 'w' is none"),
+        (module(parts(b"}X\1\0\0\0ah\0s"), b"q\0"), "has a module with too many parts"),
+        (module(parts(b"}" + text("a") + b"K\1s")), "has a module whose child 'a' is not a module"),
+        (module(parts(b"}", b"}" + text("w") + b"K\1s")), "has a module whose 'w' is not a tensor"),
         (module(parts(b"]")), "has a module '' that is damaged"),
-        (module(parts(b"}K\1Ns")), "has tensors whose names are no text"),
+        (module(parts(b"}K\1Ns")), "has tensors whose names are not text"),
         (module(parts(b"}")), "holds an object of the class 'torch.nn.modules.module.Module' wi"),
-        (module(parts(b"}")) + b"}b", "has a pickle that makes no sense: BUILD twice"),
+        (module(parts(b"}")) + b"}b", "has an invalid pickle: BUILD twice"),
     ],
 )
 def test_modules_that_make_no_sense_are_refused(program, says):
@@ -108,7 +108,7 @@ def test_modules_within_modules_take_no_exponential_time():
     for _ in range(60):
         program += b"0" + module(parts(b"}(" + text("a") + b"h\0" + text("b") + b"h\0u")) + b"q\0"
     assert damaged(checkpoint(b"\x80\x02" + program + b".")) == (
-        "has a module of too many parts; save its state dict"
+        "has a module with too many parts; save its state dict"
     )
 
 
@@ -118,5 +118,5 @@ def test_a_large_set_that_many_modules_share_takes_no_quadratic_time():
     children = b"".join(text(str(n)) + inner for n in range(300))
     program = names + b"0" + module(parts(b"}(" + children + b"u"))
     assert damaged(checkpoint(b"\x80\x02" + program + b".")) == (
-        "has a module of too many parts; save its state dict"
+        "has a module with too many parts; save its state dict"
     )

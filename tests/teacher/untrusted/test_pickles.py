@@ -15,7 +15,7 @@ FURTHER = (
     "has a tensor with further properties, such as the negative or the conjugate of its values; "
     "save it with resolve_neg().resolve_conj().clone()"
 )
-WRONG = "has a pickle that makes no sense: a tensor of the wrong arguments"
+WRONG = "has an invalid pickle: a tensor with wrong arguments"
 HOOKS = "has a tensor with backward hooks; save it with detach()"
 
 
@@ -95,7 +95,7 @@ def test_attributes_of_the_state_dict():
     assert damaged(built(b"}X\x09\0\0\0_metadata}s")) == ""
     for state in (b"}X\5\0\0\0items}s", b"}", b"N", b"]"):
         assert damaged(built(state)) == (
-            "has a pickle that makes no sense: an OrderedDict with attributes other than _metadata"
+            "has an invalid pickle: an OrderedDict with attributes other than _metadata"
         )
     state = OrderedDict(weights())
     state._metadata = {"": {"version": 2}}

@@ -308,7 +308,7 @@ def test_what_is_no_state_dict_is_said():
     assert damaged(saved(torch.ones(2))) == "holds a single tensor instead of a state dict"
     assert damaged(saved([1])) == "holds a list instead of a state dict"
     assert damaged(saved({"a": {}, 3: "x"})) == ("holds no state dict; it has ('a', '3')")
-    assert damaged(saved({1: torch.ones(1)})) == "has tensors whose names are no text"
+    assert damaged(saved({1: torch.ones(1)})) == "has tensors whose names are not text"
 
 
 def test_a_storage_must_be_there_and_of_the_length_that_is_said():

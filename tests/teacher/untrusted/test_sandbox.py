@@ -120,14 +120,14 @@ GOOD = {"enforced": ["memory"], "peak_mib": 1.5, "format": "torch zip"}
 def test_a_process_that_hangs_is_ended(monkeypatch):
     started = time.monotonic()
     verdict = run("import time; time.sleep(1000)", monkeypatch, seconds=1)
-    assert verdict.refusal == "takes longer than 1 s to read; it is damaged, or made to"
+    assert verdict.refusal == "takes longer than 1 s to read; it is damaged or malicious"
     assert time.monotonic() - started < 60
 
 
 def test_a_process_that_the_system_kills_is_not_called_slow(monkeypatch):
     verdict = run("import os; os.kill(os.getpid(), 9)", monkeypatch)
     assert verdict.refusal == (
-        "cannot be read: the system ended its reader, most likely for lack of memory"
+        "cannot be read: the system killed the reading process, most likely because memory ran out"
     )
 
 
@@ -138,7 +138,7 @@ def test_ignored_signals_of_children_do_not_matter(tmp_path, monkeypatch):
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         assert quarantine.read(path).tensors.keys() == weights().keys()
-        assert run("1 / 0", monkeypatch).refusal.startswith("makes its reader ")
+        assert run("1 / 0", monkeypatch).refusal.startswith("makes the reading process ")
         slow = run("import time; time.sleep(99)", monkeypatch, seconds=1)
         assert slow.refusal.startswith("takes longer than 1 s")
     finally:
@@ -166,7 +166,7 @@ def test_what_the_system_lacks_is_not_the_fault_of_the_file(failing, number, tmp
         quarantine.read(path)
     assert str(caught.value) == (
         f"{path} cannot be read because of the system: {os.strerror(number)}; free space in the "
-        "folder for temporary files, or set TMPDIR to one that has room for the file twice"
+        "folder for temporary files, or set TMPDIR to one that has room for two copies of the file"
     )
 
 
@@ -183,7 +183,7 @@ def test_no_folder_for_temporary_files_is_said(tmp_path, monkeypatch):
     [("import os; os.abort()", -6), ("1 / 0", 1), ("import os; os._exit(7)", 7)],
 )
 def test_a_process_that_fails_is_a_refusal(code, status, monkeypatch):
-    refusal = f"makes its reader fail (status {status}); it is damaged, or made to"
+    refusal = f"makes the reading process fail (status {status}); it is damaged or malicious"
     assert run(code, monkeypatch).refusal == refusal
 
 
@@ -205,13 +205,13 @@ def test_a_process_that_fails_is_a_refusal(code, status, monkeypatch):
 )
 def test_a_verdict_out_of_order_is_a_refusal(said, monkeypatch):
     assert run(saying(said), monkeypatch).refusal == (
-        "makes its reader say nonsense; it is damaged, or made to"
+        "makes the reading process return an invalid verdict; it is damaged or malicious"
     )
 
 
 def test_a_verdict_that_is_too_long_is_a_refusal(monkeypatch):
     code = f"import os; os.write(2, b'{{\"enforced\": [\"{{}}\"]}}'.replace(b'{{}}', b'x' * {MIB}))"
-    assert "its reader say nonsense" in run(code, monkeypatch).refusal
+    assert "the reading process return an invalid verdict" in run(code, monkeypatch).refusal
 
 
 def test_a_verdict_in_order_is_believed(monkeypatch):
@@ -251,7 +251,10 @@ def test_output_that_is_no_safetensors_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "_START", saying(GOOD).replace("{", "{{").replace("}", "}}"))
     with pytest.raises(InputError) as caught:
         quarantine.read(path)
-    assert str(caught.value) == f"{path} makes its reader write nonsense; it is damaged"
+    assert (
+        str(caught.value)
+        == f"{path} makes the reading process write an invalid file; it is damaged"
+    )
 
 
 def test_what_is_read_and_said_of_an_honest_file(tmp_path):
@@ -286,7 +289,7 @@ def test_mutated_files_are_read_or_refused_by_the_whole_path(count, tmp_path):
             ends["refused"] += 1
             message = str(error)
             assert message.isprintable(), message
-            assert "its reader" not in message, message
+            assert "the reading process" not in message, message
     assert min(ends.values()) > 0
 
 

@@ -112,7 +112,9 @@ def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
     listed = 0
     for split, names in held.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{shown(path)}: {split} is no list of names; use the file of a run")
+            raise InputError(
+                f"{shown(path)}: {split} is not a list of names; use the file of a run"
+            )
         split_of |= dict.fromkeys(names, split)
         listed += len(names)
     if len(split_of) != listed:
@@ -141,7 +143,7 @@ def _content(path: Path, *, images: int) -> dict[str, object]:
             "split.json of a run"
         ) from error
     if not isinstance(content, dict) or content.get("format") != 1:
-        raise InputError(f"{shown(path)} is no split; use the split.json of a run")
+        raise InputError(f"{shown(path)} is not a split; use the split.json of a run")
     return content
 
 

@@ -52,7 +52,7 @@ def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
         expected = unfit(name)
         if expected is not None:
             raise InputError(
-                f"{shown(root / part)}: the name of the folder {_quoted(name)} is of "
+                f"{shown(root / part)}: the name of the folder {_quoted(name)} has "
                 f"{len(name)} characters; expected {expected}: rename it"
             )
     return tuple(sorted(names))
@@ -158,10 +158,10 @@ def read_class_names(path: Path, found: Sequence[str]) -> ClassNames:
 
 
 def _numbered(lines: Sequence[str], path: Path) -> dict[int, str]:
-    """Return the names by number if every line is a number and a name, or nothing.
+    """Return the names by number if every line is a number and a name; otherwise nothing.
 
     Raises:
-        InputError: If a number or a name is there twice.
+        InputError: If a number or a name occurs twice.
     """
     parts = [_NUMBERED.fullmatch(line) for line in lines]
     pairs = [(int(part[1]), part[2]) for part in parts if part is not None]

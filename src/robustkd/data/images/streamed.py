@@ -81,14 +81,14 @@ class Pictures:
     def __post_init__(self) -> None:
         if (expected := unfit(self.name)) is not None:
             raise InputError(
-                f"{shown(self.name)} is no name that results can hold, expected {expected}; rename "
+                f"{shown(self.name)} is not a valid name for results; expected {expected}: rename "
                 "the folder"
             )
         if len(self.classes) < 2:
             found = ", ".join(map(repr, self.classes)) or "none"
             raise InputError(
                 f"{shown(self.name)}: expected at least two classes, found {found}; give a folder "
-                "that holds one folder a class"
+                "that holds one folder per class"
             )
         for split, part in self.parts.items():
             if not len(part):

@@ -90,7 +90,7 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
             f"{shown(root)} has no folders; expected train/CLASS/ or CLASS/ with images"
         )
     if nested:
-        _check_beside(root, top, [name for name in found if name not in splits.values()], skipped)
+        _check_others(root, top, [name for name in found if name not in splits.values()], skipped)
     part, classes = (top, nested) if nested else ("", found)
     named = ClassNames(classes)
     if isinstance(reading.classes, tuple):
@@ -118,15 +118,15 @@ def _splits(root: Path, found: Sequence[str]) -> dict[Split, str]:
             continue
         if split in splits:
             raise InputError(
-                f"{shown(root / name)} is a second folder for {split}, beside {splits[split]}; "
+                f"{shown(root / name)} is a second folder for {split}, besides {splits[split]}; "
                 "keep one of them"
             )
         splits[split] = name
     return splits
 
 
-def _check_beside(root: Path, top: str, others: Sequence[str], skipped: Counter[str]) -> None:
-    """Count folders beside those of the splits, and refuse those that could be classes.
+def _check_others(root: Path, top: str, others: Sequence[str], skipped: Counter[str]) -> None:
+    """Count folders other than those of the splits, and refuse those that could be classes.
 
     Raises:
         InputError: If such a folder holds images.
@@ -134,8 +134,8 @@ def _check_beside(root: Path, top: str, others: Sequence[str], skipped: Counter[
     for name in others:
         if image_names(root, name):
             raise InputError(
-                f"{shown(root)} has class folders in {top}, and images in {shown(name)} beside it; "
-                f"expected either {top}/CLASS/ or CLASS/ with images: move one of them away"
+                f"{shown(root)} has class folders in {top}, and images in {shown(name)} next to "
+                f"it; expected either {top}/CLASS/ or CLASS/ with images: move one of them away"
             )
         skipped["folders"] += 1
 

@@ -2,10 +2,10 @@
 
 Source: He, Zhang, Ren and Sun, *Identity Mappings in Deep Residual Networks*, ECCV 2016,
 arXiv 1603.05027. The layers and their names are those of the network that is common in work on
-backdoors, such as BackdoorBench, so that its weights fit. Differences from the paper, which it
-shares: 18 layers of 64 to 512 channels for small images, with a 3x3 stem of stride 1; no
-normalisation and no ReLU behind the last block. Ours: average pooling over any size of feature map;
-one or three input channels; no activation works in place.
+backdoors, such as BackdoorBench, so that its weights fit. Differences of that network from the
+paper: 18 layers of 64 to 512 channels for small images, with a 3x3 stem of stride 1; no
+normalisation and no ReLU after the last block. Further differences of this implementation: average
+pooling over feature maps of any size; one or three input channels; no in-place activation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WIDTHS = (64, 64, 128, 256, 512)
 
 
 class _Block(nn.Module):
-    """Twice BatchNorm, ReLU and 3x3 convolution; a 1x1 shortcut convolution if shapes change."""
+    """BatchNorm, ReLU and 3x3 convolution, twice; a 1x1 shortcut convolution if shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ _SMALL = 96
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters."""
+    """Two 3x3 convolutions with a shortcut without parameters."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

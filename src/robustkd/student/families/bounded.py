@@ -25,7 +25,7 @@ class Family(Protocol):
     """A kind of transformation with one learned member for each class."""
 
     def __call__(self, images: Images, toward: Labels) -> Images:
-        """Transform every image by the member of the class that it is driven to."""
+        """Transform every image by the member of its target class ``toward``."""
 
     def advance(self, scale: float) -> None:
         """Update every used member along its gradient, within ``scale`` times its bound."""
@@ -42,7 +42,7 @@ class Bounded(nn.Module):
         shape: Shape of one member's parameters.
         bound: Largest absolute value of the parameters: one number, or one for each.
         transform: Function of images and one set of parameters for each image; zero parameters
-            should leave images as they are.
+            should leave images unchanged.
         random: Generator of the initial parameters, which are uniform in the box.
         step: Length of a step, as a share of the bound.
         start: Largest absolute value of the initial parameters, as a share of the bound.
@@ -72,7 +72,7 @@ class Bounded(nn.Module):
         self.register_buffer("average", torch.zeros_like(first))
 
     def forward(self, images: Images, toward: Labels) -> Images:
-        """Transform every image by the member of the class that it is driven to."""
+        """Transform every image by the member of its target class ``toward``."""
         self.to(images.device)
         self.members = self.members.detach().requires_grad_()
         return self.transform(images, self.members[toward])

@@ -26,7 +26,7 @@ _HIDDEN = 12
 _KERNEL = 5
 _CELLS = 4
 _STEP = 0.05
-"""Length of a step; the step of other families makes generators too strong for small students."""
+"""Step size; with the step size of other families, generators are too strong for small students."""
 _START = 0.5
 """Largest absolute value of the initial parameters."""
 _SCALE = 0.5

@@ -169,8 +169,8 @@ def detoxify(
         clean: Clean images; masks are trained on ``train``, and lambda is chosen on ``validation``,
             which needs labels. For training images without a label, the prediction of the teacher
             is used.
-        stages: Module paths to mask, in order; the teacher's own ``taps`` or found by probing
-            when None.
+        stages: Module paths to mask, in order. If None, the ``taps`` of the teacher are used, or
+            stages are found by probing.
         precision: Mixed precision while masks and patterns are learned; variances and accuracy
             are measured in full precision.
         seed: Seed of the order and the augmentation of images.
@@ -178,12 +178,13 @@ def detoxify(
             ``steps``.
 
     Returns:
-        The detoxified teacher, on the teacher's device, and the record. When no lambda holds the
-        budget, all masks are zero and the logits are the teacher's: the record's curve shows it.
+        The detoxified teacher, on the teacher's device, and the record. If no lambda stays within
+        the budget, all masks are zero and the logits are those of the teacher; the curve in the
+        record shows this.
 
     Raises:
         UsageError: If a number is out of range, or a stage does not exist or does not vary.
-        TrainingError: If masks or patterns stop being finite.
+        TrainingError: If masks or patterns are no longer finite.
     """
     given = DetoxSettings(**settings)
     _check(given)
@@ -244,7 +245,7 @@ def check_search(
     """Check the arguments of the search for lambda in :func:`detoxify`.
 
     Raises:
-        UsageError: Naming the first argument that is out of range.
+        UsageError: If an argument is out of range; the message names the first one.
     """
     check_positive(variance_weight=variance_weight, steps=steps, lr=lr)
     check_not_negative(raises=raises, bisections=bisections)

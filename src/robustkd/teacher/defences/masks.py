@@ -52,7 +52,7 @@ class FeatureMask(nn.Module):
 
 
 class DetoxifiedTeacher(nn.Module):
-    """A frozen teacher with feature masks behind its stages.
+    """A frozen teacher with feature masks after its stages.
 
     It is always in eval mode. :attr:`taps` are the paths of its *cleaned* features.
 
@@ -95,11 +95,16 @@ class DetoxifiedTeacher(nn.Module):
 def save_detoxified(
     teacher: DetoxifiedTeacher, path: str | Path, *, provenance: Mapping[str, object] | None = None
 ) -> None:
-    """Save a detoxified teacher with its masks as one file; the arguments are those of ``save``.
+    """Save a detoxified teacher with its masks as one file.
+
+    Args:
+        teacher: The detoxified teacher.
+        path: File to write; its folder is created.
+        provenance: Origin of the teacher, in JSON values without times or paths.
 
     Raises:
-        UsageError: If the network inside is not of :mod:`robustkd.models`.
-        InputError: If the file cannot be written.
+        UsageError: If the original network is not a :class:`robustkd.models.Classifier`.
+        WriteError: If the file cannot be written.
     """
     path = Path(path)
     inner = teacher.teacher
@@ -124,9 +129,12 @@ def load_detoxified(
         arch: Architecture, as for :func:`robustkd.models.load`.
         links: If True, the path may be a link, as for :func:`robustkd.models.load`.
 
+    Returns:
+        The detoxified teacher, in eval mode and without gradients, on the CPU.
+
     Raises:
         UsageError: If the architecture is unknown.
-        InputError: If the file is damaged, or its tensors do not fit its own description.
+        InputError: If the file is damaged, or its tensors do not fit its description.
     """
     path = Path(path)
     tensors, description = serialization.read_safetensors(path, links=links)
@@ -136,7 +144,7 @@ def load_detoxified(
     try:
         listed: Any = description["masks"]
         caps = {str(name): float(cap) for name, cap in listed}
-        # On the meta device, shapes take no memory, whatever the file claims.
+        # On the meta device, tensors take no memory, even if the file declares huge shapes.
         hollow = copy.deepcopy(inner).to("meta")
         with taps.read(hollow, list(caps)) as features, torch.no_grad():
             hollow(torch.zeros(1, *inner.spec.image_shape, device="meta"))

@@ -1,11 +1,12 @@
 """Global names that the pickle of a checkpoint may contain, and those whose calls are accepted.
 
-No name is ever looked up. A few have stand-ins that are read: tensors, storages and ordered
-dictionaries. All others are *dead*: they stay names, and objects of them are never built.
+No name is ever imported. The names of tensors, storages and ordered dictionaries have stand-ins,
+which are read. All other names are *dead*: they are kept as text, and no object of them is built.
 
 A name of Python's standard library must be on a fixed list of harmless types of data, wherever it
-stands. A name of another package may be a value, or a class; a call of a function is refused unless
-it is on the list. By convention, the name of a class begins with a capital letter.
+occurs. A name of another package may occur as a value, and may be called if it is the name of a
+class, which by convention begins with a capital letter. A call of a function is refused unless the
+function is on the list.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ _TYPES_OF_PYTHON = frozenset(
         *_all("functools", "partial"),
         *_all("enum", "Enum IntEnum Flag IntFlag StrEnum"),
         *_all("typing", "Any Callable Dict List Literal Optional Sequence Set Tuple Type Union"),
-        # A call of this one encodes bytes, and of the other two builds an empty object.
+        # When called, the first encodes text as bytes, and the other two build an empty object.
         *_all("_codecs", "encode"),
         *_all("copy_reg", "_reconstructor"),
         *_all("copyreg", "_reconstructor"),
@@ -80,23 +81,23 @@ _FUNCTIONS = frozenset(
         *_all("torch.nn.backends.thnn", "_get_thnn_function_backend"),
     }
 )
-# What pickles of Python 2 call the modules, and modules that are or were installed with Python.
-# Names of modules of other versions of Python are on the list as well.
+# Modules that are installed with this or another version of Python, and their names in pickles of
+# Python 2.
 _OF_PYTHON = sys.stdlib_module_names | {name.partition(".")[0] for name in IMPORT_MAPPING}
 _OF_PYTHON |= {*sys.builtin_module_names}
 _OF_PYTHON |= {"pip", "setuptools", "pkg_resources", "_distutils_hack", "wheel", "ensurepip"}
 _OF_PYTHON |= {"test", "distutils", "imp", "asyncore", "asynchat", "smtpd", "commands", "popen2"}
 _OF_PYTHON |= {"cgi", "crypt", "pipes", "telnetlib", "lib2to3", "compression", "annotationlib"}
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-# Only a class may have something within: "torch os.system" would be a way to another module.
+# Only a class may contain a further name: "torch os.system" would lead to another module.
 _WITHIN = re.compile(r"(_*[A-Z]\w*\.)*[A-Za-z_]\w*", re.ASCII)
 _CLASS = re.compile(r"(_*[A-Z]\w*\.)*_*[A-Z]\w*", re.ASCII)
 
 
-def may_stand(name: str) -> bool:
+def may_occur(name: str) -> bool:
     """Return whether a pickle may contain a name, given as ``module name``.
 
-    >>> may_stand("argparse Namespace"), may_stand("os system"), may_stand("my.nets Net")
+    >>> may_occur("argparse Namespace"), may_occur("os system"), may_occur("my.nets Net")
     (True, False, True)
     """
     module, _, within = name.partition(" ")
@@ -108,7 +109,7 @@ def may_stand(name: str) -> bool:
 
 
 def may_be_called(name: str) -> bool:
-    """Return whether a call of a name that :func:`may_stand` is accepted as a dead object.
+    """Return whether a call of a name that :func:`may_occur` is accepted as a dead object.
 
     >>> may_be_called("my.nets Net"), may_be_called("torch.hub load")
     (True, False)

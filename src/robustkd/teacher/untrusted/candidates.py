@@ -1,7 +1,7 @@
 """Finding the state dicts in a checkpoint: every mapping of tensors, and every whole module.
 
-No key has a meaning here. Which of the state dicts is the network is decided by what fits the
-architecture that the user names.
+No key has a special meaning. The caller selects the state dict that fits the architecture which
+the user names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Candidate:
     Attributes:
         tensors: The tensors by name, in the order of the file.
         keys: Keys that lead to it, outermost first.
-        ignored: Other keys on the way, and keys within it of values that are no tensors.
+        ignored: Other keys of the mappings that lead to it, and its own keys whose values are not
+            tensors.
     """
 
     tensors: Mapping[str, TensorRef]
@@ -46,7 +47,7 @@ def candidates(saved: object) -> list[Candidate]:
     search = _Search()
     found = list(search.within(saved))
     if not found:
-        raise Refusal(search.odd or _without_any(saved))
+        raise Refusal(search.problem or _without_any(saved))
     kept = sorted(found, key=lambda place: -len(place.tensors))[:MOST]
     return [place.candidate() for place in found if any(place is other for other in kept)]
 
@@ -56,49 +57,53 @@ class _Place:
     """A state dict, and the mappings that lead to it with their keys."""
 
     tensors: Mapping[str, TensorRef]
-    way: tuple[tuple[dict[object, object], str], ...]
+    path: tuple[tuple[dict[object, object], str], ...]
     own: Mapping[object, object]
 
     def candidate(self) -> Candidate:
-        beside = [key for mapping, taken in self.way for key in mapping if key != taken]
-        beside += [key for key, value in self.own.items() if not isinstance(value, TensorRef)]
-        return Candidate(self.tensors, tuple(key for _, key in self.way), tuple(map(_text, beside)))
+        ignored = [key for mapping, taken in self.path for key in mapping if key != taken]
+        ignored += [key for key, value in self.own.items() if not isinstance(value, TensorRef)]
+        keys = tuple(key for _, key in self.path)
+        return Candidate(self.tensors, keys, tuple(map(_text, ignored)))
 
 
 class _Search:
-    """A search of bounded length; each value is visited once, each module as often as it is used.
+    """Search with a limited number of steps.
+
+    Each value is visited once, except that a module is visited each time that it is used.
 
     Attributes:
-        odd: Reason why a mapping of tensors is none of the candidates; empty if there is none.
+        problem: Reason why a mapping of tensors is not a candidate; empty if there is no such
+            mapping.
     """
 
     def __init__(self) -> None:
-        self.odd = ""
+        self.problem = ""
         self._seen: set[int] = set()
         self._steps = 0
 
     def within(
-        self, value: object, way: tuple[tuple[dict[object, object], str], ...] = ()
+        self, value: object, path: tuple[tuple[dict[object, object], str], ...] = ()
     ) -> Iterator[_Place]:
-        """Yield the state dicts in a value, itself first."""
-        if id(value) in self._seen or len(way) > _DEEPEST:
+        """Yield the state dicts in a value, beginning with the value itself."""
+        if id(value) in self._seen or len(path) > _DEEPEST:
             return
         self._seen.add(id(value))
         tensors: dict[str, TensorRef] = {}
         if isinstance(value, Dead) and _is_module(value):
             self._module(value, "", tensors)
             if tensors:
-                yield _Place(tensors, way, {})
+                yield _Place(tensors, path, {})
         if not isinstance(value, dict):
             return
         tensors = {name: item for name, item in value.items() if isinstance(item, TensorRef)}
         if tensors and all(isinstance(name, str) for name in tensors):
-            yield _Place(tensors, way, value)
+            yield _Place(tensors, path, value)
         elif tensors:
-            self.odd = self.odd or "has tensors whose names are no text"
+            self.problem = self.problem or "has tensors whose names are not text"
         for key, item in value.items():
             if isinstance(item, dict | Dead) and isinstance(key, str) and _is_short(key):
-                yield from self.within(item, (*way, (value, key)))
+                yield from self.within(item, (*path, (value, key)))
 
     def _module(self, module: Dead, prefix: str, found: dict[str, TensorRef]) -> None:
         """Collect the tensors of a module by the names that its state dict would give them."""
@@ -111,23 +116,23 @@ class _Search:
                 if value is None or (part is buffers and name in skipped):
                     continue
                 if not isinstance(value, TensorRef):
-                    raise Refusal(f"has a module whose tensor {quoted(prefix + name)} is none")
+                    raise Refusal(f"has a module whose {quoted(prefix + name)} is not a tensor")
                 self._step(prefix)
                 found[prefix + name] = value
         for name, value in _entries(modules, prefix):
             if isinstance(value, Dead):
                 self._module(value, f"{prefix}{name}.", found)
             elif value is not None:
-                raise Refusal(f"has a module whose part {quoted(prefix + name)} is no module")
+                raise Refusal(f"has a module whose child {quoted(prefix + name)} is not a module")
 
     def _step(self, prefix: str) -> None:
         self._steps += 1
         deep = len(prefix) > LONGEST_NAME or prefix.count(".") > _DEEPEST_MODULE
         if self._steps > _MOST_STEPS or deep:
-            raise Refusal("has a module of too many parts; save its state dict")
+            raise Refusal("has a module with too many parts; save its state dict")
 
     def _names(self, value: object, prefix: str) -> set[str]:
-        """Return the names in the stand-in of a set."""
+        """Return the names in the stand-in for a set."""
         if isinstance(value, Dead) and len(value.arguments) == 1:
             value = value.arguments[0]
         names: set[str] = set()
@@ -147,7 +152,7 @@ def _entries(part: object, prefix: str) -> Iterator[tuple[str, object]]:
         raise Refusal(f"has a module {quoted(prefix)} that is damaged")
     for name, value in part.items():
         if not isinstance(name, str):
-            raise Refusal("has tensors whose names are no text")
+            raise Refusal("has tensors whose names are not text")
         yield name, value
 
 
@@ -156,7 +161,7 @@ def _is_short(key: str) -> bool:
 
 
 def _text(key: object) -> str:
-    """Return a key as text; that of a dead value may be as large as the file."""
+    """Return a key as text, or the name of its type if its text may be as large as the file."""
     if isinstance(key, str | int | float | None):
         return str(key)
     return key.name if isinstance(key, Name) else type(key).__name__

@@ -25,8 +25,8 @@ from robustkd.teacher.untrusted.write_safetensors import write_layout, write_pla
 
 _MOST_IGNORED = 20
 _TOO_WEAK = (
-    "is not read: this system has no seccomp, so that its reader could do harm; use Linux on "
-    "x86-64 or arm64, or accept the risk with --allow-weak-sandbox"
+    "is not read: this system has no seccomp, so a flaw in the reader could be exploited; use "
+    "Linux on x86-64 or arm64, or accept the risk with --allow-weak-sandbox"
 )
 _READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint, FORMAT: read_legacy}
 
@@ -70,11 +70,11 @@ def convert(
         out.flush()
     except OSError as error:
         raise Refusal(
-            f"cannot be converted: {error.strerror or 'I/O error'}; see that the folder for "
-            "temporary files (TMPDIR) has room for it twice"
+            f"cannot be converted: {error.strerror or 'I/O error'}; make sure that the folder for "
+            "temporary files (TMPDIR) has room for two copies of it"
         ) from error
     except MemoryError:
-        # Outside of the handler: the frames of the error keep the memory alive.
+        # The refusal is raised outside of the handler: the frames of the error keep memory in use.
         pass
     else:
         return contents

@@ -103,7 +103,7 @@ def checked(contents: Contents, *, file_size: int) -> Contents:
     # disk with copies of one storage.
     if total > 2 * file_size:
         raise Refusal(
-            f"has {file_size} bytes and unfolds to {total} of tensors that share storage; "
+            f"has {file_size} bytes, but {total} bytes of tensors that share storage; "
             "expected at most twice its size"
         )
     return contents

@@ -10,9 +10,9 @@ from robustkd.teacher.untrusted.contents import Refusal
 HEAD = 512
 """Number of bytes that are read; the signature of a tar archive ends at 262."""
 
-_CONVERT = "where you trust it, save its weights as safetensors"
+_CONVERT = "if you trust it, save its weights as safetensors"
 _REFUSED: tuple[tuple[bytes, int, str], ...] = (
-    (b"ustar", 257, f"is a tar archive (torch.save before 0.4 wrote such); {_CONVERT}"),
+    (b"ustar", 257, f"is a tar archive (torch.save wrote these before 0.4); {_CONVERT}"),
     (b"\x89HDF\r\n\x1a\n", 0, f"is an HDF5 file (.h5); {_CONVERT}"),
     (b"\x93NUMPY", 0, f"is a NumPy array (.npy); {_CONVERT}"),
     (b"\x1f\x8b", 0, "is compressed by gzip; unpack it first"),
@@ -35,7 +35,7 @@ def recognise(head: bytes) -> str:
     It is ``safetensors``, ``torch zip`` or ``torch legacy``.
 
     Raises:
-        Refusal: If it is any other.
+        Refusal: If it is any other format.
     """
     if not head:
         raise Refusal("is empty; expected a safetensors file or a torch checkpoint")

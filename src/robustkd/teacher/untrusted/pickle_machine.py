@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from robustkd.teacher.untrusted.allowed_names import ORDERED, may_stand
+from robustkd.teacher.untrusted.allowed_names import ORDERED, may_occur
 from robustkd.teacher.untrusted.contents import Refusal, quoted
 from robustkd.teacher.untrusted.rebuild import called, created, misfit, names_code, storage
 from robustkd.teacher.untrusted.values import (
@@ -98,18 +98,18 @@ class Machine:
 
     def _extend(self, items: list[object]) -> None:
         target = self._top()
-        # What is added to a dead object stays unread.
+        # Items that are added to a dead object are discarded.
         if isinstance(target, Dead):
             return
         if type(target) is not list:
-            raise misfit("APPEND on something that is no list")
+            raise misfit("APPEND on something that is not a list")
         target.extend(items)
 
     def _additems(self, _: object) -> None:
         items = self._since_mark()
         target = self._top()
         if not isinstance(target, Items):
-            raise misfit("ADDITEMS on something that is no set")
+            raise misfit("ADDITEMS on something that is not a set")
         target.extend(items)
 
     def _frozenset(self, _: object) -> None:
@@ -126,7 +126,7 @@ class Machine:
     def _update(self, items: list[object]) -> None:
         target = self._top()
         if not isinstance(target, dict | Dead) or len(items) % 2:
-            raise misfit("SETITEM on something that is no dict")
+            raise misfit("SETITEM on something that is not a dict")
         if isinstance(target, Dead):
             return
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -156,7 +156,7 @@ class Machine:
         self._stack.append(self._top())
 
     def _global(self, name: object) -> None:
-        if not may_stand(str(name)):
+        if not may_occur(str(name)):
             raise names_code([str(name)])
         self._stack.append(Name(str(name)))
 
@@ -171,7 +171,7 @@ class Machine:
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise misfit("REDUCE")
         if function.name == ORDERED and len(arguments) == 1 and isinstance(arguments[0], list):
-            # The same list may be given many times.
+            # A file may use the same list many times.
             self._pairs += len(arguments[0])
         if self._pairs > _MOST_PAIRS:
             raise Refusal(f"has a pickle of more than {_MOST_PAIRS} pairs")
@@ -226,7 +226,7 @@ def _literal(name: str, argument: object) -> object:
     """Return the value of an instruction with a literal argument."""
     if isinstance(argument, int) and argument.bit_length() > _LONGEST_NUMBER:
         raise misfit(f"an integer of {argument.bit_length()} bits")
-    # Python 2 wrote texts and bytes alike, whose encoding is known for ASCII only.
+    # Python 2 wrote text and bytes in the same way, so their encoding is known for ASCII only.
     if name in _OF_PYTHON_2 and isinstance(argument, str) and not argument.isascii():
         return argument.encode("latin-1")
     return argument

@@ -34,7 +34,7 @@ class Layout:
     Attributes:
         tensors: Tensors without values, on the device ``meta``, in the order of the file.
         description: Description in a file of this package, as JSON text; empty for other files.
-        surroundings: Keys around and beside the state dict.
+        surroundings: Keys that lead to the state dict, and keys that were not read.
         ordered: Whether the tensors are in the order in which the network has them.
     """
 
@@ -71,7 +71,7 @@ class Quarantined:
 
     @property
     def surroundings(self) -> sandbox.Surroundings:
-        """Keys around and beside the state dict."""
+        """Keys that lead to the state dict, and keys that were not read."""
         return self.verdict.candidates[self.choice]
 
 
@@ -87,7 +87,7 @@ def read_each(
     """Read state dicts of a file that may be an attack: safetensors, or a torch checkpoint.
 
     Cheap checks come first: the format, the size, and then names and shapes, on the original file.
-    Only then the file is copied. The copy is hashed and parsed, so that the hash is that of the
+    Then the file is copied. The copy is hashed and parsed, so that the hash is that of the
     weights, even if the file changes in the meantime. The bytes are parsed by a child process with
     limited memory and time and without files or network. It writes a safetensors file to a private
     folder, and only that file is read by this process.
@@ -135,19 +135,21 @@ def _values(
     if verdict.refusal:
         raise InputError(f"{path} {verdict.refusal}")
     tensors, description = _load(plain, path)
-    # At once, so that there is never more than one beside the copy.
+    # Deleted at once, so that the disk needs room for one copy and one converted state dict only.
     plain.unlink()
     return tensors, description, verdict
 
 
 def _state(file: FileIO) -> tuple[int, int]:
-    """Return size and modification time, by which a change of the file is noticed."""
+    """Return size and modification time, which show whether the file was changed."""
     found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
 
 def _changed(path: Path) -> InputError:
-    return InputError(f"{path} changed while it was read; give a file that nobody writes to")
+    return InputError(
+        f"{path} changed while it was read; give a file that no other program writes to"
+    )
 
 
 @contextmanager
@@ -161,14 +163,14 @@ def _folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _system(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system into messages that do not blame the file."""
+    """Turn errors of the operating system into messages that name the system as the cause."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
             f"{path} cannot be read because of the system: {reason}; free space in the folder for "
-            "temporary files, or set TMPDIR to one that has room for the file twice"
+            "temporary files, or set TMPDIR to one that has room for two copies of the file"
         ) from error
 
 
@@ -198,14 +200,14 @@ def _layouts(file: FileIO, folder: Path, path: Path, *, weak: bool) -> list[Layo
             first, second, name = long_name.split(" ", 2)
             places[int(first), int(second)] = name, tensor
     except ValueError as error:
-        raise _nonsense(path) from error
+        raise _invalid_output(path) from error
     by_number: list[dict[str, Tensor]] = [{} for _ in verdict.candidates]
     for number, place in sorted(places):
         if 0 <= number < len(by_number):
             name, tensor = places[number, place]
             by_number[number][name] = tensor
     if not by_number or not all(by_number):
-        raise _nonsense(path)
+        raise _invalid_output(path)
     description = metadata.get(OWN_KEY, "")
     return [
         Layout(found, description, around, verdict.ordered)
@@ -225,8 +227,8 @@ def _copy(file: FileIO, path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
-def _nonsense(path: Path) -> InputError:
-    return InputError(f"{path} makes its reader write nonsense; it is damaged")
+def _invalid_output(path: Path) -> InputError:
+    return InputError(f"{path} makes the reading process write an invalid file; it is damaged")
 
 
 def _open(path: Path) -> FileIO:
@@ -256,4 +258,4 @@ def _load(plain: Path, path: Path) -> tuple[dict[str, Tensor], str]:
             description = (file.metadata() or {}).get(OWN_KEY, "")
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise _nonsense(path) from error
+        raise _invalid_output(path) from error

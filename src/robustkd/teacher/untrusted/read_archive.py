@@ -95,14 +95,14 @@ def _check_kind(names: Sequence[str]) -> None:
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         raise Refusal("is a TorchScript archive, which holds code; save its state dict")
     if "data.pkl" not in inner:
-        raise Refusal("is a zip archive without data.pkl, so no torch checkpoint")
+        raise Refusal("is a zip archive without data.pkl, and therefore not a torch checkpoint")
 
 
 def _check_entry(entry: Entry) -> None:
     name = entry.name
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or name.startswith("/") or {"", "."} & set(parts):
-        raise Refusal(f"has a member with the odd name {quoted(name)}")
+        raise Refusal(f"has a member with the invalid name {quoted(name)}")
     if ".." in parts or name[1:2] == ":":
         raise Refusal(f"has a member whose name leads elsewhere: {quoted(name)}")
     if stat.S_IFMT(entry.mode) not in (0, stat.S_IFREG):
@@ -110,11 +110,11 @@ def _check_entry(entry: Entry) -> None:
     if entry.flags & 1:
         raise Refusal(f"has an encrypted member: {quoted(name)}")
     if entry.flags & ~(SIZES_BEHIND | UTF_8):
-        raise Refusal(f"has the odd flag bits {entry.flags:#06x} at {quoted(name)}")
+        raise Refusal(f"has the unsupported flag bits {entry.flags:#06x} at {quoted(name)}")
     if entry.method or entry.stored != entry.size:
         raise Refusal(
             f"has a compressed member, {quoted(name)} of {entry.size} bytes unpacked; "
-            "torch.save compresses nothing"
+            "torch.save does not compress"
         )
 
 

@@ -29,8 +29,8 @@ def read_checkpoint(
     Args:
         file: The checkpoint.
         size: Number of bytes.
-        choice: Place of the state dict whose values are compared with their checksums; None to
-            compare none.
+        choice: Number of the state dict whose values are compared with their checksums; None to
+            skip this comparison.
 
     Raises:
         Refusal: If anything differs from what torch.save writes.

@@ -1,6 +1,7 @@
-"""Torch checkpoints of before PyTorch 1.6, which ``_use_new_zipfile_serialization=False`` writes.
+"""Torch checkpoints in the format before PyTorch 1.6.
 
-They are five pickles, one after the other (a magic number, the version, the machine, the saved
+Newer versions write it with ``_use_new_zipfile_serialization=False``. A file consists of five
+pickles, one after the other (a magic number, the version, the machine, the saved
 value, and the list of storages), and then the storages: eight bytes with the number of values,
 then the values. Only what ``torch.save`` writes on little-endian machines is accepted.
 """
@@ -55,21 +56,21 @@ def read_legacy(
 
 
 def _plain(head: BytesIO) -> object:
-    """Return the value of the next pickle, which holds neither tensors nor objects."""
+    """Return the value of the next pickle, which contains neither tensors nor objects."""
     pickle = _next(head)
     read_pickle.scan(pickle)
     return read_pickle.run(pickle).result()
 
 
 def _next(head: BytesIO) -> bytes:
-    """Return the next pickle, and leave the position behind it."""
+    """Return the next pickle, and move the position of the file to its end."""
     begin = head.tell()
     try:
         for number, _ in enumerate(read_pickle.instructions(head)):
             if number == read_pickle.MOST_OPERATIONS:
                 raise Refusal(f"has more than {read_pickle.MOST_OPERATIONS} pickle instructions")
     except (ValueError, IndexError):
-        # The names in what is left are looked at before it is called damaged.
+        # The caller checks the rest of the file, and reports a forbidden name rather than damage.
         head.seek(0, 2)
     return head.getbuffer()[begin : head.tell()].tobytes()
 
@@ -79,7 +80,7 @@ def _places(
 ) -> dict[str, Member]:
     """Return the positions of the storages, which must fill the rest of the file."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise Refusal("has a list of storages that is none; it is damaged")
+        raise Refusal("has an invalid list of storages; it is damaged")
     if len(set(keys)) != len(keys) or set(keys) != storages.keys():
         raise Refusal("lists other storages than its tensors have; it is damaged")
     places: dict[str, Member] = {}
@@ -95,5 +96,5 @@ def _places(
         if begin > size:
             raise Refusal(f"ends within the storage {quoted(key)}; it is cut off")
     if begin != size:
-        raise Refusal("goes on behind its storages")
+        raise Refusal("continues after its storages")
     return places

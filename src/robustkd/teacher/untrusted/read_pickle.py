@@ -4,9 +4,9 @@ A pickle is a program for a small stack machine. This implementation supports th
 torch.save writes, and has stand-ins for all values: a tensor becomes a
 :class:`~robustkd.teacher.untrusted.values.TensorRef`, an ordered dictionary a plain one, and any
 other object a :class:`~robustkd.teacher.untrusted.values.Dead`, which is never built. No payload
-can run. All names in a file are checked before the first instruction is executed (those that
-protocol 4 takes from the stack, when they are taken), and calls when they are made; see
-:mod:`~robustkd.teacher.untrusted.allowed_names`.
+can run. All names in a file are checked before the first instruction is executed, except those that
+protocol 4 takes from the stack, which are checked when they are taken. Calls are checked when they
+are made; see :mod:`~robustkd.teacher.untrusted.allowed_names`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import TypeAlias
 
-from robustkd.teacher.untrusted.allowed_names import may_stand
+from robustkd.teacher.untrusted.allowed_names import may_occur
 from robustkd.teacher.untrusted.contents import Refusal, shown
 from robustkd.teacher.untrusted.pickle_machine import OPERATIONS, Machine
 from robustkd.teacher.untrusted.rebuild import names_code
@@ -25,8 +25,8 @@ from robustkd.teacher.untrusted.rebuild import names_code
 LARGEST = 16 << 20
 """Largest pickle in bytes.
 
-A state dict takes about 150 per tensor, an optimiser as many again. Indices of poisoned images, as
-benchmarks of backdoors save them, take a few MiB.
+A state dict takes about 150 bytes per tensor, and so does the state of an optimiser. Indices of
+poisoned images, as benchmarks of backdoors save them, take a few MiB.
 """
 MOST_OPERATIONS = 1_000_000
 """Largest number of instructions; a state dict takes about 40 per tensor."""
@@ -55,8 +55,8 @@ def scan(pickle: bytes) -> None:
                 names[str(argument)] = None
     except Refusal as refusal:
         damage = str(refusal)
-    # A forbidden name is reported rather than damage that follows it.
-    if bad := [name for name in names if not may_stand(name)]:
+    # A forbidden name is reported rather than any damage after it.
+    if bad := [name for name in names if not may_occur(name)]:
         raise names_code(bad)
     if bad := [name for name in operations if name not in OPERATIONS]:
         raise Refusal(f"has pickle instructions that torch.save does not write {shown(bad)}")
@@ -69,7 +69,7 @@ def instructions(
 ) -> Iterator[tuple[pickletools.OpcodeInfo, object, int | None]]:
     """Yield instructions, arguments and positions, as `pickletools.genops` does, without warnings.
 
-    Python warns of unknown escape sequences in texts of protocol 0.
+    Python would warn about unknown escape sequences in text of protocol 0.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -86,7 +86,7 @@ def _operations(pickle: bytes) -> Iterator[Op]:
     except (ValueError, IndexError) as error:
         raise Refusal("has a damaged or cut off pickle") from error
     if end != len(pickle) - 1:
-        raise Refusal("has a pickle that goes on after its end")
+        raise Refusal("has a pickle that continues after its end")
 
 
 def run(pickle: bytes, *, legacy: bool = False) -> Machine:

@@ -41,7 +41,7 @@ def read_safetensors(
     Args:
         file: The file.
         size: Number of bytes.
-        choice: Ignored, because the format has no checksums and one state dict.
+        choice: Ignored, because the format has no checksums, and a file has one state dict.
 
     Raises:
         Refusal: If the file violates the format.
@@ -106,7 +106,7 @@ def _tensor(name: str, entry: object, start: int) -> Stored:
 def _offsets(name: str, offsets: list[object]) -> tuple[int, int]:
     whole = [offset for offset in offsets if type(offset) is int]
     if len(offsets) != 2 or len(whole) != 2 or not 0 <= whole[0] <= whole[1]:
-        raise Refusal(f"gives {quoted(name)} offsets that are no range")
+        raise Refusal(f"gives {quoted(name)} offsets that are not a range")
     return whole[0], whole[1]
 
 
@@ -119,5 +119,5 @@ def _check_tiling(tensors: Iterable[Stored], start: int, size: int) -> None:
             raise Refusal(f"has {kind} the values of {quoted(tensor.name)}")
         reached += tensor.size
     if reached != size:
-        kind = "is cut off" if reached > size else "goes on"
-        raise Refusal(f"{kind}: its header speaks of {reached} bytes and it has {size}")
+        kind = "is cut off" if reached > size else "has further bytes"
+        raise Refusal(f"{kind}: its header describes {reached} bytes, and it has {size}")

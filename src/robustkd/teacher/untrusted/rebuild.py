@@ -8,8 +8,8 @@ from robustkd.teacher.untrusted.values import Dead, Name, Ordered, StorageRef, T
 
 
 def misfit(what: str) -> Refusal:
-    """Return the refusal of a pickle that no program writes."""
-    return Refusal(f"has a pickle that makes no sense: {what}")
+    """Return the refusal of an invalid pickle."""
+    return Refusal(f"has an invalid pickle: {what}")
 
 
 def names_code(names: list[str]) -> Refusal:
@@ -46,7 +46,7 @@ def created(name: str, arguments: tuple[object, ...]) -> Dead:
     """Return the stand-in for a new object of a class.
 
     Raises:
-        Refusal: If the class is one that is read, whose objects are made in another way.
+        Refusal: If PyTorch never creates objects of the class in this way.
     """
     if name in allowed_names.LIVE:
         raise misfit(f"an object of {name.replace(' ', '.')}")
@@ -54,7 +54,7 @@ def created(name: str, arguments: tuple[object, ...]) -> Dead:
 
 
 def _ordered(arguments: tuple[object, ...]) -> Ordered:
-    """Return an ordered dictionary; Python 2 gave the pairs as one list of lists."""
+    """Return an ordered dictionary; Python 2 passed the pairs as one list of lists."""
     made = Ordered()
     pairs = arguments[0] if len(arguments) == 1 else []
     if len(arguments) > 1 or type(pairs) is not list:
@@ -69,20 +69,20 @@ def _ordered(arguments: tuple[object, ...]) -> Ordered:
 def _parameter(arguments: tuple[object, ...]) -> TensorRef:
     """Check the arguments ``data, requires_grad, hooks`` of a parameter, and return its data."""
     if not arguments or not isinstance(arguments[0], TensorRef):
-        raise misfit("a parameter that is no tensor")
+        raise misfit("a parameter that is not a tensor")
     _check_gradient(arguments[1:])
     return arguments[0]
 
 
 def _check_gradient(arguments: tuple[object, ...]) -> None:
-    """Check the arguments ``requires_grad, hooks``; any further ones would change the values."""
+    """Check the arguments ``requires_grad, hooks``; further arguments would change the values."""
     if len(arguments) > 2:
         raise Refusal(
             "has a tensor with further properties, such as the negative or the conjugate of its "
             "values; save it with resolve_neg().resolve_conj().clone()"
         )
     if len(arguments) < 2 or type(arguments[0]) is not bool:
-        raise misfit("a tensor of the wrong arguments")
+        raise misfit("a tensor with wrong arguments")
     if not isinstance(arguments[1], Ordered) or arguments[1]:
         raise Refusal("has a tensor with backward hooks; save it with detach()")
 
@@ -90,7 +90,7 @@ def _check_gradient(arguments: tuple[object, ...]) -> None:
 def _tensor(view: tuple[object, ...], gradient: tuple[object, ...], *, newer: bool) -> TensorRef:
     """Check ``storage, start, shape, strides`` and the arguments for gradients of a tensor."""
     if len(view) < 4:
-        raise misfit("a tensor of too few arguments")
+        raise misfit("a tensor with too few arguments")
     if newer or gradient:
         _check_gradient(gradient)
     storage, start, shape, strides = view
@@ -99,7 +99,7 @@ def _tensor(view: tuple[object, ...], gradient: tuple[object, ...], *, newer: bo
         or not isinstance(shape, tuple)
         or not isinstance(strides, tuple)
     ):
-        raise misfit("a tensor of the wrong arguments")
+        raise misfit("a tensor with wrong arguments")
     (checked_start,) = checked_shape(storage.key, [start])
     # One more than the limit is enough to refuse a tuple that is as long as the file.
     sizes = checked_shape(storage.key, shape[: MOST_AXES + 1])
@@ -120,17 +120,17 @@ def storage(reference: object, *, legacy: bool) -> StorageRef | Name:
     """
     if legacy and isinstance(reference, tuple) and len(reference) == 4:
         if reference[0] != "module" or not isinstance(reference[1], Name):
-            raise misfit("a reference that is no storage")
+            raise misfit("a reference that is not a storage")
         return reference[1]
     if legacy and isinstance(reference, tuple) and len(reference) == 6:
         if reference[5] is not None:
             raise Refusal("has a view of a storage, as PyTorch before 0.4 wrote; save it again")
         reference = reference[:5]
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
-        raise misfit("a reference that is no storage")
+        raise misfit("a reference that is not a storage")
     _, kind, key, device, length = reference
     if not isinstance(kind, Name) or kind.name not in allowed_names.STORAGES:
-        raise misfit("a storage of no known type")
+        raise misfit("a storage of an unknown type")
     if not isinstance(key, str) or not isinstance(device, str):
         raise misfit("a storage without a key or a device")
     if device.startswith("meta"):

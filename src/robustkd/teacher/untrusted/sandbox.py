@@ -24,11 +24,11 @@ _LONGEST_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is around a state dict in a file.
+    """Other keys in the file of a state dict.
 
     Attributes:
-        wrappers: Keys that lead to it, outermost first.
-        ignored: Keys beside it, quoted.
+        wrappers: Keys that lead to the state dict, outermost first.
+        ignored: Keys that were not read, quoted.
     """
 
     wrappers: tuple[str, ...] = ()
@@ -90,14 +90,14 @@ def run(source: int, target: int, grant: Grant) -> Verdict:
     started = time.monotonic()
     with tempfile.TemporaryFile() as said:
         process = _spawn(source, target, said.fileno(), grant)
-        # Wall time in addition to processor time: a hanging process uses none of the latter.
+        # Wall time is limited as well, because a hanging process uses no processor time.
         status = _wait(process, deadline=started + 4 * grant.seconds)
         said.seek(0)
         verdict = said.read(_LONGEST_VERDICT)
     seconds = time.monotonic() - started
     if status != 0:
-        return Verdict(_how_it_ended(status, grant), seconds=seconds)
-    return _believe(verdict, seconds)
+        return Verdict(_failure(status, grant), seconds=seconds)
+    return _parsed(verdict, seconds)
 
 
 def _spawn(source: int, target: int, said: int, grant: Grant) -> int:
@@ -132,15 +132,18 @@ def _wait(process: int, *, deadline: float) -> int:
     return _TOO_LATE if late else os.waitstatus_to_exitcode(status)
 
 
-def _how_it_ended(status: int, grant: Grant) -> str:
+def _failure(status: int, grant: Grant) -> str:
     if status in (-signal.SIGXCPU, _TOO_LATE):
-        return f"takes longer than {grant.seconds} s to read; it is damaged, or made to"
+        return f"takes longer than {grant.seconds} s to read; it is damaged or malicious"
     if status == -signal.SIGKILL:
-        return "cannot be read: the system ended its reader, most likely for lack of memory"
-    return f"makes its reader fail (status {status}); it is damaged, or made to"
+        return (
+            "cannot be read: the system killed the reading process, most likely because memory "
+            "ran out"
+        )
+    return f"makes the reading process fail (status {status}); it is damaged or malicious"
 
 
-def _believe(verdict: bytes, seconds: float) -> Verdict:
+def _parsed(verdict: bytes, seconds: float) -> Verdict:
     """Parse the verdict, and check type, length and characters of each part."""
     try:
         said = json.loads(verdict)
@@ -160,7 +163,10 @@ def _believe(verdict: bytes, seconds: float) -> Verdict:
             peak_mib=None if said["peak_mib"] is None else float(said["peak_mib"]),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return Verdict("makes its reader say nonsense; it is damaged, or made to", seconds=seconds)
+        return Verdict(
+            "makes the reading process return an invalid verdict; it is damaged or malicious",
+            seconds=seconds,
+        )
 
 
 def _text(value: object, longest: int = 100) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A global name of the pickle; it is never looked up."""
+    """A global name of the pickle; it is never imported."""
 
     name: str
 
@@ -40,7 +40,7 @@ class Items(list[object]):
 
 
 class Dead:
-    """An object that is never built: the name of its class, and what it would be built from.
+    """Stand-in for an object that is never built: the name, arguments and state of the object.
 
     Attributes:
         name: Name of the class.

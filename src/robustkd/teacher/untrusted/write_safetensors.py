@@ -43,7 +43,8 @@ def write_plain(contents: Contents, file: BufferedIOBase, out: BufferedIOBase) -
 def write_layout(found: Sequence[Contents], out: BufferedIOBase) -> None:
     """Write names, types and shapes only, of all candidates, as the header of a safetensors file.
 
-    Each name follows two numbers: the place of its candidate, and its own within it.
+    Each name is preceded by two numbers: the position of its candidate, and the position of the
+    tensor in this candidate.
 
     Raises:
         OSError: If ``out`` cannot be written.

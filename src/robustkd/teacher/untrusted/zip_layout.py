@@ -1,9 +1,9 @@
 """Parser of the layout of zip archives, for the one encoding that torch.save writes.
 
-The zip format stores most properties twice, and readers differ in which of the two they use: a file
-could show this package other weights than PyTorch. Therefore both copies must be equal, and the
-parts must tile the file: each member begins where the previous one ends, the directory begins where
-the last member ends, and there are no bytes before, between or after them.
+The zip format stores most properties twice, and readers differ in which of the two they use, so a
+file could contain other weights for this package than for PyTorch. Therefore both copies must be
+equal, and the parts must tile the file: each member begins where the previous one ends, the
+directory begins where the last member ends, and there are no bytes before, between or after them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _read_end(file: BufferedIOBase) -> tuple[int, int, int]:
         raise Refusal("is a damaged or cut off zip archive")
     mark, disk, first, here, count, length, start, comment = _END.unpack(tail[-_END.size :])
     if mark != b"PK\x05\x06" or comment:
-        raise Refusal("goes on behind its zip archive; it is damaged, or made to mislead")
+        raise Refusal("has bytes after its zip archive; it is damaged or malicious")
     stop, said = size - _END.size, (count, length, start)
     if tail[: -_END.size][-_LOCATOR.size :].startswith(b"PK\x06\x07"):
         stop, (count, length, start) = _read_end64(file, stop)
@@ -112,7 +112,7 @@ def _read_end(file: BufferedIOBase) -> tuple[int, int, int]:
     if count > MOST_MEMBERS:
         raise Refusal(f"has {count} members; expected at most {MOST_MEMBERS}")
     if start + length != stop:
-        raise Refusal(f"has its directory elsewhere than it says; {_AGAIN}")
+        raise Refusal(f"has its directory at another position than it declares; {_AGAIN}")
     return count, start, length
 
 
@@ -132,7 +132,7 @@ def _read_end64(file: BufferedIOBase, end: int) -> tuple[int, tuple[int, int, in
 def _entry(directory: bytes, place: int) -> tuple[Entry, int]:
     """Return the entry at a position in the directory, and the position after it."""
     if len(directory) < place + _CENTRAL.size:
-        raise Refusal(f"has a directory of fewer members than it counts; {_AGAIN}")
+        raise Refusal(f"has fewer members in its directory than it declares; {_AGAIN}")
     mark, _, *common, crc, stored, size, named, extra, comment, disk, _, attributes, offset = (
         _CENTRAL.unpack_from(directory, place)
     )
@@ -140,7 +140,7 @@ def _entry(directory: bytes, place: int) -> tuple[Entry, int]:
     raw_name = directory[place : place + named]
     found = directory[place + named : place + named + extra]
     if mark != b"PK\x01\x02" or len(raw_name) < named or len(found) < extra:
-        raise Refusal(f"has a directory of fewer members than it counts; {_AGAIN}")
+        raise Refusal(f"has fewer members in its directory than it declares; {_AGAIN}")
     name = _name(raw_name, common[1])
     if comment or disk:
         raise Refusal(f"has a comment or a further disk at {quoted(name)}; {_AGAIN}")
