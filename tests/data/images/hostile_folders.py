@@ -226,7 +226,7 @@ CASES = (
         "one class only",
         only_one_class,
         "data: expected at least two classes, found 'dark'; give a folder that holds one folder "
-        "a class",
+        "per class",
     ),
     Case("class missing in val", leave_one_out("val"), missing_class("val")),
     Case("class missing in test", leave_one_out("test"), missing_class("test")),

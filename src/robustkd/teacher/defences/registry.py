@@ -46,7 +46,9 @@ DEFENCES: dict[str, Row] = {
     "ft-sam": Row(
         FTSAM(), "fine-tuning against perturbations of the weights", "Zhu et al., ICCV 2023"
     ),
-    "clp": Row(CLP(), "prunes channels of outlying Lipschitz constant", "Zheng et al., ECCV 2022"),
+    "clp": Row(
+        CLP(), "prunes channels with an outlying Lipschitz constant", "Zheng et al., ECCV 2022"
+    ),
     "anp": Row(
         ANP(), "prunes channels that are sensitive to perturbation", "Wu and Wang, NeurIPS 2021"
     ),
