@@ -20,7 +20,7 @@ from robustkd.cli.flags import (
     TrainingFlags,
     check_training,
     choose_device,
-    open_data,
+    reading_of,
 )
 from robustkd.cli.output import print_in_terminal, print_json, print_plain, print_sections
 from robustkd.core.errors import UsageError
@@ -40,7 +40,7 @@ class Going(NamedTuple):
 def distill(
     teacher: Path,
     *,
-    arch: Arch,
+    arch: Arch | None = None,
     data: str,
     student: Arch,
     out: Path | None = None,
@@ -67,9 +67,11 @@ def distill(
     """Distil a small student from an untrusted teacher and your own clean images.
 
     Args:
-        teacher: Teacher file: safetensors, or a PyTorch checkpoint.
+        teacher: Teacher file: safetensors, or a PyTorch checkpoint; or a folder of the Hugging Face
+            Hub with config.json and model.safetensors or pytorch_model.bin.
         arch: Architecture of the teacher, e.g. ``wrn-16-2`` or ``timm/resnet18``, see
-            ``robustkd list``; ``package.module:callable`` for your own code.
+            ``robustkd list``; ``package.module:callable`` for your own code. Default: the one of
+            timm that config.json beside the weights states.
         data: Name of the clean data, see ``robustkd list``; or a folder of images with
             train/CLASS/, val/CLASS/ and test/CLASS/, or only CLASS/; or hf:NAME@REVISION.
         student: Architecture of the student.
@@ -80,8 +82,9 @@ def distill(
         device: Device of the training; ``auto`` takes a GPU if there is one.
         threads: Number of threads of the processor. Default: one per core.
         mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised.
-            Default: the value in the file; else the published value of the architecture or that
-            of the data, whichever gives the higher accuracy on validation images.
+            Default: the value in the file, else in config.json or preprocessor_config.json beside
+            it; else the published value of the architecture or that of the data, whichever gives
+            the higher accuracy on validation images.
         std: Standard deviation of each channel, likewise.
         teacher_taps: Modules whose outputs are the teacher's stages. Default: those that
             ``robustkd list --taps`` shows.
@@ -118,12 +121,14 @@ def distill(
     # The imports below take seconds.
     print_in_terminal("reading the data and the teacher ...")
     from robustkd.pipeline.job import DistillJob
+    from robustkd.pipeline.opening import architecture, form_flags, open_as_taught
     from robustkd.training.config import TrainingConfig
     from robustkd.training.recipes import with_defaults
 
+    known = architecture(teacher, arch)
     job = DistillJob(
         teacher=teacher,
-        arch=arch,
+        arch=known,
         student=student,
         method=method,
         training=TrainingConfig(**with_defaults(training, student)),
@@ -136,7 +141,8 @@ def distill(
         teacher_key=teacher_key,
         allow_weak_sandbox=allow_weak_sandbox,
     )
-    source = open_data(data, data_root, images)
+    given = {name for name, value in asdict(images).items() if value is not None}
+    source = open_as_taught(teacher, known, data, data_root, reading_of(images), given)
     if folder is None:
         from robustkd.pipeline.dry_run import rehearse
 
@@ -149,6 +155,7 @@ def distill(
         **job.settings(),
         "data_root": data_root,
         **asdict(images),
+        **form_flags(source),
     }
     how = Going(resume=resume is not None, trust=trust_run)
     _run(job, source, folder, flags, how, as_json=as_json)

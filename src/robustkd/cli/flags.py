@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
@@ -18,6 +18,7 @@ from robustkd.training.config import TrainingOptions
 
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
+    from robustkd.data import Reading
     from robustkd.models import Classifier, Spec
 
 # The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
@@ -65,9 +66,16 @@ class ImageFlags:
     """How the images of a folder are read.
 
     Attributes:
-        image_size: Height and width of the models' input; not needed if all images have this size.
+        image_size: Height and width of the models' input; not needed if all images have this size,
+            or if it is stated for the teacher's weights.
         grey: Read one channel instead of three.
-        crop: Keep this share of the shorter side, as a centred square.
+        crop: Keep this share of the shorter side, as a centred square. Default: as stated for the
+            teacher's weights, else 1.
+        resize: ``squash`` resizes images of any proportions to a square, and ``--crop`` is then a
+            share of both sides. Default: as stated for the teacher's weights, else
+            ``centred-square``.
+        interpolation: Filter for resampling. Default: as stated for the teacher's weights, else
+            ``bilinear``.
         flip: Mirror images in training.
         class_names: Text file with the names of the class folders, in the order of the teacher's
             outputs. A teacher of more classes: the names of all its outputs, or lines such as
@@ -79,7 +87,11 @@ class ImageFlags:
 
     image_size: int | None = None
     grey: Annotated[bool, Parameter(negative="")] = False
-    crop: float = 1.0
+    crop: float | None = None
+    resize: Literal["centred-square", "squash"] | None = None
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"] | None = (
+        None
+    )
     flip: bool = True
     class_names: Path | None = None
     split: Path | None = None
@@ -153,19 +165,27 @@ def open_data(
     data: str, root: Path | None, images: ImageFlags, *, classes: tuple[str, ...] | None = None
 ) -> DataSource:
     """Open the data that the flags name; ``--class-names`` overrides ``classes``."""
-    from robustkd.data import Reading, open_source
+    from robustkd.data import open_source
 
-    reading = Reading(
+    return open_source(data, root=root, reading=reading_of(images, classes=classes))
+
+
+def reading_of(images: ImageFlags, *, classes: tuple[str, ...] | None = None) -> Reading:
+    """Return how images are read; ``--class-names`` overrides ``classes``."""
+    from robustkd.data import Reading
+
+    form = ("crop", "resize", "interpolation")
+    given = {name: getattr(images, name) for name in form if getattr(images, name) is not None}
+    return Reading(
         image_size=images.image_size,
         channels=1 if images.grey else 3,
-        crop=images.crop,
         flip=images.flip,
         workers=images.workers,
         streaming=images.streaming,
         classes=images.class_names or classes,
         split=images.split,
+        **given,
     )
-    return open_source(data, root=root, reading=reading)
 
 
 def open_student(
@@ -201,6 +221,9 @@ def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> Da
 
     if data in SOURCES:
         return open_data(data, root, images)
+    form: dict[str, Any] = {
+        name: getattr(images, name) or getattr(spec, name) for name in ("resize", "interpolation")
+    }
     size = spec.image_shape[1] if spec.image_shape[1] == spec.image_shape[2] else None
     return open_data(
         data,
@@ -209,7 +232,8 @@ def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> Da
             images,
             image_size=images.image_size or size,
             grey=images.grey or spec.image_shape[0] == 1,
-            crop=spec.crop if images.crop == IMAGES.crop else images.crop,
+            crop=spec.crop if images.crop is None else images.crop,
+            **form,
         ),
         classes=spec.class_names if is_folder(data) and spec.class_names else None,
     )

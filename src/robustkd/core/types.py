@@ -27,6 +27,11 @@ Which keys there are, and of which type, depends on the name; the function check
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 
+RESIZES = ("centred-square", "squash")
+"""Known ways from an image of any size to the square input of a model."""
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
+"""Known ways of resampling: the filters of Pillow, in lower case."""
+
 
 class Batch(NamedTuple):
     """Labelled images with their indices in the split."""

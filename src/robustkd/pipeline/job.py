@@ -15,8 +15,9 @@ class DistillJob:
     """Immutable description of a distillation run.
 
     Attributes:
-        teacher: File of the untrusted teacher.
-        arch: Architecture of the teacher. It is named by the user and never read from the file.
+        teacher: File of the untrusted teacher, or a folder of the Hugging Face Hub with it.
+        arch: Architecture of the teacher. It is named by the user, or by ``config.json`` beside the
+            weights, and never read from the weights' file.
         student: Architecture of the student.
         method: Name of a method, see :data:`robustkd.core.methods.METHODS`.
         training: How the student is trained.

@@ -102,4 +102,12 @@ def identity(clean: DataSource, spec: models.Spec) -> dict[str, object]:
         "augmentation": repr(augmentation) if is_dataclass(augmentation) else None,
         "mean": list(spec.mean),
         "std": list(spec.std),
+        **_form(spec),
     }
+
+
+def _form(spec: models.Spec) -> dict[str, object]:
+    """Return crop, resize and interpolation, unless they are those of all earlier versions."""
+    found = (spec.crop, spec.resize, spec.interpolation)
+    usual = (models.Spec.resize, models.Spec.interpolation)
+    return {} if found[1:] == usual else {"form": list(found)}

@@ -15,11 +15,12 @@ from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.files import check_free, free_name
 from robustkd.core.names import unfit
 from robustkd.core.types import DataSource
-from robustkd.data import open_source, split_text
+from robustkd.data import Reading, split_text
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure
 from robustkd.pipeline.job import DistillJob
+from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
 from robustkd.pipeline.prepare import Prepared, identity, prepare
 from robustkd.pipeline.student import Made, make_student
 from robustkd.report.results import ResultRow, Results
@@ -50,7 +51,7 @@ def run(
     data: str | Path | DataSource,
     student: str,
     *,
-    arch: str,
+    arch: str | None = None,
     method: str = "default",
     out: str | Path | None = None,
     seed: int = 0,
@@ -65,11 +66,13 @@ def run(
     The same arguments give the same student file as the command.
 
     Args:
-        teacher: File of the teacher: safetensors, or a PyTorch checkpoint. No code in it is run.
+        teacher: File of the teacher: safetensors, or a PyTorch checkpoint; or a folder of the
+            Hugging Face Hub with one. No code in it is run.
         data: Name of a data set, a folder of images, ``hf:NAME@REVISION``, or a data source such as
             :func:`robustkd.from_dataset` makes from any torch dataset.
         student: Architecture of the student, such as ``wrn-10-1`` or ``timm/resnet18``.
-        arch: Architecture of the teacher.
+        arch: Architecture of the teacher; if None, the one of timm that ``config.json`` beside
+            the weights states.
         method: Name of a method; ``robustkd list`` has them.
         out: New folder for the run; if None, ``robustkd-run``, or the first of ``robustkd-run-2``,
             ``robustkd-run-3``, ... that does not exist.
@@ -89,10 +92,13 @@ def run(
         InputError: If the teacher's file or the data is damaged, or both do not fit together.
         TrainingError: If the training's loss stops being finite.
     """
-    source = open_source(os.fspath(data)) if isinstance(data, str | Path) else data
+    known = architecture(Path(teacher), arch)
+    source = data
+    if isinstance(source, str | Path):
+        source = open_as_taught(Path(teacher), known, os.fspath(source), None, Reading(), ())
     job = DistillJob(
         teacher=Path(teacher),
-        arch=arch,
+        arch=known,
         student=student,
         method=method,
         training=TrainingConfig(**with_defaults(training, student)),
@@ -103,7 +109,8 @@ def run(
         teacher_key=teacher_key,
     )
     folder = free_name(Path("robustkd-run")) if out is None else Path(out)
-    results = distill_file(job, source, folder, config=_flags(job, data))
+    flags = {**_flags(job, data), **form_flags(source)}
+    results = distill_file(job, source, folder, config=flags)
     made = models.load(folder / run_folder.STUDENT, arch=student)
     return Finished(made.eval(), results, folder)
 
@@ -171,7 +178,7 @@ def distill_file(
         if run.finished:
             tell(f"{out} is already finished")
             return run.results()
-        for line in (ready.line(clean), *_left_out(clean)):
+        for line in (*_images(ready, clean), ready.line(clean), *_left_out(clean)):
             tell(line)
             _log.info("%s", line)
         made = make_student(
@@ -185,6 +192,11 @@ def distill_file(
         )
         run.interrupts.no_longer_wait()
         return _write_results(job, clean, ready, made, untrusted, run)
+
+
+def _images(ready: Prepared, clean: DataSource) -> list[str]:
+    """Return a line about the preprocessing of images, if it is stated for the teacher."""
+    return form_line(clean, ready.teacher.spec, ready.file.normalisation)
 
 
 def _skipped(clean: DataSource) -> dict[str, int]:
@@ -256,6 +268,7 @@ def _write_results(
             **made.record,
             "classes": list(clean.classes),
             "data": data_record(clean),
+            **({"preprocessing": read} if (read := form(clean)) else {}),
             "networks": {
                 "teacher": {"bytes": ready.file.bytes, "macs": untrusted.macs},
                 "student": {"bytes": size, "macs": student.macs},

@@ -14,7 +14,6 @@ from pathlib import Path
 from torch import Tensor
 
 from robustkd.core.errors import InputError, UsageError, quoted
-from robustkd.models.architectures.libraries import preprocessing
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.registry import build, check_name
 from robustkd.models.serialization import (
@@ -28,6 +27,7 @@ from robustkd.models.serialization import (
 )
 from robustkd.teacher import match
 from robustkd.teacher.options import Option, Options, shown_key
+from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in
 from robustkd.teacher.untrusted import quarantine
 
 _FILE = "the teacher's file"
@@ -135,7 +135,7 @@ def read_teacher(
     """Read a teacher of a named architecture, which a state dict in the file must match.
 
     Args:
-        path: A safetensors file, or a torch checkpoint.
+        path: A safetensors file, a torch checkpoint, or a folder of the Hugging Face Hub with one.
         arch: Architecture, see ``robustkd list``.
         classes: Number of classes of the data.
         image_shape: Channels, height and width of its images.
@@ -143,7 +143,8 @@ def read_teacher(
             needed for files of this package.
         std: Standard deviation of each channel, likewise.
         statistics: Function that returns mean and standard deviation of the data, used if neither
-            the user nor the file gives them.
+            the user, nor the file, nor ``config.json`` or ``preprocessor_config.json`` beside it
+            gives them.
         judge: Function that returns the accuracy of a network on clean images. It decides between
             several state dicts in the file that fit the architecture, and between the values that
             torchvision or timm publish for the architecture and the statistics of the data. Without
@@ -163,6 +164,8 @@ def read_teacher(
             classes or input; see :func:`robustkd.teacher.untrusted.quarantine.read_each`.
     """
     check_name(arch)
+    path = weights_in(path)
+    stated = stated_beside(path)
     if bool(mean) != bool(std):
         raise UsageError("mean and std belong together; give both, or neither")
     if not all(0 <= value <= 1 for value in mean):
@@ -197,7 +200,8 @@ def read_teacher(
                 guesses = _normalisations(
                     given,
                     weights.normalisation,
-                    _published(arch, image_shape[0]),
+                    stated,
+                    spec,
                     statistics,
                     path,
                 )
@@ -359,30 +363,32 @@ def _check_word(said: Spec, spec: Spec, path: Path, *, given: match.Normalisatio
         )
 
 
-def _published(arch: str, channels: int) -> match.Normalisation | None:
-    """Return the normalisation of the library's weights, if they have as many channels."""
-    found = preprocessing(arch)
-    if found is None or len(found.mean) != channels:
-        return None
-    return found.mean, found.std
-
-
 def _normalisations(
     given: match.Normalisation | None,
     own: match.Normalisation | None,
-    published: match.Normalisation | None,
+    stated: Stated | None,
+    spec: Spec,
     statistics: Callable[[], match.Normalisation] | None,
     path: Path,
 ) -> Iterator[tuple[str, match.Normalisation]]:
-    """Yield the candidates: the user's, else the file's, else the published and the data's."""
+    """Yield the candidates: of the user, else of the file, else of a file beside it, else of all.
+
+    Those of all are the values that are published for the architecture, and those of the data.
+    """
+    channels = spec.image_shape[0]
+    beside = None if stated is None else stated.normalisation(channels)
+    general = published(spec.arch)
+    usual = None if general is None else general.normalisation(channels)
     if given is not None:
         yield "given by the user", given
     elif own is not None:
         yield _FILE, own
-    elif published is None and statistics is None:
+    elif stated is not None and beside is not None:
+        yield f"{stated.origin} {BESIDE}", beside
+    elif usual is None and statistics is None:
         raise UsageError(f"{path} has no normalisation of images; give mean and std")
     else:
-        if published is not None:
-            yield "published for the architecture", published
+        if usual is not None:
+            yield "published for the architecture", usual
         if statistics is not None:
             yield "statistics of the data", statistics()
