@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -55,6 +55,7 @@ def distill(
     student_taps: Paths = (),
     keep_class_order: Annotated[bool, Parameter(negative="")] = False,
     teacher_key: str | None = None,
+    augment: Literal["none", "light", "randaugment"] | None = None,
     data_root: Path | None = None,
     images: ImageFlags = IMAGES,
     config: Path | None = None,
@@ -95,6 +96,9 @@ def distill(
         teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``; keys
             within each other are joined by dots. Default: the one that fits the architecture, or if
             several do, the one with the highest accuracy on validation images.
+        augment: Augmentation of the training images: ``light``, shifts or zooms and flips; or
+            ``randaugment``, RandAugment after these; or ``none``. Default: ``light``, made weaker
+            if the teacher is much less accurate with it.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
@@ -140,6 +144,7 @@ def distill(
         keep_class_order=keep_class_order,
         teacher_key=teacher_key,
         allow_weak_sandbox=allow_weak_sandbox,
+        augment=augment,
     )
     given = {name for name, value in asdict(images).items() if value is not None}
     source = open_as_taught(teacher, known, data, data_root, reading_of(images), given)

@@ -94,6 +94,7 @@ def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, objec
     """
     started = time.perf_counter()
     ready = prepare(job, clean)
+    clean = ready.clean
     loading = time.perf_counter() - started
     phases = _phases(job, ready, clean)
     seconds = loading + sum(phase["seconds"] for phase in phases.values())
@@ -110,6 +111,7 @@ def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, objec
             "shape": list(clean.image_shape),
             **{split: clean.size(split) for split in ("train", "validation", "test")},
             **form(clean),
+            **({"augmentation": used} if (used := ready.augmentation.record.get("used")) else {}),
         },
         **phases,
         "estimate": {"method": job.method, "seconds": seconds, "peak MiB": _peak_mib()},

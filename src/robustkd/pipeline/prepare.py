@@ -13,6 +13,7 @@ from robustkd.data import split_text
 from robustkd.data.images.listing import shown
 from robustkd.models.features import taps
 from robustkd.pipeline.job import DistillJob
+from robustkd.teacher.augmentation import AugmentationChoice, choose_augmentation
 from robustkd.teacher.check import check_accuracy
 from robustkd.teacher.options import shown_key
 from robustkd.teacher.read import TeacherFile, read_teacher
@@ -29,12 +30,19 @@ class Prepared:
         file: Properties of the teacher's file.
         knows: Accuracy of the teacher on the clean validation images.
         student: Network with fresh weights.
+        augmentation: The data with the augmentation of the run, and how it was chosen.
     """
 
     teacher: models.Classifier
     file: TeacherFile
     knows: Proportion
     student: models.Classifier
+    augmentation: AugmentationChoice
+
+    @property
+    def clean(self) -> DataSource:
+        """The data, with the augmentation of the run."""
+        return self.augmentation.clean
 
     def line(self, clean: DataSource) -> str:
         """Return one line that describes the teacher, for the user to check before the training."""
@@ -77,7 +85,8 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
     knows = check_accuracy(teacher, clean, job.teacher, keep_class_order=job.keep_class_order)
     student = models.build(models.spec_for(job.student, clean), seed=job.seed)
     _name_taps(student, job.student_taps)
-    return Prepared(teacher, read.file, knows, student)
+    augmentation = choose_augmentation(teacher, clean, job.augment)
+    return Prepared(teacher, read.file, knows, student, augmentation)
 
 
 def _name_taps(model: models.Classifier, names: tuple[str, ...]) -> None:

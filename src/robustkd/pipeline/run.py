@@ -59,6 +59,7 @@ def run(
     std: Sequence[float] = (),
     keep_class_order: bool = False,
     teacher_key: str | None = None,
+    augment: str | None = None,
     **training: Unpack[TrainingOptions],
 ) -> Finished:
     """Distil a small student from an untrusted teacher, as ``robustkd distill`` does.
@@ -83,6 +84,8 @@ def run(
             the classes of the data.
         teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``. By
             default, the most accurate of those that fit the architecture is used.
+        augment: Augmentation of the training images: ``none``, ``light`` or ``randaugment``. By
+            default ``light``, made weaker if the teacher is much less accurate with it.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
             ``batch_size`` and ``lr``. Those that are not given are the architecture's own, see
             :func:`robustkd.training.recipes.usual_training`.
@@ -107,6 +110,7 @@ def run(
         std=tuple(std),
         keep_class_order=keep_class_order,
         teacher_key=teacher_key,
+        augment=augment,
     )
     folder = free_name(Path("robustkd-run")) if out is None else Path(out)
     flags = {**_flags(job, data), **form_flags(source)}
@@ -164,6 +168,7 @@ def distill_file(
         check_free(out)
     _check_names(job, clean, config or {})
     ready = prepare(job, clean)
+    clean = ready.clean
     # Every image is read once before the training, so that damaged images are found early.
     untrusted = measure(ready.teacher, clean)
     begun: dict[str, Mapping[str, object]] = {
@@ -178,7 +183,7 @@ def distill_file(
         if run.finished:
             tell(f"{out} is already finished")
             return run.results()
-        for line in (*_images(ready, clean), ready.line(clean), *_left_out(clean)):
+        for line in _lines(ready):
             tell(line)
             _log.info("%s", line)
         made = make_student(
@@ -194,9 +199,15 @@ def distill_file(
         return _write_results(job, clean, ready, made, untrusted, run)
 
 
-def _images(ready: Prepared, clean: DataSource) -> list[str]:
-    """Return a line about the preprocessing of images, if it is stated for the teacher."""
-    return form_line(clean, ready.teacher.spec, ready.file.normalisation)
+def _lines(ready: Prepared) -> list[str]:
+    """Return what the user should check before the training, one line each."""
+    clean, choice = ready.clean, ready.augmentation
+    return [
+        *form_line(clean, ready.teacher.spec, ready.file.normalisation),
+        ready.line(clean),
+        *_left_out(clean),
+        *([choice.line] if choice.line else []),
+    ]
 
 
 def _skipped(clean: DataSource) -> dict[str, int]:
@@ -269,6 +280,7 @@ def _write_results(
             "classes": list(clean.classes),
             "data": data_record(clean),
             **({"preprocessing": read} if (read := form(clean)) else {}),
+            **({"augmentation": found} if (found := ready.augmentation.record) else {}),
             "networks": {
                 "teacher": {"bytes": ready.file.bytes, "macs": untrusted.macs},
                 "student": {"bytes": size, "macs": student.macs},
