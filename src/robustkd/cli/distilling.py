@@ -56,6 +56,7 @@ def distill(
     keep_class_order: Annotated[bool, Parameter(negative="")] = False,
     teacher_key: str | None = None,
     augment: Literal["none", "light", "randaugment"] | None = None,
+    student_weights: Path | None = None,
     data_root: Path | None = None,
     images: ImageFlags = IMAGES,
     config: Path | None = None,
@@ -99,6 +100,8 @@ def distill(
         augment: Augmentation of the training images: ``light``, shifts or zooms and flips; or
             ``randaugment``, RandAugment after these; or ``none``. Default: ``light``, made weaker
             if the teacher is much less accurate with it.
+        student_weights: File of weights from which the student starts, read like the teacher's; a
+            head of other classes is replaced by a fresh one. Default: random weights.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
@@ -145,6 +148,7 @@ def distill(
         teacher_key=teacher_key,
         allow_weak_sandbox=allow_weak_sandbox,
         augment=augment,
+        student_weights=student_weights,
     )
     given = {name for name, value in asdict(images).items() if value is not None}
     source = open_as_taught(teacher, known, data, data_root, reading_of(images), given)
@@ -157,6 +161,7 @@ def distill(
     flags = {
         "teacher": teacher,
         "data": data,
+        "student_weights": student_weights,
         **job.settings(),
         "data_root": data_root,
         **asdict(images),

@@ -38,6 +38,9 @@ class DistillJob:
             flaw in the reader could be exploited. The student does not depend on it.
         augment: One of :data:`robustkd.data.augment.AUGMENTATIONS`; None for the usual one, made
             weaker if the teacher is much less accurate with it.
+        student_weights: File of weights from which the student starts, or a folder of the Hugging
+            Face Hub with it; None for random weights. Which file it is, is not among the settings,
+            since its SHA-256 is recorded.
 
     Raises:
         UsageError: If a name is unknown.
@@ -57,6 +60,7 @@ class DistillJob:
     teacher_key: str | None = None
     allow_weak_sandbox: bool = False
     augment: str | None = None
+    student_weights: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_name(self.method))

@@ -60,6 +60,7 @@ def run(
     keep_class_order: bool = False,
     teacher_key: str | None = None,
     augment: str | None = None,
+    student_weights: str | Path | None = None,
     **training: Unpack[TrainingOptions],
 ) -> Finished:
     """Distil a small student from an untrusted teacher, as ``robustkd distill`` does.
@@ -86,6 +87,8 @@ def run(
             default, the most accurate of those that fit the architecture is used.
         augment: Augmentation of the training images: ``none``, ``light`` or ``randaugment``. By
             default ``light``, made weaker if the teacher is much less accurate with it.
+        student_weights: File of weights from which the student starts; by default they are random.
+            It is read like the teacher's file, and may have a head of other classes.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
             ``batch_size`` and ``lr``. Those that are not given are the architecture's own, see
             :func:`robustkd.training.recipes.usual_training`.
@@ -111,6 +114,7 @@ def run(
         keep_class_order=keep_class_order,
         teacher_key=teacher_key,
         augment=augment,
+        student_weights=None if student_weights is None else Path(student_weights),
     )
     folder = free_name(Path("robustkd-run")) if out is None else Path(out)
     flags = {**_flags(job, data), **form_flags(source)}
@@ -128,6 +132,8 @@ def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
         for name, value in job.settings().items()
         if value != ()
     }
+    if job.student_weights is not None:
+        settings["student_weights"] = os.path.abspath(job.student_weights)
     return {"teacher": os.path.abspath(job.teacher), "data": place, **settings}
 
 
@@ -176,6 +182,8 @@ def distill_file(
         "teacher": {"sha256": ready.file.sha256},
         "data": identity(clean, ready.student.spec),
     }
+    if ready.student_file is not None:
+        begun["student weights"] = {"sha256": ready.student_file.sha256}
     split = split_text(clean)
     with run_folder.opened(
         out, begun=begun, config=config, split=split, resume=resume, trust=trust
@@ -205,6 +213,7 @@ def _lines(ready: Prepared) -> list[str]:
     return [
         *form_line(clean, ready.teacher.spec, ready.file.normalisation),
         ready.line(clean),
+        *ready.student_line(),
         *_left_out(clean),
         *([choice.line] if choice.line else []),
     ]
@@ -263,6 +272,8 @@ def _write_results(
 ) -> Results:
     """Write the student, ``results.json`` and the report."""
     provenance = job.provenance(clean.name)
+    if ready.student_file is not None:
+        provenance["student_weights_sha256"] = ready.student_file.sha256
     student = measure(made.student, clean)
     with run.writing(run_folder.STUDENT) as path:
         models.save(ready.student, path, provenance=provenance)
@@ -276,6 +287,7 @@ def _write_results(
         config={"arch": job.arch, "student": job.student, **provenance},
         records={
             "teacher_file": ready.file.record(),
+            **({"student_weights": own.record()} if (own := ready.student_file) else {}),
             **made.record,
             "classes": list(clean.classes),
             "data": data_record(clean),

@@ -130,6 +130,7 @@ def read_teacher(
     teacher_key: str | None = None,
     outputs: tuple[int, ...] = (),
     outputs_of: int | None = None,
+    head: Mapping[str, Tensor] | None = None,
     allow_weak_sandbox: bool = False,
 ) -> Teacher:
     """Read a teacher of a named architecture, which a state dict in the file must match.
@@ -154,6 +155,8 @@ def read_teacher(
         outputs: Number of the teacher's output for each class of the data, from 0, if the teacher
             has more classes. All other outputs are removed. Empty to use all.
         outputs_of: Number of the teacher's outputs; None to take it from the file.
+        head: State dict of a network from which the head is taken if that of the file has another
+            number of classes; None to refuse such a file.
         allow_weak_sandbox: If True, read the file even on a system without seccomp, where a flaw
             in the reader could be exploited.
 
@@ -181,7 +184,7 @@ def read_teacher(
         if layouts[0].description:
             _check_ours(layouts[0], spec, path, given)
             return [0]
-        if outputs and outputs_of is None:
+        if (outputs and outputs_of is None) or head is not None:
             of = _classes_of(layouts, wanted.head, outputs, path)
             options.wanted = match.Wanted.by(replace(spec, classes=of))
         return options.choose(layouts)
@@ -196,6 +199,11 @@ def read_teacher(
             for option in options.of(read.choice):
                 weights = match.apply(option.plan, options.in_order(read), options.wanted, path)
                 weights = match.select_outputs(weights, options.wanted, outputs)
+                unused: tuple[str, ...] = ()
+                if head is not None and options.wanted.spec.classes != classes:
+                    fresh = {name: head[name] for name in wanted.head}
+                    weights = match.with_head(weights, fresh)
+                    unused = (f"head of {options.wanted.spec.classes} classes",)
                 check_values(weights.tensors, path)
                 guesses = _normalisations(
                     given,
@@ -208,7 +216,9 @@ def read_teacher(
                 compared = list(guesses if judge is not None else islice(guesses, 1))
                 for source, guess in compared:
                     model = _filled(spec, weights.tensors, guess, path)
-                    facts = replace(_facts(read, option, weights, source), outputs=outputs)
+                    facts = _facts(read, option, weights, source)
+                    ignored = (*unused, *facts.ignored)
+                    facts = replace(facts, outputs=outputs, ignored=ignored)
                     tried.add(option.label, Teacher(model, facts), last=len(compared) == 1)
     return tried.best()
 
@@ -264,7 +274,7 @@ def _classes_of(
     tensors = max((layout.tensors for layout in layouts), key=len)
     named = [own for own in tensors if any(f".{own}".endswith(f".{name}") for name in head)]
     found = max(tensors[[*tensors, *named][-1]].shape[:1], default=0)
-    if max(outputs) >= found:
+    if max(outputs, default=0) >= found:
         raise InputError(
             f"{path} has {found} outputs, from 0; expected an output {max(outputs)}, since the "
             "list of class names has it"
