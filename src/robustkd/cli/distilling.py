@@ -20,6 +20,7 @@ from robustkd.cli.flags import (
     TrainingFlags,
     check_training,
     choose_device,
+    given_of,
     reading_of,
 )
 from robustkd.cli.output import print_in_terminal, print_json, print_plain, print_sections
@@ -150,8 +151,8 @@ def distill(
         augment=augment,
         student_weights=student_weights,
     )
-    given = {name for name, value in asdict(images).items() if value is not None}
-    source = open_as_taught(teacher, known, data, data_root, reading_of(images), given)
+    reading = reading_of(images)
+    source = open_as_taught(teacher, known, data, data_root, reading, given_of(images))
     if folder is None:
         from robustkd.pipeline.dry_run import rehearse
 

@@ -36,7 +36,7 @@ def export(
     file differ from those of the student, the exit code is 5 and no folder is written.
 
     Args:
-        student: Model file written by robustkd.
+        student: Model file written by robustkd, or the folder of a run.
         data: Name or folder of the data, as in ``distill``.
         out: New folder for the files and export.json.
         trigger: Trigger file, as ``robustkd attack`` writes it.

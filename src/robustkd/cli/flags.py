@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
@@ -191,7 +191,7 @@ def reading_of(images: ImageFlags, *, classes: tuple[str, ...] | None = None) ->
 def open_student(
     path: Path, arch: str | None, data: str, root: Path | None, images: ImageFlags
 ) -> tuple[Classifier, DataSource]:
-    """Load a student, and the data that it was made for.
+    """Load a student from its file or the folder of its run, and the data that it was made for.
 
     Raises:
         UsageError: If a name is unknown.
@@ -199,6 +199,7 @@ def open_student(
     """
     from robustkd import models
 
+    path = student_of(path)
     model = models.load(path, arch=arch)
     source = _data_of(model.spec, data, root, images)
     models.check_fits(
@@ -209,6 +210,36 @@ def open_student(
         names=source.classes,
     )
     return model, source
+
+
+def student_of(path: Path) -> Path:
+    """Return the student's file in the folder of a run; any other path as it is."""
+    inner = path / "student.safetensors"
+    return inner if os.path.lexists(inner) else path
+
+
+def open_model(
+    path: Path, arch: str | None, data: str, root: Path | None, images: ImageFlags
+) -> tuple[Classifier, DataSource]:
+    """Load a student as :func:`open_student` does, or a teacher's file of any kind.
+
+    Raises:
+        UsageError: If a name is unknown, or the architecture of a teacher's file is not given.
+        InputError: If the file is refused or does not fit the data.
+    """
+    from robustkd.models.serialization import is_described
+
+    path = student_of(path)
+    if not os.path.exists(path) or is_described(path):
+        return open_student(path, arch, data, root, images)
+    from robustkd.pipeline.opening import open_teacher
+
+    return open_teacher(path, arch, data, root, reading_of(images), given_of(images))
+
+
+def given_of(images: ImageFlags) -> set[str]:
+    """Return the names of the flags that the user gives."""
+    return {name for name, value in asdict(images).items() if value is not None}
 
 
 def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:

@@ -6,12 +6,15 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from robustkd.core.devices import default_device
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource
 from robustkd.data import PICTURES, SOURCES, Pictures, Reading, open_source
 from robustkd.data.images.options import UnknownSizeError
-from robustkd.models import Spec
+from robustkd.models import Classifier, Spec, pixel_statistics
 from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in
+from robustkd.teacher.read import read_teacher
+from robustkd.training.inference import accuracy_on
 
 _FORM = ("image_size", "crop", "resize", "interpolation")
 
@@ -79,6 +82,34 @@ def open_as_taught(
         return open_source(data, root=root, reading=reading)
     except UnknownSizeError:
         return open_source(data, root=root, reading=_filled(reading, usual, given))
+
+
+def open_teacher(
+    teacher: Path,
+    arch: str | None,
+    data: str,
+    root: Path | None,
+    reading: Reading,
+    given: Collection[str],
+) -> tuple[Classifier, DataSource]:
+    """Read a teacher's file, and open the data with its preprocessing.
+
+    Arguments and errors are those of :func:`architecture`, :func:`open_as_taught` and
+    :func:`robustkd.teacher.read.read_teacher`.
+    """
+    known = architecture(teacher, arch)
+    clean = open_as_taught(teacher, known, data, root, reading, given)
+    read = read_teacher(
+        teacher,
+        arch=known,
+        classes=len(clean.classes),
+        image_shape=clean.image_shape,
+        outputs=getattr(clean, "outputs", ()),
+        outputs_of=getattr(clean, "outputs_of", None),
+        statistics=lambda: pixel_statistics(clean),
+        judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
+    )
+    return read.model, clean
 
 
 def _filled(reading: Reading, stated: Stated, given: Collection[str]) -> Reading:

@@ -12,7 +12,7 @@ from typing import Unpack
 from robustkd import models, report
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError, quoted
-from robustkd.core.files import check_free, free_name
+from robustkd.core.files import at_home, check_free, free_name
 from robustkd.core.names import unfit
 from robustkd.core.types import DataSource
 from robustkd.data import Reading, split_text
@@ -98,12 +98,14 @@ def run(
         InputError: If the teacher's file or the data is damaged, or both do not fit together.
         TrainingError: If the training's loss stops being finite.
     """
-    known = architecture(Path(teacher), arch)
+    place = Path(at_home(os.fspath(teacher)))
+    known = architecture(place, arch)
     source = data
     if isinstance(source, str | Path):
-        source = open_as_taught(Path(teacher), known, os.fspath(source), None, Reading(), ())
+        named = at_home(os.fspath(source))
+        source = open_as_taught(place, known, named, None, Reading(), ())
     job = DistillJob(
-        teacher=Path(teacher),
+        teacher=place,
         arch=known,
         student=student,
         method=method,
@@ -114,9 +116,11 @@ def run(
         keep_class_order=keep_class_order,
         teacher_key=teacher_key,
         augment=augment,
-        student_weights=None if student_weights is None else Path(student_weights),
+        student_weights=None
+        if student_weights is None
+        else Path(at_home(os.fspath(student_weights))),
     )
-    folder = free_name(Path("robustkd-run")) if out is None else Path(out)
+    folder = free_name(Path("robustkd-run")) if out is None else Path(at_home(os.fspath(out)))
     flags = {**_flags(job, data), **form_flags(source)}
     results = distill_file(job, source, folder, config=flags)
     made = models.load(folder / run_folder.STUDENT, arch=student)
@@ -125,7 +129,7 @@ def run(
 
 def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
     """Return the flags of the equivalent command; a data source from Python has none."""
-    named = data if isinstance(data, str | Path) else data.name
+    named = at_home(os.fspath(data)) if isinstance(data, str | Path) else data.name
     place = os.path.abspath(named) if isinstance(data, Path) else str(named)
     settings = {
         name: list(value) if isinstance(value, tuple) else value
