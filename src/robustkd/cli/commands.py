@@ -18,7 +18,7 @@ from robustkd.cli.flags import (
     open_data,
     open_model,
 )
-from robustkd.cli.output import print_json, print_plain, print_sections
+from robustkd.cli.output import print_json, print_plain, print_progress, print_sections
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.training.config import TrainingOptions
 
@@ -130,7 +130,6 @@ def bench(
 
     cells = load_grid(grid)
     folder = out or grid.parent / "results" / grid.stem
-    progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     failed = 0
     if not tables_only:
         counts = run_grid(
@@ -138,12 +137,12 @@ def bench(
             folder,
             executor=executors.executor(executor, workers=workers),
             cache=cache,
-            tell=progress.print,
+            tell=print_progress,
         )
-        progress.print(f"{counts.done} cells done, {counts.before} before, {counts.failed} failed")
+        print_progress(f"{counts.done} cells done, {counts.before} before, {counts.failed} failed")
         failed = counts.failed
         if counts.before:
-            progress.print(
+            print_progress(
                 "results and networks of earlier runs are used without verification; continue "
                 "only a folder that you trust"
             )

@@ -23,7 +23,13 @@ from robustkd.cli.flags import (
     given_of,
     reading_of,
 )
-from robustkd.cli.output import print_in_terminal, print_json, print_plain, print_sections
+from robustkd.cli.output import (
+    print_in_terminal,
+    print_json,
+    print_plain,
+    print_progress,
+    print_sections,
+)
 from robustkd.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -203,7 +209,6 @@ def _run(
     from robustkd import report
     from robustkd.pipeline.run import distill_file
 
-    progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     results = distill_file(
         job,
         source,
@@ -211,7 +216,7 @@ def _run(
         config=_resolved(flags),
         resume=how.resume,
         trust=how.trust,
-        tell=progress.print,
+        tell=print_progress,
     )
     if as_json:
         print_json(results.content())
