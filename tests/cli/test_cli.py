@@ -551,7 +551,8 @@ def test_a_teacher_that_does_not_fit_is_one_line(robustkd, files):
     refused(
         robustkd(*distilling(Path())),
         3,
-        ". is not a plain file; expected a safetensors file or a torch checkpoint",
+        ". is a folder without weights; expected model.safetensors or pytorch_model.bin in it, or "
+        "the path of a file",
     )
 
 

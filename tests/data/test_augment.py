@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from robustkd.core.errors import UsageError
 from robustkd.data import CropFlip, ZoomFlip
+from robustkd.data.augment import AUGMENTATIONS, RandAugmented, named, weaker
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -153,3 +154,62 @@ def test_shares_out_of_range_are_refused(least):
     message = rf"^least is {least}; expected more than 0 and at most 1$"
     with pytest.raises(UsageError, match=message):
         ZoomFlip(least=least)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("light", [CropFlip(pad=2, flip=True), ZoomFlip()])
+def test_randaugment_follows_from_its_generator_alone(channels, light):
+    images = torch.rand(12, channels, 16, 16, generator=seeded())
+    before, state = images.clone(), torch.get_rng_state()
+    augmented = RandAugmented(light)
+    first = augmented(images, seeded(1))
+    torch.manual_seed(99)
+    again = augmented(images, seeded(1))
+    assert torch.equal(first, again)
+    assert torch.equal(images, before)
+    assert not torch.equal(first, augmented(images, seeded(2)))
+    torch.set_rng_state(state)
+    augmented(images, seeded(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (first.dtype, first.shape) == (torch.float32, images.shape)
+    assert 0 <= first.min() <= first.max() <= 1
+    assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_randaugment_treats_each_image_on_its_own():
+    images = torch.rand(1, 3, 16, 16).expand(40, -1, -1, -1)
+    results = RandAugmented(CropFlip())(images, seeded())
+    assert len(torch.unique(results.flatten(1), dim=0)) > 20
+
+
+def test_randaugment_refuses_what_torchvision_cannot_do():
+    for options, message in (
+        ({"operations": 0}, "operations is 0; expected at least 1"),
+        ({"magnitude": 31}, "magnitude is 31; expected 0 to 30"),
+    ):
+        with pytest.raises(UsageError, match=f"^{message}$"):
+            RandAugmented(CropFlip(), **options)
+
+
+def test_augmentations_by_name():
+    usual = CropFlip(3, flip=True)
+    found = [named(name, usual) for name in AUGMENTATIONS]
+    assert found == [CropFlip(), usual, RandAugmented(usual)]
+    with pytest.raises(
+        UsageError, match=r"^augment is 'heavy'; expected none, light, randaugment$"
+    ):
+        named("heavy", usual)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "expected"),
+    [
+        (CropFlip(1, flip=False), [CropFlip()]),
+        (CropFlip(0, flip=True), [CropFlip()]),
+        (CropFlip(), []),
+        (ZoomFlip(0.5), [ZoomFlip(0.75), CropFlip(0, flip=True), CropFlip()]),
+        (RandAugmented(CropFlip(4)), []),
+    ],
+)
+def test_weaker_forms_lose_shifts_and_zooms_before_flips(augmentation, expected):
+    assert weaker(augmentation) == expected

@@ -186,9 +186,15 @@ def test_files_that_do_not_describe_themselves_are_refused(tmp_path):
         ({"crop": 0}, "crop is 0.0; expected more than 0 and at most 1"),
         ({"crop": float("nan")}, "crop is nan; expected more than 0 and at most 1"),
         ({"crop": 10**400}, "int too large to convert to float"),
-        ({"resize": "\x1b" * 99}, "resize is '" + r"\x1b" * 60 + "'; expected centred-square"),
+        (
+            {"resize": "\x1b" * 99},
+            "resize is '" + r"\x1b" * 60 + "'; expected centred-square, squash",
+        ),
         ({"resize": ["x"]}, "resize is of type list; expected a text"),
-        ({"interpolation": "nearest"}, "interpolation is 'nearest'; expected bilinear"),
+        (
+            {"interpolation": "cubic"},
+            "interpolation is 'cubic'; expected bilinear, bicubic, nearest, lanczos, box, hamming",
+        ),
         (
             {"std": [0.0]},
             "mean is (0.3,) and std is (0.0,); expected 1 finite values each, std above 0",

@@ -11,6 +11,7 @@ from rich.console import Console
 from robustkd.cli.files import from_files
 from robustkd.cli.flags import check_whole
 from robustkd.core.errors import InputError, RobustKDError, printable, told
+from robustkd.core.files import at_home
 from robustkd.core.surroundings import safe_children
 
 _USAGE, _INTERRUPTED = 2, 130
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with safe_children():
             app(
-                sys.argv[1:] if arguments is None else arguments,
+                [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)],
                 exit_on_error=False,
                 print_error=False,
                 result_action="return_value",
@@ -49,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print_error(errors, str(stop) or "interrupted")
         sys.exit(_INTERRUPTED)
+
+
+def _at_home(word: str) -> str:
+    """Return a word of the command line with the home folder in place of a quoted ``~``."""
+    flag, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{sign}{at_home(value)}"
 
 
 def print_error(console: Console, message: str) -> None:

@@ -16,9 +16,9 @@ from robustkd.cli.flags import (
     check_at_least,
     check_training,
     open_data,
-    open_student,
+    open_model,
 )
-from robustkd.cli.output import print_json, print_plain, print_sections
+from robustkd.cli.output import print_json, print_plain, print_progress, print_sections
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.training.config import TrainingOptions
 
@@ -71,12 +71,13 @@ def evaluate(
     images: ImageFlags = IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Measure a student on the test images, and under a trigger if one is known.
+    """Measure a student or a teacher on the test images, and under a trigger if one is known.
 
     Args:
-        student: Model file written by robustkd.
+        student: Model file written by robustkd, or the folder of a run; or a teacher's file or
+            folder as in ``distill``.
         data: Name or folder of the data, as in ``distill``.
-        arch: Architecture, if it is your own code: ``package.module:callable``.
+        arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
         trigger: Trigger file, as ``robustkd attack`` writes it.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
@@ -86,7 +87,7 @@ def evaluate(
     from robustkd.attacks import load_trigger
     from robustkd.benchmark import measure
 
-    model, source = open_student(student, arch, data, data_root, images)
+    model, source = open_model(student, arch, data, data_root, images)
     known, target = load_trigger(trigger) if trigger is not None else (None, 0)
     found = measure(model, source, trigger=known, target=target)
     if as_json:
@@ -129,7 +130,6 @@ def bench(
 
     cells = load_grid(grid)
     folder = out or grid.parent / "results" / grid.stem
-    progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     failed = 0
     if not tables_only:
         counts = run_grid(
@@ -137,15 +137,15 @@ def bench(
             folder,
             executor=executors.executor(executor, workers=workers),
             cache=cache,
-            tell=progress.print,
+            tell=print_progress,
         )
-        progress.print(
+        print_progress(
             f"{counts.done} cells completed, {counts.before} completed in earlier runs, "
             f"{counts.failed} failed"
         )
         failed = counts.failed
         if counts.before:
-            progress.print(
+            print_progress(
                 "results and networks of earlier runs are used without verification; continue "
                 "only a folder that you trust"
             )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -20,9 +20,16 @@ from robustkd.cli.flags import (
     TrainingFlags,
     check_training,
     choose_device,
-    open_data,
+    given_of,
+    reading_of,
 )
-from robustkd.cli.output import print_in_terminal, print_json, print_plain, print_sections
+from robustkd.cli.output import (
+    print_in_terminal,
+    print_json,
+    print_plain,
+    print_progress,
+    print_sections,
+)
 from robustkd.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +47,7 @@ class ResumeOptions(NamedTuple):
 def distill(
     teacher: Path,
     *,
-    arch: Arch,
+    arch: Arch | None = None,
     data: str,
     student: Arch,
     out: Path | None = None,
@@ -55,6 +62,8 @@ def distill(
     student_taps: Paths = (),
     keep_class_order: Annotated[bool, Parameter(negative="")] = False,
     teacher_key: str | None = None,
+    augment: Literal["none", "light", "randaugment"] | None = None,
+    student_weights: Path | None = None,
     data_root: Path | None = None,
     images: ImageFlags = IMAGES,
     config: Path | None = None,
@@ -67,9 +76,11 @@ def distill(
     """Distil a small student from an untrusted teacher and your own clean images.
 
     Args:
-        teacher: Teacher file: safetensors, or a PyTorch checkpoint.
+        teacher: Teacher file: safetensors, or a PyTorch checkpoint; or a folder of the Hugging Face
+            Hub with config.json and model.safetensors or pytorch_model.bin.
         arch: Architecture of the teacher, e.g. ``wrn-16-2`` or ``timm/resnet18``, see
-            ``robustkd list``; ``package.module:callable`` for your own code.
+            ``robustkd list``; ``package.module:callable`` for your own code. Default: the one of
+            timm that config.json next to the weights states.
         data: Name of the clean data, see ``robustkd list``; or a folder of images with
             train/CLASS/, val/CLASS/ and test/CLASS/, or only CLASS/; or hf:NAME@REVISION.
         student: Architecture of the student.
@@ -80,8 +91,9 @@ def distill(
         device: Device of the training; ``auto`` takes a GPU if there is one.
         threads: Number of threads of the processor. Default: one per core.
         mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised.
-            Default: the value in the file; else the published value of the architecture or that
-            of the data, whichever gives the higher accuracy on validation images.
+            Default: the value in the file, else in config.json or preprocessor_config.json beside
+            it; else the published value of the architecture or that of the data, whichever gives
+            the higher accuracy on validation images.
         std: Standard deviation of each channel, likewise.
         teacher_taps: Modules whose outputs are the teacher's stages. Default: those that
             ``robustkd list --taps`` shows.
@@ -92,6 +104,11 @@ def distill(
         teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``; nested
             keys are joined by dots. Default: the state dict that fits the architecture; if several
             fit, the one with the highest accuracy on validation images.
+        augment: Augmentation of the training images: ``light``, shifts or zooms and flips; or
+            ``randaugment``, RandAugment after these; or ``none``. Default: ``light``, made weaker
+            if the teacher is much less accurate with it.
+        student_weights: File of weights from which the student starts, read like the teacher's; a
+            head of other classes is replaced by a fresh one. Default: random weights.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         images: How images are read.
@@ -118,12 +135,14 @@ def distill(
     # The imports below take seconds.
     print_in_terminal("reading the data and the teacher ...")
     from robustkd.pipeline.job import DistillJob
+    from robustkd.pipeline.opening import architecture, form_flags, open_as_taught
     from robustkd.training.config import TrainingConfig
     from robustkd.training.recipes import with_defaults
 
+    known = architecture(teacher, arch)
     job = DistillJob(
         teacher=teacher,
-        arch=arch,
+        arch=known,
         student=student,
         method=method,
         training=TrainingConfig(**with_defaults(training, student)),
@@ -135,8 +154,11 @@ def distill(
         keep_class_order=keep_class_order,
         teacher_key=teacher_key,
         allow_weak_sandbox=allow_weak_sandbox,
+        augment=augment,
+        student_weights=student_weights,
     )
-    source = open_data(data, data_root, images)
+    reading = reading_of(images)
+    source = open_as_taught(teacher, known, data, data_root, reading, given_of(images))
     if folder is None:
         from robustkd.pipeline.dry_run import rehearse
 
@@ -146,9 +168,11 @@ def distill(
     flags = {
         "teacher": teacher,
         "data": data,
+        "student_weights": student_weights,
         **job.settings(),
         "data_root": data_root,
         **asdict(images),
+        **form_flags(source),
     }
     how = ResumeOptions(resume=resume is not None, trust=trust_run)
     _run(job, source, folder, flags, how, as_json=as_json)
@@ -185,7 +209,6 @@ def _run(
     from robustkd import report
     from robustkd.pipeline.run import distill_file
 
-    progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     results = distill_file(
         job,
         source,
@@ -193,7 +216,7 @@ def _run(
         config=_resolved(flags),
         resume=how.resume,
         trust=how.trust,
-        tell=progress.print,
+        tell=print_progress,
     )
     if as_json:
         print_json(results.content())

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustkd.cli.flags import IMAGES, Arch, ImageFlags, open_student
-from robustkd.cli.output import print_json, print_plain
+from robustkd.cli.output import print_json, print_plain, print_progress, print_words
 
 _NAMES = {"torch": "torch", "onnx": "ONNX", "int8": "ONNX int8"}
 
@@ -36,7 +36,7 @@ def export(
     file differ from those of the student, the exit code is 5 and no folder is written.
 
     Args:
-        student: Model file written by robustkd.
+        student: Model file written by robustkd, or the folder of a run.
         data: Name or folder of the data, as in ``distill``.
         out: New folder for the files and export.json.
         trigger: Trigger file, as ``robustkd attack`` writes it.
@@ -56,9 +56,8 @@ def export(
     check_free(out)
     model, source = open_student(student, arch, data, data_root, images)
     known, target = load_trigger(trigger) if trigger is not None else (None, 0)
-    progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     found = export_student(
-        model, source, out, trigger=known, target=target, int8=int8, tell=progress.print
+        model, source, out, trigger=known, target=target, int8=int8, tell=print_progress
     )
     if as_json:
         print_json(found)
@@ -70,7 +69,7 @@ def _print(found: Mapping[str, Any], out: Path) -> None:
     console = Console(highlight=False, emoji=False)
     console.print(_table(found))
     student, parity = found["student"], found["parity"]["onnx"]
-    print_plain(
+    print_words(
         f"{student['parameters']:,} parameters, {student['macs'] / 1e6:,.2f} million MACs; "
         f"ONNX predicts the class of torch for {parity['agreement']:.2%} of {parity['n']} "
         f"validation images; logits differ by at most {parity['largest_difference']:.1e}"
@@ -79,11 +78,11 @@ def _print(found: Mapping[str, Any], out: Path) -> None:
         print_plain(f"int8 recipe: {found['int8']['chosen']}")
     machine = found["machine"]
     vnni = {True: "with VNNI", False: "without VNNI", None: "VNNI unknown"}[machine["vnni"]]
-    print_plain(
+    print_words(
         f"Latency of one image on this machine: {machine['cpu']}, {machine['cores']} cores, {vnni}"
     )
     for note in found["notes"]:
-        print_plain(f"Note: {note}")
+        print_words(f"Note: {note}")
     print_plain(f"Files: {out}")
 
 

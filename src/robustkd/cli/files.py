@@ -10,6 +10,7 @@ from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
 from robustkd.core.errors import InputError
+from robustkd.core.files import at_home
 from robustkd.core.yaml_files import read_yaml
 from robustkd.pipeline.run_folder import CONFIG
 
@@ -47,4 +48,8 @@ def _read(path: Path, *, of_a_run: bool) -> dict[str, object]:
                 "command line if you accept that"
             )
     # Null stands for the default.
-    return {key: value for key, value in content.items() if value is not None}
+    return {
+        key: at_home(value) if isinstance(value, str) else value
+        for key, value in content.items()
+        if value is not None
+    }

@@ -7,9 +7,9 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
@@ -18,6 +18,7 @@ from robustkd.training.config import TrainingOptions
 
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
+    from robustkd.data import Reading
     from robustkd.models import Classifier, Spec
 
 # The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
@@ -65,9 +66,16 @@ class ImageFlags:
     """How the images of a folder are read.
 
     Attributes:
-        image_size: Height and width of the models' input; not needed if all images have this size.
+        image_size: Height and width of the models' input; not needed if all images have this size,
+            or if it is stated for the teacher's weights.
         grey: Read one channel instead of three.
-        crop: Keep this share of the shorter side, as a centred square.
+        crop: Keep this share of the shorter side, as a centred square. Default: as stated for the
+            teacher's weights, else 1.
+        resize: ``squash`` resizes images of any proportions to a square, and ``--crop`` is then a
+            share of both sides. Default: as stated for the teacher's weights, else
+            ``centred-square``.
+        interpolation: Filter for resampling. Default: as stated for the teacher's weights, else
+            ``bilinear``.
         flip: Mirror images in training.
         class_names: Text file with the names of the class folders, in the order of the teacher's
             outputs. If the teacher has more classes: the names of all its outputs, or lines such
@@ -79,7 +87,11 @@ class ImageFlags:
 
     image_size: int | None = None
     grey: Annotated[bool, Parameter(negative="")] = False
-    crop: float = 1.0
+    crop: float | None = None
+    resize: Literal["centred-square", "squash"] | None = None
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"] | None = (
+        None
+    )
     flip: bool = True
     class_names: Path | None = None
     split: Path | None = None
@@ -155,25 +167,33 @@ def open_data(
     data: str, root: Path | None, images: ImageFlags, *, classes: tuple[str, ...] | None = None
 ) -> DataSource:
     """Open the data that the flags name; ``--class-names`` overrides ``classes``."""
-    from robustkd.data import Reading, open_source
+    from robustkd.data import open_source
 
-    reading = Reading(
+    return open_source(data, root=root, reading=reading_of(images, classes=classes))
+
+
+def reading_of(images: ImageFlags, *, classes: tuple[str, ...] | None = None) -> Reading:
+    """Return how images are read; ``--class-names`` overrides ``classes``."""
+    from robustkd.data import Reading
+
+    form = ("crop", "resize", "interpolation")
+    given = {name: getattr(images, name) for name in form if getattr(images, name) is not None}
+    return Reading(
         image_size=images.image_size,
         channels=1 if images.grey else 3,
-        crop=images.crop,
         flip=images.flip,
         workers=images.workers,
         streaming=images.streaming,
         classes=images.class_names or classes,
         split=images.split,
+        **given,
     )
-    return open_source(data, root=root, reading=reading)
 
 
 def open_student(
     path: Path, arch: str | None, data: str, root: Path | None, images: ImageFlags
 ) -> tuple[Classifier, DataSource]:
-    """Load a student, and the data that it was made for.
+    """Load a student from its file or the folder of its run, and the data that it was made for.
 
     Raises:
         UsageError: If a name is unknown.
@@ -181,6 +201,7 @@ def open_student(
     """
     from robustkd import models
 
+    path = student_of(path)
     model = models.load(path, arch=arch)
     source = _data_of(model.spec, data, root, images)
     models.check_fits(
@@ -193,6 +214,36 @@ def open_student(
     return model, source
 
 
+def student_of(path: Path) -> Path:
+    """Return the student's file in the folder of a run; any other path as it is."""
+    inner = path / "student.safetensors"
+    return inner if os.path.lexists(inner) else path
+
+
+def open_model(
+    path: Path, arch: str | None, data: str, root: Path | None, images: ImageFlags
+) -> tuple[Classifier, DataSource]:
+    """Load a student as :func:`open_student` does, or a teacher's file of any kind.
+
+    Raises:
+        UsageError: If a name is unknown, or the architecture of a teacher's file is not given.
+        InputError: If the file is refused or does not fit the data.
+    """
+    from robustkd.models.serialization import is_described
+
+    path = student_of(path)
+    if not os.path.exists(path) or is_described(path):
+        return open_student(path, arch, data, root, images)
+    from robustkd.pipeline.opening import open_teacher
+
+    return open_teacher(path, arch, data, root, reading_of(images), given_of(images))
+
+
+def given_of(images: ImageFlags) -> set[str]:
+    """Return the names of the flags that the user gives."""
+    return {name for name, value in asdict(images).items() if value is not None}
+
+
 def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:
     """Open the data that the flags name, with missing settings taken from a model's file.
 
@@ -203,6 +254,9 @@ def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> Da
 
     if data in SOURCES:
         return open_data(data, root, images)
+    form: dict[str, Any] = {
+        name: getattr(images, name) or getattr(spec, name) for name in ("resize", "interpolation")
+    }
     size = spec.image_shape[1] if spec.image_shape[1] == spec.image_shape[2] else None
     return open_data(
         data,
@@ -211,7 +265,8 @@ def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> Da
             images,
             image_size=images.image_size or size,
             grey=images.grey or spec.image_shape[0] == 1,
-            crop=spec.crop if images.crop == IMAGES.crop else images.crop,
+            crop=spec.crop if images.crop is None else images.crop,
+            **form,
         ),
         classes=spec.class_names if is_folder(data) and spec.class_names else None,
     )

@@ -18,6 +18,17 @@ def print_plain(line: str) -> None:
     Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(line)
 
 
+def print_words(line: str, *, stderr: bool = False) -> None:
+    """Print a sentence, wrapped at words in a terminal, and as one line elsewhere."""
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console.print(line, soft_wrap=not console.is_terminal)
+
+
+def print_progress(line: str) -> None:
+    """Print a line about what is being done on stderr, as :func:`print_words` does."""
+    print_words(line, stderr=True)
+
+
 def print_json(content: Mapping[str, object]) -> None:
     """Print results as JSON."""
     sys.stdout.write(json.dumps(content, indent=1) + "\n")

@@ -87,6 +87,16 @@ def locked(folder: Folder, *, seconds: float) -> Iterator[None]:
         yield
 
 
+def at_home(text: str) -> str:
+    """Return a path with the user's home folder in place of ``~``, which a shell leaves in quotes.
+
+    Only ``~`` itself and ``~/...`` are replaced, and only if there is no file of that name.
+    """
+    if (text == "~" or text.startswith("~/")) and not os.path.lexists(text):
+        return os.path.expanduser(text)
+    return text
+
+
 def check_free(path: Path) -> None:
     """Raise an error for a folder that is not empty, before a run that takes hours.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 LONGEST_NAME = 120
 """Largest number of characters of a name in results."""
@@ -20,6 +21,31 @@ def unfit(name: object) -> str | None:
     if len(name) > LONGEST_NAME:
         return f"at most {LONGEST_NAME} characters"
     return None
+
+
+def composed(name: str) -> str:
+    r"""Return a name in Unicode's composed form (NFC), in which equal texts are equal.
+
+    macOS writes letters with accents as two characters, other systems usually as one.
+
+    >>> composed("e\u0301") == "\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def as_found(names: Iterable[str], found: Sequence[str]) -> tuple[str, ...]:
+    r"""Return names as they are spelled in a folder, where they differ only in Unicode's form.
+
+    Args:
+        names: Names, of which any may be missing in the folder.
+        found: Names in the folder.
+
+    >>> as_found(["\u00e9", "b"], ["e\u0301", "c"]) == ("e\u0301", "b")
+    True
+    """
+    exact, spelled = set(found), {composed(name): name for name in found}
+    return tuple(name if name in exact else spelled.get(composed(name), name) for name in names)
 
 
 def nearest(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str:

@@ -64,7 +64,7 @@ class _Bar:
 
     def line(self, text: str) -> None:
         if self._shown:
-            self.progress.console.print(text, soft_wrap=True)
+            self.progress.console.print(text)
         elif time.monotonic() - self._last >= _SECONDS:
             print(text, file=sys.stderr, flush=True)
             self._last = time.monotonic()
@@ -91,12 +91,13 @@ def epoch_line(label: str, epochs: int, record: dict[str, float]) -> str:
 
     >>> record = {"epoch": 3.0, "loss": 1.234, "acc": 0.8712, "ce": 1.0, "validation": 0.852}
     >>> epoch_line("distilling", 30, record)
-    'distilling: epoch 3 of 30, loss 1.23, training accuracy 87.1 %, validation accuracy 85.2 %'
+    'distilling: epoch 3 of 30, loss 1.23, accuracy 87.1 % train, 85.2 % val'
     """
     parts = [f"epoch {record['epoch']:.0f} of {epochs}"]
     if "loss" in record:
         parts.append(f"loss {record['loss']:.3g}")
-    for name, words in (("acc", "training"), ("validation", "validation")):
-        if name in record:
-            parts.append(f"{words} accuracy {100 * record[name]:.1f} %")
+    splits = {"train": record.get("acc"), "val": record.get("validation")}
+    known = [f"{100 * acc:.1f} % {split}" for split, acc in splits.items() if acc is not None]
+    if known:
+        parts.append(f"accuracy {', '.join(known)}")
     return f"{label}: {', '.join(parts)}"

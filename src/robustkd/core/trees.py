@@ -21,6 +21,8 @@ _LONGEST_PATH = 4096
 _KEPT_OPEN = 32
 """Number of folders that are kept open, because the next image is often in one of them."""
 
+_CACHED = ("models--", "datasets--")
+
 # On systems that have O_PATH, opening a folder to search it needs less permission than listing it.
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
 
@@ -121,7 +123,8 @@ def open_named(path: Path) -> int:
 
     The path may contain links that users and systems set up themselves: in the root folder and
     directly below it, in the home and working directories, and in their parents. Any other link
-    must stay within its own folder, since it may have been downloaded together with that folder.
+    must stay within its own folder, since it may have been downloaded together with that folder; in
+    the cache of the Hugging Face Hub, within the folder of its repository.
 
     Raises:
         OSError: If it cannot be opened, or is not a regular file.
@@ -153,7 +156,7 @@ def _check_links(path: Path) -> None:
         step = here / name
         if step.is_symlink():
             goal = step.resolve(strict=True)
-            stays = goal.is_relative_to(here)
+            stays = goal.is_relative_to(_downloaded(here))
             if not stays and (place == last or not _is_users_own(here)):
                 what = "the file itself" if place == last else "the path that it leads to"
                 raise InputError(
@@ -162,6 +165,18 @@ def _check_links(path: Path) -> None:
                 )
             step = goal
         here = step
+
+
+def _downloaded(folder: Path) -> Path:
+    """Return the folder that was downloaded together with this one.
+
+    The cache of the Hugging Face Hub has links of the form
+    ``models--OWNER--NAME/snapshots/REVISION/FILE`` to ``models--OWNER--NAME/blobs/HASH``.
+    """
+    for above in folder.parents:
+        if above.name.startswith(_CACHED) and folder.relative_to(above).parts[0] == "snapshots":
+            return above
+    return folder
 
 
 def _is_users_own(folder: Path) -> bool:

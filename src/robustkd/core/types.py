@@ -27,6 +27,11 @@ The allowed keys and their types depend on the name; the function checks them.
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 
+RESIZES = ("centred-square", "squash")
+"""Known ways from an image of any size to the square input of a model."""
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
+"""Known ways of resampling: the filters of Pillow, in lower case."""
+
 
 class Batch(NamedTuple):
     """Labelled images with their indices in the split."""

@@ -16,6 +16,11 @@ from robustkd.core.types import Images
 
 Augmentation: TypeAlias = Callable[[Images, torch.Generator], Images]
 
+AUGMENTATIONS = ("none", "light", "randaugment")
+"""Augmentations by name; see :func:`named`."""
+
+_MOST_MAGNITUDE = 30
+
 
 @dataclass(frozen=True)
 class CropFlip:
@@ -133,3 +138,96 @@ class ZoomFlip:
         )
         # Rounding in the interpolation can exceed the range by the last bit.
         return zoomed.clamp(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class RandAugmented:
+    """Augment images lightly, and then by RandAugment of torchvision, each image on its own.
+
+    Source: Cubuk et al. 2019, "RandAugment: Practical automated data augmentation with a reduced
+    search space", arXiv 1909.13719. The operations are those of
+    ``torchvision.transforms.v2.RandAugment`` with bilinear interpolation.
+
+    Args:
+        light: Augmentation that is applied first.
+        operations: Number of operations for each image.
+        magnitude: Strength of the operations, 0 to 30.
+
+    Raises:
+        UsageError: If a number is out of range.
+
+    Example:
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> RandAugmented(CropFlip())(images, torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 3, 8, 8])
+    """
+
+    light: Augmentation
+    operations: int = 2
+    magnitude: int = 9
+
+    def __post_init__(self) -> None:
+        if self.operations < 1:
+            raise UsageError(f"operations is {self.operations}; expected at least 1")
+        if not 0 <= self.magnitude <= _MOST_MAGNITUDE:
+            raise UsageError(f"magnitude is {self.magnitude}; expected 0 to {_MOST_MAGNITUDE}")
+
+    def __call__(self, images: Images, generator: torch.Generator) -> Images:
+        """Augment ``images`` (N x C x H x W) with random numbers from ``generator``.
+
+        Returns:
+            Float32 images of the same shape and range in steps of 1/255, channels_last; the input
+            is not changed.
+        """
+        from torchvision.transforms import InterpolationMode, v2
+
+        policy = v2.RandAugment(
+            self.operations, self.magnitude, interpolation=InterpolationMode.BILINEAR
+        )
+        pixels = self.light(images, generator).mul(255).round().to(torch.uint8)
+        seed = torch.randint(1 << 62, (1,), generator=generator, device=generator.device)
+        # torchvision draws from the global generator, whose state is kept.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            changed = [policy(image) for image in pixels]
+        floats = torch.stack(changed).float().div(255) if changed else images.float()
+        return floats.contiguous(memory_format=torch.channels_last)
+
+
+def named(name: str, usual: Augmentation) -> Augmentation:
+    """Return an augmentation by its name.
+
+    Args:
+        name: ``none``; ``light``, the shifts or zooms and flips that are usual for the data; or
+            ``randaugment``, RandAugment after these.
+        usual: Augmentation that is usual for the data.
+
+    Raises:
+        UsageError: If the name is unknown.
+    """
+    if name == "none":
+        return CropFlip()
+    if name == "light":
+        return usual
+    if name == "randaugment":
+        return RandAugmented(usual)
+    raise UsageError(f"augment is {name!r}; expected {', '.join(AUGMENTATIONS)}")
+
+
+def weaker(augmentation: Augmentation) -> list[Augmentation]:
+    """Return weaker forms of an augmentation, strongest first; empty if there are none.
+
+    Shifts and zooms are halved and then left out, and then flips are.
+
+    >>> weaker(CropFlip(pad=4, flip=True))
+    [CropFlip(pad=2, flip=True), CropFlip(pad=0, flip=True), CropFlip(pad=0, flip=False)]
+    """
+    found: list[Augmentation] = []
+    if isinstance(augmentation, ZoomFlip):
+        found = [ZoomFlip((1 + augmentation.least) / 2, augmentation.flip)]
+    elif isinstance(augmentation, CropFlip):
+        found = [CropFlip(augmentation.pad // 2, augmentation.flip)]
+    else:
+        return []
+    found += [CropFlip(0, augmentation.flip), CropFlip()]
+    return [each for each in dict.fromkeys(found) if each != augmentation]

@@ -107,6 +107,10 @@ class InMemory:
             test=self._first("test", test, seed),
         )
 
+    def with_augmentation(self, augmentation: Augmentation) -> InMemory:
+        """Return a source of the same images with another augmentation."""
+        return replace(self, augmentation=augmentation)
+
     def _held(self, split: Split) -> Labelled:
         held: Labelled = getattr(self, split)
         return held

@@ -10,12 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
-from robustkd.core.types import DataSource, Images, Logits
+from robustkd.core.types import INTERPOLATIONS, RESIZES, DataSource, Images, Logits
 
-RESIZES = ("centred-square",)
-"""Known ways from an image of any size to the one that a model wants."""
-INTERPOLATIONS = ("bilinear",)
-"""Known ways of resampling."""
 _LONGEST_NAME = 1000
 _MOST_SHOWN = 60
 
@@ -32,9 +28,11 @@ class Spec:
         std: Standard deviation of the training pixels per channel, above 0; 0.5 if empty.
         class_names: Name of each class in the order of the logits; empty if unknown.
         resize: How an image of another size is brought to ``image_shape``: ``centred-square`` cuts
-            out the centred square and resamples it.
-        crop: Side of that square as a share of the shorter side of the image, in (0, 1].
-        interpolation: Resampling method: ``bilinear``, with Pillow's antialiasing.
+            out the centred square and resamples it; ``squash`` cuts out the centred rectangle of
+            the image's proportions and resamples it to a square.
+        crop: Side of that square as a share of the shorter side of the image, or of that rectangle
+            as a share of both sides, in (0, 1].
+        interpolation: Filter of Pillow with which it is resampled, such as ``bilinear``.
 
     Raises:
         UsageError: If a value is out of range, or the number of means, standard deviations or
@@ -135,11 +133,12 @@ class Classifier(nn.Module):
 
 
 def spec_for(arch: str, data: DataSource) -> Spec:
-    """Describe a model for these images: their shape, statistics, class names and crop.
+    """Describe a model for these images: shape, statistics, class names, and how they are read.
 
     Args:
         arch: Name of the architecture.
-        data: The images; ``crop`` is read from it where it has one.
+        data: The images; ``crop``, ``resize`` and ``interpolation`` are read from it if it has
+            them.
 
     Raises:
         UsageError: If the data does not describe a classifier, such as one class name twice.
@@ -152,7 +151,9 @@ def spec_for(arch: str, data: DataSource) -> Spec:
         mean,
         std,
         class_names=tuple(data.classes),
+        resize=str(getattr(data, "resize", Spec.resize)),
         crop=float(getattr(data, "crop", 1.0)),
+        interpolation=str(getattr(data, "interpolation", Spec.interpolation)),
     )
 
 

@@ -22,6 +22,7 @@ from robustkd.core.errors import InputError, UsageError, WriteError, quoted
 from robustkd.core.files import replacing
 from robustkd.core.folders import Folder, refusal
 from robustkd.core.layout import read_layout
+from robustkd.core.names import composed
 from robustkd.core.trees import open_named, readable_path
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.registry import build, check_name
@@ -127,6 +128,15 @@ def _opened(path: Path, *, links: bool) -> BinaryIO:
         return os.fdopen(open_named(path), "rb")
     with Folder.at(path.parent) as folder:
         return folder.open(path.name)
+
+
+def is_described(path: Path) -> bool:
+    """Return whether a file is a model that :func:`save` wrote, as far as its header tells."""
+    try:
+        with _opened(path, links=True) as opened:
+            return _KEY in read_layout(opened)[1]
+    except (InputError, OSError, ValueError):
+        return False
 
 
 def parse_description(text: str, path: Path) -> dict[str, object]:
@@ -306,7 +316,7 @@ def check_fits(
             "use the data that it was trained for"
         )
     for label, (own, other) in enumerate(zip(spec.class_names, names, strict=False)):
-        if own != other:
+        if composed(own) != composed(other):
             raise InputError(
                 f"{path} calls class {label} {quoted(own)}; the data calls it {quoted(other)}: "
                 "use the data that it was trained for, with its classes in that order"

@@ -18,6 +18,7 @@ from robustkd import models
 from robustkd.core.methods import DetoxSettings
 from robustkd.core.types import Batch, DataSource, Split
 from robustkd.pipeline.job import DistillJob
+from robustkd.pipeline.opening import form
 from robustkd.pipeline.prepare import Prepared, prepare
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import detoxify
@@ -94,6 +95,7 @@ def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, objec
     """
     started = time.perf_counter()
     ready = prepare(job, clean)
+    clean = ready.clean
     loading = time.perf_counter() - started
     phases = _phases(job, ready, clean)
     seconds = loading + sum(phase["seconds"] for phase in phases.values())
@@ -109,6 +111,8 @@ def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, objec
             "classes": len(clean.classes),
             "shape": list(clean.image_shape),
             **{split: clean.size(split) for split in ("train", "validation", "test")},
+            **form(clean),
+            **({"augmentation": used} if (used := ready.augmentation.record.get("used")) else {}),
         },
         **phases,
         "estimate": {"method": job.method, "seconds": seconds, "peak MiB": _peak_mib()},

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from robustkd.core.errors import UsageError
 from robustkd.core.methods import Method, find_method, method_name
+from robustkd.data.augment import AUGMENTATIONS
 from robustkd.models import check_name
 from robustkd.training.config import TrainingConfig
 
@@ -15,8 +17,9 @@ class DistillJob:
     """Immutable description of a distillation run.
 
     Attributes:
-        teacher: File of the untrusted teacher.
-        arch: Architecture of the teacher. It is named by the user and never read from the file.
+        teacher: File of the untrusted teacher, or a folder of the Hugging Face Hub with it.
+        arch: Architecture of the teacher. It is named by the user, or by ``config.json`` beside the
+            weights, and never read from the weights' file.
         student: Architecture of the student.
         method: Name of a method, see :data:`robustkd.core.methods.METHODS`.
         training: How the student is trained.
@@ -33,6 +36,11 @@ class DistillJob:
             that fits.
         allow_weak_sandbox: If True, read the teacher even on a system without seccomp, where a
             flaw in the reader could be exploited. The student does not depend on it.
+        augment: One of :data:`robustkd.data.augment.AUGMENTATIONS`; None for the usual one, made
+            weaker if the teacher is much less accurate with it.
+        student_weights: File of weights from which the student starts, or a folder of the Hugging
+            Face Hub with it; None for random weights. Which file it is, is not among the settings,
+            since its SHA-256 is recorded.
 
     Raises:
         UsageError: If a name is unknown.
@@ -51,10 +59,14 @@ class DistillJob:
     keep_class_order: bool = False
     teacher_key: str | None = None
     allow_weak_sandbox: bool = False
+    augment: str | None = None
+    student_weights: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_name(self.method))
         check_name(self.student)
+        if self.augment is not None and self.augment not in AUGMENTATIONS:
+            raise UsageError(f"augment is {self.augment!r}; expected {', '.join(AUGMENTATIONS)}")
 
     @property
     def how(self) -> Method:
@@ -75,6 +87,7 @@ class DistillJob:
             **self.training.stated(),
             **({"keep_class_order": True} if self.keep_class_order else {}),
             **({} if self.teacher_key is None else {"teacher_key": self.teacher_key}),
+            **({} if self.augment is None else {"augment": self.augment}),
         }
 
     def provenance(self, data: str) -> dict[str, object]:

@@ -12,7 +12,9 @@ from robustkd.core.types import DataSource, Split
 from robustkd.data import split_text
 from robustkd.data.images.listing import shown
 from robustkd.models.features import taps
+from robustkd.pipeline.initial_student import initial_student
 from robustkd.pipeline.job import DistillJob
+from robustkd.teacher.augmentation import AugmentationChoice, choose_augmentation
 from robustkd.teacher.check import check_accuracy
 from robustkd.teacher.options import shown_key
 from robustkd.teacher.read import TeacherFile, read_teacher
@@ -28,13 +30,23 @@ class Prepared:
         teacher: The untrusted network, on the device where training happens.
         file: Properties of the teacher's file.
         accuracy: Accuracy of the teacher on the clean validation images.
-        student: Network with fresh weights.
+        student: The student before the training.
+        augmentation: The data with the augmentation of the run, and how it was chosen.
+        student_file: Properties of the file with the student's first weights; None if they are
+            random.
     """
 
     teacher: models.Classifier
     file: TeacherFile
     accuracy: Proportion
     student: models.Classifier
+    augmentation: AugmentationChoice
+    student_file: TeacherFile | None = None
+
+    @property
+    def clean(self) -> DataSource:
+        """The data, with the augmentation of the run."""
+        return self.augmentation.clean
 
     def line(self, clean: DataSource) -> str:
         """Return one line that describes the teacher, for the user to check before the training."""
@@ -44,6 +56,17 @@ class Prepared:
             f"{file.sha256[:12]}; {file.matched} tensors matched{self._choice()}; accuracy "
             f"{self.accuracy} on {self.accuracy.n} validation images of {clean.name}"
         )
+
+    def student_line(self) -> list[str]:
+        """Return one line about the file with the student's first weights, if there is one."""
+        file = self.student_file
+        if file is None:
+            return []
+        return [
+            f"student: starts from {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
+            f"{file.sha256[:12]}; {file.matched} tensors matched"
+            + (f"; not used: {', '.join(file.ignored)}" if file.ignored else "")
+        ]
 
     def _choice(self) -> str:
         """Return how the weights were chosen and matched, where there was a choice."""
@@ -75,9 +98,10 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
     teacher = read.model.to(default_device())
     _name_taps(teacher, job.teacher_taps)
     accuracy = check_accuracy(teacher, clean, job.teacher, keep_class_order=job.keep_class_order)
-    student = models.build(models.spec_for(job.student, clean), seed=job.seed)
+    student, weights = initial_student(job, clean)
     _name_taps(student, job.student_taps)
-    return Prepared(teacher, read.file, accuracy, student)
+    augmentation = choose_augmentation(teacher, clean, job.augment)
+    return Prepared(teacher, read.file, accuracy, student, augmentation, weights)
 
 
 def _name_taps(model: models.Classifier, names: tuple[str, ...]) -> None:
@@ -102,4 +126,12 @@ def identity(clean: DataSource, spec: models.Spec) -> dict[str, object]:
         "augmentation": repr(augmentation) if is_dataclass(augmentation) else None,
         "mean": list(spec.mean),
         "std": list(spec.std),
+        **_form(spec),
     }
+
+
+def _form(spec: models.Spec) -> dict[str, object]:
+    """Return crop, resize and interpolation, unless they are those of all earlier versions."""
+    found = (spec.crop, spec.resize, spec.interpolation)
+    usual = (models.Spec.resize, models.Spec.interpolation)
+    return {} if found[1:] == usual else {"form": list(found)}

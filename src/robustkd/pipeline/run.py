@@ -12,14 +12,15 @@ from typing import Unpack
 from robustkd import models, report
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError, quoted
-from robustkd.core.files import check_free, free_name
+from robustkd.core.files import at_home, check_free, free_name
 from robustkd.core.names import unfit
 from robustkd.core.types import DataSource
-from robustkd.data import open_source, split_text
+from robustkd.data import Reading, split_text
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure
 from robustkd.pipeline.job import DistillJob
+from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
 from robustkd.pipeline.prepare import Prepared, identity, prepare
 from robustkd.pipeline.student import Made, make_student
 from robustkd.report.results import ResultRow, Results
@@ -50,7 +51,7 @@ def run(
     data: str | Path | DataSource,
     student: str,
     *,
-    arch: str,
+    arch: str | None = None,
     method: str = "default",
     out: str | Path | None = None,
     seed: int = 0,
@@ -58,6 +59,8 @@ def run(
     std: Sequence[float] = (),
     keep_class_order: bool = False,
     teacher_key: str | None = None,
+    augment: str | None = None,
+    student_weights: str | Path | None = None,
     **training: Unpack[TrainingOptions],
 ) -> Finished:
     """Distil a small student from an untrusted teacher, as ``robustkd distill`` does.
@@ -65,11 +68,13 @@ def run(
     The same arguments give the same student file as the command.
 
     Args:
-        teacher: File of the teacher: safetensors, or a PyTorch checkpoint. No code in it is run.
+        teacher: File of the teacher: safetensors, or a PyTorch checkpoint; or a folder of the
+            Hugging Face Hub with one. No code in it is run.
         data: Name of a data set, a folder of images, ``hf:NAME@REVISION``, or a data source such as
             :func:`robustkd.from_dataset` makes from any torch dataset.
         student: Architecture of the student, such as ``wrn-10-1`` or ``timm/resnet18``.
-        arch: Architecture of the teacher.
+        arch: Architecture of the teacher; if None, the one of timm that ``config.json`` beside
+            the weights states.
         method: Name of a method; ``robustkd list`` shows all.
         out: New folder for the run; if None, ``robustkd-run``, or the first of ``robustkd-run-2``,
             ``robustkd-run-3``, ... that does not exist.
@@ -82,6 +87,10 @@ def run(
             the classes of the data.
         teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``. By
             default, the most accurate of those that fit the architecture is used.
+        augment: Augmentation of the training images: ``none``, ``light`` or ``randaugment``. By
+            default ``light``, made weaker if the teacher is much less accurate with it.
+        student_weights: File of weights from which the student starts; by default they are random.
+            It is read like the teacher's file, and may have a head of other classes.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
             ``batch_size`` and ``lr``. The defaults depend on the architecture; see
             :func:`robustkd.training.recipes.usual_training`.
@@ -96,10 +105,15 @@ def run(
         TrainingError: If the loss of the training is no longer finite.
         WriteError: If a file of the run cannot be written.
     """
-    source = open_source(os.fspath(data)) if isinstance(data, str | Path) else data
+    place = Path(at_home(os.fspath(teacher)))
+    known = architecture(place, arch)
+    source = data
+    if isinstance(source, str | Path):
+        named = at_home(os.fspath(source))
+        source = open_as_taught(place, known, named, None, Reading(), ())
     job = DistillJob(
-        teacher=Path(teacher),
-        arch=arch,
+        teacher=place,
+        arch=known,
         student=student,
         method=method,
         training=TrainingConfig(**with_defaults(training, student)),
@@ -108,22 +122,29 @@ def run(
         std=tuple(std),
         keep_class_order=keep_class_order,
         teacher_key=teacher_key,
+        augment=augment,
+        student_weights=None
+        if student_weights is None
+        else Path(at_home(os.fspath(student_weights))),
     )
-    folder = free_name(Path("robustkd-run")) if out is None else Path(out)
-    results = distill_file(job, source, folder, config=_flags(job, data))
+    folder = free_name(Path("robustkd-run")) if out is None else Path(at_home(os.fspath(out)))
+    flags = {**_flags(job, data), **form_flags(source)}
+    results = distill_file(job, source, folder, config=flags)
     made = models.load(folder / run_folder.STUDENT, arch=student)
     return Finished(made.eval(), results, folder)
 
 
 def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
     """Return the flags of the equivalent command; a data source from Python has none."""
-    named = data if isinstance(data, str | Path) else data.name
+    named = at_home(os.fspath(data)) if isinstance(data, str | Path) else data.name
     place = os.path.abspath(named) if isinstance(data, Path) else str(named)
     settings = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in job.settings().items()
         if value != ()
     }
+    if job.student_weights is not None:
+        settings["student_weights"] = os.path.abspath(job.student_weights)
     return {"teacher": os.path.abspath(job.teacher), "data": place, **settings}
 
 
@@ -164,6 +185,7 @@ def distill_file(
         check_free(out)
     _check_names(job, clean, config or {})
     ready = prepare(job, clean)
+    clean = ready.clean
     # Every image is read once before the training, so that damaged images are found early.
     untrusted = measure(ready.teacher, clean)
     inputs: dict[str, Mapping[str, object]] = {
@@ -171,6 +193,8 @@ def distill_file(
         "teacher": {"sha256": ready.file.sha256},
         "data": identity(clean, ready.student.spec),
     }
+    if ready.student_file is not None:
+        inputs["student weights"] = {"sha256": ready.student_file.sha256}
     split = split_text(clean)
     with run_folder.opened(
         out, inputs=inputs, config=config, split=split, resume=resume, trust=trust
@@ -178,7 +202,7 @@ def distill_file(
         if run.finished:
             tell(f"{out} is already finished")
             return run.results()
-        for line in (ready.line(clean), *_left_out(clean)):
+        for line in _lines(ready):
             tell(line)
             _log.info("%s", line)
         made = make_student(
@@ -192,6 +216,18 @@ def distill_file(
         )
         run.interrupts.no_longer_wait()
         return _write_results(job, clean, ready, made, untrusted, run)
+
+
+def _lines(ready: Prepared) -> list[str]:
+    """Return what the user should check before the training, one line each."""
+    clean, choice = ready.clean, ready.augmentation
+    return [
+        *form_line(clean, ready.teacher.spec, ready.file.normalisation),
+        ready.line(clean),
+        *ready.student_line(),
+        *_left_out(clean),
+        *([choice.line] if choice.line else []),
+    ]
 
 
 def _skipped(clean: DataSource) -> dict[str, int]:
@@ -247,6 +283,8 @@ def _write_results(
 ) -> Results:
     """Write the student, ``results.json`` and the report."""
     provenance = job.provenance(clean.name)
+    if ready.student_file is not None:
+        provenance["student_weights_sha256"] = ready.student_file.sha256
     student = measure(made.student, clean)
     with run.writing(run_folder.STUDENT) as path:
         models.save(ready.student, path, provenance=provenance)
@@ -260,9 +298,12 @@ def _write_results(
         config={"arch": job.arch, "student": job.student, **provenance},
         records={
             "teacher_file": ready.file.record(),
+            **({"student_weights": own.record()} if (own := ready.student_file) else {}),
             **made.record,
             "classes": list(clean.classes),
             "data": data_record(clean),
+            **({"preprocessing": read} if (read := form(clean)) else {}),
+            **({"augmentation": found} if (found := ready.augmentation.record) else {}),
             "networks": {
                 "teacher": {"bytes": ready.file.bytes, "macs": untrusted.macs},
                 "student": {"bytes": size, "macs": student.macs},

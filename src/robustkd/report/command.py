@@ -15,7 +15,7 @@ from robustkd.report.results import Results
 
 _CONFIG = "config.yaml"
 _FLAG = re.compile(r"[a-z][a-z0-9_]{0,40}")
-_PATHS = ("teacher", "data", "data_root", "class_names", "split")
+_PATHS = ("teacher", "data", "data_root", "class_names", "split", "student_weights")
 _USUAL: Mapping[str, object] = {"crop": 1.0, "flip": True, "method": "default", "seed": 0}
 _TURNED_OFF = ("flip", "streaming")
 """Flags that have a form with ``--no-``."""

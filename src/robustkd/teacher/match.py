@@ -175,6 +175,16 @@ def select_outputs(weights: Matched, wanted: Wanted, outputs: Sequence[int]) -> 
     return replace(weights, tensors=tensors)
 
 
+def with_head(weights: Matched, head: Mapping[str, Tensor]) -> Matched:
+    """Return weights with another head.
+
+    Args:
+        weights: Tensors of a network.
+        head: Tensors of the other head, by the names of the network.
+    """
+    return replace(weights, tensors={**weights.tensors, **head})
+
+
 def to_float32(
     tensors: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, int]]:

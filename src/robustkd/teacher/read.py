@@ -14,7 +14,6 @@ from pathlib import Path
 from torch import Tensor
 
 from robustkd.core.errors import InputError, UsageError, quoted
-from robustkd.models.architectures.libraries import preprocessing
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.registry import build, check_name
 from robustkd.models.serialization import (
@@ -28,6 +27,7 @@ from robustkd.models.serialization import (
 )
 from robustkd.teacher import match
 from robustkd.teacher.options import Option, Options, shown_key
+from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in
 from robustkd.teacher.untrusted import quarantine
 
 _FILE = "the teacher's file"
@@ -155,12 +155,13 @@ def read_teacher(
     teacher_key: str | None = None,
     outputs: tuple[int, ...] = (),
     outputs_of: int | None = None,
+    head: Mapping[str, Tensor] | None = None,
     allow_weak_sandbox: bool = False,
 ) -> Teacher:
     """Read a teacher of a named architecture, which a state dict in the file must match.
 
     Args:
-        path: A safetensors file, or a torch checkpoint.
+        path: A safetensors file, a torch checkpoint, or a folder of the Hugging Face Hub with one.
         arch: Architecture, see ``robustkd list``.
         classes: Number of classes of the data.
         image_shape: Channels, height and width of its images.
@@ -168,7 +169,8 @@ def read_teacher(
             needed for files of this package.
         std: Standard deviation of each channel, likewise.
         statistics: Function that returns mean and standard deviation of the data, used if neither
-            the user nor the file gives them.
+            the user, nor the file, nor ``config.json`` or ``preprocessor_config.json`` next to it
+            gives them.
         judge: Function that returns the accuracy of a network on clean images. It decides between
             several state dicts in the file that fit the architecture, and between the values that
             torchvision or timm publish for the architecture and the statistics of the data. Without
@@ -178,6 +180,8 @@ def read_teacher(
         outputs: Number of the teacher's output for each class of the data, from 0, if the teacher
             has more classes. All other outputs are removed. Empty to use all.
         outputs_of: Number of the teacher's outputs; None to take it from the file.
+        head: State dict of a network from which the head is taken if that of the file has another
+            number of classes; None to refuse such a file.
         allow_weak_sandbox: If True, read the file even on a system without seccomp, where a flaw
             in the reader could be exploited.
 
@@ -188,6 +192,8 @@ def read_teacher(
             classes or input; see :func:`robustkd.teacher.untrusted.quarantine.read_each`.
     """
     check_name(arch)
+    path = weights_in(path)
+    stated = stated_beside(path)
     if bool(mean) != bool(std):
         raise UsageError("mean and std belong together; give both, or neither")
     if not all(0 <= value <= 1 for value in mean):
@@ -203,7 +209,7 @@ def read_teacher(
         if layouts[0].description:
             _check_ours(layouts[0], spec, path, given)
             return [0]
-        if outputs and outputs_of is None:
+        if (outputs and outputs_of is None) or head is not None:
             of = _classes_of(layouts, wanted.head, outputs, path)
             options.wanted = match.Wanted.by(replace(spec, classes=of))
         return options.choose(layouts)
@@ -218,18 +224,26 @@ def read_teacher(
             for option in options.of(read.choice):
                 weights = match.apply(option.plan, options.in_order(read), options.wanted, path)
                 weights = match.select_outputs(weights, options.wanted, outputs)
+                unused: tuple[str, ...] = ()
+                if head is not None and options.wanted.spec.classes != classes:
+                    fresh = {name: head[name] for name in wanted.head}
+                    weights = match.with_head(weights, fresh)
+                    unused = (f"head of {options.wanted.spec.classes} classes",)
                 check_values(weights.tensors, path)
                 guesses = _normalisations(
                     given,
                     weights.normalisation,
-                    _published(arch, image_shape[0]),
+                    stated,
+                    spec,
                     statistics,
                     path,
                 )
                 compared = list(guesses if judge is not None else islice(guesses, 1))
                 for source, guess in compared:
                     model = _filled(spec, weights.tensors, guess, path)
-                    facts = replace(_facts(read, option, weights, source), outputs=outputs)
+                    facts = _facts(read, option, weights, source)
+                    ignored = (*unused, *facts.ignored)
+                    facts = replace(facts, outputs=outputs, ignored=ignored)
                     tried.add(option.label, Teacher(model, facts), last=len(compared) == 1)
     return tried.best()
 
@@ -285,7 +299,7 @@ def _classes_of(
     tensors = max((layout.tensors for layout in layouts), key=len)
     named = [own for own in tensors if any(f".{own}".endswith(f".{name}") for name in head)]
     found = max(tensors[[*tensors, *named][-1]].shape[:1], default=0)
-    if max(outputs) >= found:
+    if max(outputs, default=0) >= found:
         raise InputError(
             f"{path} has {found} outputs, numbered from 0; the list of class names has output "
             f"{max(outputs)}: correct the list"
@@ -386,30 +400,33 @@ def _check_description(
         )
 
 
-def _published(arch: str, channels: int) -> match.Normalisation | None:
-    """Return the normalisation of the library's weights, if they have as many channels."""
-    found = preprocessing(arch)
-    if found is None or len(found.mean) != channels:
-        return None
-    return found.mean, found.std
-
-
 def _normalisations(
     given: match.Normalisation | None,
     own: match.Normalisation | None,
-    published: match.Normalisation | None,
+    stated: Stated | None,
+    spec: Spec,
     statistics: Callable[[], match.Normalisation] | None,
     path: Path,
 ) -> Iterator[tuple[str, match.Normalisation]]:
-    """Yield the user's normalisation, else that of the file, else the published and the data's."""
+    """Yield the candidates from the first source that has any.
+
+    The sources are the user, the file, a file next to it, and, together, the values that are
+    published for the architecture and those of the data.
+    """
+    channels = spec.image_shape[0]
+    beside = None if stated is None else stated.normalisation(channels)
+    general = published(spec.arch)
+    usual = None if general is None else general.normalisation(channels)
     if given is not None:
         yield "given by the user", given
     elif own is not None:
         yield _FILE, own
-    elif published is None and statistics is None:
+    elif stated is not None and beside is not None:
+        yield f"{stated.origin} {BESIDE}", beside
+    elif usual is None and statistics is None:
         raise UsageError(f"{path} has no normalisation of images; give mean and std")
     else:
-        if published is not None:
-            yield "published for the architecture", published
+        if usual is not None:
+            yield "published for the architecture", usual
         if statistics is not None:
             yield "statistics of the data", statistics()

@@ -14,6 +14,8 @@ from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
 
 _BATCH = 256
+_SOME = 64
+_SEED = 0
 
 
 def predict(
@@ -44,6 +46,31 @@ def accuracy_on(model: nn.Module, data: DataSource, split: Split) -> Proportion:
     with torch.inference_mode(), frozen_modes(model):
         counts = starmap(accuracy, _outputs(model, data, split))
         return sum(counts, start=Proportion(0, 0))
+
+
+def accuracy_on_some(
+    model: nn.Module, data: DataSource, split: Split, *, images: int, augment: bool
+) -> Proportion:
+    """Compute the accuracy of a model on some images of a split, which are always the same.
+
+    Args:
+        model: Any classifier of images in [0, 1].
+        data: The images.
+        split: The split.
+        images: Number of images, rounded up to whole batches; at most all.
+        augment: If True, the images are augmented as in training.
+    """
+    chosen = torch.Generator().manual_seed(_SEED)
+    drawn = torch.Generator().manual_seed(_SEED) if augment else None
+    found = Proportion(0, 0)
+    with torch.inference_mode(), frozen_modes(model):
+        for batch in data.batches(
+            split, batch_size=_SOME, device=device_of(model), shuffle=chosen, augment=drawn
+        ):
+            found += accuracy(model(batch.images).cpu(), batch.labels.cpu())
+            if found.n >= images:
+                break
+    return found
 
 
 def accuracy_by_class(model: nn.Module, data: DataSource, split: Split) -> tuple[Proportion, ...]:

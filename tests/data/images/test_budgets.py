@@ -105,13 +105,14 @@ def test_a_large_image_takes_memory_and_time_of_another_process(content, shade):
     assert grown < 1 << 16  # KiB
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_it_is_decoded_to_the_same_pixels(channels, monkeypatch):
+@pytest.mark.parametrize(("channels", "squash", "resample"), [(1, False, 2), (3, True, 3)])
+def test_it_is_decoded_to_the_same_pixels(channels, squash, resample, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
     Image.fromarray(picture(1, 90)[:60]).save(stream, "PNG", exif=exif)
     choice = {"size": 40, "channels": channels, "crop": 0.875}
+    choice |= {"squash": squash, "resample": resample}
     here = pixels.unpack(stream, watched=False, **choice)
     there = watched.unpack(stream.getvalue(), **choice)
     assert np.array_equal(here, there)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torchvision.transforms import v2
 
+from robustkd.core.types import INTERPOLATIONS
 from robustkd.data.images.decode import MAX_PIXELS, UndecodableError, decode, dimensions
 from tests.data.images.image_files import picture, png
 
@@ -158,6 +160,35 @@ def test_resampling_is_torchvision_s(height):
     # What is cropped away first does not blur into the border; and one of two passes is rounded.
     difference = np.abs(found - preprocessing(image).numpy())[:, 1:-1]
     assert difference.max() <= (height > 30)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_crops_and_filters_are_those_of_timm(mode, interpolation):
+    image = Image.fromarray(picture(3, 96)[:64])
+    theirs = create_transform(
+        input_size=(3, 24, 24),
+        crop_pct=0.75,
+        crop_mode=mode,
+        interpolation=interpolation,
+        mean=(0.0,) * 3,
+        std=(1 / 255,) * 3,
+        is_training=False,
+    )
+    resize = "squash" if mode == "squash" else "centred-square"
+    found = decode(
+        encoded(image), size=24, channels=3, crop=0.75, resize=resize, interpolation=interpolation
+    )
+    # As above; filters of several pixels reach further into what is cropped away.
+    difference = np.abs(found.astype(int) - theirs(image).numpy())[:, 3:-3, 3:-3]
+    assert difference.max() < 1.1
+
+
+def test_squashing_keeps_the_same_share_of_both_sides():
+    image = Image.fromarray(picture(0, 32)[:16])
+    found = decode(encoded(image), size=16, channels=3, crop=0.5, resize="squash")
+    expected = image.resize((16, 16), Image.Resampling.BILINEAR, box=(8, 4, 24, 12))
+    assert np.array_equal(found, rgb(np.asarray(expected)))
 
 
 def test_the_header_tells_the_dimensions():

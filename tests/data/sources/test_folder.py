@@ -481,3 +481,31 @@ def test_a_wrong_list_of_classes_is_refused(lines, message, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(lines))
     with pytest.raises(InputError, match=message):
         load_folder(root, Reading(classes=tmp_path / "names.txt"))
+
+
+ONE, TWO = "caf\u00e9", "cafe\u0301"
+"""One name in the forms of most systems and of macOS."""
+
+
+@pytest.mark.parametrize(("first", "second"), [(ONE, TWO), (TWO, ONE)])
+def test_names_that_look_the_same_are_the_same_class_in_every_split(first, second, tmp_path):
+    folders = {"train": (first, "tea"), "val": (second, "tea"), "test": (first, "tea")}
+    write_splits(tmp_path, {split: dict.fromkeys(names, 4) for split, names in folders.items()})
+    found = load_folder(tmp_path)
+    assert found.classes == (first, "tea")
+    (batch,) = found.batches("validation", batch_size=10)
+    assert batch.labels.tolist() == [0] * 4 + [1] * 4
+    assert load_folder(tmp_path, Reading(classes=("tea", second))).classes == ("tea", first)
+
+
+@pytest.mark.parametrize(
+    ("lines", "outputs"),
+    [(["tea", TWO], ()), (["bread", TWO, "tea"], (1, 2)), ([f"7 {TWO}", "9 tea"], (7, 9))],
+)
+def test_a_file_of_class_names_may_use_the_other_form(lines, outputs, tmp_path):
+    write_classes(tmp_path / "images", {ONE: 12, "tea": 12})
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(lines))
+    found = load_folder(tmp_path / "images", Reading(classes=names))
+    assert set(found.classes) == {ONE, "tea"}
+    assert found.outputs == outputs

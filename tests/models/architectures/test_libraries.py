@@ -59,13 +59,18 @@ def test_nothing_is_fetched(monkeypatch):
     assert preprocessing("torchvision/mobilenet_v3_small") is not None
 
 
+SQUARE = "centred-square"
+HALF = (0.5, 0.5, 0.5)
+
+
 @pytest.mark.parametrize(
     ("arch", "expected"),
     [
-        ("timm/deit_tiny_patch16_224", ((3, 224, 224), *IMAGENET)),
-        ("timm/resnet18", ((3, 224, 224), *IMAGENET)),
-        ("timm/tf_efficientnet_b1.in1k", ((3, 240, 240), *IMAGENET)),
-        ("torchvision/inception_v3", ((3, 299, 299), *IMAGENET)),
+        ("timm/deit_tiny_patch16_224", ((3, 224, 224), *IMAGENET, 0.9, SQUARE, "bicubic")),
+        ("timm/resnet18", ((3, 224, 224), *IMAGENET, 0.95, SQUARE, "bicubic")),
+        ("timm/vit_base_patch16_siglip_224", ((3, 224, 224), HALF, HALF, 0.9, SQUARE, "bicubic")),
+        ("timm/tf_efficientnet_b1.in1k", ((3, 240, 240), *IMAGENET, 0.882, SQUARE, "bicubic")),
+        ("torchvision/inception_v3", ((3, 299, 299), *IMAGENET, 299 / 342, SQUARE, "bilinear")),
         ("wrn-16-2", None),
     ],
 )

@@ -1,4 +1,4 @@
-"""What trainers put beside the weights is accepted as dead values: nothing of it is ever built."""
+"""What trainers put next to the weights is accepted as dead values: nothing of it is ever built."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.teacher.untrusted.test_readers import converted, damaged, keys, same
 
 
 class Net(nn.Module):
-    """Everything that a module can have beside its weights."""
+    """Everything that a module can have next to its weights."""
 
     armed = False
 

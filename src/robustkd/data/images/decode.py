@@ -11,6 +11,7 @@ import os
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from robustkd.data.images import pixels
 from robustkd.data.images.pixels import (
@@ -28,9 +29,15 @@ _SMALL_BYTES = 1 << 21
 
 
 def decode(
-    stream: Stream, *, size: int, channels: Channels, crop: float = 1.0
+    stream: Stream,
+    *,
+    size: int,
+    channels: Channels,
+    crop: float = 1.0,
+    resize: str = "centred-square",
+    interpolation: str = "bilinear",
 ) -> UInt8[np.ndarray, "channels {size} {size}"]:
-    """Decode the centred square of an image to bytes.
+    """Decode the centre of an image to bytes.
 
     The orientation in the EXIF data is applied. Values of 16 bits are scaled to 8 bits, not
     clipped. Transparent images are drawn on white. An image that already has the size is not
@@ -40,7 +47,9 @@ def decode(
         stream: The encoded image; its format is recognised by its content.
         size: Height and width of the result in pixels.
         channels: 3 for red, green and blue; 1 for luminance.
-        crop: Share of the shorter side to keep, in (0, 1].
+        crop: Share of the shorter side to keep, in (0, 1], or of both sides with ``squash``.
+        resize: One of `robustkd.core.types.RESIZES`; ``squash`` does not keep the proportions.
+        interpolation: One of `robustkd.core.types.INTERPOLATIONS`.
 
     Raises:
         UndecodableError: If the image is damaged or too large, has an unsupported format, or
@@ -48,14 +57,30 @@ def decode(
         InputError: If no process for decoding large images can be started.
     """
     length = _length(stream)
+    squash, resample = resize == "squash", int(Image.Resampling[interpolation.upper()])
     if length <= _SMALL_BYTES:
         try:
-            return pixels.unpack(stream, size=size, channels=channels, crop=crop, watched=False)
+            return pixels.unpack(
+                stream,
+                size=size,
+                channels=channels,
+                crop=crop,
+                watched=False,
+                squash=squash,
+                resample=resample,
+            )
         except LargeError:
             stream.seek(0)
     from robustkd.data.images import watched
 
-    return watched.unpack(stream.read(length), size=size, channels=channels, crop=crop)
+    return watched.unpack(
+        stream.read(length),
+        size=size,
+        channels=channels,
+        crop=crop,
+        squash=squash,
+        resample=resample,
+    )
 
 
 def dimensions(stream: Stream) -> tuple[int, int]:

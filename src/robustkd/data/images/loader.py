@@ -64,11 +64,13 @@ def whole(files: Encoded) -> Part:
 
 @dataclass(frozen=True)
 class Form:
-    """Size, channels and crop of decoded images; see `robustkd.data.images.decode.decode`."""
+    """Form of decoded images; see `robustkd.data.images.decode.decode`."""
 
     size: int
     channels: Channels
     crop: float | int
+    resize: str = "centred-square"
+    interpolation: str = "bilinear"
 
 
 class Decoded(NamedTuple):
@@ -100,7 +102,12 @@ class Decoder(Dataset[Decoded]):
             try:
                 with self._part.files.open(int(self._part.rows[row])) as stream:
                     pixels[len(good)] = decode(
-                        stream, size=form.size, channels=form.channels, crop=form.crop
+                        stream,
+                        size=form.size,
+                        channels=form.channels,
+                        crop=form.crop,
+                        resize=form.resize,
+                        interpolation=form.interpolation,
                     )
                 good.append(row)
             except UndecodableError as error:
@@ -130,7 +137,7 @@ def decoded(
         part: The split.
         order: Rows of the split.
         batch_size: Images per batch.
-        form: Size, channels and crop.
+        form: Form of the decoded images.
         workers: Number of worker processes; 0 decodes in this process.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.types import INTERPOLATIONS, RESIZES
 from robustkd.data.augment import Augmentation, CropFlip, ZoomFlip
 from robustkd.data.images.decode import Channels, UndecodableError, dimensions
 from robustkd.data.images.listing import Encoded, shown
@@ -26,6 +27,10 @@ _LARGEST_SIZE = 4096
 _LARGEST_GUESS = 512
 
 
+class UnknownSizeError(UsageError):
+    """The size of the models' input is not given, and cannot be guessed from the images."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """Options for reading encoded images.
@@ -33,7 +38,8 @@ class Reading:
     Args:
         image_size: Height and width in pixels; None if all images are squares of one size.
         channels: 3 for colour, 1 for grey.
-        crop: Share of the shorter side to keep, in (0, 1], as a centred square.
+        crop: Share of the shorter side to keep, in (0, 1], as a centred square; with ``squash``,
+            share of both sides.
         flip: If True, training may mirror images.
         workers: Number of worker processes; None for one per core and at most four, or none for
             less than a thousand images. The batches do not depend on it.
@@ -42,6 +48,10 @@ class Reading:
         classes: Names of the class folders in the order of the teacher's outputs, or a text file
             of them; None for the sorted order, as in torchvision.
         split: File ``split.json`` of an earlier run, to hold out the same images.
+        resize: ``centred-square`` keeps the proportions of an image; ``squash`` does not.
+        interpolation: Filter for resampling, one of `robustkd.core.types.INTERPOLATIONS`.
+        origin: Where size, crop and interpolation come from, for the report; empty for flags and
+            defaults.
 
     Raises:
         UsageError: If a number is out of range.
@@ -55,6 +65,9 @@ class Reading:
     streaming: bool | None = None
     classes: Path | tuple[str, ...] | None = None
     split: Path | None = None
+    resize: str = "centred-square"
+    interpolation: str = "bilinear"
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not 1 <= self.image_size <= _LARGEST_SIZE:
@@ -67,6 +80,10 @@ class Reading:
             raise UsageError(f"crop is {self.crop}; expected more than 0 and at most 1")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"workers is {self.workers}; expected at least 0")
+        for field, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
+            value = getattr(self, field)
+            if value not in known:
+                raise UsageError(f"{field} is {value!r}; expected {', '.join(known)}")
 
     def workers_for(self, images: int) -> int:
         """Return the number of worker processes for this many images."""
@@ -90,9 +107,15 @@ class Reading:
         Raises:
             UsageError: If an option that is not in ``used`` differs from its default.
         """
+        used = (
+            *used,
+            "workers",
+            "origin",
+            *(("resize", "interpolation") if "crop" in used else ()),
+        )
         for field in fields(self):
             chosen = getattr(self, field.name)
-            if chosen != field.default and field.name not in (*used, "workers"):
+            if chosen != field.default and field.name not in used:
                 raise UsageError(
                     f"{field.name} is {chosen!s}; {name} does not support this option: leave it out"
                 )
@@ -111,7 +134,7 @@ def guess_size(files: Encoded, where: str) -> int:
         where: Description of the images, for messages.
 
     Raises:
-        UsageError: If the images of the sample differ in size, are not square, or are large.
+        UnknownSizeError: If the images of the sample differ in size, are not square, or are large.
         InputError: If no image of the sample can be read.
     """
     n = len(files.labels)
@@ -130,7 +153,7 @@ def guess_size(files: Encoded, where: str) -> int:
     width, height = min(found)
     if len(found) > 1 or width != height or width > _LARGEST_GUESS:
         sizes = " and ".join(f"{width}x{height}" for width, height in sorted(found)[:2])
-        raise UsageError(
+        raise UnknownSizeError(
             f"{shown(where)}: images of {sizes} pixels, so the model's input size cannot be "
             "guessed; give it with --image-size"
         )

@@ -54,9 +54,16 @@ class LargeError(Exception):
 
 
 def unpack(
-    stream: Stream, *, size: int, channels: Channels, crop: float, watched: bool
+    stream: Stream,
+    *,
+    size: int,
+    channels: Channels,
+    crop: float,
+    watched: bool,
+    squash: bool = False,
+    resample: int = Image.Resampling.BILINEAR,
 ) -> UInt8[np.ndarray, "channels {size} {size}"]:
-    """Decode the centred square of an image; see `robustkd.data.images.decode.decode`.
+    """Decode the centre of an image; see `robustkd.data.images.decode.decode`.
 
     Args:
         stream: The encoded image.
@@ -64,6 +71,8 @@ def unpack(
         channels: 3 for red, green and blue; 1 for luminance.
         crop: Share of the shorter side to keep, in (0, 1].
         watched: If True, time and memory are limited, so that a large image may be decoded.
+        squash: If True, keep that share of both sides, and resample to a square.
+        resample: Number of Pillow's filter.
 
     Raises:
         UndecodableError: If the image is damaged or too large, or has an unsupported format.
@@ -71,7 +80,9 @@ def unpack(
     """
     with _told(), _open(stream, watched=watched) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        square = _square(_eight_bit(image, channels), size, crop)
+        square = _resized(
+            _eight_bit(image, channels), size, crop, squash, Image.Resampling(resample)
+        )
         pixels = np.asarray(square)
     return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
 
@@ -178,11 +189,14 @@ def _scaled(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def _square(image: Image.Image, size: int, crop: float) -> Image.Image:
+def _resized(
+    image: Image.Image, size: int, crop: float, squash: bool, resample: Image.Resampling
+) -> Image.Image:
     """Crop before resampling, so that a strip of 1 x 60,000,000 pixels is never enlarged."""
-    side = max(1, round(min(image.size) * crop))
-    left, top = ((length - side) // 2 for length in image.size)
-    box = (left, top, left + side, top + side)
-    if side == size:
+    sides = image.size if squash else (min(image.size),) * 2
+    width, height = (max(1, round(side * crop)) for side in sides)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    box = (left, top, left + width, top + height)
+    if (width, height) == (size, size):
         return image.crop(box)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return image.resize((size, size), resample, box=box)

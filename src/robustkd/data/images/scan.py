@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from robustkd.core import folders, trees
 from robustkd.core.errors import InputError
-from robustkd.core.names import unfit
+from robustkd.core.names import as_found, unfit
 from robustkd.data.images.filenames import SortedNames
 from robustkd.data.images.listing import Folder, Listing, list_files, shown
 
@@ -140,8 +140,9 @@ def read_class_names(path: Path, found: Sequence[str]) -> ClassNames:
     Raises:
         InputError: If the file cannot be read, or its lines do not name all class folders.
     """
-    lines = read_lines(path)
+    lines = as_found(read_lines(path), found)
     numbered = _numbered(lines, path) if set(lines) != set(found) else {}
+    numbered = dict(zip(numbered, as_found(numbered.values(), found), strict=True))
     if set(numbered.values()) == set(found):
         outputs = tuple(sorted(numbered))
         return ClassNames(tuple(numbered[output] for output in outputs), outputs)

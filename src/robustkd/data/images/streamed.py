@@ -111,6 +111,16 @@ class Pictures:
         return float(self.reading.crop)
 
     @property
+    def resize(self) -> str:
+        """How an image is brought to a square: one of `robustkd.core.types.RESIZES`."""
+        return self.reading.resize
+
+    @property
+    def interpolation(self) -> str:
+        """Filter for resampling: one of `robustkd.core.types.INTERPOLATIONS`."""
+        return self.reading.interpolation
+
+    @property
     def streamed(self) -> bool:
         """Whether images are decoded again in every epoch."""
         return self.reading.streams(sum(map(len, self.parts.values())), self.image_size)
@@ -160,6 +170,13 @@ class Pictures:
             self, parts={split: self._first(split, n, seed) for split, n in wanted.items()}
         )
 
+    def with_augmentation(self, augmentation: Augmentation) -> Pictures:
+        """Return a source of the same images with another augmentation; decoded ones are shared."""
+        made = replace(self, augmentation=augmentation)
+        made._held.update(self._held)
+        made._failed.update(self._failed)
+        return made
+
     def in_memory(self) -> InMemory:
         """Return the decoded images, without damaged ones, as a source in memory.
 
@@ -196,7 +213,13 @@ class Pictures:
 
     def _stream(self, split: Split, order: Rows, batch_size: int) -> Iterator[Decoded]:
         part, reading = self.parts[split], self.reading
-        form = Form(self.image_size, reading.channels, reading.crop)
+        form = Form(
+            self.image_size,
+            reading.channels,
+            reading.crop,
+            reading.resize,
+            reading.interpolation,
+        )
         workers = reading.workers_for(len(order))
         for batch in decoded(part, order, batch_size=batch_size, form=form, workers=workers):
             self._note(split, batch.failures)

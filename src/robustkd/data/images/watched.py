@@ -31,7 +31,13 @@ _CHILD = Path(__file__).with_name("watched_child.py")
 
 
 def unpack(
-    content: bytes, *, size: int, channels: Channels, crop: float
+    content: bytes,
+    *,
+    size: int,
+    channels: Channels,
+    crop: float,
+    squash: bool,
+    resample: int,
 ) -> UInt8[np.ndarray, "channels {size} {size}"]:
     """Run `robustkd.data.images.pixels.unpack` in the child process.
 
@@ -40,13 +46,14 @@ def unpack(
             time or memory.
         InputError: If the process cannot be started.
     """
-    answer = _ask(REQUEST.pack(size, channels, crop, len(content)), content)
+    request = REQUEST.pack(size, channels, crop, squash, resample, len(content))
+    answer = _ask(request, content)
     return np.frombuffer(answer, dtype=np.uint8).reshape(channels, size, size)
 
 
 def shape(content: bytes) -> tuple[int, int]:
     """Run `robustkd.data.images.pixels.shape` in the child process."""
-    width, height = SHAPE.unpack(_ask(REQUEST.pack(0, 1, 1.0, len(content)), content))
+    width, height = SHAPE.unpack(_ask(REQUEST.pack(0, 1, 1.0, False, 0, len(content)), content))
     return width, height
 
 

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-REQUEST = struct.Struct(">IBdQ")
-"""Request: size of the result, or 0 to ask for the shape; channels; crop; bytes that follow."""
+REQUEST = struct.Struct(">IBd?BQ")
+"""Request: size of the result, or 0 to ask for the shape; channels; crop; whether to squash; number
+of Pillow's filter; bytes that follow."""
 ANSWER = struct.Struct(">BQ")
 """Answer: whether it is the reason of a refusal; bytes that follow."""
 SHAPE = struct.Struct(">II")
@@ -40,21 +41,34 @@ def serve(memory: int, seconds: int) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         allowed = math.ceil(used.ru_utime + used.ru_stime) + seconds
         resource.setrlimit(resource.RLIMIT_CPU, (allowed, hard))
-        size, channels, crop, length = REQUEST.unpack(head)
-        content = io.BytesIO(source.read(length))
-        refused, answer = _answer(pixels, content, size, channels, crop)
+        *form, length = REQUEST.unpack(head)
+        refused, answer = _answer(pixels, io.BytesIO(source.read(length)), *form)
         target.write(ANSWER.pack(refused, len(answer)))
         target.write(answer)
         target.flush()
 
 
 def _answer(
-    pixels: ModuleType, content: io.BytesIO, size: int, channels: int, crop: float
+    pixels: ModuleType,
+    content: io.BytesIO,
+    size: int,
+    channels: int,
+    crop: float,
+    squash: bool,
+    resample: int,
 ) -> tuple[bool, bytes]:
     try:
         if not size:
             return False, SHAPE.pack(*pixels.shape(content))
-        found = pixels.unpack(content, size=size, channels=channels, crop=crop, watched=True)
+        found = pixels.unpack(
+            content,
+            size=size,
+            channels=channels,
+            crop=crop,
+            watched=True,
+            squash=squash,
+            resample=resample,
+        )
         return False, found.tobytes()
     except pixels.UndecodableError as error:
         return True, str(error).encode(errors="backslashreplace")

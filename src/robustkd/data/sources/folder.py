@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from robustkd.core.errors import InputError
+from robustkd.core.names import as_found
 from robustkd.core.types import Split
 from robustkd.data.images.compose import compose
 from robustkd.data.images.holdout import HeldOut
@@ -94,8 +95,9 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
     part, classes = (top, nested) if nested else ("", found)
     named = ClassNames(classes)
     if isinstance(reading.classes, tuple):
-        check_same_classes(reading.classes, classes, it="the model", other="the folder", advice="")
-        named = ClassNames(reading.classes)
+        own = as_found(reading.classes, classes)
+        check_same_classes(own, classes, it="the model", other="the folder", advice="")
+        named = ClassNames(own)
     elif reading.classes is not None:
         named = read_class_names(reading.classes, classes)
     classes = named.names
@@ -155,9 +157,13 @@ def _given(
         own = folder_names(root, part)
         advice = f", or rename {part} to leave it out"
         check_same_classes(
-            own, classes, it=shown(root / part), other=splits["train"], advice=advice
+            as_found(own, classes),
+            classes,
+            it=shown(root / part),
+            other=splits["train"],
+            advice=advice,
         )
-        given[split] = scan(root, part, classes, skipped=skipped)
+        given[split] = scan(root, part, as_found(classes, own), skipped=skipped)
     return given
 
 

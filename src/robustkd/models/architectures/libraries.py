@@ -13,6 +13,7 @@ from torch import nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
+from robustkd.core.types import INTERPOLATIONS
 
 
 class Preprocessing(NamedTuple):
@@ -22,11 +23,17 @@ class Preprocessing(NamedTuple):
         image_shape: Channels, height and width in pixels.
         mean: Mean per channel, of pixels in [0, 1].
         std: Standard deviation per channel, of pixels in [0, 1].
+        crop: Share of the shorter side that is kept, in (0, 1]; with ``squash``, of both sides.
+        resize: One of :data:`robustkd.core.types.RESIZES`.
+        interpolation: One of :data:`robustkd.core.types.INTERPOLATIONS`.
     """
 
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float = 1.0
+    resize: str = "centred-square"
+    interpolation: str = "bilinear"
 
 
 def torchvision_network(name: str, *, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -88,7 +95,7 @@ def timm_network(name: str, *, classes: int, image_shape: tuple[int, int, int]) 
 
 
 def preprocessing(arch: str) -> Preprocessing | None:
-    """Input size and normalisation that torchvision or timm publish for an architecture.
+    """Preprocessing that torchvision or timm publish for the weights of an architecture.
 
     Args:
         arch: Name of any architecture, with its prefix.
@@ -103,7 +110,14 @@ def preprocessing(arch: str) -> Preprocessing | None:
     library, _, name = arch.partition("/")
     if library == "timm":
         config = _timm_config(name)
-        return Preprocessing(config.input_size, tuple(config.mean), tuple(config.std))
+        return Preprocessing(
+            config.input_size,
+            tuple(config.mean),
+            tuple(config.std),
+            crop=min(1.0, float(config.crop_pct)),
+            resize="squash" if config.crop_mode == "squash" else "centred-square",
+            interpolation=_interpolation(config.interpolation),
+        )
     if library != "torchvision":
         return None
     from torchvision import models
@@ -112,9 +126,20 @@ def preprocessing(arch: str) -> Preprocessing | None:
     default = getattr(weights, "DEFAULT", None)
     if default is None:
         return None
-    crop = default.transforms()
-    size = crop.crop_size[0]
-    return Preprocessing((3, size, size), tuple(crop.mean), tuple(crop.std))
+    steps = default.transforms()
+    size = steps.crop_size[0]
+    return Preprocessing(
+        (3, size, size),
+        tuple(steps.mean),
+        tuple(steps.std),
+        crop=min(1.0, size / steps.resize_size[0]),
+        interpolation=_interpolation(steps.interpolation.value),
+    )
+
+
+def _interpolation(name: str) -> str:
+    """Return the name of a filter; timm leaves it empty for the default of torchvision."""
+    return name if name in INTERPOLATIONS else "bilinear"
 
 
 def with_input_channels(network: nn.Module, channels: int) -> nn.Module:

@@ -1,0 +1,169 @@
+"""Opening the teacher's architecture and the data, with the preprocessing of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from robustkd.core.devices import default_device
+from robustkd.core.errors import UsageError
+from robustkd.core.types import DataSource
+from robustkd.data import PICTURES, SOURCES, Pictures, Reading, open_source
+from robustkd.data.images.options import UnknownSizeError
+from robustkd.models import Classifier, Spec, pixel_statistics
+from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in
+from robustkd.teacher.read import read_teacher
+from robustkd.training.inference import accuracy_on
+
+_FORM = ("image_size", "crop", "resize", "interpolation")
+
+
+def architecture(teacher: Path, arch: str | None) -> str:
+    """Return the architecture of a teacher: the one that the user names, or that of its folder.
+
+    Args:
+        teacher: The teacher's file, or a folder of the Hugging Face Hub.
+        arch: Architecture that the user names; None to take it from ``config.json``.
+
+    Raises:
+        UsageError: If the user names none, and there is no ``config.json`` of timm.
+        InputError: If ``config.json`` is damaged, or a folder has no weights.
+    """
+    if arch is not None:
+        return arch
+    stated = stated_beside(weights_in(teacher))
+    if stated is None or not stated.arch:
+        raise UsageError(
+            "--arch is missing; expected the architecture of the teacher, which no config.json "
+            "next to its weights states: see robustkd list"
+        )
+    return stated.arch
+
+
+def open_as_taught(
+    teacher: Path,
+    arch: str,
+    data: str,
+    root: Path | None,
+    reading: Reading,
+    given: Collection[str],
+) -> DataSource:
+    """Open the data, and read its images as the teacher's images were read, if that is stated.
+
+    What the user gives has precedence, then the files next to the teacher's weights. What
+    torchvision or timm publish for the architecture is used if the input size that the user gives
+    is the published one, or if no size is given and the images have no common small size. Images
+    of data sets in arrays are used as they are.
+
+    Args:
+        teacher: The teacher's file, or a folder of the Hugging Face Hub.
+        arch: Architecture of the teacher.
+        data: Name or folder of the data.
+        root: Folder of the files of a named data set; None for the usual places.
+        reading: How images are read.
+        given: Names of its fields that the user gives.
+
+    Raises:
+        UsageError: If a name is unknown, or the image size is unknown.
+        InputError: If the data, or a file next to the weights, is damaged.
+    """
+    if data in SOURCES:
+        return open_source(data, root=root, reading=reading)
+    beside = stated_beside(weights_in(teacher))
+    if beside is not None:
+        reading = _filled(reading, beside, given)
+    usual = None if beside is not None or data in PICTURES else published(arch)
+    if usual is None or usual.image_size is None:
+        return open_source(data, root=root, reading=reading)
+    if reading.image_size == usual.image_size:
+        return open_source(data, root=root, reading=_filled(reading, usual, given))
+    try:
+        return open_source(data, root=root, reading=reading)
+    except UnknownSizeError:
+        return open_source(data, root=root, reading=_filled(reading, usual, given))
+
+
+def open_teacher(
+    teacher: Path,
+    arch: str | None,
+    data: str,
+    root: Path | None,
+    reading: Reading,
+    given: Collection[str],
+) -> tuple[Classifier, DataSource]:
+    """Read a teacher's file, and open the data with its preprocessing.
+
+    Arguments and errors are those of :func:`architecture`, :func:`open_as_taught` and
+    :func:`robustkd.teacher.read.read_teacher`.
+    """
+    known = architecture(teacher, arch)
+    clean = open_as_taught(teacher, known, data, root, reading, given)
+    read = read_teacher(
+        teacher,
+        arch=known,
+        classes=len(clean.classes),
+        image_shape=clean.image_shape,
+        outputs=getattr(clean, "outputs", ()),
+        outputs_of=getattr(clean, "outputs_of", None),
+        statistics=lambda: pixel_statistics(clean),
+        judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
+    )
+    return read.model, clean
+
+
+def _filled(reading: Reading, stated: Stated, given: Collection[str]) -> Reading:
+    """Return the options with what is stated, except for what the user gives."""
+    values = {name: getattr(stated, name) for name in _FORM if name not in given}
+    found = {name: value for name, value in values.items() if value is not None}
+    own = [
+        name.replace("_", " ")
+        for name in _FORM
+        if name in given and getattr(stated, name) not in (None, getattr(reading, name))
+    ]
+    said = f"{stated.origin}, except for {' and '.join(own)}" if own else stated.origin
+    return replace(reading, **found, origin=said if found else "")
+
+
+def form(clean: DataSource) -> dict[str, object]:
+    """Return how the images of a folder are read, as JSON values; empty for arrays."""
+    if not isinstance(clean, Pictures):
+        return {}
+    return {
+        "image_size": clean.image_size,
+        "crop": clean.crop,
+        "resize": clean.resize,
+        "interpolation": clean.interpolation,
+        "taken_from": clean.reading.origin or "flags and defaults",
+    }
+
+
+def form_flags(clean: DataSource) -> dict[str, object]:
+    """Return the flags that read images in the stated way; empty if nothing is stated."""
+    if not isinstance(clean, Pictures) or not clean.reading.origin:
+        return {}
+    return {name: getattr(clean, name) for name in _FORM}
+
+
+def form_line(clean: DataSource, spec: Spec, normalisation: str) -> list[str]:
+    """Return one line that says how the images are read, if a file or a library states it.
+
+    The user sees it before the training.
+
+    Args:
+        clean: The data.
+        spec: Specification of the teacher.
+        normalisation: Where its mean and standard deviation come from.
+    """
+    parts = []
+    if isinstance(clean, Pictures) and clean.reading.origin:
+        of = "both sides" if clean.resize == "squash" else "the shorter side"
+        size = clean.image_size
+        parts.append(
+            f"{size} x {size} pixels from {clean.crop:.1%} of {of}, {clean.interpolation} "
+            f"({clean.reading.origin})"
+        )
+    if parts or normalisation.endswith(BESIDE):
+        mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (spec.mean, spec.std))
+        parts.append(f"mean {mean}, std {std} ({normalisation})")
+    return [f"images: {'; '.join(parts)}"] if parts else []

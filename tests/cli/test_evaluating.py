@@ -1,0 +1,98 @@
+"""What `evaluate` accepts: a student, the folder of its run, and teachers of any kind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import robustkd
+from robustkd import cli, data, models
+from robustkd.core.files import at_home
+from robustkd.training.inference import accuracy_on
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+pytestmark = pytest.mark.usefixtures("few_digits")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home folder with a teacher in three forms, and the folder of a run."""
+    home = tmp_path_factory.mktemp("home")
+    source = data.load("digits", train=200)
+    teacher = models.build(models.spec_for("wrn-10-1", source), seed=0)
+    fit(Supervised(teacher), source, epochs=4, batch_size=32)
+    models.save(teacher, home / "teacher.safetensors")
+    torch.save({"state_dict": teacher.network.state_dict()}, home / "teacher.pth")
+    (home / "run").mkdir()
+    models.save(teacher, home / "run" / "student.safetensors")
+    return home
+
+
+@pytest.fixture
+def evaluate(capsys, home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+
+    def evaluate(*words: object) -> tuple[float | None, str]:
+        capsys.readouterr()
+        try:
+            cli.main(["evaluate", *map(str, words), "--data", "digits", "--json"])
+        except SystemExit:
+            return None, capsys.readouterr().err
+        return json.loads(capsys.readouterr().out)["acc"], ""
+
+    return evaluate
+
+
+def test_a_run_a_student_and_a_checkpoint_have_the_same_accuracy(home, evaluate):
+    expected = accuracy_on(
+        models.load(home / "teacher.safetensors"), data.load("digits", train=300), "test"
+    ).value
+    for words in (
+        [home / "teacher.safetensors"],
+        [home / "run"],
+        [home / "teacher.pth", "--arch", "wrn-10-1"],
+    ):
+        assert evaluate(*words) == (expected, "")
+
+
+def test_a_checkpoint_needs_its_architecture(home, evaluate):
+    accuracy, said = evaluate(home / "teacher.pth")
+    assert accuracy is None
+    assert said.startswith("robustkd: --arch is missing; expected the architecture of the teacher")
+
+
+def test_folders_and_files_of_something_else_are_refused(home, evaluate, tmp_path):
+    (tmp_path / "notes.txt").write_text("none")
+    for path, reason in (
+        (tmp_path, "is a folder without weights"),
+        (home / "no", "is not a file; expected a model in safetensors format"),
+        (tmp_path / "notes.txt", "neither safetensors nor a torch checkpoint"),
+    ):
+        accuracy, said = evaluate(path, "--arch", "wrn-10-1")
+        assert accuracy is None
+        assert reason in said, said
+
+
+@pytest.mark.parametrize("path", ["~/run", "~/teacher.safetensors"])
+def test_a_tilde_in_quotes_is_the_home_folder(path, home, evaluate, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(path)[0] is not None
+    assert evaluate(f"{home}/run", "--data-root=~/run")[1].count(str(home / "run")) <= 1
+    assert at_home(path) == os.path.join(home, path[2:])
+    (tmp_path / "~").mkdir()
+    assert (at_home("~"), at_home("a~/b"), at_home("~b/c")) == ("~", "a~/b", "~b/c")
+
+
+def test_python_knows_it_as_well(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(home))
+    done = robustkd.run(
+        "~/teacher.pth", "digits", "wrn-10-1", arch="wrn-10-1", method="kd", epochs=1,
+        out="~/by-python",
+    )  # fmt: skip
+    assert done.folder == home / "by-python"
+    assert (home / "by-python" / "student.safetensors").is_file()
