@@ -1,4 +1,4 @@
-"""Preprocessing that files next to the weights state: of timm, of transformers, and hostile ones."""
+"""Preprocessing stated next to the weights: of timm, of transformers, and hostile files."""
 
 from __future__ import annotations
 
