@@ -395,7 +395,7 @@ def test_a_kill_within_detoxification_restarts_it(finished, teacher_file, tmp_pa
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(models, "save"), slow(main_line.Results, "write"), slow(report, "write_html")],
+    [(models, "save"), slow(main_line.Results, "write"), slow(report, "write_report")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.slow
