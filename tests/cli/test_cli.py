@@ -118,7 +118,7 @@ def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
     assert said.code == 0
     assert FACT.fullmatch(said.err)
     student = out / "student.safetensors"
-    assert f"\nStudent: {student}\n" in said.out
+    assert f"\nStudent: {student}\nReport: {student.with_name('report.html')}\n" in said.out
     told = " ".join(said.out.split())
     assert "Large drop of accuracy: the ordinary student has " in told
     assert told.endswith("The attack success rate could not be measured, as no trigger is known.")

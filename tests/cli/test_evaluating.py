@@ -66,6 +66,24 @@ def test_a_checkpoint_needs_its_architecture(home, evaluate):
     assert said.startswith("robustkd: --arch is missing; expected the architecture of the teacher")
 
 
+def test_a_teacher_is_read_as_the_flags_say(home, evaluate):
+    words = (home / "teacher.pth", "--arch", "wrn-10-1", "--allow-weak-sandbox")
+    usual, _ = evaluate(*words)
+    other, _ = evaluate(*words, "--mean", 0.9, "--std", 0.01, "--teacher-key", "state_dict")
+    assert other < usual
+    for flag, reason in (("--teacher-key", "teacher key is '1'"), ("--mean", "belong together")):
+        assert reason in evaluate(*words, flag, 1)[1]
+        expected = f"{flag} is given, but {home / 'teacher.safetensors'} is a file of robustkd"
+        assert expected in evaluate(home / "teacher.safetensors", flag, 1)[1]
+
+
+def test_a_damaged_student_is_called_damaged(home, evaluate, tmp_path):
+    content = (home / "teacher.safetensors").read_bytes()
+    for length in (5, 100, 2000):
+        (tmp_path / "s.safetensors").write_bytes(content[:length])
+        assert "is not a readable safetensors file" in evaluate(tmp_path / "s.safetensors")[1]
+
+
 def test_folders_and_files_of_something_else_are_refused(home, evaluate, tmp_path):
     (tmp_path / "notes.txt").write_text("none")
     for path, reason in (

@@ -213,3 +213,10 @@ def test_augmentations_by_name():
 )
 def test_weaker_forms_lose_shifts_and_zooms_before_flips(augmentation, expected):
     assert weaker(augmentation) == expected
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_randaugment_needs_one_or_three_channels(channels):
+    augment = RandAugmented(CropFlip())
+    with pytest.raises(UsageError, match=f"images have {channels} channels; expected 1 or 3"):
+        augment(torch.rand(3, channels, 8, 8), torch.Generator().manual_seed(0))

@@ -16,6 +16,7 @@ from robustkd.core.errors import InputError
 from robustkd.models.classifier import spec_for
 from robustkd.pipeline.initial_student import initial_student
 from robustkd.pipeline.job import DistillJob
+from robustkd.pipeline.prepare import identity, identity_of_file
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
@@ -75,6 +76,39 @@ def test_a_head_of_other_classes_is_replaced_by_a_fresh_one(classes, tmp_path):
     assert file.ignored[0] == f"head of {classes} classes"
 
 
+def test_a_student_of_this_package_gets_a_fresh_head_as_well(tmp_path):
+    other = models.Spec(
+        "wrn-10-1", 3, CLEAN.image_shape, (0.4,), (0.2,), class_names=("a", "b", "c")
+    )
+    start = models.build(other, seed=7)
+    models.save(start, tmp_path / "w.safetensors")
+    student, file = initial_student(job(tmp_path / "w.safetensors"), CLEAN)
+    assert same(student, start, but="head")
+    assert torch.equal(student.network.head.weight, build(0).network.head.weight)
+    assert (student.spec.mean, student.spec.class_names) == ((0.4,), CLEAN.classes)
+    assert file.ignored[0] == "head of 3 classes"
+
+
+def test_weights_without_a_head_are_refused(tmp_path):
+    state = build(7).network.state_dict()
+    rest = {name: value for name, value in state.items() if "head" not in name}
+    counter = {"last.num_batches_tracked": torch.tensor(3)}
+    for number, tensors in enumerate((rest, {**rest, **counter})):
+        torch.save(tensors, path := tmp_path / f"{number}.pt")
+        with pytest.raises(InputError, match=r"has no head \(head.bias, head.weight\)"):
+            initial_student(job(path), CLEAN)
+
+
+def test_the_identity_of_a_run_has_the_statistics_of_the_data(tmp_path):
+    models.save(build(7), tmp_path / "w.safetensors")
+    with_weights = job(tmp_path / "w.safetensors")
+    fresh = spec_for("wrn-10-1", CLEAN)
+    student, file = initial_student(with_weights, CLEAN, fresh)
+    assert student.spec.mean != fresh.mean
+    assert identity(CLEAN, fresh)["mean"] == list(fresh.mean)
+    assert identity_of_file(file, student.spec)["normalisation"] is None
+
+
 def test_a_folder_of_the_hub_can_be_the_start(tmp_path):
     torch.manual_seed(3)
     network = timm.create_model("test_resnet", num_classes=6, in_chans=1)
@@ -84,6 +118,7 @@ def test_a_folder_of_the_hub_can_be_the_start(tmp_path):
     assert (student.spec.mean, student.spec.std) == ((0.3,), (0.4,))
     assert torch.equal(student.network.layer1[0].conv1.weight, network.layer1[0].conv1.weight)
     assert (file.ignored[0], file.name) == ("head of 6 classes", "model.safetensors")
+    assert identity_of_file(file, student.spec)["normalisation"] == [[0.3], [0.4]]
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):

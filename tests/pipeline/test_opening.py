@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from robustkd import cli, models
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.data import Reading
 from robustkd.data.images.options import UnknownSizeError
 from robustkd.pipeline.opening import architecture, form, open_as_taught
@@ -106,6 +106,18 @@ def test_what_the_user_gives_has_precedence(hub, images):
     }
 
 
+def test_a_teacher_of_this_package_states_how_its_images_are_read(images, tmp_path):
+    shape = ((3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+    spec = models.Spec("wrn-10-1", 2, *shape, resize="squash", crop=0.75, interpolation="box")
+    models.save(models.build(spec, seed=0), tmp_path / "t.safetensors")
+    expected = {"image_size": 32, "crop": 0.75, "resize": "squash", "interpolation": "box"}
+    found = form(opened(tmp_path / "t.safetensors", images, "wrn-10-1"))
+    assert found == {**expected, "taken_from": "the teacher's file"}
+    (tmp_path / "t.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UnknownSizeError):
+        opened(tmp_path / "t.safetensors", images, "wrn-10-1")
+
+
 @pytest.fixture
 def alone(tmp_path) -> Path:
     """Weights with nothing beside them."""
@@ -142,7 +154,13 @@ def test_the_architecture_is_that_of_the_folder_or_of_the_user(hub, alone):
     assert architecture(hub, None) == "timm/test_resnet"
     assert architecture(hub / "model.safetensors", None) == "timm/test_resnet"
     assert architecture(hub, "wrn-10-1") == "wrn-10-1"
+    alone.touch()
     with pytest.raises(UsageError, match=r"^--arch is missing; expected the architecture"):
+        architecture(alone, None)
+
+
+def test_a_teacher_that_is_missing_needs_no_architecture(alone):
+    with pytest.raises(InputError, match=r"teacher\.pt does not exist; expected the teacher's"):
         architecture(alone, None)
 
 
@@ -174,7 +192,12 @@ def test_a_folder_of_the_hub_becomes_a_student_that_keeps_its_preprocessing(
     measured = json.loads(run(capsys, "evaluate", student, "--data", images, "--json").out)
     accuracy = json.loads((out / "results.json").read_text())["runs"][1]["acc"]
     assert measured["acc"] == accuracy
-    # The run is continued in the same way, even if a file next to the weights has changed.
+    # A run is not continued with another normalisation of the teacher.
+    (hub / "config.json").rename(hub / "moved.json")
+    with pytest.raises(SystemExit):
+        cli.main(["distill", "--resume", str(out)])
+    (hub / "moved.json").rename(hub / "config.json")
+    assert "was started with teacher normalisation [[0.4, " in capsys.readouterr().err
     config = (out / "config.yaml").read_text()
     assert "interpolation: bicubic" in config
     assert "arch: timm/test_resnet" in config

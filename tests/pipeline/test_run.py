@@ -24,7 +24,7 @@ from robustkd.pipeline import student as making
 from robustkd.pipeline.facts import measure
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import identity
-from robustkd.pipeline.run import distill_file
+from robustkd.pipeline.run import _flags, distill_file
 from robustkd.pipeline.student import make_student
 from robustkd.student import distillation
 from robustkd.student.distillation import distill
@@ -490,6 +490,17 @@ def test_python_and_the_command_make_the_same_student(teacher_file, tmp_path, mo
         for folder in (made.folder, tmp_path / "command")
     )
     assert {name: typed[name] for name in flags} == flags
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [("photos", "PLACE/photos"), (Path("photos"), "PLACE/photos"), (Path("digits"), "digits")],
+)
+def test_the_recorded_data_can_be_found_from_any_folder(data, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    flags = _flags(DistillJob(Path("t"), "wrn-10-1", "wrn-10-1"), data)
+    assert flags["data"] == expected.replace("PLACE", str(tmp_path))
 
 
 def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_path, monkeypatch):

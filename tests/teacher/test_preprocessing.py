@@ -12,7 +12,13 @@ import torch
 
 from robustkd.core.errors import InputError
 from robustkd.core.json_files import MOST_BYTES
-from robustkd.teacher.preprocessing import Stated, published, stated_beside, weights_in
+from robustkd.teacher.preprocessing import (
+    Stated,
+    published,
+    stated_architecture,
+    stated_beside,
+    weights_in,
+)
 from robustkd.teacher.read import read_teacher
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -103,6 +109,11 @@ HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": True}
          (64, 1.0, "centred-square", None)),
         ({"size": 99, "do_resize": False, "crop_size": 32, "resample": 1},
          (32, None, "centred-square", "lanczos")),
+        # PoolFormer enlarges images to size / crop_pct, LeViT to size * 256 / 224
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.9, "crop_size": 224},
+         (224, 0.9, "centred-square", None)),
+        ({"size": {"shortest_edge": 224}, "crop_size": 224,
+          "image_processor_type": "LevitImageProcessor"}, (224, 0.875, "centred-square", None)),
     ],
 )  # fmt: skip
 def test_preprocessors_of_transformers(content, expected, tmp_path):
@@ -122,6 +133,15 @@ def test_preprocessors_of_transformers(content, expected, tmp_path):
             ((0.5,) * 3, (0.5,) * 3),
         ),
         ({"size": 8}, None),
+        # EfficientNet divides by the standard deviation twice, even without normalisation
+        ({"include_top": True, **HALF}, ((0.5,) * 3, (0.25,) * 3)),
+        ({"include_top": True, **HALF, "do_normalize": False}, ((0.0,) * 3, (0.5,) * 3)),
+        ({"include_top": True, "size": 8, "do_normalize": False}, ((0.0,) * 3, (1.0,) * 3)),
+        # Pixels in [0, 255] are not rescaled, so that there is no offset
+        (
+            {"image_mean": 51, "image_std": 1e-6, "do_rescale": False, "rescale_offset": True},
+            ((0.2,) * 3, (3.921569e-09,) * 3),
+        ),
     ],
 )
 def test_normalisation_of_transformers(content, expected, tmp_path):
@@ -135,7 +155,16 @@ def test_a_preprocessor_completes_a_config_without_preprocessing(tmp_path):
     assert (found.origin, found.arch, found.image_size) == ("preprocessor_config.json", "", 224)
 
 
-@pytest.mark.parametrize("content", [{}, {"lr": 0.1, "epochs": 3}, {"model_type": "bert"}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"lr": 0.1, "epochs": 3},
+        {"model_type": "bert"},
+        {"architecture": "wrn-16-2", "mean": [125.3, 123.0, 113.9]},
+        {"architecture": {"depth": 16}},
+    ],
+)
 def test_settings_of_something_else_state_nothing(content, tmp_path):
     assert stated_beside(tmp_path / "model.pt") is None
     assert stated(tmp_path, **content) is None
@@ -196,8 +225,24 @@ def test_values_out_of_range_are_refused(changes, message, tmp_path):
 
 @pytest.mark.parametrize("name", ["os:system", "../../etc", "hf-hub:a/b", "no_such_net", "é", 7])
 def test_only_a_classifier_of_timm_can_be_named(name, tmp_path):
+    content = {"architecture": name, "pretrained_cfg": CFG}
+    (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"architecture is .*; expected a (classifier|text)"):
-        stated(tmp_path, architecture=name)
+        stated_architecture(tmp_path / "model.safetensors")
+    assert stated(tmp_path, architecture=name) is None
+
+
+def test_an_unknown_architecture_matters_only_if_the_user_names_none(tmp_path):
+    found = stated(tmp_path, architecture="resnet_of_tomorrow", pretrained_cfg=CFG)
+    assert found.normalisation(3) == ((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("depth", [*range(960, 1000), 10_000])
+def test_a_value_of_any_depth_is_refused(depth, tmp_path):
+    nested = "[" * depth + "]" * depth
+    (tmp_path / "config.json").write_text(f'{{"pretrained_cfg": {{"mean": {nested}}}}}')
+    with pytest.raises(InputError, match=r"nested too deep|expected one number per channel"):
+        stated_beside(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from robustkd.cli.flags import (
     IMAGES,
+    TEACHER,
     Arch,
     ImageFlags,
+    TeacherFlags,
     check_at_least,
     check_training,
     open_data,
@@ -68,6 +70,7 @@ def evaluate(
     arch: Arch | None = None,
     trigger: Path | None = None,
     data_root: Path | None = None,
+    teacher: TeacherFlags = TEACHER,
     images: ImageFlags = IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -81,13 +84,14 @@ def evaluate(
         trigger: Trigger file, as ``robustkd attack`` writes it.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
+        teacher: How the file of a teacher is read.
         images: How images are read.
         as_json: Print the results as JSON.
     """
     from robustkd.attacks import load_trigger
     from robustkd.benchmark import measure
 
-    model, source = open_model(student, arch, data, data_root, images)
+    model, source = open_model(student, arch, data, data_root, images, teacher)
     known, target = load_trigger(trigger) if trigger is not None else (None, 0)
     found = measure(model, source, trigger=known, target=target)
     if as_json:

@@ -225,6 +225,7 @@ def _run(
     console = Console(highlight=False)
     console.print(report.console_table(rows))
     print_plain(f"Student: {folder / 'student.safetensors'}")
+    print_plain(f"Report: {folder / 'report.html'}")
     console.print(report.headline(rows))
 
 

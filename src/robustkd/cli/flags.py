@@ -101,6 +101,29 @@ class ImageFlags:
 
 IMAGES = ImageFlags()
 
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TeacherFlags:
+    """How the file of a teacher is read.
+
+    Attributes:
+        mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised, as
+            in ``distill``.
+        std: Standard deviation of each channel, likewise.
+        teacher_key: Key of the state dict in the teacher's file, as in ``distill``.
+        allow_weak_sandbox: Read the teacher's file even on a system without seccomp, where a flaw
+            in the reader could be exploited.
+    """
+
+    mean: Channels = ()
+    std: Channels = ()
+    teacher_key: str | None = None
+    allow_weak_sandbox: Annotated[bool, Parameter(negative="")] = False
+
+
+TEACHER = TeacherFlags()
+
 TrainingFlags: TypeAlias = Annotated[
     TrainingOptions | None, Parameter(name="*", group="Training", show_default=False)
 ]
@@ -221,22 +244,42 @@ def student_of(path: Path) -> Path:
 
 
 def open_model(
-    path: Path, arch: str | None, data: str, root: Path | None, images: ImageFlags
+    path: Path,
+    arch: str | None,
+    data: str,
+    root: Path | None,
+    images: ImageFlags,
+    teacher: TeacherFlags,
 ) -> tuple[Classifier, DataSource]:
     """Load a student as :func:`open_student` does, or a teacher's file of any kind.
 
+    A line on stderr says how the images are read, if a file or a library states it.
+
     Raises:
-        UsageError: If a name is unknown, or the architecture of a teacher's file is not given.
+        UsageError: If a name is unknown, the architecture of a teacher's file is not given, or
+            flags for teachers are given with a student.
         InputError: If the file is refused or does not fit the data.
     """
     from robustkd.models.serialization import is_described
 
     path = student_of(path)
     if not os.path.exists(path) or is_described(path):
+        for name in ("mean", "std", "teacher_key"):
+            if getattr(teacher, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is given, but {path} is a file of robustkd, which "
+                    "states its own: leave it out"
+                )
         return open_student(path, arch, data, root, images)
-    from robustkd.pipeline.opening import open_teacher
+    from robustkd.cli.output import print_progress
+    from robustkd.pipeline.opening import form_line, open_teacher
 
-    return open_teacher(path, arch, data, root, reading_of(images), given_of(images))
+    read, clean = open_teacher(
+        path, arch, data, root, reading_of(images), given_of(images), **asdict(teacher)
+    )
+    for line in form_line(clean, read.model.spec, read.file.normalisation):
+        print_progress(line)
+    return read.model, clean
 
 
 def given_of(images: ImageFlags) -> set[str]:

@@ -38,7 +38,10 @@ class ForeignObject:
 
     def wrong(self, key: str, expected: str) -> InputError:
         """Return the error for a value of another kind than expected."""
-        shown = quoted(json.dumps(self.content.get(key)), 60)[1:-1]
+        try:
+            shown = quoted(json.dumps(self.content.get(key)), 60)[1:-1]
+        except RecursionError:
+            shown = "nested too deep"
         return InputError(
             f"{self.where}: {key} is {shown}; expected {expected}: correct the file, or move it "
             "away and give flags instead"

@@ -178,7 +178,15 @@ class RandAugmented:
         Returns:
             Float32 images of the same shape and range in steps of 1/255, channels_last; the input
             is not changed.
+
+        Raises:
+            UsageError: If the images have neither one nor three channels.
         """
+        if images.shape[1] not in (1, 3):
+            raise UsageError(
+                f"augment is 'randaugment', but images have {images.shape[1]} channels; expected 1 "
+                "or 3: use 'light' or 'none'"
+            )
         from torchvision.transforms import InterpolationMode, v2
 
         policy = v2.RandAugment(

@@ -131,12 +131,35 @@ def _opened(path: Path, *, links: bool) -> BinaryIO:
 
 
 def is_described(path: Path) -> bool:
-    """Return whether a file is a model that :func:`save` wrote, as far as its header tells."""
+    """Return whether a file is a model that :func:`save` wrote, as far as its header tells.
+
+    A file with the suffix of safetensors and a damaged header counts as one, so that loading it
+    says what is wrong.
+    """
     try:
-        with _opened(path, links=True) as opened:
-            return _KEY in read_layout(opened)[1]
-    except (InputError, OSError, ValueError):
+        return _description_in(path) is not None
+    except ValueError:
+        return path.suffix == ".safetensors"
+    except (InputError, OSError):
         return False
+
+
+def read_description(path: Path) -> dict[str, object] | None:
+    """Read the description in the header of a file; None if it has none or cannot be read.
+
+    Raises:
+        InputError: If the description is damaged.
+    """
+    try:
+        text = _description_in(path)
+    except (InputError, OSError, ValueError):
+        return None
+    return None if text is None else parse_description(text, path)
+
+
+def _description_in(path: Path) -> str | None:
+    with _opened(path, links=True) as opened:
+        return read_layout(opened)[1].get(_KEY)
 
 
 def parse_description(text: str, path: Path) -> dict[str, object]:

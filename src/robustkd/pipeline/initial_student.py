@@ -11,7 +11,7 @@ from robustkd.teacher.read import TeacherFile, read_teacher
 
 
 def initial_student(
-    job: DistillJob, clean: DataSource
+    job: DistillJob, clean: DataSource, spec: models.Spec | None = None
 ) -> tuple[models.Classifier, TeacherFile | None]:
     """Build the student of a job, and fill it with the weights of a file if the user names one.
 
@@ -20,6 +20,11 @@ def initial_student(
     weights need it: by the values in the file or next to it, else by those that are published for
     the architecture, else by the statistics of the data.
 
+    Args:
+        job: Description of the run.
+        clean: The user's clean images.
+        spec: Specification of a fresh student of this data; None to compute it.
+
     Returns:
         The network in training mode, and the properties of the file, None without one.
 
@@ -27,7 +32,7 @@ def initial_student(
         UsageError: If the architecture does not fit the images.
         InputError: If the file is refused or does not fit the architecture.
     """
-    spec = models.spec_for(job.student, clean)
+    spec = models.spec_for(job.student, clean) if spec is None else spec
     student = models.build(spec, seed=job.seed)
     if job.student_weights is None:
         return student, None

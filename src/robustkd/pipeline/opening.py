@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from robustkd.core.devices import default_device
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource
 from robustkd.data import PICTURES, SOURCES, Pictures, Reading, open_source
 from robustkd.data.images.options import UnknownSizeError
-from robustkd.models import Classifier, Spec, pixel_statistics
-from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in
-from robustkd.teacher.read import read_teacher
+from robustkd.models import Spec, pixel_statistics
+from robustkd.models.serialization import described_spec, read_description
+from robustkd.teacher.preprocessing import (
+    BESIDE,
+    Stated,
+    published,
+    stated_architecture,
+    stated_beside,
+    weights_in,
+)
+from robustkd.teacher.read import OWN_FILE, Teacher, read_teacher
 from robustkd.training.inference import accuracy_on
 
 _FORM = ("image_size", "crop", "resize", "interpolation")
@@ -28,17 +37,21 @@ def architecture(teacher: Path, arch: str | None) -> str:
 
     Raises:
         UsageError: If the user names none, and there is no ``config.json`` of timm.
-        InputError: If ``config.json`` is damaged, or a folder has no weights.
+        InputError: If ``config.json`` is damaged or names no classifier of timm, a folder has no
+            weights, or there is no such file.
     """
     if arch is not None:
         return arch
-    stated = stated_beside(weights_in(teacher))
-    if stated is None or not stated.arch:
+    weights = weights_in(teacher)
+    if not os.path.lexists(weights):
+        raise InputError(f"{teacher} does not exist; expected the teacher's file or folder")
+    stated = stated_architecture(weights)
+    if not stated:
         raise UsageError(
             "--arch is missing; expected the architecture of the teacher, which no config.json "
             "next to its weights states: see robustkd list"
         )
-    return stated.arch
+    return stated
 
 
 def open_as_taught(
@@ -51,10 +64,10 @@ def open_as_taught(
 ) -> DataSource:
     """Open the data, and read its images as the teacher's images were read, if that is stated.
 
-    What the user gives has precedence, then the files next to the teacher's weights. What
-    torchvision or timm publish for the architecture is used if the input size that the user gives
-    is the published one, or if no size is given and the images have no common small size. Images
-    of data sets in arrays are used as they are.
+    What the user gives has precedence, then the description in a file of this package, then the
+    files next to the teacher's weights. What torchvision or timm publish for the architecture is
+    used if the input size that the user gives is the published one, or if no size is given and the
+    images have no common small size. Images of data sets in arrays are used as they are.
 
     Args:
         teacher: The teacher's file, or a folder of the Hugging Face Hub.
@@ -66,11 +79,12 @@ def open_as_taught(
 
     Raises:
         UsageError: If a name is unknown, or the image size is unknown.
-        InputError: If the data, or a file next to the weights, is damaged.
+        InputError: If the data, the description, or a file next to the weights is damaged.
     """
     if data in SOURCES:
         return open_source(data, root=root, reading=reading)
-    beside = stated_beside(weights_in(teacher))
+    weights = weights_in(teacher)
+    beside = _described(weights, arch) or stated_beside(weights)
     if beside is not None:
         reading = _filled(reading, beside, given)
     usual = None if beside is not None or data in PICTURES else published(arch)
@@ -84,6 +98,17 @@ def open_as_taught(
         return open_source(data, root=root, reading=_filled(reading, usual, given))
 
 
+def _described(weights: Path, arch: str) -> Stated | None:
+    """Return how images are read for a model that this package saved; None for other files."""
+    description = read_description(weights)
+    if description is None:
+        return None
+    spec = described_spec(description, weights, arch)
+    _, height, width = spec.image_shape
+    size = height if height == width else None
+    return Stated(OWN_FILE, "", size, spec.crop, spec.resize, spec.interpolation)
+
+
 def open_teacher(
     teacher: Path,
     arch: str | None,
@@ -91,7 +116,12 @@ def open_teacher(
     root: Path | None,
     reading: Reading,
     given: Collection[str],
-) -> tuple[Classifier, DataSource]:
+    *,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    teacher_key: str | None = None,
+    allow_weak_sandbox: bool = False,
+) -> tuple[Teacher, DataSource]:
     """Read a teacher's file, and open the data with its preprocessing.
 
     Arguments and errors are those of :func:`architecture`, :func:`open_as_taught` and
@@ -104,12 +134,16 @@ def open_teacher(
         arch=known,
         classes=len(clean.classes),
         image_shape=clean.image_shape,
+        mean=mean,
+        std=std,
+        teacher_key=teacher_key,
+        allow_weak_sandbox=allow_weak_sandbox,
         outputs=getattr(clean, "outputs", ()),
         outputs_of=getattr(clean, "outputs_of", None),
         statistics=lambda: pixel_statistics(clean),
         judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
     )
-    return read.model, clean
+    return read, clean
 
 
 def _filled(reading: Reading, stated: Stated, given: Collection[str]) -> Reading:

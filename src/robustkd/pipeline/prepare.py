@@ -17,6 +17,7 @@ from robustkd.pipeline.job import DistillJob
 from robustkd.teacher.augmentation import AugmentationChoice, choose_augmentation
 from robustkd.teacher.check import check_accuracy
 from robustkd.teacher.options import shown_key
+from robustkd.teacher.preprocessing import BESIDE
 from robustkd.teacher.read import TeacherFile, read_teacher
 from robustkd.training.inference import accuracy_on
 from robustkd.training.metrics import Proportion
@@ -31,6 +32,7 @@ class Prepared:
         file: Properties of the teacher's file.
         accuracy: Accuracy of the teacher on the clean validation images.
         student: The student before the training.
+        fresh: Specification of a student with random weights, which has the statistics of the data.
         augmentation: The data with the augmentation of the run, and how it was chosen.
         student_file: Properties of the file with the student's first weights; None if they are
             random.
@@ -40,6 +42,7 @@ class Prepared:
     file: TeacherFile
     accuracy: Proportion
     student: models.Classifier
+    fresh: models.Spec
     augmentation: AugmentationChoice
     student_file: TeacherFile | None = None
 
@@ -98,10 +101,11 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
     teacher = read.model.to(default_device())
     _name_taps(teacher, job.teacher_taps)
     accuracy = check_accuracy(teacher, clean, job.teacher, keep_class_order=job.keep_class_order)
-    student, weights = initial_student(job, clean)
+    fresh = models.spec_for(job.student, clean)
+    student, weights = initial_student(job, clean, fresh)
     _name_taps(student, job.student_taps)
     augmentation = choose_augmentation(teacher, clean, job.augment)
-    return Prepared(teacher, read.file, accuracy, student, augmentation, weights)
+    return Prepared(teacher, read.file, accuracy, student, fresh, augmentation, weights)
 
 
 def _name_taps(model: models.Classifier, names: tuple[str, ...]) -> None:
@@ -127,6 +131,19 @@ def identity(clean: DataSource, spec: models.Spec) -> dict[str, object]:
         "mean": list(spec.mean),
         "std": list(spec.std),
         **_form(spec),
+    }
+
+
+def identity_of_file(file: TeacherFile, spec: models.Spec) -> dict[str, object]:
+    """Return properties that identify weights and how their network normalises images.
+
+    Mean and standard deviation are included if a file next to the weights states them, since the
+    hash of the weights does not depend on it.
+    """
+    beside = file.normalisation.endswith(BESIDE)
+    return {
+        "sha256": file.sha256,
+        "normalisation": [list(spec.mean), list(spec.std)] if beside else None,
     }
 
 

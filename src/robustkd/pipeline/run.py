@@ -15,13 +15,13 @@ from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.files import at_home, check_free, free_name
 from robustkd.core.names import unfit
 from robustkd.core.types import DataSource
-from robustkd.data import Reading, split_text
+from robustkd.data import Reading, is_folder, split_text
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
-from robustkd.pipeline.prepare import Prepared, identity, prepare
+from robustkd.pipeline.prepare import Prepared, identity, identity_of_file, prepare
 from robustkd.pipeline.student import Made, make_student
 from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
@@ -136,8 +136,9 @@ def run(
 
 def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
     """Return the flags of the equivalent command; a data source from Python has none."""
-    named = at_home(os.fspath(data)) if isinstance(data, str | Path) else data.name
-    place = os.path.abspath(named) if isinstance(data, Path) else str(named)
+    place = at_home(os.fspath(data)) if isinstance(data, str | Path) else data.name
+    if isinstance(data, str | Path) and is_folder(place):
+        place = os.path.abspath(place)
     settings = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in job.settings().items()
@@ -190,11 +191,11 @@ def distill_file(
     untrusted = measure(ready.teacher, clean)
     inputs: dict[str, Mapping[str, object]] = {
         "settings": job.settings(),
-        "teacher": {"sha256": ready.file.sha256},
-        "data": identity(clean, ready.student.spec),
+        "teacher": identity_of_file(ready.file, ready.teacher.spec),
+        "data": identity(clean, ready.fresh),
     }
     if ready.student_file is not None:
-        inputs["student weights"] = {"sha256": ready.student_file.sha256}
+        inputs["student weights"] = identity_of_file(ready.student_file, ready.student.spec)
     split = split_text(clean)
     with run_folder.opened(
         out, inputs=inputs, config=config, split=split, resume=resume, trust=trust

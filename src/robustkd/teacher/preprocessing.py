@@ -32,6 +32,8 @@ _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 _MODES = {"center": "centred-square", "squash": "squash"}
 _CROPS_FROM = 384
 """Size from which ConvNeXt's images are not cropped in transformers."""
+_LEVIT = 224 / 256
+"""Ratio of the stated size to that of LeViT's resized images in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Stated:
 
     Attributes:
         origin: Where it is stated, for messages.
-        arch: Architecture of the weights, ``timm/NAME``; empty if it is not stated.
+        arch: Architecture of the weights, ``timm/NAME``, which may be unknown; empty if it is not
+            stated.
         image_size: Height and width in pixels.
         crop: Share of the shorter side that is kept; with ``squash``, of both sides.
         resize: One of :data:`robustkd.core.types.RESIZES`.
@@ -126,14 +129,16 @@ def published(arch: str) -> Stated | None:
 
 
 def of_timm(config: ForeignObject) -> Stated | None:
-    """Read ``config.json`` as timm writes it.
+    """Read ``config.json`` as timm writes it; None for the settings of something else.
+
+    Old versions of timm write no inner object. Such a file must name a classifier of timm, since
+    settings of any training may have a key "architecture".
 
     Raises:
-        InputError: If a value has another type or is out of range, or timm has no such
-            architecture.
+        InputError: If a value has another type or is out of range.
     """
     inner = config.inner("pretrained_cfg") or config.inner("default_cfg")
-    if inner is None and "architecture" not in config:
+    if inner is None and not _is_of_timm(config.content.get("architecture")):
         return None
     cfg = inner or config
     std = cfg.numbers("std", _SMALLEST_STD, _LARGEST_STD)
@@ -143,7 +148,7 @@ def of_timm(config: ForeignObject) -> Stated | None:
     mode = cfg.text("crop_mode", tuple(_MODES))
     return Stated(
         CONFIG,
-        _architecture(config),
+        f"timm/{name}" if (name := config.text("architecture")) else "",
         _side(cfg, "input_size", channels=True),
         cfg.number("crop_pct", 0.01, 1),
         _MODES[mode] if mode else None,
@@ -153,21 +158,32 @@ def of_timm(config: ForeignObject) -> Stated | None:
     )
 
 
-def _architecture(config: ForeignObject) -> str:
-    name = config.text("architecture")
-    if name is None:
+def stated_architecture(weights: Path) -> str:
+    """Return the architecture that ``config.json`` next to the weights states; empty if none.
+
+    Raises:
+        InputError: If timm has no such classifier, or if a file is damaged.
+    """
+    stated = stated_beside(weights)
+    if stated is None or not stated.arch:
         return ""
-    arch = f"timm/{name}"
-    try:
-        if _NAME.fullmatch(name) is None:
-            raise UsageError("it is no such name")
-        preprocessing(arch)
-    except UsageError as error:
+    name = stated.arch.removeprefix("timm/")
+    if not _is_of_timm(name):
         raise InputError(
-            f"{config.where}: architecture is {quoted(name, 60)}; expected a classifier of timm: "
-            "correct it, or move the file away and name the architecture with --arch"
-        ) from error
-    return arch
+            f"{weights.parent / CONFIG}: architecture is {quoted(name, 60)}; expected a classifier "
+            "of timm: name the architecture with --arch"
+        )
+    return stated.arch
+
+
+def _is_of_timm(name: object) -> bool:
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        return False
+    try:
+        preprocessing(f"timm/{name}")
+    except UsageError:
+        return False
+    return True
 
 
 def of_transformers(config: ForeignObject, arch: str = "") -> Stated | None:
@@ -193,8 +209,9 @@ def of_transformers(config: ForeignObject, arch: str = "") -> Stated | None:
 def _form(config: ForeignObject) -> tuple[int | None, float | None, str | None]:
     """Return size, crop and way of resizing.
 
-    With ``crop_size``, images are resized to ``size`` and a centred square is cut out, which is a
-    share of the resized image. Without it, ``size`` is the size of the input.
+    With ``crop_size``, images are resized to ``size``, or to ``size / crop_pct`` as for PoolFormer,
+    and a centred square is cut out, which is a share of the resized image. Without it, ``size`` is
+    the size of the input.
     """
     size = config.content.get("size")
     by_edge = isinstance(size, dict) and "shortest_edge" in size
@@ -202,15 +219,22 @@ def _form(config: ForeignObject) -> tuple[int | None, float | None, str | None]:
     if config.flag("do_resize") is False:
         side = None
     cut = _side(config, "crop_size") if config.flag("do_center_crop") is not False else None
-    if cut is not None:
-        square = "squash" if isinstance(size, dict) and not by_edge else "centred-square"
-        return cut, min(1.0, cut / side) if side else None, square
     share = config.number("crop_pct", 0.01, 1)
+    if cut is not None:
+        keeps = share is not None or by_edge or not isinstance(size, dict)
+        crop = min(1.0, cut * (share or _enlarged(config)) / side) if side else None
+        return cut, crop, "centred-square" if keeps else "squash"
     if side is None:
         return None, share, None
     if share is not None and side < _CROPS_FROM:
         return side, share, "centred-square"
     return side, 1.0, "centred-square" if by_edge and share is None else "squash"
+
+
+def _enlarged(config: ForeignObject) -> float:
+    """Return the ratio of ``size`` to the side to which images are resized."""
+    named = config.content.get("image_processor_type", config.content.get("feature_extractor_type"))
+    return _LEVIT if isinstance(named, str) and named.startswith("Levit") else 1.0
 
 
 def _filter(config: ForeignObject) -> str | None:
@@ -226,22 +250,27 @@ def _normalisation(config: ForeignObject) -> tuple[tuple[float, ...], tuple[floa
     """Return mean and standard deviation for pixels in [0, 1].
 
     Pixels x in [0, 255] become ``(x * rescale_factor - offset - mean) / std``, where the offset is
-    1 if ``rescale_offset`` is set.
+    1 if ``rescale_offset`` is set. With ``include_top``, as for EfficientNet, they are divided by
+    ``image_std`` once more.
     """
     mean = config.numbers("image_mean", -1, _LARGEST_STD)
     std = config.numbers("image_std", _SMALLEST_STD, _LARGEST_STD)
     if config.flag("do_normalize") is False:
-        mean, std = (0.0,), (1.0,)
+        again, mean, std = std or (1.0,), (0.0,) * max(1, len(std)), (1.0,) * max(1, len(std))
+    else:
+        again = std
     if len(mean) != len(std):
         raise config.wrong("image_mean", "as many numbers as image_std")
+    if config.flag("include_top"):
+        std = tuple(one * other for one, other in zip(std, again, strict=True))
     factor, offset = config.number("rescale_factor", 1e-6, 1), config.flag("rescale_offset")
     scale = 1.0 if factor is None else 255 * factor
     if config.flag("do_rescale") is False:
-        scale = 255.0
+        scale, offset = 255.0, False
     # Rounded, since 255 / 255 is written with an error of the last digit.
     return (
-        tuple(round((value + bool(offset)) / scale, 7) for value in mean),
-        tuple(round(value / scale, 7) for value in std),
+        tuple(float(f"{(value + bool(offset)) / scale:.7g}") for value in mean),
+        tuple(float(f"{value / scale:.7g}") for value in std),
     )
 
 

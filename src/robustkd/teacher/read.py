@@ -30,7 +30,9 @@ from robustkd.teacher.options import Option, Options, shown_key
 from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in
 from robustkd.teacher.untrusted import quarantine
 
-_FILE = "the teacher's file"
+OWN_FILE = "the teacher's file"
+"""Origin of what a file itself states."""
+_FEWEST_CLASSES = 2
 _MOST_IGNORED = 20
 
 
@@ -181,7 +183,7 @@ def read_teacher(
             has more classes. All other outputs are removed. Empty to use all.
         outputs_of: Number of the teacher's outputs; None to take it from the file.
         head: State dict of a network from which the head is taken if that of the file has another
-            number of classes; None to refuse such a file.
+            number of classes, at least two; None to refuse such a file.
         allow_weak_sandbox: If True, read the file even on a system without seccomp, where a flaw
             in the reader could be exploited.
 
@@ -207,10 +209,12 @@ def read_teacher(
 
     def choose(layouts: Sequence[quarantine.Layout]) -> Sequence[int]:
         if layouts[0].description:
-            _check_ours(layouts[0], spec, path, given)
+            _check_ours(layouts[0], spec, path, given, any_classes=head is not None)
             return [0]
         if (outputs and outputs_of is None) or head is not None:
             of = _classes_of(layouts, wanted.head, outputs, path)
+            if head is not None and of < _FEWEST_CLASSES:
+                of = classes
             options.wanted = match.Wanted.by(replace(spec, classes=of))
         return options.choose(layouts)
 
@@ -220,7 +224,10 @@ def read_teacher(
         tried = _Best(judge, options)
         for read in found:
             if read.description:
-                return _ours(read, arch, path)
+                ours = _ours(read, arch, path)
+                if head is None or ours.model.spec.classes == classes:
+                    return ours
+                return _with_fresh_head(ours, spec, {name: head[name] for name in wanted.head})
             for option in options.of(read.choice):
                 weights = match.apply(option.plan, options.in_order(read), options.wanted, path)
                 weights = match.select_outputs(weights, options.wanted, outputs)
@@ -299,7 +306,7 @@ def _classes_of(
     tensors = max((layout.tensors for layout in layouts), key=len)
     named = [own for own in tensors if any(f".{own}".endswith(f".{name}") for name in head)]
     found = max(tensors[[*tensors, *named][-1]].shape[:1], default=0)
-    if max(outputs, default=0) >= found:
+    if outputs and max(outputs) >= found:
         raise InputError(
             f"{path} has {found} outputs, numbered from 0; the list of class names has output "
             f"{max(outputs)}: correct the list"
@@ -308,12 +315,20 @@ def _classes_of(
 
 
 def _check_ours(
-    layout: quarantine.Layout, spec: Spec, path: Path, given: match.Normalisation | None
+    layout: quarantine.Layout,
+    spec: Spec,
+    path: Path,
+    given: match.Normalisation | None,
+    *,
+    any_classes: bool,
 ) -> None:
     """Raise an error if a file of this package does not match, before values are read."""
     tensors, _ = match.to_float32(layout.tensors, path)
     description = parse_description(layout.description, path)
-    _check_description(described_spec(description, path, spec.arch), spec, path, given=given)
+    said = described_spec(description, path, spec.arch)
+    if any_classes:
+        spec = replace(spec, classes=said.classes)
+    _check_description(said, spec, path, given=given)
     check_claim(tensors, description, path, arch=spec.arch)
 
 
@@ -323,8 +338,17 @@ def _ours(read: quarantine.Quarantined, arch: str, path: Path) -> Teacher:
     description = parse_description(read.description, path)
     plan = match.Plan({name: name for name in tensors})
     weights = match.Matched(tensors, converted)
-    facts = _facts(read, Option(0, plan, ""), weights, _FILE)
+    facts = _facts(read, Option(0, plan, ""), weights, OWN_FILE)
     return Teacher(restore(tensors, description, path, arch=arch), facts)
+
+
+def _with_fresh_head(teacher: Teacher, spec: Spec, head: Mapping[str, Tensor]) -> Teacher:
+    """Return a network of the classes of a spec, whose other tensors are those of a teacher."""
+    own = teacher.model.spec
+    model = build(replace(own, classes=spec.classes, class_names=()), seed=0)
+    model.network.load_state_dict({**teacher.model.network.state_dict(), **head})
+    unused = (f"head of {own.classes} classes", *teacher.file.ignored)
+    return Teacher(model.eval(), replace(teacher.file, ignored=unused))
 
 
 class _Best:
@@ -420,7 +444,7 @@ def _normalisations(
     if given is not None:
         yield "given by the user", given
     elif own is not None:
-        yield _FILE, own
+        yield OWN_FILE, own
     elif stated is not None and beside is not None:
         yield f"{stated.origin} {BESIDE}", beside
     elif usual is None and statistics is None:
