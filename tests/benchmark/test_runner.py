@@ -160,6 +160,7 @@ def test_ray_is_not_asked_for_more_cores_than_there_are(tmp_path, monkeypatch):
         list(executor("ray")([[replace(cell, teacher=many)]], tmp_path, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_grid_that_ends_early_ends_its_own_processes_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "run_group", _sleep)
     others = set(active_children())  # of tests that ran before in this process

@@ -281,6 +281,7 @@ def test_the_learning_rate_is_the_student_s_unless_it_is_given(
     assert yaml.safe_load(Path("run/config.yaml").read_text())["lr"] == used
 
 
+@pytest.mark.slow
 def test_own_code_is_typed_again_for_a_config_and_for_a_resumption(robustkd, files):
     own = "tools.network_pairs:example_network"
     assert robustkd(*distilling(files.teacher, student=own, method="kd")).code == 0

@@ -74,8 +74,11 @@ def test_a_hostile_folder(case: Case, distil, tmp_path):
     said = distil()
     if case.message is None:
         assert said.code == 0
-        # Of the data, nothing but how well the teacher knows it.
-        assert re.fullmatch(r"teacher: teacher\.safetensors, .* on 20 validation .*\n", said.err)
+        # Of the data, nothing but how they are read, and the accuracy of the teacher.
+        assert re.fullmatch(
+            r"images: 16 x 16 pixels .*\nteacher: teacher\.safetensors, .* on 20 validation .*\n",
+            said.err,
+        )
         rows = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
         # Whatever the images are stored as, dark is dark and light is light.
         assert rows[0]["acc"] == 1.0

@@ -20,6 +20,7 @@ def mobilenet(width: str = "", channels: int = 3, size: int = 32, classes: int =
     return build(Spec(name, classes, (channels, size, size)), seed=0)
 
 
+@pytest.mark.slow
 def test_weights_of_torchvision_fit():
     ours = mobilenet(size=96, classes=7).network
     theirs = torchvision.models.mobilenet_v2(num_classes=7)

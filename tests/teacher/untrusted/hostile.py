@@ -554,7 +554,7 @@ FILES = {
     "empty file": _bytes(b"", "is empty; expected a safetensors file or a torch checkpoint"),
     "unknown format": _bytes(b"hello", "begins with 68656c6c6f, which is neither"),
     "missing file": _made(lambda _: None, "cannot be read: No such file or directory"),
-    "directory": _made(Path.mkdir, "is not a plain file"),
+    "directory": _made(Path.mkdir, "is a folder without weights"),
     "FIFO": _made(os.mkfifo, "is not a plain file"),
     "device": _made(lambda path: path.symlink_to("/dev/zero"), "is a symbolic link that leaves"),
     "symlink that leaves its folder": _made(
