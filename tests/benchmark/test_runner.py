@@ -50,6 +50,7 @@ def whole(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_cell_has_a_result_and_every_table_every_method(whole):
     cells = load_grid(SMOKE)
     found, failed, missing = gather(cells, whole)
@@ -190,6 +191,7 @@ def _die_of_badnets(group: list[Cell], *_folders: object) -> list[Told]:
     return [Told("done", well=True) for _ in group]
 
 
+@pytest.mark.slow
 def test_tables_alone_are_made_again_from_the_cells(whole, capsys):
     before = tables(whole)
     for name in TABLES:
@@ -257,6 +259,7 @@ def test_an_argument_that_no_attack_has_is_told(tmp_path):
     assert str(error.value.__cause__) == "attack 'badnets' has no argument 'colour'"
 
 
+@pytest.mark.slow
 def test_one_teacher_and_one_student_without_a_teacher_serve_all(whole):
     kept = [folder for folder in (whole / "cache").iterdir() if folder.is_dir()]
     # 2 teachers, 5 methods each, and one student that met neither.

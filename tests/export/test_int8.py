@@ -22,6 +22,7 @@ def test_recipes_have_names_of_their_own():
     assert RECIPES[0].name == "per-channel, 7-bit weights, min-max"
 
 
+@pytest.mark.slow
 def test_the_first_of_the_most_accurate_recipes_ships(exported):
     told = exported.content["int8"]
     assert [row["recipe"] for row in told["tried"]] == [recipe.name for recipe in RECIPES]
@@ -34,6 +35,7 @@ def test_the_first_of_the_most_accurate_recipes_ships(exported):
     assert accuracy(found, labels).value == best["validation_acc"]
 
 
+@pytest.mark.slow
 def test_the_file_computes_in_bytes(exported):
     content = onnx.load(exported.folder / FILES["int8"])
     kinds = {tensor.data_type for tensor in content.graph.initializer}
@@ -41,6 +43,7 @@ def test_the_file_computes_in_bytes(exported):
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in content.graph.node}
 
 
+@pytest.mark.slow
 def test_calibration_sees_training_images_alone_and_always_the_same(exported):
     source = exported.source
     images = calibration_images(source)
@@ -54,6 +57,7 @@ def spoilt(source: Path, out: Path, images: object, recipe: Recipe) -> None:
     raise RuntimeError(f"no {recipe.calibration}\nand more")
 
 
+@pytest.mark.slow
 def test_a_network_that_suits_no_recipe_is_one_line(exported, monkeypatch, tmp_path):
     monkeypatch.setattr(int8, "quantise", spoilt)
     judged = predict(exported.student, exported.source, "validation")
@@ -80,6 +84,7 @@ def test_accuracy_counts_before_agreement():
     assert failed.record()["reason"] == "why"
 
 
+@pytest.mark.slow
 def test_an_onnx_file_has_no_gradients(exported):
     images = torch.rand(2, 1, 16, 16, requires_grad=True)
     assert not OnnxClassifier(exported.folder / FILES["int8"])(images).requires_grad

@@ -247,6 +247,7 @@ def test_backdoorbench(tmp_path):
     assert found.file.by_order
 
 
+@pytest.mark.slow
 def test_backdoor_toolbox(tmp_path):
     """A plain state dict of its ResNet-18, and its models of WaNet with a grid beside."""
     made = network("resnet-18")
@@ -267,6 +268,7 @@ def test_backdoor_toolbox(tmp_path):
     assert found.file.key == "netC"
 
 
+@pytest.mark.slow
 def test_trojanzoo(tmp_path):
     """State dicts with the parts features and classifier, in zip format or before."""
     made = network("resnet-18")
