@@ -1,0 +1,47 @@
+"""How much an audit computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Numbers that decide how long an audit takes.
+
+    Attributes:
+        strengths: Bounds of the learned transformations as shares of the full bounds, in decreasing
+            order.
+        steps: Optimiser steps at each strength.
+        batch: Images per step and class, over all families.
+        held_out: Held-out images per class, family and strength.
+        validation: Largest number of validation images that are used.
+        references: Number of reference networks.
+        reference_images: Number of training images, over all epochs, that a reference sees.
+        margins: Random images from which the margin of each class is maximised.
+        margin_steps: Optimiser steps on each of them.
+    """
+
+    strengths: tuple[float, ...] = (1.0, 0.5, 0.25)
+    steps: int = 24
+    batch: int = 14
+    held_out: int = 40
+    validation: int = 1000
+    references: int = 2
+    reference_images: int = 16_000
+    margins: int = 6
+    margin_steps: int = 50
+
+
+FULL = Effort()
+"""At most 90 seconds for wrn-10-2 on Fashion-MNIST with two cores."""
+QUICK = Effort(
+    strengths=(0.5, 0.25),
+    steps=16,
+    batch=10,
+    held_out=24,
+    references=0,
+    margins=3,
+    margin_steps=30,
+)
+"""At most 20 seconds for the same, without reference networks."""

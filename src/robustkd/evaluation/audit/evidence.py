@@ -1,0 +1,82 @@
+"""Types that all statistics of the audit share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import nn
+
+from robustkd.core.devices import device_of
+from robustkd.core.types import DataSource, Images, Labels
+from robustkd.evaluation.audit.effort import Effort
+from robustkd.evaluation.audit.search import Found
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Result of one statistic.
+
+    Attributes:
+        p_value: Probability of a result at least as extreme for a network without a backdoor, after
+            correction for the number of classes and families that the statistic compares; None if
+            the statistic cannot be computed for this network.
+        suspect: Index of the suspected class; None if the statistic names none.
+        said: What was found, in a few words.
+        scores: Value of each class; empty if the statistic has none.
+        details: Further measurements, as JSON values.
+    """
+
+    p_value: float | None
+    suspect: int | None
+    said: str
+    scores: tuple[float, ...] = ()
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    def record(self) -> dict[str, object]:
+        """Return the evidence as JSON values."""
+        return {**asdict(self), "scores": list(self.scores), "details": dict(self.details)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a statistic receives: the network under audit, clean images and reference networks.
+
+    Attributes:
+        network: A frozen copy of the network in eval mode.
+        data: Clean labelled images.
+        references: Networks trained from labels alone on the same data, frozen and in eval mode;
+            possibly none.
+        found: Transformations that were learned against the network.
+        reference_found: Likewise for each reference.
+        effort: How much is computed.
+        seed: Seed of everything random.
+    """
+
+    network: nn.Module
+    data: DataSource
+    references: tuple[nn.Module, ...]
+    found: Found
+    reference_found: tuple[Found, ...]
+    effort: Effort
+    seed: int
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.data.classes)
+
+    def held_out(self) -> tuple[Images, Labels]:
+        """Return some labelled validation images, on the device of the network."""
+        return some_images(self.data, "validation", self.effort.validation, device_of(self.network))
+
+
+def some_images(
+    data: DataSource, split: str, most: int, device: torch.device
+) -> tuple[Images, Labels]:
+    """Return at most a number of random images of a split, with labels; always the same ones."""
+    order = torch.Generator().manual_seed(0)
+    name = "validation" if split == "validation" else "train"
+    (batch, *_) = data.batches(name, batch_size=most, device=device, shuffle=order)
+    return batch.images, batch.labels

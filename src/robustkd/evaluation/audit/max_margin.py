@@ -1,0 +1,62 @@
+r"""Maximum margin (MM-BD): the largest margin of each class over all images, without data.
+
+.. math:: r_k = \max_{x \in [0, 1]^d} z_k(x) - \max_{j \ne k} z_j(x)
+
+found by Adam from uniform random images. A backdoor raises the margin of its target class.
+
+Null distribution: the other classes' :math:`r_k` follow a gamma distribution
+(:func:`robustkd.evaluation.audit.outliers.gamma_outlier`).
+
+Source: Wang, Xiang, Miller, Kesidis, *MM-BD: Post-Training Detection of Backdoor Attacks with
+Arbitrary Backdoor Pattern Types Using a Maximum Margin Statistic*, S&P 2024, arXiv 2205.06900.
+Differences: Adam on sigmoid coordinates with a fixed number of steps from a few starts, where the
+paper takes projected gradient steps from many starts until they converge; the gamma distribution
+has location 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustkd.core.devices import device_of
+from robustkd.evaluation.audit.evidence import Evidence, Subject
+from robustkd.evaluation.audit.outliers import gamma_outlier
+
+_RATE = 0.3
+
+
+def max_margin(subject: Subject) -> Evidence:
+    """Maximise the margin of each class over the pixels, and test the largest one."""
+    classes, starts = subject.classes, subject.effort.margins
+    random = torch.Generator().manual_seed(subject.seed)
+    shape = (classes * starts, *subject.data.image_shape)
+    pixels = torch.rand(shape, generator=random).to(device_of(subject.network))
+    toward = torch.arange(classes, device=pixels.device).repeat_interleave(starts)
+    place = pixels.logit(eps=1e-3).requires_grad_()
+    optimiser = torch.optim.Adam([place], lr=_RATE)
+    best = torch.full((len(place),), -torch.inf, device=pixels.device)
+    for _ in range(subject.effort.margin_steps):
+        images = place.sigmoid().contiguous(memory_format=torch.channels_last)
+        found = margins(subject.network(images), toward)
+        optimiser.zero_grad(set_to_none=True)
+        (-found.sum()).backward()
+        optimiser.step()
+        best = torch.maximum(best, found.detach())
+    largest = best.view(classes, starts).amax(1).cpu().tolist()
+    outlier = gamma_outlier(largest)
+    if outlier is None:
+        return Evidence(None, None, "too few classes to compare", tuple(largest))
+    ratio = largest[outlier.index] / max(sorted(largest)[len(largest) // 2], 1e-9)
+    said = f"largest margin is {ratio:.2g} times the median"
+    return Evidence(outlier.p_value, outlier.index, said, tuple(largest))
+
+
+def margins(logits: Tensor, toward: Tensor) -> Tensor:
+    """Return the logit of a class minus the largest other one, for each image.
+
+    >>> margins(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([2]))
+    tensor([-1.])
+    """
+    own = logits.gather(1, toward[:, None]).squeeze(1)
+    return own - logits.scatter(1, toward[:, None], -torch.inf).amax(1)

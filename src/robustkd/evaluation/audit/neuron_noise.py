@@ -1,0 +1,100 @@
+r"""Neuron noise (BAN): predictions under adversarial noise on the BatchNorm layers.
+
+Factors :math:`1 + \delta, 1 + \xi` with :math:`|\delta|, |\xi| \le \varepsilon` scale the weights
+and biases of all BatchNorm channels so that the cross-entropy of clean images is as high as
+possible. Of a backdoored network, many images are then classified as the target class. The
+statistic is the increase of the share of images of other classes that are classified as k.
+
+Null distribution: the increases are normal with one mean over classes
+(:func:`robustkd.evaluation.audit.outliers.student_outlier`); with references, their mean increase
+is subtracted.
+
+Source: Xu, Liu, Koffas, Yu, Picek, *BAN: Detecting Backdoors Activated by Adversarial Neuron
+Noise*, NeurIPS 2024, arXiv 2405.19928. Differences: the paper uses the noise to separate features for a
+following trigger inversion, and decides by its loss; we test the predictions under noise.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustkd.core.errors import UsageError
+from robustkd.core.types import Images, Labels
+from robustkd.evaluation.audit.evidence import Evidence, Subject
+from robustkd.evaluation.audit.outliers import student_outlier
+from robustkd.teacher.defences.channels import norms, scaled
+
+_EPSILON, _STEPS, _IMAGES = 0.3, 10, 128
+_COUNTED = 250
+
+
+def neuron_noise(subject: Subject) -> Evidence:
+    """Count the predictions of each class under adversarial noise on the channels."""
+    images, labels = subject.held_out()
+    try:
+        own = increase(subject.network, images, labels, subject.classes)
+    except UsageError:
+        return Evidence(None, None, "the network has no BatchNorm")
+    theirs = [increase(each, images, labels, subject.classes) for each in subject.references]
+    values = own - torch.stack(theirs).mean(0) if theirs else own
+    outlier = student_outlier(values.tolist())
+    if outlier is None:
+        return Evidence(None, None, "too few classes to compare", tuple(values.tolist()))
+    said = f"noise sends {own[outlier.index]:.0%} more images there"
+    return Evidence(
+        outlier.p_value,
+        outlier.index,
+        said,
+        tuple(values.tolist()),
+        {"own": own.tolist(), "references": [each.tolist() for each in theirs]},
+    )
+
+
+def increase(network: nn.Module, images: Images, labels: Labels, classes: int) -> Tensor:
+    """Return the increase of each class's share of images of other classes, on the CPU.
+
+    Raises:
+        UsageError: If the network has no BatchNorm.
+    """
+    weights, biases = adversarial_factors(network, images[:_IMAGES], labels[:_IMAGES])
+    some, own = images[-_COUNTED:], labels[-_COUNTED:]
+    with torch.no_grad():
+        before = _shares(network(some).argmax(1), own, classes)
+        after = _shares(scaled(network, some, weights, biases).argmax(1), own, classes)
+    return (after - before).cpu()
+
+
+def adversarial_factors(
+    network: nn.Module, images: Images, labels: Labels
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Find factors of BatchNorm weights and biases that raise the cross-entropy, by sign steps.
+
+    Raises:
+        UsageError: If the network has no BatchNorm.
+    """
+    found = norms(network)
+    factors = [
+        {path: torch.ones_like(norm.weight).requires_grad_() for path, norm in found.items()}
+        for _ in range(2)
+    ]
+    leaves = [factor for each in factors for factor in each.values()]
+    for _ in range(_STEPS):
+        loss = F.cross_entropy(scaled(network, images, *factors), labels)
+        slopes = torch.autograd.grad(loss, leaves)
+        with torch.no_grad():
+            for leaf, slope in zip(leaves, slopes, strict=True):
+                leaf.add_(2 * _EPSILON / _STEPS * slope.sign())
+                leaf.clamp_(1 - _EPSILON, 1 + _EPSILON)
+    return (
+        {path: leaf.detach() for path, leaf in factors[0].items()},
+        {path: leaf.detach() for path, leaf in factors[1].items()},
+    )
+
+
+def _shares(predicted: Labels, labels: Labels, classes: int) -> Tensor:
+    """Return, for each class, the share of images of other classes that are predicted as it."""
+    led = predicted[predicted != labels].bincount(minlength=classes)
+    others = len(labels) - labels.bincount(minlength=classes)
+    return led / others.clamp_min(1)

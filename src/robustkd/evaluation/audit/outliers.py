@@ -1,0 +1,107 @@
+"""Tests for one class whose value is larger than that of all other classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from scipy import stats
+
+FEWEST = 4
+"""Smallest number of classes for which an outlier among them can be tested."""
+_LEAST_SPREAD = 1e-9
+
+
+class Outlier(NamedTuple):
+    """The class with the smallest p-value, and the p-value after correction for all classes."""
+
+    index: int
+    p_value: float
+
+
+def student_outlier(
+    values: Sequence[float], *, spread: float | int = 0.0, freedom: int = 0
+) -> Outlier | None:
+    r"""Test whether the largest value is an outlier, by the deleted residual.
+
+    .. math:: t_k = \frac{v_k - \bar v_{-k}}{s_k \sqrt{1 + 1 / (K - 1)}}
+
+    with mean and standard deviation of the other K - 1 values. Under the null hypothesis, values
+    are independent and normal with one mean, and :math:`t_k` has Student's distribution with
+    K - 2 degrees of freedom. The p-value is one-sided and multiplied by K (Bonferroni). Two
+    outliers at once mask each other.
+
+    Args:
+        values: One value per class, at least :data:`FEWEST` of them.
+        spread: Standard deviation of a value that is known from elsewhere, such as from reference
+            networks; :math:`s_k` is at least this.
+        freedom: Degrees of freedom of ``spread``, which are added.
+
+    Returns:
+        The class and its p-value; None for fewer than :data:`FEWEST` classes.
+
+    Source: Grubbs, "Procedures for Detecting Outlying Observations in Samples", Technometrics 11,
+    1969; the deleted residual is an equivalent form.
+
+    >>> found = student_outlier([0.1, 0.2, 0.1, 0.9, 0.2, 0.15, 0.1, 0.2])
+    >>> found.index, found.p_value < 1e-4
+    (3, True)
+    >>> student_outlier([0.1, 0.2]) is None
+    True
+    """
+    count = len(values)
+    if count < FEWEST:
+        return None
+    best = max(range(count), key=values.__getitem__)
+    others = [*values[:best], *values[best + 1 :]]
+    scale = max(stdev(others), spread, _LEAST_SPREAD) * math.sqrt(1 + 1 / (count - 1))
+    tail = float(stats.t.sf((values[best] - fmean(others)) / scale, count - 2 + freedom))
+    return Outlier(best, min(1.0, count * tail))
+
+
+def gamma_outlier(values: Sequence[float]) -> Outlier | None:
+    r"""Test whether the largest of positive values is an outlier, by a gamma distribution.
+
+    .. math:: p = 1 - H(v_{\max})^K
+
+    where H is the gamma distribution, with location 0, that is fitted to the other K - 1 values.
+
+    Args:
+        values: One value per class; negative ones count as nearly 0.
+
+    Returns:
+        The class and its p-value; None for fewer than :data:`FEWEST` classes.
+
+    Source: Wang et al., MM-BD, arXiv 2205.06900. Difference: the location is fixed at 0.
+
+    >>> found = gamma_outlier([1.0, 1.2, 0.9, 8.0, 1.1, 1.0])
+    >>> found.index, found.p_value < 1e-4
+    (3, True)
+    """
+    count = len(values)
+    if count < FEWEST:
+        return None
+    positive = [max(value, 1e-6) for value in values]
+    best = max(range(count), key=positive.__getitem__)
+    others = [*positive[:best], *positive[best + 1 :]]
+    if max(others) - min(others) < _LEAST_SPREAD:
+        return Outlier(best, 0.0 if positive[best] > 2 * max(others) else 1.0)
+    shape, location, scale = stats.gamma.fit(others, floc=0)
+    tail = float(stats.gamma.logsf(positive[best], shape, location, scale))
+    # 1 - (1 - tail)^K without the loss of small tails.
+    return Outlier(best, float(-math.expm1(count * math.log1p(-min(math.exp(tail), 1 - 1e-12)))))
+
+
+def smallest(outliers: Sequence[Outlier | None]) -> tuple[int, Outlier] | None:
+    """Return the position and the smallest of several p-values, corrected by Bonferroni.
+
+    >>> smallest([Outlier(2, 0.5), None, Outlier(7, 0.01)])
+    (2, Outlier(index=7, p_value=0.02))
+    """
+    known = [(place, found) for place, found in enumerate(outliers) if found is not None]
+    if not known:
+        return None
+    place, found = min(known, key=lambda each: each[1].p_value)
+    return place, Outlier(found.index, min(1.0, len(known) * found.p_value))

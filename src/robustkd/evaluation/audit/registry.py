@@ -1,0 +1,44 @@
+"""Statistics of the audit; a new one is a function in a file of its own and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from robustkd.evaluation.audit.channel_lipschitz import channel_lipschitz
+from robustkd.evaluation.audit.evidence import Evidence, Subject
+from robustkd.evaluation.audit.feature_shift import feature_shift
+from robustkd.evaluation.audit.last_layer import last_layer
+from robustkd.evaluation.audit.led_share import led_share
+from robustkd.evaluation.audit.max_margin import max_margin
+from robustkd.evaluation.audit.neuron_noise import neuron_noise
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic.
+
+    Attributes:
+        compute: Function of the subject.
+        summary: Description in one line.
+        counts: Whether the verdict uses it; decided by the committed calibration.
+    """
+
+    compute: Callable[[Subject], Evidence]
+    summary: str
+    counts: bool = False
+
+
+STATISTICS: dict[str, Statistic] = {
+    "led share": Statistic(
+        led_share, "success of learned universal transformations, beside references", counts=True
+    ),
+    "max margin": Statistic(
+        max_margin, "largest margin of each class over all images (MM-BD)", counts=True
+    ),
+    "feature shift": Statistic(feature_shift, "common part of the change of features"),
+    "neuron noise": Statistic(neuron_noise, "predictions under noise on BatchNorm (BAN)"),
+    "last layer": Statistic(last_layer, "mean weight of each class in the last layer"),
+    "channel Lipschitz": Statistic(channel_lipschitz, "channels that amplify most (CLP)"),
+}
+"""Statistics by name, in the order of the report."""

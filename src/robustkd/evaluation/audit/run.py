@@ -1,0 +1,178 @@
+"""Audit of a classifier whose trigger, if there is any, is unknown."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from robustkd.core.errors import UsageError
+from robustkd.core.progress import track
+from robustkd.core.types import DataSource
+from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
+from robustkd.evaluation.audit.evidence import Evidence, Subject
+from robustkd.evaluation.audit.references import train_references
+from robustkd.evaluation.audit.registry import STATISTICS
+from robustkd.evaluation.audit.search import Found, search
+from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
+from robustkd.models.features.taps import frozen_modes
+from robustkd.training.inference import accuracy_on
+from robustkd.training.metrics import Proportion
+
+_SEED = 5000
+"""Added to the seeds of references, so that they differ from networks that users train."""
+_FAR_BELOW = 0.5
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Result of an audit.
+
+    Attributes:
+        verdict: Word, suspected class and p-value.
+        evidence: Evidence by the name of its statistic.
+        classes: Names of the classes.
+        accuracy: Accuracy of the network on validation images.
+        reference_accuracies: Accuracies of the references on the same images.
+        quick: Whether the quick audit was made.
+        seconds: Wall time.
+    """
+
+    verdict: Verdict
+    evidence: Mapping[str, Evidence]
+    classes: tuple[str, ...]
+    accuracy: Proportion
+    reference_accuracies: tuple[Proportion, ...]
+    quick: bool
+    seconds: float
+
+    @property
+    def suspected(self) -> str | None:
+        """Name of the suspected class; None if there is none."""
+        return None if self.verdict.suspect is None else self.classes[self.verdict.suspect]
+
+    def record(self) -> dict[str, object]:
+        """Return the result as JSON values."""
+        return {
+            "verdict": asdict(self.verdict),
+            "suspected_class": self.suspected,
+            "quick": self.quick,
+            "accuracy": asdict(self.accuracy),
+            "reference_accuracies": [asdict(each) for each in self.reference_accuracies],
+            "classes": list(self.classes),
+            "evidence": {
+                name: {**each.record(), "counts": STATISTICS[name].counts}
+                for name, each in self.evidence.items()
+            },
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def audit(
+    model: nn.Module,
+    data: DataSource,
+    *,
+    quick: bool = False,
+    level: float = LEVEL,
+    references: Sequence[nn.Module] | None = None,
+    effort: Effort | None = None,
+    seed: int = 0,
+) -> Audit:
+    """Look for evidence of an unknown backdoor in a classifier, with clean images alone.
+
+    Args:
+        model: Any classifier of images in [0, 1], N x C x H x W; it is not changed.
+        data: Clean labelled images. Transformations are learned on ``train``, and all measurements
+            are made on ``validation``.
+        quick: If True, use fewer steps and no reference networks.
+        level: Level of the test, in (0, 1).
+        references: Networks that were trained from labels alone on the same data; None to train
+            them.
+        effort: How much is computed; None for the usual amount.
+        seed: Seed of everything random.
+
+    Returns:
+        The verdict and the evidence. ``no evidence`` does not show that there is no backdoor.
+
+    Raises:
+        UsageError: If ``level`` is out of range, or the model does not fit the data.
+
+    Example:
+        >>> import robustkd
+        >>> data = robustkd.load_data("digits", train=100, validation=100)
+        >>> model = robustkd.build(robustkd.Spec("wrn-10-1", 10, (1, 8, 8)), seed=0)
+        >>> robustkd.audit(model, data, quick=True).verdict.word
+        'inconclusive'
+    """
+    if not 0 < level < 1:
+        raise UsageError(f"level is {level}; expected a fraction between 0 and 1")
+    started = time.perf_counter()
+    effort = effort or (QUICK if quick else FULL)
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    _check_outputs(network, data)
+    if references is None:
+        references = train_references(
+            data, effort.references, images=effort.reference_images, seed=_SEED + seed
+        )
+    beside = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in references)
+    subject = _subject(network, data, beside, effort, seed)
+    evidence = {}
+    with track("statistics", len(STATISTICS)) as update:
+        for name, statistic in STATISTICS.items():
+            evidence[name] = statistic.compute(subject)
+            update()
+    accuracy = accuracy_on(network, data, "validation")
+    theirs = tuple(accuracy_on(each, data, "validation") for each in beside)
+    trouble = _trouble(accuracy, theirs, len(data.classes))
+    counted = frozenset(name for name, each in STATISTICS.items() if each.counts)
+    return Audit(
+        combine(evidence, counted, level=level, trouble=trouble),
+        evidence,
+        data.classes,
+        accuracy,
+        theirs,
+        quick,
+        time.perf_counter() - started,
+    )
+
+
+def _subject(
+    network: nn.Module,
+    data: DataSource,
+    references: tuple[nn.Module, ...],
+    effort: Effort,
+    seed: int,
+) -> Subject:
+    """Learn transformations against the network and each reference."""
+    networks = (network, *references)
+    found: list[Found] = []
+    total = len(networks) * effort.steps * len(effort.strengths)
+    with track("transformations", total) as update:
+        for each in networks:
+            with frozen_modes(each):
+                found.append(search(each, data, effort, seed=seed, tell=update))
+    return Subject(network, data, references, found[0], tuple(found[1:]), effort, seed)
+
+
+def _check_outputs(network: nn.Module, data: DataSource) -> None:
+    (batch, *_) = data.batches("validation", batch_size=2)
+    with torch.inference_mode():
+        where = next((p.device for p in network.parameters()), torch.device("cpu"))
+        outputs = network(batch.images.to(where)).shape[-1]
+    if outputs != len(data.classes):
+        raise UsageError(
+            f"the model has {outputs} outputs; expected {len(data.classes)}, one for each class of "
+            "the data"
+        )
+
+
+def _trouble(accuracy: Proportion, references: Sequence[Proportion], classes: int) -> str:
+    """Return why the absence of evidence would mean nothing; empty if it means something."""
+    usual = max([2 / classes, *(_FAR_BELOW * each.value for each in references)])
+    if accuracy.value < min(usual, 1 - 1 / (2 * classes)):
+        return f"the model is right on only {accuracy.value:.1%} of the validation images"
+    return ""

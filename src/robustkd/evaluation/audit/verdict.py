@@ -1,0 +1,74 @@
+"""Combination of the statistics to a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from robustkd.evaluation.audit.evidence import Evidence
+
+Word: TypeAlias = Literal["suspicious", "no evidence", "inconclusive"]
+
+LEVEL = 0.05
+"""Usual level: accepted probability to call a network without a backdoor suspicious."""
+DOUBTFUL = 3
+"""p-values up to this multiple of the level are inconclusive."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Verdict of an audit.
+
+    Attributes:
+        word: ``suspicious``, ``no evidence`` or ``inconclusive``. There is no word for a network
+            without a backdoor, since no audit can show that.
+        suspect: Index of the suspected class, if the verdict is ``suspicious``.
+        p_value: Smallest p-value after Bonferroni's correction; None if none was computed.
+        reason: Explanation in a few words.
+    """
+
+    word: Word
+    suspect: int | None
+    p_value: float | None
+    reason: str
+
+
+def combine(
+    evidence: Mapping[str, Evidence],
+    counted: frozenset[str],
+    *,
+    level: float = LEVEL,
+    trouble: str = "",
+) -> Verdict:
+    r"""Combine the p-values of the statistics that count, by Bonferroni's correction.
+
+    The statistics depend on each other, since they look at one network. The correction holds for
+    any dependence: the probability that :math:`m \min_i p_i \le \alpha` is at most
+    :math:`\alpha` without a backdoor, if each p-value is valid.
+
+    Args:
+        evidence: Evidence by the name of its statistic.
+        counted: Names of the statistics that count.
+        level: Level of the test.
+        trouble: Reason why the absence of evidence would mean nothing; empty if there is none.
+
+    Returns:
+        The verdict, with the class that the smallest p-value suspects.
+    """
+    known = {
+        name: each.p_value
+        for name, each in evidence.items()
+        if name in counted and each.p_value is not None
+    }
+    if not known:
+        return Verdict("inconclusive", None, None, trouble or "no statistic could be computed")
+    name = min(known, key=known.__getitem__)
+    p_value = min(1.0, len(known) * known[name])
+    if p_value <= level:
+        return Verdict("suspicious", evidence[name].suspect, p_value, name)
+    if trouble:
+        return Verdict("inconclusive", None, p_value, trouble)
+    if p_value <= DOUBTFUL * level:
+        return Verdict("inconclusive", None, p_value, f"{name} is near the level of {level:g}")
+    return Verdict("no evidence", None, p_value, "no statistic is below its level")
