@@ -23,7 +23,9 @@ Results go to stdout, progress and messages to stderr. `--json` prints results f
 | 1 | A training failed, or there is a bug. |
 | 2 | Wrong usage: an unknown name, a value out of range, a missing extra. |
 | 3 | An input was refused: a teacher's file, a folder of images, a run folder. |
-| 5 | The predictions of an exported file differ from those of the student. |
+| 4 | `audit` or `verify` found evidence of a backdoor. |
+| 5 | `verify`: a threshold is missed. `export`: predictions of an exported file differ. |
+| 6 | `verify`: no threshold is missed, but the audit is inconclusive. |
 | 130 | Interrupted. |
 
 """

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from robustkd.core.errors import InputError, RobustKDError, TrainingError, UsageError
     from robustkd.data import from_dataset
     from robustkd.data import load as load_data
+    from robustkd.evaluation.audit import audit
     from robustkd.export import export_student
     from robustkd.models import Spec, build, load, save
     from robustkd.pipeline.run import run
@@ -29,6 +30,7 @@ _HOME = {
     "TrainingError": ("robustkd.core.errors", "TrainingError"),
     "UniversalPerturbations": ("robustkd.student.hardening", "UniversalPerturbations"),
     "UsageError": ("robustkd.core.errors", "UsageError"),
+    "audit": ("robustkd.evaluation.audit", "audit"),
     "build": ("robustkd.models", "build"),
     "detoxify": ("robustkd.teacher.defences.detoxification", "detoxify"),
     "distill": ("robustkd.student.distillation", "distill"),
@@ -51,6 +53,7 @@ __all__ = [
     "TrainingError",
     "UniversalPerturbations",
     "UsageError",
+    "audit",
     "build",
     "detoxify",
     "distill",

@@ -4,13 +4,15 @@ Nothing heavy is imported at the top of these modules, so that ``--help`` is fas
 """
 
 from robustkd.cli.app import app, main
+from robustkd.cli.auditing import audit
 from robustkd.cli.commands import attack, bench, demo, evaluate, list_
 from robustkd.cli.distilling import distill
 from robustkd.cli.exporting import export
 from robustkd.cli.reporting import report
+from robustkd.cli.verifying import verify
 
 __all__ = ["app", "main"]
 
-for _command in (demo, distill, evaluate, export, report, bench, attack):
+for _command in (demo, audit, distill, verify, evaluate, export, report, bench, attack):
     app.command(_command)
 app.command(list_, name="list")

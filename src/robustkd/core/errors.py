@@ -45,6 +45,18 @@ class ThresholdError(RobustKDError):
     exit_code = 5
 
 
+class SuspicionError(RobustKDError):
+    """There is evidence of a backdoor in a model."""
+
+    exit_code = 4
+
+
+class InconclusiveError(RobustKDError):
+    """Neither a threshold is missed nor is there evidence, but the check could not decide."""
+
+    exit_code = 6
+
+
 class TrainingError(RobustKDError):
     """Training cannot continue: a loss is not finite, or a loss term has no gradient."""
 

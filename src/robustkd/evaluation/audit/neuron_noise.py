@@ -10,8 +10,8 @@ Null distribution: the increases are normal with one mean over classes
 is subtracted.
 
 Source: Xu, Liu, Koffas, Yu, Picek, *BAN: Detecting Backdoors Activated by Adversarial Neuron
-Noise*, NeurIPS 2024, arXiv 2405.19928. Differences: the paper uses the noise to separate features for a
-following trigger inversion, and decides by its loss; we test the predictions under noise.
+Noise*, NeurIPS 2024, arXiv 2405.19928. Differences: the paper uses the noise to separate features
+for a following trigger inversion, and decides by its loss; we test the predictions under noise.
 """
 
 from __future__ import annotations

@@ -1,0 +1,235 @@
+"""Calibrate the audit: how often it accuses clean networks, and how many backdoors it finds.
+
+Networks are trained with and without a backdoor, and audited. The audit receives the network and
+clean images; accuracy and attack success rate are measured afterwards, and rows of attacks that did
+not succeed are listed apart. Interrupt it and run it again as you like.
+
+    python benchmarks/calibrate_audit.py --data digits --clean 16 --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustkd import data, models
+from robustkd.attacks import Trigger, find
+from robustkd.core.files import make_folder, write_json, write_text
+from robustkd.core.statistics import wilson
+from robustkd.data import InMemory
+from robustkd.evaluation.audit import FULL, STATISTICS, Audit, audit, train_references
+from robustkd.evaluation.audit.verdict import LEVEL
+from robustkd.evaluation.measurement import measure
+from robustkd.models import learning_rate
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+ATTACKS: dict[str, dict[str, Any]] = {
+    "badnets": {"rate": 0.1},
+    "blend": {"rate": 0.1},
+    "tone": {},
+    "flow": {},
+    "latent": {},
+    "ckd": {},
+}
+"""Attacks and their settings."""
+CLEAN = "clean"
+SURVIVES = 0.5
+"""Smallest attack success rate of a network that counts as backdoored."""
+_SIZES: dict[str, dict[str, int]] = {
+    "digits": {},
+    "fashion-mnist": {"train": 6_000, "validation": 1_000, "test": 2_000},
+}
+_EPOCHS = {"digits": 8, "fashion-mnist": 3}
+_TARGETS = (1, 8, 3)
+
+
+def main() -> None:
+    """Audit the missing networks; write rows, tables and a figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=_SIZES, default="digits")
+    parser.add_argument("--arch", default="wrn-10-1")
+    parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--clean", type=int, default=16, help="number of clean networks")
+    parser.add_argument("--seeds", type=int, default=3, help="number of networks of each attack")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/audit"))
+    parser.add_argument("--raw", type=Path, help="folder for the complete evidence")
+    parser.add_argument("--tables-only", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    file = make_folder(given.out) / f"{given.data}.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
+    if not given.tables_only:
+        run_missing(rows, given, file)
+    write_text(file.with_suffix(".md"), table(rows))
+    draw(rows, file.with_suffix(".svg"))
+
+
+def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Path) -> None:
+    """Train and audit the networks that have no row, alternately of each kind."""
+    wanted = [(CLEAN, seed) for seed in range(given.clean)]
+    wanted += [(name, seed) for seed in range(given.seeds) for name in given.attacks]
+    wanted.sort(key=lambda cell: cell[1])
+    known = {(row["attack"], row["seed"], row["arch"]) for row in rows}
+    missing = [(name, seed) for name, seed in wanted if (name, seed, given.arch) not in known]
+    if not missing:
+        return
+    source = load(given.data)
+    references = train_references(
+        source, FULL.references, images=FULL.reference_images, seed=90_000
+    )
+    for name, seed in missing:
+        started = time.perf_counter()
+        network, trigger, target = trained(name, source, given.arch, seed, _EPOCHS[given.data])
+        seconds = time.perf_counter() - started
+        audits = {
+            "full": audit(network, source, references=references, seed=seed),
+            "quick": audit(network, source, quick=True, seed=seed),
+        }
+        measured = measure(network, source, trigger=trigger, target=target)
+        rows.append(
+            {
+                "attack": name,
+                "seed": seed,
+                "arch": given.arch,
+                "target": None if name == CLEAN else target,
+                "ACC": round(measured.acc.value, 4),
+                "ASR": None if measured.asr is None else round(measured.asr.value, 4),
+                "training_seconds": round(seconds, 1),
+                **{kind: row_of(each) for kind, each in audits.items()},
+            }
+        )
+        write_json(file, {"data": given.data, "rows": rows})
+        if given.raw is not None:
+            raw = {kind: each.record() for kind, each in audits.items()}
+            write_json(make_folder(given.raw) / f"{given.data}-{name}-{seed}.json", raw)
+
+
+def load(name: str) -> InMemory:
+    """Load the images, without augmentation, since the trainings are short."""
+    return replace(data.load(name, **_SIZES[name]), augmentation=data.CropFlip())
+
+
+def trained(
+    name: str, source: InMemory, arch: str, seed: int, epochs: int
+) -> tuple[nn.Module, Trigger | None, int]:
+    """Train a network, with the backdoor of an attack or without one."""
+    build = models.builder(source)
+    rate = learning_rate(arch)
+    target = _TARGETS[seed % len(_TARGETS)]
+    if name == CLEAN:
+        network = build(arch, seed)
+        fit(Supervised(network), source, epochs=epochs, lr=rate, seed=seed, label="clean")
+        return network.eval(), None, 0
+    settings = {**ATTACKS[name], "epochs": epochs, "lr": rate, "seed": seed}
+    made = find(name)(lambda: build(arch, seed), source, target=target, **settings)
+    return made.teacher, made.trigger, made.target
+
+
+def row_of(found: Audit) -> dict[str, Any]:
+    """Return the verdict, and p-value and suspect of each statistic."""
+    return {
+        "verdict": found.verdict.word,
+        "suspect": found.verdict.suspect,
+        "seconds": round(found.seconds, 1),
+        "p_values": {name: each.p_value for name, each in found.evidence.items()},
+        "suspects": {name: each.suspect for name, each in found.evidence.items()},
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format the shares of accused networks as Markdown, by attack and audit."""
+    names = [name for name, each in STATISTICS.items()]
+    head = ["networks", "audit", "n", "suspicious", "right class", "inconclusive", *names]
+    lines = [f"| {' | '.join(head)} |\n", f"| --- | --- |{' ---: |' * (len(head) - 2)}\n"]
+    for label, chosen in groups(rows).items():
+        for kind in ("full", "quick"):
+            found = [(row, row[kind]) for row in chosen]
+            accused = [row for row, each in found if each["verdict"] == "suspicious"]
+            right = [row for row in accused if row["target"] == row[kind]["suspect"]]
+            unsure = sum(each["verdict"] == "inconclusive" for _, each in found)
+            low, high = wilson(len(accused) / len(found), len(found))
+            single = [sum(_below(each["p_values"][name]) for _, each in found) for name in names]
+            cells = [
+                label,
+                kind,
+                str(len(found)),
+                f"{len(accused)} [{low:.0%}, {high:.0%}]",
+                "-" if label.startswith(CLEAN) else str(len(right)),
+                str(unsure),
+                *map(str, single),
+            ]
+            lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows by attack, with those of attacks that did not succeed apart."""
+    made: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        alive = row["ASR"] is None or row["ASR"] >= SURVIVES
+        label = row["attack"] if alive else f"{row['attack']}, ASR below {SURVIVES:.0%}"
+        made.setdefault(label, []).append(row)
+    order = [CLEAN, *ATTACKS]
+    return dict(sorted(made.items(), key=lambda pair: order.index(pair[0].partition(",")[0])))
+
+
+def _below(p_value: float | None) -> bool:
+    return p_value is not None and p_value <= LEVEL
+
+
+def curve(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
+    """Return the ROC curve of a statistic: false-positive and hit rate for each threshold."""
+    alive = [row for row in rows if row["ASR"] is None or row["ASR"] >= SURVIVES]
+    values = [(row[kind]["p_values"][name], row["attack"] != CLEAN) for row in alive]
+    known = [(p_value, bad) for p_value, bad in values if p_value is not None]
+    bad = max(1, sum(each for _, each in known))
+    good = max(1, sum(not each for _, each in known))
+    points = [(0.0, 0.0)]
+    for limit in sorted({p_value for p_value, _ in known}):
+        hits = sum(each for p_value, each in known if p_value <= limit)
+        wrong = sum(not each for p_value, each in known if p_value <= limit)
+        points.append((wrong / good, hits / bad))
+    return [*points, (1.0, 1.0)]
+
+
+def area(points: Sequence[tuple[float, float]]) -> float:
+    """Area under a ROC curve."""
+    return sum(
+        (x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False)
+    )
+
+
+def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draw the ROC curves of all statistics, for both kinds of audit."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "robustkd"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True)
+    for axis, kind in zip(axes, ("full", "quick"), strict=True):
+        for name in STATISTICS:
+            points = curve(rows, kind, name)
+            axis.step(*zip(*points, strict=True), where="post", label=f"{name} {area(points):.2f}")
+        axis.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
+        axis.set(title=f"{kind} audit", xlabel="false-positive rate")
+        axis.legend(title="area under the curve", fontsize="small", loc="lower right")
+    axes[0].set_ylabel("hit rate")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

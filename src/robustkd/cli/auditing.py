@@ -1,0 +1,136 @@
+"""``robustkd audit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from robustkd.cli.flags import IMAGES, TEACHER, Arch, ImageFlags, TeacherFlags, open_model
+from robustkd.cli.output import print_json, print_plain, print_words
+from robustkd.core.errors import SuspicionError, UsageError
+
+if TYPE_CHECKING:
+    from robustkd.evaluation.audit import Audit
+
+_WIDTH = 80
+
+
+def audit(
+    model: Path,
+    /,
+    *,
+    data: str,
+    arch: Arch | None = None,
+    quick: Annotated[bool, Parameter(negative="")] = False,
+    level: float = 0.05,
+    seed: int = 0,
+    out: Path | None = None,
+    data_root: Path | None = None,
+    teacher: TeacherFlags = TEACHER,
+    images: ImageFlags = IMAGES,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Look for evidence of an unknown backdoor in a student or a teacher, with clean images alone.
+
+    The exit code is 4 if the model is suspicious, and 0 if there is no evidence or the audit is
+    inconclusive. No evidence does not mean that there is no backdoor.
+
+    Args:
+        model: Model file written by robustkd, or the folder of a run; or a teacher's file or
+            folder as in ``distill``.
+        data: Name or folder of the data, as in ``distill``.
+        arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
+        quick: Use fewer steps, and no reference networks: 20 seconds instead of 90 for a small
+            network.
+        level: Accepted probability to call a model without a backdoor suspicious.
+        seed: The same seed gives the same result.
+        out: New JSON file with all measurements.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
+        teacher: How the file of a teacher is read.
+        images: How images are read.
+        as_json: Print the results as JSON.
+    """
+    if not 0 < level < 1:
+        raise UsageError(f"--level is {level}; expected a fraction between 0 and 1")
+    if out is not None and out.exists():
+        raise UsageError(f"--out is {out}, which exists; expected a new file")
+    from robustkd.core.devices import default_device
+    from robustkd.core.files import write_json
+    from robustkd.evaluation.audit import audit as audited
+
+    network, source = open_model(model, arch, data, data_root, images, teacher)
+    found = audited(network.to(default_device()), source, quick=quick, level=level, seed=seed)
+    if out is not None:
+        write_json(out, found.record())
+    if as_json:
+        print_json(found.record())
+    else:
+        print_audit(found)
+    if found.verdict.word == "suspicious":
+        raise SuspicionError(suspicion(found))
+
+
+def print_audit(found: Audit) -> None:
+    """Print a table of the statistics, the verdict, and what to do next."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from robustkd.evaluation.audit import STATISTICS
+
+    table = Table(box=None, pad_edge=False, width=_WIDTH)
+    table.add_column("statistic", no_wrap=True)
+    table.add_column("p-value", justify="right", no_wrap=True)
+    table.add_column("class", max_width=14)
+    table.add_column("what was found", overflow="fold")
+    for name, each in found.evidence.items():
+        mark = "" if STATISTICS[name].counts else " *"
+        p_value = "-" if each.p_value is None else shown_p(each.p_value)
+        suspect = "-" if each.suspect is None else found.classes[each.suspect]
+        table.add_row(f"{name}{mark}", p_value, Text(suspect), each.said)
+    console = Console(highlight=False, emoji=False)
+    console.print(table)
+    print_words("* not part of the verdict: it finds too few backdoors, or accuses clean models")
+    print_words(f"accuracy: {found.accuracy} of {found.accuracy.n} validation images")
+    for each in found.reference_accuracies:
+        print_words(f"reference network: {each}")
+    for line in verdict_lines(found):
+        print_plain(line)
+
+
+def verdict_lines(found: Audit) -> list[str]:
+    """Return the verdict in plain words, and the next step."""
+    verdict = found.verdict
+    if verdict.word == "suspicious":
+        of = "" if found.suspected is None else f"; suspected target class: {found.suspected}"
+        return [
+            f"Verdict: suspicious{of}",
+            "Next: do not deploy this model; distil a student from it with robustkd distill, and",
+            "      check that with robustkd verify.",
+        ]
+    if verdict.word == "inconclusive":
+        more = ["Next: repeat without --quick."] if found.quick else []
+        return [f"Verdict: inconclusive ({verdict.reason})", *more]
+    return [
+        "Verdict: no evidence of a backdoor. This does not show that there is none.",
+        "Next: distil it with robustkd distill all the same; some backdoors become active only",
+        "      in a student. Then check the student with robustkd verify.",
+    ]
+
+
+def suspicion(found: Audit) -> str:
+    """Return the error message for a suspicious model."""
+    of = "" if found.suspected is None else f" towards class {found.suspected!a}"
+    return f"there is evidence of a backdoor{of}; see what was found above"
+
+
+def shown_p(p_value: float) -> str:
+    """Format a p-value.
+
+    >>> shown_p(0.25), shown_p(0.0123), shown_p(3e-12)
+    ('0.25', '0.012', '< 0.0001')
+    """
+    return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"

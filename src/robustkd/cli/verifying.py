@@ -1,0 +1,223 @@
+"""``robustkd verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from robustkd.cli.auditing import suspicion, verdict_lines
+from robustkd.cli.flags import IMAGES, Arch, ImageFlags, open_model, open_student
+from robustkd.cli.output import print_json, print_plain, print_words
+from robustkd.core.errors import (
+    InconclusiveError,
+    SuspicionError,
+    ThresholdError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robustkd.core.types import DataSource
+    from robustkd.evaluation.verification import Verification
+    from robustkd.models import Spec
+    from robustkd.training.metrics import Proportion
+
+_MOST_CLASSES = 20
+
+
+def verify(
+    student: Path,
+    /,
+    *,
+    data: str,
+    trigger: Path | None = None,
+    triggered: Path | None = None,
+    target: str | None = None,
+    teacher: Path | None = None,
+    teacher_arch: Arch | None = None,
+    min_accuracy: float | None = None,
+    max_drop: float | None = None,
+    max_asr: float | None = None,
+    audit: bool = True,
+    arch: Arch | None = None,
+    out: Path | None = None,
+    data_root: Path | None = None,
+    images: ImageFlags = IMAGES,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Check a student before it is used: accuracy, drop, quick audit, and a known attack.
+
+    The exit code is 0 if the student passes, 4 if the audit finds evidence of a backdoor, 5 if a
+    threshold is missed, and 6 if no threshold is missed but the audit is inconclusive.
+
+    Args:
+        student: Model file written by robustkd, or the folder of a run.
+        data: Name or folder of the data, as in ``distill``.
+        trigger: Trigger file, as ``robustkd attack`` writes it.
+        triggered: Folder of images that have the trigger, or of folders of such images named by
+            their classes.
+        target: Name or number of the class to which triggered images are sent.
+        teacher: Teacher's file, to measure its accuracy. Default: the accuracy in the results of
+            the run, if ``student`` is its folder.
+        teacher_arch: Architecture of the teacher's file.
+        min_accuracy: Smallest accuracy, a fraction.
+        max_drop: Largest loss of accuracy compared with the teacher, a fraction.
+        max_asr: Largest attack success rate, a fraction.
+        audit: Make the quick audit.
+        arch: Architecture of the student, if it is your own code: ``package.module:callable``.
+        out: New JSON file with all measurements.
+        data_root: Folder of the data set's files. Default: the folder in the environment
+            variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
+        images: How images are read; missing settings are taken from the student's file.
+        as_json: Print the results as JSON.
+    """
+    if trigger is not None and triggered is not None:
+        raise UsageError("--trigger and --triggered are both given; expected one of them")
+    if (triggered is None) != (target is None):
+        raise UsageError("--triggered and --target belong together; give both, or neither")
+    if out is not None and out.exists():
+        raise UsageError(f"--out is {out}, which exists; expected a new file")
+    from robustkd.attacks import load_trigger
+    from robustkd.core.devices import default_device
+    from robustkd.core.files import write_json
+    from robustkd.evaluation.verification import Thresholds
+    from robustkd.evaluation.verification import verify as verified
+
+    thresholds = Thresholds(min_accuracy, max_drop, max_asr)
+    model, source = open_student(student, arch, data, data_root, images)
+    known, led = load_trigger(trigger) if trigger is not None else (None, 0)
+    shown = None
+    if triggered is not None and target is not None:
+        led = class_number(target, source.classes)
+        shown = _images(triggered, model.spec, source.classes[led])
+    found = verified(
+        model.to(default_device()),
+        source,
+        thresholds=thresholds,
+        teacher=_teacher_accuracy(student, teacher, teacher_arch, data, data_root, source, images),
+        trigger=known,
+        triggered=shown,
+        target=led,
+        audited=audit,
+    )
+    if out is not None:
+        write_json(out, found.record())
+    if as_json:
+        print_json(found.record())
+    else:
+        _print(found, source.classes)
+    _end(found)
+
+
+def class_number(name: str, classes: tuple[str, ...]) -> int:
+    """Return the index of a class that is given by its name or number.
+
+    >>> class_number("cat", ("dog", "cat")), class_number("0", ("dog", "cat"))
+    (1, 0)
+
+    Raises:
+        UsageError: If there is no such class.
+    """
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and len(name) < 10 and int(name) < len(classes):
+        return int(name)
+    raise UsageError(
+        f"--target is {name!a}; expected the name of a class, or 0 to {len(classes) - 1}"
+    )
+
+
+def _images(folder: Path, spec: Spec, target: str) -> Tensor:
+    """Read triggered images as the student reads its images."""
+    from robustkd.cli.output import print_progress
+    from robustkd.data import Reading
+    from robustkd.data.images.unlabelled import read_images
+
+    reading = Reading(
+        channels=1 if spec.image_shape[0] == 1 else 3,
+        crop=spec.crop,
+        resize=spec.resize,
+        interpolation=spec.interpolation,
+    )
+    found, damaged = read_images(folder, size=spec.image_shape[1], reading=reading, without=target)
+    if damaged:
+        print_progress(f"{damaged} files in {folder} are left out: they cannot be decoded")
+    return found
+
+
+def _teacher_accuracy(
+    student: Path,
+    teacher: Path | None,
+    arch: str | None,
+    data: str,
+    root: Path | None,
+    source: DataSource,
+    images: ImageFlags,
+) -> Proportion | None:
+    """Return the accuracy of the teacher: measured, or from the results of the student's run."""
+    from robustkd.training.metrics import Proportion
+
+    if teacher is not None:
+        from robustkd.cli.flags import TEACHER
+        from robustkd.training.inference import accuracy_on
+
+        network, own = open_model(teacher, arch, data, root, images, TEACHER)
+        return accuracy_on(network, own, "test")
+    if not (student / "results.json").is_file():
+        return None
+    from robustkd import report
+
+    for run in report.read(student).runs:
+        if run.method == "teacher" and run.n_acc and run.n_acc == source.size("test"):
+            return Proportion(round(run.acc * run.n_acc), run.n_acc)
+    return None
+
+
+def _print(found: Verification, classes: tuple[str, ...]) -> None:
+    print_words(f"ACC    {found.accuracy}  of {found.accuracy.n} test images")
+    order = sorted(
+        (place for place, each in enumerate(found.by_class) if each.n),
+        key=lambda place: found.by_class[place].value,
+    )
+    for place in order[:_MOST_CLASSES]:
+        print_plain(f"       {found.by_class[place]}  {classes[place]}")
+    if len(order) > _MOST_CLASSES:
+        print_words(f"       and {len(order) - _MOST_CLASSES} classes with higher accuracy")
+    if found.drop is not None:
+        loss, (low, high) = found.drop
+        print_words(
+            f"DROP   {100 * loss:.1f} points [{100 * low:.1f}, {100 * high:.1f}] below the teacher"
+        )
+    else:
+        print_words("DROP   not measured: no teacher was given")
+    if found.asr is not None:
+        print_words(f"ASR    {found.asr}  of {found.asr.n} triggered images")
+    else:
+        print_words("ASR    not measured: no trigger was given")
+    for line in (*found.missed, *found.close):
+        print_words(f"NOTE   {line}")
+    if found.audit is not None:
+        for line in verdict_lines(found.audit):
+            print_plain(line)
+
+
+def _end(found: Verification) -> None:
+    """Raise the error whose exit code tells the outcome; return if the student passes.
+
+    Raises:
+        SuspicionError: If the audit finds evidence of a backdoor.
+        ThresholdError: If a threshold is missed.
+        InconclusiveError: If the audit is inconclusive.
+    """
+    if found.outcome == "suspicious" and found.audit is not None:
+        raise SuspicionError(suspicion(found.audit))
+    if found.outcome == "missed":
+        raise ThresholdError(found.missed[0])
+    if found.outcome == "inconclusive" and found.audit is not None:
+        raise InconclusiveError(
+            f"the audit is inconclusive: {found.audit.verdict.reason}; run robustkd audit without "
+            "--quick"
+        )

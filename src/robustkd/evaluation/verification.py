@@ -1,0 +1,186 @@
+"""Verification of a student: accuracy, loss of accuracy, attack success, and a quick audit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
+from robustkd.core.statistics import difference_interval
+from robustkd.core.types import DataSource, Trigger
+from robustkd.data.in_memory import to_floats
+from robustkd.evaluation.audit import Audit, audit
+from robustkd.evaluation.measurement import measure
+from robustkd.models.features.taps import frozen_modes
+from robustkd.training.inference import accuracy_by_class
+from robustkd.training.metrics import Proportion
+
+Outcome: TypeAlias = Literal["passed", "suspicious", "missed", "inconclusive"]
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Thresholds that a student must meet; None for none.
+
+    Attributes:
+        min_accuracy: Smallest accuracy on the test images, in [0, 1].
+        max_drop: Largest loss of accuracy compared with the teacher, in [0, 1].
+        max_asr: Largest attack success rate, in [0, 1].
+
+    Raises:
+        UsageError: If a threshold is out of range.
+    """
+
+    min_accuracy: float | None = None
+    max_drop: float | None = None
+    max_asr: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and not 0 <= value <= 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} is {value}; expected a fraction from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Measurements of a student, and the thresholds that it misses.
+
+    Attributes:
+        accuracy: Accuracy on the test images.
+        by_class: Accuracy on the images of each class.
+        teacher: Accuracy of the teacher on the same images; None if it is unknown.
+        asr: Attack success rate; None if no trigger was given.
+        audit: Audit of the student; None if it was left out.
+        missed: One sentence for each threshold that is missed.
+        close: One sentence for each threshold within the 95 % interval of its measurement.
+    """
+
+    accuracy: Proportion
+    by_class: tuple[Proportion, ...]
+    teacher: Proportion | None
+    asr: Proportion | None
+    audit: Audit | None
+    missed: tuple[str, ...]
+    close: tuple[str, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The most serious result: evidence of a backdoor, then thresholds, then doubt."""
+        word = "no evidence" if self.audit is None else self.audit.verdict.word
+        if word == "suspicious":
+            return "suspicious"
+        if self.missed:
+            return "missed"
+        return "inconclusive" if word == "inconclusive" else "passed"
+
+    @property
+    def drop(self) -> tuple[float, tuple[float, float]] | None:
+        """Accuracy of the teacher minus that of the student, and its 95 % interval."""
+        return None if self.teacher is None else _drop(self.teacher, self.accuracy)
+
+    def record(self) -> dict[str, object]:
+        """Return the result as JSON values."""
+        return {
+            "outcome": self.outcome,
+            "accuracy": asdict(self.accuracy),
+            "by_class": [asdict(each) for each in self.by_class],
+            "teacher": None if self.teacher is None else asdict(self.teacher),
+            "asr": None if self.asr is None else asdict(self.asr),
+            "audit": None if self.audit is None else self.audit.record(),
+            "missed": list(self.missed),
+            "close": list(self.close),
+        }
+
+
+def verify(
+    student: nn.Module,
+    data: DataSource,
+    *,
+    thresholds: Thresholds,
+    teacher: Proportion | None = None,
+    trigger: Trigger | None = None,
+    triggered: Tensor | None = None,
+    target: int = 0,
+    audited: bool = True,
+    seed: int = 0,
+) -> Verification:
+    """Measure a student, and compare it with thresholds.
+
+    Args:
+        student: Any classifier of images in [0, 1].
+        data: Clean images; accuracies are measured on ``test``.
+        thresholds: What the student must meet.
+        teacher: Accuracy of the teacher on the test images.
+        trigger: Trigger of the attack, if it is known.
+        triggered: Triggered images of other classes than the target, as bytes, n x C x H x W.
+        target: Target class of the attack; ignored without a trigger or triggered images.
+        audited: If True, make the quick audit.
+        seed: Seed of the audit.
+
+    Raises:
+        UsageError: If a threshold needs something that is not given.
+    """
+    if thresholds.max_drop is not None and teacher is None:
+        raise UsageError(
+            "--max-drop is given, but the teacher's accuracy is unknown; give --teacher, or the "
+            "folder of a run"
+        )
+    if thresholds.max_asr is not None and trigger is None and triggered is None:
+        raise UsageError("--max-asr is given without --trigger or --triggered; add one of them")
+    by_class = accuracy_by_class(student, data, "test")
+    accuracy = sum(by_class, start=Proportion(0, 0))
+    asr = None
+    if trigger is not None:
+        asr = measure(student, data, trigger=trigger, target=target).asr
+    elif triggered is not None:
+        asr = led_to(student, triggered, target)
+    missed, close = _compared(thresholds, accuracy, teacher, asr)
+    found = audit(student, data, quick=True, seed=seed) if audited else None
+    return Verification(accuracy, by_class, teacher, asr, found, missed, close)
+
+
+def led_to(model: nn.Module, images: Tensor, target: int) -> Proportion:
+    """Count the images, given as bytes, that a model classifies as the target class."""
+    hits = 0
+    with torch.inference_mode(), frozen_modes(model):
+        for some in images.split(_BATCH):
+            hits += int((model(to_floats(some, device_of(model))).argmax(1) == target).sum())
+    return Proportion(hits, len(images))
+
+
+def _drop(teacher: Proportion, student: Proportion) -> tuple[float, tuple[float, float]]:
+    ends = difference_interval(teacher.value, teacher.wilson(), student.value, student.wilson())
+    return teacher.value - student.value, ends
+
+
+def _compared(
+    thresholds: Thresholds,
+    accuracy: Proportion,
+    teacher: Proportion | None,
+    asr: Proportion | None,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return sentences about thresholds that are missed, and about those that are close."""
+    missed, close = [], []
+
+    def check(what: str, value: float, ends: tuple[float, float], limit: float, sign: int) -> None:
+        words = "at least" if sign > 0 else "at most"
+        line = f"{what} is {value:.1%}; expected {words} {limit:.1%}"
+        if sign * (value - limit) < 0:
+            missed.append(line)
+        elif ends[0] < limit < ends[1]:
+            close.append(f"{line}, which is within the 95 % interval")
+
+    if thresholds.min_accuracy is not None:
+        check("accuracy", accuracy.value, accuracy.wilson(), thresholds.min_accuracy, 1)
+    if thresholds.max_drop is not None and teacher is not None:
+        drop, ends = _drop(teacher, accuracy)
+        check("loss of accuracy", drop, ends, thresholds.max_drop, -1)
+    if thresholds.max_asr is not None and asr is not None:
+        check("attack success rate", asr.value, asr.wilson(), thresholds.max_asr, -1)
+    return tuple(missed), tuple(close)
