@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +205,7 @@ def curve(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple
 
 def area(points: Sequence[tuple[float, float]]) -> float:
     """Area under a ROC curve."""
-    return sum(
-        (x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False)
-    )
+    return sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:

@@ -1,6 +1,6 @@
 r"""Feature shift: how much of a transformation's effect on features is common to all images.
 
-For the learned transformation towards class k and its change
+For the learned transformation towards class k at the smallest strength, and its change
 :math:`d_i = F(\delta_k(x_i)) - F(x_i)` of the last stage's features, averaged over positions, the
 statistic is
 
@@ -30,6 +30,8 @@ from robustkd.models.features.stages import stages
 from robustkd.models.features.taps import read
 from robustkd.student.families import members_of
 
+_LEAST_SPREAD = 0.03
+
 
 def feature_shift(subject: Subject) -> Evidence:
     """Measure how uniformly the learned transformations of each class move the features."""
@@ -48,11 +50,11 @@ def feature_shift(subject: Subject) -> Evidence:
             return features[tap].flatten(2).mean(2)
 
         before = pooled(images)[rows]
-        for family in members_of(subject.found[0]):
+        for family in members_of(subject.found[-1]):
             change = pooled(family(images[rows], toward)) - before
             shares.append([common(change[toward == k]) for k in range(subject.classes)])
     values = torch.tensor(shares).amax(0).tolist()
-    outlier = student_outlier(values)
+    outlier = student_outlier(values, spread=_LEAST_SPREAD)
     if outlier is None:
         return Evidence(None, None, "too few classes to compare", tuple(values))
     said = f"{values[outlier.index]:.0%} of the shift of features is common"

@@ -14,7 +14,8 @@ was learned from something else than the data. Without references, :math:`d_{fk}
 Null distribution: the :math:`d_{fk}` of one family are normal with one mean over classes; the
 deleted residual of the largest one has Student's distribution
 (:func:`robustkd.evaluation.audit.outliers.student_outlier`). Its standard deviation is at least
-that of the references, estimated from their differences. Bonferroni over classes and families.
+0.05, and at least that of the references, estimated from their differences. Bonferroni over classes
+and families.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Wang et al. 2019,
 Neural Cleanse, doi 10.1109/SP.2019.00031 (outlier among classes of an optimised trigger).
@@ -33,6 +34,9 @@ from torch import Tensor
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.outliers import smallest, student_outlier
 from robustkd.evaluation.audit.search import FAMILIES, led_shares
+
+LEAST_SPREAD = 0.05
+"""Smallest standard deviation over classes: smaller differences of success mean nothing."""
 
 
 def led_share(subject: Subject) -> Evidence:
@@ -53,7 +57,7 @@ def led_share(subject: Subject) -> Evidence:
     beside = torch.stack([shares.mean(0) for shares in of_references]) if of_references else None
     excess = own if beside is None else own - beside.mean(0)
     outliers = [
-        student_outlier(values, spread=spread, freedom=freedom)
+        student_outlier(values, spread=max(spread, LEAST_SPREAD), freedom=freedom)
         for values, (spread, freedom) in zip(excess.tolist(), _spreads(beside), strict=True)
     ]
     best = smallest(outliers)

@@ -28,6 +28,7 @@ from robustkd.teacher.defences.channels import norms, scaled
 
 _EPSILON, _STEPS, _IMAGES = 0.3, 10, 128
 _COUNTED = 250
+_LEAST_SPREAD = 0.05
 
 
 def neuron_noise(subject: Subject) -> Evidence:
@@ -39,7 +40,7 @@ def neuron_noise(subject: Subject) -> Evidence:
         return Evidence(None, None, "the network has no BatchNorm")
     theirs = [increase(each, images, labels, subject.classes) for each in subject.references]
     values = own - torch.stack(theirs).mean(0) if theirs else own
-    outlier = student_outlier(values.tolist())
+    outlier = student_outlier(values.tolist(), spread=_LEAST_SPREAD)
     if outlier is None:
         return Evidence(None, None, "too few classes to compare", tuple(values.tolist()))
     said = f"noise sends {own[outlier.index]:.0%} more images there"

@@ -11,6 +11,8 @@ from scipy import stats
 
 FEWEST = 4
 """Smallest number of classes for which an outlier among them can be tested."""
+LEAST_VARIATION = 0.1
+"""Smallest standard deviation of the gamma distribution, as a share of its mean."""
 _LEAST_SPREAD = 1e-9
 
 
@@ -74,7 +76,9 @@ def gamma_outlier(values: Sequence[float]) -> Outlier | None:
     Returns:
         The class and its p-value; None for fewer than :data:`FEWEST` classes.
 
-    Source: Wang et al., MM-BD, arXiv 2205.06900. Difference: the location is fixed at 0.
+    Source: Wang et al., MM-BD, arXiv 2205.06900. Differences: the location is fixed at 0, and the
+    coefficient of variation is at least :data:`LEAST_VARIATION`, so that the noise of an optimiser
+    is no outlier among nearly equal values.
 
     >>> found = gamma_outlier([1.0, 1.2, 0.9, 8.0, 1.1, 1.0])
     >>> found.index, found.p_value < 1e-4
@@ -86,10 +90,10 @@ def gamma_outlier(values: Sequence[float]) -> Outlier | None:
     positive = [max(value, 1e-6) for value in values]
     best = max(range(count), key=positive.__getitem__)
     others = [*positive[:best], *positive[best + 1 :]]
-    if max(others) - min(others) < _LEAST_SPREAD:
-        return Outlier(best, 0.0 if positive[best] > 2 * max(others) else 1.0)
-    shape, location, scale = stats.gamma.fit(others, floc=0)
-    tail = float(stats.gamma.logsf(positive[best], shape, location, scale))
+    shape = 1 / LEAST_VARIATION**2
+    if stdev(others) > LEAST_VARIATION * fmean(others):
+        shape = min(shape, stats.gamma.fit(others, floc=0)[0])
+    tail = float(stats.gamma.logsf(positive[best], shape, 0.0, fmean(others) / shape))
     # 1 - (1 - tail)^K without the loss of small tails.
     return Outlier(best, float(-math.expm1(count * math.log1p(-min(math.exp(tail), 1 - 1e-12)))))
 

@@ -1,0 +1,146 @@
+"""``robustkd audit`` and ``robustkd verify`` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustkd import cli, data, models
+from robustkd.attacks import BadNets, save_trigger
+from robustkd.evaluation.audit import Effort, Verdict, run
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+pytestmark = pytest.mark.usefixtures("few_digits")
+TINY = Effort(strengths=(0.5,), steps=4, batch=4, held_out=8, references=0, margins=1)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    source = data.load("digits", train=300)
+    model = models.build(models.spec_for("wrn-10-1", source), seed=0)
+    fit(Supervised(model), source, epochs=3, batch_size=32)
+    models.save(model, path)
+    return path
+
+
+@pytest.fixture
+def robustkd(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(run, "FULL", TINY)
+    monkeypatch.setattr(run, "QUICK", TINY)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main([*map(str, arguments), "--data", "digits"])
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def verdict(monkeypatch):
+    """The verdict of every audit in this test."""
+
+    def says(word: str, suspect: int | None = None) -> None:
+        monkeypatch.setattr(
+            run, "combine", lambda *_, **__: Verdict(word, suspect, 0.01, "the reason")
+        )
+
+    return says
+
+
+def test_a_suspicious_model_has_exit_code_4(robustkd, student, verdict, tmp_path):
+    verdict("suspicious", 3)
+    code, out, err = robustkd("audit", student, "--out", "found.json")
+    assert code == 4
+    assert err == (
+        "robustkd: there is evidence of a backdoor towards class '3'; see what was found above\n"
+    )
+    assert "Verdict: suspicious; suspected target class: 3\nNext: do not deploy this" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert json.loads((tmp_path / "found.json").read_text())["suspected_class"] == "3"
+    code, _, err = robustkd("audit", student, "--out", "found.json")
+    assert (code, err) == (
+        2,
+        "robustkd: --out is found.json, which exists; expected a new file\n",
+    )
+
+
+def test_no_evidence_is_not_called_clean(robustkd, student, verdict):
+    verdict("no evidence")
+    code, out, err = robustkd("audit", student, "--quick")
+    assert (code, err) == (0, "")
+    assert "Verdict: no evidence of a backdoor. This does not show that there is none." in out
+    assert max(map(len, out.splitlines())) <= 80
+    verdict("inconclusive")
+    code, out, _ = robustkd("audit", student, "--quick", "--json")
+    assert code == 0
+    assert json.loads(out)["verdict"]["word"] == "inconclusive"
+
+
+def test_the_level_is_a_fraction(robustkd, student):
+    code, _, err = robustkd("audit", student, "--level", 5)
+    assert code == 2
+    assert err == "robustkd: --level is 5.0; expected a fraction between 0 and 1\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "flags", "expected"),
+    [
+        ("no evidence", (), 0),
+        ("no evidence", ("--min-accuracy", 1.0), 5),
+        ("inconclusive", (), 6),
+        ("suspicious", ("--min-accuracy", 1.0), 4),
+    ],
+)
+def test_exit_codes_of_verify(word, flags, expected, robustkd, student, verdict):
+    verdict(word, 3 if word == "suspicious" else None)
+    code, out, err = robustkd("verify", student, *flags)
+    assert code == expected
+    assert (err == "") == (expected == 0)
+    assert out.startswith("ACC    ")
+    assert "ASR    not measured: no trigger was given\n" in out
+
+
+def test_verify_measures_a_trigger_and_a_folder_of_images(robustkd, student, tmp_path):
+    save_trigger(BadNets(size=3), 0, tmp_path / "trigger")
+    code, out, _ = robustkd("verify", student, "--no-audit", "--trigger", "trigger", "--json")
+    by_trigger = json.loads(out)["asr"]
+    assert code == 0
+    (batch,) = data.load("digits").batches("test", batch_size=1000)
+    shown = BadNets(size=3)(batch.images)
+    for row, (image, label) in enumerate(zip(shown, batch.labels.tolist(), strict=True)):
+        (tmp_path / "triggered" / str(label)).mkdir(parents=True, exist_ok=True)
+        pixels = image[0].mul(255).round().byte().numpy().astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "triggered" / str(label) / f"{row}.png")
+    words = ("verify", student, "--no-audit", "--triggered", "triggered", "--target", 0)
+    code, out, _ = robustkd(*words, "--json")
+    assert (code, json.loads(out)["asr"]) == (0, by_trigger)
+    code, _, err = robustkd(*words[:-2])
+    assert code == 2
+    assert err == ("robustkd: --triggered and --target belong together; give both, or neither\n")
+    code, _, err = robustkd(*words[:-1], "ten")
+    assert code == 2
+    assert err == "robustkd: --target is 'ten'; expected the name of a class, or 0 to 9\n"
+
+
+def test_the_drop_is_that_beside_the_teacher(robustkd, student):
+    words = ("verify", student, "--no-audit", "--max-drop", 0.01)
+    code, _, err = robustkd(*words)
+    assert code == 2
+    assert "--max-drop is given, but the teacher's accuracy is unknown" in err
+    code, out, _ = robustkd(*words, "--teacher", student)
+    assert code == 0
+    assert "DROP   0.0 points [" in out

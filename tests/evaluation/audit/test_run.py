@@ -1,0 +1,104 @@
+"""The whole audit, its verdict, and its references."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import robustkd
+from robustkd.core.errors import UsageError
+from robustkd.evaluation.audit import LEVEL, STATISTICS, Effort, Evidence, audit, train_references
+from robustkd.evaluation.audit.references import Limited
+from robustkd.evaluation.audit.verdict import combine
+from robustkd.training.inference import accuracy_on
+from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
+
+TINY = Effort(
+    strengths=(1.0, 0.5), steps=15, batch=4, held_out=12, references=0, margins=2, margin_steps=30
+)
+DATA = rows_data()
+
+
+def of(**p_values: float | None) -> dict[str, Evidence]:
+    return {
+        name: Evidence(value, place, "") for place, (name, value) in enumerate(p_values.items())
+    }
+
+
+def test_the_verdict_is_that_of_the_corrected_p_value():
+    both = frozenset({"a", "b"})
+    found = combine(of(a=0.02, b=0.3), both)
+    assert (found.word, found.suspect, found.p_value) == ("suspicious", 0, 0.04)
+    assert combine(of(a=0.03, b=0.3), both).word == "inconclusive"
+    assert combine(of(a=0.3, b=0.3), both).word == "no evidence"
+    assert combine(of(a=0.3, b=0.001), frozenset({"a"})).word == "no evidence"
+    assert combine(of(a=None, b=0.04), both).word == "suspicious"
+
+
+def test_trouble_makes_the_absence_of_evidence_inconclusive():
+    assert combine(of(a=0.9), frozenset("a"), trouble="x").word == "inconclusive"
+    assert combine(of(a=0.001), frozenset("a"), trouble="x").word == "suspicious"
+    nothing = combine(of(a=None), frozenset("a"))
+    assert (nothing.word, nothing.reason) == ("inconclusive", "no statistic could be computed")
+
+
+def test_a_backdoor_is_suspicious_and_names_its_class():
+    model = Rows(backdoor=5).train()
+    found = audit(model, DATA, references=[Rows(None), Rows(None)], effort=TINY)
+    assert found.verdict.word == "suspicious"
+    assert found.suspected == "f"
+    assert list(found.evidence) == list(STATISTICS)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    record = json.loads(json.dumps(found.record()))
+    assert record["suspected_class"] == "f"
+    assert record["evidence"]["led share"]["counts"]
+
+
+def test_a_network_without_one_is_not():
+    found = audit(Rows(None), DATA, references=[Rows(None), Rows(None)], effort=TINY)
+    assert found.verdict.word != "suspicious"
+    assert found.suspected is None
+
+
+def test_a_network_that_knows_nothing_is_inconclusive():
+    blind = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
+    with torch.no_grad():
+        blind[1].weight.zero_()
+        blind[1].bias.zero_()
+    found = audit(blind, DATA, references=[], effort=TINY)
+    assert found.verdict.word == "inconclusive"
+    assert "is right on only 12.5%" in found.verdict.reason
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(UsageError, match=r"^level is 1.5; expected a fraction between 0 and 1$"):
+        audit(Rows(None), DATA, level=1.5)
+    with pytest.raises(UsageError, match=r"^the model has 3 outputs; expected 8, one for each"):
+        audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=[])
+    assert 0 < LEVEL < 1
+
+
+def test_references_learn_from_labels_and_are_frozen():
+    digits = robustkd.load_data("digits", train=400, validation=100)
+    (one,) = train_references(digits, 1, images=2_000, seed=3)
+    assert not one.training
+    assert not any(parameter.requires_grad for parameter in one.parameters())
+    assert accuracy_on(one, digits, "validation").value > 0.8
+    assert train_references(digits, 0, images=10, seed=3) == ()
+
+
+def test_a_limited_source_has_fewer_images_and_no_augmentation():
+    few = Limited(DATA, 20)
+    assert (few.size("train"), few.size("test")) == (20, DATA.size("test"))
+    order, crops = (torch.Generator().manual_seed(k) for k in (0, 1))
+    sizes = [
+        len(batch.labels)
+        for batch in few.batches("train", batch_size=8, shuffle=order, augment=crops)
+    ]
+    assert sizes == [8, 8, 4]
+    assert (few.name, few.classes, few.image_shape) == (DATA.name, DATA.classes, DATA.image_shape)

@@ -1,0 +1,115 @@
+"""Each statistic on networks that one can solve by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from robustkd.evaluation.audit import STATISTICS, Effort, Evidence
+from robustkd.evaluation.audit.channel_lipschitz import channel_lipschitz
+from robustkd.evaluation.audit.evidence import Subject
+from robustkd.evaluation.audit.feature_shift import feature_shift
+from robustkd.evaluation.audit.last_layer import last_layer
+from robustkd.evaluation.audit.led_share import led_share
+from robustkd.evaluation.audit.max_margin import max_margin
+from robustkd.evaluation.audit.neuron_noise import adversarial_factors, increase, neuron_noise
+from robustkd.evaluation.audit.search import FAMILIES, led_shares, search, victims
+from tests.evaluation.audit.networks import CLASSES, Folded, Rows, rows_data
+
+TINY = Effort(
+    strengths=(1.0, 0.5), steps=15, batch=4, held_out=12, references=0, margins=2, margin_steps=30
+)
+DATA = rows_data()
+
+
+def subject(network: nn.Module, *references: nn.Module) -> Subject:
+    frozen = [each.eval().requires_grad_(False) for each in (network, *references)]
+    found = [search(each, DATA, TINY, seed=0) for each in frozen]
+    return Subject(frozen[0], DATA, tuple(frozen[1:]), found[0], tuple(found[1:]), TINY, seed=0)
+
+
+@pytest.fixture(scope="module")
+def backdoored() -> Subject:
+    return subject(Rows(backdoor=5), Rows(None), Rows(None))
+
+
+@pytest.fixture(scope="module")
+def clean() -> Subject:
+    return subject(Rows(None), Rows(None), Rows(None))
+
+
+def test_the_search_finds_the_corner_and_success_is_counted_on_other_classes(backdoored):
+    images, labels = backdoored.held_out()
+    counted = {"held_out": 12, "seed": 0, "classes": CLASSES}
+    shares = led_shares(
+        [backdoored.network, Rows(None)], backdoored.found, images, labels, **counted
+    )
+    assert shares.shape == (2, 2, len(FAMILIES), CLASSES)
+    assert bool(((shares >= 0) & (shares <= 1)).all())
+    additions = shares[:, 0, FAMILIES.index("additions")]
+    assert additions[0, 5] == 1.0
+    assert additions[1, 5] < 0.5
+
+
+def test_victims_are_never_of_the_class():
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    rows, toward = victims(labels, 2, 3, torch.Generator().manual_seed(0))
+    assert toward.tolist() == [0, 0, 0, 1, 1]
+    assert bool((labels[rows] != toward).all())
+
+
+@pytest.mark.parametrize("statistic", [led_share, max_margin, last_layer])
+def test_a_corner_that_leads_to_one_class_is_found(statistic, backdoored, clean):
+    found = statistic(backdoored)
+    assert found.suspect == 5
+    assert found.p_value < 0.01
+    assert statistic(clean).p_value > 0.05
+
+
+def test_what_leads_all_networks_is_no_inheritance():
+    both = subject(Rows(backdoor=5), Rows(backdoor=5), Rows(backdoor=5))
+    assert led_share(both).p_value > 0.5
+
+
+def test_features_move_by_a_common_vector(backdoored):
+    # No stage: pixels go straight to the logits.
+    assert feature_shift(backdoored) == Evidence(None, None, "no stage of the network was found")
+    found = feature_shift(subject(Folded()))
+    assert len(found.scores) == CLASSES
+    assert all(0 <= score <= 1 + 1e-6 for score in found.scores)
+
+
+def test_a_channel_with_a_large_filter_stands_out():
+    network = Folded()
+    assert channel_lipschitz(subject(copy.deepcopy(network))).p_value > 0.05
+    with torch.no_grad():
+        network.stem.weight[3] *= 100
+    found = channel_lipschitz(subject(network))
+    assert found.p_value < 0.05
+    assert found.suspect is None
+
+
+def test_noise_raises_the_loss_within_its_bound():
+    network = Folded().eval().requires_grad_(False)
+    images, labels = subject(network).held_out()
+    weights, biases = adversarial_factors(network, images, labels)
+    for factors in (*weights.values(), *biases.values()):
+        assert bool(((factors >= 0.7 - 1e-6) & (factors <= 1.3 + 1e-6)).all())
+    assert increase(network, images, labels, CLASSES).shape == (CLASSES,)
+    assert bool((network.norm.weight == 1).all())
+
+
+def test_networks_without_the_parts_have_no_p_value(backdoored):
+    assert neuron_noise(backdoored).p_value is None
+    assert channel_lipschitz(backdoored).p_value is None
+
+
+def test_the_same_seed_gives_the_same_evidence():
+    one, two = (subject(Folded(), Folded(1)) for _ in range(2))
+    for name, statistic in STATISTICS.items():
+        found = statistic.compute(one)
+        assert found == statistic.compute(two), name
+        assert found.p_value is None or 0 <= found.p_value <= 1, name

@@ -1,0 +1,104 @@
+"""What verification says about thresholds, and which outcome prevails."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.errors import UsageError
+from robustkd.evaluation import verification
+from robustkd.evaluation.verification import Thresholds, verify
+from robustkd.training.metrics import Proportion
+from tests.evaluation.test_measurement import DATA, Reader, darken
+
+NONE = Thresholds()
+
+
+class Told:
+    """Stands in for an audit."""
+
+    def __init__(self, word: str) -> None:
+        self.verdict = type("Verdict", (), {"word": word})()
+
+
+def test_accuracies_are_those_of_the_test_images():
+    found = verify(Reader(), DATA, thresholds=NONE, audited=False)
+    assert found.accuracy == Proportion(4, 6)
+    assert sum(found.by_class, start=Proportion(0, 0)) == found.accuracy
+    assert (found.outcome, found.asr, found.drop) == ("passed", None, None)
+
+
+def test_a_missed_threshold_is_named():
+    found = verify(
+        Reader(),
+        DATA,
+        thresholds=Thresholds(min_accuracy=0.7, max_drop=0.1, max_asr=0.5),
+        teacher=Proportion(6, 6),
+        trigger=darken,
+        target=0,
+        audited=False,
+    )
+    assert found.outcome == "missed"
+    assert found.missed == (
+        "accuracy is 66.7%; expected at least 70.0%",
+        "loss of accuracy is 33.3%; expected at most 10.0%",
+        "attack success rate is 60.0%; expected at most 50.0%",
+    )
+    assert found.drop[0] == pytest.approx(1 / 3)
+
+
+def test_a_threshold_within_the_interval_is_close():
+    found = verify(Reader(), DATA, thresholds=Thresholds(min_accuracy=0.6), audited=False)
+    assert found.outcome == "passed"
+    assert found.close == (
+        "accuracy is 66.7%; expected at least 60.0%, which is within the 95 % interval",
+    )
+
+
+def test_triggered_images_are_counted_as_they_are():
+    images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor([2, 2, 1, 2])
+    found = verify(Reader(), DATA, thresholds=NONE, triggered=images, target=2, audited=False)
+    assert found.asr == Proportion(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("word", "missed", "outcome"),
+    [
+        ("suspicious", True, "suspicious"),
+        ("inconclusive", True, "missed"),
+        ("no evidence", True, "missed"),
+        ("inconclusive", False, "inconclusive"),
+        ("no evidence", False, "passed"),
+    ],
+)
+def test_the_most_serious_outcome_prevails(word, missed, outcome, monkeypatch):
+    monkeypatch.setattr(verification, "audit", lambda *_, **__: Told(word))
+    limit = Thresholds(min_accuracy=0.9 if missed else 0.1)
+    assert verify(Reader(), DATA, thresholds=limit).outcome == outcome
+
+
+@pytest.mark.parametrize("name", ["min_accuracy", "max_drop", "max_asr"])
+def test_thresholds_are_fractions(name):
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(UsageError, match=rf"^{flag} is 85; expected a fraction from 0 to 1$"):
+        Thresholds(**{name: 85})
+
+
+def test_thresholds_need_what_they_are_about():
+    with pytest.raises(UsageError, match=r"^--max-drop is given, but the teacher's accuracy"):
+        verify(Reader(), DATA, thresholds=Thresholds(max_drop=0.1), audited=False)
+    with pytest.raises(UsageError, match=r"^--max-asr is given without --trigger or --triggered"):
+        verify(Reader(), DATA, thresholds=Thresholds(max_asr=0.1), audited=False)
+
+
+def test_the_audit_is_the_quick_one(monkeypatch):
+    given = {}
+
+    def noted(_model: nn.Module, _data: object, **how: object) -> Tensor | None:
+        given.update(how)
+
+    monkeypatch.setattr(verification, "audit", noted)
+    verify(Reader(), DATA, thresholds=NONE, seed=7)
+    assert given == {"quick": True, "seed": 7}
