@@ -28,7 +28,7 @@ PYTHON = blocks("python")
 YAML = blocks("yaml")
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = (ROOT / "pyproject.toml").read_text()
-RUN_IN_PYTHON = ("docs/quickstart.md", "docs/guides/defences.md")
+RUN_IN_PYTHON = ("docs/quickstart.md", "docs/guides/audit.md", "docs/guides/defences.md")
 
 
 def test_every_fenced_block_is_of_a_language_that_is_checked():
@@ -182,7 +182,12 @@ def _run(block: Block, folder: Path) -> None:
             exec((folder / words[0]).read_text(), {})  # noqa: S102 (a page of ours)
         else:
             assert program == "robustkd"
-            cli.main(_short(words))
+            try:
+                cli.main(_short(words))
+            except SystemExit as stop:
+                # With one epoch of training, any verdict is right.
+                if words[0] not in {"audit", "verify"} or stop.code not in {4, 5, 6}:
+                    raise
 
 
 def _short(words: list[str]) -> list[str]:

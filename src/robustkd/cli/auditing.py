@@ -24,6 +24,7 @@ def audit(
     data: str,
     arch: Arch | None = None,
     quick: Annotated[bool, Parameter(negative="")] = False,
+    probe: Annotated[bool, Parameter(negative="")] = False,
     level: float = 0.05,
     seed: int = 0,
     out: Path | None = None,
@@ -44,6 +45,8 @@ def audit(
         arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
         quick: Use fewer steps, and no reference networks: 20 seconds instead of 90 for a small
             network.
+        probe: Also distil a small student and audit it, for backdoors that become active in
+            students only.
         level: Accepted probability to call a model without a backdoor suspicious.
         seed: The same seed gives the same result.
         out: New JSON file with all measurements.
@@ -62,7 +65,9 @@ def audit(
     from robustkd.evaluation.audit import audit as audited
 
     network, source = open_model(model, arch, data, data_root, images, teacher)
-    found = audited(network.to(default_device()), source, quick=quick, level=level, seed=seed)
+    found = audited(
+        network.to(default_device()), source, quick=quick, probe=probe, level=level, seed=seed
+    )
     if out is not None:
         write_json(out, found.record())
     if as_json:
@@ -74,7 +79,20 @@ def audit(
 
 
 def print_audit(found: Audit) -> None:
-    """Print a table of the statistics, the verdict, and what to do next."""
+    """Print tables of the statistics, the verdict, and what to do next."""
+    _print_evidence(found)
+    if found.probe is not None:
+        print_words("A student that was distilled from the model:")
+        _print_evidence(found.probe)
+    print_words("* not part of the verdict: it finds too few backdoors, or accuses clean models")
+    for each in found.reference_accuracies:
+        print_words(f"reference network: {each}")
+    for line in verdict_lines(found):
+        print_plain(line)
+
+
+def _print_evidence(found: Audit) -> None:
+    """Print a table of the statistics, and the accuracy."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -91,14 +109,8 @@ def print_audit(found: Audit) -> None:
         p_value = "-" if each.p_value is None else shown_p(each.p_value)
         suspect = "-" if each.suspect is None else found.classes[each.suspect]
         table.add_row(f"{name}{mark}", p_value, Text(suspect), each.said)
-    console = Console(highlight=False, emoji=False)
-    console.print(table)
-    print_words("* not part of the verdict: it finds too few backdoors, or accuses clean models")
+    Console(highlight=False, emoji=False).print(table)
     print_words(f"accuracy: {found.accuracy} of {found.accuracy.n} validation images")
-    for each in found.reference_accuracies:
-        print_words(f"reference network: {each}")
-    for line in verdict_lines(found):
-        print_plain(line)
 
 
 def verdict_lines(found: Audit) -> list[str]:

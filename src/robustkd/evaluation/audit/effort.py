@@ -23,12 +23,12 @@ class Effort:
     """
 
     strengths: tuple[float, ...] = (1.0, 0.5, 0.25)
-    steps: int = 24
+    steps: int = 20
     batch: int = 14
     held_out: int = 40
     validation: int = 1000
     references: int = 2
-    reference_images: int = 16_000
+    reference_images: int = 12_000
     margins: int = 6
     margin_steps: int = 50
 

@@ -82,6 +82,11 @@ def reference_architecture(image_shape: tuple[int, int, int]) -> str:
     return _SMALL if max(image_shape[1:]) <= _LARGEST_SIDE else _LARGE
 
 
+def epoch_size(data: DataSource, images: int) -> int:
+    """Return the number of training images in an epoch, for a number over all epochs."""
+    return max(len(data.classes), min(data.size("train"), images // _EPOCHS))
+
+
 def train_references(
     data: DataSource, count: int, *, images: int, seed: int, arch: str | None = None
 ) -> tuple[nn.Module, ...]:
@@ -99,7 +104,7 @@ def train_references(
     """
     build = builder(data) if count else None
     arch = arch or reference_architecture(data.image_shape)
-    epoch = max(len(data.classes), min(data.size("train"), images // _EPOCHS))
+    epoch = epoch_size(data, images)
     made = []
     for place in range(count if build is not None else 0):
         network = build(arch, seed + place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
@@ -15,17 +15,19 @@ from robustkd.core.progress import track
 from robustkd.core.types import DataSource
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
+from robustkd.evaluation.audit.probe import probe_student
 from robustkd.evaluation.audit.references import train_references
 from robustkd.evaluation.audit.registry import STATISTICS
 from robustkd.evaluation.audit.search import Found, search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
-from robustkd.models.features.taps import frozen_modes
 from robustkd.training.inference import accuracy_on
 from robustkd.training.metrics import Proportion
 
 _SEED = 5000
 """Added to the seeds of references, so that they differ from networks that users train."""
+_PROBE = 7000
 _FAR_BELOW = 0.5
+_GRAVITY = ("suspicious", "inconclusive", "no evidence")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Audit:
         reference_accuracies: Accuracies of the references on the same images.
         quick: Whether the quick audit was made.
         seconds: Wall time.
+        probe: Audit of a student that was distilled from the network; None if none was made.
     """
 
     verdict: Verdict
@@ -49,6 +52,7 @@ class Audit:
     reference_accuracies: tuple[Proportion, ...]
     quick: bool
     seconds: float
+    probe: Audit | None = None
 
     @property
     def suspected(self) -> str | None:
@@ -69,6 +73,7 @@ class Audit:
                 for name, each in self.evidence.items()
             },
             "seconds": round(self.seconds, 1),
+            "probe": None if self.probe is None else self.probe.record(),
         }
 
 
@@ -77,6 +82,7 @@ def audit(
     data: DataSource,
     *,
     quick: bool = False,
+    probe: bool = False,
     level: float = LEVEL,
     references: Sequence[nn.Module] | None = None,
     effort: Effort | None = None,
@@ -89,6 +95,8 @@ def audit(
         data: Clean labelled images. Transformations are learned on ``train``, and all measurements
             are made on ``validation``.
         quick: If True, use fewer steps and no reference networks.
+        probe: If True, also distil a small student from the model and audit it, for backdoors that
+            become active in students only. Model and student are each tested at half the level.
         level: Level of the test, in (0, 1).
         references: Networks that were trained from labels alone on the same data; None to train
             them.
@@ -112,21 +120,56 @@ def audit(
         raise UsageError(f"level is {level}; expected a fraction between 0 and 1")
     started = time.perf_counter()
     effort = effort or (QUICK if quick else FULL)
-    network = copy.deepcopy(model).eval().requires_grad_(False)
+    network = _frozen(model)
     _check_outputs(network, data)
     if references is None:
         references = train_references(
             data, effort.references, images=effort.reference_images, seed=_SEED + seed
         )
-    beside = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in references)
-    subject = _subject(network, data, beside, effort, seed)
+    beside = _Beside(tuple(map(_frozen, references)), data, effort, seed)
+    tested = level / 2 if probe else level
+    found = replace(_audited(network, beside, tested), quick=quick)
+    if probe:
+        student = probe_student(network, data, images=effort.reference_images, seed=_PROBE + seed)
+        inner = replace(_audited(student, beside, tested), quick=quick)
+        found = replace(found, probe=inner, verdict=_graver(found.verdict, inner.verdict))
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+class _Beside:
+    """Reference networks, with the transformations that were learned against them."""
+
+    def __init__(
+        self, networks: tuple[nn.Module, ...], data: DataSource, effort: Effort, seed: int
+    ) -> None:
+        self.networks, self.data, self.effort, self.seed = networks, data, effort, seed
+        self.found = self.search(networks, "references") if networks else ()
+
+    def search(self, networks: tuple[nn.Module, ...], label: str) -> tuple[Found, ...]:
+        """Learn transformations against each network."""
+        steps = len(networks) * self.effort.steps * len(self.effort.strengths)
+        with track(label, steps) as update:
+            return tuple(
+                search(each, self.data, self.effort, seed=self.seed, tell=update)
+                for each in networks
+            )
+
+
+def _audited(network: nn.Module, beside: _Beside, level: float) -> Audit:
+    """Compute all statistics of a frozen network, and the verdict."""
+    started = time.perf_counter()
+    data = beside.data
+    (found,) = beside.search((network,), "transformations")
+    subject = Subject(
+        network, data, beside.networks, found, beside.found, beside.effort, beside.seed
+    )
     evidence = {}
     with track("statistics", len(STATISTICS)) as update:
         for name, statistic in STATISTICS.items():
             evidence[name] = statistic.compute(subject)
             update()
     accuracy = accuracy_on(network, data, "validation")
-    theirs = tuple(accuracy_on(each, data, "validation") for each in beside)
+    theirs = tuple(accuracy_on(each, data, "validation") for each in beside.networks)
     trouble = _trouble(accuracy, theirs, len(data.classes))
     counted = frozenset(name for name, each in STATISTICS.items() if each.counts)
     return Audit(
@@ -135,27 +178,20 @@ def audit(
         data.classes,
         accuracy,
         theirs,
-        quick,
-        time.perf_counter() - started,
+        quick=False,
+        seconds=time.perf_counter() - started,
     )
 
 
-def _subject(
-    network: nn.Module,
-    data: DataSource,
-    references: tuple[nn.Module, ...],
-    effort: Effort,
-    seed: int,
-) -> Subject:
-    """Learn transformations against the network and each reference."""
-    networks = (network, *references)
-    found: list[Found] = []
-    total = len(networks) * effort.steps * len(effort.strengths)
-    with track("transformations", total) as update:
-        for each in networks:
-            with frozen_modes(each):
-                found.append(search(each, data, effort, seed=seed, tell=update))
-    return Subject(network, data, references, found[0], tuple(found[1:]), effort, seed)
+def _graver(model: Verdict, student: Verdict) -> Verdict:
+    """Return the graver verdict; that of the student says so."""
+    if _GRAVITY.index(student.word) >= _GRAVITY.index(model.word):
+        return model
+    return replace(student, reason=f"probe student: {student.reason}")
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def _check_outputs(network: nn.Module, data: DataSource) -> None:
