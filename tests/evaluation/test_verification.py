@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
 from robustkd.evaluation import verification
+from robustkd.evaluation.audit import Audit, Verdict
+from robustkd.evaluation.audit.verdict import Word
 from robustkd.evaluation.verification import Thresholds, verify
 from robustkd.training.metrics import Proportion
 from tests.evaluation.test_measurement import DATA, Reader, darken
@@ -15,11 +17,10 @@ from tests.evaluation.test_measurement import DATA, Reader, darken
 NONE = Thresholds()
 
 
-class Told:
+def told(word: Word) -> Audit:
     """Stands in for an audit."""
-
-    def __init__(self, word: str) -> None:
-        self.verdict = type("Verdict", (), {"word": word})()
+    verdict = Verdict(word, None, 0.5, "")
+    return Audit(verdict, {}, DATA.classes, Proportion(1, 2), (), quick=True, seconds=1.0)
 
 
 def test_accuracies_are_those_of_the_test_images():
@@ -74,7 +75,7 @@ def test_triggered_images_are_counted_as_they_are():
     ],
 )
 def test_the_most_serious_outcome_prevails(word, missed, outcome, monkeypatch):
-    monkeypatch.setattr(verification, "audit", lambda *_, **__: Told(word))
+    monkeypatch.setattr(verification, "audit", lambda *_, **__: told(word))
     limit = Thresholds(min_accuracy=0.9 if missed else 0.1)
     assert verify(Reader(), DATA, thresholds=limit).outcome == outcome
 

@@ -36,9 +36,9 @@ class Thresholds:
         UsageError: If a threshold is out of range.
     """
 
-    min_accuracy: float | None = None
-    max_drop: float | None = None
-    max_asr: float | None = None
+    min_accuracy: float | int | None = None
+    max_drop: float | int | None = None
+    max_asr: float | int | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -168,7 +168,9 @@ def _compared(
     """Return sentences about thresholds that are missed, and about those that are close."""
     missed, close = [], []
 
-    def check(what: str, value: float, ends: tuple[float, float], limit: float, sign: int) -> None:
+    def check(
+        what: str, value: float, ends: tuple[float, float], limit: float | int, sign: int
+    ) -> None:
         words = "at least" if sign > 0 else "at most"
         line = f"{what} is {value:.1%}; expected {words} {limit:.1%}"
         if sign * (value - limit) < 0:

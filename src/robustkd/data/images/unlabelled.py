@@ -60,7 +60,7 @@ def read_images(
         except (OSError, UndecodableError):
             damaged += 1
             continue
-        found.append(torch.from_numpy(pixels))
+        found.append(torch.from_numpy(pixels.copy()))
     if not found:
         raise InputError(f"{shown(folder)} has no image that can be read; expected at least one")
     return torch.stack(found), damaged

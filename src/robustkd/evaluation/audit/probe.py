@@ -2,8 +2,8 @@
 
 Some teachers resist their own trigger, so that no test of the teacher finds it, and the backdoor
 becomes active in a distilled student: ADBA(FT) (after Ge et al. 2021, doi 10.1145/3474085.3475254)
-and SCAR (Chen et al. 2025, arXiv 2509.23871). A small student is distilled from the teacher without any defence, and
-audited as the teacher is.
+and SCAR (Chen et al. 2025, arXiv 2509.23871). A small student is distilled from the teacher without
+any defence, and audited as the teacher is.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def audit(
     *,
     quick: bool = False,
     probe: bool = False,
-    level: float = LEVEL,
+    level: float | int = LEVEL,
     references: Sequence[nn.Module] | None = None,
     effort: Effort | None = None,
     seed: int = 0,
@@ -155,7 +155,7 @@ class _Beside:
             )
 
 
-def _audited(network: nn.Module, beside: _Beside, level: float) -> Audit:
+def _audited(network: nn.Module, beside: _Beside, level: float | int) -> Audit:
     """Compute all statistics of a frozen network, and the verdict."""
     started = time.perf_counter()
     data = beside.data
@@ -207,7 +207,7 @@ def _check_outputs(network: nn.Module, data: DataSource) -> None:
 
 
 def _trouble(accuracy: Proportion, references: Sequence[Proportion], classes: int) -> str:
-    """Return why the absence of evidence would mean nothing; empty if it means something."""
+    """Return why the statistics mean nothing; empty if they mean something."""
     usual = max([2 / classes, *(_FAR_BELOW * each.value for each in references)])
     if accuracy.value < min(usual, 1 - 1 / (2 * classes)):
         return f"the model is right on only {accuracy.value:.1%} of the validation images"

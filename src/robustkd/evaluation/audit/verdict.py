@@ -38,7 +38,7 @@ def combine(
     evidence: Mapping[str, Evidence],
     counted: frozenset[str],
     *,
-    level: float = LEVEL,
+    level: float | int = LEVEL,
     trouble: str = "",
 ) -> Verdict:
     r"""Combine the p-values of the statistics that count, by Bonferroni's correction.
@@ -51,7 +51,8 @@ def combine(
         evidence: Evidence by the name of its statistic.
         counted: Names of the statistics that count.
         level: Level of the test.
-        trouble: Reason why the absence of evidence would mean nothing; empty if there is none.
+        trouble: Reason why the statistics mean nothing, such as a model that does not know the
+            task; empty if there is none.
 
     Returns:
         The verdict, with the class that the smallest p-value suspects.
@@ -65,10 +66,10 @@ def combine(
         return Verdict("inconclusive", None, None, trouble or "no statistic could be computed")
     name = min(known, key=known.__getitem__)
     p_value = min(1.0, len(known) * known[name])
-    if p_value <= level:
-        return Verdict("suspicious", evidence[name].suspect, p_value, name)
     if trouble:
         return Verdict("inconclusive", None, p_value, trouble)
+    if p_value <= level:
+        return Verdict("suspicious", evidence[name].suspect, p_value, name)
     if p_value <= DOUBTFUL * level:
         return Verdict("inconclusive", None, p_value, f"{name} is near the level of {level:g}")
     return Verdict("no evidence", None, p_value, "no statistic is below its level")
