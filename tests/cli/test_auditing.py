@@ -11,9 +11,11 @@ from PIL import Image
 
 from robustkd import cli, data, models
 from robustkd.attacks import BadNets, save_trigger
-from robustkd.evaluation.audit import Effort, Verdict, run
+from robustkd.evaluation import verification
+from robustkd.evaluation.audit import Audit, Effort, Verdict, run
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
+from robustkd.training.metrics import Proportion
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 TINY = Effort(strengths=(0.5,), steps=4, batch=4, held_out=8, references=0, margins=1)
@@ -105,8 +107,11 @@ def test_the_level_is_a_fraction(robustkd, student):
         ("suspicious", ("--min-accuracy", 1.0), 4),
     ],
 )
-def test_exit_codes_of_verify(word, flags, expected, robustkd, student, verdict):
-    verdict(word, 3 if word == "suspicious" else None)
+def test_exit_codes_of_verify(word, flags, expected, robustkd, student, monkeypatch):
+    names = tuple(map(str, range(10)))
+    verdict = Verdict(word, 3 if word == "suspicious" else None, 0.01, "the reason")
+    told = Audit(verdict, {}, names, Proportion(9, 10), (), quick=True, seconds=1.0)
+    monkeypatch.setattr(verification, "audit", lambda *_, **__: told)
     code, out, err = robustkd("verify", student, *flags)
     assert code == expected
     assert (err == "") == (expected == 0)

@@ -120,16 +120,16 @@ def verdict_lines(found: Audit) -> list[str]:
         of = "" if found.suspected is None else f"; suspected target class: {found.suspected}"
         return [
             f"Verdict: suspicious{of}",
-            "Next: do not deploy this model; distil a student from it with robustkd distill, and",
-            "      check that with robustkd verify.",
+            "Next: do not deploy this model; distil a student with robustkd distill,",
+            "      and check the student with robustkd verify.",
         ]
     if verdict.word == "inconclusive":
         more = ["Next: repeat without --quick."] if found.quick else []
         return [f"Verdict: inconclusive ({verdict.reason})", *more]
     return [
         "Verdict: no evidence of a backdoor. This does not show that there is none.",
-        "Next: distil it with robustkd distill all the same; some backdoors become active only",
-        "      in a student. Then check the student with robustkd verify.",
+        "Next: distil it with robustkd distill all the same, since some backdoors become",
+        "      active in a student only; then check the student with robustkd verify.",
     ]
 
 
