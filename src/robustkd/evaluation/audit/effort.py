@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,19 @@ class Effort:
     reference_images: int = 12_000
     margins: int = 6
     margin_steps: int = 50
+
+    def for_classes(self, classes: int) -> Effort:
+        """Return the effort for a number of classes; beyond 40, each class gets less.
+
+        >>> Effort(batch=14).for_classes(10).batch, Effort(batch=14).for_classes(200).batch
+        (14, 4)
+        """
+        return replace(
+            self,
+            batch=min(self.batch, max(4, 560 // classes)),
+            held_out=min(self.held_out, max(8, 1600 // classes)),
+            margins=min(self.margins, max(1, 240 // classes)),
+        )
 
 
 FULL = Effort()

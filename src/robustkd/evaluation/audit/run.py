@@ -119,7 +119,7 @@ def audit(
     if not 0 < level < 1:
         raise UsageError(f"level is {level}; expected a fraction between 0 and 1")
     started = time.perf_counter()
-    effort = effort or (QUICK if quick else FULL)
+    effort = (effort or (QUICK if quick else FULL)).for_classes(len(data.classes))
     network = _frozen(model)
     _check_outputs(network, data)
     if references is None:
