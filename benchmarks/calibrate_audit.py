@@ -23,6 +23,7 @@ from torch import nn
 
 from robustkd import data, models
 from robustkd.attacks import Trigger, find
+from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.statistics import wilson
 from robustkd.data import InMemory
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--tables-only", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_freed_memory()
     file = make_folder(given.out) / f"{given.data}.json"
     rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
     if not given.tables_only:
