@@ -10,8 +10,16 @@ from torch import nn
 
 import robustkd
 from robustkd.core.errors import UsageError
-from robustkd.evaluation.audit import LEVEL, STATISTICS, Effort, Evidence, audit, train_references
-from robustkd.evaluation.audit.references import Limited
+from robustkd.evaluation.audit import (
+    LEVEL,
+    STATISTICS,
+    Effort,
+    Evidence,
+    References,
+    audit,
+    prepare_references,
+)
+from robustkd.evaluation.audit.references import Limited, train_references
 from robustkd.evaluation.audit.verdict import combine
 from robustkd.training.inference import accuracy_on
 from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
@@ -20,6 +28,11 @@ TINY = Effort(
     strengths=(1.0, 0.5), steps=15, batch=4, held_out=12, references=0, margins=2, margin_steps=30
 )
 DATA = rows_data()
+
+
+def beside() -> References:
+    networks = tuple(Rows(None).eval().requires_grad_(False) for _ in range(2))
+    return prepare_references(DATA, TINY, networks=networks)
 
 
 def of(**p_values: float | None) -> dict[str, Evidence]:
@@ -47,7 +60,7 @@ def test_trouble_makes_any_p_value_inconclusive():
 
 def test_a_backdoor_is_suspicious_and_names_its_class():
     model = Rows(backdoor=5).train()
-    found = audit(model, DATA, references=[Rows(None), Rows(None)], effort=TINY)
+    found = audit(model, DATA, references=beside(), effort=TINY)
     assert found.verdict.word == "suspicious"
     assert found.suspected == "f"
     assert list(found.evidence) == list(STATISTICS)
@@ -60,7 +73,7 @@ def test_a_backdoor_is_suspicious_and_names_its_class():
 
 
 def test_a_network_without_one_is_not():
-    found = audit(Rows(None), DATA, references=[Rows(None), Rows(None)], effort=TINY)
+    found = audit(Rows(None), DATA, references=beside(), effort=TINY)
     assert found.verdict.word != "suspicious"
     assert found.suspected is None
 
@@ -70,7 +83,7 @@ def test_a_network_that_knows_nothing_is_inconclusive():
     with torch.no_grad():
         blind[1].weight.zero_()
         blind[1].bias.zero_()
-    found = audit(blind, DATA, references=[], effort=TINY)
+    found = audit(blind, DATA, references=References(), effort=TINY)
     assert found.verdict.word == "inconclusive"
     assert "is right on only 12.5%" in found.verdict.reason
 
@@ -79,7 +92,7 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(UsageError, match=r"^level is 1.5; expected a fraction between 0 and 1$"):
         audit(Rows(None), DATA, level=1.5)
     with pytest.raises(UsageError, match=r"^the model has 3 outputs; expected 8, one for each"):
-        audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=[])
+        audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=References())
     assert 0 < LEVEL < 1
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Split
+from robustkd.evaluation.audit.effort import Effort
+from robustkd.evaluation.audit.search import Found, search
 from robustkd.models import builder, learning_rate
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
@@ -16,6 +19,8 @@ from robustkd.training.loop import fit
 _SMALL, _LARGE = "wrn-10-1", "mobilenet-v2-0.25"
 _LARGEST_SIDE = 64
 _EPOCHS = 3
+_SEED = 5000
+"""Added to the seeds of references, so that they differ from networks that users train."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,52 @@ def reference_architecture(image_shape: tuple[int, int, int]) -> str:
     ('wrn-10-1', 'mobilenet-v2-0.25')
     """
     return _SMALL if max(image_shape[1:]) <= _LARGEST_SIDE else _LARGE
+
+
+@dataclass(frozen=True)
+class References:
+    """Reference networks, and the transformations that were learned against each of them.
+
+    Attributes:
+        networks: Networks that were trained from labels alone, frozen and in eval mode.
+        found: Learned transformations, one entry per network.
+    """
+
+    networks: tuple[nn.Module, ...] = ()
+    found: tuple[Found, ...] = ()
+
+
+def prepare_references(
+    data: DataSource,
+    effort: Effort,
+    *,
+    networks: tuple[nn.Module, ...] | None = None,
+    seed: int = 0,
+) -> References:
+    """Make the references of an audit; they can be used for several models on the same data.
+
+    Args:
+        data: Clean labelled images.
+        effort: Number of references and of steps; the same as that of the audit.
+        networks: Frozen networks that were trained from labels alone; None to train them.
+        seed: Seed of everything random.
+    """
+    if networks is None:
+        networks = train_references(
+            data, effort.references, images=effort.reference_images, seed=_SEED + seed
+        )
+    scaled = effort.for_classes(len(data.classes))
+    return References(networks, search_all(networks, data, scaled, seed=seed, label="references"))
+
+
+def search_all(
+    networks: tuple[nn.Module, ...], data: DataSource, effort: Effort, *, seed: int, label: str
+) -> tuple[Found, ...]:
+    """Learn transformations against each of some networks."""
+    if not networks:
+        return ()
+    with track(label, len(networks) * effort.steps * len(effort.strengths)) as update:
+        return tuple(search(each, data, effort, seed=seed, tell=update) for each in networks)
 
 
 def epoch_size(data: DataSource, images: int) -> int:

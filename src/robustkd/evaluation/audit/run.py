@@ -16,16 +16,14 @@ from robustkd.core.types import DataSource
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.probe import probe_student
-from robustkd.evaluation.audit.references import train_references
+from robustkd.evaluation.audit.references import References, prepare_references, search_all
 from robustkd.evaluation.audit.registry import STATISTICS
-from robustkd.evaluation.audit.search import Found, search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
 from robustkd.training.inference import accuracy_on
 from robustkd.training.metrics import Proportion
 
-_SEED = 5000
-"""Added to the seeds of references, so that they differ from networks that users train."""
 _PROBE = 7000
+"""Added to the seed of the probe student, so that no network of the user has the same weights."""
 _FAR_BELOW = 0.5
 _GRAVITY = ("suspicious", "inconclusive", "no evidence")
 
@@ -84,7 +82,7 @@ def audit(
     quick: bool = False,
     probe: bool = False,
     level: float | int = LEVEL,
-    references: Sequence[nn.Module] | None = None,
+    references: References | None = None,
     effort: Effort | None = None,
     seed: int = 0,
 ) -> Audit:
@@ -98,8 +96,8 @@ def audit(
         probe: If True, also distil a small student from the model and audit it, for backdoors that
             become active in students only. Model and student are each tested at half the level.
         level: Level of the test, in (0, 1).
-        references: Networks that were trained from labels alone on the same data; None to train
-            them.
+        references: Reference networks for these data, from
+            :func:`robustkd.evaluation.audit.prepare_references`; None to train them.
         effort: How much is computed; None for the usual amount.
         seed: Seed of everything random.
 
@@ -123,53 +121,35 @@ def audit(
     network = _frozen(model)
     _check_outputs(network, data)
     if references is None:
-        references = train_references(
-            data, effort.references, images=effort.reference_images, seed=_SEED + seed
-        )
-    beside = _Beside(tuple(map(_frozen, references)), data, effort, seed)
+        references = prepare_references(data, effort, seed=seed)
     tested = level / 2 if probe else level
-    found = replace(_audited(network, beside, tested), quick=quick)
+    found = replace(_audited(network, data, references, effort, tested, seed), quick=quick)
     if probe:
         student = probe_student(network, data, images=effort.reference_images, seed=_PROBE + seed)
-        inner = replace(_audited(student, beside, tested), quick=quick)
+        inner = replace(_audited(student, data, references, effort, tested, seed), quick=quick)
         found = replace(found, probe=inner, verdict=_graver(found.verdict, inner.verdict))
     return replace(found, seconds=time.perf_counter() - started)
 
 
-class _Beside:
-    """Reference networks, with the transformations that were learned against them."""
-
-    def __init__(
-        self, networks: tuple[nn.Module, ...], data: DataSource, effort: Effort, seed: int
-    ) -> None:
-        self.networks, self.data, self.effort, self.seed = networks, data, effort, seed
-        self.found = self.search(networks, "references") if networks else ()
-
-    def search(self, networks: tuple[nn.Module, ...], label: str) -> tuple[Found, ...]:
-        """Learn transformations against each network."""
-        steps = len(networks) * self.effort.steps * len(self.effort.strengths)
-        with track(label, steps) as update:
-            return tuple(
-                search(each, self.data, self.effort, seed=self.seed, tell=update)
-                for each in networks
-            )
-
-
-def _audited(network: nn.Module, beside: _Beside, level: float | int) -> Audit:
+def _audited(
+    network: nn.Module,
+    data: DataSource,
+    references: References,
+    effort: Effort,
+    level: float | int,
+    seed: int,
+) -> Audit:
     """Compute all statistics of a frozen network, and the verdict."""
     started = time.perf_counter()
-    data = beside.data
-    (found,) = beside.search((network,), "transformations")
-    subject = Subject(
-        network, data, beside.networks, found, beside.found, beside.effort, beside.seed
-    )
+    (found,) = search_all((network,), data, effort, seed=seed, label="transformations")
+    subject = Subject(network, data, references.networks, found, references.found, effort, seed)
     evidence = {}
     with track("statistics", len(STATISTICS)) as update:
         for name, statistic in STATISTICS.items():
             evidence[name] = statistic.compute(subject)
             update()
     accuracy = accuracy_on(network, data, "validation")
-    theirs = tuple(accuracy_on(each, data, "validation") for each in beside.networks)
+    theirs = tuple(accuracy_on(each, data, "validation") for each in references.networks)
     trouble = _trouble(accuracy, theirs, len(data.classes))
     counted = frozenset(name for name, each in STATISTICS.items() if each.counts)
     return Audit(
