@@ -2,22 +2,26 @@ r"""Maximum margin (MM-BD): the largest margin of each class over all images, wi
 
 .. math:: r_k = \max_{x \in [0, 1]^d} z_k(x) - \max_{j \ne k} z_j(x)
 
-found by Adam from uniform random images. A backdoor raises the margin of its target class.
+found by Adam from uniform random images. A backdoor raises the margin of its target class. With
+references, :math:`r_k` is divided by its mean over the references, since some classes have a larger
+margin than others in every network.
 
-Null distribution: the other classes' :math:`r_k` follow a gamma distribution
+Null distribution: the other classes' values follow a gamma distribution
 (:func:`robustkd.evaluation.audit.outliers.gamma_outlier`).
 
 Source: Wang, Xiang, Miller, Kesidis, *MM-BD: Post-Training Detection of Backdoor Attacks with
 Arbitrary Backdoor Pattern Types Using a Maximum Margin Statistic*, S&P 2024, arXiv 2205.06900.
 Differences: Adam on sigmoid coordinates with a fixed number of steps from a few starts, where the
 paper takes projected gradient steps from many starts until they converge; the gamma distribution
-has location 0.
+has location 0; the comparison with references.
 """
 
 from __future__ import annotations
 
+from statistics import median
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.evaluation.audit.evidence import Evidence, Subject
@@ -28,28 +32,37 @@ _RATE = 0.3
 
 def max_margin(subject: Subject) -> Evidence:
     """Maximise the margin of each class over the pixels, and test the largest one."""
+    own = largest_margins(subject.network, subject)
+    theirs = [largest_margins(each, subject) for each in subject.references]
+    beside = torch.stack(theirs).mean(0).clamp_min(1e-9) if theirs else torch.ones_like(own)
+    values = (own / beside).tolist()
+    details = {"own": own.tolist(), "references": [each.tolist() for each in theirs]}
+    outlier = gamma_outlier(values)
+    if outlier is None:
+        return Evidence(None, None, "too few classes to compare", tuple(values), details)
+    ratio = values[outlier.index] / max(median(values), 1e-9)
+    said = f"its largest margin is {ratio:.2g} times that of the median class"
+    return Evidence(outlier.p_value, outlier.index, said, tuple(values), details)
+
+
+def largest_margins(network: nn.Module, subject: Subject) -> Tensor:
+    """Return the largest margin of each class that Adam finds, on the CPU."""
     classes, starts = subject.classes, subject.effort.margins
     random = torch.Generator().manual_seed(subject.seed)
     shape = (classes * starts, *subject.data.image_shape)
-    pixels = torch.rand(shape, generator=random).to(device_of(subject.network))
+    pixels = torch.rand(shape, generator=random).to(device_of(network))
     toward = torch.arange(classes, device=pixels.device).repeat_interleave(starts)
     place = pixels.logit(eps=1e-3).requires_grad_()
     optimiser = torch.optim.Adam([place], lr=_RATE)
     best = torch.full((len(place),), -torch.inf, device=pixels.device)
     for _ in range(subject.effort.margin_steps):
         images = place.sigmoid().contiguous(memory_format=torch.channels_last)
-        found = margins(subject.network(images), toward)
+        found = margins(network(images), toward)
         optimiser.zero_grad(set_to_none=True)
         (-found.sum()).backward()
         optimiser.step()
         best = torch.maximum(best, found.detach())
-    largest = best.view(classes, starts).amax(1).cpu().tolist()
-    outlier = gamma_outlier(largest)
-    if outlier is None:
-        return Evidence(None, None, "too few classes to compare", tuple(largest))
-    ratio = largest[outlier.index] / max(sorted(largest)[len(largest) // 2], 1e-9)
-    said = f"largest margin is {ratio:.2g} times the median"
-    return Evidence(outlier.p_value, outlier.index, said, tuple(largest))
+    return best.view(classes, starts).amax(1).cpu()
 
 
 def margins(logits: Tensor, toward: Tensor) -> Tensor:

@@ -22,16 +22,21 @@ class Statistic:
         compute: Function of the subject.
         summary: Description in one line.
         counts: Whether the verdict uses it; decided by the committed calibration.
+        alone: Whether the verdict uses it without reference networks as well.
     """
 
     compute: Callable[[Subject], Evidence]
     summary: str
     counts: bool = False
+    alone: bool = False
 
 
 STATISTICS: dict[str, Statistic] = {
     "led share": Statistic(
-        led_share, "success of learned universal transformations, beside references", counts=True
+        led_share,
+        "success of learned universal transformations, beside references",
+        counts=True,
+        alone=True,
     ),
     "max margin": Statistic(
         max_margin, "largest margin of each class over all images (MM-BD)", counts=True
@@ -42,3 +47,10 @@ STATISTICS: dict[str, Statistic] = {
     "channel Lipschitz": Statistic(channel_lipschitz, "channels that amplify most (CLP)"),
 }
 """Statistics by name, in the order of the report."""
+
+
+def counted_statistics(*, references: bool) -> frozenset[str]:
+    """Return the names of the statistics that the verdict uses, with or without references."""
+    return frozenset(
+        name for name, each in STATISTICS.items() if each.counts and (references or each.alone)
+    )

@@ -17,7 +17,7 @@ from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.probe import probe_student
 from robustkd.evaluation.audit.references import References, prepare_references, search_all
-from robustkd.evaluation.audit.registry import STATISTICS
+from robustkd.evaluation.audit.registry import STATISTICS, counted_statistics
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
 from robustkd.training.inference import accuracy_on
 from robustkd.training.metrics import Proportion
@@ -53,6 +53,11 @@ class Audit:
     probe: Audit | None = None
 
     @property
+    def counted(self) -> frozenset[str]:
+        """Names of the statistics that the verdict uses."""
+        return counted_statistics(references=bool(self.reference_accuracies))
+
+    @property
     def suspected(self) -> str | None:
         """Name of the suspected class; None if there is none."""
         return None if self.verdict.suspect is None else self.classes[self.verdict.suspect]
@@ -67,7 +72,7 @@ class Audit:
             "reference_accuracies": [asdict(each) for each in self.reference_accuracies],
             "classes": list(self.classes),
             "evidence": {
-                name: {**each.record(), "counts": STATISTICS[name].counts}
+                name: {**each.record(), "counts": name in self.counted}
                 for name, each in self.evidence.items()
             },
             "seconds": round(self.seconds, 1),
@@ -151,7 +156,7 @@ def _audited(
     accuracy = accuracy_on(network, data, "validation")
     theirs = tuple(accuracy_on(each, data, "validation") for each in references.networks)
     trouble = _trouble(accuracy, theirs, len(data.classes))
-    counted = frozenset(name for name, each in STATISTICS.items() if each.counts)
+    counted = counted_statistics(references=bool(references.networks))
     return Audit(
         combine(evidence, counted, level=level, trouble=trouble),
         evidence,
