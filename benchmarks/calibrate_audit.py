@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of networks of each attack")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/audit"))
+    parser.add_argument("--figures", type=Path, default=Path("docs/results"))
     parser.add_argument("--raw", type=Path, help="folder for the complete evidence")
     parser.add_argument("--tables-only", action="store_true")
     given = parser.parse_args()
@@ -74,7 +75,7 @@ def main() -> None:
     if not given.tables_only:
         run_missing(rows, given, file)
     write_text(file.with_suffix(".md"), table(rows))
-    draw(rows, file.with_suffix(".svg"))
+    draw(rows, make_folder(given.figures) / f"audit-{given.data}.svg")
 
 
 def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Path) -> None:
@@ -149,7 +150,7 @@ def row_of(found: Audit) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format the shares of accused networks as Markdown, by attack and audit."""
-    names = [name for name, each in STATISTICS.items()]
+    names = list(STATISTICS)
     head = ["networks", "audit", "n", "suspicious", "right class", "inconclusive", *names]
     lines = [f"| {' | '.join(head)} |\n", f"| --- | --- |{' ---: |' * (len(head) - 2)}\n"]
     for label, chosen in groups(rows).items():

@@ -68,15 +68,9 @@ class Subject:
         return len(self.data.classes)
 
     def held_out(self) -> tuple[Images, Labels]:
-        """Return some labelled validation images, on the device of the network."""
-        return some_images(self.data, "validation", self.effort.validation, device_of(self.network))
-
-
-def some_images(
-    data: DataSource, split: str, most: int, device: torch.device
-) -> tuple[Images, Labels]:
-    """Return at most a number of random images of a split, with labels; always the same ones."""
-    order = torch.Generator().manual_seed(0)
-    name = "validation" if split == "validation" else "train"
-    (batch, *_) = data.batches(name, batch_size=most, device=device, shuffle=order)
-    return batch.images, batch.labels
+        """Return random labelled validation images, always the same ones."""
+        order = torch.Generator().manual_seed(0)
+        most, where = self.effort.validation, device_of(self.network)
+        found = self.data.batches("validation", batch_size=most, device=where, shuffle=order)
+        batch = next(iter(found))
+        return batch.images, batch.labels

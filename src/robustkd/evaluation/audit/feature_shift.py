@@ -57,8 +57,8 @@ def feature_shift(subject: Subject) -> Evidence:
     outlier = student_outlier(values, spread=_LEAST_SPREAD)
     if outlier is None:
         return Evidence(None, None, "too few classes to compare", tuple(values))
-    said = f"{values[outlier.index]:.0%} of the shift of features is common"
-    return Evidence(outlier.p_value, outlier.index, said, tuple(values), {"families": shares})
+    said = f"{values[outlier.place]:.0%} of the shift of features is common"
+    return Evidence(outlier.p_value, outlier.place, said, tuple(values), {"families": shares})
 
 
 def common(change: Tensor) -> float:

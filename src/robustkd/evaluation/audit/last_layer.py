@@ -30,7 +30,7 @@ def last_layer(subject: Subject) -> Evidence:
     if outlier is None:
         return Evidence(None, None, "too few classes to compare", tuple(means))
     said = "the mean weight of this class is the largest"
-    return Evidence(outlier.p_value, outlier.index, said, tuple(means))
+    return Evidence(outlier.p_value, outlier.place, said, tuple(means))
 
 
 def head_weights(network: nn.Module, classes: int) -> Tensor | None:

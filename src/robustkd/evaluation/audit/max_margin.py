@@ -40,9 +40,9 @@ def max_margin(subject: Subject) -> Evidence:
     outlier = gamma_outlier(values)
     if outlier is None:
         return Evidence(None, None, "too few classes to compare", tuple(values), details)
-    ratio = values[outlier.index] / max(median(values), 1e-9)
+    ratio = values[outlier.place] / max(median(values), 1e-9)
     said = f"its largest margin is {ratio:.2g} times that of the median class"
-    return Evidence(outlier.p_value, outlier.index, said, tuple(values), details)
+    return Evidence(outlier.p_value, outlier.place, said, tuple(values), details)
 
 
 def largest_margins(network: nn.Module, subject: Subject) -> Tensor:

@@ -43,10 +43,10 @@ def neuron_noise(subject: Subject) -> Evidence:
     outlier = student_outlier(values.tolist(), spread=_LEAST_SPREAD)
     if outlier is None:
         return Evidence(None, None, "too few classes to compare", tuple(values.tolist()))
-    said = f"noise sends {own[outlier.index]:.0%} more images there"
+    said = f"noise sends {own[outlier.place]:.0%} more images there"
     return Evidence(
         outlier.p_value,
-        outlier.index,
+        outlier.place,
         said,
         tuple(values.tolist()),
         {"own": own.tolist(), "references": [each.tolist() for each in theirs]},

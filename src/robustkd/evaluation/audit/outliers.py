@@ -19,7 +19,7 @@ _LEAST_SPREAD = 1e-9
 class Outlier(NamedTuple):
     """The class with the smallest p-value, and the p-value after correction for all classes."""
 
-    index: int
+    place: int
     p_value: float
 
 
@@ -48,7 +48,7 @@ def student_outlier(
     1969; the deleted residual is an equivalent form.
 
     >>> found = student_outlier([0.1, 0.2, 0.1, 0.9, 0.2, 0.15, 0.1, 0.2])
-    >>> found.index, found.p_value < 1e-4
+    >>> found.place, found.p_value < 1e-4
     (3, True)
     >>> student_outlier([0.1, 0.2]) is None
     True
@@ -81,7 +81,7 @@ def gamma_outlier(values: Sequence[float]) -> Outlier | None:
     is no outlier among nearly equal values.
 
     >>> found = gamma_outlier([1.0, 1.2, 0.9, 8.0, 1.1, 1.0])
-    >>> found.index, found.p_value < 1e-4
+    >>> found.place, found.p_value < 1e-4
     (3, True)
     """
     count = len(values)
@@ -102,10 +102,10 @@ def smallest(outliers: Sequence[Outlier | None]) -> tuple[int, Outlier] | None:
     """Return the position and the smallest of several p-values, corrected by Bonferroni.
 
     >>> smallest([Outlier(2, 0.5), None, Outlier(7, 0.01)])
-    (2, Outlier(index=7, p_value=0.02))
+    (2, Outlier(place=7, p_value=0.02))
     """
     known = [(place, found) for place, found in enumerate(outliers) if found is not None]
     if not known:
         return None
     place, found = min(known, key=lambda each: each[1].p_value)
-    return place, Outlier(found.index, min(1.0, len(known) * found.p_value))
+    return place, Outlier(found.place, min(1.0, len(known) * found.p_value))

@@ -153,11 +153,13 @@ def train_references(
     Returns:
         Frozen networks in eval mode.
     """
-    build = builder(data) if count else None
+    if not count:
+        return ()
+    build = builder(data)
     arch = arch or reference_architecture(data.image_shape)
     epoch = epoch_size(data, images)
     made = []
-    for place in range(count if build is not None else 0):
+    for place in range(count):
         network = build(arch, seed + place)
         fit(
             Supervised(network),

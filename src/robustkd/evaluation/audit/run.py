@@ -180,7 +180,7 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 
 def _check_outputs(network: nn.Module, data: DataSource) -> None:
-    (batch, *_) = data.batches("validation", batch_size=2)
+    batch = next(iter(data.batches("validation", batch_size=2)))
     with torch.inference_mode():
         where = next((p.device for p in network.parameters()), torch.device("cpu"))
         outputs = network(batch.images.to(where)).shape[-1]
