@@ -86,10 +86,6 @@ def test_no_evidence_is_not_called_clean(robustkd, student, verdict):
     assert (code, err) == (0, "")
     assert "Verdict: no evidence of a backdoor. This does not show that there is none." in out
     assert max(map(len, out.splitlines())) <= 80
-    verdict("inconclusive")
-    code, out, _ = robustkd("audit", student, "--quick", "--json")
-    assert code == 0
-    assert json.loads(out)["verdict"]["word"] == "inconclusive"
 
 
 def test_the_level_is_a_fraction(robustkd, student):

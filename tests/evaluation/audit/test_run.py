@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -25,11 +26,12 @@ from robustkd.training.inference import accuracy_on
 from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
 
 TINY = Effort(
-    strengths=(1.0, 0.5), steps=15, batch=4, held_out=12, references=0, margins=2, margin_steps=30
+    strengths=(1.0, 0.5), steps=12, batch=4, held_out=12, references=0, margins=2, margin_steps=20
 )
 DATA = rows_data()
 
 
+@cache
 def beside() -> References:
     networks = tuple(Rows(None).eval().requires_grad_(False) for _ in range(2))
     return prepare_references(DATA, TINY, networks=networks)

@@ -20,7 +20,7 @@ from robustkd.evaluation.audit.search import FAMILIES, led_shares, search, victi
 from tests.evaluation.audit.networks import CLASSES, Folded, Rows, rows_data
 
 TINY = Effort(
-    strengths=(1.0, 0.5), steps=15, batch=8, held_out=12, references=0, margins=2, margin_steps=30
+    strengths=(1.0, 0.5), steps=12, batch=8, held_out=12, references=0, margins=2, margin_steps=20
 )
 DATA = rows_data()
 

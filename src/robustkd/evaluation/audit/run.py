@@ -115,8 +115,9 @@ def audit(
     Example:
         >>> import robustkd
         >>> data = robustkd.load_data("digits", train=100, validation=100)
-        >>> model = robustkd.build(robustkd.Spec("wrn-10-1", 10, (1, 8, 8)), seed=0)
-        >>> robustkd.audit(model, data, quick=True).verdict.word
+        >>> untrained = robustkd.build(robustkd.Spec("wrn-10-1", 10, (1, 8, 8)), seed=0)
+        >>> brief = Effort(strengths=(0.5,), steps=2, references=0, margins=1, margin_steps=2)
+        >>> robustkd.audit(untrained, data, effort=brief).verdict.word
         'inconclusive'
     """
     if not 0 < level < 1:
