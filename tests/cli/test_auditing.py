@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from robustkd import cli, data, models
 from robustkd.attacks import BadNets, save_trigger
 from robustkd.evaluation import verification
-from robustkd.evaluation.audit import Audit, Effort, Verdict, run
+from robustkd.evaluation.audit import LEVEL, Audit, Effort, Verdict, run
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.metrics import Proportion
@@ -89,6 +90,7 @@ def test_no_evidence_is_not_called_clean(robustkd, student, verdict):
 
 
 def test_the_level_is_a_fraction(robustkd, student):
+    assert inspect.signature(cli.app["audit"].default_command).parameters["level"].default == LEVEL
     code, _, err = robustkd("audit", student, "--level", 5)
     assert code == 2
     assert err == "robustkd: --level is 5.0; expected a fraction between 0 and 1\n"

@@ -25,7 +25,7 @@ def audit(
     arch: Arch | None = None,
     quick: Annotated[bool, Parameter(negative="")] = False,
     probe: Annotated[bool, Parameter(negative="")] = False,
-    level: float = 0.05,
+    level: float = 0.01,
     seed: int = 0,
     out: Path | None = None,
     data_root: Path | None = None,

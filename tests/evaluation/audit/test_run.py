@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 
 import pytest
 import torch
@@ -16,11 +15,10 @@ from robustkd.evaluation.audit import (
     STATISTICS,
     Effort,
     Evidence,
-    References,
     audit,
-    prepare_references,
+    train_references,
 )
-from robustkd.evaluation.audit.references import Limited, train_references
+from robustkd.evaluation.audit.references import Limited
 from robustkd.evaluation.audit.verdict import combine
 from robustkd.training.inference import accuracy_on
 from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
@@ -31,12 +29,6 @@ TINY = Effort(
 DATA = rows_data()
 
 
-@cache
-def beside() -> References:
-    networks = tuple(Rows(None).eval().requires_grad_(False) for _ in range(2))
-    return prepare_references(DATA, TINY, networks=networks)
-
-
 def of(**p_values: float | None) -> dict[str, Evidence]:
     return {
         name: Evidence(value, place, "") for place, (name, value) in enumerate(p_values.items())
@@ -45,12 +37,12 @@ def of(**p_values: float | None) -> dict[str, Evidence]:
 
 def test_the_verdict_is_that_of_the_corrected_p_value():
     both = frozenset({"a", "b"})
-    found = combine(of(a=0.02, b=0.3), both)
+    found = combine(of(a=0.02, b=0.3), both, level=0.05)
     assert (found.word, found.suspect, found.p_value) == ("suspicious", 0, 0.04)
-    assert combine(of(a=0.03, b=0.3), both).word == "inconclusive"
-    assert combine(of(a=0.3, b=0.3), both).word == "no evidence"
-    assert combine(of(a=0.3, b=0.001), frozenset({"a"})).word == "no evidence"
-    assert combine(of(a=None, b=0.04), both).word == "suspicious"
+    assert combine(of(a=0.03, b=0.3), both, level=0.05).word == "inconclusive"
+    assert combine(of(a=0.3, b=0.3), both, level=0.05).word == "no evidence"
+    assert combine(of(a=0.3, b=0.001), frozenset({"a"}), level=0.05).word == "no evidence"
+    assert combine(of(a=None, b=0.04), both, level=0.05).word == "suspicious"
 
 
 def test_trouble_makes_any_p_value_inconclusive():
@@ -62,7 +54,7 @@ def test_trouble_makes_any_p_value_inconclusive():
 
 def test_a_backdoor_is_suspicious_and_names_its_class():
     model = Rows(backdoor=5).train()
-    found = audit(model, DATA, references=beside(), effort=TINY)
+    found = audit(model, DATA, references=[Rows(None), Rows(None)], effort=TINY)
     assert found.verdict.word == "suspicious"
     assert found.suspected == "f"
     assert list(found.evidence) == list(STATISTICS)
@@ -75,7 +67,7 @@ def test_a_backdoor_is_suspicious_and_names_its_class():
 
 
 def test_a_network_without_one_is_not():
-    found = audit(Rows(None), DATA, references=beside(), effort=TINY)
+    found = audit(Rows(None), DATA, references=[Rows(None), Rows(None)], effort=TINY)
     assert found.verdict.word != "suspicious"
     assert found.suspected is None
 
@@ -85,7 +77,7 @@ def test_a_network_that_knows_nothing_is_inconclusive():
     with torch.no_grad():
         blind[1].weight.zero_()
         blind[1].bias.zero_()
-    found = audit(blind, DATA, references=References(), effort=TINY)
+    found = audit(blind, DATA, references=[], effort=TINY)
     assert found.verdict.word == "inconclusive"
     assert "is right on only 12.5%" in found.verdict.reason
 
@@ -94,17 +86,17 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(UsageError, match=r"^level is 1.5; expected a fraction between 0 and 1$"):
         audit(Rows(None), DATA, level=1.5)
     with pytest.raises(UsageError, match=r"^the model has 3 outputs; expected 8, one for each"):
-        audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=References())
+        audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=[])
     assert 0 < LEVEL < 1
 
 
 def test_references_learn_from_labels_and_are_frozen():
     digits = robustkd.load_data("digits", train=400, validation=100)
-    (one,) = train_references(digits, 1, images=2_000, seed=3)
+    (one,) = train_references(digits, Effort(references=1, reference_images=2_000), seed=3)
     assert not one.training
     assert not any(parameter.requires_grad for parameter in one.parameters())
     assert accuracy_on(one, digits, "validation").value > 0.8
-    assert train_references(digits, 0, images=10, seed=3) == ()
+    assert train_references(digits, Effort(references=0)) == ()
 
 
 def test_a_limited_source_has_fewer_images_and_no_augmentation():

@@ -27,8 +27,8 @@ DATA = rows_data()
 
 def subject(network: nn.Module, *references: nn.Module) -> Subject:
     frozen = [each.eval().requires_grad_(False) for each in (network, *references)]
-    found = [search(each, DATA, TINY, seed=0) for each in frozen]
-    return Subject(frozen[0], DATA, tuple(frozen[1:]), found[0], tuple(found[1:]), TINY, seed=0)
+    found = search(frozen[0], DATA, TINY, seed=0)
+    return Subject(frozen[0], DATA, tuple(frozen[1:]), found, TINY, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence
-from robustkd.evaluation.audit.references import References, prepare_references
+from robustkd.evaluation.audit.references import train_references
 from robustkd.evaluation.audit.registry import STATISTICS
 from robustkd.evaluation.audit.run import Audit, audit
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict
@@ -15,8 +15,7 @@ __all__ = [
     "Audit",
     "Effort",
     "Evidence",
-    "References",
     "Verdict",
     "audit",
-    "prepare_references",
+    "train_references",
 ]

@@ -49,7 +49,6 @@ class Subject:
         references: Networks trained from labels alone on the same data, frozen and in eval mode;
             possibly none.
         found: Transformations that were learned against the network.
-        reference_found: Likewise for each reference.
         effort: How much is computed.
         seed: Seed of everything random.
     """
@@ -58,7 +57,6 @@ class Subject:
     data: DataSource
     references: tuple[nn.Module, ...]
     found: Found
-    reference_found: tuple[Found, ...]
     effort: Effort
     seed: int
 

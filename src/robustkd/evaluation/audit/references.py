@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Split
 from robustkd.evaluation.audit.effort import Effort
-from robustkd.evaluation.audit.search import Found, search
 from robustkd.models import builder, learning_rate
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
@@ -87,88 +85,41 @@ def reference_architecture(image_shape: tuple[int, int, int]) -> str:
     return _SMALL if max(image_shape[1:]) <= _LARGEST_SIDE else _LARGE
 
 
-@dataclass(frozen=True)
-class References:
-    """Reference networks, and the transformations that were learned against each of them.
-
-    Attributes:
-        networks: Networks that were trained from labels alone, frozen and in eval mode.
-        found: Learned transformations, one entry per network.
-    """
-
-    networks: tuple[nn.Module, ...] = ()
-    found: tuple[Found, ...] = ()
-
-
-def prepare_references(
-    data: DataSource,
-    effort: Effort,
-    *,
-    networks: tuple[nn.Module, ...] | None = None,
-    seed: int = 0,
-) -> References:
-    """Make the references of an audit; they can be used for several models on the same data.
-
-    Args:
-        data: Clean labelled images.
-        effort: Number of references and of steps; the same as that of the audit.
-        networks: Frozen networks that were trained from labels alone; None to train them.
-        seed: Seed of everything random.
-    """
-    if networks is None:
-        networks = train_references(
-            data, effort.references, images=effort.reference_images, seed=_SEED + seed
-        )
-    scaled = effort.for_classes(len(data.classes))
-    return References(networks, search_all(networks, data, scaled, seed=seed, label="references"))
-
-
-def search_all(
-    networks: tuple[nn.Module, ...], data: DataSource, effort: Effort, *, seed: int, label: str
-) -> tuple[Found, ...]:
-    """Learn transformations against each of some networks."""
-    if not networks:
-        return ()
-    with track(label, len(networks) * effort.steps * len(effort.strengths)) as update:
-        return tuple(search(each, data, effort, seed=seed, tell=update) for each in networks)
-
-
 def epoch_size(data: DataSource, images: int) -> int:
     """Return the number of training images in an epoch, for a number over all epochs."""
     return max(len(data.classes), min(data.size("train"), images // _EPOCHS))
 
 
 def train_references(
-    data: DataSource, count: int, *, images: int, seed: int, arch: str | None = None
+    data: DataSource, effort: Effort, *, seed: int = 0, arch: str | None = None
 ) -> tuple[nn.Module, ...]:
-    """Train reference networks on clean images and their labels.
+    """Train the reference networks of an audit; they serve for all models on the same data.
 
     Args:
-        data: The images.
-        count: Number of networks, which differ in their seeds.
-        images: Number of images that each network sees, over all epochs.
+        data: Clean labelled images.
+        effort: Number of networks, and of the images that each sees over all epochs.
         seed: Seed of the first network.
         arch: Architecture; None for that of :func:`reference_architecture`.
 
     Returns:
         Frozen networks in eval mode.
     """
-    if not count:
+    if not effort.references:
         return ()
     build = builder(data)
     arch = arch or reference_architecture(data.image_shape)
-    epoch = epoch_size(data, images)
+    epoch = epoch_size(data, effort.reference_images)
     made = []
-    for place in range(count):
-        network = build(arch, seed + place)
+    for place in range(effort.references):
+        network = build(arch, _SEED + seed + place)
         fit(
             Supervised(network),
             Limited(data, epoch),
-            seed=seed + place,
-            epochs=max(1, round(images / epoch)),
+            seed=_SEED + seed + place,
+            epochs=max(1, round(effort.reference_images / epoch)),
             batch_size=min(64, max(8, epoch // 8)),
             lr=learning_rate(arch),
-            label=f"reference {place + 1} of {count}",
+            label=f"reference {place + 1} of {effort.references}",
         )
         made.append(network.eval().requires_grad_(False))
     return tuple(made)

@@ -16,8 +16,9 @@ from robustkd.core.types import DataSource
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.probe import probe_student
-from robustkd.evaluation.audit.references import References, prepare_references, search_all
+from robustkd.evaluation.audit.references import train_references
 from robustkd.evaluation.audit.registry import STATISTICS, counted_statistics
+from robustkd.evaluation.audit.search import search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
 from robustkd.training.inference import accuracy_on
 from robustkd.training.metrics import Proportion
@@ -87,7 +88,7 @@ def audit(
     quick: bool = False,
     probe: bool = False,
     level: float | int = LEVEL,
-    references: References | None = None,
+    references: Sequence[nn.Module] | None = None,
     effort: Effort | None = None,
     seed: int = 0,
 ) -> Audit:
@@ -101,8 +102,8 @@ def audit(
         probe: If True, also distil a small student from the model and audit it, for backdoors that
             become active in students only. Model and student are each tested at half the level.
         level: Level of the test, in (0, 1).
-        references: Reference networks for these data, from
-            :func:`robustkd.evaluation.audit.prepare_references`; None to train them.
+        references: Networks that were trained from labels alone on the same data; None to train
+            them.
         effort: How much is computed; None for the usual amount.
         seed: Seed of everything random.
 
@@ -127,12 +128,13 @@ def audit(
     network = _frozen(model)
     _check_outputs(network, data)
     if references is None:
-        references = prepare_references(data, effort, seed=seed)
+        references = train_references(data, effort, seed=seed)
+    beside = tuple(map(_frozen, references))
     tested = level / 2 if probe else level
-    found = replace(_audited(network, data, references, effort, tested, seed), quick=quick)
+    found = replace(_audited(network, data, beside, effort, tested, seed), quick=quick)
     if probe:
         student = probe_student(network, data, images=effort.reference_images, seed=_PROBE + seed)
-        inner = replace(_audited(student, data, references, effort, tested, seed), quick=quick)
+        inner = replace(_audited(student, data, beside, effort, tested, seed), quick=quick)
         found = replace(found, probe=inner, verdict=_graver(found.verdict, inner.verdict))
     return replace(found, seconds=time.perf_counter() - started)
 
@@ -140,24 +142,25 @@ def audit(
 def _audited(
     network: nn.Module,
     data: DataSource,
-    references: References,
+    references: tuple[nn.Module, ...],
     effort: Effort,
     level: float | int,
     seed: int,
 ) -> Audit:
     """Compute all statistics of a frozen network, and the verdict."""
     started = time.perf_counter()
-    (found,) = search_all((network,), data, effort, seed=seed, label="transformations")
-    subject = Subject(network, data, references.networks, found, references.found, effort, seed)
+    with track("transformations", effort.steps * len(effort.strengths)) as update:
+        found = search(network, data, effort, seed=seed, tell=update)
+    subject = Subject(network, data, references, found, effort, seed)
     evidence = {}
     with track("statistics", len(STATISTICS)) as update:
         for name, statistic in STATISTICS.items():
             evidence[name] = statistic.compute(subject)
             update()
     accuracy = accuracy_on(network, data, "validation")
-    theirs = tuple(accuracy_on(each, data, "validation") for each in references.networks)
+    theirs = tuple(accuracy_on(each, data, "validation") for each in references)
     trouble = _trouble(accuracy, theirs, len(data.classes))
-    counted = counted_statistics(references=bool(references.networks))
+    counted = counted_statistics(references=bool(references))
     return Audit(
         combine(evidence, counted, level=level, trouble=trouble),
         evidence,

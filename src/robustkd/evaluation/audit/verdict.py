@@ -10,9 +10,13 @@ from robustkd.evaluation.audit.evidence import Evidence
 
 Word: TypeAlias = Literal["suspicious", "no evidence", "inconclusive"]
 
-LEVEL = 0.05
-"""Usual level: accepted probability to call a network without a backdoor suspicious."""
-DOUBTFUL = 3
+LEVEL = 0.01
+"""Usual level: accepted probability to call a network without a backdoor suspicious.
+
+The p-values are those of approximate null distributions, so that the true rate can be higher: see
+the calibration in docs/results/audit.md.
+"""
+DOUBTFUL = 5
 """p-values up to this multiple of the level are inconclusive."""
 
 
