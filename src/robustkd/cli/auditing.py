@@ -97,13 +97,15 @@ def _print_evidence(found: Audit) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from robustkd.evaluation.audit import COUNTED
+
     table = Table(box=None, pad_edge=False, width=_WIDTH)
     table.add_column("statistic", no_wrap=True)
     table.add_column("p-value", justify="right", no_wrap=True)
     table.add_column("class", max_width=14)
     table.add_column("what was found", overflow="fold")
     for name, each in found.evidence.items():
-        mark = "" if name in found.counted else " *"
+        mark = "" if name in COUNTED else " *"
         p_value = "-" if each.p_value is None else shown_p(each.p_value)
         suspect = "-" if each.suspect is None else found.classes[each.suspect]
         table.add_row(f"{name}{mark}", p_value, Text(suspect), each.said)

@@ -11,7 +11,6 @@ from scipy import stats
 
 from robustkd.evaluation.audit.outliers import (
     Outlier,
-    gamma_outlier,
     smallest,
     student_outlier,
 )
@@ -41,10 +40,9 @@ def test_a_known_spread_is_a_floor():
     assert student_outlier(values, spread=1e-9) == student_outlier(values)
 
 
-@pytest.mark.parametrize("test", [student_outlier, gamma_outlier])
-def test_few_classes_have_no_outlier_and_equal_ones_none(test):
-    assert test([1.0, 2.0, 3.0]) is None
-    assert test([1.0] * 10).p_value > 0.9
+def test_few_classes_have_no_outlier_and_equal_ones_none():
+    assert student_outlier([1.0, 2.0, 3.0]) is None
+    assert student_outlier([1.0] * 10).p_value == 1.0
 
 
 def test_the_error_rate_under_the_null_is_below_the_level():

@@ -3,11 +3,12 @@
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence
 from robustkd.evaluation.audit.references import train_references
-from robustkd.evaluation.audit.registry import STATISTICS
+from robustkd.evaluation.audit.registry import COUNTED, STATISTICS
 from robustkd.evaluation.audit.run import Audit, audit
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict
 
 __all__ = [
+    "COUNTED",
     "FULL",
     "LEVEL",
     "QUICK",

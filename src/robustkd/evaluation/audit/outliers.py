@@ -11,8 +11,6 @@ from scipy import stats
 
 FEWEST = 4
 """Smallest number of classes for which an outlier among them can be tested."""
-LEAST_VARIATION = 0.1
-"""Smallest standard deviation of the gamma distribution, as a share of its mean."""
 _LEAST_SPREAD = 1e-9
 
 
@@ -61,41 +59,6 @@ def student_outlier(
     scale = max(stdev(others), spread, _LEAST_SPREAD) * math.sqrt(1 + 1 / (count - 1))
     tail = float(stats.t.sf((values[best] - fmean(others)) / scale, count - 2 + freedom))
     return Outlier(best, min(1.0, count * tail))
-
-
-def gamma_outlier(values: Sequence[float]) -> Outlier | None:
-    r"""Test whether the largest of positive values is an outlier, by a gamma distribution.
-
-    .. math:: p = 1 - H(v_{\max})^K
-
-    where H is the gamma distribution, with location 0, that is fitted to the other K - 1 values.
-
-    Args:
-        values: One value per class; negative ones count as nearly 0.
-
-    Returns:
-        The class and its p-value; None for fewer than :data:`FEWEST` classes.
-
-    Source: Wang et al., MM-BD, arXiv 2205.06900. Differences: the location is fixed at 0, and the
-    coefficient of variation is at least :data:`LEAST_VARIATION`, so that the noise of an optimiser
-    is no outlier among nearly equal values.
-
-    >>> found = gamma_outlier([1.0, 1.2, 0.9, 8.0, 1.1, 1.0])
-    >>> found.place, found.p_value < 1e-4
-    (3, True)
-    """
-    count = len(values)
-    if count < FEWEST:
-        return None
-    positive = [max(value, 1e-6) for value in values]
-    best = max(range(count), key=positive.__getitem__)
-    others = [*positive[:best], *positive[best + 1 :]]
-    shape = 1 / LEAST_VARIATION**2
-    if stdev(others) > LEAST_VARIATION * fmean(others):
-        shape = min(shape, stats.gamma.fit(others, floc=0)[0])
-    tail = float(stats.gamma.logsf(positive[best], shape, 0.0, fmean(others) / shape))
-    # 1 - (1 - tail)^K without the loss of small tails.
-    return Outlier(best, float(-math.expm1(count * math.log1p(-min(math.exp(tail), 1 - 1e-12)))))
 
 
 def smallest(outliers: Sequence[Outlier | None]) -> tuple[int, Outlier] | None:

@@ -22,13 +22,11 @@ class Statistic:
         compute: Function of the subject.
         summary: Description in one line.
         counts: Whether the verdict uses it; decided by the committed calibration.
-        alone: Whether the verdict uses it without reference networks as well.
     """
 
     compute: Callable[[Subject], Evidence]
     summary: str
     counts: bool = False
-    alone: bool = False
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -36,11 +34,8 @@ STATISTICS: dict[str, Statistic] = {
         led_share,
         "success of learned universal transformations, beside references",
         counts=True,
-        alone=True,
     ),
-    "max margin": Statistic(
-        max_margin, "largest margin of each class over all images (MM-BD)", counts=True
-    ),
+    "max margin": Statistic(max_margin, "largest margin of each class over all images (MM-BD)"),
     "feature shift": Statistic(feature_shift, "common part of the change of features"),
     "neuron noise": Statistic(neuron_noise, "predictions under noise on BatchNorm (BAN)"),
     "last layer": Statistic(last_layer, "mean weight of each class in the last layer"),
@@ -48,9 +43,5 @@ STATISTICS: dict[str, Statistic] = {
 }
 """Statistics by name, in the order of the report."""
 
-
-def counted_statistics(*, references: bool) -> frozenset[str]:
-    """Return the names of the statistics that the verdict uses, with or without references."""
-    return frozenset(
-        name for name, each in STATISTICS.items() if each.counts and (references or each.alone)
-    )
+COUNTED = frozenset(name for name, each in STATISTICS.items() if each.counts)
+"""Names of the statistics that the verdict uses."""

@@ -17,7 +17,7 @@ from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.probe import probe_student
 from robustkd.evaluation.audit.references import train_references
-from robustkd.evaluation.audit.registry import STATISTICS, counted_statistics
+from robustkd.evaluation.audit.registry import COUNTED, STATISTICS
 from robustkd.evaluation.audit.search import search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
 from robustkd.training.inference import accuracy_on
@@ -54,11 +54,6 @@ class Audit:
     probe: Audit | None = None
 
     @property
-    def counted(self) -> frozenset[str]:
-        """Names of the statistics that the verdict uses."""
-        return counted_statistics(references=bool(self.reference_accuracies))
-
-    @property
     def suspected(self) -> str | None:
         """Name of the suspected class; None if there is none."""
         return None if self.verdict.suspect is None else self.classes[self.verdict.suspect]
@@ -73,7 +68,7 @@ class Audit:
             "reference_accuracies": [asdict(each) for each in self.reference_accuracies],
             "classes": list(self.classes),
             "evidence": {
-                name: {**each.record(), "counts": name in self.counted}
+                name: {**each.record(), "counts": name in COUNTED}
                 for name, each in self.evidence.items()
             },
             "seconds": round(self.seconds, 1),
@@ -160,9 +155,8 @@ def _audited(
     accuracy = accuracy_on(network, data, "validation")
     theirs = tuple(accuracy_on(each, data, "validation") for each in references)
     trouble = _trouble(accuracy, theirs, len(data.classes))
-    counted = counted_statistics(references=bool(references))
     return Audit(
-        combine(evidence, counted, level=level, trouble=trouble),
+        combine(evidence, COUNTED, level=level, trouble=trouble),
         evidence,
         data.classes,
         accuracy,
