@@ -48,7 +48,7 @@ SURVIVES = 0.5
 """Smallest attack success rate of a network that counts as backdoored."""
 _SIZES: dict[str, dict[str, int]] = {
     "digits": {},
-    "fashion-mnist": {"train": 6_000, "validation": 1_000, "test": 2_000},
+    "fashion-mnist": {"train": 5_000, "validation": 1_000, "test": 1_000},
 }
 _EPOCHS = {"digits": 8, "fashion-mnist": 3}
 _TARGETS = (1, 8, 3)

@@ -76,4 +76,4 @@ def combine(
         return Verdict("suspicious", evidence[name].suspect, p_value, name)
     if p_value <= DOUBTFUL * level:
         return Verdict("inconclusive", None, p_value, f"{name} is near the level of {level:g}")
-    return Verdict("no evidence", None, p_value, "no statistic is below its level")
+    return Verdict("no evidence", None, p_value, "no p-value is near the level")
