@@ -27,7 +27,7 @@ from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.statistics import wilson
 from robustkd.data import InMemory
-from robustkd.evaluation.audit import FULL, STATISTICS, Audit, audit, train_references
+from robustkd.evaluation.audit import FULL, QUICK, STATISTICS, Audit, audit, train_references
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.evaluation.measurement import measure
 from robustkd.models import learning_rate
@@ -88,14 +88,15 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
     if not missing:
         return
     source = load(given.data)
-    references = train_references(source, FULL)
+    efforts = {"full": FULL, "quick": QUICK}
+    references = {kind: train_references(source, effort) for kind, effort in efforts.items()}
     for name, seed in missing:
         started = time.perf_counter()
         network, trigger, target = trained(name, source, given.arch, seed, _EPOCHS[given.data])
         seconds = time.perf_counter() - started
         audits = {
-            "full": audit(network, source, references=references, seed=seed),
-            "quick": audit(network, source, quick=True, seed=seed),
+            kind: audit(network, source, effort=effort, references=references[kind], seed=seed)
+            for kind, effort in efforts.items()
         }
         measured = measure(network, source, trigger=trigger, target=target)
         rows.append(
