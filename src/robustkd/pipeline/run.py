@@ -18,6 +18,7 @@ from robustkd.core.types import DataSource
 from robustkd.data import Reading, is_folder, split_text
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
+from robustkd.pipeline.experiments import check_services, experiments
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
@@ -61,6 +62,7 @@ def run(
     teacher_key: str | None = None,
     augment: str | None = None,
     student_weights: str | Path | None = None,
+    track: Sequence[str] = (),
     **training: Unpack[TrainingOptions],
 ) -> Finished:
     """Distil a small student from an untrusted teacher, as ``robustkd distill`` does.
@@ -91,6 +93,7 @@ def run(
             default ``light``, made weaker if the teacher is much less accurate with it.
         student_weights: File of weights from which the student starts; by default they are random.
             It is read like the teacher's file, and may have a head of other classes.
+        track: Services that receive losses and accuracy of each epoch: ``wandb``, ``mlflow``.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
             ``batch_size`` and ``lr``. The defaults depend on the architecture; see
             :func:`robustkd.training.recipes.usual_training`.
@@ -129,7 +132,7 @@ def run(
     )
     folder = free_name(Path("robustkd-run")) if out is None else Path(at_home(os.fspath(out)))
     flags = {**_flags(job, data), **form_flags(source)}
-    results = distill_file(job, source, folder, config=flags)
+    results = distill_file(job, source, folder, config=flags, track=track)
     made = models.load(folder / run_folder.STUDENT, arch=student)
     return Finished(made.eval(), results, folder)
 
@@ -157,6 +160,7 @@ def distill_file(
     config: Mapping[str, object] | None = None,
     resume: bool = False,
     trust: bool = False,
+    track: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> Results:
     """Distil a student from a teacher's file into a run folder with results and report.
@@ -169,6 +173,8 @@ def distill_file(
         resume: If True, continue the run in ``out``, which must have been started with the same job
             and data. The student file is the same as that of an uninterrupted run.
         trust: If True, resume without verifying that runs of this user wrote the files.
+        track: Services that receive the records of the training, ``wandb`` or ``mlflow``. The
+            student does not depend on them.
         tell: Function that receives one line about the teacher before the training.
 
     Returns:
@@ -184,6 +190,7 @@ def distill_file(
     """
     if not resume:
         check_free(out)
+    services = check_services(track)
     _check_names(job, clean, config or {})
     ready = prepare(job, clean)
     clean = ready.clean
@@ -197,9 +204,18 @@ def distill_file(
     if ready.student_file is not None:
         inputs["student weights"] = identity_of_file(ready.student_file, ready.student.spec)
     split = split_text(clean)
-    with run_folder.opened(
-        out, inputs=inputs, config=config, split=split, resume=resume, trust=trust
-    ) as run:
+    with (
+        experiments(services, out, job.settings(), tell) as watching,
+        run_folder.opened(
+            out,
+            inputs=inputs,
+            config=config,
+            split=split,
+            resume=resume,
+            trust=trust,
+            watching=watching,
+        ) as run,
+    ):
         if run.finished:
             tell(f"{out} is already finished")
             return run.results()
@@ -216,7 +232,10 @@ def distill_file(
             run=run,
         )
         run.interrupts.no_longer_wait()
-        return _write_results(job, clean, ready, made, untrusted, run)
+        results = _write_results(job, clean, ready, made, untrusted, run)
+        for experiment in watching:
+            experiment.log({"test/acc": results.runs[-1].acc})
+        return results
 
 
 def _lines(ready: Prepared) -> list[str]:
