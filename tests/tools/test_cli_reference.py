@@ -20,7 +20,9 @@ def test_every_command_has_its_section_usage_and_flags():
     commands = re.findall(r"^## robustkd (\w+)$", text, re.MULTILINE)
     assert commands == [
         "demo",
+        "audit",
         "distill",
+        "verify",
         "evaluate",
         "export",
         "report",

@@ -50,7 +50,7 @@ def test_the_search_finds_the_corner_and_success_is_counted_on_other_classes(bac
     assert shares.shape == (2, 2, len(FAMILIES), CLASSES)
     assert bool(((shares >= 0) & (shares <= 1)).all())
     additions = shares[:, 0, FAMILIES.index("additions")]
-    assert additions[0, 5] == 1.0
+    assert additions[0, 5] > 0.7
     assert additions[1, 5] < 0.5
 
 
