@@ -161,7 +161,9 @@ def _cleaned(
 
     def make(folder: Path) -> None:
         started = time.perf_counter()
-        done = clean_network(network, _source(setting), use, seed=setting.seed)
+        done = clean_network(
+            network, _source(setting), use, seed=setting.seed, precision=setting.precision
+        )
         seconds = round(time.perf_counter() - started, 2)
         models.save(done.network, folder / "model.safetensors", provenance={"defence": use.name})
         write_json(folder / "made.json", {"record": done.record, "seconds": seconds})

@@ -19,7 +19,7 @@ from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.cleaning import clean_network
 from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
-from robustkd.training.config import TrainingConfig
+from robustkd.training.config import Precision, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def make_student(
     record: dict[str, object] = {}
     source, detoxified = teacher, None
     if how.defence is not None and how.defence.on == "teacher":
-        source, record["defence"] = _cleaned(source, clean, how.defence, seed, run)
+        source, record["defence"] = _cleaned(
+            source, clean, how.defence, seed, training.precision, run
+        )
     if how.detox is not None:
         # The settings of the method override those that depend on the data.
         settings = {**asdict(DetoxSettings()), **(detoxing or {}), **(stated(how.detox) or {})}
@@ -110,7 +112,7 @@ def make_student(
     record.update(epochs=learnt.epochs, kept=learnt.kept)
     made = learnt.student
     if how.defence is not None and how.defence.on == "student":
-        made, record["defence"] = _cleaned(made, clean, how.defence, seed, run)
+        made, record["defence"] = _cleaned(made, clean, how.defence, seed, training.precision, run)
     seconds = time.perf_counter() - started if run is None else run.seconds
     return Made(made, detoxified, record, seconds)
 
@@ -120,12 +122,13 @@ def _cleaned(
     clean: DataSource,
     defence: NetworkDefence,
     seed: int,
+    precision: Precision,
     run: run_folder.Run | None,
 ) -> tuple[nn.Module, dict[str, object]]:
     """Return the network as cleaned by a defence, and its record."""
 
     def compute() -> Defended:
-        return clean_network(network, clean, defence, seed=seed)
+        return clean_network(network, clean, defence, seed=seed, precision=precision)
 
     done = compute() if run is None else run.clean_once(compute, network, defence.on)
     return done.network, done.record

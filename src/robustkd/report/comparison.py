@@ -236,9 +236,7 @@ def headline_table(rows: Sequence[Row]) -> str:
     head, names = _settings(cells)
     known = {row.method for members in cells.values() for row in members}
     methods = [
-        name
-        for name, method in METHODS.items()
-        if method.ours and name != "both" and name in known
+        name for name, method in METHODS.items() if method.ours and name != "both" and name in known
     ]
     lines = []
     for cell, members in cells.items():

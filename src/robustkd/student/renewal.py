@@ -10,13 +10,13 @@ for the n convolutions in their order; the classifier has a share of its own.
 Source: Pang, Sun, Ling, Chen, *Backdoor Cleansing with Unlabeled Data*, CVPR 2023, arXiv
 2211.12044. Settings of the authors' code for ResNet-18: shares 0.01, 0.01, 0.03, 0.09 and 0.27 for
 stem and stages, 0.1 for the classifier; soft targets alone, with a temperature that grows from 1 to
-4; BatchNorm is kept. The code also finds images that the teacher classifies with a probability of at
-least 0.99, for a loss on its predictions, but this loss is not part of the total. Differences: the
-paper starts from a copy of the teacher. Here, the student has another architecture, so the first
-part of the training, which makes a student that has learned from the teacher, stands for the copy;
-the weights are renewed after it, and the rest of the training is the paper's distillation. Labels
-are used as in any other method, and the temperature is constant. The momentum of the optimiser is
-kept.
+4; BatchNorm is kept. The code also finds images that the teacher classifies with a probability of
+at least 0.99, for a loss on its predictions, but this loss is not part of the total. Differences:
+the paper starts from a copy of the teacher. Here, the student has another architecture, so the
+first part of the training, which makes a student that has learned from the teacher, stands for the
+copy; the weights are renewed after it, and the rest of the training is the paper's distillation.
+Labels are used as in any other method, and the temperature is constant. The momentum of the
+optimiser is kept.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from torch.nn.modules.conv import _ConvNd
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
 from robustkd.student.safeguard import Safeguard
+
+_APART = 2**20
+"""Added to the seed of fresh weights, so that they are not the first weights of the student."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def renew(network: nn.Module, settings: BCU, *, seed: int) -> None:
     chosen = torch.Generator().manual_seed(seed)
     place = 0
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + _APART)
         for layer in layers:
             share = settings.head
             if isinstance(layer, _ConvNd):

@@ -13,6 +13,7 @@ from torch import nn
 
 from robustkd.core.errors import UsageError
 from robustkd.teacher.defences.base import Defence
+from robustkd.teacher.defences.brief import brief
 from robustkd.teacher.defences.registry import DEFENCES, find
 from robustkd.training.inference import accuracy_on
 from tests.marks import slow_but
@@ -55,6 +56,40 @@ def test_every_defence_keeps_the_contract(name, network):
     assert done.record["accuracy_after"] == accuracy_on(done.network, DIGITS, "validation").value
 
 
+class Counting:
+    """Digits that count the training batches of a defence, which are augmented."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __getattr__(self, name):
+        return getattr(DIGITS, name)
+
+    def batches(self, split, *, augment=None, **settings):
+        for batch in DIGITS.batches(split, augment=augment, **settings):
+            self.count += augment is not None
+            yield batch
+
+
+@pytest.mark.parametrize("name", list(DEFENCES))
+def test_the_number_of_batches_is_known_in_advance(name, network):
+    defence, data = quick(find(name).defence), Counting()
+    defence(network, data, seed=0)
+    expected = defence.batches(DIGITS.size("train"))
+    if name in ("rnp", "detox"):  # which may end early
+        assert 0 < data.count <= expected
+    else:  # a first batch may show the shape of the images
+        assert 0 <= data.count - expected <= 2
+
+
+@pytest.mark.parametrize("name", list(DEFENCES))
+def test_a_brief_form_takes_few_batches(name):
+    short = brief(find(name).defence)
+    assert type(short) is type(find(name).defence)
+    assert short.batches(384) <= 60
+    assert short.batches(384) < max(1, find(name).defence.batches(384))
+
+
 @pytest.mark.parametrize("name", slow_but(("ft", "anp", "detox"), DEFENCES))
 def test_accuracy_stays_within_its_budget(name, network):
     defence = quick(find(name).defence, epochs=12)
@@ -95,7 +130,7 @@ def test_clp_refuses_a_network_without_convolution():
         find("clp").defence(bare, DIGITS, seed=0)
 
 
-@pytest.mark.parametrize("name", ["fst", "fine-pruning"])
+@pytest.mark.parametrize("name", ["fst", "fine-pruning", "bti-dbf"])
 def test_a_network_that_does_not_end_in_a_linear_layer_is_refused(name):
     bare = nn.Sequential(nn.Flatten(), nn.Linear(256, 10), nn.ReLU())
     with pytest.raises(UsageError, match="does not end in a linear layer"):

@@ -7,14 +7,22 @@ from dataclasses import asdict
 
 from torch import nn
 
+from robustkd.core.devices import device_of
 from robustkd.core.method_names import NetworkDefence
 from robustkd.core.types import DataSource
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.registry import find
+from robustkd.training.config import Precision
+from robustkd.training.precision import mixed
 
 
 def clean_network(
-    network: nn.Module, clean: DataSource, use: NetworkDefence, *, seed: int
+    network: nn.Module,
+    clean: DataSource,
+    use: NetworkDefence,
+    *,
+    seed: int,
+    precision: Precision = "no",
 ) -> Defended:
     """Clean a copy of a network by a defence with its default settings.
 
@@ -23,17 +31,18 @@ def clean_network(
         clean: Clean images.
         use: Name of the defence, and which network it is.
         seed: Seed of everything random.
+        precision: Mixed precision of all forward passes of the defence.
 
     Returns:
-        The new network, and the record of the defence with its name, source and settings. Modules
-        that the user has named as stages stay named.
+        The new network, and the record of the defence with its name, source and settings.
 
     Raises:
         UsageError: If the defence is unknown, or the network lacks layers that it needs.
         TrainingError: If a weight is no longer finite.
     """
     row = find(use.name)
-    done = row.defence(network, clean, seed=seed)
+    with mixed(precision, device_of(network)):
+        done = row.defence(network, clean, seed=seed)
     return Defended(
         done.network,
         {
