@@ -64,6 +64,11 @@ class BCU:
             if not 0 < share <= 1:
                 raise UsageError(f"{name} is {share}; expected more than 0 and at most 1")
 
+    def start(self, image_shape: tuple[int, int, int], *, seed: int) -> Renewal:
+        """Make the safeguard; it does not depend on the shape of the images."""
+        del image_shape
+        return Renewal(self, seed=seed)
+
 
 class Renewal(Safeguard):
     """Re-initialisation of a share of the student's weights, once in the training.

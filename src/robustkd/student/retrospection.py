@@ -71,6 +71,10 @@ class ABD:
             if not 0 < value <= 1:
                 raise UsageError(f"{name} is {value}; expected more than 0 and at most 1")
 
+    def start(self, image_shape: tuple[int, int, int], *, seed: int) -> Retrospection:
+        """Make the safeguard for images of a shape (channels, height, width)."""
+        return Retrospection(self, image_shape, seed=seed)
+
 
 class Retrospection(Safeguard):
     """A universal perturbation of the student, and the loss that unlearns it.

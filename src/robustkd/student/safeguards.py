@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
-from robustkd.student.renewal import BCU, Renewal
-from robustkd.student.retrospection import ABD, Retrospection
+from robustkd.student.renewal import BCU
+from robustkd.student.retrospection import ABD
 from robustkd.student.safeguard import Safeguard
 
 
@@ -17,24 +16,17 @@ class SafeguardRow:
     """One row of the registry.
 
     Attributes:
-        settings: Hyperparameters, a frozen dataclass.
-        start: Function that starts the safeguard for images of a shape (channels, height, width)
-            with a seed.
+        settings: Hyperparameters, a frozen dataclass; its method ``start`` makes the safeguard.
         source: Authors, venue and year.
     """
 
     settings: BCU | ABD
-    start: Callable[[tuple[int, int, int], int], Safeguard]
     source: str
 
 
 SAFEGUARDS: dict[str, SafeguardRow] = {
-    "bcu": SafeguardRow(
-        BCU(), lambda _shape, seed: Renewal(BCU(), seed=seed), "Pang et al., CVPR 2023"
-    ),
-    "abd": SafeguardRow(
-        ABD(), lambda shape, seed: Retrospection(ABD(), shape, seed=seed), "Hong et al., ICML 2023"
-    ),
+    "bcu": SafeguardRow(BCU(), "Pang et al., CVPR 2023"),
+    "abd": SafeguardRow(ABD(), "Hong et al., ICML 2023"),
 }
 """Defences within a distillation by name; methods name them."""
 
@@ -50,7 +42,7 @@ def start_safeguard(name: str, image_shape: tuple[int, int, int], *, seed: int) 
     Raises:
         UsageError: If the name is unknown; the message suggests the nearest one.
     """
-    return _row(name).start(image_shape, seed) if name else None
+    return _row(name).settings.start(image_shape, seed=seed) if name else None
 
 
 def stated_safeguard(name: str) -> dict[str, object]:
