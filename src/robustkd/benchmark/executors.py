@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, get_args
 
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.records import Told, fail_group, run_each, run_group
+from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.errors import UsageError
 from robustkd.core.surroundings import elsewhere, safe_children
 from robustkd.data.sources.download import DATA_VARIABLE
@@ -80,7 +81,7 @@ def _pool(
         pool = ProcessPoolExecutor(
             workers,
             mp_context=get_context("spawn"),
-            initializer=_end_with,
+            initializer=_begin_worker,
             initargs=(os.getpid(),),
         )
     others = set(active_children())  # processes of the caller
@@ -100,8 +101,9 @@ def _pool(
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent has ended or was killed."""
+def _begin_worker(parent: int) -> None:
+    """Prepare a worker process, which ends when its parent has ended or was killed."""
+    keep_freed_memory()
 
     def watch() -> None:
         while os.getppid() == parent:

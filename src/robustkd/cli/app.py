@@ -10,6 +10,7 @@ from rich.console import Console
 
 from robustkd.cli.files import from_files
 from robustkd.cli.flags import check_whole
+from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.errors import InputError, RobustKDError, printable, told
 from robustkd.core.files import at_home
 from robustkd.core.surroundings import safe_children
@@ -29,6 +30,7 @@ app = App(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; report errors of the user as one line on stderr and an exit code."""
     errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    keep_freed_memory()
     try:
         with safe_children():
             app(
