@@ -103,7 +103,7 @@ def test_a_table_compares_a_defence_with_its_ordinary_student():
             "unknown distillation loss 'kdd'; expected kd, ofd, at, fitnet, rkd",
         ),
         ({"defense": "ft"}, "methods: defense: extra inputs are not permitted"),
-        ({"losses": {"kd": 0}}, "methods: losses.kd.int: input should be greater than 0"),
+        ({"losses": {"kd": 0}}, "methods: losses.kd: input should be greater than 0"),
         (3, "methods: 3 is no method; expected a name or a mapping"),
     ],
 )

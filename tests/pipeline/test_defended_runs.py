@@ -18,6 +18,7 @@ from robustkd.pipeline import student as making
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.run import distill_file
 from robustkd.pipeline.run_folder import CHECKPOINT
+from robustkd.report.command import repeating
 from robustkd.teacher.defences.fine_tuning import FineTuning
 from robustkd.teacher.defences.registry import DEFENCES
 from robustkd.teacher.defences.tuning import Tuning
@@ -70,7 +71,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     ("on", "name", "label"),
     [
         ("teacher", "teacher-ft+kd", "ft on teacher (kd)"),
-        ("student", "kd+student-ft", "ft on student (kd)"),
+        slow("student", "kd+student-ft", "ft on student (kd)"),
     ],
 )
 def test_a_run_says_what_was_cleaned_and_keeps_it(
@@ -101,11 +102,11 @@ def test_a_run_says_what_was_cleaned_and_keeps_it(
     page = (tmp_path / "run" / "report.html").read_text()
     assert label in page
     assert f"ft on the {on}: fine-tuning on clean images" in page
-    assert f"--defence ft --on {on}" in page
+    assert f" --defence ft --on {on} " in repeating(results, tmp_path / "run")
     assert "the student of ft on" in report.headline(report.aggregate(results.runs)).lower()
 
 
-@pytest.mark.parametrize("on", ["teacher", "student"])
+@pytest.mark.parametrize("on", [slow("teacher"), "student"])
 def test_a_run_that_is_killed_while_cleaning_or_after_it_ends_as_if_it_was_not(
     on, teacher_file, tmp_path, monkeypatch
 ):
@@ -187,13 +188,8 @@ def test_what_does_not_fit_is_told_before_anything_is_read(changes, message):
         job_of(Path("none"), **changes)
 
 
-def test_the_record_is_json(teacher_file, tmp_path):
-    results, _ = run(
-        teacher_file, tmp_path / "run", defence="clp", method="no-teacher", on="student"
-    )
-    assert json.loads(json.dumps(results.records["defence"])) == results.records["defence"]
-
-
-def test_the_method_of_random_augmentation_sets_that_of_the_data(teacher_file, tmp_path):
-    results, _ = run(teacher_file, tmp_path / "run", defence=None, method="randaugment")
+def test_random_augmentation_and_a_defence_without_training(teacher_file, tmp_path):
+    how = {"method": "randaugment", "defence": "clp", "on": "student"}
+    results, _ = run(teacher_file, tmp_path / "run", **how)
     assert results.records["augmentation"]["named"] == "randaugment"
+    assert json.loads(json.dumps(results.records["defence"])) == results.records["defence"]

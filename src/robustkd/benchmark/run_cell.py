@@ -151,7 +151,7 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _
 
 def _cleaned(
     cell: Cell,
-    key: dict[str, object],
+    key: Mapping[str, object],
     use: NetworkDefence,
     network: nn.Module,
     store: Store,

@@ -134,7 +134,7 @@ class Retrospection(Safeguard):
 
     def _unlearning(
         self, student: nn.Module, images: Images, plain: Logits
-    ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
+    ) -> tuple[Tensor, tuple[Tensor, ...], list[nn.Parameter]]:
         """Return the outer loss without a graph, its hypergradient, and the weights."""
         delta = self.delta.detach().clone().requires_grad_()
         weights = [weight for weight in student.parameters() if weight.requires_grad]
