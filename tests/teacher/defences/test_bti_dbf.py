@@ -9,7 +9,7 @@ from robustkd.data import InMemory, Labelled
 from robustkd.teacher.defences.bti_dbf import BTIDBF, Generator, decoupling, features_of, led_to
 from robustkd.teacher.defences.head import head_of
 from robustkd.teacher.defences.tuning import Tuning, begin
-from tests.teacher.defences.networks import DIGITS, Linear, trained
+from tests.teacher.defences.networks import DIGITS, Linear, Small
 
 
 def two_pixels() -> InMemory:
@@ -22,6 +22,14 @@ def two_pixels() -> InMemory:
         return Labelled((levels * 255).round().to(torch.uint8).view(n, 1, 1, 2), labels)
 
     return InMemory("two pixels", ("dark", "bright"), split(80, 0), split(20, 1), split(20, 2))
+
+
+def first_pixel() -> Linear:
+    """A network that tells the classes by the first pixel."""
+    network = Linear(torch.tensor([[-4.0, 0.0], [4.0, 0.0]]))
+    with torch.no_grad():
+        network.head.bias.copy_(torch.tensor([2.0, -2.0]))
+    return network
 
 
 def test_the_loss_of_a_mask_is_that_of_the_task_with_and_without_features():
@@ -37,7 +45,7 @@ def test_the_loss_of_a_mask_is_that_of_the_task_with_and_without_features():
 
 def test_the_mask_keeps_the_features_of_the_task():
     source = two_pixels()
-    network = Linear(torch.tensor([[-4.0, 0.0], [4.0, 0.0]]))
+    network = first_pixel()
     defence = BTIDBF(mask_epochs=20, mask_lr=0.1, tuning=Tuning(batch_size=20))
     work = begin(network, source, batch_size=20, seed=0)
     mask = defence._decouple(work, work.network, head_of(work.network, source))
@@ -47,7 +55,7 @@ def test_the_mask_keeps_the_features_of_the_task():
 
 def test_the_generator_moves_the_other_features_and_images_stay_images():
     source = two_pixels()
-    network = Linear(torch.tensor([[-4.0, 0.0], [4.0, 0.0]]))
+    network = first_pixel()
     defence = BTIDBF(generator_epochs=30, generator_lr=0.01, tuning=Tuning(batch_size=20))
     work = begin(network, source, batch_size=20, seed=0)
     head = head_of(work.network, source)
@@ -65,7 +73,7 @@ def test_the_generator_moves_the_other_features_and_images_stay_images():
 
 
 def test_features_are_the_inputs_of_the_classifier_and_no_hook_stays():
-    network = trained()
+    network = Small().eval()
     head = head_of(network, DIGITS)
     images = next(DIGITS.batches("test", batch_size=4)).images
     with features_of(network, head) as read, torch.no_grad():
@@ -76,13 +84,11 @@ def test_features_are_the_inputs_of_the_classifier_and_no_hook_stays():
 
 def test_the_class_that_images_go_to_is_found():
     source = two_pixels()
-    work = begin(Linear(torch.tensor([[-4.0, 0.0], [4.0, 0.0]])), source, batch_size=20, seed=0)
+    network = first_pixel()
+    work = begin(network, source, batch_size=20, seed=0)
 
     class Bright(nn.Module):
         def forward(self, images):
             return torch.ones_like(images)
 
-    network = Linear(torch.tensor([[-4.0, 0.0], [4.0, 0.0]]))
-    with torch.no_grad():
-        network.head.bias.copy_(torch.tensor([2.0, -2.0]))
     assert led_to(network, Bright(), work) == (1, 0.5)

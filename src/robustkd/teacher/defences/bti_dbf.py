@@ -221,7 +221,7 @@ class Generator(nn.Module):
 
 
 class Read:
-    """Function from images to the inputs of a network's linear classifier, n x channels."""
+    """Function from images to the inputs of a network's linear classifier, n x d."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
@@ -231,7 +231,7 @@ class Read:
         """Store the inputs of the classifier; a forward pre-hook."""
         self._seen = [inputs[0]]
 
-    def __call__(self, images: Images) -> Float[Tensor, "n channels"]:
+    def __call__(self, images: Images) -> Float[Tensor, "n d"]:
         """Run the network."""
         self._network(images)
         return self._seen.pop()
@@ -249,7 +249,7 @@ def features_of(network: nn.Module, head: nn.Linear) -> Iterator[Read]:
 
 
 def decoupling(
-    head: nn.Linear, features: Float[Tensor, "n channels"], mask: Tensor, labels: Tensor
+    head: nn.Linear, features: Float[Tensor, "n d"], mask: Tensor, labels: Tensor
 ) -> Tensor:
     """Compute the loss of a mask: that of the task with these features, minus that without them."""
     with_them = F.cross_entropy(head(mask * features), labels)
@@ -257,7 +257,7 @@ def decoupling(
 
 
 @torch.no_grad()
-def led_to(network: nn.Module, generator: Generator, work: Cleaning) -> tuple[int, float]:
+def led_to(network: nn.Module, generator: nn.Module, work: Cleaning) -> tuple[int, float]:
     """Return the class that most changed images go to, and the share of images that move."""
     counts: Tensor | None = None
     moved = seen = 0
