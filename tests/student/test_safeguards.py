@@ -151,16 +151,23 @@ def retrospection(**settings) -> Retrospection:
 
 def test_the_gradient_of_the_loss_is_the_hypergradient():
     network, images = Linear(), torch.rand(8, 1, 4, 4)
-    safeguard = retrospection(portion=0.5)
+    safeguard = retrospection(portion=0.5, limit=1e9)
     safeguard.loss(network, images).backward()
     delta = safeguard.delta.clone().requires_grad_()
     plain = network(images).detach()
     inner = 0.001 * delta.square().sum() - divergence(network(images + delta), plain)
-    outer = divergence(network(images[:4] + delta), plain[:4])
+    outer = divergence(network(images[:4] + delta), plain[:4]) / 2
     weights = list(network.parameters())
     found = hypergradient(inner, outer, [delta], weights, steps=5, step_size=0.1).total()
     for weight, expected in zip(weights, found, strict=True):
         torch.testing.assert_close(weight.grad, expected)
+
+
+def test_the_norm_of_the_gradient_is_bounded():
+    network, images = Linear(), torch.rand(8, 1, 4, 4)
+    retrospection(portion=1.0, limit=1e-3).loss(network, images).backward()
+    found = torch.cat([weight.grad.flatten() for weight in network.parameters()]).norm()
+    assert float(found) == pytest.approx(1e-3, rel=1e-4)
 
 
 def test_the_value_of_the_loss_is_the_divergence():
