@@ -69,3 +69,10 @@ def test_a_short_training_says_nothing_in_a_log(capsys):
         update(loss=1.0)
         update.line("epoch 1")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("widgets", [False, True])
+def test_a_notebook_has_a_bar_only_with_ipywidgets(widgets, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(progress, "find_spec", lambda _: object() if widgets else None)
+    assert progress._Bar("distil", 2).progress.disable is not widgets

@@ -17,6 +17,7 @@ from robustkd.cli.flags import (
     Channels,
     ImageFlags,
     Paths,
+    Services,
     TrainingFlags,
     check_training,
     choose_device,
@@ -37,11 +38,18 @@ if TYPE_CHECKING:
     from robustkd.pipeline.job import DistillJob
 
 
-class ResumeOptions(NamedTuple):
-    """Whether a run is resumed, and whether its files are trusted without verification."""
+class ProcessOptions(NamedTuple):
+    """How the process works: nothing here changes the student.
+
+    Attributes:
+        resume: Whether a run is resumed.
+        trust: Whether its files are trusted without verification.
+        track: Services that receive the records of the training.
+    """
 
     resume: bool
     trust: bool
+    track: tuple[str, ...]
 
 
 def distill(
@@ -72,6 +80,7 @@ def distill(
     resume: Path | None = None,
     trust_run: Annotated[bool, Parameter(negative="")] = False,
     allow_weak_sandbox: Annotated[bool, Parameter(negative="")] = False,
+    track: Services = (),
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -128,6 +137,8 @@ def distill(
         allow_weak_sandbox: Read the teacher's file even on a system without seccomp (any but Linux
             on x86-64 or arm64), where a flaw in the reader could be exploited. Configuration
             files cannot set this.
+        track: Also send losses and accuracy of each epoch to ``wandb`` (Weights & Biases) or
+            ``mlflow``. Their own environment variables say where experiments are stored.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
             memory; nothing is written.
         as_json: Print the results as JSON.
@@ -184,7 +195,7 @@ def distill(
         **asdict(images),
         **form_flags(source),
     }
-    how = ResumeOptions(resume=resume is not None, trust=trust_run)
+    how = ProcessOptions(resume=resume is not None, trust=trust_run, track=track)
     _run(job, source, folder, flags, how, as_json=as_json)
 
 
@@ -212,7 +223,7 @@ def _run(
     source: DataSource,
     folder: Path,
     flags: Mapping[str, object],
-    how: ResumeOptions,
+    how: ProcessOptions,
     *,
     as_json: bool,
 ) -> None:
@@ -226,6 +237,7 @@ def _run(
         config=_resolved(flags),
         resume=how.resume,
         trust=how.trust,
+        track=how.track,
         tell=print_progress,
     )
     if as_json:

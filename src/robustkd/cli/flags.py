@@ -58,6 +58,7 @@ Channels: TypeAlias = Annotated[
     ),
 ]
 Paths: TypeAlias = Annotated[tuple[str, ...], _SEVERAL]
+Services: TypeAlias = Annotated[tuple[Literal["wandb", "mlflow"], ...], _SEVERAL]
 
 
 @Parameter(name="*")

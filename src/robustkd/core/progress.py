@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar in terminals and notebooks, and occasional lines elsewhere."""
+"""Progress: a bar in terminals, the same or lines in notebooks, and occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Protocol, runtime_checkable
 
 _FIGURES = ("loss", "acc")
@@ -31,7 +32,7 @@ class Update(Protocol):
 
 
 class _Bar:
-    """Bar of rich in a terminal or a notebook."""
+    """Bar of rich in a terminal, and in a notebook with ipywidgets."""
 
     def __init__(self, label: str, total: int) -> None:
         from rich.console import Console
@@ -39,6 +40,8 @@ class _Bar:
 
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._shown = self._console.is_terminal or self._console.is_jupyter
+        # Without ipywidgets, rich shows a warning in place of every bar.
+        live = self._console.is_terminal or (self._shown and find_spec("ipywidgets") is not None)
         self._last = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -49,7 +52,7 @@ class _Bar:
             console=self._console,
             transient=True,
             expand=True,
-            disable=not self._shown,
+            disable=not live,
         )
         short = label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
         self._task = self.progress.add_task(short, total=total, figures="")

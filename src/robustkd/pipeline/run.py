@@ -19,6 +19,7 @@ from robustkd.core.types import DataSource
 from robustkd.data import Reading, is_folder, split_text
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
+from robustkd.pipeline.experiments import check_services, experiments
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
@@ -64,6 +65,7 @@ def run(
     student_weights: str | Path | None = None,
     defence: str | None = None,
     on: Side = "teacher",
+    track: Sequence[str] = (),
     **training: Unpack[TrainingOptions],
 ) -> Finished:
     """Distil a small student from an untrusted teacher, as ``robustkd distill`` does.
@@ -97,6 +99,7 @@ def run(
         defence: Name of a published defence that cleans a network, in addition to what the method
             does; ``robustkd list`` shows all.
         on: Network that the defence cleans: ``teacher`` or ``student``.
+        track: Services that receive losses and accuracy of each epoch: ``wandb``, ``mlflow``.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
             ``batch_size`` and ``lr``. The defaults depend on the architecture; see
             :func:`robustkd.training.recipes.usual_training`.
@@ -137,7 +140,7 @@ def run(
     )
     folder = free_name(Path("robustkd-run")) if out is None else Path(at_home(os.fspath(out)))
     flags = {**_flags(job, data), **form_flags(source)}
-    results = distill_file(job, source, folder, config=flags)
+    results = distill_file(job, source, folder, config=flags, track=track)
     made = models.load(folder / run_folder.STUDENT, arch=student)
     return Finished(made.eval(), results, folder)
 
@@ -165,6 +168,7 @@ def distill_file(
     config: Mapping[str, object] | None = None,
     resume: bool = False,
     trust: bool = False,
+    track: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> Results:
     """Distil a student from a teacher's file into a run folder with results and report.
@@ -177,6 +181,8 @@ def distill_file(
         resume: If True, continue the run in ``out``, which must have been started with the same job
             and data. The student file is the same as that of an uninterrupted run.
         trust: If True, resume without verifying that runs of this user wrote the files.
+        track: Services that receive the records of the training, ``wandb`` or ``mlflow``. The
+            student does not depend on them.
         tell: Function that receives one line about the teacher before the training.
 
     Returns:
@@ -192,6 +198,7 @@ def distill_file(
     """
     if not resume:
         check_free(out)
+    services = check_services(track)
     _check_names(job, clean, config or {})
     ready = prepare(job, clean)
     clean = ready.clean
@@ -205,9 +212,18 @@ def distill_file(
     if ready.student_file is not None:
         inputs["student weights"] = identity_of_file(ready.student_file, ready.student.spec)
     split = split_text(clean)
-    with run_folder.opened(
-        out, inputs=inputs, config=config, split=split, resume=resume, trust=trust
-    ) as run:
+    with (
+        experiments(services, out, job.settings(), tell) as watching,
+        run_folder.opened(
+            out,
+            inputs=inputs,
+            config=config,
+            split=split,
+            resume=resume,
+            trust=trust,
+            watching=watching,
+        ) as run,
+    ):
         if run.finished:
             tell(f"{out} is already finished")
             return run.results()
@@ -224,7 +240,10 @@ def distill_file(
             run=run,
         )
         run.interrupts.no_longer_wait()
-        return _write_results(job, clean, ready, made, untrusted, run)
+        results = _write_results(job, clean, ready, made, untrusted, run)
+        for experiment in watching:
+            experiment.log({"test/acc": results.runs[-1].acc})
+        return results
 
 
 def _lines(job: DistillJob, ready: Prepared) -> list[str]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from robustkd.core.method_names import Side
+    from robustkd.pipeline.experiments import Experiment
     from robustkd.report.results import Results
     from robustkd.teacher.defences.base import Defended
     from robustkd.teacher.defences.masks import DetoxifiedTeacher
@@ -66,15 +67,19 @@ class Run:
     Args:
         folder: The run folder.
         seal: Seal of the files that the run writes and reads.
+        watching: Receivers of the records of finished epochs, besides the run's own event file.
     """
 
-    def __init__(self, folder: Path, seal: Seal) -> None:
+    def __init__(self, folder: Path, seal: Seal, watching: Sequence[Experiment] = ()) -> None:
         from robustkd.pipeline.interrupts import Interrupts
         from robustkd.pipeline.trackers import Events
 
         self.folder, self._seal = folder, seal
         self.interrupts = Interrupts()
-        self._events = Events(folder / "tensorboard")
+        self._watching: tuple[Events | Experiment, ...] = (
+            Events(folder / "tensorboard"),
+            *watching,
+        )
         self._started = self._kept = time.monotonic()
         self._seconds_before = 0.0
         self._noted = 0
@@ -195,7 +200,8 @@ class Run:
         if len(records) > self._noted:
             write_records(self.folder / METRICS, records)
             self._times += [time.time()] * (len(records) - self._noted)
-            self._events.show(records, self._times)
+            for watcher in self._watching:
+                watcher.show(records, self._times)
             for record in records[self._noted :]:
                 _log.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in record.items()))
             self._noted = len(records)
@@ -235,6 +241,7 @@ def opened(
     split: Iterable[str] | None = None,
     resume: bool = False,
     trust: bool = False,
+    watching: Sequence[Experiment] = (),
 ) -> Iterator[Run]:
     """Start a run in a new folder, or continue the run in an existing one.
 
@@ -246,6 +253,7 @@ def opened(
         split: Held-out images as the text of ``split.json``; None if the data brings its splits.
         resume: If True, continue an existing run.
         trust: If True, continue without verifying that a run of this user wrote the files.
+        watching: Receivers of the records of finished epochs.
 
     Yields:
         The run. The messages of interrupts and write errors in the block contain the command that
@@ -260,7 +268,7 @@ def opened(
     """
     key = _key(resuming=resume and not trust)
     seal = Seal(folder, key, json.loads(json.dumps(inputs)))
-    run = Run(folder, seal)
+    run = Run(folder, seal, watching)
     with _old_folder(folder) if resume else new_folder(folder) as held:
         if resume:
             _check_same(folder, inputs)

@@ -88,7 +88,7 @@ def _version() -> bytes:
     return _framed(event.SerializeToString())
 
 
-def _tag(name: str) -> str:
+def tag(name: str) -> str:
     """Return the name under which TensorBoard shows a value of a record."""
     return {"validation": "val/acc", "lr": "lr"}.get(name, f"train/{name}")
 
@@ -98,7 +98,7 @@ def _scalars(records: Sequence[Mapping[str, float]], times: Sequence[float]) -> 
     from torch.utils.tensorboard.summary import scalar
 
     events = (
-        Event(wall_time=ended, step=int(record["epoch"]), summary=scalar(_tag(name), value))
+        Event(wall_time=ended, step=int(record["epoch"]), summary=scalar(tag(name), value))
         for record, ended in zip(records, times, strict=True)
         for name, value in record.items()
         if name != "epoch"
