@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from statistics import median
+from statistics import fmean, median
 from typing import TypeAlias
 
 import torch
@@ -76,14 +76,20 @@ class _Few:
                 self.took.append(time.perf_counter() - started)
 
     @contextmanager
-    def timed(self, phases: Phases, name: str, steps: int) -> Iterator[None]:
-        """Estimate the time of ``steps`` steps from the time of the batches in the block."""
+    def timed(
+        self,
+        phases: Phases,
+        name: str,
+        steps: int,
+        average: Callable[[list[float]], float] = median,
+    ) -> Iterator[None]:
+        """Estimate the time of ``steps`` steps from the average time of batches in the block."""
         self.took.clear()
         started = time.perf_counter()
         yield
         if not steps:  # without training batches
             steps, self.took = 1, [time.perf_counter() - started]
-        one = median(self.took)
+        one = average(self.took)
         phases[name] = {"steps": steps, "seconds per step": one, "seconds": steps * one}
 
 
@@ -137,7 +143,8 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
         if how.defence is None or how.defence.on != on:
             return network
         defence = find(how.defence.name).defence
-        with few.timed(phases, f"clean the {on}", defence.batches(clean.size("train"))):
+        # Steps of different parts of a defence differ, so the median would leave some parts out.
+        with few.timed(phases, f"clean the {on}", defence.batches(clean.size("train")), fmean):
             return brief(defence)(network, few, seed=job.seed).network
 
     source = clean_by_defence(source, "teacher")
