@@ -17,6 +17,7 @@ from robustkd.core.errors import InputError, UsageError
 from robustkd.core.methods import METHODS, DetoxSettings, HardeningSettings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+GRIDS = sorted(path.stem for path in BENCHMARKS.glob("*.yaml"))
 BLOCK = {
     "data": {"digits": {"train": 40}},
     "pairs": [["wrn-10-1", "wrn-10-1"]],
@@ -106,7 +107,7 @@ def test_no_is_a_precision_though_yaml_reads_it_as_a_truth_value(tmp_path):
     assert load_grid(file)[0].teacher.setting.precision == "no"
 
 
-@pytest.mark.parametrize("name", ["caps", "compact", "digits", "longer", "smoke", "strong"])
+@pytest.mark.parametrize("name", GRIDS)
 def test_the_committed_grids_are_grids(name):
     cells = load_grid(BENCHMARKS / f"{name}.yaml")
     assert len({cell.name for cell in cells}) == len(cells) >= 9

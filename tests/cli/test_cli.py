@@ -219,7 +219,7 @@ def test_list_names_everything_within_80_columns(robustkd):
     words = set(said.out.split())
     assert words >= {*data.names(), *METHODS, *ATTACKS, "wrn-DEPTH-WIDTH"}
     listed = json.loads(robustkd("list", "--json").out)
-    assert list(listed) == ["data", "models", "methods", "losses", "attacks"]
+    assert list(listed) == ["data", "models", "methods", "defences", "losses", "attacks"]
     assert list(listed["methods"]) == list(METHODS)
     assert all("\n" not in line for kind in listed.values() for line in kind.values())
 
@@ -473,6 +473,13 @@ MISTAKES = [
         "mean is (0.5,) and std is (0.0,); expected 1 finite values each, std above 0",
     ),
     ({"method": "papr"}, 2, "unknown method 'papr'; did you mean 'paper'?"),
+    ({"defence": "ftsam"}, 2, "defence is 'ftsam'; did you mean 'ft-sam'?"),
+    ({"on": "student"}, 2, "--on is given without --defence; add it, or leave it out"),
+    (
+        {"defence": "ft", "on": "both"},
+        2,
+        f'Invalid value "both" for --on. Choose from: "teacher", "student". {SEE}',
+    ),
     (
         {"teacher_taps": "network.bm"},
         2,

@@ -17,8 +17,11 @@ from dataclasses import asdict, dataclass, field, replace
 
 from robustkd.attacks import find
 from robustkd.benchmark.attacked_teachers import Rehearsal
-from robustkd.core.methods import DetoxOptions, find_method, stated
+from robustkd.core.method_names import NetworkDefence, split_name
+from robustkd.core.methods import DetoxOptions, Method, find_method, stated
 from robustkd.core.types import Settings, Split
+from robustkd.student.safeguards import stated_safeguard
+from robustkd.teacher.defences.cleaning import settings_of
 from robustkd.training.config import Precision, TrainingOptions
 
 TEACHER = "teacher"
@@ -112,7 +115,8 @@ class Cell:
     Attributes:
         teacher: The backdoored teacher.
         student: Architecture of the student.
-        method: Name of a method, or ``teacher`` to measure the teacher itself.
+        method: Name of a method, with a defence if it has one, see
+            :mod:`robustkd.core.method_names`; or ``teacher`` to measure the teacher itself.
         training: Arguments of the student's training.
         detoxing: Arguments of detoxification that depend on the size of the data only.
     """
@@ -166,8 +170,27 @@ def _parts(method: str) -> dict[str, object]:
         "detox": stated(how.detox),
         "hardening": hardening,
     }
-    # Included only if it is not the default, so that stored results keep their names.
-    return parts if how.until == 1 else {**parts, "until": how.until}
+    return {**parts, **_later_parts(how)}
+
+
+def _later_parts(how: Method) -> dict[str, object]:
+    """Return the other settings that are not the default, so that stored results keep names."""
+    return {
+        **({} if how.until == 1 else {"until": how.until}),
+        **({} if how.augment is None else {"augment": how.augment}),
+        **({"safeguard": stated_safeguard(how.safeguard)} if how.safeguard else {}),
+        **({} if how.defence is None else {"defence": defence_parts(how.defence)}),
+    }
+
+
+def defence_parts(use: NetworkDefence) -> dict[str, object]:
+    """Return name, network and settings of a defence, as JSON values."""
+    return {"name": use.name, "on": use.on, "settings": settings_of(use.name)}
+
+
+def without_defence(cell: Cell) -> Cell:
+    """Return the cell of the same method without the defence that its name has."""
+    return replace(cell, method=split_name(cell.method).base)
 
 
 def digest(configuration: Mapping[str, object]) -> str:

@@ -25,9 +25,10 @@ from robustkd.attacks import ATTACKS
 from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_settings
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.folder_data import folder_name
+from robustkd.benchmark.grid_methods import method_in_grid
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError, printable
-from robustkd.core.methods import METHODS, DetoxOptions, method_name
+from robustkd.core.methods import METHODS, DetoxOptions
 from robustkd.core.types import Split
 from robustkd.core.validation import check_positive
 from robustkd.core.yaml_files import read_yaml
@@ -54,7 +55,9 @@ class Block(BaseModel):
         data: Number of images per split, by name of the data source or path of a folder.
         pairs: Architectures of teacher and student.
         attacks: Arguments of the attacks, by name.
-        methods: Names of methods; the teacher itself is always measured.
+        methods: Names of methods, or mappings of a defence, see
+            :func:`robustkd.benchmark.grid_methods.method_in_grid`; the teacher itself is always
+            measured.
         seeds: Each is one repetition with a teacher of its own.
         target: Target class of the attacks.
         augment: If True, all networks are trained on randomly cropped and flipped images.
@@ -116,10 +119,12 @@ class Block(BaseModel):
             check_settings(name, {**self.teaching, **(own or {})})
         return self
 
-    @field_validator("methods")
+    @field_validator("methods", mode="before")
     @classmethod
-    def _known_methods(cls, methods: list[str]) -> list[str]:
-        return [method_name(name) for name in methods]
+    def _known_methods(cls, methods: object) -> object:
+        if not isinstance(methods, list):
+            return methods
+        return [method_in_grid(each) for each in methods]
 
     def count(self) -> int:
         """Return the number of cells, without creating any."""

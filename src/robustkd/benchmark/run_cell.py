@@ -17,16 +17,28 @@ from robustkd import data, models
 from robustkd.attacks import Backdoored, load_trigger, save_trigger
 from robustkd.benchmark.attacked_teachers import run_attack
 from robustkd.benchmark.cache import Store
-from robustkd.benchmark.cells import FORMAT, TEACHER, Cell, Setting, TeacherCell, digest
+from robustkd.benchmark.cells import (
+    FORMAT,
+    TEACHER,
+    Cell,
+    Setting,
+    TeacherCell,
+    defence_parts,
+    digest,
+    without_defence,
+)
 from robustkd.benchmark.rows import measured_run
 from robustkd.core.devices import default_device
 from robustkd.core.environment import environment
 from robustkd.core.errors import RobustKDError
 from robustkd.core.files import read_json, write_json
+from robustkd.core.method_names import NetworkDefence
 from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.data import InMemory
+from robustkd.data.augment import named
 from robustkd.pipeline.student import make_student
+from robustkd.teacher.defences.cleaning import clean_network
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.precision import mixed
 
@@ -120,15 +132,66 @@ def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, _Made]:
 
 
 def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _Made]:
-    how, setting = find_method(cell.method), cell.teacher.setting
+    """Return the student of a cell; networks before and after a defence are shared by cells."""
+    use = find_method(cell.method).defence
+    if use is None:
+        return _plain_student(cell, teacher, store)
+    if use.on == "teacher":
+        key = {"teacher": cell.teacher.configuration(), "kind": "cleaned teacher"}
+        teacher, cleaned = _cleaned(cell, key, use, teacher, store)
+        student, made = _plain_student(cell, teacher, store)
+    else:
+        # It does not depend on the defence, and other cells of the grid need it as well.
+        student, made = _student(without_defence(cell), teacher, store)
+        key = {"student": without_defence(cell).configuration(), "kind": "cleaned student"}
+        student, cleaned = _cleaned(cell, key, use, student, store)
+    record = {**made.record, "defence": cleaned.record}
+    return student, _Made(record, round(made.seconds + cleaned.seconds, 2))
+
+
+def _cleaned(
+    cell: Cell,
+    key: Mapping[str, object],
+    use: NetworkDefence,
+    network: nn.Module,
+    store: Store,
+) -> tuple[nn.Module, _Made]:
+    """Return a network as cleaned by a defence, with its record and wall time."""
+    setting = cell.teacher.setting
+
+    def make(folder: Path) -> None:
+        started = time.perf_counter()
+        done = clean_network(
+            network, _source(setting), use, seed=setting.seed, precision=setting.precision
+        )
+        seconds = round(time.perf_counter() - started, 2)
+        models.save(done.network, folder / "model.safetensors", provenance={"defence": use.name})
+        write_json(folder / "made.json", {"record": done.record, "seconds": seconds})
+
+    configuration = {"format": FORMAT, **key, "defence": defence_parts(use)}
+    return _read_network(store.fetch(digest(configuration), make))
+
+
+def _read_network(folder: Path) -> tuple[nn.Module, _Made]:
+    model = models.load(folder / "model.safetensors", links=False).to(default_device())
+    return model, _made(folder)
+
+
+def _plain_student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _Made]:
+    """Return the student of a teacher that was cleaned before, if the method has a defence."""
+    found, setting = find_method(cell.method), cell.teacher.setting
+    how = replace(found, defence=None)
     training: TrainingOptions = {"precision": setting.precision, **cell.training}
+    source = _source(setting)
+    if how.augment is not None:
+        source = replace(source, augmentation=named(how.augment, source.augmentation))
 
     def make(folder: Path) -> None:
         made = make_student(
             teacher,
             # Every method's student starts from the same weights.
             _build(cell.student, setting, setting.seed + 1),
-            _source(setting),
+            source,
             how,
             training=TrainingConfig(**training),
             detoxing=cell.detoxing,
@@ -149,9 +212,7 @@ def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _
         configuration["teacher"] = {"format": FORMAT, **setting.configuration()}
         for name in cell.teacher.made_by():
             del configuration[name]
-    folder = store.fetch(digest({**configuration, "kind": "student"}), make)
-    made = _made(folder)
-    return models.load(folder / "model.safetensors", links=False).to(default_device()), made
+    return _read_network(store.fetch(digest({**configuration, "kind": "student"}), make))
 
 
 @lru_cache(maxsize=2)

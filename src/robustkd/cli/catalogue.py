@@ -11,6 +11,7 @@ from robustkd.data import PICTURES, SOURCES
 from robustkd.models import FAMILIES
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
+from robustkd.teacher.defences.registry import DEFENCES
 from robustkd.training.losses import LOSSES
 
 _USUAL_IMAGE = (3, 32, 32)
@@ -28,6 +29,7 @@ def catalogue() -> dict[str, dict[str, str]]:
             for name, family in FAMILIES.items()
         },
         "methods": {name: method.summary for name, method in METHODS.items()},
+        "defences": {name: f"{row.summary} ({row.source})" for name, row in DEFENCES.items()},
         "losses": dict(LOSSES),
         "attacks": {name: row.summary for name, row in ATTACKS.items()},
     }

@@ -239,7 +239,7 @@ def list_(
     image: tuple[int, int, int] | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """List data sets, architectures, methods, losses and attacks.
+    """List data sets, architectures, methods, defences, losses and attacks.
 
     Args:
         taps: Show the taps, parameters and operations of this architecture instead.

@@ -60,6 +60,8 @@ def distill(
     student: Arch,
     out: Path | None = None,
     method: str = "default",
+    defence: str | None = None,
+    on: Literal["teacher", "student"] | None = None,
     training: TrainingFlags = None,
     seed: int = 0,
     device: str = "auto",
@@ -95,6 +97,10 @@ def distill(
         student: Architecture of the student.
         out: New folder for the student, its results and the report.
         method: Name of the method, see ``robustkd list``.
+        defence: Name of a published defence that cleans a network in addition to what the method
+            does, see ``robustkd list``. With ``--method mix``, it is the only defence.
+        on: Network that the defence cleans: ``teacher``, before the student learns from it, or
+            ``student``, after its training. Default: ``teacher``.
         training: How the student is trained.
         seed: The same seed gives the same student, byte for byte.
         device: Device of the training; ``auto`` takes a GPU if there is one.
@@ -142,6 +148,8 @@ def distill(
     choose_device(device, threads)
     if trust_run and resume is None:
         raise UsageError("--trust-run is given without --resume; add --resume RUN, or leave it out")
+    if on is not None and defence is None:
+        raise UsageError("--on is given without --defence; add it, or leave it out")
     folder = _folder(out, config, resume, dry_run=dry_run)
     # The imports below take seconds.
     print_in_terminal("reading the data and the teacher ...")
@@ -167,6 +175,8 @@ def distill(
         allow_weak_sandbox=allow_weak_sandbox,
         augment=augment,
         student_weights=student_weights,
+        defence=defence,
+        on=on or "teacher",
     )
     reading = reading_of(images)
     source = open_as_taught(teacher, known, data, data_root, reading, given_of(images))

@@ -38,6 +38,9 @@ def _read(path: Path, *, of_a_run: bool) -> dict[str, object]:
     if of_a_run and not os.path.lexists(path):
         raise InputError(f"{path.parent} is not the folder of a run: it has no {path.name}")
     content = read_yaml(path, links=not of_a_run)
+    if isinstance(content, dict):
+        # YAML reads the key "on" as True.
+        content = {"on" if key is True else key: value for key, value in content.items()}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path} holds no flags; expected lines such as 'epochs: 30'")
     for key in content:

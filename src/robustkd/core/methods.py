@@ -3,7 +3,8 @@
 A method defines what the student learns from, whether the teacher is cleaned first, and whether the
 student is hardened. Training settings such as the number of epochs are not part of a method, so
 that methods can be compared at equal cost. A new method is one row of :data:`METHODS` and nothing
-else: the command line, ``robustkd list``, grids, tables and reports read the row.
+else: the command line, ``robustkd list``, grids, tables and reports read the row. Any method can be
+combined with a defence that cleans a network; see :mod:`robustkd.core.method_names`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias, TypedDict
 
 from robustkd.core.errors import UsageError
+from robustkd.core.method_names import NetworkDefence, losses_name, losses_of, split_name
 from robustkd.core.names import nearest
 
 Ratio: TypeAlias = Literal["position", "stage"]
@@ -106,12 +108,18 @@ class Method:
         summary: Description in one line.
         label: Name in tables and reports.
         losses: Distillation losses by weight; empty for a student without a teacher.
-        until: Share of the training, from its start, in which the student learns from the teacher,
-            in (0, 1]; see :class:`robustkd.student.objective.EarlyStop`.
         detox: Settings of detoxification; None to use the teacher as it is.
         hardening: Settings of hardening; None to train without.
         rivals: Names of the ordinary methods that the method is compared with; empty for an
             ordinary method.
+        until: Share of the training, from its start, in which the student learns from the teacher,
+            in (0, 1]; see :class:`robustkd.student.objective.EarlyStop`.
+        baseline: Whether the method is a published baseline or a control, and not RobustKD's own.
+        safeguard: Name of a defence within the distillation, see
+            :data:`robustkd.student.safeguards.SAFEGUARDS`; empty for none.
+        augment: Augmentation of the training images, see
+            :data:`robustkd.data.augment.AUGMENTATIONS`; None for the usual one.
+        defence: Defence that cleans the teacher or the student in addition; None for none.
     """
 
     summary: str
@@ -121,11 +129,20 @@ class Method:
     hardening: HardeningSettings | None = None
     rivals: tuple[str, ...] = ()
     until: float = 1.0
+    baseline: bool = False
+    safeguard: str = ""
+    augment: str | None = None
+    defence: NetworkDefence | None = None
 
     @property
     def defended(self) -> bool:
         """Whether the method is a defence; False for ordinary students."""
         return bool(self.rivals)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the method is a defence of RobustKD."""
+        return self.defended and not self.baseline
 
 
 # The budget is the loss of 3 to 4 points of accuracy that the paper reports.
@@ -189,6 +206,30 @@ METHODS: dict[str, Method] = {
         hardening=_FADING,
         rivals=("kd",),
     ),
+    "bcu": Method(
+        "soft targets, with weights re-initialised on the way, as in CVPR 2023",
+        "BCU (KD)",
+        losses={"kd": 1.0},
+        rivals=("kd",),
+        baseline=True,
+        safeguard="bcu",
+    ),
+    "abd": Method(
+        "soft targets, unlearning a universal perturbation at the end, as in ICML 2023",
+        "ABD (KD)",
+        losses={"kd": 1.0},
+        rivals=("kd",),
+        baseline=True,
+        safeguard="abd",
+    ),
+    "randaugment": Method(
+        "ordinary soft targets and OFD on images changed by RandAugment, a control",
+        "random augmentation (mix)",
+        losses=_MIX,
+        rivals=("mix",),
+        baseline=True,
+        augment="randaugment",
+    ),
     "both": Method(
         "detoxified teacher as in paper, hardened student as in default",
         "RobustKD (both)",
@@ -202,15 +243,22 @@ METHODS: dict[str, Method] = {
 
 ALIASES: Mapping[str, str] = MappingProxyType({"kd+ofd": "mix", "detox+harden": "both"})
 """Descriptive names of methods, and the names under which results are stored."""
+DETOX = "detox"
+"""Name in the registry of defences of the detoxification, which methods have as ``detox``."""
 
 
 def find_method(name: str) -> Method:
-    """Return the method of a name or alias.
+    """Return the method of a name or alias, with the defence in the name if there is one.
+
+    Whether the registry has this defence is not checked.
 
     Raises:
-        UsageError: If there is none; the message suggests the nearest name.
+        UsageError: If there is none, or the defence does not fit it; the message suggests the
+            nearest name.
     """
-    return METHODS[method_name(name)]
+    defence, base = split_name(method_name(name))
+    how = METHODS[base] if base in METHODS else _of_losses(base)
+    return how if defence is None else _with_defence(how, base, defence)
 
 
 def method_name(name: str) -> str:
@@ -219,20 +267,99 @@ def method_name(name: str) -> str:
     Raises:
         UsageError: If there is no such method; the message suggests the nearest name.
 
-    >>> method_name("kd+ofd")
-    'mix'
+    >>> method_name("kd+ofd"), method_name("teacher-anp+kd+ofd"), method_name("kd-1")
+    ('mix', 'teacher-anp+mix', 'kd')
     """
-    known = ALIASES.get(name, name)
+    defence, base = split_name(name)
+    known = ALIASES.get(base, base)
     if known not in METHODS:
-        raise UsageError(f"unknown method {name!r}; {nearest(name, [*METHODS, *ALIASES])}")
-    return known
+        losses = losses_of(known)
+        if losses is None:
+            raise UsageError(f"unknown method {base!r}; {nearest(base, [*METHODS, *ALIASES])}")
+        known = name_of_losses(losses)
+    return known if defence is None else defence.around(known)
+
+
+def name_of_losses(losses: Mapping[str, float]) -> str:
+    """Return the name of the ordinary method with these weights of losses.
+
+    Raises:
+        UsageError: If a weight cannot be part of a name.
+
+    >>> name_of_losses({"kd": 1.0, "ofd": 0.3}), name_of_losses({"kd": 1.0, "ofd": 0.5})
+    ('mix', 'kd-1+ofd-0.5')
+    """
+    ordinary = (name for name, how in METHODS.items() if how == _ordinary(how))
+    same = (name for name in ordinary if dict(METHODS[name].losses) == dict(losses))
+    return next(same, None) or losses_name(losses)
+
+
+def look_up(name: str) -> Method | None:
+    """Return the method of a name in results; None for a name that this version does not know."""
+    try:
+        return find_method(name)
+    except UsageError:
+        return None
 
 
 def label_of(method: str) -> str:
     """Return the label of a method, of the teacher itself, or of a method of an older version."""
     if method == "teacher":
         return "teacher as given"
-    return METHODS[method].label or method if method in METHODS else method
+    known = look_up(method)
+    return known.label or method if known is not None else method
+
+
+def _ordinary(how: Method) -> Method:
+    """Return an ordinary method with the same texts and losses."""
+    return Method(how.summary, how.label, how.losses)
+
+
+def _of_losses(name: str) -> Method:
+    return Method(
+        f"ordinary distillation with the losses {name}",
+        f"ordinary student ({name})",
+        losses_of(name) or _NO_LOSSES,
+    )
+
+
+def _with_defence(how: Method, base: str, defence: NetworkDefence) -> Method:
+    """Return a method whose teacher or student is cleaned by a defence.
+
+    Raises:
+        UsageError: If the method has no teacher to clean, or detoxifies already, or the student
+            could not be saved.
+    """
+    name, on = defence.name, defence.on
+    if on == "teacher" and not how.losses:
+        raise UsageError(
+            f"defence {name!r} is for the teacher, but method {base!r} has none; choose another "
+            "method, or clean the student"
+        )
+    first = (
+        f"the teacher is cleaned by {name}, then {how.summary}"
+        if on == "teacher"
+        else f"{how.summary}, then the student is cleaned by {name}"
+    )
+    changed = replace(
+        how,
+        summary=first,
+        label=f"{name} on {on} ({base})",
+        rivals=how.rivals or (base,),
+        baseline=how.baseline or not how.defended,
+    )
+    if name != DETOX:
+        return replace(changed, defence=defence)
+    if on == "student":
+        raise UsageError(
+            f"defence {name!r} adds masks, which a student's file cannot hold; clean the teacher "
+            "by it, or choose another defence"
+        )
+    if how.detox is not None:
+        raise UsageError(
+            f"method {base!r} detoxifies the teacher already; leave defence {name!r} out"
+        )
+    return replace(changed, detox=DetoxSettings())
 
 
 def stated(settings: DetoxSettings | HardeningSettings | None) -> dict[str, Setting] | None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from statistics import median
+from statistics import fmean, median
 from typing import TypeAlias
 
 import torch
 from torch import nn
 
 from robustkd import models
+from robustkd.core.method_names import Side
 from robustkd.core.methods import DetoxSettings
 from robustkd.core.types import Batch, DataSource, Split
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import form
 from robustkd.pipeline.prepare import Prepared, prepare
 from robustkd.pipeline.student import make_student
+from robustkd.teacher.defences.brief import brief
 from robustkd.teacher.defences.detoxification import detoxify
+from robustkd.teacher.defences.registry import find
 from robustkd.training.inference import accuracy_on
 from robustkd.training.last_batch import steps_per_epoch
 
@@ -73,11 +76,20 @@ class _Few:
                 self.took.append(time.perf_counter() - started)
 
     @contextmanager
-    def timed(self, phases: Phases, name: str, steps: int) -> Iterator[None]:
-        """Estimate the time of ``steps`` steps from the time of the batches in the block."""
+    def timed(
+        self,
+        phases: Phases,
+        name: str,
+        steps: int,
+        average: Callable[[list[float]], float] = median,
+    ) -> Iterator[None]:
+        """Estimate the time of ``steps`` steps from the average time of batches in the block."""
         self.took.clear()
+        started = time.perf_counter()
         yield
-        one = median(self.took)
+        if not steps:  # without training batches
+            steps, self.took = 1, [time.perf_counter() - started]
+        one = average(self.took)
         phases[name] = {"steps": steps, "seconds per step": one, "seconds": steps * one}
 
 
@@ -115,7 +127,7 @@ def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, objec
             **({"augmentation": used} if (used := ready.augmentation.record.get("used")) else {}),
         },
         **phases,
-        "estimate": {"method": job.method, "seconds": seconds, "peak MiB": _peak_mib()},
+        "estimate": {"method": job.name, "seconds": seconds, "peak MiB": _peak_mib()},
     }
 
 
@@ -126,22 +138,33 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
     batch_size = training.batch_size
     few = _Few(clean, _BATCHES * max(batch_size, DetoxSettings().batch_size))
     source: nn.Module = teacher
+
+    def clean_by_defence(network: nn.Module, on: Side) -> nn.Module:
+        if how.defence is None or how.defence.on != on:
+            return network
+        defence = find(how.defence.name).defence
+        # Steps of different parts of a defence differ, so the median would leave some parts out.
+        with few.timed(phases, f"clean the {on}", defence.batches(clean.size("train")), fmean):
+            return brief(defence)(network, few, seed=job.seed).network
+
+    source = clean_by_defence(source, "teacher")
     if how.detox is not None:
         full = how.detox
-        brief = asdict(replace(full, steps=_BATCHES, raises=0, bisections=0))
+        short = asdict(replace(full, steps=_BATCHES, raises=0, bisections=0))
         steps = full.steps * (1 + full.raises + full.bisections)
         with few.timed(phases, "detoxify", steps):
-            source = detoxify(teacher, few, seed=job.seed, **brief).teacher
+            source = detoxify(source, few, seed=job.seed, **short).teacher
     steps = training.epochs * steps_per_epoch(clean.size("train"), batch_size)
     with few.timed(phases, "distil", steps):
         make_student(
             source,
             ready.student,
             few,
-            replace(how, detox=None),
+            replace(how, detox=None, defence=None),
             training=replace(training, epochs=1),
             seed=job.seed,
         )
+    clean_by_defence(ready.student, "student")
     started = time.perf_counter()
     accuracy_on(ready.student, few, "validation")
     one = (time.perf_counter() - started) * clean.size("validation") / few.size("validation")

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from robustkd.core.errors import UsageError
+from robustkd.core.method_names import NetworkDefence, Side
 from robustkd.core.methods import Method, find_method, method_name
 from robustkd.data.augment import AUGMENTATIONS
 from robustkd.models import check_name
+from robustkd.student.objective import check_weights
+from robustkd.teacher.defences.registry import find
 from robustkd.training.config import TrainingConfig
 
 
@@ -41,9 +44,13 @@ class DistillJob:
         student_weights: File of weights from which the student starts, or a folder of the Hugging
             Face Hub with it; None for random weights. Which file it is, is not among the settings,
             since its SHA-256 is recorded.
+        defence: Name of a defence that cleans a network in addition to what the method does, see
+            :data:`robustkd.teacher.defences.registry.DEFENCES`; None for none.
+        on: Network that the defence cleans: the teacher before the distillation, or the finished
+            student.
 
     Raises:
-        UsageError: If a name is unknown.
+        UsageError: If a name is unknown, or the defence does not fit the method.
     """
 
     teacher: Path
@@ -61,17 +68,40 @@ class DistillJob:
     allow_weak_sandbox: bool = False
     augment: str | None = None
     student_weights: Path | None = None
+    defence: str | None = None
+    on: Side = "teacher"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_name(self.method))
+        if self.defence is not None:
+            find(self.defence)
+        check_method(self.name)
         check_name(self.student)
         if self.augment is not None and self.augment not in AUGMENTATIONS:
             raise UsageError(f"augment is {self.augment!r}; expected {', '.join(AUGMENTATIONS)}")
+        own = self.how.augment
+        if own is not None and self.augment not in (None, own):
+            raise UsageError(
+                f"augment is {self.augment!r}, but method {self.method!r} uses {own!r}; "
+                "leave it out"
+            )
+
+    @property
+    def name(self) -> str:
+        """Name of the method with the defence, under which results are stored."""
+        if self.defence is None:
+            return self.method
+        return NetworkDefence(self.defence, self.on).around(self.method)
 
     @property
     def how(self) -> Method:
-        """The method itself."""
-        return find_method(self.method)
+        """The method with the defence."""
+        return find_method(self.name)
+
+    @property
+    def augmentation(self) -> str | None:
+        """Augmentation that the user or the method names; None for the usual one."""
+        return self.how.augment if self.augment is None else self.augment
 
     def settings(self) -> dict[str, object]:
         """Return the settings that the student depends on, besides teacher and data."""
@@ -88,13 +118,26 @@ class DistillJob:
             **({"keep_class_order": True} if self.keep_class_order else {}),
             **({} if self.teacher_key is None else {"teacher_key": self.teacher_key}),
             **({} if self.augment is None else {"augment": self.augment}),
+            **({} if self.defence is None else {"defence": self.defence, "on": self.on}),
         }
 
     def provenance(self, data: str) -> dict[str, object]:
         """Return the provenance that is stored in the student's file, as JSON values."""
         return {
-            "method": self.method,
+            "method": self.name,
             "data": data,
             "seed": self.seed,
             "training": self.training.stated(),
         }
+
+
+def check_method(name: str) -> None:
+    """Raise an error for the name of a method whose defence or losses are unknown.
+
+    Raises:
+        UsageError: If there is no such method, loss or defence, or they do not fit together.
+    """
+    how = find_method(name)
+    check_weights(how.losses)
+    if how.defence is not None:
+        find(how.defence.name)

@@ -104,7 +104,7 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
     fresh = models.spec_for(job.student, clean)
     student, weights = initial_student(job, clean, fresh)
     _name_taps(student, job.student_taps)
-    augmentation = choose_augmentation(teacher, clean, job.augment)
+    augmentation = choose_augmentation(teacher, clean, job.augmentation)
     return Prepared(teacher, read.file, accuracy, student, fresh, augmentation, weights)
 
 

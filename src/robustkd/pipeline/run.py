@@ -13,6 +13,7 @@ from robustkd import models, report
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.files import at_home, check_free, free_name
+from robustkd.core.method_names import Side
 from robustkd.core.names import unfit
 from robustkd.core.types import DataSource
 from robustkd.data import Reading, is_folder, split_text
@@ -62,6 +63,8 @@ def run(
     teacher_key: str | None = None,
     augment: str | None = None,
     student_weights: str | Path | None = None,
+    defence: str | None = None,
+    on: Side = "teacher",
     track: Sequence[str] = (),
     **training: Unpack[TrainingOptions],
 ) -> Finished:
@@ -93,6 +96,9 @@ def run(
             default ``light``, made weaker if the teacher is much less accurate with it.
         student_weights: File of weights from which the student starts; by default they are random.
             It is read like the teacher's file, and may have a head of other classes.
+        defence: Name of a published defence that cleans a network, in addition to what the method
+            does; ``robustkd list`` shows all.
+        on: Network that the defence cleans: ``teacher`` or ``student``.
         track: Services that receive losses and accuracy of each epoch: ``wandb``, ``mlflow``.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
             ``batch_size`` and ``lr``. The defaults depend on the architecture; see
@@ -129,6 +135,8 @@ def run(
         student_weights=None
         if student_weights is None
         else Path(at_home(os.fspath(student_weights))),
+        defence=defence,
+        on=on,
     )
     folder = free_name(Path("robustkd-run")) if out is None else Path(at_home(os.fspath(out)))
     flags = {**_flags(job, data), **form_flags(source)}
@@ -219,7 +227,7 @@ def distill_file(
         if run.finished:
             tell(f"{out} is already finished")
             return run.results()
-        for line in _lines(ready):
+        for line in _lines(job, ready):
             tell(line)
             _log.info("%s", line)
         made = make_student(
@@ -238,7 +246,7 @@ def distill_file(
         return results
 
 
-def _lines(ready: Prepared) -> list[str]:
+def _lines(job: DistillJob, ready: Prepared) -> list[str]:
     """Return what the user should check before the training, one line each."""
     clean, choice = ready.clean, ready.augmentation
     return [
@@ -247,7 +255,13 @@ def _lines(ready: Prepared) -> list[str]:
         *ready.student_line(),
         *_left_out(clean),
         *([choice.line] if choice.line else []),
+        *_method_line(job),
     ]
+
+
+def _method_line(job: DistillJob) -> list[str]:
+    """Return a line about the order of steps if a defence is added to the method."""
+    return [] if job.defence is None else [f"method: {job.how.summary}"]
 
 
 def _skipped(clean: DataSource) -> dict[str, int]:
@@ -307,12 +321,12 @@ def _write_results(
         provenance["student_weights_sha256"] = ready.student_file.sha256
     student = measure(made.student, clean)
     with run.writing(run_folder.STUDENT) as path:
-        models.save(ready.student, path, provenance=provenance)
+        models.save(made.student, path, provenance=provenance)
         size = path.stat().st_size
     results = Results(
         runs=(
             _untriggered_row(job, clean, "teacher", untrusted, 0.0),
-            _untriggered_row(job, clean, job.method, student, made.seconds),
+            _untriggered_row(job, clean, job.name, student, made.seconds),
         ),
         environment=environment(),
         config={"arch": job.arch, "student": job.student, **provenance},

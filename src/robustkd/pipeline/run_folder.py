@@ -33,8 +33,10 @@ from robustkd.pipeline.seal import SEAL, TRUST, Seal
 if TYPE_CHECKING:
     from torch import nn
 
+    from robustkd.core.method_names import Side
     from robustkd.pipeline.experiments import Experiment
     from robustkd.report.results import Results
+    from robustkd.teacher.defences.base import Defended
     from robustkd.teacher.defences.masks import DetoxifiedTeacher
     from robustkd.training.checkpoint import State
 
@@ -46,8 +48,9 @@ RESULTS = "results.json"
 _INPUTS = "run.json"
 _ENVIRONMENT = "environment.json"
 _DETOXIFIED = "detoxified.safetensors"
+_CLEANED = {"teacher": "cleaned-teacher.safetensors", "student": "cleaned-student.safetensors"}
 _LAST = "report.html"
-_SEALED = (CHECKPOINT, _DETOXIFIED, STUDENT, RESULTS)
+_SEALED = (CHECKPOINT, _DETOXIFIED, *_CLEANED.values(), STUDENT, RESULTS)
 """Files that a resumed run relies on and the seal covers; see `robustkd.pipeline.seal`."""
 _VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
 """Pattern of the environment values that are shown in messages."""
@@ -104,32 +107,63 @@ class Run:
             teacher: The network to detoxify.
         """
         from robustkd.core.devices import device_of
-        from robustkd.models.serialization import read_safetensors
         from robustkd.teacher.defences.masks import load_detoxified, save_detoxified
 
-        path = self.folder / _DETOXIFIED
-        fresh = not _has(self.folder, _DETOXIFIED)
-        if fresh:
+        if fresh := not _has(self.folder, _DETOXIFIED):
             cleaned, record = detoxify()
             provenance = {"record": record, "seconds": self.seconds}
             with self._seal.replacing(_DETOXIFIED) as partial:
                 save_detoxified(cleaned, partial, provenance=provenance)
             _log.info("the teacher is detoxified")
-        arch = getattr(getattr(teacher, "spec", None), "arch", None)
         # Always read from the file, so that a resumed run distils from exactly the same teacher.
         with self._seal.reading(_DETOXIFIED) as copy:
-            made = read_safetensors(copy, links=False)[1].get("provenance")
-            cleaned = load_detoxified(copy, arch=arch, links=False)
-        before, seconds = (
+            record = self._record_in(copy, fresh=fresh)
+            cleaned = load_detoxified(copy, arch=_arch_of(teacher), links=False)
+        return cleaned.to(device_of(teacher)), record
+
+    def clean_once(self, clean: Callable[[], Defended], network: nn.Module, on: Side) -> Defended:
+        """Return a network as cleaned by a defence; a resumed run reads it from the folder.
+
+        Args:
+            clean: Function that computes the network and its record.
+            network: The network to clean.
+            on: Whether it is the teacher or the student.
+
+        Raises:
+            KeyboardInterrupt: If an interrupt is pending.
+        """
+        from robustkd import models
+        from robustkd.core.devices import device_of
+        from robustkd.teacher.defences.base import Defended
+
+        # A defence has no checkpoints to wait for.
+        self.interrupts.no_longer_wait()
+        name = _CLEANED[on]
+        if fresh := not _has(self.folder, name):
+            done = clean()
+            provenance = {"record": done.record, "seconds": self.seconds}
+            with self._seal.replacing(name) as partial:
+                models.save(done.network, partial, provenance=provenance)
+            _log.info("the %s is cleaned", on)
+        with self._seal.reading(name) as copy:
+            record = self._record_in(copy, fresh=fresh)
+            cleaned = models.load(copy, arch=_arch_of(network), links=False)
+        cleaned.taps = getattr(network, "taps", None)
+        return Defended(cleaned.eval().to(device_of(network)), record)
+
+    def _record_in(self, copy: Path, *, fresh: bool) -> dict[str, object]:
+        """Return the record in the file of a cleaned network; that of an earlier process counts."""
+        from robustkd.models.serialization import read_safetensors
+
+        made = read_safetensors(copy, links=False)[1].get("provenance")
+        record, seconds = (
             (made.get("record"), made.get("seconds")) if isinstance(made, dict) else (None, None)
         )
-        if not isinstance(before, dict) or not isinstance(seconds, int | float):
-            raise InputError(
-                f"{path} lacks the record of its detoxification; start a new run with --out"
-            )
+        if not isinstance(record, dict) or not isinstance(seconds, int | float):
+            raise InputError(f"{copy} lacks the record of its cleaning; start a new run with --out")
         if not fresh:
             self._seconds_before = seconds
-        return cleaned.to(device_of(teacher)), before
+        return record
 
     def last(self) -> State | None:
         """Return the last stored state; from now on, an interrupt waits for the next checkpoint."""
@@ -261,6 +295,10 @@ def _old_folder(path: Path) -> Iterator[Folder]:
     # Workers of a killed process hold its lock until they notice.
     with open_folder(path) as folder, locked(folder, seconds=_LOCK_SECONDS):
         yield folder
+
+
+def _arch_of(network: nn.Module) -> str | None:
+    return getattr(getattr(network, "spec", None), "arch", None)
 
 
 def _has(folder: Path, name: str) -> bool:

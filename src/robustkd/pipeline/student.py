@@ -1,4 +1,4 @@
-"""Creation of one student: detoxification of the teacher, distillation and hardening."""
+"""Creation of one student: cleaning of the teacher, distillation, hardening, and cleaning again."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from pathlib import Path
 
 from torch import nn
 
+from robustkd.core.method_names import NetworkDefence
 from robustkd.core.methods import DetoxOptions, DetoxSettings, Method, stated
 from robustkd.core.types import DataSource
 from robustkd.pipeline import run_folder
 from robustkd.student.distillation import distill
 from robustkd.student.hardening import UniversalPerturbations
+from robustkd.student.safeguards import start_safeguard
+from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.cleaning import clean_network
 from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
-from robustkd.training.config import TrainingConfig
+from robustkd.training.config import Precision, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Made:
     Attributes:
         student: The trained network, in eval mode.
         detoxified: The detoxified teacher, if the method detoxifies.
-        record: Record of detoxification and distillation, as JSON values.
+        record: Record of cleaning, detoxification and distillation, as JSON values.
         seconds: Total wall time.
     """
 
@@ -48,12 +52,15 @@ def make_student(
     log: Path | None = None,
     run: run_folder.Run | None = None,
 ) -> Made:
-    """Detoxify the teacher, distil it and harden the student, as the method specifies.
+    """Clean the teacher, distil it, harden the student and clean it, as the method specifies.
+
+    A defence of the registry cleans the teacher before it is detoxified, or the student after its
+    training.
 
     Args:
         teacher: The untrusted network; it is not changed.
         student: Network with fresh weights; trained in place.
-        clean: The user's clean images.
+        clean: The user's clean images, with the augmentation of the method.
         how: The method.
         training: How the student is trained.
         detoxing: Further arguments of
@@ -66,17 +73,21 @@ def make_student(
     started = time.perf_counter()
     record: dict[str, object] = {}
     source, detoxified = teacher, None
+    if how.defence is not None and how.defence.on == "teacher":
+        source, record["defence"] = _cleaned(
+            source, clean, how.defence, seed, training.precision, run
+        )
     if how.detox is not None:
         # The settings of the method override those that depend on the data.
         settings = {**asdict(DetoxSettings()), **(detoxing or {}), **(stated(how.detox) or {})}
-        precision = training.precision
+        precision, given = training.precision, source
 
         def clean_up() -> tuple[DetoxifiedTeacher, dict[str, object]]:
-            cleaned = detoxify(teacher, clean, seed=seed, precision=precision, **settings)
+            cleaned = detoxify(given, clean, seed=seed, precision=precision, **settings)
             return cleaned.teacher, asdict(cleaned.record)
 
         detoxified, record["detox"] = (
-            clean_up() if run is None else run.detoxify_once(clean_up, teacher)
+            clean_up() if run is None else run.detoxify_once(clean_up, given)
         )
         source = detoxified
     hardening = None
@@ -91,6 +102,7 @@ def make_student(
         losses=how.losses,
         until=how.until,
         hardening=hardening,
+        safeguard=start_safeguard(how.safeguard, clean.image_shape, seed=seed),
         seed=seed,
         label=label,
         log=log,
@@ -98,5 +110,25 @@ def make_student(
         **asdict(training),
     )
     record.update(epochs=learnt.epochs, kept=learnt.kept)
+    made = learnt.student
+    if how.defence is not None and how.defence.on == "student":
+        made, record["defence"] = _cleaned(made, clean, how.defence, seed, training.precision, run)
     seconds = time.perf_counter() - started if run is None else run.seconds
-    return Made(learnt.student, detoxified, record, seconds)
+    return Made(made, detoxified, record, seconds)
+
+
+def _cleaned(
+    network: nn.Module,
+    clean: DataSource,
+    defence: NetworkDefence,
+    seed: int,
+    precision: Precision,
+    run: run_folder.Run | None,
+) -> tuple[nn.Module, dict[str, object]]:
+    """Return the network as cleaned by a defence, and its record."""
+
+    def compute() -> Defended:
+        return clean_network(network, clean, defence, seed=seed, precision=precision)
+
+    done = compute() if run is None else run.clean_once(compute, network, defence.on)
+    return done.network, done.record

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from robustkd.core.methods import METHODS, label_of
+from robustkd.core.methods import METHODS, label_of, look_up
 from robustkd.core.statistics import wilson
 from robustkd.report.results import ResultRow
 
@@ -95,7 +95,8 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether the method is a defence of RobustKD."""
-        return self.method in METHODS and METHODS[self.method].defended
+        known = look_up(self.method)
+        return known is not None and known.ours
 
 
 def aggregate(runs: Iterable[ResultRow]) -> list[Row]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
 
-from robustkd.core.methods import METHODS, label_of
+from robustkd.core.methods import METHODS, Method, label_of, look_up
 from robustkd.core.statistics import defence_effectiveness
 from robustkd.report.aggregate import (
     Cell,
@@ -117,12 +117,18 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
 
 
 def _of_methods(data: str, pair: str, settings: Sequence[list[Row]]) -> list[Summary]:
+    rows = chain.from_iterable(settings)
     found = (
         _summary((data, pair), name, method.rivals, settings)
-        for name, method in METHODS.items()
-        if method.defended
+        for name, method in _defended({row.method for row in rows}).items()
     )
     return [summary for summary in found if summary is not None]
+
+
+def _defended(names: Iterable[str]) -> dict[str, Method]:
+    """Return the defended methods of these names, in the order of every table."""
+    known = {name: look_up(name) for name in sorted(names, key=place)}
+    return {name: how for name, how in known.items() if how is not None and how.defended}
 
 
 def _summary(
@@ -230,9 +236,7 @@ def headline_table(rows: Sequence[Row]) -> str:
     head, names = _settings(cells)
     known = {row.method for members in cells.values() for row in members}
     methods = [
-        name
-        for name, method in METHODS.items()
-        if method.defended and name != "both" and name in known
+        name for name, method in METHODS.items() if method.ours and name != "both" and name in known
     ]
     lines = []
     for cell, members in cells.items():

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from robustkd.core.errors import printable
-from robustkd.core.methods import METHODS, label_of
+from robustkd.core.methods import label_of, look_up
 from robustkd.report.aggregate import Row
 from robustkd.report.records import Records
 from robustkd.report.results import ResultRow, Results
-from robustkd.report.tables import UNKNOWN, short_count, spread
+from robustkd.report.tables import UNKNOWN, percent, short_count, spread
 
 Kind: TypeAlias = Literal["distill", "attack", "demo", "grid"]
 """Command that wrote the results; ``grid`` for any other set of results."""
@@ -68,6 +68,7 @@ def asked(results: Results, records: Records) -> Facts:
         ("Data", _data(runs, records)),
         ("Attack", ", ".join(_different(run.attack for run in runs if run.asr is not None))),
         *_methods(runs),
+        ("Defence", _defence(results)),
         ("Seed", ", ".join(_different(str(run.seed) for run in runs))),
     ]
     shown = {"arch", "student", "teacher", "data", "attack", "method", "seed", "seeds"}
@@ -219,9 +220,26 @@ def _data(runs: Sequence[ResultRow], records: Records) -> str:
 def _methods(runs: Sequence[ResultRow]) -> Iterator[tuple[str, str]]:
     for method in _different(run.method for run in runs):
         if method != "teacher":
-            known = METHODS.get(method)
+            known = look_up(method)
             summary = f": {known.summary}" if known else ""
             yield "Method", f"{label_of(method)}{summary}"
+
+
+def _defence(results: Results) -> str:
+    """Describe the defence that cleaned a network, in one line; empty if there was none."""
+    record = results.records.get("defence")
+    if not isinstance(record, Mapping):
+        return ""
+    name, on, summary, source = (
+        _text(record.get(key)) for key in ("name", "on", "summary", "source")
+    )
+    figures = [
+        f"{percent(value)} % {when}"
+        for when in ("before", "after")
+        if isinstance(value := record.get(f"accuracy_{when}"), float) and 0 <= value <= 1
+    ]
+    told = f"; validation accuracy {', '.join(figures)}" if figures else ""
+    return f"{name} on the {on}: {summary} ({source}){told}"
 
 
 def _different(names: Iterator[str]) -> list[str]:

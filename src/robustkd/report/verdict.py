@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from robustkd.core.methods import METHODS
-from robustkd.report.aggregate import Row, Statistic, by_cell, useless
+from robustkd.core.methods import look_up
+from robustkd.report.aggregate import Row, Statistic, by_cell, place, useless
 from robustkd.report.drop import Drop, drop_of
 from robustkd.report.tables import own_name, percent, spread
 
@@ -57,7 +57,8 @@ def headline(rows: Sequence[Row]) -> str:
 
     The RobustKD student is compared with its ordinary student, and judged by its worst seed. Of
     several RobustKD students, the first hardened one in the table of methods is used; of several
-    ordinary students, the one with the highest attack success rate.
+    ordinary students, the one with the highest attack success rate. If there is no RobustKD
+    student, the first one of a baseline takes its place.
     """
     cells = by_cell(rows)
     if not cells:
@@ -161,7 +162,7 @@ def _told(duel: _Duel) -> str:
         verdict = "The defence helped, but not enough. "
     return (
         f"{verdict}Attack success rate: {_share(duel.ordinary_asr)} for the ordinary student, "
-        f"{_share(duel.robust_asr)} for the RobustKD student, {cost}.{_without_teacher(duel)}"
+        f"{_share(duel.robust_asr)} for {_name(duel.robust)}, {cost}.{_without_teacher(duel)}"
     )
 
 
@@ -183,7 +184,7 @@ def _many_settings(duels: Sequence[_Duel], *, total: int) -> str:
     return (
         f"The ordinary student inherits the backdoor in {len(alive)} of {total} settings. Mean "
         f"attack success rate there: {percent(ordinary)} % for the ordinary student, "
-        f"{percent(robust)} % for the RobustKD student (at worst "
+        f"{percent(robust)} % for {_defender(duels)} (at worst "
         f"{percent(worst.robust_asr.highest)} %, {worst.name}), with "
         f"{_points(gap)}.{_failures(duels)}{_costs(duels)}"
     )
@@ -202,13 +203,21 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
 
-def _failures(duels: Iterable[_Duel]) -> str:
+def _defender(duels: Iterable[_Duel]) -> str:
+    """Return what the defended students of all settings are called."""
+    names = {_name(duel.robust) for duel in duels}
+    return names.pop() if len(names) == 1 else "the defended student"
+
+
+def _failures(duels: Sequence[_Duel]) -> str:
     names = [duel.name for duel in duels if not duel.defended]
     if not names:
         return ""
     settings = "setting" if len(names) == 1 else "settings"
     limit = f"{100 * TOLERATED:.0f} %"
-    return f" The RobustKD student exceeds {limit} in {len(names)} {settings}: {_listed(names)}."
+    student = _defender(duels)
+    student = f"{student[0].upper()}{student[1:]}"
+    return f" {student} exceeds {limit} in {len(names)} {settings}: {_listed(names)}."
 
 
 def _without_teacher(duel: _Duel) -> str:
@@ -232,12 +241,13 @@ def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
 
 
 def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
-    """Return the RobustKD student, and the ordinary student that it is compared with."""
-    defended = [name for name, method in METHODS.items() if method.defended]
-    # Methods that harden the student come first.
-    defended.sort(key=lambda name: METHODS[name].hardening is None)
+    """Return the RobustKD student, or that of a baseline, and its ordinary student."""
+    found = {row.method: how for row in rows if (how := look_up(row.method)) is not None}
+    defended = [name for name in sorted(found, key=place) if found[name].defended]
+    # Methods of RobustKD come first, and of these the ones that harden the student.
+    defended.sort(key=lambda name: (not found[name].ours, found[name].hardening is None))
     robust = _first(rows, *defended)
-    own = METHODS[robust.method].rivals if robust is not None else ()
+    own = found[robust.method].rivals if robust is not None else ()
     known = [row for row in rows if row.method in own and row.asr is not None]
     most = max(known, key=lambda row: row.asr.mean if row.asr else 0, default=None)
     return robust, most or _first(rows, *own, "ofd", "kd", "mix")
@@ -257,7 +267,10 @@ def _only_student(rows: Sequence[Row]) -> Row | None:
 def _name(student: Row) -> str:
     if student.method == "no-teacher":
         return "the student without a teacher"
-    return "the RobustKD student" if student.ours else "the ordinary student"
+    known = look_up(student.method)
+    if student.ours or known is None or not known.defended:
+        return "the RobustKD student" if student.ours else "the ordinary student"
+    return f"the student of {student.words}"
 
 
 def _share(asr: Statistic) -> str:

@@ -20,6 +20,7 @@ from robustkd.models.features.stages import stages
 from robustkd.student.hardening import UniversalPerturbations, withstand
 from robustkd.student.objective import EarlyStop, Objective, check_weights
 from robustkd.student.pair import pair_of
+from robustkd.student.safeguard import Safeguard
 from robustkd.student.terms import NEEDS_FEATURES, Outputs
 from robustkd.training.checkpoint import Keeper
 from robustkd.training.config import TrainingConfig, TrainingOptions
@@ -69,14 +70,18 @@ class _Learner(nn.Module):
         teach: Callable[[Images], Outputs] | None,
         hardening: UniversalPerturbations | None,
         stop: EarlyStop | None = None,
+        safeguard: Safeguard | None = None,
     ) -> None:
         super().__init__()
         self.student, self.objective, self.stop = student, objective, stop
+        self.safeguard = safeguard
         self._teach = teach
         # In a tuple, so that the perturbations are excluded from best-epoch selection.
         self._hardening = (hardening,) if hardening is not None else ()
 
     def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
+        if self.safeguard is not None:
+            self.safeguard.prepare(self.student.model)
         seen, toward = images, labels[:0]
         for hardening in self._hardening:
             seen, toward = hardening.perturb(images, labels)
@@ -107,6 +112,9 @@ class _Learner(nn.Module):
             parts.update(terms)
         elif self.objective is not None:
             parts.update(dict.fromkeys(self.objective.weights, shown.logits.new_zeros(())))
+        if self.safeguard is not None:
+            added = self.safeguard.loss(self.student.model, images)
+            parts.update({} if added is None else {"safeguard": added})
         loss = torch.stack(list(parts.values())).sum()
         return {"loss": loss, "acc": hit_rate(shown.logits, labels), **parts}
 
@@ -114,6 +122,8 @@ class _Learner(nn.Module):
         """Update perturbations and loss weights, between the backward pass and the optimiser."""
         if self.stop is not None:
             self.stop.advance()
+        if self.safeguard is not None:
+            self.safeguard.advance()
         for hardening in self._hardening:
             hardening.advance()
 
@@ -160,6 +170,7 @@ def distill(
     teacher_taps: Sequence[str] | None = None,
     student_taps: Sequence[str] | None = None,
     hardening: UniversalPerturbations | None = None,
+    safeguard: Safeguard | None = None,
     seed: int = 0,
     label: str = "distil",
     log: Path | None = None,
@@ -183,6 +194,8 @@ def distill(
             used, or stages are found by probing. The last stages of both networks are paired.
         student_taps: Module paths of the student's stages, likewise.
         hardening: Perturbations for hardening; None to train without hardening.
+        safeguard: Published defence within the distillation, see
+            :mod:`robustkd.student.safeguards`; None for none. With one, the last epoch is selected.
         seed: Seed of the order, the augmentation and the connectors.
         label: Text of the progress line.
         log: File that gets one JSON line per epoch.
@@ -210,8 +223,10 @@ def distill(
     stop = EarlyStop(until, steps) if until != 1 else None
     if hardening is not None:
         hardening.begin(steps)
+    if safeguard is not None:
+        safeguard.to(device_of(student)).begin(steps)
     if teacher is None:
-        learner = _Learner(_Watch(student, ()), None, None, hardening)
+        learner = _Learner(_Watch(student, ()), None, None, hardening, None, safeguard)
     else:
         names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
         with torch.random.fork_rng(devices=[]):
@@ -224,10 +239,10 @@ def distill(
             _teaching(_Watch(teacher, names[1])),
             hardening,
             stop,
+            safeguard,
         )
         learner.check_active(data)
-    n = data.size("validation")
-    enough = None if hardening is None else lambda best: wilson(best, n)[0]
+    enough = _enough(data, hardening, safeguard)
     records = fit(
         learner,
         data,
@@ -245,6 +260,16 @@ def distill(
     )
     kept = chosen_epoch([record["validation"] for record in records], enough) + 1
     return Distilled(student.eval(), records, kept, time.perf_counter() - started)
+
+
+def _enough(
+    data: DataSource, hardening: UniversalPerturbations | None, safeguard: Safeguard | None
+) -> Callable[[float], float] | None:
+    """Return which validation accuracy is enough for a later epoch, given the best one."""
+    if safeguard is not None:
+        return lambda _best: 0.0
+    n = data.size("validation")
+    return None if hardening is None else lambda best: wilson(best, n)[0]
 
 
 def _paired_taps(

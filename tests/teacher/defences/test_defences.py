@@ -13,6 +13,7 @@ from torch import nn
 
 from robustkd.core.errors import UsageError
 from robustkd.teacher.defences.base import Defence
+from robustkd.teacher.defences.brief import brief
 from robustkd.teacher.defences.registry import DEFENCES, find
 from robustkd.training.inference import accuracy_on
 from tests.marks import slow_but
@@ -35,12 +36,29 @@ def logits(network):
         return network(images)
 
 
+class Counting:
+    """Digits that count the training batches of a defence, which are augmented."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __getattr__(self, name):
+        return getattr(DIGITS, name)
+
+    def batches(self, split, *, augment=None, **settings):
+        for batch in DIGITS.batches(split, augment=augment, **settings):
+            # Defences leave out a last batch that is not full.
+            self.count += augment is not None and len(batch.labels) == settings["batch_size"]
+            yield batch
+
+
 @pytest.mark.parametrize("name", list(DEFENCES))
 def test_every_defence_keeps_the_contract(name, network):
     before, flags = copy.deepcopy(network.state_dict()), [p.training for p in network.modules()]
     state = torch.get_rng_state()
     defence = quick(find(name).defence)
-    done = defence(network, DIGITS, seed=3)
+    data = Counting()
+    done = defence(network, data, seed=3)
     again = defence(network, DIGITS, seed=3)
     assert isinstance(defence, Defence)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -53,6 +71,18 @@ def test_every_defence_keeps_the_contract(name, network):
     assert done.record == again.record == json.loads(json.dumps(done.record))
     assert done.record["accuracy_before"] == accuracy_on(network, DIGITS, "validation").value
     assert done.record["accuracy_after"] == accuracy_on(done.network, DIGITS, "validation").value
+    # A first batch may show the shape of the images, and some defences may end early.
+    expected = defence.batches(DIGITS.size("train"))
+    early = expected if name in ("rnp", "detox") else 0
+    assert -early <= data.count - expected <= 2
+
+
+@pytest.mark.parametrize("name", list(DEFENCES))
+def test_a_brief_form_takes_few_batches(name):
+    short = brief(find(name).defence)
+    assert type(short) is type(find(name).defence)
+    assert short.batches(384) <= 60
+    assert short.batches(384) < max(1, find(name).defence.batches(384))
 
 
 @pytest.mark.parametrize("name", slow_but(("ft", "anp", "detox"), DEFENCES))
@@ -95,7 +125,7 @@ def test_clp_refuses_a_network_without_convolution():
         find("clp").defence(bare, DIGITS, seed=0)
 
 
-@pytest.mark.parametrize("name", ["fst", "fine-pruning"])
+@pytest.mark.parametrize("name", ["fst", "fine-pruning", "bti-dbf"])
 def test_a_network_that_does_not_end_in_a_linear_layer_is_refused(name):
     bare = nn.Sequential(nn.Flatten(), nn.Linear(256, 10), nn.ReLU())
     with pytest.raises(UsageError, match="does not end in a linear layer"):

@@ -88,6 +88,11 @@ class ANP:
                 update(loss=float(loss.detach()))
         return prune_within(work, detached(masks), THRESHOLDS, self.budget)
 
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        del images
+        return self.steps
+
     def loss(
         self, network: nn.Module, masks: Masks, batch: Batch, noise: torch.Generator
     ) -> Tensor:

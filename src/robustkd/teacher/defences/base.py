@@ -49,3 +49,9 @@ class Defence(Protocol):
                 BatchNorm.
             TrainingError: If a weight is no longer finite.
         """
+
+    def batches(self, images: int) -> int:
+        """Return the (largest) number of training batches for a number of training images.
+
+        A dry run estimates the time from it; 0 for a defence that does not train.
+        """

@@ -78,6 +78,11 @@ class CLP:
             curve=[list(point) for point in curve],
         )
 
+    def batches(self, images: int) -> int:
+        """Return 0, since nothing is trained."""
+        del images
+        return 0
+
 
 Layers = list[tuple[nn.Conv2d, _BatchNorm | None]]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from torch import nn
 
-from robustkd.core.methods import Ratio
+from robustkd.core.methods import DetoxSettings, Ratio
 from robustkd.core.types import DataSource
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.detoxification import detoxify
@@ -38,3 +38,9 @@ class Detoxification:
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         done = detoxify(network, clean, seed=seed, **settings)
         return Defended(done.teacher.eval(), json.loads(json.dumps(asdict(done.record))))
+
+    def batches(self, images: int) -> int:
+        """Return the largest number of training batches for a number of images."""
+        del images
+        search = DetoxSettings()
+        return self.steps * (1 + search.raises + search.bisections)

@@ -73,6 +73,10 @@ class FinePruning:
         )
         return work.finish(pruned=len(dead), channels=total, curve=[list(point) for point in curve])
 
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        return self.tuning.batches(images)
+
 
 @torch.no_grad()
 def cut(head: nn.Linear, weight: Tensor, channels: Tensor) -> None:

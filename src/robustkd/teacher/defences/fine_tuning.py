@@ -37,6 +37,10 @@ class FineTuning:
         tune(work, supervised(work.network), self.tuning, seed=seed, label="fine-tune")
         return work.finish()
 
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        return self.tuning.batches(images)
+
 
 def supervised(network: nn.Module) -> Gradients:
     """Return a function that computes the gradients of the mean cross-entropy of a network."""

@@ -68,6 +68,10 @@ class FST:
         cosine = F.cosine_similarity(head.weight.detach().flatten(), old.flatten(), dim=0)
         return work.finish(cosine=float(cosine))
 
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        return self.tuning.batches(images)
+
 
 @torch.no_grad()
 def renew(head: nn.Linear, seed: int) -> None:

@@ -71,6 +71,10 @@ class FTSAM:
         tune(work, gradients, self.tuning, seed=seed, label="FT-SAM")
         return work.finish()
 
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        return self.tuning.batches(images)
+
     def _loss(self, network: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(network(batch.images), batch.labels, label_smoothing=self.smoothing)
 

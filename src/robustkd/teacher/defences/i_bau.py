@@ -31,7 +31,7 @@ from robustkd.core.types import Batch, DataSource, Images, Labels
 from robustkd.core.validation import check_positive
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
-from robustkd.teacher.defences.tuning import Cleaning, Tuning, begin, tune
+from robustkd.teacher.defences.tuning import Cleaning, Tuning, begin, full_batches, tune
 from robustkd.training.hypergradient import hypergradient
 
 _SHRINK = 0.001
@@ -88,6 +88,12 @@ class IBAU:
                 training=False,
             )
         return work.finish(fooled=fooled)
+
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        return self.rounds * (
+            full_batches(images, self.tuning.batch_size) + self.tuning.batches(images)
+        )
 
     def _perturbation(self, work: Cleaning) -> tuple[Tensor, float]:
         """Train a universal perturbation; return it with the share of images that it changes."""

@@ -68,6 +68,10 @@ class NAD:
             tune(work, learn, self.tuning, seed=seed, label="NAD")
         return work.finish(stages=list(names))
 
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        return self.teacher.batches(images) + self.tuning.batches(images)
+
     def _gradients(
         self,
         network: nn.Module,

@@ -8,6 +8,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
 from robustkd.teacher.defences.anp import ANP
 from robustkd.teacher.defences.base import Defence
+from robustkd.teacher.defences.bti_dbf import BTIDBF
 from robustkd.teacher.defences.clp import CLP
 from robustkd.teacher.defences.detox_defence import Detoxification
 from robustkd.teacher.defences.fine_pruning import FinePruning
@@ -69,6 +70,11 @@ DEFENCES: dict[str, Row] = {
     ),
     "rnp": Row(
         RNP(), "unlearns the clean task and prunes what does not recover", "Li et al., ICML 2023"
+    ),
+    "bti-dbf": Row(
+        BTIDBF(),
+        "inverts a trigger by the features that the task does not need",
+        "Xu et al., ICLR 2024",
     ),
     "universal": Row(
         UniversalTraining(),

@@ -32,7 +32,7 @@ from robustkd.teacher.defences.anp import THRESHOLDS, clamp, detached
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.channels import norms, scaled
 from robustkd.teacher.defences.masked_pruning import prune_within
-from robustkd.teacher.defences.tuning import Cleaning, begin, frozen_copy
+from robustkd.teacher.defences.tuning import Cleaning, begin, frozen_copy, full_batches
 from robustkd.training.learners import hit_rate
 
 _CLIP = 20.0
@@ -81,6 +81,10 @@ class RNP:
         self._unlearn(work, scratch.requires_grad_(True))
         masks = self._recover(work, scratch.requires_grad_(False))
         return prune_within(work, masks, THRESHOLDS, self.budget)
+
+    def batches(self, images: int) -> int:
+        """Return the largest number of training batches for a number of images."""
+        return self.unlearn_epochs * full_batches(images, self.batch_size) + self.steps
 
     def _unlearn(self, work: Cleaning, scratch: nn.Module) -> None:
         """Maximise the loss in place, until the accuracy of a batch is at the floor."""

@@ -84,6 +84,10 @@ class SAU:
         tune(work, gradients, self.tuning, seed=seed, label="SAU", training=False)
         return work.finish()
 
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        return self.tuning.batches(images)
+
     def perturbation(self, student: nn.Module, reference: nn.Module, batch: Batch) -> Images:
         """Optimise one perturbation within the ball for each image."""
         delta = torch.full_like(batch.images, self.radius)

@@ -25,6 +25,15 @@ Gradients: TypeAlias = Callable[[Batch], Tensor]
 """Function that adds the gradients of a batch to the parameters and returns the loss."""
 
 
+def full_batches(images: int, batch_size: int) -> int:
+    """Return the number of full batches of an epoch, at least 1.
+
+    >>> full_batches(130, 64), full_batches(10, 64)
+    (2, 1)
+    """
+    return images // min(batch_size, images)
+
+
 @dataclass(frozen=True)
 class Tuning:
     """Settings of the training of a copy, with a cosine schedule that ends at 0.
@@ -50,6 +59,10 @@ class Tuning:
             raise UsageError(f"momentum is {self.momentum}; expected below 1")
         if self.batch_size < 2:
             raise UsageError(f"batch_size is {self.batch_size}; BatchNorm needs at least 2 images")
+
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        return self.epochs * full_batches(images, self.batch_size)
 
     def optimiser(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Create the optimiser: SGD with Nesterov momentum, or Adam if momentum is 0."""
@@ -135,13 +148,12 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
             said = network(batch.images).argmax(1)
         return batch._replace(labels=torch.where(missing, said, batch.labels))
 
-    size = min(batch_size, clean.size("train"))
     return Cleaning(
         given=network,
         network=frozen_copy(network).requires_grad_(True),
         clean=clean,
         batches=labelled,
-        epoch=clean.size("train") // size,
+        epoch=full_batches(clean.size("train"), batch_size),
         accuracy_before=accuracy_on(network, clean, "validation").value,
     )
 

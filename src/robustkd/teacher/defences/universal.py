@@ -71,3 +71,7 @@ class UniversalTraining:
 
         tune(work, gradients, self.tuning, seed=seed, label="universal training")
         return work.finish()
+
+    def batches(self, images: int) -> int:
+        """Return the number of training batches for a number of images."""
+        return self.tuning.batches(images)

@@ -1,0 +1,66 @@
+"""Cleaning a network by a defence of the registry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from torch import nn
+
+from robustkd.core.devices import device_of
+from robustkd.core.method_names import NetworkDefence
+from robustkd.core.types import DataSource
+from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.registry import find
+from robustkd.training.config import Precision
+from robustkd.training.precision import mixed
+
+
+def clean_network(
+    network: nn.Module,
+    clean: DataSource,
+    use: NetworkDefence,
+    *,
+    seed: int,
+    precision: Precision = "no",
+) -> Defended:
+    """Clean a copy of a network by a defence with its default settings.
+
+    Args:
+        network: Classifier of images in [0, 1]; it is not changed.
+        clean: Clean images.
+        use: Name of the defence, and which network it is.
+        seed: Seed of everything random.
+        precision: Mixed precision of all forward passes of the defence.
+
+    Returns:
+        The new network, and the record of the defence with its name, source and settings.
+
+    Raises:
+        UsageError: If the defence is unknown, or the network lacks layers that it needs.
+        TrainingError: If a weight is no longer finite.
+    """
+    row = find(use.name)
+    with mixed(precision, device_of(network)):
+        done = row.defence(network, clean, seed=seed)
+    return Defended(
+        done.network,
+        {
+            "name": use.name,
+            "on": use.on,
+            "summary": row.summary,
+            "source": row.source,
+            **done.record,
+            "settings": settings_of(use.name),
+        },
+    )
+
+
+def settings_of(name: str) -> dict[str, object]:
+    """Return the settings of a defence as JSON values, for records and the names of results.
+
+    Raises:
+        UsageError: If the defence is unknown.
+    """
+    settings: dict[str, object] = json.loads(json.dumps(asdict(find(name).defence)))
+    return settings
