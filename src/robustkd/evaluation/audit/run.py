@@ -20,7 +20,7 @@ from robustkd.evaluation.audit.references import train_references
 from robustkd.evaluation.audit.registry import COUNTED, STATISTICS
 from robustkd.evaluation.audit.search import search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
-from robustkd.training.inference import accuracy_on
+from robustkd.training.inference import accuracy_on_some
 from robustkd.training.metrics import Proportion
 
 _PROBE = 7000
@@ -37,7 +37,7 @@ class Audit:
         verdict: Word, suspected class and p-value.
         evidence: Evidence by the name of its statistic.
         classes: Names of the classes.
-        accuracy: Accuracy of the network on validation images.
+        accuracy: Accuracy of the network on some validation images.
         reference_accuracies: Accuracies of the references on the same images.
         quick: Whether the quick audit was made.
         seconds: Wall time.
@@ -152,15 +152,17 @@ def _audited(
         for name, statistic in STATISTICS.items():
             evidence[name] = statistic.compute(subject)
             update()
-    accuracy = accuracy_on(network, data, "validation")
-    theirs = tuple(accuracy_on(each, data, "validation") for each in references)
+    accuracy, *theirs = (
+        accuracy_on_some(each, data, "validation", images=effort.validation, augment=False)
+        for each in (network, *references)
+    )
     trouble = _trouble(accuracy, theirs, len(data.classes))
     return Audit(
         combine(evidence, COUNTED, level=level, trouble=trouble),
         evidence,
         data.classes,
         accuracy,
-        theirs,
+        tuple(theirs),
         quick=False,
         seconds=time.perf_counter() - started,
     )
