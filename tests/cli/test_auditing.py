@@ -115,6 +115,7 @@ def test_exit_codes_of_verify(word, flags, expected, robustkd, student, monkeypa
     assert (err == "") == (expected == 0)
     assert out.startswith("ACC    ")
     assert "ASR    not measured: no trigger was given\n" in out
+    assert "robustkd distill" not in out
 
 
 def test_verify_measures_a_trigger_and_a_folder_of_images(robustkd, student, tmp_path):

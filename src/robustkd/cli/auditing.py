@@ -113,21 +113,37 @@ def _print_evidence(found: Audit) -> None:
     print_words(f"accuracy: {found.accuracy} of {found.accuracy.n} validation images")
 
 
-def verdict_lines(found: Audit) -> list[str]:
-    """Return the verdict in plain words, and the next step."""
+def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
+    """Return the verdict in plain words, and the next step.
+
+    Args:
+        found: The audit.
+        of_student: Whether the model is a finished student, which is not distilled again.
+    """
     verdict = found.verdict
     if verdict.word == "suspicious":
         of = "" if found.suspected is None else f"; suspected target class: {found.suspected}"
-        return [
-            f"Verdict: suspicious{of}",
-            "Next: do not deploy this model; distil a student with robustkd distill,",
-            "      and check the student with robustkd verify.",
-        ]
+        advice = (
+            [
+                "Next: do not deploy this student; distil another one with the default method,",
+                "      or from another teacher.",
+            ]
+            if of_student
+            else [
+                "Next: do not deploy this model; distil a student with robustkd distill,",
+                "      and check the student with robustkd verify.",
+            ]
+        )
+        return [f"Verdict: suspicious{of}", *advice]
     if verdict.word == "inconclusive":
-        more = ["Next: repeat without --quick."] if found.quick else []
+        longer = "run robustkd audit STUDENT" if of_student else "repeat without --quick"
+        more = [f"Next: {longer}."] if found.quick else []
         return [f"Verdict: inconclusive ({verdict.reason})", *more]
+    line = "Verdict: no evidence of a backdoor. This does not show that there is none."
+    if of_student:
+        return [line]
     return [
-        "Verdict: no evidence of a backdoor. This does not show that there is none.",
+        line,
         "Next: distil it with robustkd distill all the same, since some backdoors become",
         "      active in a student only; then check the student with robustkd verify.",
     ]

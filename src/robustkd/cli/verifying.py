@@ -200,7 +200,7 @@ def _print(found: Verification, classes: tuple[str, ...]) -> None:
     for line in (*found.missed, *found.close):
         print_words(f"NOTE   {line}")
     if found.audit is not None:
-        for line in verdict_lines(found.audit):
+        for line in verdict_lines(found.audit, of_student=True):
             print_plain(line)
 
 
