@@ -220,6 +220,7 @@ def test_the_strongest_channels_and_their_goal_by_hand():
     assert (strongest.tolist(), goal.flatten().tolist()) == ([0], [4.0])
 
 
+@pytest.mark.slow
 def test_ckd_drives_the_targets_channels_more_than_a_random_pattern_of_the_same_mask():
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=3, batch_size=50)

@@ -529,7 +529,9 @@ def test_a_missing_option_is_one_line(robustkd, files):
 
 
 def test_an_unknown_command_is_one_line(robustkd):
-    available = "Available commands: demo, distill, evaluate, export, report, bench, attack, list."
+    available = (
+        "Available commands: demo, audit, distill, verify, evaluate, export, report, bench, ..."
+    )
     refused(
         robustkd("distil"),
         2,

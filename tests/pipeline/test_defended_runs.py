@@ -106,7 +106,7 @@ def test_a_run_says_what_was_cleaned_and_keeps_it(
     assert "the student of ft on" in report.headline(report.aggregate(results.runs)).lower()
 
 
-@pytest.mark.parametrize("on", [slow("teacher"), "student"])
+@pytest.mark.parametrize("on", [slow("teacher"), slow("student")])
 def test_a_run_that_is_killed_while_cleaning_or_after_it_ends_as_if_it_was_not(
     on, teacher_file, tmp_path, monkeypatch
 ):

@@ -212,6 +212,7 @@ def test_nothing_in_the_folder_knows_a_trigger(finished):
     assert not re.search(rb"trigger|target|poison|teacher\.", student)
 
 
+@pytest.mark.slow  # files of one seed are compared by "Python and the command" as well
 def test_the_same_seed_gives_the_same_student_file(teacher_file, tmp_path):
     def student(name: str, seed: int) -> bytes:
         run(teacher_file, tmp_path / name, method="kd", seed=seed)

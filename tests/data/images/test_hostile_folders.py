@@ -53,6 +53,7 @@ def distil(teacher, tmp_path, monkeypatch, capsys):
 
 SLOW = (
     "10,000 empty folders",
+    "400 folders",
     "class called light[",
     "class called light..",
     'class called light"',
