@@ -43,6 +43,7 @@ def test_unknown_names_are_attribute_errors():
         robustkd.destill  # noqa: B018 (the access itself fails)
 
 
+@pytest.mark.slow
 def test_distill_is_the_function_whatever_is_imported_before():
     isolated(
         "import robustkd.student.distillation, robustkd.models, robustkd.data\n"

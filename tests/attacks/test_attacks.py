@@ -46,7 +46,7 @@ def attacked(name: str, seed: int = 0) -> Backdoored:
     return attack(build, DATA, **SHORT, **few, seed=seed)
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
+@pytest.mark.parametrize("name", slow_but(ATTACKS.keys() - {"scar", "oscar"}, ATTACKS))
 def test_every_attack_keeps_the_contract(name, tmp_path):
     made = attacked(name)
     assert not any(module.training for module in made.teacher.modules())

@@ -792,6 +792,7 @@ def test_outputs_of_a_teacher_are_chosen_by_the_list_of_classes(robustkd, files,
 # Several state dicts in one file.
 
 
+@pytest.mark.slow
 def test_the_better_weights_are_used_unless_the_key_is_given(robustkd, files, tmp_path):
     good = models.load(files.teacher).network.state_dict()
     # Two classes are never the answer.

@@ -127,6 +127,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
         initial_student(job(plain(tmp_path / "w.pt", other)), CLEAN)
 
 
+@pytest.mark.slow
 def test_a_run_says_records_and_resumes_it(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     teacher = build(1)

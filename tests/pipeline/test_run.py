@@ -360,6 +360,7 @@ def interrupted(teacher_file: Path, out: Path, wants: int, **changes) -> str:
     return str(stop.value)
 
 
+@pytest.mark.slow
 def test_detoxification_is_not_repeated(finished, teacher_file, tmp_path, monkeypatch):
     how = METHODS["both"]
     brief = replace(how, detox=replace(how.detox, steps=2))
