@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 
-from tests.teacher.untrusted.attempt import distil, left_behind
 from tests.marks import slow_but
+from tests.teacher.untrusted.attempt import distil, left_behind
 from tests.teacher.untrusted.hostile import CASES
 from tests.teacher.untrusted.samples import text_pickle
 
