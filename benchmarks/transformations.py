@@ -51,12 +51,10 @@ CANDIDATES: dict[str, Method] = {
     "ordinary, early stop": replace(METHODS["mix"], until=_ALL.until),
     "additions, patterns": METHODS["default"],
     "transformations": _ALL,
-    "transformations, no early stop": replace(_ALL, until=1.0),
-    "transformations, not composed": _hardened(composed=False),
-    "transformations, with affine maps and flows": _hardened(
-        families=("affine", "flow", "generator")
-    ),
-    "transformations without generator": _hardened(families=()),
+    "transformations, no early stop": replace(_ALL, until={}),
+    "transformations, composed": _hardened(composed=True),
+    "transformations without warp": _hardened(families=("generator",)),
+    "transformations without generator": _hardened(families=("warp",)),
     "transformations without additions, patterns": _hardened(epsilon=0.0, mass=0.0),
     "the families of the triggers": _hardened(families=tuple(TRIGGERS)),
     **{

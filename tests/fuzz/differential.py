@@ -164,6 +164,8 @@ def header_changed(content: bytes, _: bytes, random: Random) -> bytes:
 
 # Comparison.
 
+WAYS = ("read by both, the same", "read by us alone", "refused by us alone", "refused by both")
+
 
 def read_by_us(content: bytes) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
     """The tensors of the first state dict and the keys around them; None for a refusal."""
@@ -266,7 +268,8 @@ def main() -> None:
         started = time.monotonic()
         ends = fuzz(kind, chosen.runs, chosen.seed)
         seconds = round(time.monotonic() - started)
-        rows.append({"files": kind, "mutated": chosen.runs, "seed": chosen.seed, **ends})
+        ways = {way: ends[way] for way in WAYS}
+        rows.append({"files": kind, "mutated": chosen.runs, "seed": chosen.seed, **ways})
         print(json.dumps(rows[-1] | {"seconds": seconds}), flush=True)
     if chosen.record:
         chosen.record.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -212,9 +212,9 @@ def test_copies_are_compared_with_the_teachers_view_of_their_clean_images_where_
     seen: list[tuple[Outputs, Outputs]] = []
     measured = Objective.forward
 
-    def spy(self, student, taught):
+    def spy(self, student, taught, *shares):
         seen.append((student, taught))
-        return measured(self, student, taught)
+        return measured(self, student, taught, *shares)
 
     monkeypatch.setattr(Objective, "forward", spy)
     hardening = UniversalPerturbations(10, DATA.image_shape, share=0.5, distilled=distilled)
@@ -420,20 +420,21 @@ def test_refusals_by_their_text(changes, message, teacher):
 # The teacher stops early.
 
 
-def test_the_weight_of_the_teachers_losses_falls_in_the_second_half_of_its_share():
-    stop = EarlyStop(0.5, steps=8)
-    weights = []
+def test_the_weight_of_a_loss_falls_in_the_second_half_of_its_share():
+    stop = EarlyStop({"ofd": 0.5}, steps=8)
+    shares = []
     for _ in range(8):
-        weights.append(stop.weight())
+        shares.append(stop.share("ofd"))
+        assert stop.share("kd") == 1
         stop.advance()
-    assert weights == [1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
+    assert shares == [1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_an_early_stop_never_asks_the_teacher_again(teacher):
+def test_when_no_loss_is_left_the_teacher_is_not_run_again(teacher):
     calls = []
     handle = teacher.register_forward_hook(lambda *_: calls.append(1))
     try:
-        found = short(teacher, losses={"kd": 1.0}, until=0.5, epochs=4)
+        found = short(teacher, losses={"kd": 1.0}, until={"kd": 0.5}, epochs=4)
     finally:
         handle.remove()
     # The first six of 12 steps; two more calls look at its outputs before the training.
@@ -441,16 +442,37 @@ def test_an_early_stop_never_asks_the_teacher_again(teacher):
     assert [record["kd"] > 0 for record in found.epochs] == [True, True, False, False]
 
 
-def test_a_share_of_one_is_distillation_to_the_end(teacher):
-    whole = short(teacher, losses={"kd": 1.0}, epochs=2)
-    again = short(teacher, losses={"kd": 1.0}, epochs=2, until=1.0)
-    for one, other in zip(
-        whole.student.state_dict().values(), again.student.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, other)
+def test_one_loss_can_stop_before_another(teacher):
+    found = short(teacher, losses={"kd": 1.0, "ofd": 1.0}, until={"ofd": 0.5}, epochs=4)
+    assert [record["ofd"] > 0 for record in found.epochs] == [True, True, False, False]
+    assert all(record["kd"] > 0 for record in found.epochs)
 
 
-@pytest.mark.parametrize("until", [0, -1, 1.5])
+def test_a_loss_that_has_stopped_is_not_computed(teacher, monkeypatch):
+    calls = []
+    forward = TERMS["ofd"].forward
+    monkeypatch.setattr(TERMS["ofd"], "forward", lambda *given: calls.append(1) or forward(*given))
+    short(teacher, losses={"kd": 1.0, "ofd": 1.0}, until={"ofd": 0.5}, epochs=4)
+    # The first six of 12 steps; one more call checks the gradient before the training.
+    assert len(calls) == 6 + 1
+
+
+def test_a_share_of_one_is_distillation_with_falling_weights_to_the_end():
+    stop = EarlyStop({"kd": 1.0}, steps=4)
+    shares = []
+    for _ in range(4):
+        shares.append(stop.share("kd"))
+        stop.advance()
+    assert shares == [1.0, 1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("until", [0.0, -1.0, 1.5])
 def test_a_share_out_of_range_is_refused(until, teacher):
-    with pytest.raises(UsageError, match=f"^until is {until}; expected more than 0 and at most 1$"):
-        short(teacher, until=until)
+    message = f"until of loss 'kd' is {until}; expected more than 0 and at most 1"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        short(teacher, losses={"kd": 1.0}, until={"kd": until})
+
+
+def test_a_stop_of_a_loss_that_is_not_used_is_refused(teacher):
+    with pytest.raises(UsageError, match=r"^until has loss 'ofd'; the losses in use are: kd$"):
+        short(teacher, losses={"kd": 1.0}, until={"ofd": 0.5})

@@ -184,10 +184,10 @@ def test_a_damaged_state_is_one_line(key, value, tmp_path):
 
 
 def distilled(
-    keeper: Stopping | None, until: float = 1.0
+    keeper: Stopping | None, until: dict[str, float] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     spec = Spec("wrn-10-1", 3, (3, 8, 8))
-    more = {"families": ("warp", "generator"), "composed": True} if until < 1 else {}
+    more = {"families": ("warp", "generator"), "composed": True} if until else {}
     hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, fade=0.5, seed=4, **more)
     made = distill(
         build(spec, seed=1),
@@ -205,7 +205,7 @@ def distilled(
 
 
 @pytest.mark.parametrize("stop", slow_but((3,), (0, 1, 3, 5, 7)))
-@pytest.mark.parametrize("until", [1.0, 0.7])
+@pytest.mark.parametrize("until", [{}, {"ofd": 0.4, "kd": 0.7}])
 def test_distillation_goes_on_with_connectors_and_perturbations(stop, until, tmp_path):
     weights, perturbations = distilled(None, until)
     with pytest.raises(KeyboardInterrupt):

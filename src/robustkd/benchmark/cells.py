@@ -176,7 +176,7 @@ def _parts(method: str) -> dict[str, object]:
 def _later_parts(how: Method) -> dict[str, object]:
     """Return the other settings that are not the default, so that stored results keep names."""
     return {
-        **({} if how.until == 1 else {"until": how.until}),
+        **({"until": dict(how.until)} if how.until else {}),
         **({} if how.augment is None else {"augment": how.augment}),
         **({"safeguard": stated_safeguard(how.safeguard)} if how.safeguard else {}),
         **({} if how.defence is None else {"defence": defence_parts(how.defence)}),

@@ -22,6 +22,7 @@ Ratio: TypeAlias = Literal["position", "stage"]
 Setting: TypeAlias = float | int | str | bool | tuple[str, ...]
 
 _NO_LOSSES: Mapping[str, float] = MappingProxyType({})
+_TO_THE_END: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ class Method:
         hardening: Settings of hardening; None to train without.
         rivals: Names of the ordinary methods that the method is compared with; empty for an
             ordinary method.
-        until: Share of the training, from its start, in which the student learns from the teacher,
-            in (0, 1]; see :class:`robustkd.student.objective.EarlyStop`.
+        until: Share of the training, from its start, in which a distillation loss is used, by
+            name, in (0, 1]; see :class:`robustkd.student.objective.EarlyStop`. Other losses are
+            used to the end.
         baseline: Whether the method is a published baseline or a control, and not RobustKD's own.
         safeguard: Name of a defence within the distillation, see
             :data:`robustkd.student.safeguards.SAFEGUARDS`; empty for none.
@@ -128,7 +130,7 @@ class Method:
     detox: DetoxSettings | None = None
     hardening: HardeningSettings | None = None
     rivals: tuple[str, ...] = ()
-    until: float = 1.0
+    until: Mapping[str, float] = field(default_factory=lambda: _TO_THE_END)
     baseline: bool = False
     safeguard: str = ""
     augment: str | None = None
@@ -192,12 +194,12 @@ METHODS: dict[str, Method] = {
         rivals=_ANY,
     ),
     "transformations": Method(
-        "default, with early stop, and hardened against a small network per class as well",
+        "default, hardened against warps and a small network per class too; OFD stops early",
         "RobustKD (transforms)",
         losses=_MIX,
-        hardening=replace(_HARDENING, families=("generator",), composed=True),
+        hardening=replace(_HARDENING, families=("warp", "generator")),
         rivals=_ANY,
-        until=0.6,
+        until={"ofd": 0.6},
     ),
     "default-kd": Method(
         "soft targets, hardened against universal additions and patterns",

@@ -98,20 +98,21 @@ class _Learner(nn.Module):
                 recovered=hardening.recovered,
             )
             parts["harden"] = hardening_loss.sum() / len(labels)
-        weight = 1.0 if self.stop is None else self.stop.weight()
-        if self.objective is not None and self._teach is not None and weight:
-            taught, compared = self._teach(images), shown
-            if all(hardening.distilled for hardening in self._hardening):
-                # Copies are compared with the teacher's outputs for the clean images, which have
-                # been computed. A student that imitates the teacher on clean images only may still
-                # inherit the backdoor.
-                taught, compared = taught.repeat_first(len(toward)), everything
-            terms = self.objective(compared, taught)
-            if weight < 1:
-                terms = {name: weight * term for name, term in terms.items()}
-            parts.update(terms)
-        elif self.objective is not None:
-            parts.update(dict.fromkeys(self.objective.weights, shown.logits.new_zeros(())))
+        if self.objective is not None and self._teach is not None:
+            shares = {
+                name: 1.0 if self.stop is None else self.stop.share(name)
+                for name in self.objective.weights
+            }
+            if any(shares.values()):
+                taught, compared = self._teach(images), shown
+                if all(hardening.distilled for hardening in self._hardening):
+                    # Copies are compared with the teacher's outputs for the clean images, which
+                    # have been computed. A student that imitates the teacher on clean images only
+                    # may still inherit the backdoor.
+                    taught, compared = taught.repeat_first(len(toward)), everything
+                parts.update(self.objective(compared, taught, shares))
+            else:
+                parts.update(dict.fromkeys(shares, shown.logits.new_zeros(())))
         if self.safeguard is not None:
             added = self.safeguard.loss(self.student.model, images)
             parts.update({} if added is None else {"safeguard": added})
@@ -166,7 +167,7 @@ def distill(
     *,
     teacher: nn.Module | None = None,
     losses: Mapping[str, float] | None = None,
-    until: float | int = 1.0,
+    until: Mapping[str, float] | None = None,
     teacher_taps: Sequence[str] | None = None,
     student_taps: Sequence[str] | None = None,
     hardening: UniversalPerturbations | None = None,
@@ -188,8 +189,8 @@ def distill(
         teacher: Teacher, which stays frozen and in eval mode; None to train without one.
         losses: Weights of the distillation losses by name, see ``robustkd.student.terms.TERMS``;
             the cross-entropy of the labels has a weight of 1. None stands for ``{"ofd": 1.0}``.
-        until: Share of the training, from its start, in which these losses are used, in (0, 1];
-            see :class:`robustkd.student.objective.EarlyStop`.
+        until: Share of the training, from its start, in which a loss is used, by name, in (0, 1];
+            see :class:`robustkd.student.objective.EarlyStop`. None to use all losses to the end.
         teacher_taps: Module paths of the teacher's stages. If None, the ``taps`` of the teacher are
             used, or stages are found by probing. The last stages of both networks are paired.
         student_taps: Module paths of the student's stages, likewise.
@@ -216,11 +217,12 @@ def distill(
     how = TrainingConfig(**training)
     weights = {"ofd": 1.0} if losses is None else dict(losses)
     check_weights(weights)
+    _check_stops(until or {}, weights)
     if teacher is not None and not weights:
         raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
     _check_fits(hardening, data)
     steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
-    stop = EarlyStop(until, steps) if until != 1 else None
+    stop = EarlyStop(until, steps) if until else None
     if hardening is not None:
         hardening.begin(steps)
     if safeguard is not None:
@@ -270,6 +272,14 @@ def _enough(
         return lambda _best: 0.0
     n = data.size("validation")
     return None if hardening is None else lambda best: wilson(best, n)[0]
+
+
+def _check_stops(until: Mapping[str, float], weights: Mapping[str, float]) -> None:
+    """Raise an error for the early stop of a loss that is not used."""
+    unused = next((name for name in until if name not in weights), None)
+    if unused is not None:
+        used = ", ".join(weights) or "none"
+        raise UsageError(f"until has loss {unused!r}; the losses in use are: {used}")
 
 
 def _paired_taps(

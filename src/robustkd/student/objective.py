@@ -37,45 +37,66 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict({name: TERMS[name](pair) for name in weights})
         self._layouts = pair.student_layouts, pair.teacher_layouts
 
-    def forward(self, student: Outputs, teacher: Outputs) -> dict[str, Float[Tensor, ""]]:
-        """Compute the weighted batch mean of each term, from features in any layout."""
+    def forward(
+        self, student: Outputs, teacher: Outputs, shares: Mapping[str, float] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Compute the weighted batch mean of each term, from features in any layout.
+
+        Args:
+            student: Outputs of the student.
+            teacher: Outputs of the teacher.
+            shares: Factor of each term's weight in this step, in [0, 1]; a term with 0 is not
+                computed, and its value is 0. None for 1 everywhere.
+        """
         student, teacher = map(_as_maps, (student, teacher), self._layouts)
+        zero = student.logits.new_zeros(())
+        weights = {
+            name: weight * (1.0 if shares is None else shares[name])
+            for name, weight in self.weights.items()
+        }
         return {
-            name: self.weights[name] * term(student, teacher).mean()
-            for name, term in self.terms.items()
+            name: weight * self.terms[name](student, teacher).mean() if weight else zero
+            for name, weight in weights.items()
         }
 
 
 class EarlyStop(nn.Module):
-    r"""Weight of the distillation losses, which falls to zero before the training ends.
+    r"""Weights of distillation losses that fall to zero before the training ends.
 
     .. math:: w(s) = \mathrm{clamp}\left(2 - \frac{2 s}{u S}, 0, 1\right)
 
-    in step s of S, with the share u: the losses have their full weight in the first half of the
-    share, and none after it. From then on the student learns from labels alone and the teacher is
-    not run any more.
+    in step s of S, with the share u of a loss: it has its full weight in the first half of the
+    share, and none after it. When no loss is left, the student learns from labels alone and the
+    teacher is not run any more.
 
     Source: Cho and Hariharan, ICCV 2019, arXiv 1910.01348, who stop distillation early because a
     small student cannot follow a large teacher to the end. Differences: the weight falls linearly,
-    and the purpose here is that the student forgets what the labels do not require.
+    each loss has its own share, and the purpose here is that the student forgets what the labels
+    do not require.
 
     Args:
-        until: Share u of the training, in (0, 1].
+        until: Share u of the training by name of the loss, in (0, 1]; other losses are used to the
+            end.
         steps: Number of steps S of the training.
 
     Raises:
-        UsageError: If ``until`` is out of range.
+        UsageError: If a share is out of range.
     """
 
-    def __init__(self, until: float | int, steps: int) -> None:
+    def __init__(self, until: Mapping[str, float], steps: int) -> None:
         super().__init__()
-        if not 0 < until <= 1:
-            raise UsageError(f"until is {until}; expected more than 0 and at most 1")
-        self._until, self._steps, self._taken = until, steps, 0
+        for name, share in until.items():
+            if not 0 < share <= 1:
+                raise UsageError(
+                    f"until of loss {name!r} is {share}; expected more than 0 and at most 1"
+                )
+        self._until, self._steps, self._taken = dict(until), steps, 0
 
-    def weight(self) -> float:
-        """Return the weight in the current step, in [0, 1]."""
-        return min(1.0, max(0.0, 2 - 2 * self._taken / (self._until * self._steps)))
+    def share(self, loss: str) -> float:
+        """Return the factor of the loss's weight in the current step, in [0, 1]."""
+        if loss not in self._until:
+            return 1.0
+        return min(1.0, max(0.0, 2 - 2 * self._taken / (self._until[loss] * self._steps)))
 
     def advance(self) -> None:
         """Count a step."""
