@@ -123,6 +123,7 @@ class Paced:
         torch.set_num_threads(1)
         try:
             self._program(self._pace)
+            self._error = RuntimeError("the program has no more steps")
         except _Ended:
             pass
         except BaseException as error:
