@@ -54,7 +54,7 @@ docs: setup
 site: setup
 	$(SITE)
 
-# In one thread, and on a machine that does nothing else, in about five minutes.
+# In one thread, in about three minutes; best on a machine that does nothing else.
 bench-speed: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --out benchmarks/results/speed-ratio
 

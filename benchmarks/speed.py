@@ -345,10 +345,10 @@ def main() -> None:
     """Measure the chosen settings, and write ``speed-ratio.json`` and ``speed-ratio.md``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["wrn10-28"])
-    parser.add_argument("--precisions", nargs="+", choices=["no", "bf16"], default=["no", "bf16"])
+    parser.add_argument("--precisions", nargs="+", choices=["no", "bf16"], default=["no"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--blocks", type=int, default=9, help="number of pairs for each row")
-    parser.add_argument("--steps", type=int, default=3, help="number of steps of a block")
+    parser.add_argument("--blocks", type=int, default=27, help="number of pairs for each row")
+    parser.add_argument("--steps", type=int, default=1, help="number of steps of a block")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -358,11 +358,11 @@ def main() -> None:
         tried = bench(SETTINGS[name], precision, given.steps * (given.blocks + 2))
         found.append(measure(tried, given.rows, given.blocks, given.steps))
         sys.stdout.write(f"{table(found[-1:])}\n")
-    if given.out is not None:
-        make_folder(given.out)
-        content = {"steps": given.steps, "found": found, "environment": environment()}
-        write_json(given.out / "speed-ratio.json", content)
-        write_text(given.out / "speed-ratio.md", table(found))
+        if given.out is not None:
+            make_folder(given.out)
+            content = {"steps": given.steps, "found": found, "environment": environment()}
+            write_json(given.out / "speed-ratio.json", content)
+            write_text(given.out / "speed-ratio.md", table(found))
 
 
 if __name__ == "__main__":
