@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import multiprocessing
 import os
 import re
 import resource
@@ -190,8 +192,15 @@ def test_a_worker_that_cannot_go_on_says_so_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(watched.sys, "executable", "/nowhere/python")
     data = load_folder(folder, Reading(image_size=16, workers=2))
     message = r"^no process for decoding large images can be started: No such file or directory$"
-    with pytest.raises(InputError, match=message):
-        list(data.batches("train", batch_size=4))
+    gc.disable()
+    try:
+        with pytest.raises(InputError, match=message) as caught:
+            list(data.batches("train", batch_size=4))
+        # The error is still held here, and nothing waits for the garbage collector.
+        assert caught.value.__cause__ is None
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
 
 
 def test_ignored_signals_of_children_do_not_matter(monkeypatch):

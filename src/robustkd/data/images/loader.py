@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -164,14 +165,32 @@ def decoded(
         yield from batches
     except InputError as error:
         # The error of a worker contains its traceback as text.
-        raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
+        message = str(error).rpartition("InputError: ")[2].strip()
+        _release(error)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise InputError(
+        message = (
             "a process that decodes images died: an image crashed it, or memory ran out; "
             "try --workers 0 to see which"
-        ) from error
+        )
+        _release(error)
+    else:
+        return
+    del batches
+    raise InputError(message)
+
+
+def _release(error: BaseException) -> None:
+    """Clear the frames of an error of a loader, so that they no longer hold its iterator.
+
+    The iterator stops its processes as soon as nothing holds it. If the frames kept it in a
+    reference cycle, the garbage collector would finalise it together with its pipes in any order,
+    and a thread of its queues could find a pipe closed.
+    """
+    for part in (error, error.__cause__, error.__context__):
+        if part is not None:
+            traceback.clear_frames(part.__traceback__)
 
 
 def _check_processes() -> None:
