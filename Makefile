@@ -7,7 +7,7 @@ FOR_DEVELOPERS := .venv/.installed-dev
 # `python -m` finds the site's extensions in tools/; the variable silences a notice about MkDocs 2.
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-.PHONY: setup demo test test-slow check format docs site clean
+.PHONY: setup demo test test-slow check format docs site bench-speed clean
 .DEFAULT_GOAL := demo
 
 setup: $(FOR_DEVELOPERS)
@@ -53,6 +53,10 @@ docs: setup
 
 site: setup
 	$(SITE)
+
+# In one thread, in about three minutes; best on a machine that does nothing else.
+bench-speed: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --out benchmarks/results/speed-ratio
 
 clean:
 	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

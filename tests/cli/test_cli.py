@@ -244,6 +244,38 @@ def test_help_and_version_need_no_torch(tmp_path):
         assert word in done.stdout
 
 
+def test_a_mistyped_name_is_refused_without_torch(tmp_path):
+    known = ["distill", "t", "--arch", "wrn-10-1", "--out", "run"]
+    student, digits = ["--student", "wrn-10-1"], ["--data", "digits"]
+    mistakes = [
+        [*known, *digits, "--student", "wrn-10-l"],
+        [*known, *digits, *student, "--method", "defualt"],
+        [*known, *digits, *student, "--defence", "ftsam"],
+        [*known, *student, "--data", "digit"],
+        ["attack", "badnets", "--arch", "wrn-10-l", *digits, "--out", "attack"],
+        ["auditt"],
+    ]
+    code = (
+        "import sys; from robustkd.cli import main\n"
+        f"for words in {mistakes}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as end: assert end.code == 2\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    said = done.stderr.splitlines()
+    assert [line.count("did you mean") + line.count("Did you mean") for line in said] == [1] * 6
+
+
 # A run again, or on.
 
 

@@ -21,7 +21,7 @@ from robustkd.core.methods import METHODS, DetoxSettings, Method
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import run_folder
 from robustkd.pipeline import student as making
-from robustkd.pipeline.facts import measure
+from robustkd.pipeline.facts import measure, operations
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import identity
 from robustkd.pipeline.run import _flags, distill_file
@@ -173,9 +173,8 @@ def test_operations_that_cannot_be_counted_are_no_reason_to_stop(monkeypatch):
         raise NotImplementedError("an operation of the user's own")
 
     monkeypatch.setattr(models, "macs", uncountable)
-    found = measure(build(1), CLEAN)
-    assert found.macs is None
-    assert found.acc == accuracy_on(build(1), CLEAN, "test")
+    assert operations(build(1), CLEAN.image_shape) is None
+    assert measure(build(1), CLEAN).acc == accuracy_on(build(1), CLEAN, "test")
 
 
 def test_the_results_tell_the_file_that_the_teacher_came_in(finished, teacher_file):

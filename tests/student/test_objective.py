@@ -15,7 +15,7 @@ from robustkd.models.features.layout import Layout
 from robustkd.models.features.stages import stages
 from robustkd.student.objective import Objective
 from robustkd.student.pair import Pair, margins, pair_of
-from robustkd.student.terms import NEEDS_FEATURES, TERMS, Outputs
+from robustkd.student.terms import NEEDS_FEATURES, TERMS, Outputs, first_rows
 from robustkd.training import losses
 
 DATA = data.load("digits", train=90, validation=10, test=10)
@@ -313,3 +313,25 @@ def test_a_wrn_is_paired_stage_by_stage():
 def test_refusals_by_their_text(make, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         make()
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_first_rows_has_the_memory_format_of_all(memory):
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.rand(5, 3, 4, 4, generator=generator).contiguous(memory_format=memory)
+    one, other = whole.clone().requires_grad_(), whole.clone().requires_grad_()
+    strides = []
+    inner = one * 1
+    inner.register_hook(lambda gradient: strides.append(gradient.stride()))
+    first_rows(inner, 2).square().sum().backward()
+    other[:2].square().sum().backward()
+    assert torch.equal(one.grad, other.grad)
+    assert strides == [whole.stride()]
+    assert torch.equal(first_rows(whole, 2), whole[:2])
+
+
+def test_all_of_the_first_are_the_outputs_themselves():
+    shown = outputs()
+    assert shown.first(N) is shown
+    some = shown.first(1)
+    assert [len(each) for each in (some.logits, *some.features)] == [1] * (1 + len(shown.features))

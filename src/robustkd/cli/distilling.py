@@ -32,6 +32,8 @@ from robustkd.cli.output import (
     print_sections,
 )
 from robustkd.core.errors import UsageError
+from robustkd.core.known_names import check_data, check_defence, is_folder
+from robustkd.core.methods import find_method
 
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
@@ -148,6 +150,10 @@ def distill(
     choose_device(device, threads)
     if trust_run and resume is None:
         raise UsageError("--trust-run is given without --resume; add --resume RUN, or leave it out")
+    find_method(method)
+    check_data(data)
+    if defence is not None:
+        check_defence(defence)
     if on is not None and defence is None:
         raise UsageError("--on is given without --defence; add it, or leave it out")
     folder = _folder(out, config, resume, dry_run=dry_run)
@@ -253,8 +259,6 @@ def _run(
 
 def _resolved(flags: Mapping[str, object]) -> dict[str, object]:
     """Return the flags that are set, with absolute paths, so that they are valid in any folder."""
-    from robustkd.data import is_folder
-
     found: dict[str, object] = {}
     for name, value in flags.items():
         if isinstance(value, Path) or (name == "data" and is_folder(str(value))):

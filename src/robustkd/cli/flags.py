@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
 from robustkd.core.errors import UsageError
+from robustkd.core.known_names import check_architecture, check_data, is_folder
 from robustkd.training.config import TrainingOptions
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def _named(_type: object, tokens: Sequence[Token]) -> str:
     """Convert an architecture; own code is accepted from the command line but not from a file."""
     (token,) = tokens
     if ":" not in token.value or token.source != "cli":
+        check_architecture(token.value)
         return token.value
     from robustkd.models import OwnCode
 
@@ -191,6 +193,7 @@ def open_data(
     data: str, root: Path | None, images: ImageFlags, *, classes: tuple[str, ...] | None = None
 ) -> DataSource:
     """Open the data that the flags name; ``--class-names`` overrides ``classes``."""
+    check_data(data)
     from robustkd.data import open_source
 
     return open_source(data, root=root, reading=reading_of(images, classes=classes))
@@ -294,7 +297,7 @@ def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> Da
     Raises:
         InputError: If the model was made for other data.
     """
-    from robustkd.data import SOURCES, is_folder
+    from robustkd.data import SOURCES
 
     if data in SOURCES:
         return open_data(data, root, images)

@@ -1,11 +1,14 @@
-"""The device of a model, and the default device for training."""
+"""The device of a model, the default device for training, and networks without values."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -22,3 +25,29 @@ def default_device() -> torch.device:
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return torch.device("cpu")
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Create tensors on the device ``meta`` while the block lasts, where they take no memory.
+
+    Initialisation by random numbers is left out. On this device PyTorch would import its compiler
+    for it, which takes longer than importing PyTorch.
+    """
+    with torch.device("meta"), _NoRandomNumbers():
+        yield
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leave out the functions that fill a tensor with random numbers."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))

@@ -1,4 +1,7 @@
-"""Data sources; a new one is a loader in a file of ``sources`` and a row in a table here."""
+"""Data sources; a new one is a loader in a file of ``sources`` and a row in a table here.
+
+Its name is also in :data:`robustkd.core.known_names.DATA`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from robustkd.core.errors import UsageError
-from robustkd.core.names import nearest
+from robustkd.core.known_names import HUB, check_data, is_folder
 from robustkd.data.augment import CropFlip, ZoomFlip
 from robustkd.data.datasets import from_dataset
 from robustkd.data.images.options import Reading
@@ -20,7 +23,7 @@ from robustkd.data.sources.fashion_mnist import load_fashion_mnist
 from robustkd.data.sources.flowers import load_flowers102
 from robustkd.data.sources.folder import load_folder
 from robustkd.data.sources.gtsrb import load_gtsrb
-from robustkd.data.sources.hub import PREFIX, load_hub
+from robustkd.data.sources.hub import load_hub
 from robustkd.data.sources.idx import read_idx
 from robustkd.data.sources.tiny_imagenet import load_tiny_imagenet
 
@@ -122,21 +125,7 @@ def open_source(
         return SOURCES[data](root)
     if data in PICTURES:
         return PICTURES[data](root, reading)
-    hub = data.startswith(PREFIX)
-    if not hub and not is_folder(data):
-        raise _unknown(data)
+    check_data(data)
     if root is not None:
         raise UsageError(f"root is {str(root)!r}; {data} is the path of the data: leave it out")
-    return load_hub(data, reading) if hub else load_folder(Path(data), reading)
-
-
-def is_folder(data: str) -> bool:
-    """Return whether `open_source` treats this as the path of a folder."""
-    if data in SOURCES or data in PICTURES or data.startswith(PREFIX):
-        return False
-    return os.sep in data or os.path.isdir(data)
-
-
-def _unknown(name: str) -> UsageError:
-    hint = nearest(name, names(), otherwise="choose one of these, or give a folder")
-    return UsageError(f"unknown data source {name!r}; expected {', '.join(names())}; {hint}")
+    return load_hub(data, reading) if data.startswith(HUB) else load_folder(Path(data), reading)

@@ -1,4 +1,7 @@
-"""Registry of architectures; a new one needs a module in ``architectures`` and one row here."""
+"""Registry of architectures; a new one needs a module in ``architectures`` and one row here.
+
+Its names are in :data:`robustkd.core.known_names.ARCHITECTURES`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,12 @@ import torch
 from torch import nn
 
 from robustkd.core.errors import UsageError
+from robustkd.core.known_names import (
+    ARCHITECTURES,
+    check_architecture,
+    family_of,
+    unknown_architecture,
+)
 from robustkd.core.names import nearest
 from robustkd.core.types import DataSource
 from robustkd.models.architectures.libraries import (
@@ -120,62 +129,20 @@ _PYRAMIDS: dict[str, tuple[str, str | None]] = {
     "200": ("240", "-bottleneck"),
 }
 
-# The first pattern that matches is used: 50 and 152 are also of the form 6 n + 2.
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "wide-resnet": _wide_resnet,
+    "pyramidnet": _pyramidnet,
+    "resnet": _large_resnet,
+    "small-resnet": _small_resnet,
+    "preactresnet": _preactresnet,
+    "mobilenet": _mobilenet,
+    "torchvision": _of_torchvision,
+    "timm": _of_timm,
+    "own-code": _own_code,
+}
+
 FAMILIES: dict[str, Family] = {
-    "wide-resnet": Family(
-        "wrn-DEPTH-WIDTH",
-        r"wrn-([0-9]{1,3})-([0-9]{1,3})",
-        ("wrn-10-1", "wrn-16-2", "wrn-28-4"),
-        _wide_resnet,
-    ),
-    "pyramidnet": Family(
-        "pyramidnet-DEPTH-ALPHA[-bottleneck]",
-        r"pyramidnet-([0-9]{1,3})(?:-([0-9]{1,3})(-bottleneck)?)?",
-        ("pyramidnet-14-12", "pyramidnet-20-12-bottleneck"),
-        _pyramidnet,
-    ),
-    "resnet": Family(
-        "resnet-18|34|50|101|152",
-        r"resnet-(18|34|50|101|152)",
-        ("resnet-18",),
-        _large_resnet,
-    ),
-    "small-resnet": Family(
-        "resnet-DEPTH",
-        r"resnet-([0-9]{1,4})",
-        ("resnet-8", "resnet-14", "resnet-20"),
-        _small_resnet,
-    ),
-    "preactresnet": Family(
-        "preactresnet-18",
-        r"preactresnet-18",
-        ("preactresnet-18",),
-        _preactresnet,
-    ),
-    "mobilenet": Family(
-        "mobilenet-v1|v2[-WIDTH]",
-        r"mobilenet-v([12])(?:-([0-9]{1,2}(?:\.[0-9]{1,3})?))?",
-        ("mobilenet-v1-0.25", "mobilenet-v2", "mobilenet-v2-0.25"),
-        _mobilenet,
-    ),
-    "torchvision": Family(
-        "torchvision/NAME",
-        r"torchvision/(\w{1,99})",
-        ("torchvision/shufflenet_v2_x0_5",),
-        _of_torchvision,
-    ),
-    "timm": Family(
-        "timm/NAME",
-        r"timm/([\w.]{1,99})",
-        ("timm/mobilenetv3_small_050",),
-        _of_timm,
-    ),
-    "own-code": Family(
-        "PACKAGE.MODULE:CALLABLE",
-        r"[\w.]{1,199}:[\w.]{1,99}",
-        (),
-        _own_code,
-    ),
+    name: Family(*names, build=_BUILDERS[name]) for name, names in ARCHITECTURES.items()
 }
 """Families of architectures by name; contract tests run over their examples."""
 
@@ -186,18 +153,16 @@ def check_name(arch: str) -> tuple[Family, tuple[str | None, ...]]:
     Raises:
         UsageError: If no family has such a name; the message suggests the nearest name.
     """
-    for family in FAMILIES.values():
-        if found := re.fullmatch(family.pattern, arch):
-            return family, found.groups()
+    found = family_of(arch)
+    if found is not None:
+        return FAMILIES[found[0]], found[1]
+    check_architecture(arch)
     known = [name for family in FAMILIES.values() for name in family.examples]
     # Importing timm takes seconds, so its names are searched last.
     close = with_prefix(arch, "torchvision")
-    hint = f"did you mean {close[0]!r}?" if close else nearest(arch, known, otherwise="")
-    if not hint:
+    if not close and not nearest(arch, known, otherwise=""):
         close = with_prefix(arch, "timm")
-        hint = f"did you mean {close[0]!r}?" if close else f"for example {known[0]!r}"
-    usages = ", ".join(family.usage for family in FAMILIES.values())
-    raise UsageError(f"unknown architecture {arch!r}; expected {usages}: {hint}")
+    raise unknown_architecture(arch, f"did you mean {close[0]!r}?" if close else "")
 
 
 def learning_rate(arch: str) -> float:

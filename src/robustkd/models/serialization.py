@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeAlias, TypedDict
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.devices import without_values
 from robustkd.core.errors import InputError, UsageError, WriteError, quoted
 from robustkd.core.files import replacing
 from robustkd.core.folders import Folder, refusal
@@ -281,7 +282,7 @@ def check_claim(
     _check_extent(spec, tensors, path)
     try:
         # Built without memory first: a file of 1 kB can claim an architecture of 1 TB.
-        with torch.device("meta"):
+        with without_values():
             claimed = build(spec, seed=0)
     except (UsageError, RuntimeError, TypeError, OverflowError) as error:
         raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error

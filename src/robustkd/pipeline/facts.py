@@ -21,12 +21,10 @@ class Measured:
     Attributes:
         by_class: Accuracy on the images of each class.
         parameters: Number of learnable parameters.
-        macs: Multiply-accumulate operations for one image; None if they cannot be counted.
     """
 
     by_class: Sequence[Proportion]
     parameters: int
-    macs: int | None
 
     @property
     def acc(self) -> Proportion:
@@ -36,11 +34,7 @@ class Measured:
 
 def measure(model: nn.Module, clean: DataSource) -> Measured:
     """Measure a network in one pass over the test images."""
-    return Measured(
-        accuracy_by_class(model, clean, "test"),
-        models.parameters(model),
-        _macs(model, clean.image_shape),
-    )
+    return Measured(accuracy_by_class(model, clean, "test"), models.parameters(model))
 
 
 def data_record(clean: DataSource) -> dict[str, object]:
@@ -60,7 +54,8 @@ def class_record(teacher: Measured, student: Measured) -> dict[str, list[int]]:
     }
 
 
-def _macs(model: nn.Module, shape: tuple[int, int, int]) -> int | None:
+def operations(model: nn.Module, shape: tuple[int, int, int]) -> int | None:
+    """Count multiply-accumulate operations for one image; None if they cannot be counted."""
     try:
         return models.macs(model, shape)
     except Exception:

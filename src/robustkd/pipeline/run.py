@@ -20,7 +20,7 @@ from robustkd.data import Reading, is_folder, split_text
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.experiments import check_services, experiments
-from robustkd.pipeline.facts import Measured, class_record, data_record, measure
+from robustkd.pipeline.facts import Measured, class_record, data_record, measure, operations
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
 from robustkd.pipeline.prepare import Prepared, identity, identity_of_file, prepare
@@ -339,8 +339,11 @@ def _write_results(
             **({"preprocessing": read} if (read := form(clean)) else {}),
             **({"augmentation": found} if (found := ready.augmentation.record) else {}),
             "networks": {
-                "teacher": {"bytes": ready.file.bytes, "macs": untrusted.macs},
-                "student": {"bytes": size, "macs": student.macs},
+                "teacher": {
+                    "bytes": ready.file.bytes,
+                    "macs": operations(ready.teacher, clean.image_shape),
+                },
+                "student": {"bytes": size, "macs": operations(made.student, clean.image_shape)},
             },
             "by_class": class_record(untrusted, student),
             **({"left_out": skipped} if (skipped := _skipped(clean)) else {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -48,16 +49,19 @@ class Distilled:
 
 
 class _Watch(nn.Module):
-    """Module that returns the logits and the stage features of a network."""
+    """Module that returns the logits and the stage features of a network.
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    Its hooks are hung once, since hanging them in every step takes longer; ``closing`` removes
+    them.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], closing: ExitStack) -> None:
         super().__init__()
-        self.model, self.names = model, tuple(names)
+        self.model = model
+        self._read = closing.enter_context(taps.Reader(model, names))
 
     def forward(self, images: Images) -> Outputs:
-        with taps.read(self.model, self.names) as features:
-            logits = self.model(images)
-            return Outputs(logits, tuple(features[name] for name in self.names))
+        return Outputs(*self._read(images))
 
 
 class _Learner(nn.Module):
@@ -227,39 +231,43 @@ def distill(
         hardening.begin(steps)
     if safeguard is not None:
         safeguard.to(device_of(student)).begin(steps)
-    if teacher is None:
-        learner = _Learner(_Watch(student, ()), None, None, hardening, None, safeguard)
-    else:
-        names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            pair = pair_of(student, names[0], teacher, names[1], data, temperature=how.temperature)
-            objective = Objective(weights, pair).to(device_of(student))
-        learner = _Learner(
-            _Watch(student, names[0]),
-            objective,
-            _teaching(_Watch(teacher, names[1])),
-            hardening,
-            stop,
-            safeguard,
-        )
-        learner.check_active(data)
     enough = _enough(data, hardening, safeguard)
-    records = fit(
-        learner,
-        data,
-        seed=seed,
-        label=label,
-        hooks=Hooks(
-            after_backward=learner.advance,
-            validate=lambda: accuracy_on(student, data, "validation").value,
-            enough=enough,
-        ),
-        log=log,
-        companion=hardening,
-        keeper=keeper,
-        **training,
-    )
+    with ExitStack() as closing:
+        if teacher is None:
+            watched = _Watch(student, (), closing)
+            learner = _Learner(watched, None, None, hardening, None, safeguard)
+        else:
+            names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                pair = pair_of(
+                    student, names[0], teacher, names[1], data, temperature=how.temperature
+                )
+                objective = Objective(weights, pair).to(device_of(student))
+            learner = _Learner(
+                _Watch(student, names[0], closing),
+                objective,
+                _teaching(teacher, names[1], closing),
+                hardening,
+                stop,
+                safeguard,
+            )
+            learner.check_active(data)
+        records = fit(
+            learner,
+            data,
+            seed=seed,
+            label=label,
+            hooks=Hooks(
+                after_backward=learner.advance,
+                validate=lambda: accuracy_on(student, data, "validation").value,
+                enough=enough,
+            ),
+            log=log,
+            companion=hardening,
+            keeper=keeper,
+            **training,
+        )
     kept = chosen_epoch([record["validation"] for record in records], enough) + 1
     return Distilled(student.eval(), records, kept, time.perf_counter() - started)
 
@@ -305,13 +313,19 @@ def _paired_taps(
     return found[0][-shared:], found[1][-shared:]
 
 
-def _teaching(teacher: _Watch) -> Callable[[Images], Outputs]:
-    """Return the teacher as a function, so that it is not trained or saved with the learner."""
+def _teaching(
+    teacher: nn.Module, names: Sequence[str], closing: ExitStack
+) -> Callable[[Images], Outputs]:
+    """Return the teacher as a function, so that it is not trained or saved with the learner.
+
+    It is in eval mode until ``closing`` restores its modes.
+    """
+    watched = _Watch(teacher, names, closing)
+    closing.enter_context(taps.frozen_modes(teacher))
 
     @torch.no_grad()
     def teach(images: Images) -> Outputs:
-        with taps.frozen_modes(teacher):
-            shown: Outputs = teacher(images.to(device_of(teacher)))
+        shown: Outputs = watched(images.to(device_of(teacher)))
         # The loop chooses the device of the images; the teacher stays on its own device.
         return Outputs(
             shown.logits.to(images.device),

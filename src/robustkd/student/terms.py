@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ class Outputs(NamedTuple):
 
     def first(self, count: int) -> Outputs:
         """Return the outputs for the first images."""
-        return Outputs(self.logits[:count], tuple(stage[:count] for stage in self.features))
+        if count == len(self.logits):
+            return self
+        return Outputs(self.logits[:count], tuple(first_rows(x, count) for x in self.features))
 
     def repeat_first(self, count: int) -> Outputs:
         """Return all outputs, followed by a copy of those for the first images."""
@@ -37,6 +39,32 @@ class Outputs(NamedTuple):
             torch.cat([shown, shown[:count]]) for shown in (self.logits, *self.features)
         )
         return Outputs(logits, tuple(stages))
+
+
+class _FirstRows(torch.autograd.Function):
+    """First rows of a tensor; the gradient has the memory format of the whole tensor.
+
+    The gradient of a slice is contiguous. Added to a gradient in channels_last, it would have to be
+    converted, or would convert the gradients of all layers before.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, count: int) -> Tensor:  # noqa: ANN401 (PyTorch's own)
+        ctx.like = whole.shape, whole.stride()
+        return whole[:count]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        whole = gradient.new_empty_strided(*ctx.like)
+        whole[: len(gradient)] = gradient
+        whole[len(gradient) :] = 0
+        return whole, None
+
+
+def first_rows(whole: Tensor, count: int) -> Tensor:
+    """Return the first rows, whose gradient has the strides of the whole tensor."""
+    found: Tensor = _FirstRows.apply(whole, count)
+    return found
 
 
 class _Connector(nn.Module):

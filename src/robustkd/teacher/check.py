@@ -12,14 +12,13 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from robustkd.core.errors import InputError, printable
-from robustkd.core.types import DataSource, Split
+from robustkd.core.types import DataSource
 from robustkd.training.inference import finite_on, predict
 from robustkd.training.metrics import Proportion, accuracy
 
 _NEAR_CHANCE = 0.1
 _MOST_NAMED = 3
 _MOST_LISTED = 12
-_SPLITS: dict[Split, str] = {"validation": "validation", "train": "training"}
 
 Confusion = Int64[Tensor, "classes classes"]
 
@@ -43,13 +42,12 @@ def check_accuracy(
         InputError: If an output is not finite on the validation or training images, the accuracy
             is near chance, or another order of the classes fits the teacher's outputs far better.
     """
-    for split, images in _SPLITS.items():
-        if not finite_on(teacher, clean, split):
-            raise InputError(
-                f"teacher {printable(path.name)}: its outputs are not finite on the {images} "
-                f"images of {clean.name}; expected weights that were trained on such images"
-            )
     logits, labels = predict(teacher, clean, "validation")
+    # Losses square the logits.
+    if not logits.square().isfinite().all():
+        raise _not_finite(clean, path, "validation")
+    if not finite_on(teacher, clean, "train"):
+        raise _not_finite(clean, path, "training")
     found = accuracy(logits, labels)
     if not keep_class_order:
         _check_class_order(confusion(logits, labels), clean.classes, found, path)
@@ -62,6 +60,13 @@ def check_accuracy(
             "those that it was trained with"
         )
     return found
+
+
+def _not_finite(clean: DataSource, path: Path, images: str) -> InputError:
+    return InputError(
+        f"teacher {printable(path.name)}: its outputs are not finite on the {images} images of "
+        f"{clean.name}; expected weights that were trained on such images"
+    )
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Confusion:
@@ -88,10 +93,14 @@ def best_order(counts: Confusion) -> list[int]:
 def _check_class_order(
     counts: Confusion, classes: Sequence[str], found: Proportion, path: Path
 ) -> None:
+    # No order fits better than the most frequent output of each class. For most teachers this is
+    # enough to know, and SciPy, which `best_order` uses, need not be imported.
+    most = Proportion(int(counts.amax(dim=1).sum()), found.n)
+    if not _is_clearly_better(most, found):
+        return
     order = best_order(counts)
     fitting = Proportion(int(counts[range(len(order)), order].sum()), found.n)
-    clearly = fitting.wilson()[0] > found.wilson()[1]
-    if not clearly or fitting.value - found.value < _NEAR_CHANCE:
+    if not _is_clearly_better(fitting, found):
         return
     moved = [label for label, output in enumerate(order) if output != label and counts[label].any()]
     moved.sort(key=lambda label: -int(counts[label, order[label]]))
@@ -109,6 +118,11 @@ def _check_class_order(
         "these names to a file, one per line, and pass it with --class-names, or pass "
         "--keep-class-order to keep the order as it is"
     )
+
+
+def _is_clearly_better(one: Proportion, other: Proportion) -> bool:
+    clearly = one.wilson()[0] > other.wilson()[1]
+    return clearly and one.value - other.value >= _NEAR_CHANCE
 
 
 def _kind(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from robustkd.core.devices import without_values
 from robustkd.core.errors import InputError
 from robustkd.models.classifier import Spec
 from robustkd.models.registry import build
@@ -49,7 +50,7 @@ class Wanted:
     @classmethod
     def by(cls, spec: Spec, counted: str = "the data") -> Wanted:
         """Build the network of a spec without memory, and describe it."""
-        with torch.device("meta"):
+        with without_values():
             tensors = build(spec, seed=0).network.state_dict()
             other = build(replace(spec, classes=spec.classes + 1), seed=0).network.state_dict()
         head = {name for name, tensor in other.items() if tensor.shape != tensors[name].shape}

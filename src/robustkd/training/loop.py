@@ -40,7 +40,7 @@ from robustkd.training.optimisers import (
     parameter_groups,
     restore_optimiser,
 )
-from robustkd.training.precision import new_accelerator
+from robustkd.training.precision import new_accelerator, prepared
 from robustkd.training.schedule import schedule_factor
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class _Loop:
         self._how = how
         self.learner, self.companion = learner, companion
         self.optimiser, self.accelerator = optimiser, accelerator
-        self.prepared = accelerator.prepare(learner, optimiser)
+        self.prepared = prepared(accelerator, learner, optimiser)
         self._average = None if how.ema is None else MovingAverage(learner, how.ema)
         self.order, self.crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
         self.began = self.order.get_state(), self.crops.get_state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,18 @@ from torch import Tensor, nn
 from robustkd.core.errors import UsageError
 from robustkd.core.validation import check_positive
 from robustkd.training.config import SGD, check_optimiser
+
+
+class _PlainSGD(torch.optim.SGD):
+    """SGD of PyTorch whose methods are not decorated for ``torch.compile``.
+
+    The decorators import PyTorch's compiler, which takes longer than importing PyTorch. The
+    arithmetic is the same.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
 def new_optimiser(
@@ -39,7 +52,7 @@ def new_optimiser(
     """
     check_optimiser(name)
     if name == SGD:
-        return torch.optim.SGD(
+        return _PlainSGD(
             list(groups), lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay
         )
     from timm.optim import create_optimizer_v2

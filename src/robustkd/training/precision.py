@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from robustkd.training.config import Precision
 
@@ -34,3 +35,20 @@ def new_accelerator(precision: Precision) -> Accelerator:
         # Accelerate keeps the precision of the first Accelerator of a process and refuses others.
         AcceleratorState._reset_state()
         return Accelerator(mixed_precision=precision)
+
+
+def prepared(
+    accelerator: Accelerator, learner: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the learner on its device and the optimiser, as ``Accelerator.prepare`` does.
+
+    ``prepare`` imports PyTorch's compiler and its distributed tensors, which takes longer than
+    importing PyTorch. In one process and full precision, it would only move the learner.
+    """
+    state = accelerator.state
+    if accelerator.num_processes == 1 and accelerator.mixed_precision == "no":
+        compiled = state.dynamo_plugin.backend.value != "NO"  # asked for by the environment
+        if not compiled and accelerator.distributed_type.value == "NO":
+            return learner.to(accelerator.device), optimiser
+    both: tuple[nn.Module, torch.optim.Optimizer] = accelerator.prepare(learner, optimiser)
+    return both

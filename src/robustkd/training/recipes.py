@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
+from robustkd.core.devices import without_values
 from robustkd.core.errors import UsageError
 from robustkd.models import registry
 from robustkd.models.classifier import Spec
@@ -79,7 +79,7 @@ def _without_weights(arch: str) -> nn.Module | None:
     refused: UsageError | None = None
     for side in _SIDES:
         try:
-            with torch.device("meta"):
+            with without_values():
                 return registry.build(Spec(arch, 10, (3, side, side)), seed=0).network
         except UsageError as error:
             refused = error

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sklearn import datasets
 
+from robustkd.core.errors import InputError
 from robustkd.core.types import DataSource
 from robustkd.data import CropFlip, InMemory
+from robustkd.data.sources import digits as digits_module
 from robustkd.data.sources.digits import load_digits
 
 SPLITS = ("train", "validation", "test")
@@ -51,6 +56,28 @@ def test_shrinking_gives_the_original_images_of_the_same_class_back(digits):
     assert (halved - originals[nearest]).abs().mean() < 0.05
     assert held.images.min() == 0
     assert held.images.max() == 255
+
+
+def test_the_file_is_read_as_scikit_learn_reads_it():
+    bundle = datasets.load_digits()
+    rows = digits_module._read_rows()
+    assert rows[:, :-1].tobytes() == bundle.data.tobytes()
+    assert rows[:, -1].astype(int).tobytes() == bundle.target.tobytes()
+
+
+def test_a_missing_or_damaged_file_is_refused(monkeypatch, tmp_path):
+    place = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(digits_module, "find_spec", lambda _name: place)
+    with pytest.raises(InputError, match=r"^datasets/data/digits.csv.gz is missing from scikit-"):
+        load_digits()
+    file = tmp_path / "datasets/data/digits.csv.gz"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no gzip")
+    with pytest.raises(InputError, match=r"digits.csv.gz is damaged \("):
+        load_digits()
+    file.write_bytes(gzip.compress(b"1,2,3\n4,5,6\n"))
+    with pytest.raises(InputError, match=r"digits.csv.gz is damaged \(3 columns in place of 65\)"):
+        load_digits()
 
 
 def test_always_the_same_split(digits):

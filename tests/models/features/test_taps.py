@@ -160,6 +160,62 @@ def test_refusals_say_what_is_wrong(model, name, text):
     assert hooks(model) == 0
 
 
+class Sometimes(nn.Module):
+    """``y = 2 x``, and then ``y += x`` in passes after the first, with a module that is tapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.passes = times(2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        y = self.first(x)
+        if self.passes > 1:
+            y += x
+        return y.flatten(1)
+
+
+@pytest.mark.parametrize("make", [chain, lambda: chain(inplace=True), Shortcut, Sometimes])
+def test_a_reader_gives_what_read_gives_in_every_pass(make):
+    model = make()
+    with taps.Reader(model, ["first"]) as read:
+        for factor in (1, 2, 3):
+            logits, features = read(factor * X)
+            assert torch.equal(features[0], 2 * factor * X)
+        model(-X)  # other passes are not read
+        assert torch.equal(features[0], 6 * X)
+    last = 3 * 3 * X.flatten(1)
+    assert torch.equal(logits, last if make in (Shortcut, Sometimes) else make()(3 * X))
+    assert hooks(model) == 0
+    assert getattr(model, "relu", nn.ReLU(inplace=True)).inplace is (make is not chain)
+
+
+def test_a_reader_copies_nothing_that_stays_as_it_is():
+    model, outputs = chain(), []
+    model.first.register_forward_hook(lambda _m, _i, output: outputs.append(output))
+    with taps.Reader(model, ["first"]) as read:
+        found = [read(X)[1][0] for _ in range(3)]
+    assert [one is output for one, output in zip(found, outputs, strict=True)] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_a_reader_refuses_what_read_refuses():
+    with pytest.raises(UsageError, match="no module 'no' in Sequential"):
+        taps.Reader(model := chain(inplace=True), ["first", "no"])
+    assert hooks(model) == 0
+    assert model.relu.inplace is True
+    for made, name, text in (
+        (Twice(), "first", "runs more than once"),
+        (nn.Sequential(OrderedDict(pair=Pair())), "pair", "returns tuple"),
+    ):
+        with pytest.raises(UsageError, match=text), taps.Reader(made, [name]) as read:
+            read(X)
+        assert hooks(made) == 0
+
+
 def test_modes_are_given_back_one_by_one():
     model = chain()
     model.relu.eval()

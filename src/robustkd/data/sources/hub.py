@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.known_names import HUB
 from robustkd.core.names import unfit
 from robustkd.data.images.compose import compose
 from robustkd.data.images.holdout import HeldOut
@@ -27,8 +28,6 @@ from robustkd.data.images.streamed import Pictures
 
 if TYPE_CHECKING:
     import datasets
-
-PREFIX = "hf:"
 
 _FORMATS = ("parquet", "arrow")
 """Accepted table formats; the library's other readers unpack archives or load tensors."""
@@ -89,7 +88,7 @@ def load_hub(name: str, reading: Reading | None = None) -> Pictures:
         )
     reading = reading or Reading()
     reading.check_unused(
-        PREFIX + "...", ("image_size", "channels", "crop", "flip", "streaming", "split")
+        HUB + "...", ("image_size", "channels", "crop", "flip", "streaming", "split")
     )
     splits = _fetch(form["name"], form["revision"])
     if "train" not in splits:
@@ -114,7 +113,7 @@ def _fetch(name: str, revision: str) -> Mapping[str, Any]:
         import datasets
     except ImportError as error:
         raise UsageError(
-            f"{PREFIX}{name} needs the package datasets, which is not installed; "
+            f"{HUB}{name} needs the package datasets, which is not installed; "
             "pip install 'robustkd[hf]'"
         ) from error
     if int(datasets.__version__.partition(".")[0]) < 4:
@@ -132,7 +131,7 @@ def _fetch(name: str, revision: str) -> Mapping[str, Any]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{PREFIX}{shown(name)}@{shown(revision)} cannot be loaded: {shown(reason)}"
+            f"{HUB}{shown(name)}@{shown(revision)} cannot be loaded: {shown(reason)}"
         ) from error
     return found
 

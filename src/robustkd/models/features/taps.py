@@ -1,14 +1,14 @@
 """Reading and rewriting of the intermediate features of any network, by module path.
 
 A tap is the dotted path of a submodule whose output is read. Hooks exist only inside ``with``
-blocks and are always removed.
+blocks and are always removed at their end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -75,18 +75,8 @@ def read(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Features]
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if not isinstance(output, Tensor):
-                raise UsageError(
-                    f"module {name!r} returns {type(output).__name__}; expected a tensor: "
-                    "tap another module"
-                )
-            if name in features:
-                raise UsageError(
-                    f"module {name!r} runs more than once per forward pass; expected once: "
-                    "tap another module"
-                )
             # Cloned, because the network may change its output in place, as ``out += shortcut``.
-            features[name] = output.clone()
+            features[name] = _checked(name, output, features).clone()
 
         return hook
 
@@ -97,6 +87,104 @@ def read(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Features]
         for name in names:
             stack.callback(module_at(model, name).register_forward_hook(keep(name)).remove)
         yield features
+
+
+def _checked(name: str, output: object, before: Container[str]) -> Tensor:
+    """Return the output of a module if it is a tensor, and the first one in this forward pass."""
+    if not isinstance(output, Tensor):
+        raise UsageError(
+            f"module {name!r} returns {type(output).__name__}; expected a tensor: "
+            "tap another module"
+        )
+    if name in before:
+        raise UsageError(
+            f"module {name!r} runs more than once per forward pass; expected once: "
+            "tap another module"
+        )
+    return output
+
+
+class _Kept(NamedTuple):
+    """Output of a module, its number of changes in place so far, and a copy if one was made."""
+
+    output: Tensor
+    version: int
+    copy: Tensor | None
+
+    def is_changed(self) -> bool:
+        """Whether the network has written to the output since."""
+        return self.output._version != self.version
+
+
+class Reader:
+    """Logits and features of a network in many forward passes, with hooks that are hung once.
+
+    Features are those of :func:`read`. They are copied only if the network writes to them later in
+    the forward pass, as ``out += shortcut`` does. The first pass in each mode shows where.
+
+    Args:
+        model: Any network that returns a tensor; until the end of the context, its activations do
+            not work in place.
+        names: Module paths; each module must run once per forward pass.
+
+    Raises:
+        UsageError: If a path does not exist, or, when called, as :func:`read` does.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self._model, self._names = model, tuple(names)
+        self._copied: dict[bool, set[str]] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._reads = False
+        self._hooks = ExitStack()
+        modules = [module_at(model, name) for name in self._names]
+        for name, module in zip(self._names, modules, strict=True):
+            self._hooks.callback(module.register_forward_hook(self._hook(name)).remove)
+        self._hooks.enter_context(out_of_place(model))
+
+    def __enter__(self) -> Reader:
+        """Return the reader, whose hooks are hung already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the hooks."""
+        self._hooks.close()
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, tuple[Features, ...]]:
+        """Return the logits and the features of a batch."""
+        if not self._names:
+            return self._model(images), ()
+        first = self._model.training not in self._copied
+        copied = self._copied.setdefault(self._model.training, set(self._names))
+        logits = self._run(images)
+        changed = {name for name, kept in self._kept.items() if kept.is_changed()}
+        if not changed <= copied:
+            # The network does not write to the same features in every pass.
+            copied.update(changed)
+            logits = self._run(images)
+        elif first:
+            copied.intersection_update(changed)
+        kept, self._kept = self._kept, {}
+        features = (kept[name] for name in self._names)
+        return logits, tuple(one.output if one.copy is None else one.copy for one in features)
+
+    def _run(self, images: Tensor) -> Tensor:
+        self._kept, self._reads = {}, True
+        try:
+            logits: Tensor = self._model(images)
+        finally:
+            self._reads = False
+        return logits
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if not self._reads:
+                return
+            found = _checked(name, output, self._kept)
+            copied = name in self._copied[self._model.training]
+            self._kept[name] = _Kept(found, found._version, found.clone() if copied else None)
+
+        return hook
 
 
 @contextmanager

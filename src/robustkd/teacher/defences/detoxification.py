@@ -332,6 +332,10 @@ def _statistics(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Compute mean and variance over clean images at every position of every stage."""
     kept = features_on(teacher, names, clean, batch_size=batch_size, batches=_STATISTICS_BATCHES)
-    stages = [torch.cat(stage) for stage in kept]
-    variances = [stage.var(0, unbiased=len(stage) > 1) for stage in stages]
-    return [stage.mean(0) for stage in stages], variances
+    means, variances = [], []
+    # One stage after the other, so that only one is in memory twice.
+    while kept:
+        stage = torch.cat(kept.pop(0))
+        means.append(stage.mean(0))
+        variances.append(stage.var(0, unbiased=len(stage) > 1))
+    return means, variances

@@ -1,11 +1,13 @@
-"""Registry of the defences that clean a network; a new defence is one file and one row here."""
+"""Registry of the defences that clean a network; a new defence is one file and one row here.
+
+Its name is also in :data:`robustkd.core.known_names.DEFENCES`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robustkd.core.errors import UsageError
-from robustkd.core.names import nearest
+from robustkd.core.known_names import unknown_defence
 from robustkd.teacher.defences.anp import ANP
 from robustkd.teacher.defences.base import Defence
 from robustkd.teacher.defences.bti_dbf import BTIDBF
@@ -93,4 +95,4 @@ def find(name: str) -> Row:
     """
     if name in DEFENCES:
         return DEFENCES[name]
-    raise UsageError(f"defence is {name!r}; {nearest(name, DEFENCES)}")
+    raise unknown_defence(name)

@@ -1,0 +1,369 @@
+"""Measure the cost of a step of each method relative to a floor that no method can go below.
+
+    python benchmarks/speed.py --out benchmarks/results/speed-ratio
+
+The floor is what every distillation has to compute at least: the output of the teacher, whose
+BatchNorm layers are folded into its convolutions, and one step of the student on its labels, both
+on tensors that are ready in memory. A row is compared with the floor in pairs of blocks of steps,
+which alternate, in one process with one thread. The processor time of a block is measured, so that
+other processes disturb little. Rows run the functions that users call: loading and augmentation of
+images, the losses, the optimiser and the records of the training are part of a step.
+
+The process keeps freed memory, as the command ``robustkd`` does. This makes all rows faster, the
+script of a user as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import plain_distillation as plain
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from robustkd import models
+from robustkd.core.allocator import keep_freed_memory
+from robustkd.core.environment import environment
+from robustkd.core.files import make_folder, write_json, write_text
+from robustkd.core.methods import find_method
+from robustkd.core.types import Batch, Split
+from robustkd.data import CropFlip, InMemory, Labelled
+from robustkd.models.features.stages import stages
+from robustkd.pipeline.student import make_student
+from robustkd.training.config import TrainingConfig
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+Item = TypeVar("Item")
+Pace = Callable[[], None]
+CLASSES = 10
+OURS = ("kd", "ofd", "mix", "default")
+ROWS = {
+    **{name: f"RobustKD, {name}" for name in OURS},
+    "script-kd": "plain script, kd",
+    "script-ofd": "plain script, ofd",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Networks and images of a comparison."""
+
+    teacher: str
+    student: str
+    shape: tuple[int, int, int]
+    batch_size: int
+
+    def __str__(self) -> str:
+        channels, *size = self.shape
+        return (
+            f"{self.teacher} to {self.student}, {channels} x {size[0]} x {size[1]}, "
+            f"batch {self.batch_size}"
+        )
+
+
+SETTINGS = {
+    "wrn10-28": Setting("wrn-10-2", "wrn-10-1", (1, 28, 28), 64),
+    "wrn10-32": Setting("wrn-10-2", "wrn-10-1", (3, 32, 32), 128),
+    "wrn16-32": Setting("wrn-16-2", "wrn-16-1", (3, 32, 32), 64),
+}
+
+
+class _Ended(BaseException):
+    """Ends the thread of a program, wherever it is."""
+
+
+class Paced:
+    """A program in a thread of its own that runs only while its steps are measured.
+
+    Args:
+        program: Function that runs steps and calls its argument before each of them.
+    """
+
+    def __init__(self, program: Callable[[Pace], None]) -> None:
+        self._program, self._left, self._error = program, 0, None
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._wait()
+
+    def advance(self, steps: int) -> float:
+        """Run some steps, and return the processor time of one of them in seconds."""
+        self._left = steps
+        started = time.process_time()
+        self._go.release()
+        self._wait()
+        return (time.process_time() - started) / steps
+
+    def end(self) -> None:
+        """End the program."""
+        self._ended = True
+        self._go.release()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        self._stopped.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        torch.set_num_threads(1)
+        try:
+            self._program(self._pace)
+            self._error = RuntimeError("the program has no more steps")
+        except _Ended:
+            pass
+        except BaseException as error:
+            self._error = error
+        self._stopped.release()
+
+    def _pace(self) -> None:
+        if self._left == 0:
+            self._stopped.release()
+            self._go.acquire()
+            if self._ended:
+                raise _Ended
+        self._left -= 1
+
+
+def paced(items: Iterable[Item], pace: Pace) -> Iterator[Item]:
+    """Yield items, each after ``pace`` was called."""
+    source = iter(items)
+    while True:
+        pace()
+        try:
+            item = next(source)
+        except StopIteration:
+            return
+        yield item
+
+
+class PacedSource:
+    """A data source whose shuffled training batches are steps of a program."""
+
+    def __init__(self, source: InMemory, pace: Pace) -> None:
+        self._source, self._pace = source, pace
+        self.name, self.classes, self.image_shape = source.name, source.classes, source.image_shape
+
+    def size(self, split: Split) -> int:
+        """Return the number of images of a split."""
+        return self._source.size(split)
+
+    def batches(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """Iterate over a split, as :meth:`robustkd.core.types.DataSource.batches` describes."""
+        found = self._source.batches(
+            split, batch_size=batch_size, device=device, shuffle=shuffle, augment=augment
+        )
+        return found if augment is None else paced(found, self._pace)
+
+
+def fold(model: models.Classifier) -> models.Classifier:
+    """Fold every BatchNorm of a wide residual network that follows a convolution into it."""
+    network = model.network
+    blocks = [module for module in network.modules() if hasattr(module, "conv2")]
+    if blocks[0].shortcut is not None:  # otherwise the stem is also added to the block's output
+        network.stem = fuse_conv_bn_eval(network.stem, blocks[0].bn1)
+        blocks[0].bn1 = nn.Identity()
+    for block in blocks:
+        block.conv1 = fuse_conv_bn_eval(block.conv1, block.bn2)
+        block.bn2 = nn.Identity()
+    return model
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all programs of a setting share."""
+
+    setting: Setting
+    source: InMemory
+    teacher: models.Classifier
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Type of autocast; None for full precision."""
+        return torch.bfloat16 if self.precision == "bf16" else None
+
+    def student(self) -> models.Classifier:
+        """Return the student before its training."""
+        return models.builder(self.source)(self.setting.student, 0)
+
+    def floor(self, pace: Pace) -> None:
+        """Compute the output of a folded teacher and a step of the student on ready tensors."""
+        taught = copy.deepcopy(self.teacher).eval()
+        folded = fold(taught).to(memory_format=torch.channels_last)
+        learner = self.student().train()
+        steps = plain.optimiser(learner.parameters())
+        ready = list(itertools.islice(self._ready(), 4))
+        for batch in paced(itertools.cycle(ready), pace):
+            with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
+                with torch.inference_mode():
+                    folded(batch.images)
+                loss = F.cross_entropy(learner(batch.images), batch.labels)
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+
+    def _ready(self) -> Iterator[Batch]:
+        return self.source.batches("train", batch_size=self.setting.batch_size)
+
+    def ours(self, method: str, pace: Pace) -> None:
+        """Run a method of RobustKD."""
+        make_student(
+            copy.deepcopy(self.teacher),
+            self.student(),
+            PacedSource(self.source, pace),
+            find_method(method),
+            training=TrainingConfig(
+                epochs=1, batch_size=self.setting.batch_size, precision=self.precision
+            ),
+        )
+
+    def script(self, loss: str, pace: Pace) -> None:
+        """Run the script of a user on networks in PyTorch's own memory format."""
+        spec = self.teacher.spec
+        held = self.source.train
+        pictures = plain.Pictures(held.images, held.labels, spec.mean, spec.std)
+        teacher, student = (
+            copy.deepcopy(model.network).to(memory_format=torch.contiguous_format)
+            for model in (self.teacher, self.student())
+        )
+        batches = paced(plain.loader(pictures, self.setting.batch_size), pace)
+        if loss == "kd":
+            plain.distil_logits(teacher, student, batches, self.dtype)
+            return
+        images = next(self._ready()).images[:4]
+        taps = [name.removeprefix("network.") for name in stages(self.teacher, images)]
+        plain.distil_features(teacher, student, taps, batches, self.dtype)
+
+    def program(self, row: str) -> Callable[[Pace], None]:
+        """Return the program of a row."""
+        kind, _, name = row.rpartition("-")
+        if kind == "script":
+            return lambda pace: self.script(name, pace)
+        return lambda pace: self.ours(row, pace)
+
+
+def bench(setting: Setting, precision: str, steps: int) -> Bench:
+    """Make random images of ten classes, and train the teacher on a few of them."""
+    images = steps * setting.batch_size
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randint(256, (CLASSES, *setting.shape), generator=random)
+    labels = torch.randint(CLASSES, (images,), generator=random)
+    noise = torch.randint(256, (images, *setting.shape), generator=random)
+    pixels = ((centres[labels] + noise) // 2).to(torch.uint8)
+    train = Labelled(pixels, labels)
+    few = Labelled(pixels[: 10 * setting.batch_size], labels[: 10 * setting.batch_size])
+    classes = tuple(map(str, range(CLASSES)))
+    source = InMemory("random", classes, train, few, few, CropFlip(pad=4, flip=True))
+    teacher = models.builder(source)(setting.teacher, 1)
+    fit(Supervised(teacher), InMemory("few", classes, few, few, few), epochs=1, lr=0.02)
+    return Bench(setting, source, teacher.eval(), precision)
+
+
+def measure(tried: Bench, rows: list[str], blocks: int, steps: int) -> dict[str, object]:
+    """Measure rows in pairs with the floor; return the times of each block in milliseconds."""
+    programs = {row: Paced(tried.program(row)) for row in rows}
+    floor = Paced(tried.floor)
+    for program in (floor, *programs.values()):
+        program.advance(steps)
+    times: dict[str, list[tuple[float, float]]] = {row: [] for row in rows}
+    for block in range(blocks):
+        for row, program in programs.items():
+            first, second = (program, floor) if block % 2 else (floor, program)
+            pair = (first.advance(steps), second.advance(steps))
+            own, least = pair if block % 2 else pair[::-1]
+            times[row].append((round(1000 * own, 3), round(1000 * least, 3)))
+    for program in (floor, *programs.values()):
+        program.end()
+    return {
+        "setting": str(tried.setting),
+        "precision": tried.precision,
+        "milliseconds of a step and of the floor": times,
+        "rows": {row: summary(pairs) for row, pairs in times.items()},
+    }
+
+
+def summary(pairs: list[tuple[float, float]]) -> dict[str, float | int]:
+    """Return the median of the ratios with quartiles, and the medians of the times."""
+    ratios = [own / least for own, least in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {
+        "ratio": round(middle, 3),
+        "lower quartile": round(low, 3),
+        "upper quartile": round(high, 3),
+        "n": len(ratios),
+        "milliseconds": round(statistics.median(own for own, _ in pairs), 2),
+        "milliseconds of the floor": round(statistics.median(least for _, least in pairs), 2),
+    }
+
+
+def table(found: list[dict[str, object]]) -> str:
+    """Format the ratios as a Markdown table with one column for each setting and precision."""
+    names = {"no": "fp32", "bf16": "bf16"}
+    head = [f"{one['setting']}, {names[one['precision']]}" for one in found]
+    lines = [["step of", *head], ["---", *["---:"] * len(head)]]
+    for row in dict.fromkeys(row for one in found for row in one["rows"]):
+        cells = [one["rows"].get(row) for one in found]
+        lines.append([ROWS[row], *map(_cell, cells)])
+    floors = [
+        statistics.median(row["milliseconds of the floor"] for row in one["rows"].values())
+        for one in found
+    ]
+    lines.append(["floor, milliseconds of CPU time", *(f"{floor:.1f}" for floor in floors)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(row: dict[str, float] | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row['ratio']:.2f} [{row['lower quartile']:.2f}, {row['upper quartile']:.2f}]"
+
+
+def main() -> None:
+    """Measure the chosen settings, and write ``speed-ratio.json`` and ``speed-ratio.md``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["wrn10-28"])
+    parser.add_argument("--precisions", nargs="+", choices=["no", "bf16"], default=["no"])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--blocks", type=int, default=27, help="number of pairs for each row")
+    parser.add_argument("--steps", type=int, default=1, help="number of steps of a block")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    found = []
+    for name, precision in itertools.product(given.settings, given.precisions):
+        tried = bench(SETTINGS[name], precision, given.steps * (given.blocks + 2))
+        found.append(measure(tried, given.rows, given.blocks, given.steps))
+        sys.stdout.write(f"{table(found[-1:])}\n")
+        if given.out is not None:
+            make_folder(given.out)
+            content = {"steps": given.steps, "found": found, "environment": environment()}
+            write_json(given.out / "speed-ratio.json", content)
+            write_text(given.out / "speed-ratio.md", table(found))
+
+
+if __name__ == "__main__":
+    main()

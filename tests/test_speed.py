@@ -1,0 +1,85 @@
+"""The comparison of speed runs every row, and only while it is measured."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SETTING = ("wrn-10-1", "wrn-10-1", (1, 8, 8), 6)
+
+
+@pytest.fixture(scope="module")
+def speed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import speed
+
+        yield speed
+    del sys.modules["speed"], sys.modules["plain_distillation"]
+
+
+def test_every_row_is_compared_with_the_floor(speed):
+    tried = speed.bench(speed.Setting(*SETTING), "no", 4)
+    found = speed.measure(tried, list(speed.ROWS), blocks=2, steps=1)
+    assert list(found["rows"]) == list(speed.ROWS)
+    assert all(row["n"] == 2 and row["ratio"] > 0 for row in found["rows"].values())
+    lines = speed.table([found]).splitlines()
+    assert lines[0] == "| step of | wrn-10-1 to wrn-10-1, 1 x 8 x 8, batch 6, fp32 |"
+    assert [line.split(" | ")[0] for line in lines[2:-1]] == [f"| {s}" for s in speed.ROWS.values()]
+
+
+def test_a_program_runs_only_while_its_steps_are_measured(speed):
+    taken = []
+
+    def program(pace):
+        for step in range(100):
+            pace()
+            taken.append(step)
+
+    paced = speed.Paced(program)
+    assert taken == []
+    paced.advance(3)
+    time.sleep(0.01)
+    assert taken == [0, 1, 2]
+    paced.advance(2)
+    assert taken == [0, 1, 2, 3, 4]
+    paced.end()
+    assert len(taken) == 5
+
+
+def test_the_error_of_a_program_is_raised(speed):
+    def program(pace):
+        pace()
+        raise ValueError("no step")
+
+    paced = speed.Paced(program)
+    with pytest.raises(ValueError, match="no step"):
+        paced.advance(1)
+
+
+def test_the_margin_of_the_script_is_the_mean_of_negative_values(speed):
+    norm = torch.nn.BatchNorm2d(3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, 0.5]))
+        norm.bias.copy_(torch.tensor([0.0, 1.0, -0.3]))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(200_000, 3, generator=generator) * norm.weight + norm.bias
+    below = torch.stack([values[values < 0].mean() for values in drawn.T])
+    torch.testing.assert_close(speed.plain.margin(norm).flatten(), below, rtol=0.02, atol=0.0)
+
+
+def test_a_folded_teacher_has_the_same_outputs(speed):
+    for arch in ("wrn-10-1", "wrn-10-2"):
+        tried = speed.bench(speed.Setting(arch, *SETTING[1:]), "no", 4)
+        images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = tried.teacher(images)
+            folded = speed.fold(tried.teacher)
+            torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-4)
+        kept = sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        assert kept == {"wrn-10-1": 4, "wrn-10-2": 3}[arch]
