@@ -106,7 +106,7 @@ def distilling(teacher: Path, **changes: object) -> list[object]:
         "epochs": 1,
     } | changes
     flags = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
-    return ["distill", teacher, *(part for flag in flags for part in flag)]
+    return ["distill", teacher, *(part for flag in flags for part in flag), "--no-audit"]
 
 
 # What works.

@@ -30,12 +30,14 @@ from robustkd.cli.output import (
     print_plain,
     print_progress,
     print_sections,
+    print_words,
 )
 from robustkd.core.errors import UsageError
 
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
     from robustkd.pipeline.job import DistillJob
+    from robustkd.report import Results
 
 
 class ProcessOptions(NamedTuple):
@@ -45,11 +47,13 @@ class ProcessOptions(NamedTuple):
         resume: Whether a run is resumed.
         trust: Whether its files are trusted without verification.
         track: Services that receive the records of the training.
+        audit: Whether teacher and student are audited at the end.
     """
 
     resume: bool
     trust: bool
     track: tuple[str, ...]
+    audit: bool
 
 
 def distill(
@@ -81,6 +85,7 @@ def distill(
     trust_run: Annotated[bool, Parameter(negative="")] = False,
     allow_weak_sandbox: Annotated[bool, Parameter(negative="")] = False,
     track: Services = (),
+    audit: bool = True,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -139,6 +144,8 @@ def distill(
             files cannot set this.
         track: Also send losses and accuracy of each epoch to ``wandb`` (Weights & Biases) or
             ``mlflow``. Their own environment variables say where experiments are stored.
+        audit: Make the quick audit of teacher and student at the end, see ``robustkd audit``. The
+            exit code does not depend on it.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
             memory; nothing is written.
         as_json: Print the results as JSON.
@@ -155,6 +162,7 @@ def distill(
     print_in_terminal("reading the data and the teacher ...")
     from robustkd.pipeline.job import DistillJob
     from robustkd.pipeline.opening import architecture, form_flags, open_as_taught
+    from robustkd.pipeline.run import audit_flag
     from robustkd.training.config import TrainingConfig
     from robustkd.training.recipes import with_defaults
 
@@ -194,8 +202,9 @@ def distill(
         "data_root": data_root,
         **asdict(images),
         **form_flags(source),
+        **audit_flag(audit),
     }
-    how = ProcessOptions(resume=resume is not None, trust=trust_run, track=track)
+    how = ProcessOptions(resume=resume is not None, trust=trust_run, track=track, audit=audit)
     _run(job, source, folder, flags, how, as_json=as_json)
 
 
@@ -238,6 +247,7 @@ def _run(
         resume=how.resume,
         trust=how.trust,
         track=how.track,
+        audited=how.audit,
         tell=print_progress,
     )
     if as_json:
@@ -249,6 +259,27 @@ def _run(
     print_plain(f"Student: {folder / 'student.safetensors'}")
     print_plain(f"Report: {folder / 'report.html'}")
     console.print(report.headline(rows))
+    _print_audits(results, folder, flags)
+
+
+def _print_audits(results: Results, folder: Path, flags: Mapping[str, object]) -> None:
+    """Print the verdicts on teacher and student, and the next step."""
+    from robustkd import report
+
+    audits = report.read_records(results, folder / "results.json").audits
+    for line in audits.lines:
+        print_words(line)
+    named = {name: flags[name] for name in ("data", "data_root", "split") if flags[name]}
+    if ":" in str(flags["student"]):
+        named["arch"] = flags["student"]
+    typed = [part for name, value in named.items() for part in (_flag(name), str(value))]
+    advice, command = audits.next_step(folder, typed, method=str(flags["method"]))
+    print_words(f"Next: {advice}")
+    print_plain(f"  {command}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _resolved(flags: Mapping[str, object]) -> dict[str, object]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from robustkd.report.aggregate import Cell, Row, Statistic, aggregate, by_cell
+from robustkd.report.arrays import write_arrays
+from robustkd.report.audits import Audits
 from robustkd.report.comparison import Summary, grid_files, summaries
 from robustkd.report.html import write_html
 from robustkd.report.markdown import write_model_card, write_summary
+from robustkd.report.records import read_records
 from robustkd.report.results import ResultRow, Results, read
 from robustkd.report.tables import console_table, markdown_table
 from robustkd.report.verdict import headline
 from robustkd.report.writing import write_report
 
 __all__ = [
+    "Audits",
     "Cell",
     "ResultRow",
     "Results",
@@ -25,7 +29,9 @@ __all__ = [
     "headline",
     "markdown_table",
     "read",
+    "read_records",
     "summaries",
+    "write_arrays",
     "write_html",
     "write_model_card",
     "write_report",

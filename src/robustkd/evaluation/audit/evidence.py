@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -12,6 +13,25 @@ from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.search import Found
+
+
+@dataclass(frozen=True)
+class Member:
+    """Place of one learned transformation.
+
+    Attributes:
+        strength: Index of the strength.
+        family: Name of the family.
+        target: Index of the class to which it moves images.
+        share: Share of held-out images of other classes that it moves there.
+        beside: Mean of this share over the references; None without references.
+    """
+
+    strength: int
+    family: str
+    target: int
+    share: float
+    beside: float | None
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,7 @@ class Evidence:
         said: What was found, in a few words.
         scores: Value of each class; empty if the statistic has none.
         details: Further measurements, as JSON values.
+        member: Learned transformation with the largest success, if the statistic is about one.
     """
 
     p_value: float | None
@@ -33,6 +54,7 @@ class Evidence:
     said: str
     scores: tuple[float, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)
+    member: Member | None = None
 
     def record(self) -> dict[str, object]:
         """Return the evidence as JSON values."""
@@ -67,6 +89,10 @@ class Subject:
 
     def held_out(self) -> tuple[Images, Labels]:
         """Return random labelled validation images, always the same ones."""
+        return self._held_out
+
+    @cached_property
+    def _held_out(self) -> tuple[Images, Labels]:
         order = torch.Generator().manual_seed(0)
         most, where = self.effort.validation, device_of(self.network)
         found = self.data.batches("validation", batch_size=most, device=where, shuffle=order)

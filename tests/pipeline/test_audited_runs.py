@@ -1,0 +1,145 @@
+"""The audit of teacher and student at the end of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from robustkd import cli, data, models
+from robustkd.core.errors import TrainingError
+from robustkd.evaluation.audit import Effort, Verdict, references, run, search
+from robustkd.pipeline import audits
+from robustkd.report.arrays import read_arrays
+from robustkd.report.audits import FAMILIES
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+pytestmark = pytest.mark.usefixtures("few_digits")
+TINY = Effort(
+    strengths=(0.5,),
+    steps=2,
+    batch=4,
+    held_out=6,
+    references=1,
+    reference_images=60,
+    validation=60,
+    accuracy_images=60,
+    brief=True,
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    source = data.load("digits", train=300)
+    model = models.build(models.spec_for("wrn-10-1", source), seed=0)
+    fit(Supervised(model), source, epochs=3, batch_size=32)
+    models.save(model, path)
+    return path
+
+
+@pytest.fixture
+def distil(teacher, capsys, monkeypatch, tmp_path):
+    """Distils with an audit of little effort, and returns the words on the screen."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("robustkd.evaluation.audit.QUICK", TINY)
+    monkeypatch.setattr(run, "QUICK", TINY)
+    words = ["distill", str(teacher), "--arch", "wrn-10-1", "--student", "wrn-10-1"]
+    words += ["--data", "digits", "--method", "no-teacher", "--epochs", "1", "--out", "run"]
+
+    def call(*flags: str, command: tuple[str, ...] = tuple(words)) -> str:
+        capsys.readouterr()
+        cli.main([*command, *flags])
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_both_networks_are_audited_beside_the_same_references(distil, tmp_path, monkeypatch):
+    trained = []
+    real = references.fit
+    monkeypatch.setattr(references, "fit", lambda *a, **k: trained.append(1) or real(*a, **k))
+    out = distil()
+    assert len(trained) == TINY.references
+    record = json.loads((tmp_path / "run" / "results.json").read_text())["records"]["audit"]
+    assert set(record) == {"teacher", "student", "seconds"}
+    saved = read_arrays(tmp_path / "run")
+    assert set(saved) == {f"audit/{who}/{when}" for who in TWO for when in ("before", "after")}
+    for who in TWO:
+        before, after = (saved[f"audit/{who}/{when}"] for when in ("before", "after"))
+        assert before.shape == after.shape == (6, 1, 8, 8)
+        assert np.abs(after - before).max() > 0
+        assert record[who]["evidence"]["led share"]["member"]["family"] in search.FAMILIES
+        assert len(record[who]["pictures"]["before"]) == 6
+    *_, teacher, student, advice, command = out.splitlines()
+    assert teacher.startswith("Audit of the teacher: ")
+    assert student.startswith("Audit of the student: ")
+    assert advice.startswith("Next: ")
+    assert command.startswith(("  robustkd verify run --data digits", "  robustkd audit run"))
+    assert "clean" not in (teacher + student + advice).lower()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Audit: evidence of an unknown backdoor" in page
+    assert page.count("difference, amplified") == 2 * 7
+    assert teacher.partition(": ")[2] in page
+    # A finished run says the same again.
+    assert distil(command=("distill", "--resume", "run")) == out
+
+
+TWO = ("teacher", "student")
+
+
+def test_without_the_audit_nothing_is_audited(distil, tmp_path, monkeypatch):
+    monkeypatch.setattr(audits, "_audits", lambda *_: pytest.fail("was audited"))
+    out = distil("--no-audit")
+    assert out.splitlines()[-1] == "  robustkd verify run --data digits --max-drop 0.05"
+    assert "Audit" not in out
+    assert not (tmp_path / "run" / "arrays.npz").exists()
+    assert "audit" not in json.loads((tmp_path / "run" / "results.json").read_text())["records"]
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["audit"] is False
+    assert "--no-audit" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
+
+
+def test_an_audit_that_fails_does_not_lose_the_student(distil, tmp_path, monkeypatch):
+    def failing(*_: object) -> None:
+        raise TrainingError("the loss is <nan>")
+
+    monkeypatch.setattr(audits, "_audits", failing)
+    out = distil()
+    assert "The audit could not be made (TrainingError: the loss is <nan>)." in out
+    assert out.splitlines()[-1] == "  robustkd audit run --data digits"
+    assert (tmp_path / "run" / "student.safetensors").exists()
+    assert "could not be made" in (tmp_path / "run" / "report.html").read_text()
+    assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_a_suspicious_student_is_not_to_be_deployed(distil, tmp_path, monkeypatch):
+    verdict = Verdict("suspicious", 3, 0.001, "led share")
+    monkeypatch.setattr(run, "combine", lambda *_, **__: verdict)
+    lines = distil().splitlines()
+    assert lines[-4] == "Audit of the teacher: suspicious; suspected target class: 3"
+    assert lines[-2].startswith("Next: do not deploy this student; ")
+    assert lines[-1] == (
+        "  robustkd distill --config run/config.yaml --method default --out another-run"
+    )
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "The student is suspicious." in page
+    assert '<p class="lede alert">' in page
+
+
+def test_the_report_describes_every_family():
+    assert tuple(FAMILIES) == search.FAMILIES
+
+
+def test_large_images_pass_in_smaller_parts_and_are_shown_small():
+    assert search.images_at_once((3, 64, 64)) == 250
+    assert search.images_at_once((3, 1024, 1024)) == 8
+    from robustkd.evaluation.audit.pictures import _small
+
+    assert _small(torch.rand(2, 3, 224, 160)).shape == (2, 3, 75, 54)
+    assert _small(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
