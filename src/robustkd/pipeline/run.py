@@ -26,6 +26,7 @@ from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
 from robustkd.pipeline.prepare import Prepared, identity, identity_of_file, prepare
 from robustkd.pipeline.student import Made, make_student
+from robustkd.report.arrays import write_arrays
 from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.recipes import with_defaults
@@ -374,7 +375,7 @@ def _audits(
     found = audit_both(ready.teacher, made.student, clean)
     if found.arrays:
         with run.writing(run_folder.ARRAYS) as path:
-            report.write_arrays(path, found.arrays)
+            write_arrays(path, found.arrays)
     return found.record
 
 

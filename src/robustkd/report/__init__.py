@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from robustkd.report.aggregate import Cell, Row, Statistic, aggregate, by_cell
-from robustkd.report.arrays import write_arrays
 from robustkd.report.audits import Audits
 from robustkd.report.comparison import Summary, grid_files, summaries
 from robustkd.report.html import write_html
@@ -31,7 +30,6 @@ __all__ = [
     "read",
     "read_records",
     "summaries",
-    "write_arrays",
     "write_html",
     "write_model_card",
     "write_report",
