@@ -13,9 +13,9 @@ from robustkd.report.json_reader import LONGEST, Reader
 NETWORKS = ("teacher", "student")
 WORDS = ("suspicious", "no evidence", "inconclusive")
 FAMILIES: Mapping[str, str] = {
-    "additions": "the same small addition to every image",
+    "additions": "the same addition to every image",
     "patterns": "the same masked pattern in every image",
-    "generator": "small additions that depend on the image",
+    "generator": "additions that depend on the image",
     "warp": "the same smooth distortion of every image",
 }
 """Description of each family of transformations."""
