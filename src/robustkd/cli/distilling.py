@@ -147,7 +147,7 @@ def distill(
         audit: Make the quick audit of teacher and student at the end, see ``robustkd audit``. The
             exit code does not depend on it.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
-            memory; nothing is written.
+            memory, without those of the audit; nothing is written.
         as_json: Print the results as JSON.
     """
     training = training or {}
