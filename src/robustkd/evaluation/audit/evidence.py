@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -13,6 +14,8 @@ from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.search import Found
+
+_FEWEST, _MOST_VALUES = 64, 2 * 10**8
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,14 @@ class Subject:
         return len(self.data.classes)
 
     def held_out(self) -> tuple[Images, Labels]:
-        """Return random labelled validation images, always the same ones."""
+        """Return random labelled validation images, always the same ones; fewer large ones."""
         return self._held_out
 
     @cached_property
     def _held_out(self) -> tuple[Images, Labels]:
         order = torch.Generator().manual_seed(0)
-        most, where = self.effort.validation, device_of(self.network)
+        fitting = max(_FEWEST, _MOST_VALUES // math.prod(self.data.image_shape))
+        most, where = min(self.effort.validation, fitting), device_of(self.network)
         found = self.data.batches("validation", batch_size=most, device=where, shuffle=order)
         batch = next(iter(found))
         return batch.images, batch.labels
