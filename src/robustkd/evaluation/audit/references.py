@@ -131,6 +131,7 @@ def train_references(
             batch_size=min(64, max(8, epoch // 8)),
             lr=learning_rate(arch),
             label=f"reference {place + 1} of {effort.references}",
+            epoch_lines=False,
         )
         made.append(network.eval().requires_grad_(False))
     return tuple(made)

@@ -149,12 +149,12 @@ def _audited(
 ) -> Audit:
     """Compute all statistics of a frozen network, and the verdict."""
     started = time.perf_counter()
-    with track("transformations", effort.steps * len(effort.strengths)) as update:
+    with track("audit: transformations", effort.steps * len(effort.strengths)) as update:
         found = search(network, data, effort, seed=seed, tell=update)
     subject = Subject(network, data, references, found, effort, seed)
     evidence = {}
     chosen = statistics_of(effort)
-    with track("statistics", len(chosen)) as update:
+    with track("audit: statistics", len(chosen)) as update:
         for name, statistic in chosen.items():
             evidence[name] = statistic.compute(subject)
             update()
