@@ -123,8 +123,9 @@ def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
     told = " ".join(said.out.split())
     assert "Large drop of accuracy: the ordinary student has " in told
     assert "The attack success rate could not be measured, as no trigger is known. Next: " in told
-    check = f"robustkd verify {shlex.quote(str(out))} --data digits --max-drop 0.05"
-    assert said.out.splitlines()[-1] == f"  {check}"
+    config = shlex.quote(str(out / "config.yaml"))
+    longer = f"robustkd distill --config {config} --epochs 2 --out another-run"
+    assert said.out.splitlines()[-1] == f"  {longer}"
     assert "Audit" not in said.out
     assert yaml.safe_load((out / "config.yaml").read_text())["audit"] is False
     assert "--no-audit" in (out / "MODEL_CARD.md").read_text()

@@ -81,7 +81,7 @@ def test_both_networks_are_audited_beside_the_same_references(distil, tmp_path, 
     assert teacher.startswith("Audit of the teacher: ")
     assert student.startswith("Audit of the student: ")
     assert advice.startswith("Next: ")
-    assert command.startswith(("  robustkd verify run --data digits", "  robustkd audit run"))
+    assert command.startswith("  robustkd distill --config run/config.yaml ")
     assert "clean" not in (teacher + student + advice).lower()
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Audit: evidence of an unknown backdoor" in page

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from robustkd.core.errors import InputError
-from robustkd.report import read, read_records, write_html, write_report
+from robustkd.report import next_step, read, read_records, write_html, write_report
 from robustkd.report.audits import Audits
 
 from .conftest import make_run
@@ -36,10 +36,14 @@ def audit(word: str = "no evidence", suspect: int | None = None, **changes: Any)
     }
 
 
-def results(write, arrays=None, **audits: Any) -> Path:
-    runs = [make_run(method=name, asr=None, ra=None) for name in ("teacher", "default")]
+def results(write, arrays=None, method="default", acc=0.976, **audits: Any) -> Path:
+    runs = [
+        make_run(method=name, asr=None, ra=None, acc=share)
+        for name, share in (("teacher", 0.98), (method, acc))
+    ]
     records = {"audit": audits, "classes": CLASSES, "teacher_file": {"name": "t.pt"}}
-    return write(runs, arrays, records=records)
+    config = {"method": method, "training": {"epochs": 7}}
+    return write(runs, arrays, records=records, config=config)
 
 
 def read_back(folder: Path) -> Audits:
@@ -66,47 +70,68 @@ def test_the_report_has_verdicts_success_and_pictures(write):
 
 
 @pytest.mark.parametrize(
-    ("word", "method", "advice", "command"),
+    ("word", "made", "advice", "command"),
     [
         (
             "suspicious",
-            "kd",
+            {"method": "kd", "acc": 0.5},
             "do not deploy this student; distil another one with the default method:",
             "robustkd distill --config 'a run/config.yaml' --method default --out another-run",
         ),
         (
             "suspicious",
-            "default",
+            {},
             "do not deploy this student; see the pictures in the report, and audit it fully:",
             "robustkd audit 'a run' --data './my images'",
         ),
         (
             "inconclusive",
-            "default",
+            {},
             "repeat the audit of the student, more thoroughly:",
             "robustkd audit 'a run' --data './my images'",
         ),
         (
+            "inconclusive",
+            {"acc": 0.5},
+            "much accuracy was lost; train longer, or distil a larger student:",
+            "robustkd distill --config 'a run/config.yaml' --epochs 14 --out another-run",
+        ),
+        (
             "no evidence",
-            "default",
+            {},
             "check the student before it is used:",
             "robustkd verify 'a run' --data './my images' --max-drop 0.05",
         ),
     ],
 )
-def test_the_next_step_is_a_command(word, method, advice, command, write):
-    found = read_back(results(write, teacher=audit(), student=audit(word)))
-    assert found.next_step(RUN, FLAGS, method=method) == (advice, command)
+def test_the_next_step_is_a_command(word, made, advice, command, write):
+    folder = results(write, teacher=audit(), student=audit(word), **made)
+    assert after(folder) == (advice, command)
+
+
+def after(folder: Path) -> tuple[str, str]:
+    return next_step(read(folder), read_back(folder), RUN, data=FLAGS)
+
+
+def test_code_of_the_user_s_own_is_named_again(write):
+    own = ("--student", "own:net")
+    folder = results(write, acc=0.5)
+    _, command = next_step(read(folder), Audits(), RUN, data=FLAGS, arch=("--arch", "x"), again=own)
+    assert command == (
+        "robustkd distill --config 'a run/config.yaml' --student own:net --epochs 14 --out "
+        "another-run"
+    )
 
 
 def test_runs_without_an_audit_and_failed_ones(write):
     none = read_back(results(write))
     assert (none.lines, none.student) == ([], "")
-    assert none.next_step(RUN, FLAGS)[1].startswith("robustkd verify")
+    assert after(results(write))[1].startswith("robustkd verify")
     assert "Audit:" not in write_html(results(write)).read_text()
-    failed = read_back(results(write, failed="MemoryError: <b>"))
+    folder = results(write, failed="MemoryError: <b>")
+    failed = read_back(folder)
     assert failed.lines == ["The audit could not be made (MemoryError: <b>)."]
-    assert failed.next_step(RUN, FLAGS)[1].startswith("robustkd audit")
+    assert after(folder)[1].startswith("robustkd audit")
 
 
 @pytest.mark.parametrize(

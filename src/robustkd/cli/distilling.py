@@ -269,17 +269,24 @@ def _print_audits(results: Results, folder: Path, flags: Mapping[str, object]) -
     audits = report.read_records(results, folder / "results.json").audits
     for line in audits.lines:
         print_words(line)
-    named = {name: flags[name] for name in ("data", "data_root", "split") if flags[name]}
-    if ":" in str(flags["student"]):
-        named["arch"] = flags["student"]
-    typed = [part for name, value in named.items() for part in (_flag(name), str(value))]
-    advice, command = audits.next_step(folder, typed, method=str(flags["method"]))
+    # Code of the user's own is never named by a file.
+    own = {name: value for name in ("arch", "student") if ":" in str(value := flags[name])}
+    advice, command = report.next_step(
+        results,
+        audits,
+        folder,
+        data=_typed({name: flags[name] for name in ("data", "data_root", "split")}),
+        arch=_typed({"arch": own.get("student")}),
+        again=_typed(own),
+    )
     print_words(f"Next: {advice}")
     print_plain(f"  {command}")
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _typed(flags: Mapping[str, object]) -> list[str]:
+    """Return flags with a value as words of a command."""
+    given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items() if value]
+    return [word for pair in given for word in pair]
 
 
 def _resolved(flags: Mapping[str, object]) -> dict[str, object]:

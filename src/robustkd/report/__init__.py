@@ -7,6 +7,7 @@ from robustkd.report.audits import Audits
 from robustkd.report.comparison import Summary, grid_files, summaries
 from robustkd.report.html import write_html
 from robustkd.report.markdown import write_model_card, write_summary
+from robustkd.report.next_step import next_step
 from robustkd.report.records import read_records
 from robustkd.report.results import ResultRow, Results, read
 from robustkd.report.tables import console_table, markdown_table
@@ -27,6 +28,7 @@ __all__ = [
     "grid_files",
     "headline",
     "markdown_table",
+    "next_step",
     "read",
     "read_records",
     "summaries",

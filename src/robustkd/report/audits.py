@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from robustkd.core.errors import printable
 from robustkd.report.json_reader import LONGEST, Reader
@@ -19,8 +17,6 @@ FAMILIES: Mapping[str, str] = {
     "warp": "the same smooth distortion of every image",
 }
 """Description of each family of transformations."""
-MAX_DROP = 0.05
-"""Largest loss of accuracy in the command that is suggested for the verification."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,40 +103,15 @@ class Audits:
         """Verdict on the student; empty if there is none."""
         return next((each.word for each in self.found if each.who == "student"), "")
 
-    def next_step(
-        self, run: Path, flags: Sequence[str], *, method: str = "default"
-    ) -> tuple[str, str]:
-        """Return what to do next, and a command for it.
-
-        Args:
-            run: The run folder.
-            flags: Flags that name the data.
-            method: Name of the method of the run.
-        """
-        data = shlex.join(flags)
-        folder = shlex.quote(str(run))
-        if self.student == "suspicious" and method != "default":
-            config = shlex.quote(str(run / "config.yaml"))
-            return (
-                "do not deploy this student; distil another one with the default method:",
-                f"robustkd distill --config {config} --method default --out another-run",
-            )
-        if self.student == "suspicious":
-            return (
-                "do not deploy this student; see the pictures in the report, and audit it fully:",
-                f"robustkd audit {folder} {data}",
-            )
-        if self.failed or (self.student == "inconclusive" and self._p_value is not None):
-            return "repeat the audit of the student, more thoroughly:", (
-                f"robustkd audit {folder} {data}"
-            )
-        return "check the student before it is used:", (
-            f"robustkd verify {folder} {data} --max-drop {MAX_DROP}"
-        )
-
     @property
-    def _p_value(self) -> float | None:
-        return next((each.p_value for each in self.found if each.who == "student"), None)
+    def unclear(self) -> bool:
+        """Whether a longer audit of the student could say more."""
+        if self.failed:
+            return True
+        student = next((each for each in self.found if each.who == "student"), None)
+        return (
+            student is not None and student.word == "inconclusive" and student.p_value is not None
+        )
 
 
 def verdict(word: str, suspected: str | None, reason: str) -> str:
