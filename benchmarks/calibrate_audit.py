@@ -161,7 +161,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             right = [row for row in accused if row["target"] == row[kind]["suspect"]]
             unsure = sum(each["verdict"] == "inconclusive" for _, each in found)
             low, high = wilson(len(accused) / len(found), len(found))
-            single = [sum(_below(each["p_values"][name]) for _, each in found) for name in names]
+            single = [_count([each["p_values"] for _, each in found], name) for name in names]
             cells = [
                 label,
                 kind,
@@ -169,7 +169,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{len(accused)} [{low:.0%}, {high:.0%}]",
                 "-" if label.startswith(CLEAN) else str(len(right)),
                 str(unsure),
-                *map(str, single),
+                *single,
             ]
             lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
@@ -186,14 +186,18 @@ def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
     return dict(sorted(made.items(), key=lambda pair: order.index(pair[0].partition(",")[0])))
 
 
-def _below(p_value: float | None) -> bool:
-    return p_value is not None and p_value <= LEVEL
+def _count(p_values: Sequence[Mapping[str, float | None]], name: str) -> str:
+    """Return the number of p-values up to the level; a dash if the audit leaves it out."""
+    known = [each[name] for each in p_values if name in each]
+    if not known:
+        return "-"
+    return str(sum(p_value is not None and p_value <= LEVEL for p_value in known))
 
 
 def curve(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
     """Return the ROC curve of a statistic: false-positive and hit rate for each threshold."""
     alive = [row for row in rows if row["ASR"] is None or row["ASR"] >= SURVIVES]
-    values = [(row[kind]["p_values"][name], row["attack"] != CLEAN) for row in alive]
+    values = [(row[kind]["p_values"].get(name), row["attack"] != CLEAN) for row in alive]
     known = [(p_value, bad) for p_value, bad in values if p_value is not None]
     bad = max(1, sum(each for _, each in known))
     good = max(1, sum(not each for _, each in known))
@@ -221,6 +225,8 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True)
     for axis, kind in zip(axes, ("full", "quick"), strict=True):
         for name in STATISTICS:
+            if not any(name in row[kind]["p_values"] for row in rows):
+                continue
             points = curve(rows, kind, name)
             axis.step(*zip(*points, strict=True), where="post", label=f"{name} {area(points):.2f}")
         axis.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)

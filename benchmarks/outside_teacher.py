@@ -101,7 +101,7 @@ def distil(folder: Path, work: Path, method: str, student: str, epochs: int, see
     pixels = ("--mean", *plain_teacher.MEAN, "--std", *plain_teacher.STD)
     names = ("--arch", ARCH, "--student", student, "--data", folder, "--method", method)
     numbers = ("--epochs", epochs, "--seed", seed)
-    out = ("--out", work / method)
+    out = ("--out", work / method, "--no-audit")
     run(*CLI, "distill", work / "teacher.pt", *names, *pixels, *numbers, *out)
 
 

@@ -78,9 +78,9 @@ class Place:
 
 
 DIGITS = ["--arch", "wrn-10-1", "--student", "wrn-10-1", "--data", "digits"]
-DIGITS += ["--method", "no-teacher", "--epochs", "1"]
+DIGITS += ["--method", "no-teacher", "--epochs", "1", "--no-audit"]
 COLOUR = ["--arch", "wrn-10-1", "--student", "wrn-10-1", "--data", "./data"]
-COLOUR += ["--method", "no-teacher", "--epochs", "1"]
+COLOUR += ["--method", "no-teacher", "--epochs", "1", "--no-audit"]
 RESUME = ["distill", "--resume", "run"]
 
 

@@ -58,6 +58,7 @@ def flags(teacher: Path, epochs: int) -> list[str]:
     return [
         str(teacher),
         *(part for name, value in named.items() for part in (f"--{name}", str(value))),
+        "--no-audit",
     ]
 
 

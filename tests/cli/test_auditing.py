@@ -66,7 +66,8 @@ def verdict(monkeypatch):
 
 def test_a_suspicious_model_has_exit_code_4(robustkd, student, verdict, tmp_path):
     verdict("suspicious", 3)
-    code, out, err = robustkd("audit", student, "--out", "found.json")
+    flags = ("--out", "found.json", "--pictures", "found.png")
+    code, out, err = robustkd("audit", student, *flags)
     assert code == 4
     assert err == (
         "robustkd: there is evidence of a backdoor towards class '3'; see what was found above\n"
@@ -74,7 +75,9 @@ def test_a_suspicious_model_has_exit_code_4(robustkd, student, verdict, tmp_path
     assert "Verdict: suspicious; suspected target class: 3\nNext: do not deploy this" in out
     assert max(map(len, out.splitlines())) <= 80
     assert json.loads((tmp_path / "found.json").read_text())["suspected_class"] == "3"
-    code, _, err = robustkd("audit", student, "--out", "found.json")
+    with Image.open(tmp_path / "found.png") as sheet:
+        assert sheet.size == (6 * 96 + 5 * 4, 3 * 96 + 2 * 4)
+    code, _, err = robustkd("audit", student, *flags)
     assert (code, err) == (
         2,
         "robustkd: --out is found.json, which exists; expected a new file\n",

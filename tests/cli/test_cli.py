@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from hashlib import sha256
@@ -106,7 +107,7 @@ def distilling(teacher: Path, **changes: object) -> list[object]:
         "epochs": 1,
     } | changes
     flags = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
-    return ["distill", teacher, *(part for flag in flags for part in flag)]
+    return ["distill", teacher, *(part for flag in flags for part in flag), "--no-audit"]
 
 
 # What works.
@@ -121,7 +122,13 @@ def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
     assert f"\nStudent: {student}\nReport: {student.with_name('report.html')}\n" in said.out
     told = " ".join(said.out.split())
     assert "Large drop of accuracy: the ordinary student has " in told
-    assert told.endswith("The attack success rate could not be measured, as no trigger is known.")
+    assert "The attack success rate could not be measured, as no trigger is known. Next: " in told
+    config = shlex.quote(str(out / "config.yaml"))
+    longer = f"robustkd distill --config {config} --epochs 2 --out another-run"
+    assert said.out.splitlines()[-1] == f"  {longer}"
+    assert "Audit" not in said.out
+    assert yaml.safe_load((out / "config.yaml").read_text())["audit"] is False
+    assert "--no-audit" in (out / "MODEL_CARD.md").read_text()
     said = robustkd("evaluate", student, "--data", "digits", "--json")
     assert (said.code, said.err) == (0, "")
     figures = json.loads(said.out)

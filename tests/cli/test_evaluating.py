@@ -109,7 +109,7 @@ def test_a_tilde_in_quotes_is_the_home_folder(path, home, evaluate, tmp_path, mo
 def test_python_knows_it_as_well(home, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(home))
     done = robustkd.run(
-        "~/teacher.pth", "digits", "wrn-10-1", arch="wrn-10-1", method="kd", epochs=1,
+        "~/teacher.pth", "digits", "wrn-10-1", arch="wrn-10-1", method="kd", audit=False, epochs=1,
         out="~/by-python",
     )  # fmt: skip
     assert done.folder == home / "by-python"

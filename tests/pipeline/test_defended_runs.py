@@ -55,7 +55,9 @@ def run(teacher_file: Path, out: Path, *, resume: bool = False, **changes: objec
     job = job_of(teacher_file, **changes)
     flags = {"teacher": str(teacher_file), "data": "digits", **job.settings()}
     told: list[str] = []
-    results = distill_file(job, CLEAN, out, config=flags, resume=resume, tell=told.append)
+    results = distill_file(
+        job, CLEAN, out, config=flags, resume=resume, audited=False, tell=told.append
+    )
     return results, told
 
 

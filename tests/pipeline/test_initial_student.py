@@ -136,7 +136,15 @@ def test_a_run_says_records_and_resumes_it(tmp_path, capsys, monkeypatch):
     weights = plain(tmp_path / "w.pt", build(7, 3))
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     words = ["distill", "t.safetensors", "--arch", "wrn-10-1", "--data", "digits", "--method", "kd"]
-    words += ["--student", "wrn-10-1", "--student-weights", "w.pt", "--augment", "none"]
+    words += [
+        "--student",
+        "wrn-10-1",
+        "--student-weights",
+        "w.pt",
+        "--augment",
+        "none",
+        "--no-audit",
+    ]
     cli.main([*words, "--epochs", "1", "--lr", "0.01", "--out", "run"])
     said = capsys.readouterr().err
     found = re.search(r"student: starts from w\.pt, torch zip, .* sha256 (\w{12}); .*", said)

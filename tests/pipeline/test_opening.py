@@ -175,7 +175,7 @@ def test_a_folder_of_the_hub_becomes_a_student_that_keeps_its_preprocessing(
     out = tmp_path / "run"
     said = run(
         capsys, "distill", hub, "--data", images, "--student", "wrn-10-1", "--method", "kd",
-        "--epochs", 1, "--batch-size", 16, "--out", out,
+        "--epochs", 1, "--batch-size", 16, "--out", out, "--no-audit",
     )  # fmt: skip
     assert (
         "images: 32 x 32 pixels from 80.0% of the shorter side, bicubic (config.json); mean 0.4, "

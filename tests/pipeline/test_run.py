@@ -72,12 +72,19 @@ BRIEF = TrainingConfig(epochs=1)
 
 
 def run(
-    teacher_file: Path, out: Path, *, clean=CLEAN, training=None, resume=False, **changes
+    teacher_file: Path,
+    out: Path,
+    *,
+    clean=CLEAN,
+    training=None,
+    resume=False,
+    audited=False,
+    **changes,
 ) -> dict[str, Any]:
     training = TrainingConfig(**(training or {"epochs": 1, "batch_size": 64}))
     settings = {"arch": "wrn-10-1", "student": "wrn-10-1", "method": "ofd"} | changes
     job = DistillJob(teacher_file, training=training, **settings)
-    return distill_file(job, clean, out, resume=resume).content()
+    return distill_file(job, clean, out, resume=resume, audited=audited).content()
 
 
 @pytest.fixture(scope="module")
@@ -475,7 +482,13 @@ def test_the_same_images_mirrored_or_not_are_other_data():
 def test_python_and_the_command_make_the_same_student(teacher_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     made = robustkd.run(
-        str(teacher_file), "digits", "wrn-10-1", arch="wrn-10-1", method="kd", epochs=1
+        str(teacher_file),
+        "digits",
+        "wrn-10-1",
+        arch="wrn-10-1",
+        method="kd",
+        audit=False,
+        epochs=1,
     )
     assert made.folder == Path("robustkd-run")
     assert not made.student.training
@@ -483,6 +496,7 @@ def test_python_and_the_command_make_the_same_student(teacher_file, tmp_path, mo
         [
             *("distill", str(teacher_file), "--arch", "wrn-10-1", "--student", "wrn-10-1"),
             *("--data", "digits", "--method", "kd", "--epochs", "1", "--out", "command"),
+            "--no-audit",
         ]
     )
     name = "student.safetensors"
@@ -510,7 +524,14 @@ def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "robustkd-run").mkdir()
     made = robustkd.run(
-        teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="no-teacher", epochs=1, lr=0.05
+        teacher_file,
+        CLEAN,
+        "wrn-10-1",
+        arch="wrn-10-1",
+        method="no-teacher",
+        audit=False,
+        epochs=1,
+        lr=0.05,
     )
     assert made.folder == Path("robustkd-run-2")
     assert made.results.config["training"]["lr"] == 0.05
@@ -527,7 +548,7 @@ def test_files_that_are_left_out_are_told_and_recorded(teacher_file, tmp_path):
     job = DistillJob(
         teacher_file, arch="wrn-10-1", student="wrn-10-1", method="no-teacher", training=BRIEF
     )
-    results = distill_file(job, clean, tmp_path / "run", tell=lines.append)
+    results = distill_file(job, clean, tmp_path / "run", audited=False, tell=lines.append)
     assert lines[1] == (
         "data: left out of digits, since they are not images or splits: 2 .txt, 1 folders"
     )

@@ -13,6 +13,7 @@ import subprocess
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from robustkd.report import write_html
@@ -113,7 +114,29 @@ def records(names) -> dict[str, object]:
         },
         "left_out": dict.fromkeys(names, 1),
         "networks": {"teacher": {"bytes": 9, "macs": 9}, "student": {"bytes": 4, "macs": None}},
+        "audit": {"teacher": audit(names), "student": audit(names)},
     }
+
+
+def audit(names) -> dict[str, object]:
+    member = {"strength": 0, "family": names[0], "target": 1, "share": 0.9, "beside": 0.1}
+    led = {"p_value": 0.3, "suspect": 1, "said": names[2], "counts": True, "member": member}
+    verdict = {"word": "suspicious", "suspect": 1, "p_value": 1e-9, "reason": names[3]}
+    return {
+        "verdict": verdict,
+        "suspected_class": names[1],
+        "evidence": {names[4]: led},
+        "pictures": {"before": [0, 1, 2], "after": [1, 1, 1]},
+    }
+
+
+def found(arrays) -> dict[str, np.ndarray]:
+    """The arrays of a demo, and those of an audit."""
+    images = np.random.default_rng(0).random((3, 1, 8, 8))
+    names = [
+        f"audit/{who}/{when}" for who in ("teacher", "student") for when in ("before", "after")
+    ]
+    return {**arrays, **dict.fromkeys(names, images)}
 
 
 def hostile(write, arrays) -> Path:
@@ -125,7 +148,7 @@ def hostile(write, arrays) -> Path:
             make_run(method=method, acc=acc, asr=None, ra=None, n_acc=500, **names)
             for method, acc in (("teacher", 0.99), (HOSTILE[4], 0.7))
         ],
-        arrays=arrays,
+        arrays=found(arrays),
         records=records(HOSTILE),
         config={"arch": HOSTILE[0], "student": HOSTILE[1], HOSTILE[2]: {HOSTILE[3]: HOSTILE[4]}},
         environment={HOSTILE[0]: HOSTILE[1]},
@@ -151,7 +174,7 @@ def test_no_table_is_cut_on_a_phone(write, arrays, tmp_path, names):
         page = write_html(hostile(write, arrays))
     else:
         known = [f"class {i}" for i in range(5)] if names == "usual" else (long * 3)[:5]
-        page = write_html(write(arrays=arrays, records=records(known)))
+        page = write_html(write(arrays=found(arrays), records=records(known)))
     text = unprotected(page.read_text(encoding="utf-8")).replace("<details>", "<details open>")
     page.write_text(text.replace("</body>", f"<script>{WIDEST}</script></body>"), encoding="utf-8")
     shown = dom(page, tmp_path / "home", width=390)
@@ -167,7 +190,7 @@ def test_axe_finds_no_violation(write, arrays, tmp_path, names, width, dark):
     if names == "hostile":
         folder = hostile(write, arrays)
     else:
-        folder = write(arrays=arrays, records=records([f"class {i}" for i in range(30)]))
+        folder = write(arrays=found(arrays), records=records([f"class {i}" for i in range(30)]))
     page = write_html(folder)
     text = unprotected(page.read_text(encoding="utf-8")).replace("<details>", "<details open>")
     script = f"<script>{Path(AXE).read_text(encoding='utf-8')}</script><script>{RUN_AXE}</script>"

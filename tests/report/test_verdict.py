@@ -45,8 +45,10 @@ from .conftest import make_rows, make_run
         ),
         pytest.param(
             {"default": (0.776, 0.012)},
-            "Attack success rate: 63.9 % for the ordinary student, 1.2 % for the RobustKD "
-            "student, but with 20.0 points less accuracy (one seed).",
+            "Large drop of accuracy: the RobustKD student has 77.6 % accuracy, the ordinary "
+            "student 97.6 %: 20.0 points less. Attack success rate: 63.9 % for the ordinary "
+            "student, 1.2 % for the RobustKD student, but with 20.0 points less accuracy (one "
+            "seed).",
             id="costly",
         ),
         pytest.param(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -24,6 +23,7 @@ from robustkd.core.folders import Folder
 from robustkd.core.methods import METHODS
 from robustkd.core.types import DataSource
 from robustkd.pipeline.student import make_student
+from robustkd.report.arrays import write_arrays
 from robustkd.report.results import ResultRow, Results
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.config import TrainingConfig
@@ -173,8 +173,7 @@ def _run_seeds(
         records |= story.records
         if seed == 0:
             with out.writing("arrays.npz") as file:
-                # mypy takes the arrays for numpy's own keyword arguments as well.
-                np.savez_compressed(file, **story.arrays)  # type: ignore[arg-type]
+                write_arrays(file, story.arrays)
         Results(
             runs=tuple(found),
             environment=environment(),

@@ -28,6 +28,7 @@ def audit(
     level: float = 0.01,
     seed: int = 0,
     out: Path | None = None,
+    pictures: Path | None = None,
     data_root: Path | None = None,
     teacher: TeacherFlags = TEACHER,
     images: ImageFlags = IMAGES,
@@ -50,6 +51,8 @@ def audit(
         level: Accepted probability to call a model without a backdoor suspicious.
         seed: The same seed gives the same result.
         out: New JSON file with all measurements.
+        pictures: New PNG file with a few validation images before and after the transformation that
+            was found, and the amplified differences.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         teacher: How the file of a teacher is read.
@@ -58,8 +61,9 @@ def audit(
     """
     if not 0 < level < 1:
         raise UsageError(f"--level is {level}; expected a fraction between 0 and 1")
-    if out is not None and out.exists():
-        raise UsageError(f"--out is {out}, which exists; expected a new file")
+    for flag, file in (("--out", out), ("--pictures", pictures)):
+        if file is not None and file.exists():
+            raise UsageError(f"{flag} is {file}, which exists; expected a new file")
     from robustkd.core.devices import default_device
     from robustkd.core.files import write_json
     from robustkd.evaluation.audit import audit as audited
@@ -70,6 +74,8 @@ def audit(
     )
     if out is not None:
         write_json(out, found.record())
+    if pictures is not None and found.pictures is not None:
+        found.pictures.write_png(pictures)
     if as_json:
         print_json(found.record())
     else:
@@ -98,6 +104,7 @@ def _print_evidence(found: Audit) -> None:
     from rich.text import Text
 
     from robustkd.evaluation.audit import COUNTED
+    from robustkd.report.tables import p_value
 
     table = Table(box=None, pad_edge=False, width=_WIDTH)
     table.add_column("statistic", no_wrap=True)
@@ -106,9 +113,8 @@ def _print_evidence(found: Audit) -> None:
     table.add_column("what was found", overflow="fold")
     for name, each in found.evidence.items():
         mark = "" if name in COUNTED else " *"
-        p_value = "-" if each.p_value is None else shown_p(each.p_value)
         suspect = "-" if each.suspect is None else found.classes[each.suspect]
-        table.add_row(f"{name}{mark}", p_value, Text(suspect), each.said)
+        table.add_row(f"{name}{mark}", p_value(each.p_value), Text(suspect), each.said)
     Console(highlight=False, emoji=False).print(table)
     print_words(f"accuracy: {found.accuracy} of {found.accuracy.n} validation images")
 
@@ -120,9 +126,11 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
         found: The audit.
         of_student: Whether the model is a finished student, which is not distilled again.
     """
+    from robustkd.report.audits import verdict as told
+
     verdict = found.verdict
+    line = f"Verdict: {told(verdict.word, found.suspected, verdict.reason)}"
     if verdict.word == "suspicious":
-        of = "" if found.suspected is None else f"; suspected target class: {found.suspected}"
         advice = (
             [
                 "Next: do not deploy this student; distil another one with the default method,",
@@ -134,12 +142,11 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
                 "      and check the student with robustkd verify.",
             ]
         )
-        return [f"Verdict: suspicious{of}", *advice]
+        return [line, *advice]
     if verdict.word == "inconclusive":
         longer = "run robustkd audit STUDENT" if of_student else "repeat without --quick"
         more = [f"Next: {longer}."] if found.quick else []
-        return [f"Verdict: inconclusive ({verdict.reason})", *more]
-    line = "Verdict: no evidence of a backdoor. This does not show that there is none."
+        return [line, *more]
     if of_student:
         return [line]
     return [
@@ -153,12 +160,3 @@ def suspicion(found: Audit) -> str:
     """Return the error message for a suspicious model."""
     of = "" if found.suspected is None else f" towards class {found.suspected!a}"
     return f"there is evidence of a backdoor{of}; see what was found above"
-
-
-def shown_p(p_value: float) -> str:
-    """Format a p-value.
-
-    >>> shown_p(0.25), shown_p(0.0123), shown_p(3e-12)
-    ('0.25', '0.012', '< 0.0001')
-    """
-    return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"

@@ -30,6 +30,7 @@ from robustkd.cli.output import (
     print_plain,
     print_progress,
     print_sections,
+    print_words,
 )
 from robustkd.core.errors import UsageError
 from robustkd.core.known_names import check_data, check_defence, is_folder
@@ -38,6 +39,7 @@ from robustkd.core.methods import find_method
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
     from robustkd.pipeline.job import DistillJob
+    from robustkd.report import Results
 
 
 class ProcessOptions(NamedTuple):
@@ -47,11 +49,13 @@ class ProcessOptions(NamedTuple):
         resume: Whether a run is resumed.
         trust: Whether its files are trusted without verification.
         track: Services that receive the records of the training.
+        audit: Whether teacher and student are audited at the end.
     """
 
     resume: bool
     trust: bool
     track: tuple[str, ...]
+    audit: bool
 
 
 def distill(
@@ -83,6 +87,7 @@ def distill(
     trust_run: Annotated[bool, Parameter(negative="")] = False,
     allow_weak_sandbox: Annotated[bool, Parameter(negative="")] = False,
     track: Services = (),
+    audit: bool = True,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -141,8 +146,10 @@ def distill(
             files cannot set this.
         track: Also send losses and accuracy of each epoch to ``wandb`` (Weights & Biases) or
             ``mlflow``. Their own environment variables say where experiments are stored.
+        audit: Make the quick audit of teacher and student at the end, see ``robustkd audit``. The
+            exit code does not depend on it.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
-            memory; nothing is written.
+            memory, without those of the audit; nothing is written.
         as_json: Print the results as JSON.
     """
     training = training or {}
@@ -161,6 +168,7 @@ def distill(
     print_in_terminal("reading the data and the teacher ...")
     from robustkd.pipeline.job import DistillJob
     from robustkd.pipeline.opening import architecture, form_flags, open_as_taught
+    from robustkd.pipeline.run import audit_flag
     from robustkd.training.config import TrainingConfig
     from robustkd.training.recipes import with_defaults
 
@@ -200,8 +208,9 @@ def distill(
         "data_root": data_root,
         **asdict(images),
         **form_flags(source),
+        **audit_flag(audit),
     }
-    how = ProcessOptions(resume=resume is not None, trust=trust_run, track=track)
+    how = ProcessOptions(resume=resume is not None, trust=trust_run, track=track, audit=audit)
     _run(job, source, folder, flags, how, as_json=as_json)
 
 
@@ -244,6 +253,7 @@ def _run(
         resume=how.resume,
         trust=how.trust,
         track=how.track,
+        audited=how.audit,
         tell=print_progress,
     )
     if as_json:
@@ -255,6 +265,34 @@ def _run(
     print_plain(f"Student: {folder / 'student.safetensors'}")
     print_plain(f"Report: {folder / 'report.html'}")
     console.print(report.headline(rows))
+    _print_audits(results, folder, flags)
+
+
+def _print_audits(results: Results, folder: Path, flags: Mapping[str, object]) -> None:
+    """Print the verdicts on teacher and student, and the next step."""
+    from robustkd import report
+
+    audits = report.read_records(results, folder / "results.json").audits
+    for line in audits.lines:
+        print_words(line)
+    # Code of the user's own is never named by a file.
+    own = {name: value for name in ("arch", "student") if ":" in str(value := flags[name])}
+    advice, command = report.next_step(
+        results,
+        audits,
+        folder,
+        data=_typed({name: flags[name] for name in ("data", "data_root", "split")}),
+        arch=_typed({"arch": own.get("student")}),
+        again=_typed(own),
+    )
+    print_words(f"Next: {advice}")
+    print_plain(f"  {command}")
+
+
+def _typed(flags: Mapping[str, object]) -> list[str]:
+    """Return flags with a value as words of a command."""
+    given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items() if value]
+    return [word for pair in given for word in pair]
 
 
 def _resolved(flags: Mapping[str, object]) -> dict[str, object]:

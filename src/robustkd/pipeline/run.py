@@ -19,12 +19,14 @@ from robustkd.core.types import DataSource
 from robustkd.data import Reading, is_folder, split_text
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
+from robustkd.pipeline.audits import audit_both
 from robustkd.pipeline.experiments import check_services, experiments
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure, operations
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
 from robustkd.pipeline.prepare import Prepared, identity, identity_of_file, prepare
 from robustkd.pipeline.student import Made, make_student
+from robustkd.report.arrays import write_arrays
 from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.recipes import with_defaults
@@ -66,6 +68,7 @@ def run(
     defence: str | None = None,
     on: Side = "teacher",
     track: Sequence[str] = (),
+    audit: bool = True,
     **training: Unpack[TrainingOptions],
 ) -> Finished:
     """Distil a small student from an untrusted teacher, as ``robustkd distill`` does.
@@ -100,6 +103,8 @@ def run(
             does; ``robustkd list`` shows all.
         on: Network that the defence cleans: ``teacher`` or ``student``.
         track: Services that receive losses and accuracy of each epoch: ``wandb``, ``mlflow``.
+        audit: If True, make the quick audit of teacher and student at the end; its record is
+            ``results.records["audit"]``.
         training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
             ``batch_size`` and ``lr``. The defaults depend on the architecture; see
             :func:`robustkd.training.recipes.usual_training`.
@@ -139,8 +144,8 @@ def run(
         on=on,
     )
     folder = free_name(Path("robustkd-run")) if out is None else Path(at_home(os.fspath(out)))
-    flags = {**_flags(job, data), **form_flags(source)}
-    results = distill_file(job, source, folder, config=flags, track=track)
+    flags = {**_flags(job, data), **form_flags(source), **audit_flag(audit)}
+    results = distill_file(job, source, folder, config=flags, track=track, audited=audit)
     made = models.load(folder / run_folder.STUDENT, arch=student)
     return Finished(made.eval(), results, folder)
 
@@ -160,6 +165,11 @@ def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
     return {"teacher": os.path.abspath(job.teacher), "data": place, **settings}
 
 
+def audit_flag(audited: bool) -> dict[str, object]:
+    """Return the flag of a run without an audit; the flag of other runs is the default."""
+    return {} if audited else {"audit": False}
+
+
 def distill_file(
     job: DistillJob,
     clean: DataSource,
@@ -169,6 +179,7 @@ def distill_file(
     resume: bool = False,
     trust: bool = False,
     track: Sequence[str] = (),
+    audited: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Results:
     """Distil a student from a teacher's file into a run folder with results and report.
@@ -183,6 +194,7 @@ def distill_file(
         trust: If True, resume without verifying that runs of this user wrote the files.
         track: Services that receive the records of the training, ``wandb`` or ``mlflow``. The
             student does not depend on them.
+        audited: If True, make the quick audit of teacher and student at the end.
         tell: Function that receives one line about the teacher before the training.
 
     Returns:
@@ -240,7 +252,7 @@ def distill_file(
             run=run,
         )
         run.interrupts.no_longer_wait()
-        results = _write_results(job, clean, ready, made, untrusted, run)
+        results = _write_results(job, clean, ready, made, untrusted, run, audited=audited)
         for experiment in watching:
             experiment.log({"test/acc": results.runs[-1].acc})
         return results
@@ -314,8 +326,10 @@ def _write_results(
     made: Made,
     untrusted: Measured,
     run: run_folder.Run,
+    *,
+    audited: bool,
 ) -> Results:
-    """Write the student, ``results.json`` and the report."""
+    """Write the student, ``results.json`` and the report, after the audit if there is one."""
     provenance = job.provenance(clean.name)
     if ready.student_file is not None:
         provenance["student_weights_sha256"] = ready.student_file.sha256
@@ -323,6 +337,7 @@ def _write_results(
     with run.writing(run_folder.STUDENT) as path:
         models.save(made.student, path, provenance=provenance)
         size = path.stat().st_size
+    audits = _audits(ready, made, clean, run) if audited else {}
     results = Results(
         runs=(
             _untriggered_row(job, clean, "teacher", untrusted, 0.0),
@@ -346,6 +361,7 @@ def _write_results(
                 "student": {"bytes": size, "macs": operations(made.student, clean.image_shape)},
             },
             "by_class": class_record(untrusted, student),
+            **({"audit": audits} if audits else {}),
             **({"left_out": skipped} if (skipped := _skipped(clean)) else {}),
         },
     )
@@ -353,6 +369,17 @@ def _write_results(
         results.write(path)
     report.write_report(run.folder)
     return results
+
+
+def _audits(
+    ready: Prepared, made: Made, clean: DataSource, run: run_folder.Run
+) -> Mapping[str, object]:
+    """Audit teacher and student, store pictures of what was found, and return the record."""
+    found = audit_both(ready.teacher, made.student, clean)
+    if found.arrays:
+        with run.writing(run_folder.ARRAYS) as path:
+            write_arrays(path, found.arrays)
+    return found.record
 
 
 def _untriggered_row(

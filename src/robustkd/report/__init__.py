@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from robustkd.report.aggregate import Cell, Row, Statistic, aggregate, by_cell
+from robustkd.report.audits import Audits
 from robustkd.report.comparison import Summary, grid_files, summaries
 from robustkd.report.html import write_html
 from robustkd.report.markdown import write_model_card, write_summary
+from robustkd.report.next_step import next_step
+from robustkd.report.records import read_records
 from robustkd.report.results import ResultRow, Results, read
 from robustkd.report.tables import console_table, markdown_table
 from robustkd.report.verdict import headline
 from robustkd.report.writing import write_report
 
 __all__ = [
+    "Audits",
     "Cell",
     "ResultRow",
     "Results",
@@ -24,7 +28,9 @@ __all__ = [
     "grid_files",
     "headline",
     "markdown_table",
+    "next_step",
     "read",
+    "read_records",
     "summaries",
     "write_html",
     "write_model_card",

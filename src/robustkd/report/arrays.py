@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
+from numpy.lib.format import (
+    read_array_header_1_0,
+    read_array_header_2_0,
+    read_magic,
+    write_array,
+)
 
 from robustkd.core.errors import InputError
 from robustkd.core.folders import Folder
@@ -27,6 +32,7 @@ _SIZES = {
     "mask/": 3,
     "labels": 1,
     "predictions/": 1,
+    "audit/": 4,
 }
 _DAMAGED = (
     OSError,
@@ -61,7 +67,8 @@ def read_arrays(folder: Path) -> dict[str, Array]:
     """Read and check ``arrays.npz`` of a run folder.
 
     The known keys are ``images``, ``triggered``, ``trigger_mask``, ``trigger_pattern``,
-    ``labels``, ``mask/<preset>/<stage>`` and ``predictions/<method>``. Each of them is optional;
+    ``labels``, ``mask/<preset>/<stage>``, ``predictions/<method>``, and ``audit/<network>/before``
+    with ``audit/<network>/after``. Each of them is optional;
     unknown keys are ignored.
 
     Args:
@@ -83,6 +90,19 @@ def read_arrays(folder: Path) -> dict[str, Array]:
             arrays[key] = _checked(file, key, array, _SIZES[kind])
     _check_together(file, arrays)
     return arrays
+
+
+def write_arrays(file: Path | BinaryIO, arrays: Mapping[str, Array]) -> None:
+    """Write a compressed ``.npz`` file, as :func:`numpy.savez_compressed` does.
+
+    Args:
+        file: New file, or a binary file that is open for writing.
+        arrays: Arrays by key.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w") as member:
+                write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _load(file: Path) -> dict[str, Array]:
@@ -162,6 +182,13 @@ def _checked(file: Path, key: str, array: Array, size: int) -> Array:
 
 
 def _check_together(file: Path, arrays: Mapping[str, Array]) -> None:
+    for key, array in arrays.items():
+        before = arrays.get(f"{key.removesuffix('/after')}/before")
+        if key.startswith("audit/") and before is not None and array.shape != before.shape:
+            raise InputError(
+                f"{file}: {key} has shape {list(array.shape)}; expected {list(before.shape)}, that "
+                "of the images before"
+            )
     if "images" not in arrays:
         return
     images = arrays["images"].shape

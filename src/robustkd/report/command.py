@@ -17,7 +17,7 @@ _CONFIG = "config.yaml"
 _FLAG = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _PATHS = ("teacher", "data", "data_root", "class_names", "split", "student_weights")
 _USUAL: Mapping[str, object] = {"crop": 1.0, "flip": True, "method": "default", "seed": 0}
-_TURNED_OFF = ("flip", "streaming")
+_TURNED_OFF = ("flip", "streaming", "audit")
 """Flags that have a form with ``--no-``."""
 _OF_ATTACKS = ("target", "epochs", "batch_size", "lr", "surrogate")
 

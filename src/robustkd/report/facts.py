@@ -18,7 +18,17 @@ Kind: TypeAlias = Literal["distill", "attack", "demo", "grid"]
 Facts: TypeAlias = Sequence[tuple[str, str]]
 
 _TEACHER = "teacher_file"
-_OWN_SECTION = ("by_class", "classes", "data", "detox", "epochs", "kept", "left_out", "networks")
+_OWN_SECTION = (
+    "audit",
+    "by_class",
+    "classes",
+    "data",
+    "detox",
+    "epochs",
+    "kept",
+    "left_out",
+    "networks",
+)
 _SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 _FILE_LABELS: Mapping[str, str] = {
     "name": "File name",

@@ -59,6 +59,18 @@ class Strip:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """Images without and with the transformation that an audit found, by the name of their row.
+
+    ``most`` is the largest change of a pixel value, in [0, 1].
+    """
+
+    rows: Mapping[str, Sequence[str]]
+    most: float
+    coarse: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Masks:
     """Maps of the detoxification masks by preset, on one colour scale from 0 to ``top``."""
 
@@ -108,6 +120,23 @@ def strip(arrays: Mapping[str, Array], classes: Sequence[str] = ()) -> Strip | N
         label_of(method): _guesses(arrays[prefix + method], labels, classes) for method in methods
     }
     return Strip(samples, guesses, coarse=max(arrays["images"].shape[2:]) <= _COARSE)
+
+
+def found(arrays: Mapping[str, Array], who: str) -> Found | None:
+    """Pictures of what the audit of a network found; None unless they were saved."""
+    before, after = (arrays.get(f"audit/{who}/{when}") for when in ("before", "after"))
+    if before is None or after is None:
+        return None
+    before, after = before[:_MOST_SAMPLES], after[:_MOST_SAMPLES]
+    change = after - before
+    most = float(np.abs(change).max())
+    gain = 0.5 / most if most > 0 else 0.0
+    rows = {"image": before, "transformed": after, "difference, amplified": 0.5 + gain * change}
+    return Found(
+        {name: list(map(picture, images)) for name, images in rows.items()},
+        most,
+        coarse=max(before.shape[2:]) <= _COARSE,
+    )
 
 
 def masks(arrays: Mapping[str, Array]) -> Masks | None:

@@ -69,6 +69,7 @@ def html_page(content: Content) -> str:
         trigger=list(gallery.trigger(saved)),
         strip=gallery.strip(saved, records.classes),
         masks=gallery.masks(saved),
+        found={each.who: gallery.found(saved, each.who) for each in records.audits.found},
         curves=list(curves.charts(records.trainings)),
         details={
             "Configuration": list(facts.flat(content.results.config)),

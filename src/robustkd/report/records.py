@@ -6,21 +6,19 @@ are checked, since a results file may come from somebody else.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from robustkd.core.errors import InputError, printable
+from robustkd.core.errors import printable
 from robustkd.core.methods import label_of
+from robustkd.report.audits import Audits, read_audits
+from robustkd.report.json_reader import LONGEST, Reader
 from robustkd.report.results import Results
 
 Epoch: TypeAlias = Mapping[str, float]
 
-_MOST = 2.0**53
-_LARGEST = 1e30
 _MOST_EPOCHS = 100_000
-_LONGEST = 200
 _MOST_NAMES = 20
 
 
@@ -121,6 +119,7 @@ class Records:
         sizes: Number of images of each split; empty if unknown.
         networks: Sizes of ``teacher`` and ``student``.
         left_out: Number of files of the data that were left out, by kind.
+        audits: Audits of teacher and student.
     """
 
     classes: tuple[str, ...]
@@ -131,6 +130,7 @@ class Records:
     sizes: Mapping[str, int]
     networks: Mapping[str, Network]
     left_out: Mapping[str, int]
+    audits: Audits
 
 
 def read_records(results: Results, file: object) -> Records:
@@ -144,7 +144,7 @@ def read_records(results: Results, file: object) -> Records:
         InputError: If a known record is not in the form in which this package writes it. The
             message is one line that names the file, the key and the value.
     """
-    content = _Reader(f"{file}: records", results.records)
+    content = Reader(f"{file}: records", results.records)
     found = results.records.get("classes")
     classes = tuple(printable(str(name)) for name in found) if isinstance(found, list) else ()
     made = list(_made(content))
@@ -166,10 +166,11 @@ def read_records(results: Results, file: object) -> Records:
             if (one := content.inner("networks").inner(who)).content
         },
         left_out=content.inner("left_out").all_counts(),
+        audits=read_audits(content.inner("audit"), classes),
     )
 
 
-def _made(content: _Reader) -> Iterator[tuple[str, _Reader]]:
+def _made(content: Reader) -> Iterator[tuple[str, Reader]]:
     """Yield label and record of each model that was made: of one run, or of the demo's methods."""
     yield "", content
     for key, value in content.content.items():
@@ -178,7 +179,7 @@ def _made(content: _Reader) -> Iterator[tuple[str, _Reader]]:
             yield label_of(method), content.inner(key)
 
 
-def _training(label: str, made: _Reader) -> Training | None:
+def _training(label: str, made: Reader) -> Training | None:
     epochs = made.items("epochs")
     if not epochs:
         return None
@@ -188,21 +189,21 @@ def _training(label: str, made: _Reader) -> Training | None:
     return Training(label, read, made.count("kept"))
 
 
-def _epoch(made: _Reader, place: int, epoch: object) -> Epoch:
+def _epoch(made: Reader, place: int, epoch: object) -> Epoch:
     key = f"epochs[{place}]"
     if not isinstance(epoch, dict):
         raise made.wrong(key, epoch, "an object with numbers")
-    each = _Reader(f"{made.where}.{key}", epoch)
-    return {printable(name)[:_LONGEST]: each.number(name) for name in epoch}
+    each = Reader(f"{made.where}.{key}", epoch)
+    return {printable(name)[:LONGEST]: each.number(name) for name in epoch}
 
 
-def _detox(label: str, record: _Reader) -> Detox:
+def _detox(label: str, record: Reader) -> Detox:
     stages = record.items("stages")
     masks, variances = record.numbers("mean_mask"), record.numbers("variance_ratio")
     if not len(stages) == len(masks) == len(variances):
         raise record.wrong("mean_mask", masks, f"{len(stages)} numbers, one per stage")
     tried = [
-        _Reader(f"{record.where}.curve[{i}]", point if isinstance(point, dict) else {})
+        Reader(f"{record.where}.curve[{i}]", point if isinstance(point, dict) else {})
         for i, point in enumerate(record.items("curve"))
     ]
     return Detox(
@@ -210,7 +211,7 @@ def _detox(label: str, record: _Reader) -> Detox:
         before=record.share("accuracy_before"),
         after=record.share("accuracy_after"),
         stages=[
-            (printable(str(name))[:_LONGEST], mask, variance)
+            (printable(str(name))[:LONGEST], mask, variance)
             for name, mask, variance in zip(stages, masks, variances, strict=True)
         ],
         tried=[
@@ -225,7 +226,7 @@ def _detox(label: str, record: _Reader) -> Detox:
     )
 
 
-def _scores(record: _Reader, classes: Sequence[str]) -> list[ClassScore]:
+def _scores(record: Reader, classes: Sequence[str]) -> list[ClassScore]:
     images = record.counts("images")
     found = {who: record.counts(who) for who in ("teacher", "student")}
     for who, hits in found.items():
@@ -237,69 +238,3 @@ def _scores(record: _Reader, classes: Sequence[str]) -> list[ClassScore]:
         for i, counts in enumerate(zip(images, *found.values(), strict=True))
     ]
     return sorted((score for score in scores if score.images), key=lambda score: -score.lost)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Checked access to the values of one JSON object; ``where`` names it in messages."""
-
-    where: str
-    content: Mapping[str, object]
-
-    def wrong(self, key: str, value: object, expected: str) -> InputError:
-        shown = json.dumps(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        return InputError(f"{self.where}.{printable(key)} is {shown}; expected {expected}")
-
-    def inner(self, key: str) -> _Reader:
-        value = self.content.get(key, {})
-        if not isinstance(value, dict):
-            raise self.wrong(key, value, "an object")
-        return _Reader(f"{self.where}.{printable(key)[:_LONGEST]}", value)
-
-    def items(self, key: str) -> list[object]:
-        value = self.content.get(key, [])
-        if not isinstance(value, list):
-            raise self.wrong(key, value, "a list")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self.content.get(key)
-        return self._number(key, value, -_LARGEST, _LARGEST, "a finite number")
-
-    def share(self, key: str) -> float:
-        return self._number(key, self.content.get(key), 0.0, 1.0, "a fraction in [0, 1]")
-
-    def numbers(self, key: str) -> list[float]:
-        places = enumerate(self.items(key))
-        return [
-            self._number(f"{key}[{i}]", value, -_LARGEST, _LARGEST, "a finite number")
-            for i, value in places
-        ]
-
-    def count(self, key: str) -> int | None:
-        value = self.content.get(key)
-        return None if value is None else self._count(key, value)
-
-    def counts(self, key: str) -> list[int]:
-        return [self._count(f"{key}[{i}]", value) for i, value in enumerate(self.items(key))]
-
-    def all_counts(self) -> dict[str, int]:
-        return {
-            printable(key)[:_LONGEST]: self._count(key, value)
-            for key, value in self.content.items()
-        }
-
-    def _count(self, key: str, value: object) -> int:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        number = self._number(key, value, 0.0, _MOST, "a whole number of at least 0")
-        if not whole:
-            raise self.wrong(key, value, "a whole number of at least 0")
-        return int(number)
-
-    def _number(self, key: str, value: object, low: float, high: float, expected: str) -> float:
-        # True is an int, and NaN fails every comparison.
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if not isinstance(value, int | float) or not numeric or not low <= value <= high:
-            raise self.wrong(key, value, expected)
-        return float(value)

@@ -111,6 +111,17 @@ def spread(value: Statistic | None, *, unit: bool = False) -> str:
     return mean
 
 
+def p_value(value: float | None) -> str:
+    """Format a p-value.
+
+    >>> p_value(0.25), p_value(0.0123), p_value(3e-12), p_value(None)
+    ('0.25', '0.012', '< 0.0001', '–')
+    """
+    if value is None:
+        return UNKNOWN
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
 def short_count(count: int) -> str:
     """Format a number of parameters in at most six characters.
 

@@ -82,7 +82,7 @@ def _one_setting(rows: Sequence[Row]) -> str:
         )
     duel = _duel("", rows)
     if duel is not None:
-        return _warning(rows, duel.robust) + _told(duel)
+        return _warning(rows, duel.robust, duel.ordinary) + _told(duel)
     robust, ordinary = _rivals(rows)
     only = robust or ordinary or _only_student(rows)
     if only is None:
@@ -107,15 +107,18 @@ def main_drop(rows: Sequence[Row]) -> Drop | None:
     return drop_of(rows, robust or ordinary or _only_student(rows))
 
 
-def _warning(rows: Sequence[Row], student: Row) -> str:
-    """Return a first sentence if a student lost much accuracy."""
-    drop = drop_of(rows, student)
-    if drop is None or not drop.large:
-        return ""
-    return (
-        f"{_LARGE}: {_name(student)} has {spread(drop.student, unit=True)} accuracy, the "
-        f"teacher {spread(drop.teacher, unit=True)}: {drop.points()}. "
-    )
+def _warning(rows: Sequence[Row], student: Row, ordinary: Row | None = None) -> str:
+    """Return a first sentence if a student lost much accuracy to the teacher or to its rival."""
+    beside = {"teacher": drop_of(rows, student)}
+    if ordinary is not None:
+        beside["ordinary student"] = Drop(ordinary.acc, student.acc)
+    for other, drop in beside.items():
+        if drop is not None and drop.large:
+            return (
+                f"{_LARGE}: {_name(student)} has {spread(drop.student, unit=True)} accuracy, the "
+                f"{other} {spread(drop.teacher, unit=True)}: {drop.points()}. "
+            )
+    return ""
 
 
 def _untriggered(rows: Sequence[Row], only: Row, ordinary: Row | None) -> str:

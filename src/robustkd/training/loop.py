@@ -98,6 +98,7 @@ def fit(
     log: Path | None = None,
     companion: nn.Module | None = None,
     keeper: Keeper | None = None,
+    epoch_lines: bool = True,
     **training: Unpack[TrainingOptions],
 ) -> list[dict[str, float]]:
     """Train a learner on the augmented training split, by default by SGD with Nesterov momentum.
@@ -113,6 +114,7 @@ def fit(
         companion: Module trained alongside the learner but excluded from best-epoch selection.
         keeper: Stores the state after each epoch, and whenever a checkpoint is due. If it has a
             stored state, the training continues from it, with the result of an uninterrupted run.
+        epoch_lines: If True, show a line about each epoch, besides the progress bar.
         training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
             ``batch_size`` (over all processes) and ``lr``; ``temperature`` has no effect here.
 
@@ -159,7 +161,7 @@ def fit(
                     if keeper is not None and keeper.is_due():
                         save()
                 loop.end_epoch(hooks.validate, hooks.enough)
-                if accelerator.is_main_process:
+                if epoch_lines and accelerator.is_main_process:
                     update.line(epoch_line(label, how.epochs, loop.records[-1]))
                 if log is not None and accelerator.is_main_process:
                     write_records(log, loop.records)

@@ -22,6 +22,7 @@ from robustkd.evaluation.audit.references import Limited
 from robustkd.evaluation.audit.verdict import combine
 from robustkd.training.inference import accuracy_on
 from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
+from tests.unlabelled import Unlabelled
 
 TINY = Effort(
     strengths=(1.0, 0.5), steps=12, batch=4, held_out=12, references=0, margins=2, margin_steps=20
@@ -108,4 +109,8 @@ def test_a_limited_source_has_fewer_images_and_no_augmentation():
         for batch in few.batches("train", batch_size=8, shuffle=order, augment=crops)
     ]
     assert sizes == [8, 8, 4]
+    with pytest.raises(
+        UsageError, match=r"^no training image has a label; the audit needs labels$"
+    ):
+        list(Limited(Unlabelled(DATA), 20).batches("train", batch_size=8))
     assert (few.name, few.classes, few.image_shape) == (DATA.name, DATA.classes, DATA.image_shape)

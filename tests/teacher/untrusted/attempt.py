@@ -55,7 +55,7 @@ def distil(
         stack.enter_context(contextlib.redirect_stderr(err))
         started = time.monotonic()
         try:
-            cli.main(["distill", str(teacher), *options, "--json"])
+            cli.main(["distill", str(teacher), *options, "--no-audit", "--json"])
         except SystemExit as ended:
             code = int(str(ended.code or 0))
         seconds = time.monotonic() - started

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -12,6 +14,27 @@ from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.search import Found
+
+_FEWEST, _MOST_VALUES = 64, 2 * 10**8
+
+
+@dataclass(frozen=True)
+class Member:
+    """Place of one learned transformation.
+
+    Attributes:
+        strength: Index of the strength.
+        family: Name of the family.
+        target: Index of the class to which it moves images.
+        share: Share of held-out images of other classes that it moves there.
+        beside: Mean of this share over the references; None without references.
+    """
+
+    strength: int
+    family: str
+    target: int
+    share: float
+    beside: float | None
 
 
 @dataclass(frozen=True)
@@ -26,6 +49,7 @@ class Evidence:
         said: What was found, in a few words.
         scores: Value of each class; empty if the statistic has none.
         details: Further measurements, as JSON values.
+        member: Learned transformation with the largest success, if the statistic is about one.
     """
 
     p_value: float | None
@@ -33,6 +57,7 @@ class Evidence:
     said: str
     scores: tuple[float, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)
+    member: Member | None = None
 
     def record(self) -> dict[str, object]:
         """Return the evidence as JSON values."""
@@ -66,9 +91,14 @@ class Subject:
         return len(self.data.classes)
 
     def held_out(self) -> tuple[Images, Labels]:
-        """Return random labelled validation images, always the same ones."""
+        """Return random labelled validation images, always the same ones; fewer large ones."""
+        return self._held_out
+
+    @cached_property
+    def _held_out(self) -> tuple[Images, Labels]:
         order = torch.Generator().manual_seed(0)
-        most, where = self.effort.validation, device_of(self.network)
+        fitting = max(_FEWEST, _MOST_VALUES // math.prod(self.data.image_shape))
+        most, where = min(self.effort.validation, fitting), device_of(self.network)
         found = self.data.batches("validation", batch_size=most, device=where, shuffle=order)
         batch = next(iter(found))
         return batch.images, batch.labels

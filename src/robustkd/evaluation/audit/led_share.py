@@ -28,7 +28,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from robustkd.evaluation.audit.evidence import Evidence, Subject
+from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
 from robustkd.evaluation.audit.outliers import smallest, student_outlier
 from robustkd.evaluation.audit.search import FAMILIES, led_shares
 
@@ -63,10 +63,29 @@ def compared(
     best = smallest(outliers)
     details = {"families": list(FAMILIES), "shares": own.tolist(), "references": beside.tolist()}
     if best is None:
-        return Evidence(None, None, "too few classes to compare", details=details)
+        family, target = divmod(int(excess.argmax()), excess.shape[1])
+        member = _member(own, beside, family, target)
+        return Evidence(None, None, "too few classes to compare", details=details, member=member)
     family, (suspect, p_value) = best
-    strength = int(own[:, family, suspect].argmax())
-    said = f"{FAMILIES[family]} lead {own[strength, family, suspect]:.0%} of images there"
-    if len(beside):
-        said += f", {beside[:, strength, family, suspect].mean():.0%} with references"
-    return Evidence(p_value, suspect, said, tuple(excess[family].tolist()), details)
+    member = _member(own, beside, family, suspect)
+    said = f"{member.family} lead {member.share:.0%} of images there"
+    if member.beside is not None:
+        said += f", {member.beside:.0%} with references"
+    return Evidence(p_value, suspect, said, tuple(excess[family].tolist()), details, member)
+
+
+def _member(
+    own: Float[Tensor, "strengths families classes"],
+    beside: Float[Tensor, "references strengths families classes"],
+    family: int,
+    target: int,
+) -> Member:
+    """Describe the most successful strength of a family towards a class."""
+    strength = int(own[:, family, target].argmax())
+    return Member(
+        strength,
+        FAMILIES[family],
+        target,
+        float(own[strength, family, target]),
+        float(beside[:, strength, family, target].mean()) if len(beside) else None,
+    )

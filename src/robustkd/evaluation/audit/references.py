@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from robustkd.core.types import Batch, DataSource, Split
+from robustkd.core.errors import UsageError
+from robustkd.core.types import UNLABELLED, Batch, DataSource, Split
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.models import builder, learning_rate
 from robustkd.training.learners import Supervised
@@ -25,7 +26,7 @@ _SEED = 5000
 class Limited:
     """A `robustkd.core.types.DataSource` whose epochs have fewer images, without augmentation.
 
-    Every epoch takes other random images.
+    Every epoch takes other random images. Training images without a label are left out.
 
     Attributes:
         source: The complete data.
@@ -64,16 +65,26 @@ class Limited:
         shuffle: torch.Generator | None = None,
         augment: torch.Generator | None = None,
     ) -> Iterator[Batch]:
-        """Iterate once over ``split``; ``augment`` has no effect."""
+        """Iterate once over ``split``; ``augment`` has no effect.
+
+        Raises:
+            UsageError: If no image has a label.
+        """
         del augment
-        left = self.size(split)
+        left = whole = self.size(split)
         for batch in self.source.batches(
             split, batch_size=batch_size, device=device, shuffle=shuffle
         ):
             if left <= 0:
                 return
-            yield Batch(*(part[:left] for part in batch))
-            left -= len(batch.labels)
+            labelled = batch.labels != UNLABELLED
+            if not bool(labelled.all()):
+                batch = Batch(*(part[labelled] for part in batch))
+            if len(batch.labels):
+                yield Batch(*(part[:left] for part in batch))
+                left -= len(batch.labels)
+        if left == whole:
+            raise UsageError("no training image has a label; the audit needs labels")
 
 
 def reference_architecture(image_shape: tuple[int, int, int]) -> str:
@@ -120,6 +131,7 @@ def train_references(
             batch_size=min(64, max(8, epoch // 8)),
             lr=learning_rate(arch),
             label=f"reference {place + 1} of {effort.references}",
+            epoch_lines=False,
         )
         made.append(network.eval().requires_grad_(False))
     return tuple(made)

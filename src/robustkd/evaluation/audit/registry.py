@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from robustkd.evaluation.audit.channel_lipschitz import channel_lipschitz
+from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.feature_shift import feature_shift
 from robustkd.evaluation.audit.last_layer import last_layer
@@ -22,11 +23,13 @@ class Statistic:
         compute: Function of the subject.
         summary: Description in one line.
         counts: Whether the verdict uses it; decided by the committed calibration.
+        slow: Whether it takes long; the quick audit leaves it out if the verdict does not use it.
     """
 
     compute: Callable[[Subject], Evidence]
     summary: str
     counts: bool = False
+    slow: bool = False
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -34,14 +37,29 @@ STATISTICS: dict[str, Statistic] = {
         led_share,
         "success of learned universal transformations, beside references",
         counts=True,
+        slow=True,
     ),
-    "max margin": Statistic(max_margin, "largest margin of each class over all images (MM-BD)"),
-    "feature shift": Statistic(feature_shift, "common part of the change of features"),
-    "neuron noise": Statistic(neuron_noise, "predictions under noise on BatchNorm (BAN)"),
+    "max margin": Statistic(
+        max_margin, "largest margin of each class over all images (MM-BD)", slow=True
+    ),
+    "feature shift": Statistic(feature_shift, "common part of the change of features", slow=True),
+    "neuron noise": Statistic(
+        neuron_noise, "predictions under noise on BatchNorm (BAN)", slow=True
+    ),
     "last layer": Statistic(last_layer, "mean weight of each class in the last layer"),
     "channel Lipschitz": Statistic(channel_lipschitz, "channels that amplify most (CLP)"),
 }
 """Statistics by name, in the order of the report."""
+
+
+def statistics_of(effort: Effort) -> dict[str, Statistic]:
+    """Return the statistics that an audit of an effort computes."""
+    return {
+        name: each
+        for name, each in STATISTICS.items()
+        if each.counts or not (effort.brief and each.slow)
+    }
+
 
 COUNTED = frozenset(name for name, each in STATISTICS.items() if each.counts)
 """Names of the statistics that the verdict uses."""

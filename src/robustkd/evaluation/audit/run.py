@@ -15,9 +15,10 @@ from robustkd.core.progress import track
 from robustkd.core.types import DataSource
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
+from robustkd.evaluation.audit.pictures import Pictures, pictures_of
 from robustkd.evaluation.audit.probe import probe_student
 from robustkd.evaluation.audit.references import train_references
-from robustkd.evaluation.audit.registry import COUNTED, STATISTICS
+from robustkd.evaluation.audit.registry import COUNTED, statistics_of
 from robustkd.evaluation.audit.search import search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
 from robustkd.training.inference import accuracy_on_some
@@ -42,6 +43,8 @@ class Audit:
         quick: Whether the quick audit was made.
         seconds: Wall time.
         probe: Audit of a student that was distilled from the network; None if none was made.
+        pictures: Images before and after the most successful transformation of the statistic that
+            decides; None if it is about none.
     """
 
     verdict: Verdict
@@ -52,6 +55,7 @@ class Audit:
     quick: bool
     seconds: float
     probe: Audit | None = None
+    pictures: Pictures | None = None
 
     @property
     def suspected(self) -> str | None:
@@ -73,6 +77,7 @@ class Audit:
             },
             "seconds": round(self.seconds, 1),
             "probe": None if self.probe is None else self.probe.record(),
+            "pictures": None if self.pictures is None else self.pictures.record(),
         }
 
 
@@ -144,16 +149,17 @@ def _audited(
 ) -> Audit:
     """Compute all statistics of a frozen network, and the verdict."""
     started = time.perf_counter()
-    with track("transformations", effort.steps * len(effort.strengths)) as update:
+    with track("audit: transformations", effort.steps * len(effort.strengths)) as update:
         found = search(network, data, effort, seed=seed, tell=update)
     subject = Subject(network, data, references, found, effort, seed)
     evidence = {}
-    with track("statistics", len(STATISTICS)) as update:
-        for name, statistic in STATISTICS.items():
+    chosen = statistics_of(effort)
+    with track("audit: statistics", len(chosen)) as update:
+        for name, statistic in chosen.items():
             evidence[name] = statistic.compute(subject)
             update()
     accuracy, *theirs = (
-        accuracy_on_some(each, data, "validation", images=effort.validation, augment=False)
+        accuracy_on_some(each, data, "validation", images=effort.accuracy_images, augment=False)
         for each in (network, *references)
     )
     trouble = _trouble(accuracy, theirs, len(data.classes))
@@ -165,7 +171,15 @@ def _audited(
         tuple(theirs),
         quick=False,
         seconds=time.perf_counter() - started,
+        pictures=_pictures(subject, evidence),
     )
+
+
+def _pictures(subject: Subject, evidence: Mapping[str, Evidence]) -> Pictures | None:
+    """Draw what the statistics of the verdict found; None if none learned a transformation."""
+    members = [evidence[name].member for name in evidence if name in COUNTED]
+    member = next((each for each in members if each is not None), None)
+    return None if member is None else pictures_of(subject, member)
 
 
 def _graver(model: Verdict, student: Verdict) -> Verdict:

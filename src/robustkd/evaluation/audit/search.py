@@ -23,7 +23,8 @@ from robustkd.student.families import Ball, Patch, make_family, members_of
 FAMILIES = ("additions", "patterns", "generator", "warp")
 """Families of the search, in their order."""
 _EPSILON, _MASS = 0.2, 0.05
-_BATCH = 250
+_BATCH, _LARGEST = 250, 64 * 64
+_FEWEST = 8
 
 Found: TypeAlias = tuple[nn.ModuleList, ...]
 """Families with learned members, at each strength."""
@@ -66,6 +67,7 @@ def search(
     random = torch.Generator().manual_seed(seed)
     families = new_families(classes, data.image_shape, random)
     batches = _endless(data, effort.batch * classes, device_of(network), random)
+    at_once = images_at_once(data.image_shape)
     found = []
     for strength in effort.strengths:
         with torch.no_grad():
@@ -74,14 +76,25 @@ def search(
         for _ in range(effort.steps):
             images, labels, _rows = next(batches)
             toward = other_classes(labels, classes, random)
-            logits = network(transformed(families, images, toward))
-            (-F.cross_entropy(logits, toward, reduction="sum")).backward()
+            for some, led in zip(images.split(at_once), toward.split(at_once), strict=True):
+                logits = network(transformed(families, some, led))
+                (-F.cross_entropy(logits, led, reduction="sum")).backward()
             with torch.no_grad():
                 for family in members_of(families):
                     family.advance(strength)
             tell()
         found.append(copy.deepcopy(families))
     return tuple(found)
+
+
+def images_at_once(image_shape: tuple[int, int, int]) -> int:
+    """Return how many images pass a network at once, so that large ones fit into memory.
+
+    >>> images_at_once((3, 32, 32)), images_at_once((3, 224, 224))
+    (250, 20)
+    """
+    _, height, width = image_shape
+    return max(_FEWEST, _BATCH * _LARGEST // max(_LARGEST, height * width))
 
 
 def transformed(families: nn.ModuleList, images: Images, toward: Labels) -> Images:
@@ -155,9 +168,10 @@ def led_shares(
     rows, toward = victims(labels, classes, held_out, random)
     counts = toward.bincount(minlength=classes).clamp_min(1).cpu()
     shares = torch.zeros(len(networks), len(found), len(FAMILIES), classes)
+    at_once = images_at_once((images.shape[1], images.shape[2], images.shape[3]))
     for level, families in enumerate(found):
         for kind, family in enumerate(members_of(families)):
-            for some, led in zip(rows.split(_BATCH), toward.split(_BATCH), strict=True):
+            for some, led in zip(rows.split(at_once), toward.split(at_once), strict=True):
                 seen = family(images[some], led).detach()
                 for place, network in enumerate(networks):
                     hits = led[network(seen).argmax(1) == led]
