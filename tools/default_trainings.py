@@ -37,6 +37,7 @@ NETWORKS = (
     "torchvision/squeezenet1_1",
     "timm/efficientnet_lite0",
     "timm/mobilenetv3_small_050",
+    "timm/mobilevit_xxs",
     "timm/vit_tiny_patch16_224",
     "timm/deit_tiny_patch16_224",
     "timm/convnext_atto",
