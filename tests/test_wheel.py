@@ -78,8 +78,9 @@ def test_every_package_that_is_imported_is_declared():
 def test_every_package_that_is_declared_is_imported():
     distributions = packages_distributions()
     used = {normal(name) for package in imported() for name in distributions.get(package, [])}
+    # The digits are read from scikit-learn's files, which does not need its slow import.
+    assert declared(PROJECT["dependencies"]) - used == {"scikit-learn"}
     # What other packages need at run time: torch exports ONNX through onnxscript.
-    assert declared(PROJECT["dependencies"]) <= used
     assert declared(EXTRAS["export"]) - used == {"onnxscript"}
 
 

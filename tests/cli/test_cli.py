@@ -388,6 +388,21 @@ def test_a_finished_run_has_nothing_to_resume(robustkd, files):
     assert changed == {Path("run/run.log")}
 
 
+def test_a_flag_with_the_name_of_a_command_is_read_from_the_file_of_a_run(
+    robustkd, files, tmp_path
+):
+    assert robustkd(*distilling(files.teacher)).code == 0
+    config = tmp_path / "run" / "config.yaml"
+    assert "audit: false" in config.read_text().splitlines()
+    config.write_text(config.read_text().replace("audit: false", "audit: perhaps"))
+    refused(
+        robustkd("distill", "--resume", "run"),
+        2,
+        'Invalid value for [audit] from file run/config.yaml: unable to convert "perhaps" into '
+        "bool. (see robustkd --help)",
+    )
+
+
 def test_a_run_is_resumed_with_the_same_teacher_and_settings(robustkd, files, tmp_path):
     teacher = tmp_path / "teacher.safetensors"
     teacher.write_bytes(files.teacher.read_bytes())

@@ -23,15 +23,16 @@ _TYPED_ALONE = {
 
 def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill in flags that were not given on the command line; a file cannot name code to run."""
+    del commands
     for flag, within in (("--config", ""), ("--resume", CONFIG)):
         for argument in arguments:
             if flag in argument.names and argument.tokens:
                 path = Path(argument.tokens[0].value) / within
                 content = _read(path, of_a_run=bool(within))
-                # Under a name of its own: cyclopts uses "cli" for flags of the command line.
-                Dict(content, source=f"file {path}", use_commands_as_keys=False)(
-                    app, commands, arguments
-                )
+                # Under a name of its own: cyclopts uses "cli" for flags of the command line. The
+                # file has no sections for commands; with use_commands_as_keys=False, cyclopts would
+                # skip flags that are named like a command, such as "audit".
+                Dict(content, source=f"file {path}")(app, (), arguments)
 
 
 def _read(path: Path, *, of_a_run: bool) -> dict[str, object]:
