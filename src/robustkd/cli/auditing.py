@@ -44,8 +44,7 @@ def audit(
             folder as in ``distill``.
         data: Name or folder of the data, as in ``distill``.
         arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
-        quick: Use fewer steps and one reference network: 20 seconds instead of 90 for a small
-            network.
+        quick: Use fewer steps and one reference network.
         probe: Also distil a small student and audit it, for backdoors that become active in
             students only.
         level: Accepted probability to call a model without a backdoor suspicious.

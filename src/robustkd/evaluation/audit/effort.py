@@ -51,7 +51,7 @@ class Effort:
 
 
 FULL = Effort()
-"""At most 90 seconds for wrn-10-2 on Fashion-MNIST with two cores."""
+"""Effort of the full audit."""
 QUICK = Effort(
     strengths=(0.5, 0.25),
     steps=16,
@@ -64,4 +64,4 @@ QUICK = Effort(
     accuracy_images=500,
     brief=True,
 )
-"""At most 20 seconds for the same: one reference that sees fewer images, and fewer statistics."""
+"""Effort of the quick audit: one reference that sees fewer images, and fewer statistics."""
