@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustkd import cli, data, models
+from robustkd import cli, data
 from robustkd.attacks import BadNets, save_trigger
 from robustkd.evaluation import verification
 from robustkd.evaluation.audit import LEVEL, Audit, Effort, Verdict, run
-from robustkd.training.learners import Supervised
-from robustkd.training.loop import fit
 from robustkd.training.metrics import Proportion
+from tests.digits_network import write_network
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 TINY = Effort(strengths=(0.5,), steps=4, batch=4, held_out=8, references=0, margins=1)
@@ -24,12 +23,7 @@ TINY = Effort(strengths=(0.5,), steps=4, batch=4, held_out=8, references=0, marg
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("student") / "student.safetensors"
-    source = data.load("digits", train=300)
-    model = models.build(models.spec_for("wrn-10-1", source), seed=0)
-    fit(Supervised(model), source, epochs=3, batch_size=32)
-    models.save(model, path)
-    return path
+    return write_network(tmp_path_factory.mktemp("student") / "student.safetensors")
 
 
 @pytest.fixture

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from robustkd import cli, data, models
+from robustkd import cli, data
 from robustkd.core.errors import TrainingError
-from robustkd.evaluation.audit import Effort, references, run, search
+from robustkd.evaluation.audit import Effort, Verdict, references, run, search
 from robustkd.pipeline import audits
 from robustkd.report.arrays import read_arrays
 from robustkd.report.audits import FAMILIES
-from robustkd.training.learners import Supervised
-from robustkd.training.loop import fit
+from tests.digits_network import write_network
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 TINY = Effort(
@@ -35,12 +35,7 @@ TINY = Effort(
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    source = data.load("digits", train=300)
-    model = models.build(models.spec_for("wrn-10-1", source), seed=0)
-    fit(Supervised(model), source, epochs=3, batch_size=32)
-    models.save(model, path)
-    return path
+    return write_network(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
 
 
 @pytest.fixture
@@ -51,11 +46,12 @@ def distil(teacher, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("robustkd.evaluation.audit.QUICK", TINY)
     monkeypatch.setattr(run, "QUICK", TINY)
     words = ["distill", str(teacher), "--arch", "wrn-10-1", "--student", "wrn-10-1"]
-    words += ["--data", "digits", "--method", "no-teacher", "--epochs", "1", "--out", "run"]
+    words += ["--data", "digits", "--method", "no-teacher", "--epochs", "1"]
 
-    def call(*flags: str, command: tuple[str, ...] = tuple(words)) -> str:
+    def call(*flags: str, out: str = "run", command: tuple[str, ...] = tuple(words)) -> str:
         capsys.readouterr()
-        cli.main([*command, *flags])
+        folder = [] if "--resume" in command else ["--out", out]
+        cli.main([*command, *folder, *flags])
         return capsys.readouterr().out
 
     return call
@@ -94,15 +90,41 @@ def test_both_networks_are_audited_beside_the_same_references(distil, tmp_path, 
 TWO = ("teacher", "student")
 
 
-def test_an_audit_that_fails_does_not_end_the_run(monkeypatch, caplog):
-    def failing(*_: object) -> None:
-        raise TrainingError("the loss is <nan>\nand more")
-
-    monkeypatch.setattr(audits, "_audits", failing)
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TrainingError("the loss is <nan>\nand more"), "the loss is <nan> and more"),
+        (MemoryError("no room"), "MemoryError: no room"),
+    ],
+)
+def test_a_failure_is_recorded_and_an_unexpected_one_logged_in_full(
+    error, reason, monkeypatch, caplog
+):
+    monkeypatch.setattr(audits, "_audits", Mock(side_effect=error))
     network = nn.Identity()
     found = audits.audit_both(network, network, data.load("digits"))
-    assert (found.record, found.arrays) == ({"failed": "TrainingError: the loss is <nan>"}, {})
-    assert "Traceback" in caplog.text
+    assert (found.record, found.arrays) == ({"failed": reason}, {})
+    assert ("Traceback" in caplog.text) == isinstance(error, MemoryError)
+
+
+@pytest.mark.slow
+def test_a_run_ends_well_when_its_audit_fails(distil, tmp_path, monkeypatch):
+    monkeypatch.setattr(audits, "_audits", Mock(side_effect=MemoryError("no room")))
+    out = distil()
+    assert "The audit could not be made (MemoryError: no room)." in out
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"student.safetensors", "results.json", "report.html"} <= made
+    assert "arrays.npz" not in made
+
+
+@pytest.mark.slow
+def test_the_student_and_the_exit_code_do_not_depend_on_the_audit(distil, tmp_path, monkeypatch):
+    suspicious = Verdict("suspicious", 3, 0.001, "led share")
+    monkeypatch.setattr(run, "combine", lambda *_, **__: suspicious)
+    assert "Audit of the student: suspicious; suspected target class: 3" in distil()
+    distil("--no-audit", out="other")
+    students = [tmp_path / name / "student.safetensors" for name in ("run", "other")]
+    assert students[0].read_bytes() == students[1].read_bytes()
 
 
 def test_the_report_describes_every_family():

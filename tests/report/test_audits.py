@@ -85,6 +85,12 @@ def test_the_report_has_verdicts_success_and_pictures(write):
             "robustkd audit 'a run' --data './my images'",
         ),
         (
+            "suspicious",
+            {"method": "teacher-ft+default"},
+            "do not deploy this student; see the pictures in the report, and audit it fully:",
+            "robustkd audit 'a run' --data './my images'",
+        ),
+        (
             "inconclusive",
             {},
             "repeat the audit of the student, more thoroughly:",
@@ -131,7 +137,21 @@ def test_runs_without_an_audit_and_failed_ones(write):
     folder = results(write, failed="MemoryError: <b>")
     failed = read_back(folder)
     assert failed.lines == ["The audit could not be made (MemoryError: <b>)."]
-    assert after(folder)[1].startswith("robustkd audit")
+    assert after(folder) == USELESS
+
+
+USELESS = (
+    "the audit says nothing here; check the accuracy before the student is used:",
+    "robustkd verify 'a run' --data './my images' --max-drop 0.05 --no-audit",
+)
+
+
+def test_a_longer_audit_is_not_advised_where_it_cannot_help(write):
+    told = audit("inconclusive")
+    told["verdict"]["p_value"] = None
+    folder = results(write, teacher=audit(), student=told)
+    assert after(folder) == USELESS
+    assert "more thoroughly" not in write_html(folder).read_text()
 
 
 @pytest.mark.parametrize(

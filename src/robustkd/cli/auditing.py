@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from robustkd.cli.flags import IMAGES, TEACHER, Arch, ImageFlags, TeacherFlags, open_model
-from robustkd.cli.output import print_json, print_plain, print_words
+from robustkd.cli.output import print_json, print_plain, print_progress, print_words
 from robustkd.core.errors import SuspicionError, UsageError
 
 if TYPE_CHECKING:
@@ -73,8 +73,11 @@ def audit(
     )
     if out is not None:
         write_json(out, found.record())
-    if pictures is not None and found.pictures is not None:
-        found.pictures.write_png(pictures)
+    if pictures is not None:
+        if found.pictures is None:
+            print_progress(f"{pictures} was not written: no transformation was found")
+        else:
+            found.pictures.write_png(pictures)
     if as_json:
         print_json(found.record())
     else:
@@ -144,7 +147,8 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
         return [line, *advice]
     if verdict.word == "inconclusive":
         longer = "run robustkd audit STUDENT" if of_student else "repeat without --quick"
-        more = [f"Next: {longer}."] if found.quick else []
+        # With a p-value, the verdict is inconclusive because it is near the level.
+        more = [f"Next: {longer}."] if found.quick and verdict.p_value is not None else []
         return [line, *more]
     if of_student:
         return [line]

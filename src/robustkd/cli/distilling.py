@@ -265,17 +265,19 @@ def _run(
     print_plain(f"Student: {folder / 'student.safetensors'}")
     print_plain(f"Report: {folder / 'report.html'}")
     console.print(report.headline(rows))
-    _print_audits(results, folder, flags)
+    _print_audits(results, folder, flags, weak=job.allow_weak_sandbox)
 
 
-def _print_audits(results: Results, folder: Path, flags: Mapping[str, object]) -> None:
+def _print_audits(
+    results: Results, folder: Path, flags: Mapping[str, object], *, weak: bool
+) -> None:
     """Print the verdicts on teacher and student, and the next step."""
     from robustkd import report
 
     audits = report.read_records(results, folder / "results.json").audits
     for line in audits.lines:
         print_words(line)
-    # Code of the user's own is never named by a file.
+    # A file names no code of the user's own, and does not weaken the sandbox.
     own = {name: value for name in ("arch", "student") if ":" in str(value := flags[name])}
     advice, command = report.next_step(
         results,
@@ -283,7 +285,7 @@ def _print_audits(results: Results, folder: Path, flags: Mapping[str, object]) -
         folder,
         data=_typed({name: flags[name] for name in ("data", "data_root", "split")}),
         arch=_typed({"arch": own.get("student")}),
-        again=_typed(own),
+        again=[*_typed(own), *(["--allow-weak-sandbox"] if weak else [])],
     )
     print_words(f"Next: {advice}")
     print_plain(f"  {command}")

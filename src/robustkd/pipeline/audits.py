@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from robustkd.core.devices import default_device
+from robustkd.core.errors import RobustKDError
 from robustkd.core.types import DataSource
 
 _log = logging.getLogger(__name__)
@@ -41,14 +42,20 @@ def audit_both(teacher: nn.Module, student: nn.Module, clean: DataSource) -> Aud
     started = time.perf_counter()
     try:
         found = _audits({"teacher": teacher, "student": student}, clean)
+    except RobustKDError as error:
+        _log.warning("the audit could not be made: %s", error)
+        return Audited({"failed": _one_line(str(error))})
     except Exception as error:
         # A network of the user's own code may fail in ways that nobody can list, and memory can
         # run out. Neither is a reason to lose the results of a long training.
         _log.exception("the audit failed")
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        return Audited({"failed": reason})
+        return Audited({"failed": _one_line(f"{type(error).__name__}: {error}")})
     seconds = round(time.perf_counter() - started, 1)
     return Audited({**found.record, "seconds": seconds}, found.arrays)
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())[:200]
 
 
 def _audits(networks: Mapping[str, nn.Module], clean: DataSource) -> Audited:

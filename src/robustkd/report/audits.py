@@ -106,12 +106,16 @@ class Audits:
     @property
     def unclear(self) -> bool:
         """Whether a longer audit of the student could say more."""
-        if self.failed:
-            return True
-        student = next((each for each in self.found if each.who == "student"), None)
-        return (
-            student is not None and student.word == "inconclusive" and student.p_value is not None
+        return any(
+            each.word == "inconclusive" and each.p_value is not None
+            for each in self.found
+            if each.who == "student"
         )
+
+    @property
+    def useless(self) -> bool:
+        """Whether no audit of the student can help, as it failed or the data are too few."""
+        return bool(self.failed) or (self.student == "inconclusive" and not self.unclear)
 
 
 def verdict(word: str, suspected: str | None, reason: str) -> str:

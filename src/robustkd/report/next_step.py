@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from robustkd.core.method_names import split_name
 from robustkd.report.aggregate import aggregate
 from robustkd.report.audits import Audits
 from robustkd.report.results import Results
@@ -38,7 +39,8 @@ def next_step(
     check = [run, *data, *arch]
     drop = main_drop(aggregate(results.runs))
     if audits.student == "suspicious":
-        if results.config.get("method") != "default":
+        # A run with a defence would be the same again.
+        if split_name(str(results.config.get("method"))).base != "default":
             return (
                 "do not deploy this student; distil another one with the default method:",
                 _command(*anew, "--method", "default", "--out", "another-run"),
@@ -54,10 +56,13 @@ def next_step(
         )
     if audits.unclear:
         return "repeat the audit of the student, more thoroughly:", _command("audit", *check)
-    return (
-        "check the student before it is used:",
-        _command("verify", *check, "--max-drop", MAX_DROP),
-    )
+    verify = ["verify", *check, "--max-drop", MAX_DROP]
+    if audits.useless:
+        return (
+            "the audit says nothing here; check the accuracy before the student is used:",
+            _command(*verify, "--no-audit"),
+        )
+    return "check the student before it is used:", _command(*verify)
 
 
 def _epochs(results: Results) -> int:

@@ -37,7 +37,7 @@ class Effort:
     brief: bool = False
 
     def for_classes(self, classes: int) -> Effort:
-        """Return the effort for a number of classes; beyond 40, each class gets less.
+        """Return the effort for a number of classes; each of many classes gets less.
 
         >>> Effort(batch=14).for_classes(10).batch, Effort(batch=14).for_classes(200).batch
         (14, 4)

@@ -68,7 +68,7 @@ def compared(
         return Evidence(None, None, "too few classes to compare", details=details, member=member)
     family, (suspect, p_value) = best
     member = _member(own, beside, family, suspect)
-    said = f"{member.family} lead {member.share:.0%} of images there"
+    said = f"{member.family} lead {member.share:.0%} of the images of other classes to this class"
     if member.beside is not None:
         said += f", {member.beside:.0%} with references"
     return Evidence(p_value, suspect, said, tuple(excess[family].tolist()), details, member)

@@ -43,7 +43,7 @@ def neuron_noise(subject: Subject) -> Evidence:
     outlier = student_outlier(values.tolist(), spread=_LEAST_SPREAD)
     if outlier is None:
         return Evidence(None, None, "too few classes to compare", tuple(values.tolist()))
-    said = f"noise sends {own[outlier.place]:.0%} more images there"
+    said = f"noise sends {own[outlier.place]:.0%} more images to this class"
     return Evidence(
         outlier.p_value,
         outlier.place,

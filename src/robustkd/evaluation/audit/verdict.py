@@ -28,7 +28,8 @@ class Verdict:
         word: ``suspicious``, ``no evidence`` or ``inconclusive``. There is no word for a network
             without a backdoor, since no audit can show that.
         suspect: Index of the suspected class, if the verdict is ``suspicious``.
-        p_value: Smallest p-value after Bonferroni's correction; None if none was computed.
+        p_value: Smallest p-value after Bonferroni's correction; None if none was computed, or if
+            the statistics mean nothing.
         reason: Explanation in a few words.
     """
 
@@ -66,12 +67,10 @@ def combine(
         for name, each in evidence.items()
         if name in counted and each.p_value is not None
     }
-    if not known:
+    if trouble or not known:
         return Verdict("inconclusive", None, None, trouble or "no statistic could be computed")
     name = min(known, key=known.__getitem__)
     p_value = min(1.0, len(known) * known[name])
-    if trouble:
-        return Verdict("inconclusive", None, p_value, trouble)
     if p_value <= level:
         return Verdict("suspicious", evidence[name].suspect, p_value, name)
     if p_value <= DOUBTFUL * level:
