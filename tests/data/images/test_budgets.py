@@ -12,6 +12,8 @@ import signal
 import struct
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
@@ -44,6 +46,18 @@ def with_chunks(count: int) -> bytes:
     whole, name = png(8, 8, bytes(8 * 25)), b"abCd"
     chunk = struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name))
     return whole[:33] + chunk * count + whole[33:]
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Switch the garbage collector off, and check that no further process is left at the end."""
+    before = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        yield
+        assert set(multiprocessing.active_children()) <= before
+    finally:
+        gc.enable()
 
 
 def read(content: bytes) -> np.ndarray:
@@ -192,15 +206,19 @@ def test_a_worker_that_cannot_go_on_says_so_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(watched.sys, "executable", "/nowhere/python")
     data = load_folder(folder, Reading(image_size=16, workers=2))
     message = r"^no process for decoding large images can be started: No such file or directory$"
-    gc.disable()
-    try:
-        with pytest.raises(InputError, match=message) as caught:
-            list(data.batches("train", batch_size=4))
-        # The error is still held here, and nothing waits for the garbage collector.
-        assert caught.value.__cause__ is None
-        assert multiprocessing.active_children() == []
-    finally:
-        gc.enable()
+    with no_collection(), pytest.raises(InputError, match=message) as caught:
+        list(data.batches("train", batch_size=4))
+    assert caught.value.__cause__ is None
+
+
+def test_too_many_damaged_images_end_the_worker_processes_at_once(tmp_path):
+    folder = write_classes(tmp_path / "data", {"a": 30, "b": 30})
+    for path in folder.glob("a/*.png"):
+        path.write_bytes(b"damaged")
+    data = load_folder(folder, Reading(image_size=16, workers=2))
+    with no_collection(), pytest.raises(InputError, match=r"cannot be decoded") as caught:
+        list(data.batches("train", batch_size=4))
+    assert caught.value.__traceback__  # The error and its frames were held to the end.
 
 
 def test_ignored_signals_of_children_do_not_matter(monkeypatch):
