@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 from robustkd import data, models
 from robustkd.core.environment import environment
@@ -20,11 +21,11 @@ from robustkd.core.files import make_folder, write_json
 from robustkd.core.methods import find_method
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.student import make_student
-from robustkd.training.config import TrainingConfig
+from robustkd.training.config import Precision, TrainingConfig
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
-PAIRS = {"default": "ofd", "default-kd": "kd"}
+PAIRS = {"default": "ofd", "additions": "ofd", "additions-kd": "kd"}
 
 
 def main() -> None:
@@ -33,13 +34,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--train", type=int, default=10_000)
+    parser.add_argument("--precision", choices=get_args(Precision), default="no")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cost"))
     given = parser.parse_args()
     source = data.load("fashion-mnist", train=given.train, validation=2_000)
     source = replace(source, augmentation=data.CropFlip())
     build = models.builder(source)
     teacher = build("wrn-10-2", 0)
-    fit(Supervised(teacher), source, epochs=1, precision="bf16")
+    fit(Supervised(teacher), source, epochs=1, precision=given.precision)
 
     def seconds(method: str, seed: int) -> float:
         started = time.perf_counter()
@@ -48,7 +50,7 @@ def main() -> None:
             build("wrn-10-1", seed),
             source,
             find_method(method),
-            training=TrainingConfig(epochs=given.epochs, batch_size=64, precision="bf16"),
+            training=TrainingConfig(epochs=given.epochs, batch_size=64, precision=given.precision),
             detoxing={"steps": 40},
             seed=seed,
         )

@@ -34,7 +34,7 @@ from robustkd.core.files import make_folder, write_json
 from robustkd.data import InMemory
 from robustkd.pipeline import run_folder
 
-METHODS = ("no-teacher", "ofd", "kd", "paper", "default", "default-kd")
+METHODS = ("no-teacher", "ofd", "kd", "paper", "default", "additions", "additions-kd")
 CLI = ("-m", "robustkd.cli")
 ARCH = "torchvision/resnet18"
 _PARTS = {"train": "train", "validation": "val", "test": "test"}

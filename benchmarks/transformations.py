@@ -5,7 +5,7 @@ one student is measured on all of them. Every candidate is a set of families of 
 leave-out result of a candidate is its ASR for triggers of families that it lacks. Images are those
 of Fashion-MNIST at half their size, so that a student takes about a minute on one core.
 
-    python benchmarks/transformations.py --seed 0 --only ordinary transformations
+    python benchmarks/transformations.py --seed 0 --only ordinary default
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from robustkd.training.metrics import attack_success
 TRIGGERS = {"tone": 8, "flow": 1, "light": 5, "filter": 3, "affine": 7, "smooth": 9}
 """Families of the triggers, and the target class of each."""
 _RATE = 0.1
-_ALL = METHODS["transformations"]
+_ALL = METHODS["default"]
 
 
 def _hardened(**changes: object) -> Method:
-    """The method ``transformations`` with other settings of the hardening."""
+    """The default method with other settings of the hardening."""
     return replace(_ALL, hardening=replace(_ALL.hardening, **changes))
 
 
@@ -49,13 +49,13 @@ CANDIDATES: dict[str, Method] = {
     "no teacher": METHODS["no-teacher"],
     "ordinary": METHODS["mix"],
     "ordinary, early stop": replace(METHODS["mix"], until=_ALL.until),
-    "additions, patterns": METHODS["default"],
-    "transformations": _ALL,
-    "transformations, no early stop": replace(_ALL, until={}),
-    "transformations, composed": _hardened(composed=True),
-    "transformations without warp": _hardened(families=("generator",)),
-    "transformations without generator": _hardened(families=("warp",)),
-    "transformations without additions, patterns": _hardened(epsilon=0.0, mass=0.0),
+    "additions": METHODS["additions"],
+    "default": _ALL,
+    "default, no early stop": replace(_ALL, until={}),
+    "default, composed": _hardened(composed=True),
+    "default without warp": _hardened(families=("generator",)),
+    "default without generator": _hardened(families=("warp",)),
+    "default without additions, patterns": _hardened(epsilon=0.0, mass=0.0),
     "the families of the triggers": _hardened(families=tuple(TRIGGERS)),
     **{
         f"the families of the triggers but {left_out}": _hardened(

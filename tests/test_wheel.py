@@ -114,7 +114,7 @@ def test_a_wheel_works_in_an_environment_of_its_own(tmp_path):
     python = str(tmp_path / "bare" / "bin" / "python")
     command(python, "-m", "pip", "install", "--quiet", str(wheel))
     listed = command(str(tmp_path / "bare" / "bin" / "robustkd"), "list")
-    assert "default-kd" in listed
+    assert "additions-kd" in listed
     (tmp_path / "use.py").write_text(RUN)
     command(python, "-I", "use.py")
     listed = command(python, "-m", "pip", "list", "--format", "freeze")

@@ -136,6 +136,16 @@ def test_revised_hardening_renames_the_cells_that_depend_on_it(tmp_path, monkeyp
         assert (cell.name != name) == met
 
 
+@pytest.mark.parametrize("expects", ["additions", "kd+ofd"])
+def test_a_grid_says_which_hardening_attackers_expect(expects, tmp_path):
+    attacks = {name: {} for name in ("ckd", "adaptive-detox", "adaptive-harden")}
+    cells = load(tmp_path, {**BLOCK, "attacks": attacks, "expects": expects})
+    found = {cell.teacher.attack: cell.teacher.rehearsal for cell in cells}
+    methods = {attack: known and known.method for attack, known in found.items()}
+    stored = {"kd+ofd": "mix"}.get(expects, expects)
+    assert methods == {"ckd": None, "adaptive-detox": "both", "adaptive-harden": stored}
+
+
 def test_a_name_follows_from_everything_that_the_result_follows_from(tmp_path):
     cell = replace(load(tmp_path, BLOCK)[1], method="both")
     setting = cell.teacher.setting
@@ -221,6 +231,7 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
         ({"seeds": []}, "seeds: list should have at least 1 item after validation, not 0"),
         ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0"),
         ({"attacks": {"badnet": None}}, "unknown attack 'badnet'; did you mean 'badnets'?"),
+        ({"expects": "aditions"}, "unknown method 'aditions'; did you mean 'additions'?"),
         ({"methods": ["defualt"]}, "unknown method 'defualt'; did you mean 'default'?"),
         (
             {"data": {"digits": {"tests": 3}}},

@@ -58,7 +58,7 @@ def test_every_cell_has_a_result_and_every_table_every_method(whole):
     assert len((whole / "table.csv").read_text().splitlines()) == 1 + len(cells)
     text = (whole / "attacks.md").read_text()
     assert text.count("\n") == 2 + 2
-    for words in ("ordinary student (OFD)", "RobustKD (default KD)"):
+    for words in ("ordinary student (OFD)", "RobustKD (additions)"):
         assert words in text
 
 

@@ -24,7 +24,7 @@ from robustkd.report.tables import UNKNOWN
 
 from .conftest import make_run
 
-# attack: ASR of the clean student, OFD, KD, default (two seeds), default-kd
+# attack: ASR of the clean student, OFD, KD, default (two seeds), additions-kd
 GRID = {
     "ckd": (0.10, 0.80, 0.60, (0.02, 0.06), 0.03),
     "adba": (0.65, 0.80, 0.20, (0.04, 0.04), 0.01),
@@ -34,16 +34,16 @@ GRID = {
 
 def rows():
     found = []
-    for attack, (clean, ofd, kd, default, default_kd) in GRID.items():
+    for attack, (clean, ofd, kd, default, additions_kd) in GRID.items():
         for seed in (0, 1):
             asr = {
                 "no-teacher": clean,
                 "ofd": ofd,
                 "kd": kd,
                 "default": default[seed],
-                "default-kd": default_kd,
+                "additions-kd": additions_kd,
             }
-            acc = {"ofd": 0.90, "kd": 0.88, "default": 0.89, "default-kd": 0.885}
+            acc = {"ofd": 0.90, "kd": 0.88, "default": 0.89, "additions-kd": 0.885}
             found += [
                 make_run(
                     attack=attack,
@@ -59,15 +59,15 @@ def rows():
 
 
 def test_only_attacks_that_the_ordinary_student_of_the_same_losses_inherits_are_averaged():
-    default, default_kd = summaries(rows())
+    default, additions_kd = summaries(rows())
     assert (default.method, default.settings) == ("default", 2)
     assert default.asr == pytest.approx(0.04)
     assert default.ordinary_asr == pytest.approx(0.8)
     assert default.worst == 0.06
     assert default.lost == pytest.approx(0.01)  # beside OFD, which is the more accurate one
-    assert (default_kd.method, default_kd.settings) == ("default-kd", 1)
-    assert default_kd.asr == pytest.approx(0.03)
-    assert default_kd.lost == pytest.approx(-0.005)
+    assert (additions_kd.method, additions_kd.settings) == ("additions-kd", 1)
+    assert additions_kd.asr == pytest.approx(0.03)
+    assert additions_kd.lost == pytest.approx(-0.005)
 
 
 def test_a_method_of_both_losses_counts_where_either_ordinary_student_inherits():
@@ -84,7 +84,7 @@ def test_a_method_of_both_losses_counts_where_either_ordinary_student_inherits()
 def test_the_summary_in_percent():
     assert summary_table(rows()).splitlines()[2:] == [
         "| RobustKD (default) | 2 | 80.0 | 4.0 | 6.0 | 1.0 | 87.5 |",
-        "| RobustKD (default KD) | 1 | 60.0 | 3.0 | 3.0 | -0.5 | 78.5 |",
+        "| RobustKD (additions KD) | 1 | 60.0 | 3.0 | 3.0 | -0.5 | 78.5 |",
     ]
 
 
@@ -208,10 +208,16 @@ def test_a_headline_of_nothing_says_so():
 
 def test_the_ablation_has_the_attacks_that_are_inherited_and_whole():
     asr = {
-        "ckd": {"ofd": 0.8, "paper": 0.4, "mix": 0.7, "default": 0.02, "both": 0.01},
-        "latent": {"ofd": 0.1, "paper": 0.0, "mix": 0.5, "default": 0.04, "both": 0.03},
-        "badnets": {"ofd": 0.1, "paper": 0.1, "mix": 0.2, "default": 0.0, "both": 0.0},  # a control
-        "adba": {"ofd": 0.8, "paper": 0.4, "mix": 0.7, "default": 0.02},  # not finished
+        "ckd": {"ofd": 0.8, "paper": 0.4, "mix": 0.7, "additions": 0.02, "both": 0.01},
+        "latent": {"ofd": 0.1, "paper": 0.0, "mix": 0.5, "additions": 0.04, "both": 0.03},
+        "badnets": {
+            "ofd": 0.1,
+            "paper": 0.1,
+            "mix": 0.2,
+            "additions": 0.0,
+            "both": 0.0,
+        },  # a control
+        "adba": {"ofd": 0.8, "paper": 0.4, "mix": 0.7, "additions": 0.02},  # not finished
     }
     found = aggregate(
         ResultRow(**make_run(attack=attack, method=method, asr=share, acc=0.9))
@@ -239,7 +245,7 @@ def test_the_ablations_means_stand_beneath_its_columns_when_pairs_are_named():
 
 
 def test_seeds_are_counted_from_the_fewest_to_the_most():
-    seeds = {"ofd": 2, "paper": 10, "mix": 2, "default": 3, "both": 2}
+    seeds = {"ofd": 2, "paper": 10, "mix": 2, "additions": 3, "both": 2}
     found = aggregate(
         ResultRow(**make_run(method=method, seed=seed, asr=0.5))
         for method, count in seeds.items()

@@ -91,7 +91,12 @@ from .conftest import make_rows, make_run
             id="teacher only",
         ),
         pytest.param(
-            {"default": None, "default_kd": (0.96, 0.02), "kd": (0.98, 0.75), "paper": (0.9, 0.5)},
+            {
+                "default": None,
+                "additions_kd": (0.96, 0.02),
+                "kd": (0.98, 0.75),
+                "paper": (0.9, 0.5),
+            },
             "Attack success rate: 75.0 % for the ordinary student, 2.0 % for the RobustKD "
             "student, with 2.0 points less accuracy (one seed).",
             id="logits beside logits",

@@ -28,7 +28,7 @@ from robustkd.benchmark.folder_data import folder_name
 from robustkd.benchmark.grid_methods import method_in_grid
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError, printable
-from robustkd.core.methods import METHODS, DetoxOptions
+from robustkd.core.methods import DetoxOptions, find_method
 from robustkd.core.types import Split
 from robustkd.core.validation import check_positive
 from robustkd.core.yaml_files import read_yaml
@@ -58,6 +58,8 @@ class Block(BaseModel):
         methods: Names of methods, or mappings of a defence, see
             :func:`robustkd.benchmark.grid_methods.method_in_grid`; the teacher itself is always
             measured.
+        expects: Name of the method that attackers expect who know the hardening; those who know
+            the detoxification too expect ``both``.
         seeds: Each is one repetition with a teacher of its own.
         target: Target class of the attacks.
         augment: If True, all networks are trained on randomly cropped and flipped images.
@@ -76,6 +78,7 @@ class Block(BaseModel):
     pairs: Annotated[list[tuple[str, str]], Field(min_length=1)]
     attacks: Annotated[dict[str, Arguments | None], Field(min_length=1)]
     methods: Names
+    expects: str = "default"
     seeds: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1)]
     target: Annotated[StrictInt, Field(ge=0)] = 0
     augment: bool = False
@@ -126,6 +129,11 @@ class Block(BaseModel):
             return methods
         return [method_in_grid(each) for each in methods]
 
+    @field_validator("expects")
+    @classmethod
+    def _known_expected(cls, name: str) -> str:
+        return method_in_grid(name)
+
     def count(self) -> int:
         """Return the number of cells, without creating any."""
         methods = 1 + len(self.methods)
@@ -158,10 +166,10 @@ class Block(BaseModel):
 
     def _rehearsal(self, takes: Collection[str], student: str) -> Rehearsal | None:
         """Return the method that an adaptive attacker expects."""
-        method = expected_method(takes)
+        method = expected_method(takes, self.expects)
         if method is None:
             return None
-        cleans = METHODS[method].detox is not None
+        cleans = find_method(method).detox is not None
         detoxing = cast(DetoxOptions, self.detoxing if cleans else {})
         return Rehearsal(_at_own_rate(self.training, student), method, detoxing)
 

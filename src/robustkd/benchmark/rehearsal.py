@@ -19,15 +19,16 @@ _APART = 2**20
 """Added to the attacker's seed, so that no surrogate equals the student that is measured."""
 
 
-def expected_method(takes: Collection[str]) -> str | None:
+def expected_method(takes: Collection[str], hardened: str = "default") -> str | None:
     """Return the method that an adaptive attacker expects: the strongest that it can counter.
 
     Args:
         takes: Names of the arguments that the attack accepts, from its row in the table of attacks.
+        hardened: Name of the method that an attacker expects who knows the hardening alone.
     """
     if "clean_teacher" in takes:
         return "both"
-    return "default" if "train_surrogate" in takes else None
+    return hardened if "train_surrogate" in takes else None
 
 
 def informed(

@@ -89,7 +89,7 @@ def losses_name(losses: Mapping[str, float]) -> str:
 def losses_of(name: str) -> dict[str, float] | None:
     """Return the weights in a name that :func:`losses_name` made; None for any other name.
 
-    >>> losses_of("kd-1+ofd-0.5"), losses_of("default-kd")
+    >>> losses_of("kd-1+ofd-0.5"), losses_of("additions-kd")
     ({'kd': 1.0, 'ofd': 0.5}, None)
     """
     found = [_WEIGHT.fullmatch(part) for part in name.split("+")]

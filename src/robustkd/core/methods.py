@@ -187,23 +187,23 @@ METHODS: dict[str, Method] = {
         rivals=("ofd",),
     ),
     "default": Method(
-        "soft targets and OFD, hardened against universal additions and patterns",
+        "soft targets and OFD, hardened against additions, patterns, warps and generators",
         "RobustKD (default)",
-        losses=_MIX,
-        hardening=_HARDENING,
-        rivals=_ANY,
-    ),
-    "transformations": Method(
-        "default, hardened against warps and a small network per class too; OFD stops early",
-        "RobustKD (transforms)",
         losses=_MIX,
         hardening=replace(_HARDENING, families=("warp", "generator")),
         rivals=_ANY,
         until={"ofd": 0.6},
     ),
-    "default-kd": Method(
-        "soft targets, hardened against universal additions and patterns",
-        "RobustKD (default KD)",
+    "additions": Method(
+        "soft targets and OFD, hardened against universal additions and patterns alone",
+        "RobustKD (additions)",
+        losses=_MIX,
+        hardening=_HARDENING,
+        rivals=_ANY,
+    ),
+    "additions-kd": Method(
+        "soft targets, hardened against universal additions and patterns alone",
+        "RobustKD (additions KD)",
         losses={"kd": 1.0},
         hardening=_FADING,
         rivals=("kd",),
@@ -233,7 +233,7 @@ METHODS: dict[str, Method] = {
         augment="randaugment",
     ),
     "both": Method(
-        "detoxified teacher as in paper, hardened student as in default",
+        "detoxified teacher as in paper, hardened student as in additions",
         "RobustKD (both)",
         losses=_MIX,
         detox=_PAPER,

@@ -31,7 +31,7 @@ PARTS: Mapping[str, str] = {
     "OFD": "ofd",
     "OFD, detoxified": "paper",
     "mix": "mix",
-    "mix, hardened": "default",
+    "mix, hardened": "additions",
     "mix, both": "both",
 }
 """Methods of the ablation table, by column heading: the losses and the parts that are switched on.
