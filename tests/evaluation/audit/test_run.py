@@ -16,6 +16,7 @@ from robustkd.evaluation.audit import (
     Effort,
     Evidence,
     audit,
+    run,
     train_references,
 )
 from robustkd.evaluation.audit.references import Limited
@@ -66,6 +67,21 @@ def test_a_backdoor_is_suspicious_and_names_its_class():
     record = json.loads(json.dumps(found.record()))
     assert record["suspected_class"] == "f"
     assert record["evidence"]["led share"]["counts"]
+
+
+def test_the_pictures_are_those_of_the_network_whose_verdict_counts(monkeypatch):
+    """A teacher may look clean although its students have the backdoor."""
+    for model, student in ((None, 5), (5, None)):
+        monkeypatch.setattr(run, "probe_student", lambda *_, who=student, **__: Rows(who))
+        beside = [Rows(None), Rows(None)]
+        found = audit(Rows(model), DATA, references=beside, effort=TINY, probe=True)
+        assert (found.verdict.word, found.suspected) == ("suspicious", "f")
+        assert found.verdict.reason.startswith("probe student: ") == (student == 5)
+        assert found.probe is not None
+        alone = audit(Rows(5), DATA, references=beside, effort=TINY, level=LEVEL / 2)
+        assert found.pictures is not None
+        assert alone.pictures is not None
+        assert torch.equal(found.pictures.after, alone.pictures.after)
 
 
 def test_a_network_without_one_is_not():

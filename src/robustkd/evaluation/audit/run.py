@@ -44,7 +44,8 @@ class Audit:
         seconds: Wall time.
         probe: Audit of a student that was distilled from the network; None if none was made.
         pictures: Images before and after the most successful transformation of the statistic that
-            decides; None if it is about none.
+            decides; None if it is about none. If the verdict is that of the probe student, so are
+            they.
     """
 
     verdict: Verdict
@@ -135,7 +136,11 @@ def audit(
     if probe:
         student = probe_student(network, data, images=effort.reference_images, seed=_PROBE + seed)
         inner = replace(_audited(student, data, beside, effort, tested, seed), quick=quick)
-        found = replace(found, probe=inner, verdict=_graver(found.verdict, inner.verdict))
+        found = replace(found, probe=inner)
+        if _GRAVITY.index(inner.verdict.word) < _GRAVITY.index(found.verdict.word):
+            reason = f"probe student: {inner.verdict.reason}"
+            decides = replace(inner.verdict, reason=reason)
+            found = replace(found, verdict=decides, pictures=inner.pictures)
     return replace(found, seconds=time.perf_counter() - started)
 
 
@@ -180,13 +185,6 @@ def _pictures(subject: Subject, evidence: Mapping[str, Evidence]) -> Pictures | 
     members = [evidence[name].member for name in evidence if name in COUNTED]
     member = next((each for each in members if each is not None), None)
     return None if member is None else pictures_of(subject, member)
-
-
-def _graver(model: Verdict, student: Verdict) -> Verdict:
-    """Return the graver verdict; that of the student says so."""
-    if _GRAVITY.index(student.word) >= _GRAVITY.index(model.word):
-        return model
-    return replace(student, reason=f"probe student: {student.reason}")
 
 
 def _frozen(model: nn.Module) -> nn.Module:
