@@ -198,7 +198,8 @@ def test_hardening_moves_all_of_its_perturbations(teacher):
 def test_the_ramp_of_hardening_is_measured_in_steps_of_this_training(teacher, monkeypatch):
     """The first of three steps may use a third of the bound, and the last one all of it."""
     scales = []
-    monkeypatch.setattr(Patch, "bound", lambda _, scale: scales.append(scale))
+    for name in ("bound", "advance"):
+        monkeypatch.setattr(Patch, name, lambda _, scale: scales.append(scale))
     hardening = UniversalPerturbations(10, DATA.image_shape, epsilon=0, mass=0.3, ramp=1.0)
     short(teacher, hardening=hardening)
     # Before the first step, and after each for the next.

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from robustkd.core.errors import UsageError
-from robustkd.student.families import FAMILIES, Chain, Family, make_family, members_of
+from robustkd.student.families import (
+    FAMILIES,
+    Ball,
+    Chain,
+    Family,
+    Patch,
+    make_family,
+    members_of,
+)
 from robustkd.student.families.generator import generate
 from robustkd.student.hardening import UniversalPerturbations
 
@@ -54,6 +62,30 @@ def test_a_step_goes_up_the_gradient_and_leaves_unused_members_alone(name):
     assert float(score().detach()) > first
     for part, before in zip(parts(family), unused, strict=True):
         assert torch.equal(part.members[1], before)
+
+
+@pytest.mark.parametrize("make", [*FAMILIES, "additions", "patterns"])
+def test_a_batch_in_parts_gives_the_step_of_the_batch(make):
+    """Large images pass the network in parts, each with a backward pass of its own."""
+
+    def stepped(parts: int) -> dict[str, torch.Tensor]:
+        random = torch.Generator().manual_seed(1)
+        kinds = {"additions": lambda: Ball(CLASSES, SHAPE, 0.1, random)}
+        kinds["patterns"] = lambda: Patch(CLASSES, SHAPE, 0.1, random)
+        family = kinds[make]() if make in kinds else made(make)
+        weight = torch.rand((6, *SHAPE), generator=torch.Generator().manual_seed(2))
+        for rows in torch.arange(6).tensor_split(parts):
+            (family(IMAGES[rows], TOWARD[rows]) * weight[rows]).sum().backward()
+        with torch.no_grad():
+            family.advance(1.0)
+            family(IMAGES, TOWARD)  # is not remembered
+            before = {name: value.clone() for name, value in family.state_dict().items()}
+            family.advance(1.0)
+        assert all(torch.equal(value, before[name]) for name, value in family.state_dict().items())
+        return family.state_dict()
+
+    for name, value in stepped(1).items():
+        torch.testing.assert_close(stepped(3)[name], value)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])

@@ -34,7 +34,60 @@ class Family(Protocol):
         """Project every member onto ``scale`` times its bound."""
 
 
-class Bounded(nn.Module):
+class Members(nn.Module):
+    """Parameters for each class, of which a step reads and changes only those that are used.
+
+    With many classes, most members have no image in a batch. Their parameters take no part in the
+    backward pass and in the update.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reads: list[tuple[Tensor, tuple[Tensor, ...]]] = []
+
+    def used(self, toward: Labels, *names: str) -> tuple[Tensor, ...]:
+        """Return the members of the target class of each image.
+
+        The gradients of all calls since the last update are added up. Without gradients, as
+        in evaluation, calls are not remembered.
+
+        Args:
+            toward: Target classes, N.
+            names: Names of buffers, each with one member for each class.
+
+        Returns:
+            For each buffer, N members.
+        """
+        self.to(toward.device)
+        rows, place = toward.unique(return_inverse=True)
+        leaves = tuple(self.get_buffer(name)[rows] for name in names)
+        if torch.is_grad_enabled():
+            self._reads.append((rows, tuple(leaf.requires_grad_() for leaf in leaves)))
+        return tuple(leaf[place] for leaf in leaves)
+
+    def gradients(self) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """Return the used classes and the gradients of their members, and forget them.
+
+        A missing or non-finite gradient is zero.
+
+        Returns:
+            Classes in increasing order, and one gradient for each buffer; None if nothing was used.
+        """
+        reads, self._reads = self._reads, []
+        if len(reads) == 1:
+            rows, leaves = reads[0]
+            return rows, tuple(map(_gradient, leaves))
+        if not reads:
+            return None
+        rows, places = torch.cat([rows for rows, _ in reads]).unique(return_inverse=True)
+        added = []
+        for leaves in zip(*(leaves for _, leaves in reads), strict=True):
+            each = torch.cat(list(map(_gradient, leaves)))
+            added.append(each.new_zeros(len(rows), *each.shape[1:]).index_add_(0, places, each))
+        return rows, tuple(added)
+
+
+class Bounded(Members):
     """One parametric transformation for each class, with parameters in a box.
 
     Args:
@@ -73,28 +126,30 @@ class Bounded(nn.Module):
 
     def forward(self, images: Images, toward: Labels) -> Images:
         """Transform every image by the member of its target class ``toward``."""
-        self.to(images.device)
-        self.members = self.members.detach().requires_grad_()
-        return self.transform(images, self.members[toward])
+        (own,) = self.used(toward.to(images.device), "members")
+        return self.transform(images, own)
 
     def advance(self, scale: float) -> None:
         """Update by the sign of the averaged gradient; members that were not used are unchanged.
 
         Gradients are normalised before they are averaged.
         """
-        gradient = gradient_of(self.members)
-        size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
-        used = size > 0
-        averaged = MOMENTUM * self.average + gradient / size.clamp_min(1e-30)
-        self.average = torch.where(used, averaged, self.average)
-        step = self.step * scale * self.limit * self.average.sign()
-        self.members = self.members.detach() + step * used
-        self.bound(scale)
+        read = self.gradients()
+        if read is None:
+            return
+        rows, (gradient,) = read
+        average, moved = averaged(gradient, self.average[rows])
+        self.average[rows] = average
+        step = self.step * scale * self.limit * average.sign()
+        self.members[rows] = self._within(self.members[rows] + step * moved, scale)
 
     def bound(self, scale: float) -> None:
         """Project the parameters onto ``scale`` times the box."""
+        self.members = self._within(self.members, scale)
+
+    def _within(self, members: Tensor, scale: float) -> Tensor:
         limit = scale * self.limit
-        self.members = torch.maximum(torch.minimum(self.members.detach(), limit), -limit)
+        return torch.maximum(torch.minimum(members, limit), -limit)
 
 
 class Chain(nn.Module):
@@ -126,6 +181,19 @@ def members_of(families: nn.ModuleList) -> list[Family]:
     return [cast(Family, family) for family in families]
 
 
-def gradient_of(stepped: Tensor) -> Tensor:
+def averaged(gradient: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the averages after a step, and which members have a gradient.
+
+    Args:
+        gradient: Gradients of N members, N x C x H x W.
+        average: Their averages before the step; they are kept where the gradient is zero.
+    """
+    size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
+    moved = size > 0
+    after = MOMENTUM * average + gradient / size.clamp_min(1e-30)
+    return torch.where(moved, after, average), moved
+
+
+def _gradient(leaf: Tensor) -> Tensor:
     """Return the gradient, with zero for a missing or non-finite one."""
-    return torch.zeros_like(stepped) if stepped.grad is None else stepped.grad.nan_to_num()
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.nan_to_num()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustkd.core.types import Images, Labels
-from robustkd.student.families.bounded import MOMENTUM, STEP, gradient_of
+from robustkd.student.families.bounded import STEP, Members, averaged
 
 
-class Ball(nn.Module):
+class Ball(Members):
     """One addition to the pixels for each class, within an L-infinity ball.
 
     Args:
@@ -38,8 +38,8 @@ class Ball(nn.Module):
 
     def forward(self, images: Images, toward: Labels) -> Images:
         """Add the addition of its class to each image, and clip to [0, 1]."""
-        self.delta = self.delta.detach().to(images.device).requires_grad_()
-        return (images + self.delta[toward]).clamp(0, 1)
+        (own,) = self.used(toward.to(images.device), "delta")
+        return (images + own).clamp(0, 1)
 
     def advance(self, scale: float) -> None:
         """Update by the sign of the averaged gradient, and project onto ``scale`` times the ball.
@@ -47,14 +47,15 @@ class Ball(nn.Module):
         Gradients are normalised before they are averaged with momentum. Additions that no image
         received are unchanged.
         """
+        read = self.gradients()
+        if read is None:
+            return
         radius = scale * self.epsilon
-        slope = gradient_of(self.delta)
-        size = slope.abs().mean(dim=(1, 2, 3), keepdim=True)
-        used = size > 0
-        pulled = MOMENTUM * self.pull.to(slope.device) + slope / size.clamp_min(1e-30)
-        self.pull = torch.where(used, pulled, self.pull.to(slope.device))
-        self.delta = self.delta + STEP * radius * self.pull.sign() * used
-        self.bound(scale)
+        rows, (slope,) = read
+        pull, moved = averaged(slope, self.pull[rows])
+        self.pull[rows] = pull
+        delta = self.delta[rows] + STEP * radius * pull.sign() * moved
+        self.delta[rows] = delta.clamp(-radius, radius)
 
     def bound(self, scale: float) -> None:
         """Project the additions onto ``scale`` times the ball."""
@@ -62,7 +63,7 @@ class Ball(nn.Module):
         self.delta = self.delta.clamp(-radius, radius)
 
 
-class Patch(nn.Module):
+class Patch(Members):
     """One masked pattern for each class, with a mask in [0, 1] of bounded mean.
 
     Args:
@@ -92,18 +93,22 @@ class Patch(nn.Module):
 
     def forward(self, images: Images, toward: Labels) -> Images:
         """Apply the pattern of its class to each image: ``(1 - m) x + m p``."""
-        self.mask = self.mask.detach().to(images.device).requires_grad_()
-        self.pattern = self.pattern.detach().to(images.device).requires_grad_()
-        return torch.lerp(images, self.pattern[toward], self.mask[toward])
+        mask, pattern = self.used(toward.to(images.device), "mask", "pattern")
+        return torch.lerp(images, pattern, mask)
 
     def advance(self, scale: float) -> None:
-        """Update patterns by the sign and masks by the gradient, and project onto the mass."""
-        slope = gradient_of(self.mask)
+        """Update patterns by the sign and masks by the gradient, and project onto the mass.
+
+        Patterns that no image received are unchanged.
+        """
+        read = self.gradients()
+        if read is None:
+            return
+        rows, (slope, pull) = read
         # The magnitude is kept, so that mask mass concentrates on the most effective pixels.
         largest = slope.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        self.mask = self.mask + STEP * slope / largest
-        self.bound(scale)
-        self.pattern = (self.pattern + STEP * gradient_of(self.pattern).sign()).clamp(0, 1)
+        self.mask[rows] = onto_mass(self.mask[rows] + STEP * slope / largest, scale * self.mass)
+        self.pattern[rows] = (self.pattern[rows] + STEP * pull.sign()).clamp(0, 1)
 
     def bound(self, scale: float) -> None:
         """Project the masks onto ``scale`` times the mass."""
