@@ -1,8 +1,11 @@
 """Measure every defence on backdoored networks: accuracy and attack success, before and after.
 
 Attackers train on all training images, of which 5 % are poisoned; the defender has a clean part of
-them. The results are written to one table. Finished cells are kept, so that an interrupted run can
-be continued.
+them. ``kd``, ``bcu`` and ``abd`` distil the network into a copy of itself: the copy has the
+backdoor from the start, as in the paper of BCU, and ``kd`` is the control without a defence.
+
+The results are written to one table. Finished cells are kept, so that an interrupted run can be
+continued.
 
     python benchmarks/defences.py --data digits --seeds 3
     python benchmarks/defences.py --data fashion-mnist --train 5000 --defender 1000
@@ -11,6 +14,7 @@ be continued.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Iterator
@@ -25,11 +29,17 @@ from robustkd import data, models
 from robustkd.attacks import Teaching, find
 from robustkd.core.environment import environment
 from robustkd.core.files import make_folder, read_json, write_json, write_text
+from robustkd.core.methods import find_method
 from robustkd.core.types import DataSource
 from robustkd.evaluation.measurement import measure
+from robustkd.pipeline.student import make_student
+from robustkd.student.safeguards import SAFEGUARDS
 from robustkd.teacher.defences import registry
+from robustkd.training.config import TrainingConfig
 
 TARGET = 8
+WITHIN = ("kd", *SAFEGUARDS)
+"""Methods that distil the network into a copy of itself."""
 
 
 def main() -> None:
@@ -65,7 +75,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--arch", default="wrn-10-2")
     parser.add_argument("--epochs", type=int, default=15, help="epochs of the attacker")
     parser.add_argument("--attacks", nargs="+", default=["badnets", "blend"])
-    parser.add_argument("--defences", nargs="+", default=list(registry.DEFENCES))
+    parser.add_argument("--defences", nargs="+", default=[*registry.DEFENCES, *WITHIN])
+    parser.add_argument("--distil-epochs", type=int, default=20, help="epochs of kd, bcu and abd")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/defences"))
@@ -87,7 +98,9 @@ def _missing(given: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[
             attack, make = find(name).attack, lambda: build(given.arch, seed)  # noqa: B023
             poisoned = attack(make, attacker, target=TARGET, teaching=teaching)
             for defence in wanted:
-                cleaned, record, seconds = _cleaned(defence, poisoned.teacher, defender, seed)
+                cleaned, record, seconds = _cleaned(
+                    defence, poisoned.teacher, defender, seed, given.distil_epochs
+                )
                 found = measure(cleaned, attacker, trigger=poisoned.trigger, target=TARGET)
                 yield {
                     "attack": name,
@@ -100,11 +113,22 @@ def _missing(given: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[
 
 
 def _cleaned(
-    name: str, network: nn.Module, clean: DataSource, seed: int
+    name: str, network: nn.Module, clean: DataSource, seed: int, epochs: int
 ) -> tuple[nn.Module, dict[str, Any], float]:
     started = time.perf_counter()
     if name == "none":
         return network, {}, 0.0
+    if name in WITHIN:
+        made = make_student(
+            network,
+            copy.deepcopy(network),
+            clean,
+            find_method(name),
+            training=TrainingConfig(epochs=epochs, batch_size=64),
+            seed=seed,
+            label=name,
+        )
+        return made.student, {}, time.perf_counter() - started
     done = registry.find(name).defence(network, clean, seed=seed)
     return done.network, done.record, time.perf_counter() - started
 

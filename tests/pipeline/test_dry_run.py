@@ -9,12 +9,14 @@ import pytest
 
 from robustkd import data, models
 from robustkd.core.methods import METHODS
+from robustkd.evaluation.audit import QUICK
 from robustkd.pipeline import dry_run
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.student import make_student
 from robustkd.training.config import TrainingConfig
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
+from tests.unlabelled import Unlabelled
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -30,10 +32,10 @@ def teacher_file(tmp_path_factory) -> Path:
     return path
 
 
-def plan(teacher_file: Path, method: str):
+def plan(teacher_file: Path, method: str, clean=CLEAN, **settings: bool):
     training = TrainingConfig(epochs=5, batch_size=32)
     job = DistillJob(teacher_file, "wrn-10-1", "wrn-10-1", method, training)
-    return dry_run.rehearse(job, CLEAN)
+    return dry_run.rehearse(job, clean, **settings)
 
 
 def test_the_plan_counts_every_phase(teacher_file, tmp_path, monkeypatch):
@@ -43,20 +45,27 @@ def test_the_plan_counts_every_phase(teacher_file, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "both", brief)
     found = plan(teacher_file, "both")
     assert list(found) == [
-        *("teacher", "student", "data", "detoxify", "distil", "validate", "estimate")
+        *("teacher", "student", "data", "detoxify", "distil", "validate", "audit", "estimate")
     ]
     # 10 steps for the first lambda, two raises and a bisection; 5 epochs of ceil(200 / 32).
     assert found["detoxify"]["steps"] == 10 * (1 + 2 + 1)
     assert found["distil"]["steps"] == 5 * 7
     assert found["validate"]["steps"] == 5
-    phases = [found[name] for name in ("detoxify", "distil", "validate")]
+    assert found["audit"]["steps"] == QUICK.steps * len(QUICK.strengths)
+    phases = [found[name] for name in ("detoxify", "distil", "validate", "audit")]
     for phase in phases:
-        assert phase["seconds"] == phase["steps"] * phase["seconds per step"] > 0
+        assert phase["seconds"] == pytest.approx(phase["steps"] * phase["seconds per step"])
+        assert phase["seconds"] > 0
     assert found["estimate"]["seconds"] > sum(phase["seconds"] for phase in phases)
     assert found["estimate"]["peak MiB"] > 100  # torch alone has more
     assert (found["data"]["train"], found["student"]["parameters"]) == (200, 77_562)
     assert found["teacher"]["matched"] > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_an_audit_that_will_not_be_made_is_not_in_the_plan(teacher_file):
+    assert "audit" not in plan(teacher_file, "kd", audited=False)
+    assert "audit" not in plan(teacher_file, "kd", Unlabelled(CLEAN))
 
 
 def test_every_phase_is_really_run(teacher_file, monkeypatch):

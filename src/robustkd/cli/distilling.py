@@ -149,7 +149,7 @@ def distill(
         audit: Make the quick audit of teacher and student at the end, see ``robustkd audit``. The
             exit code does not depend on it.
         dry_run: Load everything, take a few steps of each phase, and print the plan with time and
-            memory, without those of the audit; nothing is written.
+            memory; nothing is written.
         as_json: Print the results as JSON.
     """
     training = training or {}
@@ -197,7 +197,7 @@ def distill(
     if folder is None:
         from robustkd.pipeline.dry_run import rehearse
 
-        plan = rehearse(job, source)
+        plan = rehearse(job, source, audited=audit)
         (print_json if as_json else print_sections)(plan)
         return
     flags = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from robustkd import models
+from robustkd.core.errors import RobustKDError
 from robustkd.core.method_names import Side
 from robustkd.core.methods import DetoxSettings
 from robustkd.core.types import Batch, DataSource, Split
@@ -29,6 +31,8 @@ from robustkd.training.inference import accuracy_on
 from robustkd.training.last_batch import steps_per_epoch
 
 _BATCHES = 3
+_WHOLE = 1.5
+"""Time of an audit relative to its search alone, as measured with several networks."""
 
 Phases: TypeAlias = dict[str, dict[str, float | int]]
 """For each phase: ``steps``, ``seconds per step`` and ``seconds``."""
@@ -93,8 +97,15 @@ class _Few:
         phases[name] = {"steps": steps, "seconds per step": one, "seconds": steps * one}
 
 
-def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, object]]:
+def rehearse(
+    job: DistillJob, clean: DataSource, *, audited: bool = True
+) -> dict[str, Mapping[str, object]]:
     """Load everything and take a few steps of each phase, without writing anything.
+
+    Args:
+        job: What the run makes.
+        clean: The user's images.
+        audited: If True, the audits at the end are part of the plan.
 
     Returns:
         The plan in sections: ``teacher``, ``student``, ``data``, each phase, and ``estimate``.
@@ -110,6 +121,8 @@ def rehearse(job: DistillJob, clean: DataSource) -> dict[str, Mapping[str, objec
     clean = ready.clean
     loading = time.perf_counter() - started
     phases = _phases(job, ready, clean)
+    if audited:
+        phases |= _audits((ready.teacher, ready.student), clean)
     seconds = loading + sum(phase["seconds"] for phase in phases.values())
     return {
         "teacher": {"arch": job.arch, **ready.file.record(), "accuracy": ready.accuracy.value},
@@ -171,6 +184,34 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
     epochs = training.epochs
     phases["validate"] = {"steps": epochs, "seconds per step": one, "seconds": epochs * one}
     return phases
+
+
+def _audits(networks: Sequence[nn.Module], clean: DataSource) -> Phases:
+    """Return the estimated time of the audits, from one step of the search for each network.
+
+    There is none if the audit cannot be made of this data, as the run will say.
+    """
+    # The audit needs scipy, which takes a second to import.
+    from robustkd.evaluation.audit import QUICK, train_references
+    from robustkd.evaluation.audit.search import search
+
+    effort = QUICK.for_classes(len(clean.classes))
+    one = replace(effort, strengths=effort.strengths[:1], steps=1)
+    few = _Few(clean, effort.batch * len(clean.classes))
+    started = time.perf_counter()
+    for network in networks:
+        search(copy.deepcopy(network).eval().requires_grad_(False), few, one, seed=0)
+    step = time.perf_counter() - started
+    seen = min(effort.reference_images, few.size("train"))
+    started = time.perf_counter()
+    try:
+        train_references(few, replace(effort, reference_images=seen))
+    except RobustKDError:
+        return {}
+    references = (time.perf_counter() - started) * effort.reference_images / seen
+    steps = effort.steps * len(effort.strengths)
+    seconds = references + _WHOLE * steps * step
+    return {"audit": {"steps": steps, "seconds per step": seconds / steps, "seconds": seconds}}
 
 
 def _peak_mib() -> float:
