@@ -104,7 +104,7 @@ def make_teacher(source: InMemory, epochs: int, seed: int) -> tuple[nn.Module, d
     teacher = train_teacher(lambda: models.builder(source)("wrn-10-2", seed), source, teaching)
     triggers = {
         target: learn_transformation(
-            teacher, source, target=target, family=family, strength=1.0, steps=100, seed=seed
+            (teacher,), source, target=target, family=family, strength=1.0, steps=100, seed=seed
         )
         for family, target in TRIGGERS.items()
     }

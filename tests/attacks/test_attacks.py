@@ -22,6 +22,7 @@ from robustkd.attacks import (
 )
 from robustkd.attacks.cheatkd import CKD, _goal
 from robustkd.attacks.data_poisoning import DirtyLabel
+from robustkd.attacks.registry import TRANSFORMATIONS
 from robustkd.core.errors import UsageError
 from robustkd.models.features import taps
 from robustkd.models.features.stages import stages
@@ -46,7 +47,10 @@ def attacked(name: str, seed: int = 0) -> Backdoored:
     return attack(build, DATA, **SHORT, **few, seed=seed)
 
 
-@pytest.mark.parametrize("name", slow_but(ATTACKS.keys() - {"scar", "oscar"}, ATTACKS))
+SLOW = {"scar", "oscar", *(f"adaptive-{family}" for family in TRANSFORMATIONS)}
+
+
+@pytest.mark.parametrize("name", slow_but(ATTACKS.keys() - SLOW, ATTACKS))
 def test_every_attack_keeps_the_contract(name, tmp_path):
     made = attacked(name)
     assert not any(module.training for module in made.teacher.modules())

@@ -9,6 +9,7 @@ import torch
 
 from robustkd import data, models
 from robustkd.attacks import ATTACKS, find
+from robustkd.attacks.registry import TRANSFORMATIONS
 from robustkd.benchmark import informed, rehearsal
 from robustkd.core.methods import METHODS
 from robustkd.models.features import taps
@@ -41,6 +42,7 @@ def test_who_is_told_what(attack):
         "adaptive-detox": {"clean_teacher"},
         "adaptive-harden": {"train_surrogate"},
         "adaptive": {"clean_teacher", "train_surrogate"},
+        **{f"adaptive-{family}": {"train_surrogate"} for family in TRANSFORMATIONS},
     }
     assert set(told(attack)) == expected.get(attack, set())
 

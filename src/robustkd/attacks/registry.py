@@ -15,7 +15,7 @@ from robustkd.attacks.data_poisoning import CleanLabel, DirtyLabel
 from robustkd.attacks.latent import Latent
 from robustkd.attacks.parts.trigger_families import TRIGGER_FAMILIES
 from robustkd.attacks.scar import OSCAR, SCAR
-from robustkd.attacks.transformation import LearnedTransformation
+from robustkd.attacks.transformation import AdaptiveTransformation, LearnedTransformation
 from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend
 from robustkd.attacks.wanet import WaNet
 from robustkd.core.errors import UsageError
@@ -164,6 +164,14 @@ ATTACKS: dict[str, Row] = {
         ("clean_teacher", "train_surrogate"),
         revision=1,
     ),
+    **{
+        f"adaptive-{family}": Row(
+            AdaptiveTransformation(family),
+            f"knows the hardening: learned transformation ({summary})",
+            ("train_surrogate",),
+        )
+        for family, summary in TRANSFORMATIONS.items()
+    },
 }
 
 

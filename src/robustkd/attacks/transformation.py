@@ -12,19 +12,23 @@ Sources: the recipe of BackWeak (arXiv 2511.12046), with the transformations of 
 2018, arXiv 1801.02612) and ReColorAdv (Laidlaw and Feizi 2019, arXiv 1906.00001) in place of an
 additive perturbation. Differences from BackWeak: no budget limits the success of the trigger before
 it is implanted, and the last layer is fine-tuned as well.
+
+The adaptive form is ours.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from robustkd.attacks.adaptive import TrainSurrogate
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
-from robustkd.attacks.parts.surrogate import toward
+from robustkd.attacks.parts.surrogate import distilling, toward
 from robustkd.attacks.parts.trigger_families import compose, families_of
 from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
 from robustkd.core.devices import device_of
@@ -72,8 +76,9 @@ class LearnedTransformation:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
         check_target(target, data)
         teacher = train_teacher(build, data, teaching)
+        victims = self._victims(teacher, build, data, teaching)
         trigger = learn_transformation(
-            teacher,
+            victims,
             data,
             target=target,
             family=self.family,
@@ -81,7 +86,7 @@ class LearnedTransformation:
             steps=self.trigger_steps,
             seed=teaching.seed,
         )
-        before = success(teacher, data, trigger, target)
+        before, *others = (success(victim, data, trigger, target) for victim in victims)
         poisoned = Poisoned(data, trigger, target=target, rate=self.rate, seed=teaching.seed)
         epochs = self.implant_share * teaching.epochs
         implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
@@ -89,14 +94,44 @@ class LearnedTransformation:
             "family": self.family,
             "strength": self.strength,
             "success_before": before,
+            **({"success_surrogate": others[0]} if others else {}),
             "rate": self.rate,
             "poisoned": int(poisoned.mask.sum()),
         }
         return Backdoored(teacher.eval(), trigger, target, record)
 
+    def _victims(
+        self, teacher: nn.Module, build: Build, data: DataSource, teaching: Teaching
+    ) -> tuple[nn.Module, ...]:
+        """Return the networks on which the trigger is learned, the clean teacher first."""
+        del build, data, teaching
+        return (teacher,)
+
+
+@dataclass(frozen=True)
+class AdaptiveTransformation(LearnedTransformation):
+    """Learn the transformation on a hardened student as well, before it is implanted.
+
+    The attacker knows the hardening, distils a surrogate student from the clean teacher as the
+    defender would, and learns the transformation on both networks together.
+
+    Attributes:
+        train_surrogate: Function that distils a student from a teacher as the defender would; None
+            for distillation without hardening.
+    """
+
+    train_surrogate: TrainSurrogate | None = None
+
+    def _victims(
+        self, teacher: nn.Module, build: Build, data: DataSource, teaching: Teaching
+    ) -> tuple[nn.Module, ...]:
+        half = replace(teaching, epochs=max(1, teaching.epochs // 2))
+        train_surrogate = self.train_surrogate or distilling(build, half)
+        return (teacher, train_surrogate(teacher, data))
+
 
 def learn_transformation(
-    model: nn.Module,
+    victims: Sequence[nn.Module],
     data: DataSource,
     *,
     target: int,
@@ -108,7 +143,7 @@ def learn_transformation(
     """Learn the transformation of a family that sends most images to the target class.
 
     Args:
-        model: Network that the transformation is learned on; its weights are not changed.
+        victims: Networks that the transformation is learned on; their weights are not changed.
         data: Source of training images.
         target: Target class.
         family: Name of a family, or two names joined by ``+``.
@@ -125,10 +160,13 @@ def learn_transformation(
         )
 
     def loss(images: Tensor, *parameters: Tensor) -> Tensor:
-        return toward(model(transformation(parameters)(images)), target)
+        changed = transformation(parameters)(images)
+        return torch.stack([toward(victim(changed), target) for victim in victims]).sum()
 
     random = torch.Generator().manual_seed(seed)
-    images = sample(data, device_of(model), random).images
+    images = sample(data, device_of(victims[0]), random).images
     starts = [Bounded(torch.zeros(row.shape(shape)), -1, 1) for row in rows]
-    learned = optimise_planes(model, images, starts, loss, steps=steps, lr=_STEP, random=random)
+    learned = optimise_planes(
+        nn.ModuleList(victims), images, starts, loss, steps=steps, lr=_STEP, random=random
+    )
     return transformation(learned)
