@@ -49,11 +49,12 @@ def main() -> None:
     path = make_folder(given.out) / f"{given.name or given.data}.json"
     content = read_json(path) if path.exists() else {"rows": []}
     rows: list[dict[str, Any]] = content["rows"]
+    config = {name: str(value) for name, value in vars(given).items() if name != "out"}
     for row in _missing(given, rows):
         rows.append(row)
-        config = {name: str(value) for name, value in vars(given).items()}
         write_json(path, {"rows": rows, "config": config, "environment": environment()})
         sys.stderr.write(f"{row}\n")
+    write_json(path, {"rows": rows, "config": config, "environment": environment()})
     text = table(rows)
     write_text(path.with_suffix(".md"), text)
     sys.stdout.write(text)
