@@ -17,6 +17,7 @@ from typing import Any
 
 from robustkd.benchmark.cells import digest
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.method_names import split_name
 
 
 def rename(folder: Path, names: Mapping[str, str]) -> int:
@@ -46,12 +47,13 @@ def rename(folder: Path, names: Mapping[str, str]) -> int:
         if cell is not None and _name(cell) != path.stem:
             raise InputError(f"{path}: the name does not fit the configuration, {_name(cell)}")
         before = json.dumps(content)
-        for run in runs:
-            run["method"] = names.get(run["method"], run["method"])
-        if cell is not None:
-            for part in (cell, cell["teacher"].get("rehearsal") or {}):
-                if "method" in part:
-                    part["method"] = names.get(part["method"], part["method"])
+        rehearsal = cell["teacher"].get("rehearsal") if cell is not None else None
+        for part in (*runs, cell, rehearsal):
+            if part is not None and "method" in part:
+                part["method"] = _renamed(part["method"], names)
+        config = content.get("config", {})
+        if isinstance(config.get("methods"), list):
+            config["methods"] = [_renamed(method, names) for method in config["methods"]]
         changed = json.dumps(content) != before
         count += changed
         place = path.with_name(f"{_name(cell)}.json") if cell is not None else path
@@ -59,11 +61,18 @@ def rename(folder: Path, names: Mapping[str, str]) -> int:
         written[place] = text
     if len(written) != len(files):
         raise InputError(f"{folder}: two results would have the same name")
-    for path in files:
-        path.unlink()
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
+    for path in set(files) - set(written):
+        path.unlink()
     return count
+
+
+def _renamed(method: str, names: Mapping[str, str]) -> str:
+    """Return the new name of a method, which may have a defence in front."""
+    defence, base = split_name(method)
+    base = names.get(base, base)
+    return base if defence is None else defence.around(base)
 
 
 def _name(cell: Mapping[str, Any]) -> str:
@@ -76,10 +85,11 @@ def _name(cell: Mapping[str, Any]) -> str:
 def main(arguments: list[str]) -> int:
     """Rename methods in the given folders of results."""
     try:
-        names = dict(part.split("=") for part in arguments if "=" in part)
+        pairs = [part.split("=") for part in arguments if "=" in part]
         folders = [Path(part) for part in arguments if "=" not in part]
-        if not names or not folders:
-            raise UsageError("expected OLD=NEW and at least one folder")
+        if not pairs or not folders or any(len(pair) != 2 for pair in pairs):
+            raise UsageError("expected OLD=NEW, once or more, and at least one folder")
+        names = dict(pairs)
         for folder in folders:
             print(f"{folder}: {rename(folder, names)} results renamed")
     except (InputError, UsageError) as error:

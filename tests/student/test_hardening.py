@@ -235,15 +235,29 @@ def test_one_backward_pass_is_one_step():
     assert not moved.requires_grad
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
 @pytest.mark.parametrize("make", [ball, patch])
-def test_a_gradient_that_overflowed_moves_nothing_and_spoils_nothing(make):
+def test_a_gradient_that_overflowed_moves_nothing_and_spoils_nothing(make, wrong, parts):
+    """Gradients of mixed precision overflow until their scale is found."""
     family = make()
     before = {name: value.clone() for name, value in family.named_buffers()}
-    (family(images(4), torch.zeros(4, dtype=torch.int64)) * math.nan).sum().backward()
+    for _ in range(parts):
+        (family(images(4), torch.zeros(4, dtype=torch.int64)) * wrong).sum().backward()
     with torch.no_grad():
         family.advance(1.0)
     for name, value in family.named_buffers():
         torch.testing.assert_close(value, before[name])
+
+
+def test_what_an_interrupted_training_left_is_forgotten_at_the_next():
+    perturbations = UniversalPerturbations(2, SHAPE, families=("warp",), seed=1)
+    before = {name: value.clone() for name, value in perturbations.named_buffers()}
+    perturbations.perturb(images(6), torch.zeros(6).long()).images.sum().backward()
+    perturbations.begin(3)
+    perturbations.advance()
+    for name, value in perturbations.named_buffers():
+        assert torch.equal(value, before[name])
 
 
 def test_copies_grow_fewer_over_the_fade_until_a_tenth_is_left():

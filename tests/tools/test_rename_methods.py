@@ -50,11 +50,13 @@ def test_other_results_keep_every_byte(tmp_path):
 
 
 def test_rows_without_cells_are_renamed(tmp_path):
-    rows = [{"method": "default"}, {"method": "kd"}]
-    (tmp_path / "results.json").write_text(json.dumps({"runs": rows}))
+    rows = [{"method": "default"}, {"method": "kd"}, {"method": "default+student-anp"}]
+    content = {"runs": rows, "config": {"methods": ["default", "kd"]}}
+    (tmp_path / "results.json").write_text(json.dumps(content))
     assert main(["default=additions", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "results.json").read_text())["runs"]
-    assert [row["method"] for row in found] == ["additions", "kd"]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [row["method"] for row in found["runs"]] == ["additions", "kd", "additions+student-anp"]
+    assert found["config"]["methods"] == ["additions", "kd"]
 
 
 def test_nothing_is_written_if_a_name_does_not_fit(tmp_path, capsys):
@@ -64,5 +66,5 @@ def test_nothing_is_written_if_a_name_does_not_fit(tmp_path, capsys):
         rename(tmp_path, {"additions": "kd"})
     assert (good.read_bytes(), bad.read_bytes()) == before
     assert main(["additions=kd", str(tmp_path)]) == 1
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == main(["a=b=c", str(tmp_path)]) == 1
     assert "expected OLD=NEW" in capsys.readouterr().err

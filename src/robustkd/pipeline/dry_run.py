@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,6 @@ import torch
 from torch import nn
 
 from robustkd import models
-from robustkd.core.errors import RobustKDError
 from robustkd.core.method_names import Side
 from robustkd.core.methods import DetoxSettings
 from robustkd.core.types import Batch, DataSource, Split
@@ -29,6 +29,8 @@ from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.teacher.defences.registry import find
 from robustkd.training.inference import accuracy_on
 from robustkd.training.last_batch import steps_per_epoch
+
+_log = logging.getLogger(__name__)
 
 _BATCHES = 3
 _WHOLE = 1.5
@@ -189,7 +191,7 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
 def _audits(networks: Sequence[nn.Module], clean: DataSource) -> Phases:
     """Return the estimated time of the audits, from one step of the search for each network.
 
-    There is none if the audit cannot be made of this data, as the run will say.
+    An audit that fails is no part of the plan, since it does not end the run either.
     """
     # The audit needs scipy, which takes a second to import.
     from robustkd.evaluation.audit import QUICK, train_references
@@ -198,17 +200,19 @@ def _audits(networks: Sequence[nn.Module], clean: DataSource) -> Phases:
     effort = QUICK.for_classes(len(clean.classes))
     one = replace(effort, strengths=effort.strengths[:1], steps=1)
     few = _Few(clean, effort.batch * len(clean.classes))
-    started = time.perf_counter()
-    for network in networks:
-        search(copy.deepcopy(network).eval().requires_grad_(False), few, one, seed=0)
-    step = time.perf_counter() - started
     seen = min(effort.reference_images, few.size("train"))
-    started = time.perf_counter()
     try:
+        started = time.perf_counter()
+        for network in networks:
+            search(copy.deepcopy(network).eval().requires_grad_(False), few, one, seed=0)
+        step = time.perf_counter() - started
+        started = time.perf_counter()
         train_references(few, replace(effort, reference_images=seen))
-    except RobustKDError:
+        references = (time.perf_counter() - started) * effort.reference_images / seen
+    except Exception as error:
+        # As in the run, where no error of the audit may cost the user the student.
+        _log.warning("the time of the audit is not in the estimate: %s", error)
         return {}
-    references = (time.perf_counter() - started) * effort.reference_images / seen
     steps = effort.steps * len(effort.strengths)
     seconds = references + _WHOLE * steps * step
     return {"audit": {"steps": steps, "seconds per step": seconds / steps, "seconds": seconds}}

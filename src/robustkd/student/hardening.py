@@ -6,8 +6,9 @@ perturbed copies of some of its images. The student is trained to predict their 
 same backward pass updates each perturbation towards its class. Neither a trigger nor a second pass
 is needed.
 
-There are two families by default, for faint and large or strong and small triggers: additions
-within an L-infinity ball, and patterns with a mask of bounded mean.
+Without ``families``, there are two, for faint and large or strong and small triggers: additions
+within an L-infinity ball, and patterns with a mask of bounded mean. The default method adds warps
+and generators.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Shafahi et
 al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
@@ -121,8 +122,10 @@ class UniversalPerturbations(nn.Module):
     def begin(self, steps: int) -> None:
         """Start ramp and fade for a training of this number of steps."""
         self._steps, self._all_steps = 0, steps
-        for family in members_of(self.families) if self.ramp else ():
-            family.bound(self._grown())
+        for family in members_of(self.families):
+            family.forget()
+            if self.ramp:
+                family.bound(self._grown())
 
     def perturb(self, images: Images, labels: Labels) -> Perturbed:
         """Add perturbed copies of the first images, each with a random class that is not its own.
@@ -130,6 +133,8 @@ class UniversalPerturbations(nn.Module):
         Their number is the share of the batch, less during the fade, and at least one, divided
         among the families. Images stay in [0, 1], and gradients flow to the perturbations. For an
         image with the label :data:`robustkd.core.types.UNLABELLED`, any class may be drawn.
+
+        The call is remembered until :meth:`advance`, except under ``torch.no_grad()``.
         """
         count = max(1, round(self._left() * self.share * len(images)))
         classes = self.shape[0]

@@ -33,6 +33,9 @@ class Family(Protocol):
     def bound(self, scale: float) -> None:
         """Project every member onto ``scale`` times its bound."""
 
+    def forget(self) -> None:
+        """Forget the calls since the last update."""
+
 
 class Members(nn.Module):
     """Parameters for each class, of which a step reads and changes only those that are used.
@@ -74,17 +77,23 @@ class Members(nn.Module):
             Classes in increasing order, and one gradient for each buffer; None if nothing was used.
         """
         reads, self._reads = self._reads, []
-        if len(reads) == 1:
-            rows, leaves = reads[0]
-            return rows, tuple(map(_gradient, leaves))
         if not reads:
             return None
-        rows, places = torch.cat([rows for rows, _ in reads]).unique(return_inverse=True)
-        added = []
-        for leaves in zip(*(leaves for _, leaves in reads), strict=True):
-            each = torch.cat(list(map(_gradient, leaves)))
-            added.append(each.new_zeros(len(rows), *each.shape[1:]).index_add_(0, places, each))
-        return rows, tuple(added)
+        rows, leaves = reads[0]
+        if len(reads) == 1:
+            return rows, tuple(map(_gradient, leaves))
+        rows = torch.cat([rows for rows, _ in reads]).unique()
+        sums = tuple(leaf.new_zeros(len(rows), *leaf.shape[1:]) for leaf in leaves)
+        for used, each in reads:
+            # Classes are unique within a call, so the order of additions is always the same.
+            places = torch.searchsorted(rows, used)
+            for total, leaf in zip(sums, each, strict=True):
+                total[places] += _gradient(leaf)
+        return rows, tuple(map(_finite, sums))
+
+    def forget(self) -> None:
+        """Forget the calls since the last update."""
+        self._reads = []
 
 
 class Bounded(Members):
@@ -175,6 +184,11 @@ class Chain(nn.Module):
         for family in members_of(self.families):
             family.bound(scale)
 
+    def forget(self) -> None:
+        """Forget the calls of every family since the last update."""
+        for family in members_of(self.families):
+            family.forget()
+
 
 def members_of(families: nn.ModuleList) -> list[Family]:
     """Return the modules of a list as families."""
@@ -196,4 +210,8 @@ def averaged(gradient: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gradient(leaf: Tensor) -> Tensor:
     """Return the gradient, with zero for a missing or non-finite one."""
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.nan_to_num()
+    return torch.zeros_like(leaf) if leaf.grad is None else _finite(leaf.grad)
+
+
+def _finite(values: Tensor) -> Tensor:
+    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
