@@ -1,9 +1,9 @@
-"""Compare candidates for the default method by clean accuracy and universal perturbations.
+"""Compare candidates for hardening against additions and patterns, by clean images alone.
 
 No trigger is used. A student is distilled from a teacher. Then perturbations of every class are
 trained against the frozen student on clean training images. The measure is the share of validation
-images that they move to their class. The default is a candidate with a low share that costs little
-validation accuracy.
+images that they move to their class. The settings of ``additions`` are those of a candidate with a
+low share that costs little validation accuracy.
 
     python benchmarks/choose_default.py --teacher TEACHER.safetensors --losses kd --seed 1
 """

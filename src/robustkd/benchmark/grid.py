@@ -58,7 +58,7 @@ class Block(BaseModel):
         methods: Names of methods, or mappings of a defence, see
             :func:`robustkd.benchmark.grid_methods.method_in_grid`; the teacher itself is always
             measured.
-        expects: Name of the method that attackers expect who know the hardening; those who know
+        expects: Name of the method that attackers who know the hardening expect; attackers who know
             the detoxification too expect ``both``.
         seeds: Each is one repetition with a teacher of its own.
         target: Target class of the attacks.

@@ -20,7 +20,10 @@ _APART = 2**20
 
 
 def expected_method(takes: Collection[str], hardened: str = "default") -> str | None:
-    """Return the method that an adaptive attacker expects: the strongest that it can counter.
+    """Return the method that an adaptive attacker expects.
+
+    Attackers who know the detoxification expect ``both``, whose students are hardened against
+    additions and patterns alone.
 
     Args:
         takes: Names of the arguments that the attack accepts, from its row in the table of attacks.

@@ -168,7 +168,7 @@ METHODS: dict[str, Method] = {
         "ordinary logit distillation (soft targets)", "ordinary student (KD)", losses={"kd": 1.0}
     ),
     "mix": Method(
-        "ordinary soft targets and OFD, the losses of default",
+        "ordinary soft targets and OFD, the losses of additions",
         "ordinary student (mix)",
         losses=_MIX,
     ),

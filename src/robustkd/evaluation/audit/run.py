@@ -44,8 +44,8 @@ class Audit:
         seconds: Wall time.
         probe: Audit of a student that was distilled from the network; None if none was made.
         pictures: Images before and after the most successful transformation of the statistic that
-            decides; None if it is about none. If the verdict is that of the probe student, so are
-            they.
+            decides; None if it is about none. If the verdict of the probe student counts, the
+            pictures are of the probe student.
     """
 
     verdict: Verdict
