@@ -52,7 +52,9 @@ def test_nothing_steers_the_terminal():
 @pytest.mark.parametrize("mean", [["0.5,0.4,0.3"], ["0.5", "0.4", "0.3"], ["0.5, 0.4", "0.3"]])
 def test_numbers_of_channels_may_be_separated_by_commas(mean, monkeypatch, capsys, tmp_path):
     seen = []
-    monkeypatch.setattr("robustkd.pipeline.dry_run.rehearse", lambda job, _: seen.append(job) or {})
+    monkeypatch.setattr(
+        "robustkd.pipeline.dry_run.rehearse", lambda job, *_, **__: seen.append(job) or {}
+    )
     command = ["distill", tmp_path / "t.pt", "--arch", "wrn-10-1", "--student", "wrn-10-1"]
     command += ["--data", "digits", "--dry-run", "--mean", *mean, "--std", "0.5"]
     cli.main(list(map(str, command)))
