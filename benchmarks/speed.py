@@ -49,7 +49,7 @@ from robustkd.training.loop import fit
 Item = TypeVar("Item")
 Pace = Callable[[], None]
 CLASSES = 10
-OURS = ("kd", "ofd", "mix", "default")
+OURS = ("kd", "ofd", "mix", "additions", "default")
 ROWS = {
     **{name: f"RobustKD, {name}" for name in OURS},
     "script-kd": "plain script, kd",

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ from robustkd import data, models
 from robustkd.attacks.base import Teaching
 from robustkd.attacks.parts.steps import train_teacher
 from robustkd.attacks.transformation import learn_transformation
-from robustkd.core.files import make_folder, write_json
+from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.methods import METHODS, Method
 from robustkd.core.types import Trigger
 from robustkd.data import InMemory, Labelled
@@ -167,6 +169,25 @@ def main() -> None:
             )
             kept[name] = {**measured(made.student, source, triggers), "seconds": made.seconds}
         write_json(file, kept)
+    files = sorted(given.out.glob("seed-*.json"))
+    write_text(given.out / "table.md", table([json.loads(each.read_text()) for each in files]))
+
+
+def table(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+    """Format a Markdown table in percent: means over seeds, and the mean ASR over the triggers.
+
+    >>> rows = {"teacher": dict.fromkeys(("ACC", *TRIGGERS), 0.5)}
+    >>> table([rows, rows]).splitlines()[2]
+    '| teacher | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 2 |'
+    """
+    heads = ["ACC", *TRIGGERS, "mean ASR", "n"]
+    lines = [f"| Student | {' | '.join(heads)} |\n", f"| --- |{' ---: |' * len(heads)}\n"]
+    for name in dict.fromkeys(name for seed in seeds for name in seed):
+        own = [seed[name] for seed in seeds if name in seed]
+        figures = [fmean(row[figure] for row in own) for figure in ("ACC", *TRIGGERS)]
+        cells = [f"{100 * figure:.1f}" for figure in (*figures, fmean(figures[1:]))]
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(own)} |\n")
+    return "".join(lines)
 
 
 if __name__ == "__main__":
