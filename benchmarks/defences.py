@@ -54,7 +54,6 @@ def main() -> None:
         rows.append(row)
         write_json(path, {"rows": rows, "config": config, "environment": environment()})
         sys.stderr.write(f"{row}\n")
-    write_json(path, {"rows": rows, "config": config, "environment": environment()})
     text = table(rows)
     write_text(path.with_suffix(".md"), text)
     sys.stdout.write(text)
