@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from torch import nn
 
 from robustkd.evaluation.audit import STATISTICS, Effort, Evidence
+from robustkd.evaluation.audit.activation_change import (
+    MOST,
+    activation_change,
+    constraints,
+    smallest_change,
+    violations,
+)
 from robustkd.evaluation.audit.channel_lipschitz import channel_lipschitz
 from robustkd.evaluation.audit.evidence import Subject
 from robustkd.evaluation.audit.feature_shift import feature_shift
@@ -17,7 +27,7 @@ from robustkd.evaluation.audit.led_share import led_share
 from robustkd.evaluation.audit.max_margin import max_margin
 from robustkd.evaluation.audit.neuron_noise import adversarial_factors, increase, neuron_noise
 from robustkd.evaluation.audit.search import FAMILIES, led_shares, search, victims
-from tests.evaluation.audit.networks import CLASSES, Folded, Rows, rows_data
+from tests.evaluation.audit.networks import CLASSES, SIDE, Folded, Rows, rows_data
 
 TINY = Effort(
     strengths=(1.0, 0.5), steps=12, batch=8, held_out=12, references=0, margins=2, margin_steps=20
@@ -61,12 +71,47 @@ def test_victims_are_never_of_the_class():
     assert bool((labels[rows] != toward).all())
 
 
-@pytest.mark.parametrize("statistic", [led_share, max_margin, last_layer])
+@pytest.mark.parametrize("statistic", [led_share, max_margin, last_layer, activation_change])
 def test_a_corner_that_leads_to_one_class_is_found(statistic, backdoored, clean):
     found = statistic(backdoored)
     assert found.suspect == 5
     assert found.p_value < 0.01
     assert statistic(clean).p_value > 0.05
+
+
+def test_the_smallest_change_fulfils_all_constraints_and_a_general_solver_finds_none_smaller():
+    random = np.random.default_rng(0)
+    for trial in range(5):
+        rows, needed = random.normal(size=(7, 12)), random.normal(size=7)
+        found = smallest_change(rows, needed)
+        assert (rows @ found >= needed - 1e-8).all(), trial
+        fits = {"type": "ineq", "fun": lambda s, a=rows, c=needed: a @ s - c}
+        other = minimize(lambda s: s @ s, np.zeros(12), constraints=[fits])
+        assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(other.x), rel=1e-4)
+
+
+def test_no_change_is_needed_or_none_suffices():
+    assert smallest_change(np.eye(3), -np.ones(3)).tolist() == [0, 0, 0]
+    opposite = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    assert np.isinf(smallest_change(opposite, np.array([1.0, 1.0]))).all()
+
+
+def test_the_changed_features_of_every_image_are_of_the_class():
+    network = Folded().eval()
+    audited = subject(network)
+    needed = violations(network.head, audited)
+    images, _ = audited.held_out()
+    for k, (rows, bounds) in enumerate(constraints(network.head.weight.detach(), needed)):
+        change = network.head.weight.double() @ torch.from_numpy(smallest_change(rows, bounds))
+        changed = network(images).double() + change
+        assert bool((changed.amax(1) - changed[:, k] < 1e-5).all())
+
+
+def test_a_change_of_the_features_needs_a_linear_layer_and_not_too_many_classes(backdoored):
+    convolution = nn.Sequential(nn.Conv2d(1, CLASSES, SIDE), nn.Flatten())
+    assert activation_change(subject(convolution)).p_value is None
+    many = replace(backdoored, data=replace(DATA, classes=tuple(map(str, range(MOST + 1)))))
+    assert activation_change(many).said == f"more than {MOST} classes"
 
 
 def test_what_leads_all_networks_is_no_inheritance():

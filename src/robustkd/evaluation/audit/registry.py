@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from robustkd.evaluation.audit.activation_change import activation_change
 from robustkd.evaluation.audit.channel_lipschitz import channel_lipschitz
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
@@ -47,6 +48,9 @@ STATISTICS: dict[str, Statistic] = {
         neuron_noise, "predictions under noise on BatchNorm (BAN)", slow=True
     ),
     "last layer": Statistic(last_layer, "mean weight of each class in the last layer"),
+    "activation change": Statistic(
+        activation_change, "smallest change of the features to each class (TAC)"
+    ),
     "channel Lipschitz": Statistic(channel_lipschitz, "channels that amplify most (CLP)"),
 }
 """Statistics by name, in the order of the report."""
