@@ -6,13 +6,15 @@ leave-out result of a candidate is its ASR for triggers of families that it lack
 of Fashion-MNIST at half their size, so that a student takes about a minute on one core.
 
     python benchmarks/transformations.py --seed 0 --only ordinary default
+
+With ``--triggers compositions``, each trigger is a composition of two of these families.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -40,6 +42,16 @@ from robustkd.training.metrics import attack_success
 
 TRIGGERS = {"tone": 8, "flow": 1, "light": 5, "filter": 3, "affine": 7, "smooth": 9}
 """Families of the triggers, and the target class of each."""
+COMPOSITIONS = {
+    "flow+tone": 8,
+    "affine+light": 1,
+    "smooth+flow": 5,
+    "filter+affine": 3,
+    "light+filter": 7,
+    "tone+smooth": 9,
+}
+"""Compositions of two families, applied in this order, and the target class of each."""
+_SETS = {"families": TRIGGERS, "compositions": COMPOSITIONS}
 _RATE = 0.1
 _STRONGER = 0.7
 """Largest change of a pixel by generators with twice the usual bound."""
@@ -59,6 +71,20 @@ CANDIDATES: dict[str, Method] = {
     "default": _ALL,
     "default, no early stop": replace(_ALL, until={}),
     "default, composed": _hardened(composed=True),
+    "default and warp+generator": _hardened(families=("warp", "generator", "warp+generator")),
+    "warp+generator for warp": _hardened(families=("warp+generator", "generator")),
+    "warp+generator for generator": _hardened(families=("warp", "warp+generator")),
+    "warp+generator for both": _hardened(families=("warp+generator",)),
+    "warp+generator for warp, two generators": _hardened(
+        families=("warp+generator", "generator+generator")
+    ),
+    "warp+generator for warp, generator 0.7": _hardened(
+        families=("warp+generator-0.7", "generator")
+    ),
+    "warp+generator for warp, KD until 0.8": replace(
+        _hardened(families=("warp+generator", "generator")), until={"ofd": 0.6, "kd": 0.8}
+    ),
+    "default, KD until 0.8": replace(_ALL, until={"ofd": 0.6, "kd": 0.8}),
     "default and filter": _hardened(families=("warp", "generator", "filter")),
     "generator 0.7": _hardened(families=("warp", "generator-0.7")),
     "two generators": _hardened(families=("warp", "generator", "generator-0.7")),
@@ -107,7 +133,9 @@ def load(train: int) -> InMemory:
     return replace(whole, **parts, augmentation=data.CropFlip(pad=1))
 
 
-def make_teacher(source: InMemory, epochs: int, seed: int) -> tuple[nn.Module, dict[int, Trigger]]:
+def make_teacher(
+    source: InMemory, targets: Mapping[str, int], epochs: int, seed: int
+) -> tuple[nn.Module, dict[int, Trigger]]:
     """Train a teacher with all triggers; return it with the trigger of each target."""
     teaching = Teaching(epochs=epochs, seed=seed)
     teacher = train_teacher(lambda: models.builder(source)("wrn-10-2", seed), source, teaching)
@@ -115,20 +143,22 @@ def make_teacher(source: InMemory, epochs: int, seed: int) -> tuple[nn.Module, d
         target: learn_transformation(
             (teacher,), source, target=target, family=family, strength=1.0, steps=100, seed=seed
         )
-        for family, target in TRIGGERS.items()
+        for family, target in targets.items()
     }
     learner = SeveralTriggers(teacher, triggers)
     fit(learner, source, epochs=epochs, lr=0.02, seed=seed + 1, label="implant the triggers")
     return teacher.eval(), triggers
 
 
-def measured(model: nn.Module, source: InMemory, triggers: dict[int, Trigger]) -> dict[str, float]:
+def measured(
+    model: nn.Module, source: InMemory, targets: Mapping[str, int], triggers: dict[int, Trigger]
+) -> dict[str, float]:
     """Measure the accuracy, and the attack success rate of each trigger."""
     row = {
         "ACC": accuracy_on(model, source, "test").value,
         "validation ACC": accuracy_on(model, source, "validation").value,
     }
-    for family, target in TRIGGERS.items():
+    for family, target in targets.items():
         logits, labels = predict(model, source, "test", transform=triggers[target])
         row[family] = attack_success(logits, labels, target=target).value
     return row
@@ -152,14 +182,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--triggers", choices=_SETS, default="families")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/leave-one-out"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    source = load(given.train)
+    source, targets = load(given.train), _SETS[given.triggers]
     file = make_folder(given.out) / f"seed-{given.seed}.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
-    teacher, triggers = make_teacher(source, given.epochs, given.seed)
-    kept["teacher"] = measured(teacher, source, triggers)
+    teacher, triggers = make_teacher(source, targets, given.epochs, given.seed)
+    kept["teacher"] = measured(teacher, source, targets, triggers)
     training = TrainingConfig(epochs=given.epochs)
     for name in given.only:
         if name not in kept:
@@ -167,24 +198,32 @@ def main() -> None:
             made = make_student(
                 teacher, student, source, CANDIDATES[name], training=training, seed=given.seed
             )
-            kept[name] = {**measured(made.student, source, triggers), "seconds": made.seconds}
+            kept[name] = {
+                **measured(made.student, source, targets, triggers),
+                "seconds": made.seconds,
+            }
         write_json(file, kept)
     files = sorted(given.out.glob("seed-*.json"))
-    write_text(given.out / "table.md", table([json.loads(each.read_text()) for each in files]))
+    write_text(
+        given.out / "table.md", table([json.loads(each.read_text()) for each in files], targets)
+    )
 
 
-def table(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+def table(
+    seeds: Sequence[Mapping[str, Mapping[str, float]]], triggers: Iterable[str] = TRIGGERS
+) -> str:
     """Format a Markdown table in percent: means over seeds, and the mean ASR over the triggers.
 
     >>> rows = {"teacher": dict.fromkeys(("ACC", *TRIGGERS), 0.5)}
     >>> table([rows, rows]).splitlines()[2]
     '| teacher | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 2 |'
     """
-    heads = ["ACC", *TRIGGERS, "mean ASR", "n"]
+    triggers = tuple(triggers)
+    heads = ["ACC", *triggers, "mean ASR", "n"]
     lines = [f"| Student | {' | '.join(heads)} |\n", f"| --- |{' ---: |' * len(heads)}\n"]
     for name in dict.fromkeys(name for seed in seeds for name in seed):
         own = [seed[name] for seed in seeds if name in seed]
-        figures = [fmean(row[figure] for row in own) for figure in ("ACC", *TRIGGERS)]
+        figures = [fmean(row[figure] for row in own) for figure in ("ACC", *triggers)]
         cells = [f"{100 * figure:.1f}" for figure in (*figures, fmean(figures[1:]))]
         lines.append(f"| {name} | {' | '.join(cells)} | {len(own)} |\n")
     return "".join(lines)

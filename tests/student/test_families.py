@@ -31,10 +31,15 @@ def made(name: str) -> nn.Module:
 
 
 def parts(family: nn.Module) -> list[nn.Module]:
-    return list(family.families) if isinstance(family, Chain) else [family]
+    if not isinstance(family, Chain):
+        return [family]
+    return [part for member in family.families for part in parts(member)]
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+NAMES = [*FAMILIES, "warp+generator", "filter+smooth+flow"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_images_stay_images_and_the_input_is_left_alone(name):
     family, before = made(name), IMAGES.clone()
     changed = family(IMAGES, TOWARD)
@@ -46,7 +51,7 @@ def test_images_stay_images_and_the_input_is_left_alone(name):
     assert torch.equal(IMAGES, before)
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_goes_up_the_gradient_and_leaves_unused_members_alone(name):
     family, goal = made(name), torch.rand((1, *SHAPE), generator=torch.Generator().manual_seed(2))
 
@@ -64,7 +69,7 @@ def test_a_step_goes_up_the_gradient_and_leaves_unused_members_alone(name):
         assert torch.equal(part.members[1], before)
 
 
-@pytest.mark.parametrize("make", [*FAMILIES, "additions", "patterns"])
+@pytest.mark.parametrize("make", [*NAMES, "additions", "patterns"])
 def test_a_batch_in_parts_gives_the_step_of_the_batch(make):
     """Large images pass the network in parts, each with a backward pass of its own."""
 
@@ -84,7 +89,7 @@ def test_a_batch_in_parts_gives_the_step_of_the_batch(make):
         torch.testing.assert_close(stepped(3)[name], value)
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", NAMES)
 def test_calls_without_gradients_are_not_remembered(name):
     family = made(name)
     with torch.no_grad():
@@ -95,7 +100,7 @@ def test_calls_without_gradients_are_not_remembered(name):
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", NAMES)
 def test_members_never_leave_their_bound(name, scale):
     family = made(name)
     for _ in range(30):
@@ -107,7 +112,7 @@ def test_members_never_leave_their_bound(name, scale):
         assert (part.members.abs() <= scale * part.limit + 1e-6).all()
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", NAMES)
 def test_the_state_of_a_family_restores_it(name):
     family = made(name)
     family(IMAGES, TOWARD).sum().backward()
@@ -152,6 +157,14 @@ def test_an_unknown_family_is_named_with_the_nearest():
     message = "unknown family 'warps'; did you mean 'warp'?"
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         UniversalPerturbations(CLASSES, SHAPE, families=("warps",))
+
+
+def test_a_composition_applies_its_parts_in_order_and_names_an_unknown_part():
+    both = made("warp+generator")
+    warp, last = both.families
+    assert torch.equal(both(IMAGES, TOWARD), last(warp(IMAGES, TOWARD), TOWARD))
+    with pytest.raises(UsageError, match="unknown family 'generatr'; did you mean 'generator'"):
+        made("warp+generatr")
 
 
 # Compositions.

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from robustkd.core.errors import UsageError
 from robustkd.core.types import UNLABELLED, Images, Labels, Logits, PerSample
 from robustkd.core.validation import check_positive
-from robustkd.student.families import FAMILIES, Ball, Patch, make_family, members_of
+from robustkd.student.families import Ball, Patch, make_family, members_of, stage_of
 
 _ADDITIONS = 2
 """Stage of additions and patterns, which come last in a composition."""
@@ -110,7 +110,7 @@ class UniversalPerturbations(nn.Module):
             make_family(name, classes, image_shape, self._random) for name in families
         )
         added = len(self.families) - len(families)
-        stages = [_ADDITIONS] * added + [FAMILIES[name].stage for name in families]
+        stages = [_ADDITIONS] * added + [stage_of(name) for name in families]
         self._stages = tuple(
             tuple(k for k, stage in enumerate(stages) if stage == place)
             for place in sorted(set(stages))

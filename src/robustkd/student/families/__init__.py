@@ -1,6 +1,8 @@
 """Families of universal transformations that hardening trains the student against.
 
-A new family is one function and one row of :data:`FAMILIES`. The bounds are chosen so that a person
+A new family is one function and one row of :data:`FAMILIES`. Names joined by ``+``, such as
+``warp+generator``, make a composition with members of its own, which are learned together. The
+bounds are chosen so that a person
 still recognises the image; none was chosen with triggered images.
 """
 
@@ -29,6 +31,7 @@ __all__ = [
     "make_family",
     "members_of",
     "onto_mass",
+    "stage_of",
 ]
 
 _GRID = 4
@@ -116,7 +119,8 @@ def make_family(name: str, classes: int, image: Shape, random: torch.Generator) 
     """Make a family by its name.
 
     Args:
-        name: A row of :data:`FAMILIES`.
+        name: A row of :data:`FAMILIES`, or several joined by ``+``, which are applied in this
+            order.
         classes: Number of classes.
         image: Channels, height and width of the images.
         random: Generator of the initial parameters.
@@ -124,6 +128,23 @@ def make_family(name: str, classes: int, image: Shape, random: torch.Generator) 
     Raises:
         UsageError: If there is none; the message suggests the nearest name.
     """
-    if name not in FAMILIES:
-        raise UsageError(f"unknown family {name!r}; {nearest(name, FAMILIES)}")
-    return FAMILIES[name].make(classes, image, random)
+    parts = [row.make(classes, image, random) for row in _rows_of(name)]
+    return parts[0] if len(parts) == 1 else Chain(*parts)
+
+
+def stage_of(name: str) -> int:
+    """Return the place of a family in a composition, for compositions that of its first part."""
+    return _rows_of(name)[0].stage
+
+
+def _rows_of(name: str) -> list[FamilyRow]:
+    """Return the rows of a name whose parts are joined by ``+``.
+
+    Raises:
+        UsageError: If a part is unknown; the message suggests the nearest name.
+    """
+    parts = name.split("+")
+    for part in parts:
+        if part not in FAMILIES:
+            raise UsageError(f"unknown family {part!r}; {nearest(part, FAMILIES)}")
+    return [FAMILIES[part] for part in parts]
