@@ -81,8 +81,11 @@ CANDIDATES: dict[str, Method] = {
     "warp+generator for warp, generator 0.7": _hardened(
         families=("warp+generator-0.7", "generator")
     ),
-    "warp+generator for warp, KD until 0.8": replace(
-        _hardened(families=("warp+generator", "generator")), until={"ofd": 0.6, "kd": 0.8}
+    "warp+generator for warp, and filter": _hardened(
+        families=("warp+generator", "generator", "filter")
+    ),
+    "warp+generator for warp, filter+generator for generator": _hardened(
+        families=("warp+generator", "filter+generator")
     ),
     "default, KD until 0.8": replace(_ALL, until={"ofd": 0.6, "kd": 0.8}),
     "default and filter": _hardened(families=("warp", "generator", "filter")),
