@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustkd.core.types import Images
+from robustkd.data.transformations import convolved, smooth
 from robustkd.student.families.bounded import Bounded
 
 _HIDDEN = 12
@@ -64,16 +65,11 @@ def generate(images: Images, parameters: Tensor, change: float, hidden: int) -> 
     """
     n, channels, height, width = images.shape
     kernels, fields, weights = torch.split(parameters, _sizes(channels, hidden), dim=1)
-    kernels = kernels.reshape(n, hidden, channels * _KERNEL**2) * (_SCALE / channels)
-    field = F.interpolate(
-        fields.reshape(n, hidden, _CELLS, _CELLS),
-        (height, width),
-        mode="bicubic",
-        align_corners=True,
-    )
+    kernels = kernels.reshape(n, hidden, channels, _KERNEL, _KERNEL) * (_SCALE / channels)
+    field = smooth(fields.reshape(n, hidden, _CELLS, _CELLS), (height, width))
     padded = F.pad(images, (_KERNEL // 2,) * 4, mode="replicate")
-    hidden_units = (kernels @ F.unfold(padded, _KERNEL) + field.flatten(2)).relu()
-    output = weights.reshape(n, channels, hidden) @ hidden_units
+    hidden_units = (convolved(padded, kernels) + field).relu()
+    output = weights.reshape(n, channels, hidden) @ hidden_units.flatten(2)
     return (images + change * output.view(n, channels, height, width).tanh()).clamp(0, 1)
 
 
