@@ -109,8 +109,9 @@ class _PartialSquares(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, student: Tensor, target: Tensor) -> Tensor:
-        gap = student - target
-        gap.mul_((target > 0).logical_or_(gap > 0))
+        # Every gap counts where the target is positive, and only positive ones elsewhere.
+        least = target.clamp_min(0).mul_(-torch.finfo(target.dtype).max)
+        gap = (student - target).clamp_(min=least)
         ctx.save_for_backward(gap)
         # Over all axes: flattening would copy channels_last features.
         norms: Tensor = torch.linalg.vector_norm(gap, dim=tuple(range(1, gap.ndim)))
