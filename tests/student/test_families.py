@@ -69,6 +69,20 @@ def test_a_step_goes_up_the_gradient_and_leaves_unused_members_alone(name):
         assert torch.equal(part.members[1], before)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_family_may_have_no_image(name):
+    """At the end of a fade, there may be fewer copies than families."""
+    family = made(name)
+    before = {key: value.clone() for key, value in family.state_dict().items()}
+    none = torch.zeros(0, *SHAPE, requires_grad=True)
+    changed = family(none, TOWARD[:0])
+    assert changed.shape == none.shape
+    changed.sum().backward()
+    with torch.no_grad():
+        family.advance(1.0)
+    assert all(torch.equal(value, before[key]) for key, value in family.state_dict().items())
+
+
 @pytest.mark.parametrize("make", [*NAMES, "additions", "patterns"])
 def test_a_batch_in_parts_gives_the_step_of_the_batch(make):
     """Large images pass the network in parts, each with a backward pass of its own."""

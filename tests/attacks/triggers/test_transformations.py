@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch.nn.functional import conv2d, interpolate
 
 from robustkd.attacks import load_trigger, save_trigger
 from robustkd.attacks.triggers import transformations as kinds
@@ -64,6 +65,25 @@ def test_a_filter_is_a_convolution():
     kernel = torch.zeros(1, 3, 3)
     kernel[0, 1, 1], kernel[0, 1, 2] = -1.0, 1.0
     assert torch.allclose(kinds.Filter(kernel)(IMAGES)[..., :-1], IMAGES[..., 1:], atol=1e-6)
+
+
+def test_smooth_is_the_bicubic_interpolation_also_under_autocast():
+    control = pixels(2, 3, 4, 4).requires_grad_()
+    weight = pixels(2, 3, 9, 13)
+    expected = interpolate(control, (9, 13), mode="bicubic", align_corners=True)
+    (slope,) = torch.autograd.grad((expected * weight).sum(), control)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = transformations.smooth(control, (9, 13))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), control)[0], slope)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_every_image_is_convolved_with_kernels_of_its_own(count):
+    images, kernels = pixels(count, 2, 7, 6), pixels(count, 4, 2, 3, 3)
+    alone = [conv2d(image, own) for image, own in zip(images, kernels, strict=True)]
+    expected = torch.stack(alone) if alone else torch.zeros(0, 4, 5, 4)
+    torch.testing.assert_close(transformations.convolved(images, kernels), expected)
 
 
 def test_every_image_can_have_parameters_of_its_own():
