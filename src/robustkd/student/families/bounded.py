@@ -62,8 +62,9 @@ class Members(nn.Module):
             For each buffer, N members.
         """
         self.to(toward.device)
-        rows, place = toward.unique(return_inverse=True)
-        leaves = tuple(self.get_buffer(name)[rows] for name in names)
+        buffers = [self.get_buffer(name) for name in names]
+        rows, place = _rows(toward, len(buffers[0]))
+        leaves = tuple(buffer[rows] for buffer in buffers)
         if torch.is_grad_enabled():
             self._reads.append((rows, tuple(leaf.requires_grad_() for leaf in leaves)))
         return tuple(leaf[place] for leaf in leaves)
@@ -71,7 +72,8 @@ class Members(nn.Module):
     def gradients(self) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         """Return the used classes and the gradients of their members, and forget them.
 
-        A missing or non-finite gradient is zero.
+        A missing or non-finite gradient is zero. Classes that no image has may be among them, with
+        gradients of zero.
 
         Returns:
             Classes in increasing order, and one gradient for each buffer; None if nothing was used.
@@ -206,6 +208,15 @@ def averaged(gradient: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
     moved = size > 0
     after = MOMENTUM * average + gradient / size.clamp_min(1e-30)
     return torch.where(moved, after, average), moved
+
+
+def _rows(toward: Labels, classes: int) -> tuple[Tensor, Tensor]:
+    """Return the classes to read, in increasing order, and the place of each image among them."""
+    if classes <= len(toward):
+        # Most classes are used. To find out which would stop the host until the device is ready.
+        return torch.arange(classes, device=toward.device), toward
+    rows, place = toward.unique(return_inverse=True)
+    return rows, place
 
 
 def _gradient(leaf: Tensor) -> Tensor:

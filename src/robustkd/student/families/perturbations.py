@@ -106,8 +106,10 @@ class Patch(Members):
             return
         rows, (slope, pull) = read
         # The magnitude is kept, so that mask mass concentrates on the most effective pixels.
-        largest = slope.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        self.mask[rows] = onto_mass(self.mask[rows] + STEP * slope / largest, scale * self.mass)
+        largest = slope.abs().amax(dim=(1, 2, 3), keepdim=True)
+        mask = self.mask[rows] + STEP * slope / largest.clamp_min(1e-12)
+        mask = onto_mass(mask, scale * self.mass)
+        self.mask[rows] = torch.where(largest > 0, mask, self.mask[rows])
         self.pattern[rows] = (self.pattern[rows] + STEP * pull.sign()).clamp(0, 1)
 
     def bound(self, scale: float) -> None:
