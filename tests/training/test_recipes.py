@@ -17,10 +17,8 @@ from robustkd.training.recipes import usual_training
         ("wrn-10-1", 0.1),
         ("resnet-18", 0.1),
         ("mobilenet-v2-0.25", 0.02),
-        ("torchvision/resnet18", 0.1),
+        ("torchvision/resnet18", 0.02),
         ("torchvision/mobilenet_v3_small", 0.02),
-        ("torchvision/vgg11", 0.01),
-        ("torchvision/squeezenet1_1", 0.01),
         ("timm/efficientnet_lite0", 0.02),
         ("timm/mobilenetv3_small_050", 0.02),
     ],
@@ -36,6 +34,12 @@ def test_networks_with_layer_norm_are_trained_by_adamw(arch):
     how = TrainingConfig(epochs=20, **usual_training(arch, epochs=20))
     assert (how.optimizer, how.lr, how.weight_decay) == ("adamw", 0.001, 0.05)
     assert (how.warmup_epochs, how.clip_grad) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("arch", ["torchvision/vgg11", "torchvision/squeezenet1_1"])
+def test_networks_without_normalisation_are_trained_by_adamw_at_a_lower_rate(arch):
+    how = TrainingConfig(epochs=20, **usual_training(arch, epochs=20))
+    assert (how.optimizer, how.lr, how.clip_grad) == ("adamw", 0.0003, 1.0)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 300])

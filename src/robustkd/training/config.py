@@ -35,9 +35,9 @@ class TrainingOptions(TypedDict, total=False):
         epochs: Number of epochs. Default: 30.
         batch_size: Images per step. Default: 64.
         lr: Initial learning rate. The default depends on the architecture of the student: 0.1, or
-            0.02 with depthwise convolutions, 0.01 without normalisation, 0.001 with LayerNorm.
+            0.02 for MobileNets and networks of libraries, with AdamW 0.001 or 0.0003.
         momentum: Momentum of SGD. Default: 0.9.
-        weight_decay: Weight decay. Default: 0.0005, or 0.05 for students with LayerNorm.
+        weight_decay: Weight decay. Default: 0.0005, or 0.05 where AdamW is the default.
         schedule: Schedule of the learning rate. Default: cosine.
         precision: Mixed precision. Default: no.
         temperature: Temperature of soft targets. Default: 4.
