@@ -42,11 +42,11 @@ class TrainingOptions(TypedDict, total=False):
         precision: Mixed precision. Default: no.
         temperature: Temperature of soft targets. Default: 4.
         optimizer: ``sgd``, or an optimiser of timm such as ``adamw``. Default: sgd, or adamw for
-            students with LayerNorm.
+            students with LayerNorm or without normalisation.
         warmup_epochs: Number of epochs at the start during which the learning rate rises from 0.
-            Default: 0, or a tenth of the epochs for students with LayerNorm.
-        clip_grad: Largest L2 norm of the gradient. Default: no limit, or 1 for students with
-            LayerNorm.
+            Default: 0, or a tenth of the epochs where AdamW is the default.
+        clip_grad: Largest L2 norm of the gradient. Default: no limit, or 1 where AdamW is the
+            default.
         ema: Decay of the moving average of the weights, which are then the weights of the student.
             Default: none.
         accumulate: Number of parts in which a batch is processed to save memory. Default: 1.
