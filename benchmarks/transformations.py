@@ -71,26 +71,21 @@ CANDIDATES: dict[str, Method] = {
     "default": _ALL,
     "default, no early stop": replace(_ALL, until={}),
     "default, composed": _hardened(composed=True),
-    "default and warp+generator": _hardened(families=("warp", "generator", "warp+generator")),
-    "warp+generator for warp": _hardened(families=("warp+generator", "generator")),
-    "warp+generator for generator": _hardened(families=("warp", "warp+generator")),
-    "warp+generator for both": _hardened(families=("warp+generator",)),
-    "warp+generator for warp, two generators": _hardened(
-        families=("warp+generator", "generator+generator")
+    "warp, generator": _hardened(families=("warp", "generator")),
+    "warp, generator, warp+generator": _hardened(families=("warp", "generator", "warp+generator")),
+    "warp, generator, both, two generators": _hardened(
+        families=("warp", "generator", "warp+generator", "generator+generator")
     ),
-    "warp+generator for warp, generator 0.7": _hardened(
-        families=("warp+generator-0.7", "generator")
+    "warp, warp+generator": _hardened(families=("warp", "warp+generator")),
+    "warp+generator alone": _hardened(families=("warp+generator",)),
+    "default and filter": _hardened(families=("warp+generator", "generator", "filter")),
+    "warp+generator, filter+generator": _hardened(families=("warp+generator", "filter+generator")),
+    "warp+generator, two generators": _hardened(families=("warp+generator", "generator+generator")),
+    "warp+strong generator, generator": _hardened(families=("warp+generator-0.7", "generator")),
+    "warp, generator, KD until 0.8": replace(
+        _hardened(families=("warp", "generator")), until={"ofd": 0.6, "kd": 0.8}
     ),
-    "warp+generator for warp, and filter": _hardened(
-        families=("warp+generator", "generator", "filter")
-    ),
-    "warp+generator for warp, filter+generator for generator": _hardened(
-        families=("warp+generator", "filter+generator")
-    ),
-    "default, KD until 0.8": replace(_ALL, until={"ofd": 0.6, "kd": 0.8}),
-    "default and filter": _hardened(families=("warp", "generator", "filter")),
-    "generator 0.7": _hardened(families=("warp", "generator-0.7")),
-    "two generators": _hardened(families=("warp", "generator", "generator-0.7")),
+    "warp, generator 0.7": _hardened(families=("warp", "generator-0.7")),
     "default without warp": _hardened(families=("generator",)),
     "default without generator": _hardened(families=("warp",)),
     "default without additions, patterns": _hardened(epsilon=0.0, mass=0.0),

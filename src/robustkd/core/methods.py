@@ -187,10 +187,10 @@ METHODS: dict[str, Method] = {
         rivals=("ofd",),
     ),
     "default": Method(
-        "soft targets and OFD, hardened against additions, patterns, warps and generators",
+        "soft targets and OFD, hardened against additions, patterns, warps, generators",
         "RobustKD (default)",
         losses=_MIX,
-        hardening=replace(_HARDENING, families=("warp", "generator")),
+        hardening=replace(_HARDENING, families=("warp", "generator", "warp+generator")),
         rivals=_ANY,
         until={"ofd": 0.6},
     ),
