@@ -187,7 +187,7 @@ METHODS: dict[str, Method] = {
         rivals=("ofd",),
     ),
     "default": Method(
-        "soft targets and OFD, hardened against additions, patterns, warps, generators",
+        "soft targets and OFD, hardened against additions, patterns, warps and generators",
         "RobustKD (default)",
         losses=_MIX,
         hardening=replace(_HARDENING, families=("warp", "generator", "warp+generator")),

@@ -7,8 +7,8 @@ same backward pass updates each perturbation towards its class. Neither a trigge
 is needed.
 
 Without ``families``, there are two, for faint and large or strong and small triggers: additions
-within an L-infinity ball, and patterns with a mask of bounded mean. The default method adds warps
-and generators.
+within an L-infinity ball, and patterns with a mask of bounded mean. The default method adds warps,
+generators, and both in a row.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Shafahi et
 al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
