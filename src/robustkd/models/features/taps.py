@@ -115,6 +115,10 @@ class _Kept(NamedTuple):
         """Whether the network has written to the output since."""
         return self.output._version != self.version
 
+    def features(self) -> Tensor:
+        """Return the output as the module computed it."""
+        return self.copy if self.copy is not None and self.is_changed() else self.output
+
 
 class Reader:
     """Logits and features of a network in many forward passes, with hooks that are hung once.
@@ -165,8 +169,9 @@ class Reader:
         elif first:
             copied.intersection_update(changed)
         kept, self._kept = self._kept, {}
-        features = (kept[name] for name in self._names)
-        return logits, tuple(one.output if one.copy is None else one.copy for one in features)
+        # An unneeded copy is not returned: it would change the last bits of gradients in the first
+        # pass, which a resumed training does in another step than an uninterrupted one.
+        return logits, tuple(kept[name].features() for name in self._names)
 
     def _run(self, images: Tensor) -> Tensor:
         self._kept, self._reads = {}, True
