@@ -17,7 +17,7 @@ from robustkd.training.loop import fit
 
 DIGITS = data.load("digits", train=400, validation=100, test=100)
 _FEW: dict[str, Any] = {"steps": 20, "rounds": 1, "unlearn_epochs": 2, "batch_size": 100}
-_FEW |= {"mask_epochs": 1, "generator_epochs": 1}
+_FEW |= {"mask_steps": 1, "generator_steps": 1}
 
 
 class Small(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from robustkd.teacher.defences.base import Defence
 from robustkd.teacher.defences.tuning import Tuning
 
-_ONCE = ("rounds", "unlearn_epochs", "mask_epochs", "generator_epochs")
+_ONCE = ("rounds", "unlearn_epochs", "mask_steps", "generator_steps")
 
 
 def brief(defence: Defence) -> Defence:
