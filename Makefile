@@ -54,9 +54,10 @@ docs: setup
 site: setup
 	$(SITE)
 
-# In one thread, in about three minutes; best on a machine that does nothing else.
+# In one thread, in about five minutes; best on a machine that does nothing else.
 bench-speed: setup
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --out benchmarks/results/speed-ratio
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --settings wrn10-28 wrn10-32 wrn16-32 \
+		--precisions no bf16 --out benchmarks/results/speed-ratio
 
 clean:
 	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
