@@ -47,6 +47,26 @@ class Teaching:
         return Teaching(max(1, round(epochs)), lr, self.batch_size, self.seed + turn)
 
 
+@runtime_checkable
+class BuildTrained(Protocol):
+    """Function that builds a network, and also knows networks that were trained on clean data.
+
+    The benchmark gives attacks such a function, so that attacks that start from the same clean
+    teacher train it once.
+    """
+
+    def __call__(self) -> nn.Module:
+        """Build a network with fresh weights."""
+
+    def trained(self, data: DataSource, teaching: Teaching) -> nn.Module | None:
+        """Return a copy of the network, trained by cross-entropy; None if it is not known.
+
+        Args:
+            data: Images that the network must have been trained on.
+            teaching: Settings that it must have been trained with.
+        """
+
+
 @dataclass(frozen=True)
 class Backdoored:
     """Result of an attack.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from robustkd import models
 from robustkd.attacks import ATTACKS, Backdoored, Teaching, find, save_trigger
+from robustkd.attacks.base import Build
 from robustkd.benchmark.rehearsal import expected_method, informed
 from robustkd.benchmark.rows import measured_run
 from robustkd.core.environment import environment
@@ -55,6 +57,7 @@ def run_attack(
     seed: int,
     settings: Settings,
     rehearsal: Rehearsal | None,
+    build_teacher: Build | None = None,
 ) -> Backdoored:
     """Run an attack by its name.
 
@@ -68,6 +71,8 @@ def run_attack(
         seed: Seed of everything random.
         settings: Further arguments of the attack.
         rehearsal: Expected method of the defender, for adaptive attacks; None for none.
+        build_teacher: Function that makes the teacher; ``build`` with ``arch`` and ``seed`` if it
+            is None.
 
     Raises:
         UsageError: If the attack or one of its arguments is unknown.
@@ -91,7 +96,7 @@ def run_attack(
     if "build_surrogate" in attack.takes:
         extra = {**extra, "build_surrogate": build_surrogate}
     arguments = {**extra, **settings, "target": target, "seed": seed}
-    return attack(lambda: build(arch, seed), source, **arguments)
+    return attack(build_teacher or partial(build, arch, seed), source, **arguments)
 
 
 def at_own_rates(name: str, settings: Settings, *, arch: str, surrogate: str) -> Settings:

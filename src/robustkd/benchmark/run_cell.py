@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from robustkd import data, models
-from robustkd.attacks import Backdoored, load_trigger, save_trigger
+from robustkd.attacks import Backdoored, Teaching, load_trigger, save_trigger
+from robustkd.attacks.parts.steps import train_teacher
 from robustkd.benchmark.attacked_teachers import run_attack
 from robustkd.benchmark.cache import Store
 from robustkd.benchmark.cells import (
@@ -34,7 +35,7 @@ from robustkd.core.errors import RobustKDError
 from robustkd.core.files import read_json, write_json
 from robustkd.core.method_names import NetworkDefence
 from robustkd.core.methods import find_method
-from robustkd.core.types import Split
+from robustkd.core.types import DataSource, Split
 from robustkd.data import InMemory
 from robustkd.data.augment import named
 from robustkd.pipeline.student import make_student
@@ -97,7 +98,32 @@ def run_cell(cell: Cell, store: Store) -> dict[str, object]:
     }
 
 
-def make_teacher(cell: TeacherCell) -> Backdoored:
+@dataclass(frozen=True)
+class _SharedTeacher:
+    """Builds the teacher of a cell; clean teachers are trained once for all attacks of a store."""
+
+    cell: TeacherCell
+    store: Store
+
+    def __call__(self) -> nn.Module:
+        """Build the teacher with fresh weights."""
+        return _build(self.cell.arch, self.cell.setting, self.cell.setting.seed)
+
+    def trained(self, data: DataSource, teaching: Teaching) -> nn.Module | None:
+        """Return the teacher as trained on the clean images; None for all other images."""
+        setting = self.cell.setting
+        if data is not _source(setting):
+            return None
+
+        def make(folder: Path) -> None:
+            models.save(train_teacher(self.__call__, data, teaching), folder / "model.safetensors")
+
+        key = {"setting": setting.configuration(), "arch": self.cell.arch, **asdict(teaching)}
+        folder = self.store.fetch(digest({"format": FORMAT, "kind": "clean teacher", **key}), make)
+        return models.load(folder / "model.safetensors", links=False).to(default_device())
+
+
+def make_teacher(cell: TeacherCell, store: Store) -> Backdoored:
     """Run the attack of a cell."""
     setting = cell.setting
     # Applied to the whole attack, which may train several networks.
@@ -112,13 +138,14 @@ def make_teacher(cell: TeacherCell) -> Backdoored:
             seed=setting.seed,
             settings=cell.attacking,
             rehearsal=cell.rehearsal,
+            build_teacher=_SharedTeacher(cell, store),
         )
 
 
 def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, _Made]:
     def make(folder: Path) -> None:
         started = time.perf_counter()
-        made = make_teacher(cell)
+        made = make_teacher(cell, store)
         seconds = round(time.perf_counter() - started, 2)
         models.save(made.teacher, folder / "model.safetensors", provenance={"attack": cell.attack})
         save_trigger(made.trigger, made.target, folder / "trigger.safetensors")

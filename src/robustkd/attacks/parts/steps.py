@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.base import Build, Teaching
+from robustkd.attacks.base import Build, BuildTrained, Teaching
 from robustkd.core.devices import default_device
 from robustkd.core.types import DataSource, Images, Labels, Trigger
 from robustkd.training.inference import predict
@@ -17,7 +17,11 @@ from robustkd.training.metrics import attack_success
 
 
 def train_teacher(build: Build, data: DataSource, teaching: Teaching) -> nn.Module:
-    """Train a network with fresh weights by cross-entropy."""
+    """Train a network with fresh weights by cross-entropy, or get it from ``build``."""
+    if isinstance(build, BuildTrained):
+        known = build.trained(data, teaching)
+        if known is not None:
+            return known
     teacher = build().to(default_device())
     fit(Supervised(teacher), data, **asdict(teaching), label="train the teacher")
     return teacher
