@@ -4,7 +4,9 @@ Networks are trained with and without a backdoor, and audited. The audit receive
 clean images; accuracy and attack success rate are measured afterwards, and rows of attacks that did
 not succeed are listed apart. Interrupt it and run it again as you like.
 
-    python benchmarks/calibrate_audit.py --data digits --clean 16 --seeds 3
+    python benchmarks/calibrate_audit.py --data digits --clean 24 --seeds 6
+
+With ``--student METHOD``, a student is distilled from each network and audited in its place.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ from robustkd import data, models
 from robustkd.attacks import Trigger, find
 from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.files import make_folder, write_json, write_text
+from robustkd.core.methods import find_method
 from robustkd.core.statistics import wilson
 from robustkd.data import InMemory
 from robustkd.evaluation.audit import FULL, QUICK, STATISTICS, Audit, audit, train_references
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.evaluation.measurement import measure
 from robustkd.models import learning_rate
+from robustkd.pipeline.student import make_student
+from robustkd.training.config import TrainingConfig
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
@@ -41,9 +46,20 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "flow": {},
     "latent": {},
     "ckd": {},
+    # Attacks that no choice was made on.
+    "filter": {},
+    "light": {},
+    "smooth": {},
+    "affine": {},
+    "flow+tone": {},
+    "backweak": {"implant_lr": 0.005},
+    "adba": {},
+    "adba-ft": {},
+    "scar": {},
 }
 """Attacks and their settings."""
 CLEAN = "clean"
+_ARCH = "wrn-10-1"
 SURVIVES = 0.5
 """Smallest attack success rate of a network that counts as backdoored."""
 _SIZES: dict[str, dict[str, int]] = {
@@ -51,14 +67,16 @@ _SIZES: dict[str, dict[str, int]] = {
     "fashion-mnist": {"train": 5_000, "validation": 1_000, "test": 1_000},
 }
 _EPOCHS = {"digits": 8, "fashion-mnist": 3}
-_TARGETS = (1, 8, 3)
+_STUDENT_EPOCHS = {"digits": 20, "fashion-mnist": 5}
+_TARGETS = (1, 8, 3, 0, 2, 4, 5, 6, 7, 9)
 
 
 def main() -> None:
     """Audit the missing networks; write rows, tables and a figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", choices=_SIZES, default="digits")
-    parser.add_argument("--arch", default="wrn-10-1")
+    parser.add_argument("--arch", default=_ARCH)
+    parser.add_argument("--student", metavar="METHOD", help="audit a student of this method")
     parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--clean", type=int, default=16, help="number of clean networks")
     parser.add_argument("--seeds", type=int, default=3, help="number of networks of each attack")
@@ -83,8 +101,9 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
     wanted = [(CLEAN, seed) for seed in range(given.clean)]
     wanted += [(name, seed) for seed in range(given.seeds) for name in given.attacks]
     wanted.sort(key=lambda cell: cell[1])
-    known = {(row["attack"], row["seed"], row["arch"]) for row in rows}
-    missing = [(name, seed) for name, seed in wanted if (name, seed, given.arch) not in known]
+    known = {(row["attack"], row["seed"], row["arch"], row.get("student")) for row in rows}
+    how = (given.arch, given.student)
+    missing = [cell for cell in wanted if (*cell, *how) not in known]
     if not missing:
         return
     source = load(given.data)
@@ -93,6 +112,8 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
     for name, seed in missing:
         started = time.perf_counter()
         network, trigger, target = trained(name, source, given.arch, seed, _EPOCHS[given.data])
+        if given.student is not None:
+            network = student_of(network, source, given.student, given.arch, seed)
         seconds = time.perf_counter() - started
         audits = {
             kind: audit(network, source, effort=effort, references=references[kind], seed=seed)
@@ -104,6 +125,7 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
                 "attack": name,
                 "seed": seed,
                 "arch": given.arch,
+                "student": given.student,
                 "target": None if name == CLEAN else target,
                 "ACC": round(measured.acc.value, 4),
                 "ASR": None if measured.asr is None else round(measured.asr.value, 4),
@@ -136,6 +158,17 @@ def trained(
     settings = {**ATTACKS[name], "epochs": epochs, "lr": rate, "seed": seed}
     made = find(name)(lambda: build(arch, seed), source, target=target, **settings)
     return made.teacher, made.trigger, made.target
+
+
+def student_of(
+    teacher: nn.Module, source: InMemory, method: str, arch: str, seed: int
+) -> nn.Module:
+    """Distil a student of the same architecture by a method, without knowing of the attack."""
+    training = TrainingConfig(epochs=_STUDENT_EPOCHS[source.name], batch_size=64)
+    fresh = models.builder(source)(arch, seed + 1)
+    return make_student(
+        teacher, fresh, source, find_method(method), training=training, seed=seed
+    ).student.eval()
 
 
 def row_of(found: Audit) -> dict[str, Any]:
@@ -176,14 +209,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the rows by attack, with those of attacks that did not succeed apart."""
+    """Return the rows by attack, student and architecture; those without success apart."""
     made: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         alive = row["ASR"] is None or row["ASR"] >= SURVIVES
-        label = row["attack"] if alive else f"{row['attack']}, ASR below {SURVIVES:.0%}"
-        made.setdefault(label, []).append(row)
+        parts = [row["attack"]]
+        if row.get("student"):
+            parts.append(f"student by {row['student']}")
+        if row["arch"] != _ARCH:
+            parts.append(row["arch"])
+        if not alive:
+            parts.append(f"ASR below {SURVIVES:.0%}")
+        made.setdefault(", ".join(parts), []).append(row)
     order = [CLEAN, *ATTACKS]
-    return dict(sorted(made.items(), key=lambda pair: order.index(pair[0].partition(",")[0])))
+
+    def place(pair: tuple[str, list[Mapping[str, Any]]]) -> tuple[int, int]:
+        first, *further = pair[0].split(", ")
+        return len(further), order.index(first)
+
+    return dict(sorted(made.items(), key=place))
 
 
 def _count(p_values: Sequence[Mapping[str, float | None]], name: str) -> str:
