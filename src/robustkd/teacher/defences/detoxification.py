@@ -33,7 +33,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Unpack, get_args
+from typing import Protocol, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,21 @@ from robustkd.training.inference import accuracy_on
 from robustkd.training.precision import mixed
 
 _STATISTICS_BATCHES = 8
+
+
+class Objective(Protocol):
+    """Term that masks and patterns minimise in addition to the cross-entropy."""
+
+    def __call__(
+        self, teacher: DetoxifiedTeacher, features: Sequence[Tensor], batch: Batch
+    ) -> Tensor:
+        """Compute the term, a scalar.
+
+        Args:
+            teacher: The teacher with its masks; gradients flow to masks and patterns.
+            features: Cleaned features of the batch in float32, one tensor per stage.
+            batch: Clean images, on the teacher's device.
+        """
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,7 @@ class _Cleaning:
     batches: Callable[[], Batch]
     lr: float
     precision: Precision
+    objective: Objective | None
 
     def ratios(self, cleaned: Sequence[Tensor]) -> list[Tensor]:
         """Compute the ratio of cleaned to original variance, one scalar per stage."""
@@ -114,6 +130,12 @@ class _Cleaning:
             variance_ratio(variance, original, ratio=self.ratio)
             for variance, original in zip(cleaned, self.variances, strict=True)
         ]
+
+    def term(self, features: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Compute the objective; without one, the mean ratio of the variances."""
+        if self.objective is not None:
+            return self.objective(self.teacher, features, batch)
+        return torch.stack(self.ratios([stage.var(dim=0) for stage in features])).mean()
 
     @torch.no_grad()
     def truth(self, batch: Batch) -> Labels:
@@ -138,15 +160,14 @@ class _Cleaning:
                 with mixed(self.precision, batch.images.device):
                     logits = self.teacher(batch.images)
                 task = nn.functional.cross_entropy(logits.float(), self.truth(batch))
-                variances = [features[name].float().var(dim=0) for name in self.teacher.taps]
-                ratio = torch.stack(self.ratios(variances)).mean()
-                loss = task + variance_weight * ratio
+                term = self.term([features[name].float() for name in self.teacher.taps], batch)
+                loss = task + variance_weight * term
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
                 for mask in self.teacher.feature_masks:
                     mask.project()
-                update(loss=float(loss.detach()), ratio=float(ratio.detach()))
+                update(loss=float(loss.detach()), ratio=float(term.detach()))
         if not all(torch.isfinite(parameter).all() for parameter in self.teacher.parameters()):
             raise TrainingError(
                 f"detoxification diverged at λ {variance_weight:.3g}; try a smaller lr"
@@ -158,6 +179,7 @@ def detoxify(
     clean: DataSource,
     *,
     stages: Sequence[str] | None = None,
+    objective: Objective | None = None,
     precision: Precision = "no",
     seed: int = 0,
     **settings: Unpack[DetoxOptions],
@@ -171,6 +193,8 @@ def detoxify(
             is used.
         stages: Module paths to mask, in order. If None, the ``taps`` of the teacher are used, or
             stages are found by probing.
+        objective: Term that is minimised in the place of the variance ratio; None for the ratio.
+            Its weight is lambda.
         precision: Mixed precision while masks and patterns are learned; variances and accuracy
             are measured in full precision.
         seed: Seed of the order and the augmentation of images.
@@ -191,7 +215,7 @@ def detoxify(
     batch_size = given.batch_size
     masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
     batches = endless(clean, batch_size, device_of(teacher), seed)
-    cleaning = _Cleaning(masked, variances, given.ratio, batches, given.lr, precision)
+    cleaning = _Cleaning(masked, variances, given.ratio, batches, given.lr, precision, objective)
     before = accuracy_on(teacher, clean, "validation").value
 
     def measure() -> tuple[float, tuple[float, ...]]:

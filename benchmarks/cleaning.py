@@ -1,0 +1,283 @@
+r"""Compare forms of the detoxification: what does each remove of a backdoor's inheritance?
+
+Every form cleans the teachers of a grid's attacks by feature masks, and a student learns from the
+cleaned teacher by OFD. The measure is the share of the excess that a form removes,
+
+.. math:: 1 - \frac{a_{form} - a_{none}}{a_{ofd} - a_{none}}
+
+where a is the attack success rate of the student of the form, of an ordinary student, and of one
+without a teacher. The forms use clean images alone:
+
+- ``paper``: the preset, masks up to 0.2 and the variance over all images;
+- ``cap-1``: masks up to 1, which can remove a position completely;
+- ``within``: masks up to 1 and the variance within classes;
+- ``perturbed``: masks up to 1, and the variance that universal targeted transformations of the
+  teacher add, which also must not change the prediction;
+- ``perturbed-0.2``: the same with masks up to 0.2.
+
+Interrupt it and run it again as you like.
+
+    python benchmarks/cleaning.py --attacks ckd latent adba blend tone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustkd import models
+from robustkd.attacks import load_trigger
+from robustkd.benchmark import load_grid, run_cell
+from robustkd.benchmark.cache import Store
+from robustkd.benchmark.cells import TEACHER, Cell, digest
+from robustkd.core.allocator import keep_freed_memory
+from robustkd.core.files import make_folder, write_json, write_text
+from robustkd.core.methods import METHODS, DetoxSettings
+from robustkd.core.types import Batch
+from robustkd.data import CropFlip, InMemory, load
+from robustkd.evaluation.audit.effort import Effort
+from robustkd.evaluation.audit.search import Found, other_classes, search, transformed
+from robustkd.evaluation.measurement import measure
+from robustkd.models.features import taps
+from robustkd.models.features.variance import within_class_variance
+from robustkd.pipeline.student import make_student
+from robustkd.student.distillation import distill
+from robustkd.teacher.defences.detoxification import Objective, detoxify
+from robustkd.teacher.defences.masks import DetoxifiedTeacher
+from robustkd.training.config import TrainingConfig
+
+NONE, ORDINARY = "no-teacher", "ofd"
+"""Methods between which the share of a form is measured."""
+_SMALLEST = 0.1
+"""Smallest excess of an ordinary student for which the share of a form means something."""
+_SEARCH = Effort(strengths=(0.5,), steps=24, batch=10)
+_TINY = 1e-6
+
+
+class Perturbed:
+    r"""Feature variance under universal targeted transformations of the teacher, and its effect.
+
+    .. math:: L_{ce}(T'(\delta_k x), y) + \frac1L \sum_l
+        \frac{\sum (F'_l(\delta_k x) - F'_l(x))^2}{\sum (F_l(\delta_k x) - F_l(x))^2}
+
+    Args:
+        found: Transformations towards every class.
+        classes: Number of classes.
+        seed: Seed of the drawn classes.
+    """
+
+    def __init__(self, found: Found, classes: int, seed: int) -> None:
+        self._found, self._classes = found[-1], classes
+        self._random = torch.Generator().manual_seed(seed)
+
+    def __call__(
+        self, teacher: DetoxifiedTeacher, features: Sequence[Tensor], batch: Batch
+    ) -> Tensor:
+        """Compute the term; see :class:`robustkd.teacher.defences.detoxification.Objective`."""
+        toward = other_classes(batch.labels, self._classes, self._random)
+        with torch.no_grad():
+            changed = transformed(self._found, batch.images, toward)
+            # The network inside has no masks: these are the teacher's own features.
+            with taps.read(teacher.teacher, teacher.locations) as own:
+                teacher.teacher(batch.images)
+                before = [own[name] for name in teacher.locations]
+                teacher.teacher(changed)
+                added = [
+                    (own[name] - old).square().sum()
+                    for name, old in zip(teacher.locations, before, strict=True)
+                ]
+        with taps.read(teacher, teacher.taps) as cleaned:
+            logits = teacher(changed)
+            kept = [
+                (cleaned[name] - clean).square().sum()
+                for name, clean in zip(teacher.taps, features, strict=True)
+            ]
+        ratios = [
+            left / (all_of.clamp_min(_TINY)) for left, all_of in zip(kept, added, strict=True)
+        ]
+        return F.cross_entropy(logits, batch.labels) + torch.stack(ratios).mean()
+
+
+class Within:
+    """Variance within classes, relative to that of the original teacher, mean over positions."""
+
+    def __call__(
+        self, teacher: DetoxifiedTeacher, features: Sequence[Tensor], batch: Batch
+    ) -> Tensor:
+        """Compute the term; see :class:`robustkd.teacher.defences.detoxification.Objective`."""
+        with torch.no_grad(), taps.read(teacher.teacher, teacher.locations) as own:
+            teacher.teacher(batch.images)
+            whole = [within_class_variance(own[name], batch.labels) for name in teacher.locations]
+        parts = [within_class_variance(stage, batch.labels) for stage in features]
+        ratios = [
+            (part[all_of > _TINY] / all_of[all_of > _TINY]).mean()
+            for part, all_of in zip(parts, whole, strict=True)
+        ]
+        return torch.stack(ratios).mean()
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of the detoxification."""
+
+    settings: DetoxSettings
+    objective: Callable[[nn.Module, InMemory, int], Objective] | None = None
+
+
+def perturbed(teacher: nn.Module, source: InMemory, seed: int) -> Objective:
+    """Search for the transformations of a teacher, and return the objective with them."""
+    found = search(teacher.eval(), source, _SEARCH, seed=seed)
+    return Perturbed(found, len(source.classes), seed)
+
+
+_PAPER = METHODS["paper"].detox or DetoxSettings()
+FORMS: dict[str, Form] = {
+    "paper": Form(_PAPER),
+    "cap-1": Form(replace(_PAPER, cap=1.0)),
+    "within": Form(replace(_PAPER, cap=1.0), lambda *_: Within()),
+    "perturbed": Form(replace(_PAPER, cap=1.0), perturbed),
+    "perturbed-0.2": Form(_PAPER, perturbed),
+}
+
+
+def main() -> None:
+    """Run the missing students, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--grid", type=Path, default=Path("benchmarks/transformations.yaml"))
+    parser.add_argument("--attacks", nargs="+", default=["ckd", "latent", "adba", "blend", "tone"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--cache", type=Path, help="folder of trained teachers")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cleaning"))
+    parser.add_argument("--tables-only", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    file = make_folder(given.out) / "cleaning.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    if not given.tables_only:
+        store = Store(given.cache or given.out / "cache")
+        for cell in teachers(given.grid, given.attacks, given.seeds):
+            for method in (NONE, ORDINARY, *given.forms):
+                key = (cell.teacher.attack, cell.teacher.setting.seed, method)
+                if key not in {(row["attack"], row["seed"], row["method"]) for row in rows}:
+                    rows.append(run(cell, method, store))
+                    write_json(file, rows)
+    write_text(given.out / "cleaning.md", table(rows))
+
+
+def teachers(grid: Path, attacks: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """Return the cells of a grid that measure a teacher, for the attacks and seeds."""
+    return [
+        cell
+        for seed in seeds
+        for attack in attacks
+        for cell in load_grid(grid)
+        if cell.method == TEACHER
+        and (cell.teacher.attack, cell.teacher.setting.seed) == (attack, seed)
+    ]
+
+
+def run(cell: Cell, method: str, store: Store) -> dict[str, Any]:
+    """Make the student of a method or a form, and measure it."""
+    run_cell(cell, store)
+    folder = store.root / digest(cell.teacher.configuration())
+    teacher = models.load(folder / "model.safetensors").eval()
+    trigger, target = load_trigger(folder / "trigger.safetensors")
+    setting = cell.teacher.setting
+    source = replace(load(setting.data, **setting.sizes), augmentation=CropFlip())
+    training = TrainingConfig(**cell.training)
+    seed, record = setting.seed, {}
+    fresh = models.builder(source)(cell.student, seed + 1)
+    started = time.perf_counter()
+    if method in FORMS:
+        form = FORMS[method]
+        aim = None if form.objective is None else form.objective(teacher, source, seed)
+        cleaned = detoxify(teacher, source, objective=aim, seed=seed, **vars(form.settings))
+        record = {
+            "teacher ACC": round(cleaned.record.accuracy_after, 4),
+            "teacher ASR": asr(cleaned.teacher, source, trigger, target),
+            "mean mask": [round(mean, 3) for mean in cleaned.record.mean_mask],
+            "lambda": [point.variance_weight for point in cleaned.record.curve],
+        }
+        losses = METHODS["paper"].losses
+        student: nn.Module = distill(
+            fresh, source, teacher=cleaned.teacher, losses=losses, seed=seed, **vars(training)
+        ).student
+    else:
+        student = make_student(
+            teacher, fresh, source, METHODS[method], training=training, seed=seed
+        ).student
+    seconds = time.perf_counter() - started
+    found = measure(student, source, trigger=trigger, target=target)
+    return {
+        "attack": cell.teacher.attack,
+        "seed": seed,
+        "method": method,
+        "ACC": round(found.acc.value, 4),
+        "ASR": asr(student, source, trigger, target),
+        "seconds": round(seconds, 1),
+        **record,
+    }
+
+
+def asr(model: nn.Module, source: InMemory, trigger: Any, target: int) -> float:  # noqa: ANN401
+    """Attack success rate, rounded."""
+    found = measure(model, source, trigger=trigger, target=target).asr
+    return round(found.value, 4) if found is not None else 0.0
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Format ACC, ASR and the share of the excess that is removed, by attack, as Markdown."""
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    lines = [["student", *attacks, "mean ACC", "mean ASR", "share of the excess removed"]]
+    lines.append(["---", *["---:"] * (len(attacks) + 3)])
+    for method in (NONE, ORDINARY, *FORMS):
+        chosen = [row for row in rows if row["method"] == method]
+        if not chosen:
+            continue
+        cells = [_cell([row["ASR"] for row in chosen if row["attack"] == name]) for name in attacks]
+        shares = [share for row in chosen if (share := removed(row, rows)) is not None]
+        lines.append(
+            [
+                method,
+                *cells,
+                f"{100 * fmean(row['ACC'] for row in chosen):.1f}",
+                f"{100 * fmean(row['ASR'] for row in chosen):.1f}",
+                f"{_cell(shares)} (n = {len(shares)})" if method in FORMS and shares else "-",
+            ]
+        )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def removed(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
+    """Share of the excess that a row removes; None if the ordinary student has hardly any."""
+    same = {
+        other["method"]: other["ASR"]
+        for other in rows
+        if (other["attack"], other["seed"]) == (row["attack"], row["seed"])
+    }
+    if not {NONE, ORDINARY} <= same.keys() or same[ORDINARY] - same[NONE] < _SMALLEST:
+        return None
+    return float(1 - (row["ASR"] - same[NONE]) / (same[ORDINARY] - same[NONE]))
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * fmean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
