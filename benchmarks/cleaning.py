@@ -83,7 +83,7 @@ class Perturbed:
     def __call__(
         self, teacher: DetoxifiedTeacher, features: Sequence[Tensor], batch: Batch
     ) -> Tensor:
-        """Compute the term; see :class:`robustkd.teacher.defences.detoxification.Objective`."""
+        """Compute the term; see :data:`robustkd.teacher.defences.detoxification.Objective`."""
         toward = other_classes(batch.labels, self._classes, self._random)
         with torch.no_grad():
             changed = transformed(self._found, batch.images, toward)
@@ -114,7 +114,7 @@ class Within:
     def __call__(
         self, teacher: DetoxifiedTeacher, features: Sequence[Tensor], batch: Batch
     ) -> Tensor:
-        """Compute the term; see :class:`robustkd.teacher.defences.detoxification.Objective`."""
+        """Compute the term; see :data:`robustkd.teacher.defences.detoxification.Objective`."""
         with torch.no_grad(), taps.read(teacher.teacher, teacher.locations) as own:
             teacher.teacher(batch.images)
             whole = [within_class_variance(own[name], batch.labels) for name in teacher.locations]

@@ -243,6 +243,24 @@ def test_noise_goes_and_what_tells_the_class_stays(informative, ratio):
     assert variance.sum() < 1.02 * variance[informative]
 
 
+def test_another_objective_takes_the_place_of_the_variance_ratio():
+    seen = []
+
+    def middle(teacher, features, batch):
+        (stage,) = features
+        seen.append((type(teacher), stage.shape == batch.images.shape, batch.labels.shape))
+        return stage[:, 1].var(dim=0).mean()
+
+    result = cleaned(objective=middle, variance_weight=3.0)
+    mask = result.teacher.masks[0].mask
+    assert mask[1].min() > 0.9
+    # The third channel is noise as well, but this objective does not ask for its variance.
+    assert mask[2].max() < 0.2
+    assert set(seen) == {(DetoxifiedTeacher, True, (48,))}
+    # The record has the ratio of the variances in any case.
+    assert 1 / 3 < result.record.variance_ratio[0] < 1
+
+
 def test_the_record_says_what_was_done():
     result = cleaned()
     record = result.record

@@ -33,7 +33,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Unpack, get_args
+from typing import TypeAlias, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -57,19 +57,12 @@ from robustkd.training.precision import mixed
 _STATISTICS_BATCHES = 8
 
 
-class Objective(Protocol):
-    """Term that masks and patterns minimise in addition to the cross-entropy."""
+Objective: TypeAlias = Callable[[DetoxifiedTeacher, Sequence[Tensor], Batch], Tensor]
+"""Function that computes the term to minimise in addition to the cross-entropy, a scalar.
 
-    def __call__(
-        self, teacher: DetoxifiedTeacher, features: Sequence[Tensor], batch: Batch
-    ) -> Tensor:
-        """Compute the term, a scalar.
-
-        Args:
-            teacher: The teacher with its masks; gradients flow to masks and patterns.
-            features: Cleaned features of the batch in float32, one tensor per stage.
-            batch: Clean images, on the teacher's device.
-        """
+Its arguments are the teacher with its masks, the cleaned features of a batch in float32, one tensor
+per stage, and the batch of clean images. Gradients flow to masks and patterns.
+"""
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,7 @@ class _Cleaning:
     batches: Callable[[], Batch]
     lr: float
     precision: Precision
-    objective: Objective | None
+    objective: Objective | None = None
 
     def ratios(self, cleaned: Sequence[Tensor]) -> list[Tensor]:
         """Compute the ratio of cleaned to original variance, one scalar per stage."""
