@@ -11,8 +11,8 @@ without a teacher. The forms use clean images alone:
 - ``paper``: the preset, masks up to 0.2 and the variance over all images;
 - ``cap-1``: masks up to 1, which can remove a position completely;
 - ``within``: masks up to 1 and the variance within classes;
-- ``perturbed``: masks up to 1, and the variance that universal targeted transformations of the
-  teacher add, which also must not change the prediction;
+- ``perturbed``: the method ``paper-perturbed``, masks up to 1 that remove what universal
+  perturbations of the teacher add to the features;
 - ``perturbed-0.2``: the same with masks up to 0.2.
 
 Interrupt it and run it again as you like.
@@ -32,7 +32,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkd import models
@@ -45,11 +44,10 @@ from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.methods import METHODS, DetoxSettings
 from robustkd.core.types import Batch
 from robustkd.data import CropFlip, InMemory, load
-from robustkd.evaluation.audit.effort import Effort
-from robustkd.evaluation.audit.search import Found, other_classes, search, transformed
 from robustkd.evaluation.measurement import measure
 from robustkd.models.features import taps
 from robustkd.models.features.variance import within_class_variance
+from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.student import make_student
 from robustkd.student.distillation import distill
 from robustkd.teacher.defences.detoxification import Objective, detoxify
@@ -60,52 +58,7 @@ NONE, ORDINARY = "no-teacher", "ofd"
 """Methods between which the share of a form is measured."""
 _SMALLEST = 0.1
 """Smallest excess of an ordinary student for which the share of a form means something."""
-_SEARCH = Effort(strengths=(0.5,), steps=24, batch=10)
 _TINY = 1e-6
-
-
-class Perturbed:
-    r"""Feature variance under universal targeted transformations of the teacher, and its effect.
-
-    .. math:: L_{ce}(T'(\delta_k x), y) + \frac1L \sum_l
-        \frac{\sum (F'_l(\delta_k x) - F'_l(x))^2}{\sum (F_l(\delta_k x) - F_l(x))^2}
-
-    Args:
-        found: Transformations towards every class.
-        classes: Number of classes.
-        seed: Seed of the drawn classes.
-    """
-
-    def __init__(self, found: Found, classes: int, seed: int) -> None:
-        self._found, self._classes = found[-1], classes
-        self._random = torch.Generator().manual_seed(seed)
-
-    def __call__(
-        self, teacher: DetoxifiedTeacher, features: Sequence[Tensor], batch: Batch
-    ) -> Tensor:
-        """Compute the term; see :data:`robustkd.teacher.defences.detoxification.Objective`."""
-        toward = other_classes(batch.labels, self._classes, self._random)
-        with torch.no_grad():
-            changed = transformed(self._found, batch.images, toward)
-            # The network inside has no masks: these are the teacher's own features.
-            with taps.read(teacher.teacher, teacher.locations) as own:
-                teacher.teacher(batch.images)
-                before = [own[name] for name in teacher.locations]
-                teacher.teacher(changed)
-                added = [
-                    (own[name] - old).square().sum()
-                    for name, old in zip(teacher.locations, before, strict=True)
-                ]
-        with taps.read(teacher, teacher.taps) as cleaned:
-            logits = teacher(changed)
-            kept = [
-                (cleaned[name] - clean).square().sum()
-                for name, clean in zip(teacher.taps, features, strict=True)
-            ]
-        ratios = [
-            left / (all_of.clamp_min(_TINY)) for left, all_of in zip(kept, added, strict=True)
-        ]
-        return F.cross_entropy(logits, batch.labels) + torch.stack(ratios).mean()
 
 
 class Within:
@@ -135,9 +88,10 @@ class Form:
 
 
 def perturbed(teacher: nn.Module, source: InMemory, seed: int) -> Objective:
-    """Search for the transformations of a teacher, and return the objective with them."""
-    found = search(teacher.eval(), source, _SEARCH, seed=seed)
-    return Perturbed(found, len(source.classes), seed)
+    """Return the objective of the method ``paper-perturbed``."""
+    objective = detox_objective(METHODS["paper-perturbed"], teacher, source, seed=seed)
+    assert objective is not None
+    return objective
 
 
 _PAPER = METHODS["paper"].detox or DetoxSettings()
@@ -145,7 +99,7 @@ FORMS: dict[str, Form] = {
     "paper": Form(_PAPER),
     "cap-1": Form(replace(_PAPER, cap=1.0)),
     "within": Form(replace(_PAPER, cap=1.0), lambda *_: Within()),
-    "perturbed": Form(replace(_PAPER, cap=1.0), perturbed),
+    "perturbed": Form(METHODS["paper-perturbed"].detox or _PAPER, perturbed),
     "perturbed-0.2": Form(_PAPER, perturbed),
 }
 

@@ -304,7 +304,8 @@ def made(how: Method, **changes):
 
 
 @pytest.mark.parametrize(
-    "name", [slow(name) if name in ("paper-0.9", "both") else name for name in METHODS]
+    "name",
+    [slow(name) if name in ("paper-0.9", "paper-perturbed", "both") else name for name in METHODS],
 )
 def test_every_preset_makes_a_student(name):
     found = made(METHODS[name])

@@ -177,6 +177,7 @@ def _later_parts(how: Method) -> dict[str, object]:
     """Return the other settings that are not the default, so that stored results keep names."""
     return {
         **({"until": dict(how.until)} if how.until else {}),
+        **({} if how.removes == "variance" else {"removes": how.removes}),
         **({} if how.augment is None else {"augment": how.augment}),
         **({"safeguard": stated_safeguard(how.safeguard)} if how.safeguard else {}),
         **({} if how.defence is None else {"defence": defence_parts(how.defence)}),

@@ -11,6 +11,7 @@ from robustkd.attacks.adaptive import Cleaned
 from robustkd.attacks.parts.surrogate import fresh
 from robustkd.core.methods import DetoxOptions, DetoxSettings, Method, stated
 from robustkd.core.types import DataSource, Settings
+from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.training.config import TrainingConfig, TrainingOptions
@@ -69,7 +70,9 @@ def informed(
 
     def clean_teacher(teacher: nn.Module, data: DataSource) -> Cleaned:
         settings = {**asdict(DetoxSettings()), **brief, **(stated(how.detox) or {})}
-        cleaned = detoxify(teacher, data, seed=seed + _APART, **settings).teacher
+        apart = seed + _APART
+        objective = detox_objective(how, teacher, data, seed=apart)
+        cleaned = detoxify(teacher, data, objective=objective, seed=apart, **settings).teacher
         return Cleaned(cleaned, dict(zip(cleaned.locations, cleaned.masks, strict=True)))
 
     def train_surrogate(teacher: nn.Module, data: DataSource) -> nn.Module:

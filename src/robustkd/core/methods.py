@@ -19,6 +19,7 @@ from robustkd.core.method_names import NetworkDefence, losses_name, losses_of, s
 from robustkd.core.names import nearest
 
 Ratio: TypeAlias = Literal["position", "stage"]
+Removes: TypeAlias = Literal["variance", "perturbations"]
 Setting: TypeAlias = float | int | str | bool | tuple[str, ...]
 
 _NO_LOSSES: Mapping[str, float] = MappingProxyType({})
@@ -110,6 +111,9 @@ class Method:
         label: Name in tables and reports.
         losses: Distillation losses by weight; empty for a student without a teacher.
         detox: Settings of detoxification; None to use the teacher as it is.
+        removes: What the masks of the detoxification remove: ``variance`` of the features over
+            clean images, or ``perturbations``, the changes of the features under universal
+            perturbations; see :mod:`robustkd.teacher.defences.perturbation_variance`.
         hardening: Settings of hardening; None to train without.
         rivals: Names of the ordinary methods that the method is compared with; empty for an
             ordinary method.
@@ -128,6 +132,7 @@ class Method:
     label: str = ""
     losses: Mapping[str, float] = field(default_factory=lambda: _NO_LOSSES)
     detox: DetoxSettings | None = None
+    removes: Removes = "variance"
     hardening: HardeningSettings | None = None
     rivals: tuple[str, ...] = ()
     until: Mapping[str, float] = field(default_factory=lambda: _TO_THE_END)
@@ -184,6 +189,14 @@ METHODS: dict[str, Method] = {
         "RobustKD (paper-0.9)",
         losses={"ofd": 1.0},
         detox=DetoxSettings(cap=0.9, ratio="stage", accuracy_budget=0.035),
+        rivals=("ofd",),
+    ),
+    "paper-perturbed": Method(
+        "paper with masks that remove what universal perturbations add to features",
+        "RobustKD (paper, perturbed)",
+        losses={"ofd": 1.0},
+        detox=DetoxSettings(cap=1.0, ratio="stage", accuracy_budget=0.035),
+        removes="perturbations",
         rivals=("ofd",),
     ),
     "default": Method(

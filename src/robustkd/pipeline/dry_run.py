@@ -20,6 +20,7 @@ from robustkd import models
 from robustkd.core.method_names import Side
 from robustkd.core.methods import DetoxSettings
 from robustkd.core.types import Batch, DataSource, Split
+from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import form
 from robustkd.pipeline.prepare import Prepared, prepare
@@ -167,8 +168,9 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
         full = how.detox
         short = asdict(replace(full, steps=_BATCHES, raises=0, bisections=0))
         steps = full.steps * (1 + full.raises + full.bisections)
+        objective = detox_objective(how, source, few, seed=job.seed)
         with few.timed(phases, "detoxify", steps):
-            source = detoxify(source, few, seed=job.seed, **short).teacher
+            source = detoxify(source, few, objective=objective, seed=job.seed, **short).teacher
     steps = training.epochs * steps_per_epoch(clean.size("train"), batch_size)
     with few.timed(phases, "distil", steps):
         make_student(

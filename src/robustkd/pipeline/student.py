@@ -12,6 +12,7 @@ from robustkd.core.method_names import NetworkDefence
 from robustkd.core.methods import DetoxOptions, DetoxSettings, Method, stated
 from robustkd.core.types import DataSource
 from robustkd.pipeline import run_folder
+from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.student.distillation import distill
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.student.safeguards import start_safeguard
@@ -83,7 +84,10 @@ def make_student(
         precision, given = training.precision, source
 
         def clean_up() -> tuple[DetoxifiedTeacher, dict[str, object]]:
-            cleaned = detoxify(given, clean, seed=seed, precision=precision, **settings)
+            objective = detox_objective(how, given, clean, seed=seed)
+            cleaned = detoxify(
+                given, clean, objective=objective, seed=seed, precision=precision, **settings
+            )
             return cleaned.teacher, asdict(cleaned.record)
 
         detoxified, record["detox"] = (

@@ -61,7 +61,8 @@ Objective: TypeAlias = Callable[[DetoxifiedTeacher, Sequence[Tensor], Batch], Te
 """Function that computes the term to minimise in addition to the cross-entropy, a scalar.
 
 Its arguments are the teacher with its masks, the cleaned features of a batch in float32, one tensor
-per stage, and the batch of clean images. Gradients flow to masks and patterns.
+per stage, and the batch of clean images, in which predictions of the original teacher stand for
+missing labels. Gradients flow to masks and patterns.
 """
 
 
@@ -127,7 +128,8 @@ class _Cleaning:
     def term(self, features: Sequence[Tensor], batch: Batch) -> Tensor:
         """Compute the objective; without one, the mean ratio of the variances."""
         if self.objective is not None:
-            return self.objective(self.teacher, features, batch)
+            with mixed(self.precision, batch.images.device):
+                return self.objective(self.teacher, features, batch)
         return torch.stack(self.ratios([stage.var(dim=0) for stage in features])).mean()
 
     @torch.no_grad()
@@ -150,9 +152,10 @@ class _Cleaning:
         ):
             for _ in range(steps):
                 batch = self.batches()
+                batch = batch._replace(labels=self.truth(batch))
                 with mixed(self.precision, batch.images.device):
                     logits = self.teacher(batch.images)
-                task = nn.functional.cross_entropy(logits.float(), self.truth(batch))
+                task = nn.functional.cross_entropy(logits.float(), batch.labels)
                 term = self.term([features[name].float() for name in self.teacher.taps], batch)
                 loss = task + variance_weight * term
                 optimiser.zero_grad(set_to_none=True)
