@@ -13,7 +13,9 @@ without a teacher. The forms use clean images alone:
 - ``within``: masks up to 1 and the variance within classes;
 - ``perturbed``: the method ``paper-perturbed``, masks up to 1 that remove what universal
   perturbations of the teacher add to the features;
-- ``perturbed-0.2``: the same with masks up to 0.2.
+- ``perturbed-0.2``: the same with masks up to 0.2;
+- ``perturbed, default``: a student of the method ``default`` learns from the cleaned teacher;
+- ``default``: the teacher is not cleaned.
 
 Interrupt it and run it again as you like.
 
@@ -26,7 +28,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -49,7 +51,6 @@ from robustkd.models.features import taps
 from robustkd.models.features.variance import within_class_variance
 from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.student import make_student
-from robustkd.student.distillation import distill
 from robustkd.teacher.defences.detoxification import Objective, detoxify
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.config import TrainingConfig
@@ -83,15 +84,14 @@ class Within:
 class Form:
     """A form of the detoxification."""
 
-    settings: DetoxSettings
-    objective: Callable[[nn.Module, InMemory, int], Objective] | None = None
+    settings: DetoxSettings | None
+    objective: Callable[[nn.Module, InMemory, int], Objective | None] | None = None
+    student: str = "ofd"
 
 
-def perturbed(teacher: nn.Module, source: InMemory, seed: int) -> Objective:
+def perturbed(teacher: nn.Module, source: InMemory, seed: int) -> Objective | None:
     """Return the objective of the method ``paper-perturbed``."""
-    objective = detox_objective(METHODS["paper-perturbed"], teacher, source, seed=seed)
-    assert objective is not None
-    return objective
+    return detox_objective(METHODS["paper-perturbed"], teacher, source, seed=seed)
 
 
 _PAPER = METHODS["paper"].detox or DetoxSettings()
@@ -101,6 +101,10 @@ FORMS: dict[str, Form] = {
     "within": Form(replace(_PAPER, cap=1.0), lambda *_: Within()),
     "perturbed": Form(METHODS["paper-perturbed"].detox or _PAPER, perturbed),
     "perturbed-0.2": Form(_PAPER, perturbed),
+    "perturbed, default": Form(
+        METHODS["paper-perturbed"].detox or _PAPER, perturbed, student="default"
+    ),
+    "default": Form(None, student="default"),
 }
 
 
@@ -146,32 +150,28 @@ def run(cell: Cell, method: str, store: Store) -> dict[str, Any]:
     """Make the student of a method or a form, and measure it."""
     run_cell(cell, store)
     folder = store.root / digest(cell.teacher.configuration())
-    teacher = models.load(folder / "model.safetensors").eval()
+    teacher: nn.Module = models.load(folder / "model.safetensors").eval()
     trigger, target = load_trigger(folder / "trigger.safetensors")
     setting = cell.teacher.setting
     source = replace(load(setting.data, **setting.sizes), augmentation=CropFlip())
     training = TrainingConfig(**cell.training)
-    seed, record = setting.seed, {}
+    seed = setting.seed
+    record: dict[str, Any] = {}
     fresh = models.builder(source)(cell.student, seed + 1)
     started = time.perf_counter()
-    if method in FORMS:
-        form = FORMS[method]
+    form = FORMS.get(method, Form(None, student=method))
+    if form.settings is not None:
         aim = None if form.objective is None else form.objective(teacher, source, seed)
-        cleaned = detoxify(teacher, source, objective=aim, seed=seed, **vars(form.settings))
+        cleaned = detoxify(teacher, source, objective=aim, seed=seed, **asdict(form.settings))
         record = {
             "teacher ACC": round(cleaned.record.accuracy_after, 4),
             "teacher ASR": asr(cleaned.teacher, source, trigger, target),
             "mean mask": [round(mean, 3) for mean in cleaned.record.mean_mask],
             "lambda": [point.variance_weight for point in cleaned.record.curve],
         }
-        losses = METHODS["paper"].losses
-        student: nn.Module = distill(
-            fresh, source, teacher=cleaned.teacher, losses=losses, seed=seed, **vars(training)
-        ).student
-    else:
-        student = make_student(
-            teacher, fresh, source, METHODS[method], training=training, seed=seed
-        ).student
+        teacher = cleaned.teacher
+    how = METHODS[form.student]
+    student = make_student(teacher, fresh, source, how, training=training, seed=seed).student
     seconds = time.perf_counter() - started
     found = measure(student, source, trigger=trigger, target=target)
     return {

@@ -1,0 +1,72 @@
+"""The perturbations that a detoxification needs: reproducible, and the teacher stays unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from robustkd import data, models
+from robustkd.core.methods import METHODS
+from robustkd.pipeline.detox_objective import detox_objective
+from robustkd.pipeline.student import make_student
+from robustkd.teacher.defences import detoxification
+from robustkd.training.config import TrainingConfig
+
+CLEAN = data.load("digits", train=200, validation=60, test=50)
+HOW = METHODS["paper-perturbed"]
+
+
+def teacher() -> models.Classifier:
+    mean, std = models.pixel_statistics(CLEAN)
+    return models.build(models.Spec("wrn-10-1", 10, CLEAN.image_shape, mean, std), seed=1)
+
+
+def test_methods_that_remove_variance_need_no_perturbations():
+    assert detox_objective(METHODS["paper"], teacher(), CLEAN, seed=0) is None
+
+
+def test_the_search_leaves_the_teacher_as_it_was():
+    given = teacher().train()
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    assert detox_objective(HOW, given, CLEAN, seed=0) is not None
+    assert given.training
+    assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in given.parameters())
+
+
+def test_the_same_seed_gives_the_same_student_and_another_objective_another():
+    def student(how):
+        made = make_student(
+            teacher().eval(),
+            teacher(),
+            CLEAN,
+            how,
+            training=TrainingConfig(epochs=1),
+            detoxing={"steps": 2},
+        )
+        assert made.detoxified is not None
+        assert "detox" in made.record
+        return [*made.detoxified.masks.parameters(), *made.student.parameters()]
+
+    first, again = student(HOW), student(HOW)
+    assert all(map(torch.equal, first, again))
+    other = student(replace(HOW, removes="variance"))
+    assert not all(map(torch.equal, first, other))
+
+
+def test_missing_labels_are_replaced_by_the_predictions_of_the_teacher():
+    batch = next(CLEAN.batches("train", batch_size=16))
+    objective, seen = detox_objective(HOW, teacher(), CLEAN, seed=0), []
+
+    def watch(masked, features, given):
+        seen.append(given.labels)
+        return objective(masked, features, given)
+
+    masked, variances = detoxification._masked(teacher().eval(), CLEAN, None, 1.0, 16)
+    missing = batch._replace(labels=torch.full_like(batch.labels, -1))
+    detoxification._Cleaning(masked, variances, "stage", lambda: missing, 0.05, "no", watch).run(
+        1.0, 1
+    )
+    (labels,) = seen
+    assert torch.equal(labels, masked.teacher(batch.images).argmax(1))
