@@ -27,9 +27,10 @@ from robustkd import data, models
 from robustkd.attacks import Trigger, find
 from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.files import make_folder, write_json, write_text
-from robustkd.core.methods import find_method
+from robustkd.core.methods import find_method, method_name
 from robustkd.core.statistics import wilson
 from robustkd.data import InMemory
+from robustkd.data.augment import named
 from robustkd.evaluation.audit import FULL, QUICK, STATISTICS, Audit, audit, train_references
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.evaluation.measurement import measure
@@ -46,7 +47,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "flow": {},
     "latent": {},
     "ckd": {},
-    # Attacks that no choice was made on.
+    # Attacks that were not used to choose the settings of the audit.
     "filter": {},
     "light": {},
     "smooth": {},
@@ -86,6 +87,8 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, help="folder for the complete evidence")
     parser.add_argument("--tables-only", action="store_true")
     given = parser.parse_args()
+    if given.student is not None:
+        given.student = method_name(given.student)
     torch.set_num_threads(given.threads)
     keep_freed_memory()
     file = make_folder(given.out) / f"{given.data}.json"
@@ -136,7 +139,8 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
         write_json(file, {"data": given.data, "rows": rows})
         if given.raw is not None:
             raw = {kind: each.record() for kind, each in audits.items()}
-            write_json(make_folder(given.raw) / f"{given.data}-{name}-{seed}.json", raw)
+            parts = (given.data, given.arch, given.student or "teacher", name, str(seed))
+            write_json(make_folder(given.raw) / f"{'-'.join(parts)}.json", raw)
 
 
 def load(name: str) -> InMemory:
@@ -164,11 +168,14 @@ def student_of(
     teacher: nn.Module, source: InMemory, method: str, arch: str, seed: int
 ) -> nn.Module:
     """Distil a student of the same architecture by a method, without knowing of the attack."""
-    training = TrainingConfig(epochs=_STUDENT_EPOCHS[source.name], batch_size=64)
+    how = find_method(method)
+    training = TrainingConfig(
+        epochs=_STUDENT_EPOCHS[source.name], batch_size=64, lr=learning_rate(arch)
+    )
+    if how.augment is not None:
+        source = replace(source, augmentation=named(how.augment, source.augmentation))
     fresh = models.builder(source)(arch, seed + 1)
-    return make_student(
-        teacher, fresh, source, find_method(method), training=training, seed=seed
-    ).student.eval()
+    return make_student(teacher, fresh, source, how, training=training, seed=seed).student.eval()
 
 
 def row_of(found: Audit) -> dict[str, Any]:
@@ -259,7 +266,8 @@ def area(points: Sequence[tuple[float, float]]) -> float:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draw the ROC curves of all statistics, for both kinds of audit."""
+    """Draw the ROC curves of all statistics for teachers, for both kinds of audit."""
+    rows = [row for row in rows if row["arch"] == _ARCH and not row.get("student")]
     import matplotlib as mpl
 
     mpl.use("svg")

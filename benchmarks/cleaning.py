@@ -42,6 +42,7 @@ from robustkd.benchmark import load_grid, run_cell
 from robustkd.benchmark.cache import Store
 from robustkd.benchmark.cells import TEACHER, Cell, digest
 from robustkd.core.allocator import keep_freed_memory
+from robustkd.core.errors import UsageError
 from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.methods import METHODS, DetoxSettings
 from robustkd.core.types import Batch
@@ -73,10 +74,10 @@ class Within:
             teacher.teacher(batch.images)
             whole = [within_class_variance(own[name], batch.labels) for name in teacher.locations]
         parts = [within_class_variance(stage, batch.labels) for stage in features]
-        ratios = [
-            (part[all_of > _TINY] / all_of[all_of > _TINY]).mean()
-            for part, all_of in zip(parts, whole, strict=True)
-        ]
+        ratios = []
+        for part, all_of in zip(parts, whole, strict=True):
+            alive = all_of > _TINY
+            ratios.append((part / all_of.clamp_min(_TINY))[alive].sum() / alive.sum().clamp_min(1))
         return torch.stack(ratios).mean()
 
 
@@ -136,14 +137,16 @@ def main() -> None:
 
 def teachers(grid: Path, attacks: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     """Return the cells of a grid that measure a teacher, for the attacks and seeds."""
-    return [
-        cell
-        for seed in seeds
-        for attack in attacks
+    of_teachers = {
+        (cell.teacher.attack, cell.teacher.setting.seed): cell
         for cell in load_grid(grid)
         if cell.method == TEACHER
-        and (cell.teacher.attack, cell.teacher.setting.seed) == (attack, seed)
-    ]
+    }
+    wanted = [(attack, seed) for seed in seeds for attack in attacks]
+    missing = [cell for cell in wanted if cell not in of_teachers]
+    if missing:
+        raise UsageError(f"{grid} has no attack {missing[0][0]!r} with seed {missing[0][1]}")
+    return [of_teachers[cell] for cell in wanted]
 
 
 def run(cell: Cell, method: str, store: Store) -> dict[str, Any]:
@@ -153,8 +156,10 @@ def run(cell: Cell, method: str, store: Store) -> dict[str, Any]:
     teacher: nn.Module = models.load(folder / "model.safetensors").eval()
     trigger, target = load_trigger(folder / "trigger.safetensors")
     setting = cell.teacher.setting
-    source = replace(load(setting.data, **setting.sizes), augmentation=CropFlip())
-    training = TrainingConfig(**cell.training)
+    source = load(setting.path or setting.data, **setting.sizes)
+    if not setting.augment:
+        source = replace(source, augmentation=CropFlip())
+    training = TrainingConfig(**{"precision": setting.precision, **cell.training})
     seed = setting.seed
     record: dict[str, Any] = {}
     fresh = models.builder(source)(cell.student, seed + 1)
@@ -162,7 +167,13 @@ def run(cell: Cell, method: str, store: Store) -> dict[str, Any]:
     form = FORMS.get(method, Form(None, student=method))
     if form.settings is not None:
         aim = None if form.objective is None else form.objective(teacher, source, seed)
-        cleaned = detoxify(teacher, source, objective=aim, seed=seed, **asdict(form.settings))
+        cleaned = detoxify(
+            *(teacher, source),
+            objective=aim,
+            precision=setting.precision,
+            seed=seed,
+            **asdict(form.settings),
+        )
         record = {
             "teacher ACC": round(cleaned.record.accuracy_after, 4),
             "teacher ASR": asr(cleaned.teacher, source, trigger, target),
@@ -188,7 +199,9 @@ def run(cell: Cell, method: str, store: Store) -> dict[str, Any]:
 def asr(model: nn.Module, source: InMemory, trigger: Any, target: int) -> float:  # noqa: ANN401
     """Attack success rate, rounded."""
     found = measure(model, source, trigger=trigger, target=target).asr
-    return round(found.value, 4) if found is not None else 0.0
+    if found is None:
+        raise UsageError("no image of another class than the target")
+    return round(found.value, 4)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from robustkd.benchmark.attacked_teachers import run_attack
 from robustkd.benchmark.cache import Store
 from robustkd.benchmark.cells import Setting, TeacherCell
 from robustkd.benchmark.run_cell import make_teacher
+from robustkd.training.precision import mixed
 
 run_cell = import_module("robustkd.benchmark.run_cell")
 SETTING = Setting("digits", {"train": 96, "validation": 40, "test": 40}, threads=1)
@@ -48,22 +49,26 @@ def test_a_teacher_trained_on_poisoned_images_is_not_shared(tmp_path, trainings)
     assert trainings == []
 
 
-@pytest.mark.parametrize("attack", ["tone", "ckd", "latent"])
-def test_a_shared_clean_teacher_gives_the_same_backdoored_teacher(tmp_path, attack):
-    store, cell = Store(tmp_path), replace(CELL, attack=attack)
-    alone = run_attack(
-        attack,
-        lambda arch, seed: run_cell._build(arch, SETTING, seed),
-        run_cell._source(SETTING),
-        arch=cell.arch,
-        surrogate=cell.arch,
-        target=0,
-        seed=0,
-        settings=cell.attacking,
-        rehearsal=None,
-    )
+@pytest.mark.parametrize(
+    ("attack", "precision"), [("tone", "no"), ("ckd", "no"), ("latent", "bf16"), ("backweak", "no")]
+)
+def test_a_shared_clean_teacher_gives_the_same_backdoored_teacher(tmp_path, attack, precision):
+    setting = replace(SETTING, precision=precision)
+    store, cell = Store(tmp_path), replace(CELL, attack=attack, setting=setting)
+    with mixed(precision, torch.device("cpu")):
+        alone = run_attack(
+            attack,
+            lambda arch, seed: run_cell._build(arch, setting, seed),
+            run_cell._source(setting),
+            arch=cell.arch,
+            surrogate=cell.arch,
+            target=0,
+            seed=0,
+            settings=cell.attacking,
+            rehearsal=None,
+        )
     for _ in range(2):  # the first makes the clean teacher, the second reads it
-        made = make_teacher(cell, store)
+        made, _ = make_teacher(cell, store)
         pairs = zip(
             alone.teacher.state_dict().values(), made.teacher.state_dict().values(), strict=True
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from robustkd import data, models
+from robustkd.benchmark.cells import Cell, Setting, TeacherCell
+from robustkd.core.errors import UsageError
 from robustkd.core.methods import METHODS
 from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.student import make_student
@@ -70,3 +73,33 @@ def test_missing_labels_are_replaced_by_the_predictions_of_the_teacher():
     )
     (labels,) = seen
     assert torch.equal(labels, masked.teacher(batch.images).argmax(1))
+
+
+def test_two_classes_and_few_images():
+    two = data.InMemory(
+        "two",
+        ("zero", "one"),
+        *(split(part) for part in (CLEAN.train, CLEAN.validation, CLEAN.test)),
+    )
+    mean, std = models.pixel_statistics(two)
+    given = models.build(models.Spec("wrn-10-1", 2, two.image_shape, mean, std), seed=1)
+    assert detox_objective(HOW, given, two, seed=0, steps=1) is not None
+    few = replace(two, train=data.Labelled(two.train.images[:3], two.train.labels[:3]))
+    with pytest.raises(UsageError, match=r"^there are 2 classes and 3 training images; "):
+        detox_objective(HOW, given, few, seed=0)
+
+
+def split(part: data.Labelled) -> data.Labelled:
+    """The zeros and ones of a split."""
+    kept = part.labels < 2
+    return data.Labelled(part.images[kept], part.labels[kept])
+
+
+def test_the_perturbations_are_part_of_the_names_of_results():
+    setting = Setting("digits")
+    teachers = TeacherCell(setting, "wrn-10-1", "tone", {})
+    names = {Cell(teachers, "wrn-10-1", name).name for name in ("paper-0.9", "paper-perturbed")}
+    assert len(names) == 2
+    parts = Cell(teachers, "wrn-10-1", "paper-perturbed").configuration()["preset"]
+    assert parts["removes"] == ["perturbations", 1]
+    assert "removes" not in Cell(teachers, "wrn-10-1", "paper").configuration()["preset"]

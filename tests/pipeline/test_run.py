@@ -69,6 +69,7 @@ def teacher_file(tmp_path_factory) -> Path:
 
 
 BRIEF = TrainingConfig(epochs=1)
+SLOW = ("paper-0.9", "paper-perturbed", "default-perturbed", "both")
 
 
 def run(
@@ -305,7 +306,7 @@ def made(how: Method, **changes):
 
 @pytest.mark.parametrize(
     "name",
-    [slow(name) if name in ("paper-0.9", "paper-perturbed", "both") else name for name in METHODS],
+    [slow(name) if name in SLOW else name for name in METHODS],
 )
 def test_every_preset_makes_a_student(name):
     found = made(METHODS[name])

@@ -59,7 +59,9 @@ class BuildTrained(Protocol):
         """Build a network with fresh weights."""
 
     def trained(self, data: DataSource, teaching: Teaching) -> nn.Module | None:
-        """Return a copy of the network, trained by cross-entropy; None if it is not known.
+        """Return the network as trained by cross-entropy; None if it is not known.
+
+        It is in eval mode and on the default device, and the caller may change it.
 
         Args:
             data: Images that the network must have been trained on.

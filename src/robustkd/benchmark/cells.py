@@ -1,11 +1,11 @@
 """Cells of a grid: experiments that are identified by the hash of their configuration.
 
 A configuration contains the given values and the settings of the method. If a default or the code
-changes in a way that affects results, increase the ``revision`` of an attack, or ``_HARDENED`` or
-``FORMAT`` in this module.
+changes in a way that affects results, increase the ``revision`` of an attack, or ``_HARDENED``,
+``_REMOVED`` or ``FORMAT`` in this module.
 
-Networks are cached, so that the students of one teacher share it, and a student without a teacher
-is trained once for all attacks.
+Networks are cached, so that the students of one teacher share it, attacks share a clean teacher,
+and a student without a teacher is trained once for all attacks.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ TEACHER = "teacher"
 """Method name of the cell that measures the teacher itself."""
 FORMAT = 1
 """Version of the meaning of configurations; part of every hash."""
+_REMOVED = 1
+"""Version of the perturbations that a detoxification removes; part of the hash of its students."""
 _HARDENED = 2
 """Version of hardening; part of the hash for hardened students and attackers who train them."""
 
@@ -104,7 +106,7 @@ class TeacherCell:
             return {}
         parts = _parts(self.rehearsal.method)
         if "train_surrogate" not in find(self.attack).takes:
-            parts = {"detox": parts["detox"]}
+            parts = {name: parts[name] for name in ("detox", "removes") if name in parts}
         return {"rehearsed": parts}
 
 
@@ -177,7 +179,7 @@ def _later_parts(how: Method) -> dict[str, object]:
     """Return the other settings that are not the default, so that stored results keep names."""
     return {
         **({"until": dict(how.until)} if how.until else {}),
-        **({} if how.removes == "variance" else {"removes": how.removes}),
+        **({} if how.removes == "variance" else {"removes": [how.removes, _REMOVED]}),
         **({} if how.augment is None else {"augment": how.augment}),
         **({"safeguard": stated_safeguard(how.safeguard)} if how.safeguard else {}),
         **({} if how.defence is None else {"defence": defence_parts(how.defence)}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -100,10 +100,17 @@ def run_cell(cell: Cell, store: Store) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _SharedTeacher:
-    """Builds the teacher of a cell; clean teachers are trained once for all attacks of a store."""
+    """Builds the teacher of a cell; clean teachers are trained once for all attacks of a store.
+
+    Attributes:
+        cell: The teacher.
+        store: Store of the clean teachers.
+        waits: Seconds until each clean teacher was there.
+    """
 
     cell: TeacherCell
     store: Store
+    waits: list[float] = field(default_factory=list)
 
     def __call__(self) -> nn.Module:
         """Build the teacher with fresh weights."""
@@ -119,16 +126,19 @@ class _SharedTeacher:
             models.save(train_teacher(self.__call__, data, teaching), folder / "model.safetensors")
 
         key = {"setting": setting.configuration(), "arch": self.cell.arch, **asdict(teaching)}
+        started = time.perf_counter()
         folder = self.store.fetch(digest({"format": FORMAT, "kind": "clean teacher", **key}), make)
+        self.waits.append(time.perf_counter() - started)
         return models.load(folder / "model.safetensors", links=False).to(default_device())
 
 
-def make_teacher(cell: TeacherCell, store: Store) -> Backdoored:
-    """Run the attack of a cell."""
+def make_teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, float]:
+    """Run the attack of a cell; return its result and the seconds that clean teachers took."""
     setting = cell.setting
+    build = _SharedTeacher(cell, store)
     # Applied to the whole attack, which may train several networks.
     with mixed(setting.precision, default_device()):
-        return run_attack(
+        made = run_attack(
             cell.attack,
             lambda arch, seed: _build(arch, setting, seed),
             _source(setting),
@@ -138,15 +148,16 @@ def make_teacher(cell: TeacherCell, store: Store) -> Backdoored:
             seed=setting.seed,
             settings=cell.attacking,
             rehearsal=cell.rehearsal,
-            build_teacher=_SharedTeacher(cell, store),
+            build_teacher=build,
         )
+    return made, sum(build.waits, 0.0)
 
 
 def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, _Made]:
     def make(folder: Path) -> None:
         started = time.perf_counter()
-        made = make_teacher(cell, store)
-        seconds = round(time.perf_counter() - started, 2)
+        made, waited = make_teacher(cell, store)
+        seconds = round(time.perf_counter() - started - waited, 2)
         models.save(made.teacher, folder / "model.safetensors", provenance={"attack": cell.attack})
         save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
         write_json(folder / "made.json", {"record": made.record, "seconds": seconds})

@@ -78,7 +78,7 @@ class Point:
 
 @dataclass(frozen=True)
 class DetoxRecord:
-    """Record of a detoxification.
+    """Record of a detoxification, the same for every objective.
 
     Attributes:
         stages: Module paths of the teacher.
@@ -163,7 +163,7 @@ class _Cleaning:
                 optimiser.step()
                 for mask in self.teacher.feature_masks:
                     mask.project()
-                update(loss=float(loss.detach()), ratio=float(term.detach()))
+                update(loss=float(loss.detach()), term=float(term.detach()))
         if not all(torch.isfinite(parameter).all() for parameter in self.teacher.parameters()):
             raise TrainingError(
                 f"detoxification diverged at λ {variance_weight:.3g}; try a smaller lr"

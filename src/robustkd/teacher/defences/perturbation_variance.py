@@ -1,15 +1,18 @@
 r"""An objective of the detoxification: feature variance under universal perturbations.
 
-The variance ratio of :mod:`robustkd.teacher.defences.detoxification` is measured on clean images,
-and does not see a direction of the features that clean images do not excite, as a backdoor's. This
-objective excites such directions by universal perturbations :math:`\delta_k` that send images to
-a class k of the *teacher*, and minimises
+The variance ratio of :mod:`robustkd.teacher.defences.detoxification` is measured on clean images.
+It does not see directions of the features that clean images do not excite, and a backdoor can use
+such a direction. This objective excites them by universal perturbations :math:`\delta_k` with
+which the teacher predicts a class k. With the weight lambda, and in addition to the cross-entropy
+of clean images, masks and patterns minimise
 
 .. math:: L_{ce}(T'(\delta_k x), y) + \frac1L \sum_l
-    \frac{\lVert F'_l(\delta_k x) - F'_l(x) \rVert^2}{\lVert F_l(\delta_k x) - F_l(x) \rVert^2}
+    \frac{\sum_x \lVert F'_l(\delta_k x) - F'_l(x) \rVert^2}
+    {\sum_x \lVert F_l(\delta_k x) - F_l(x) \rVert^2}
 
-where :math:`F_l` are the features of the teacher T and :math:`F'_l` those of the teacher with masks
-T'. No trigger is known: the perturbations are learned from clean images.
+with sums over the batch. Here :math:`F_l` are the features of the teacher T, and :math:`F'_l` those
+of the teacher with masks T'. The setting ``ratio`` of the detoxification is not used. No trigger is
+needed: the perturbations are learned from clean images.
 
 The objective is ours. It extends the feature variance of arXiv 2406.03409. Related work: I-BAU
 (Zeng et al., ICLR 2022, arXiv 2110.03735) trains all weights against one perturbation without
@@ -19,6 +22,7 @@ classes; here the weights are frozen, and masks of the features are learned.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +32,7 @@ from robustkd.core.types import Batch, Images, Labels
 from robustkd.models.features import taps
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 
-Perturb = Callable[[Images, Labels], Images]
+Perturb: TypeAlias = Callable[[Images, Labels], Images]
 """Function that perturbs each image towards a class."""
 _LEAST = 1e-6
 
@@ -41,7 +45,8 @@ class PerturbationVariance:
     Args:
         perturb: Universal perturbations of every class.
         classes: Number of classes, at least 2.
-        seed: Seed of the classes that are drawn.
+        seed: Seed of the classes that are drawn. An object draws further classes in each call, so a
+            detoxification that is to be repeated needs a new one.
     """
 
     def __init__(self, perturb: Perturb, classes: int, seed: int) -> None:
