@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
@@ -205,38 +205,44 @@ def asr(model: nn.Module, source: InMemory, trigger: Any, target: int) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Format ACC, ASR and the share of the excess that is removed, by attack, as Markdown."""
+    """Format ASR by attack, and what a form costs and removes, as Markdown.
+
+    Accuracy and time are compared with the ordinary students of the same teachers.
+    """
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    lines = [["student", *attacks, "mean ACC", "mean ASR", "share of the excess removed"]]
-    lines.append(["---", *["---:"] * (len(attacks) + 3)])
+    more = ["ACC points lost", "time", "share of the excess removed", "n"]
+    lines = [["student", *attacks, *more], ["---", *["---:"] * (len(attacks) + len(more))]]
     for method in (NONE, ORDINARY, *FORMS):
         chosen = [row for row in rows if row["method"] == method]
         if not chosen:
             continue
         cells = [_cell([row["ASR"] for row in chosen if row["attack"] == name]) for name in attacks]
+        pairs = [(row, other) for row in chosen if (other := _same(row, rows).get(ORDINARY))]
+        lost = fmean(other["ACC"] - row["ACC"] for row, other in pairs)
+        time_ratio = median(row["seconds"] / other["seconds"] for row, other in pairs)
         shares = [share for row in chosen if (share := removed(row, rows)) is not None]
+        share = _cell(shares) if method in FORMS else "-"
         lines.append(
-            [
-                method,
-                *cells,
-                f"{100 * fmean(row['ACC'] for row in chosen):.1f}",
-                f"{100 * fmean(row['ASR'] for row in chosen):.1f}",
-                f"{_cell(shares)} (n = {len(shares)})" if method in FORMS and shares else "-",
-            ]
+            [method, *cells, f"{100 * lost:.1f}", f"{time_ratio:.1f}", share, str(len(chosen))]
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def removed(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
     """Share of the excess that a row removes; None if the ordinary student has hardly any."""
-    same = {
-        other["method"]: other["ASR"]
-        for other in rows
-        if (other["attack"], other["seed"]) == (row["attack"], row["seed"])
-    }
-    if not {NONE, ORDINARY} <= same.keys() or same[ORDINARY] - same[NONE] < _SMALLEST:
+    same = _same(row, rows)
+    if not {NONE, ORDINARY} <= same.keys():
         return None
-    return float(1 - (row["ASR"] - same[NONE]) / (same[ORDINARY] - same[NONE]))
+    none, ordinary = same[NONE]["ASR"], same[ORDINARY]["ASR"]
+    return (
+        None if ordinary - none < _SMALLEST else float(1 - (row["ASR"] - none) / (ordinary - none))
+    )
+
+
+def _same(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the rows of the same teacher by method."""
+    teacher = (row["attack"], row["seed"])
+    return {other["method"]: other for other in rows if (other["attack"], other["seed"]) == teacher}
 
 
 def _cell(values: Sequence[float]) -> str:
