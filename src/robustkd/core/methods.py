@@ -195,7 +195,7 @@ METHODS: dict[str, Method] = {
     ),
     "paper-perturbed": Method(
         "paper with masks that remove what universal perturbations add to features",
-        "RobustKD (paper, perturbed)",
+        "RobustKD (paper-pert.)",
         losses={"ofd": 1.0},
         detox=_PERTURBED,
         removes="perturbations",
@@ -211,7 +211,7 @@ METHODS: dict[str, Method] = {
     ),
     "default-perturbed": Method(
         "default, from a teacher that is detoxified as in paper-perturbed",
-        "RobustKD (default, perturbed)",
+        "RobustKD (default-pert.)",
         losses=_MIX,
         detox=_PERTURBED,
         removes="perturbations",
