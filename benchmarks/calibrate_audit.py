@@ -266,8 +266,13 @@ def area(points: Sequence[tuple[float, float]]) -> float:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draw the ROC curves of all statistics for teachers, for both kinds of audit."""
+    """Draw the ROC curves of all statistics for teachers, for both kinds of audit.
+
+    Without backdoored networks, nothing is drawn.
+    """
     rows = [row for row in rows if row["arch"] == _ARCH and not row.get("student")]
+    if all(row["attack"] == CLEAN for row in rows):
+        return
     import matplotlib as mpl
 
     mpl.use("svg")
