@@ -4,7 +4,7 @@ Networks are trained with and without a backdoor, and audited. The audit receive
 clean images; accuracy and attack success rate are measured afterwards, and rows of attacks that did
 not succeed are listed apart. Interrupt it and run it again as you like.
 
-    python benchmarks/calibrate_audit.py --data digits --clean 24 --seeds 6
+    python benchmarks/calibrate_audit.py --data digits --clean 24 --seeds 3
 
 With ``--student METHOD``, a student is distilled from each network and audited in its place.
 """

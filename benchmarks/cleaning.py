@@ -49,7 +49,7 @@ from robustkd.core.types import Batch
 from robustkd.data import CropFlip, InMemory, load
 from robustkd.evaluation.measurement import measure
 from robustkd.models.features import taps
-from robustkd.models.features.variance import within_class_variance
+from robustkd.models.features.variance import variance_ratio, within_class_variance
 from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.student import make_student
 from robustkd.teacher.defences.detoxification import Objective, detoxify
@@ -60,7 +60,6 @@ NONE, ORDINARY = "no-teacher", "ofd"
 """Methods between which the share of a form is measured."""
 _SMALLEST = 0.1
 """Smallest excess of an ordinary student for which the share of a form means something."""
-_TINY = 1e-6
 
 
 class Within:
@@ -74,10 +73,7 @@ class Within:
             teacher.teacher(batch.images)
             whole = [within_class_variance(own[name], batch.labels) for name in teacher.locations]
         parts = [within_class_variance(stage, batch.labels) for stage in features]
-        ratios = []
-        for part, all_of in zip(parts, whole, strict=True):
-            alive = all_of > _TINY
-            ratios.append((part / all_of.clamp_min(_TINY))[alive].sum() / alive.sum().clamp_min(1))
+        ratios = [variance_ratio(part, all_of) for part, all_of in zip(parts, whole, strict=True)]
         return torch.stack(ratios).mean()
 
 
@@ -100,11 +96,9 @@ FORMS: dict[str, Form] = {
     "paper": Form(_PAPER),
     "cap-1": Form(replace(_PAPER, cap=1.0)),
     "within": Form(replace(_PAPER, cap=1.0), lambda *_: Within()),
-    "perturbed": Form(METHODS["paper-perturbed"].detox or _PAPER, perturbed),
+    "perturbed": Form(METHODS["paper-perturbed"].detox, perturbed),
     "perturbed-0.2": Form(_PAPER, perturbed),
-    "perturbed, default": Form(
-        METHODS["paper-perturbed"].detox or _PAPER, perturbed, student="default"
-    ),
+    "perturbed, default": Form(METHODS["default-perturbed"].detox, perturbed, student="default"),
     "default": Form(None, student="default"),
 }
 

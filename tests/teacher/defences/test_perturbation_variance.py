@@ -91,16 +91,13 @@ def test_no_image_is_perturbed_towards_its_own_class():
     assert set(toward.tolist()) == set(range(7))
 
 
-def test_gradients_flow_to_masks_and_patterns_alone():
+def test_gradients_flow_to_masks_and_patterns():
     batch = next(source().batches("train", batch_size=16))
     teacher = wearing(0.5)
-    teacher.teacher.requires_grad_(True)
     value(teacher, batch).backward()
     (mask,) = teacher.feature_masks
     assert mask.mask.grad[DORMANT].abs().min() > 0
     assert mask.pattern.grad.abs().sum() > 0
-    # Features of the original teacher are constants, so its first part has no gradient.
-    assert mask.mask.grad.isfinite().all()
 
 
 def led(teacher: nn.Module) -> float:
