@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 TEMPERATURE = 4.0
+SGD = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+"""Settings of the optimiser, which are those of RobustKD."""
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -82,7 +84,7 @@ def loader(pictures: Pictures, batch_size: int) -> DataLoader[tuple[Tensor, Tens
 
 def optimiser(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """SGD with the settings of RobustKD."""
-    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return torch.optim.SGD(parameters, **SGD)
 
 
 def distil_logits(

@@ -13,6 +13,9 @@ The process keeps freed memory, as the command ``robustkd`` does. This makes all
 script of a user as well. All programs share one heap, that of the main thread: the C library would
 give the other threads heaps of their own, whose free memory it returns to the operating system in
 every step.
+
+The rows of torchdistill need this library, which is not a dependency of RobustKD. Without it, they
+are left out.
 """
 
 from __future__ import annotations
@@ -27,12 +30,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 import plain_distillation as plain
 import torch
 import torch.nn.functional as F
+import torchdistill_distillation as library
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -59,7 +65,10 @@ ROWS = {
     **{name: f"RobustKD, {name}" for name in OURS},
     "script-kd": "plain script, kd",
     "script-ofd": "plain script, ofd",
+    "torchdistill-kd": "torchdistill, kd",
+    "torchdistill-kd-channels": "torchdistill, kd, channels_last",
 }
+LIBRARY = "torchdistill"
 
 
 @dataclass(frozen=True)
@@ -245,16 +254,22 @@ class Bench:
             ),
         )
 
+    def _pictures(self) -> plain.Pictures:
+        """Return the images as a user's data set."""
+        spec, held = self.teacher.spec, self.source.train
+        return plain.Pictures(held.images, held.labels, spec.mean, spec.std)
+
+    def _networks(self, memory_format: torch.memory_format) -> tuple[nn.Module, nn.Module]:
+        """Return copies of teacher and student without their normalisation of the images."""
+        return (
+            copy.deepcopy(self.teacher.network).to(memory_format=memory_format),
+            self.student().network.to(memory_format=memory_format),
+        )
+
     def script(self, loss: str, pace: Pace) -> None:
         """Run the script of a user on networks in PyTorch's own memory format."""
-        spec = self.teacher.spec
-        held = self.source.train
-        pictures = plain.Pictures(held.images, held.labels, spec.mean, spec.std)
-        teacher, student = (
-            copy.deepcopy(model.network).to(memory_format=torch.contiguous_format)
-            for model in (self.teacher, self.student())
-        )
-        batches = paced(plain.loader(pictures, self.setting.batch_size), pace)
+        teacher, student = self._networks(torch.contiguous_format)
+        batches = paced(plain.loader(self._pictures(), self.setting.batch_size), pace)
         if loss == "kd":
             plain.distil_logits(teacher, student, batches, self.dtype)
             return
@@ -262,12 +277,39 @@ class Bench:
         taps = [name.removeprefix("network.") for name in stages(self.teacher, images)]
         plain.distil_features(teacher, student, taps, batches, self.dtype)
 
+    def torchdistill(self, memory_format: torch.memory_format, pace: Pace) -> None:
+        """Run torchdistill on networks and images in a memory format."""
+        trainer = library.box(
+            *self._networks(memory_format), self._pictures(), self.setting.batch_size
+        )
+        batches = paced(trainer.train_data_loader, pace)
+        library.distil(trainer, batches, self.dtype, memory_format)
+
     def program(self, row: str) -> Callable[[Pace], None]:
         """Return the program of a row."""
-        kind, _, name = row.rpartition("-")
+        kind, _, name = row.partition("-")
         if kind == "script":
             return lambda pace: self.script(name, pace)
+        if kind == LIBRARY:
+            channels_last = name.endswith("-channels")
+            form = torch.channels_last if channels_last else torch.contiguous_format
+            return lambda pace: self.torchdistill(form, pace)
         return lambda pace: self.ours(row, pace)
+
+
+def needs_library(row: str) -> bool:
+    """Return whether a row needs torchdistill."""
+    return row.startswith(f"{LIBRARY}-")
+
+
+def all_rows() -> list[str]:
+    """Return all rows, without those of torchdistill if it is not installed."""
+    if find_spec(LIBRARY) is not None:
+        return list(ROWS)
+    sys.stderr.write(
+        f"{LIBRARY} is not installed, and its rows are left out; pip install {LIBRARY} adds them\n"
+    )
+    return [row for row in ROWS if not needs_library(row)]
 
 
 def bench(setting: Setting, precision: str, steps: int) -> Bench:
@@ -351,22 +393,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["wrn10-28"])
     parser.add_argument("--precisions", nargs="+", choices=["no", "bf16"], default=["no"])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=None, help="default: all rows")
     parser.add_argument("--blocks", type=int, default=27, help="number of pairs for each row")
     parser.add_argument("--steps", type=int, default=1, help="number of steps of a block")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args()
+    rows = given.rows or all_rows()
+    library_used = next(filter(needs_library, rows), None)
+    if library_used is not None and find_spec(LIBRARY) is None:
+        parser.error(f"row {library_used} needs {LIBRARY}: pip install {LIBRARY}")
+    versions = {} if library_used is None else {LIBRARY: version(LIBRARY)}
     torch.set_num_threads(1)
     if keep_freed_memory():
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
     found = []
     for name, precision in itertools.product(given.settings, given.precisions):
         tried = bench(SETTINGS[name], precision, given.steps * (given.blocks + 2))
-        found.append(measure(tried, given.rows, given.blocks, given.steps))
+        found.append(measure(tried, rows, given.blocks, given.steps))
         sys.stdout.write(f"{table(found[-1:])}\n")
         if given.out is not None:
             make_folder(given.out)
-            content = {"steps": given.steps, "found": found, "environment": environment()}
+            where = {**environment(), **versions}
+            content = {"steps": given.steps, "found": found, "environment": where}
             write_json(given.out / "speed-ratio.json", content)
             write_text(given.out / "speed-ratio.md", table(found))
 

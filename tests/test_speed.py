@@ -20,17 +20,57 @@ def speed():
         import speed
 
         yield speed
-    del sys.modules["speed"], sys.modules["plain_distillation"]
+    for name in ("speed", "plain_distillation", "torchdistill_distillation"):
+        del sys.modules[name]
 
 
 def test_every_row_is_compared_with_the_floor(speed):
+    rows = speed.all_rows()
     tried = speed.bench(speed.Setting(*SETTING), "no", 4)
-    found = speed.measure(tried, list(speed.ROWS), blocks=2, steps=1)
-    assert list(found["rows"]) == list(speed.ROWS)
+    found = speed.measure(tried, rows, blocks=2, steps=1)
+    assert list(found["rows"]) == rows
     assert all(row["n"] == 2 and row["ratio"] > 0 for row in found["rows"].values())
     lines = speed.table([found]).splitlines()
     assert lines[0] == "| step of | wrn-10-1 to wrn-10-1, 1 x 8 x 8, batch 6, fp32 |"
-    assert [line.split(" | ")[0] for line in lines[2:-1]] == [f"| {s}" for s in speed.ROWS.values()]
+    labels = [line.removeprefix("| ").split(" | ")[0] for line in lines[2:-1]]
+    assert labels == [speed.ROWS[row] for row in rows]
+
+
+def test_rows_of_torchdistill_are_left_out_where_it_is_not_installed(speed, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "find_spec", lambda _name: None)
+    assert set(speed.ROWS) - set(speed.all_rows()) == {
+        "torchdistill-kd",
+        "torchdistill-kd-channels",
+    }
+    assert capsys.readouterr().err == (
+        "torchdistill is not installed, and its rows are left out; "
+        "pip install torchdistill adds them\n"
+    )
+
+
+def test_a_row_of_torchdistill_that_is_asked_for_needs_it(speed, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "find_spec", lambda _name: None)
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--rows", "kd", "torchdistill-kd"])
+    with pytest.raises(SystemExit) as ended:
+        speed.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "error: row torchdistill-kd needs torchdistill: pip install torchdistill\n"
+    )
+
+
+def test_torchdistill_takes_the_steps_of_the_script(speed):
+    pytest.importorskip("torchdistill")
+    tried = speed.bench(speed.Setting(*SETTING), "no", 4)
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batches = [(images, torch.arange(6)), (1 - images, torch.arange(6))]
+    plain, library = (tried._networks(torch.contiguous_format) for _ in range(2))
+    speed.plain.distil_logits(*plain, batches, None)
+    trainer = speed.library.box(*library, tried._pictures(), 6)
+    extended = [(*batch, {}) for batch in batches]
+    speed.library.distil(trainer, extended, None, torch.contiguous_format)
+    for own, other in zip(library[1].parameters(), plain[1].parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_program_runs_only_while_its_steps_are_measured(speed):
