@@ -24,6 +24,7 @@ import argparse
 import copy
 import ctypes
 import itertools
+import math
 import statistics
 import sys
 import threading
@@ -329,6 +330,12 @@ def bench(setting: Setting, precision: str, steps: int) -> Bench:
     return Bench(setting, source, teacher.eval(), precision)
 
 
+def training_steps(taken: int) -> int:
+    """Return the length of a training in whose first ``taken`` steps no loss has ended."""
+    shares = [share for name in OURS for share in find_method(name).until.values()]
+    return math.ceil(taken / min(shares, default=1.0)) + 1
+
+
 def measure(tried: Bench, rows: list[str], blocks: int, steps: int) -> dict[str, object]:
     """Measure rows in pairs with the floor; return the times of each block in milliseconds."""
     programs = {row: Paced(tried.program(row)) for row in rows}
@@ -408,7 +415,8 @@ def main() -> None:
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
     found = []
     for name, precision in itertools.product(given.settings, given.precisions):
-        tried = bench(SETTINGS[name], precision, given.steps * (given.blocks + 2))
+        length = training_steps(given.steps * (given.blocks + 1))
+        tried = bench(SETTINGS[name], precision, length)
         found.append(measure(tried, rows, given.blocks, given.steps))
         sys.stdout.write(f"{table(found[-1:])}\n")
         if given.out is not None:

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustkd.core.methods import find_method
+from robustkd.student.objective import EarlyStop
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SETTING = ("wrn-10-1", "wrn-10-1", (1, 8, 8), 6)
 
@@ -71,6 +74,15 @@ def test_torchdistill_takes_the_steps_of_the_script(speed):
     speed.library.distil(trainer, extended, None, torch.contiguous_format)
     for own, other in zip(library[1].parameters(), plain[1].parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+def test_features_are_compared_in_every_step_that_is_measured(speed):
+    until = find_method("default").until
+    for taken in (1, 3, 28):
+        stop = EarlyStop(until, speed.training_steps(taken))
+        for _ in range(taken - 1):
+            stop.advance()
+        assert stop.share("ofd") > 0
 
 
 def test_a_program_runs_only_while_its_steps_are_measured(speed):
