@@ -11,6 +11,7 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.methods import Method
 from robustkd.core.types import DataSource
+from robustkd.student.families.search import transformed
 from robustkd.teacher.defences.detoxification import Objective
 from robustkd.teacher.defences.perturbation_variance import PerturbationVariance
 from robustkd.training.precision import mixed
@@ -48,7 +49,7 @@ def detox_objective(
         )
     # The audit needs scipy, which takes a second to import.
     from robustkd.evaluation.audit import Effort
-    from robustkd.evaluation.audit.search import search, transformed
+    from robustkd.evaluation.audit.search import search
 
     frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
     classes = len(clean.classes)

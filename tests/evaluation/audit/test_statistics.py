@@ -26,7 +26,8 @@ from robustkd.evaluation.audit.last_layer import last_layer
 from robustkd.evaluation.audit.led_share import led_share
 from robustkd.evaluation.audit.max_margin import max_margin
 from robustkd.evaluation.audit.neuron_noise import adversarial_factors, increase, neuron_noise
-from robustkd.evaluation.audit.search import FAMILIES, led_shares, search, victims
+from robustkd.evaluation.audit.search import FAMILIES, search
+from robustkd.student.families.search import led_shares, victims
 from tests.evaluation.audit.networks import CLASSES, SIDE, Folded, Rows, rows_data
 
 TINY = Effort(

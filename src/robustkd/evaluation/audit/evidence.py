@@ -13,7 +13,7 @@ from torch import nn
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
-from robustkd.evaluation.audit.search import Found
+from robustkd.student.families.search import Found
 
 _FEWEST, _MOST_VALUES = 64, 2 * 10**8
 

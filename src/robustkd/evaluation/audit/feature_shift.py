@@ -25,10 +25,10 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.outliers import student_outlier
-from robustkd.evaluation.audit.search import victims
 from robustkd.models.features.stages import stages
 from robustkd.models.features.taps import read
 from robustkd.student.families import members_of
+from robustkd.student.families.search import victims
 
 _LEAST_SPREAD = 0.03
 

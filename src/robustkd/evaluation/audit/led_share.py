@@ -30,7 +30,8 @@ from torch import Tensor
 
 from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
 from robustkd.evaluation.audit.outliers import smallest, student_outlier
-from robustkd.evaluation.audit.search import FAMILIES, led_shares
+from robustkd.evaluation.audit.search import FAMILIES
+from robustkd.student.families.search import led_shares
 
 LEAST_SPREAD = 0.05
 """Smallest standard deviation over classes: smaller differences of success mean nothing."""

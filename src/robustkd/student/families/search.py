@@ -1,0 +1,181 @@
+"""Search for universal perturbations towards every class, against a frozen network.
+
+All families and classes are learned at the same time by the sign of averaged gradients, at falling
+strengths. The audit searches a network that it examines, and hardening searches the teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustkd.core.devices import device_of
+from robustkd.core.types import UNLABELLED, Batch, DataSource, Images, Labels
+from robustkd.student.families import members_of
+
+_BATCH, _LARGEST = 250, 64 * 64
+_FEWEST = 8
+
+Found: TypeAlias = tuple[nn.ModuleList, ...]
+"""Families with learned members, at each strength."""
+
+
+def learn_towards(
+    families: nn.ModuleList,
+    network: nn.Module,
+    data: DataSource,
+    random: torch.Generator,
+    *,
+    batch_size: int,
+    strengths: Iterable[float],
+    steps: int,
+    tell: Callable[[], None] = lambda: None,
+) -> Found:
+    """Learn members that move training images to their class.
+
+    Args:
+        families: Families with a member for each class, which are learned in place.
+        network: Frozen network in eval mode.
+        data: Clean images.
+        random: Generator of the order of images and of the drawn classes.
+        batch_size: Images of a step, over all families and classes.
+        strengths: Bounds as shares of the full bounds, in decreasing order.
+        steps: Optimiser steps at each strength.
+        tell: Called after each step.
+
+    Returns:
+        Copies of the families for each strength.
+    """
+    classes = len(data.classes)
+    batches = endless(data, batch_size, len(families), device_of(network), random)
+    at_once = images_at_once(data.image_shape)
+    found = []
+    for strength in strengths:
+        with torch.no_grad():
+            for family in members_of(families):
+                family.bound(strength)
+        for _ in range(steps):
+            images, labels, _rows = next(batches)
+            toward = other_classes(labels, classes, random)
+            for some, led in zip(images.split(at_once), toward.split(at_once), strict=True):
+                logits = network(transformed(families, some, led))
+                (-F.cross_entropy(logits, led, reduction="sum")).backward()
+            with torch.no_grad():
+                for family in members_of(families):
+                    family.advance(strength)
+            tell()
+        found.append(copy.deepcopy(families))
+    return tuple(found)
+
+
+def images_at_once(image_shape: tuple[int, int, int]) -> int:
+    """Return how many images pass a network at once, so that large ones fit into memory.
+
+    >>> images_at_once((3, 32, 32)), images_at_once((3, 224, 224))
+    (250, 20)
+    """
+    _, height, width = image_shape
+    return max(_FEWEST, _BATCH * _LARGEST // max(_LARGEST, height * width))
+
+
+def transformed(families: nn.ModuleList, images: Images, toward: Labels) -> Images:
+    """Transform equal parts of the images by one family each."""
+    parts = zip(
+        families,
+        images.tensor_split(len(families)),
+        toward.tensor_split(len(families)),
+        strict=True,
+    )
+    changed = torch.cat([family(some, led) for family, some, led in parts if len(some)])
+    return changed.contiguous(memory_format=torch.channels_last)
+
+
+def other_classes(labels: Labels, classes: int, random: torch.Generator) -> Labels:
+    """Draw a class for each image that is not its own."""
+    shift = torch.randint(1, classes, labels.shape, generator=random).to(labels.device)
+    anyone = torch.randint(0, classes, labels.shape, generator=random).to(labels.device)
+    return torch.where(labels == UNLABELLED, anyone, (labels + shift) % classes)
+
+
+def victims(
+    labels: Labels, classes: int, count: int, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw images of other classes for every class.
+
+    Args:
+        labels: Labels of the available images.
+        classes: Number of classes.
+        count: Number of images for each class; fewer if there are fewer.
+        random: Generator of the choice.
+
+    Returns:
+        Indices of the images, and the class of each, which is not its label.
+    """
+    rows, toward = [], []
+    for target in range(classes):
+        other = (labels.cpu() != target).nonzero().squeeze(1)
+        chosen = other[torch.randperm(len(other), generator=random)[:count]]
+        rows.append(chosen)
+        toward.append(torch.full_like(chosen, target))
+    return torch.cat(rows).to(labels.device), torch.cat(toward).to(labels.device)
+
+
+@torch.no_grad()
+def led_shares(
+    networks: Iterable[nn.Module],
+    found: Found,
+    images: Images,
+    labels: Labels,
+    *,
+    held_out: int,
+    seed: int,
+    classes: int,
+) -> Tensor:
+    """Compute the share of images that each transformation moves to its class.
+
+    Args:
+        networks: Frozen networks that all see the same transformed images.
+        found: Families with learned members, at each strength.
+        images: Clean images.
+        labels: Their labels; only images of other classes are counted.
+        held_out: Number of images for each class, family and strength.
+        seed: Seed of their choice.
+        classes: Number of classes.
+
+    Returns:
+        Shares in [0, 1], networks x strengths x families x classes, on the CPU.
+    """
+    beside = list(networks)
+    random = torch.Generator().manual_seed(seed)
+    rows, toward = victims(labels, classes, held_out, random)
+    counts = toward.bincount(minlength=classes).clamp_min(1).cpu()
+    kinds = len(found[0]) if found else 0
+    shares = torch.zeros(len(beside), len(found), kinds, classes)
+    at_once = images_at_once((images.shape[1], images.shape[2], images.shape[3]))
+    for level, families in enumerate(found):
+        for kind, family in enumerate(members_of(families)):
+            for some, led in zip(rows.split(at_once), toward.split(at_once), strict=True):
+                seen = family(images[some], led).detach()
+                for place, network in enumerate(beside):
+                    hits = led[network(seen).argmax(1) == led]
+                    shares[place, level, kind] += hits.bincount(minlength=classes).cpu()
+    return shares / counts
+
+
+def endless(
+    data: DataSource, batch_size: int, families: int, device: torch.device, random: torch.Generator
+) -> Iterator[Batch]:
+    """Yield shuffled batches of training images without end.
+
+    Batches with fewer images than families are left out.
+    """
+    size = min(batch_size, data.size("train"))
+    while True:
+        for batch in data.batches("train", batch_size=size, device=device, shuffle=random):
+            if len(batch.labels) >= min(families, size):
+                yield batch
