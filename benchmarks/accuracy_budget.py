@@ -40,6 +40,7 @@ from robustkd.core.methods import METHODS, Method
 from robustkd.core.types import Trigger
 from robustkd.data import InMemory
 from robustkd.evaluation.measurement import measure
+from robustkd.pipeline.hardening import make_hardening
 from robustkd.student.distillation import distill
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.training.checkpoint import State
@@ -47,8 +48,8 @@ from robustkd.training.config import TrainingConfig
 from robustkd.training.inference import accuracy_on
 
 ALPHAS = (0.75, 0.5, 0.25)
-_DEFAULT = METHODS["default"]
-_UNHARDENED = replace(_DEFAULT, hardening=None)
+_LEARNED = METHODS["learned"]
+_UNHARDENED = replace(_LEARNED, hardening=None)
 _COMPANION = "beside."
 """Start of the names of the perturbations' state in a stored state of a training."""
 _IMAGES = 2_000
@@ -103,14 +104,7 @@ class Bench:
 
     def train(self, how: Method, state: State | None = None) -> Trained:
         """Distil a student, from its fresh weights or from the state of another training."""
-        hardening = None
-        if how.hardening is not None:
-            hardening = UniversalPerturbations(
-                len(self.source.classes),
-                self.source.image_shape,
-                seed=self.seed,
-                **asdict(how.hardening),
-            )
+        hardening = make_hardening(how, self.teacher, self.source, seed=self.seed)
         keeper = States(None if state is None else _for(hardening, state))
         network = models.builder(self.source)(self.student, self.seed + 1)
         started = time.process_time()
@@ -209,19 +203,19 @@ def interpolated(hardened: nn.Module, plain: nn.Module, alpha: float) -> nn.Modu
 
 
 def _shared(share: float) -> Method:
-    hardening = replace(_DEFAULT.hardening, share=share) if _DEFAULT.hardening else None
-    return replace(_DEFAULT, hardening=hardening)
+    hardening = replace(_LEARNED.hardening, share=share) if _LEARNED.hardening else None
+    return replace(_LEARNED, hardening=hardening)
 
 
 GROUPS: dict[str, Callable[[Bench], dict[str, Row]]] = {
     "ordinary": lambda bench: bench.alone("ordinary (mix)", METHODS["mix"]),
-    "finishes": lambda bench: bench.finishes(_DEFAULT, _UNHARDENED, (3, 2)),
-    "late": lambda bench: bench.finishes(_UNHARDENED, _DEFAULT, (2, 1)),
+    "finishes": lambda bench: bench.finishes(_LEARNED, _UNHARDENED, (3, 2)),
+    "late": lambda bench: bench.finishes(_UNHARDENED, _LEARNED, (2, 1)),
     "half": lambda bench: bench.alone("share 0.5", _shared(0.5)),
     "quarter": lambda bench: bench.alone("share 0.25", _shared(0.25)),
-    "default": lambda bench: bench.alone("hardened throughout", _DEFAULT),
+    "learned": lambda bench: bench.alone("hardened throughout", _LEARNED),
 }
-"""Measurements of one or more students each; ``default`` is the first part of ``finishes``."""
+"""Measurements of one or more students each; ``learned`` is the first part of ``finishes``."""
 
 
 def main() -> None:

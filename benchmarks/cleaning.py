@@ -14,8 +14,8 @@ without a teacher. The forms use clean images alone:
 - ``perturbed``: the method ``paper-perturbed``, masks up to 1 that remove what universal
   perturbations of the teacher add to the features;
 - ``perturbed-0.2``: the same with masks up to 0.2;
-- ``perturbed, default``: a student of the method ``default`` learns from the cleaned teacher;
-- ``default``: the teacher is not cleaned.
+- ``perturbed, learned``: a student of the method ``learned`` learns from the cleaned teacher;
+- ``learned``: the teacher is not cleaned.
 
 Interrupt it and run it again as you like.
 
@@ -98,8 +98,8 @@ FORMS: dict[str, Form] = {
     "within": Form(replace(_PAPER, cap=1.0), lambda *_: Within()),
     "perturbed": Form(METHODS["paper-perturbed"].detox, perturbed),
     "perturbed-0.2": Form(_PAPER, perturbed),
-    "perturbed, default": Form(METHODS["default-perturbed"].detox, perturbed, student="default"),
-    "default": Form(None, student="default"),
+    "perturbed, learned": Form(METHODS["default-perturbed"].detox, perturbed, student="learned"),
+    "learned": Form(None, student="learned"),
 }
 
 

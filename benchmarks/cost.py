@@ -25,7 +25,7 @@ from robustkd.training.config import Precision, TrainingConfig
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
-PAIRS = {"default": "ofd", "additions": "ofd", "additions-kd": "kd"}
+PAIRS = {"default": "ofd", "learned": "ofd", "additions": "ofd", "additions-kd": "kd"}
 
 
 def main() -> None:

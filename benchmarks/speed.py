@@ -61,7 +61,7 @@ Pace = Callable[[], None]
 _ARENA_MAX = -8
 """Parameter of ``mallopt`` in the GNU C library: the largest number of heaps."""
 CLASSES = 10
-OURS = ("kd", "ofd", "mix", "additions", "default")
+OURS = ("kd", "ofd", "mix", "additions", "learned", "default")
 ROWS = {
     **{name: f"RobustKD, {name}" for name in OURS},
     "script-kd": "plain script, kd",

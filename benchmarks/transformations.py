@@ -6,7 +6,7 @@ addition to additions and patterns. The leave-out result of a candidate is its A
 families that it lacks. Images are those of Fashion-MNIST at half their size, so that a student
 takes about a minute on one core.
 
-    python benchmarks/transformations.py --seed 0 --only ordinary default
+    python benchmarks/transformations.py --seed 0 --only ordinary learned default
 
 With ``--triggers compositions``, each trigger is a composition of two of these families.
 """
@@ -56,22 +56,30 @@ _SETS = {"families": TRIGGERS, "compositions": COMPOSITIONS}
 _RATE = 0.1
 _STRONGER = 0.7
 """Largest change of a pixel by generators with twice the usual bound."""
-_ALL = METHODS["default"]
+_BASE = METHODS["learned"]
+_SEARCHED = METHODS["default"].hardening.found
+_WITH = {
+    "tone": ("tone", "curves", "colour"),
+    "light": ("light", "smooth"),
+    "filter": ("filter",),
+    "affine": ("affine", "flow"),
+}
+"""Families of the search that can imitate a trigger, and are left out together."""
 
 
 def _hardened(**changes: object) -> Method:
-    """The default method with other settings of the hardening."""
-    return replace(_ALL, hardening=replace(_ALL.hardening, **changes))
+    """The method ``learned`` with other settings of the hardening."""
+    return replace(_BASE, hardening=replace(_BASE.hardening, **changes))
 
 
 CANDIDATES: dict[str, Method] = {
     "no teacher": METHODS["no-teacher"],
     "ordinary": METHODS["mix"],
-    "ordinary, early stop": replace(METHODS["mix"], until=_ALL.until),
+    "ordinary, early stop": replace(METHODS["mix"], until=_BASE.until),
     "additions": METHODS["additions"],
-    "default": _ALL,
-    "default, no early stop": replace(_ALL, until={}),
-    "default without additions, patterns": _hardened(epsilon=0.0, mass=0.0),
+    "learned": _BASE,
+    "learned, no early stop": replace(_BASE, until={}),
+    "learned without additions, patterns": _hardened(epsilon=0.0, mass=0.0),
     "warp": _hardened(families=("warp",)),
     "generator": _hardened(families=("generator",)),
     "warp, generator": _hardened(families=("warp", "generator")),
@@ -94,6 +102,13 @@ CANDIDATES: dict[str, Method] = {
     ),
     "warp+generator, filter+generator": _hardened(families=("warp+generator", "filter+generator")),
     "warp+strong generator, generator": _hardened(families=("warp+generator-0.7", "generator")),
+    "default": METHODS["default"],
+    **{
+        f"default, no search for {left_out}": _hardened(
+            found=tuple(name for name in _SEARCHED if name not in _WITH[left_out])
+        )
+        for left_out in _WITH
+    },
     "the families of the triggers": _hardened(families=tuple(TRIGGERS)),
     **{
         f"the families of the triggers but {left_out}": _hardened(

@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, fields
 
 import pytest
+import torch
 
 from robustkd import cli, report
 from robustkd.core.errors import UsageError
@@ -22,6 +23,7 @@ from robustkd.core.methods import (
     label_of,
     stated,
 )
+from robustkd.student.families import make_family
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.student.objective import check_weights
 from robustkd.training.config import TrainingConfig, TrainingOptions
@@ -36,7 +38,10 @@ def test_every_method_fits_the_parts(name):
     check_weights(how.losses)
     assert how.detox is None or how.losses
     if how.hardening is not None:
-        UniversalPerturbations(10, (1, 16, 16), **asdict(how.hardening))
+        settings = asdict(how.hardening)
+        for family in settings.pop("found"):
+            make_family(family, 10, (1, 16, 16), torch.Generator())
+        UniversalPerturbations(10, (1, 16, 16), **settings)
     json.dumps([dict(how.losses), stated(how.detox), stated(how.hardening)])
     assert all(not METHODS[rival].defended for rival in how.rivals)
 
@@ -47,7 +52,10 @@ def defaults(call) -> dict[str, object]:
 
 def test_settings_have_the_defaults_of_what_they_set():
     own = defaults(UniversalPerturbations)
-    assert {f.name: own[f.name] for f in fields(HardeningSettings)} == asdict(HardeningSettings())
+    set_by_method = asdict(HardeningSettings())
+    assert set_by_method.pop("found") == ()
+    assert {name: own[name] for name in set_by_method} == set_by_method
+    assert set(set_by_method) == {f.name for f in fields(HardeningSettings)} - {"found"}
 
 
 @pytest.mark.parametrize(

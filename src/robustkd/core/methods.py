@@ -89,6 +89,9 @@ class HardeningSettings:
         fade: Share of the training, at its end, over which the copies become fewer, in [0, 1].
         families: Further families of transformations, by name.
         composed: If True, a copy is changed by several families in a row.
+        found: Families that are searched on the teacher before the training, by name; see
+            :mod:`robustkd.student.found`. Empty for no search.
+        found_share: Share of the copies that are changed by what was found, in [0, 1].
     """
 
     epsilon: float = 0.2
@@ -100,6 +103,8 @@ class HardeningSettings:
     fade: float = 0.0
     families: tuple[str, ...] = ()
     composed: bool = False
+    found: tuple[str, ...] = ()
+    found_share: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,13 @@ _PERTURBED = DetoxSettings(cap=1.0, ratio="stage", accuracy_budget=0.035)
 # See docs/results/default.md for this choice. 0.2 is the largest mask of published triggers. Copies
 # that also imitate the teacher cost more time or accuracy than copies trained on labels alone.
 _HARDENING = HardeningSettings(epsilon=0.2, mass=0.05, share=1.0, distilled=False)
-_DEFAULT = replace(_HARDENING, families=("warp", "generator", "warp+generator"))
+_LEARNED = replace(_HARDENING, families=("warp", "generator", "warp+generator"))
+# A search of few parameters finds what leads the teacher, and not only what leads any network.
+_SEARCHED = (
+    *("tone", "curves", "colour", "light", "filter", "smooth", "affine", "flow"),
+    "warp+photometric",
+)
+_DEFAULT = replace(_LEARNED, found=_SEARCHED)
 # With soft targets alone, training copies towards their label until the end costs accuracy. With
 # OFD it costs little.
 _FADING = HardeningSettings(recovered=False, fade=0.5)
@@ -202,20 +213,28 @@ METHODS: dict[str, Method] = {
         rivals=("ofd",),
     ),
     "default": Method(
-        "soft targets and OFD, hardened against additions, patterns, warps and generators",
+        "soft targets and OFD, hardened as in learned and against what leads the teacher",
         "RobustKD (default)",
         losses=_MIX,
         hardening=_DEFAULT,
         rivals=_ANY,
         until={"ofd": 0.6},
     ),
+    "learned": Method(
+        "soft targets and OFD, hardened against additions, patterns, warps and generators",
+        "RobustKD (learned)",
+        losses=_MIX,
+        hardening=_LEARNED,
+        rivals=_ANY,
+        until={"ofd": 0.6},
+    ),
     "default-perturbed": Method(
-        "default, from a teacher that is detoxified as in paper-perturbed",
+        "learned, from a teacher that is detoxified as in paper-perturbed",
         "RobustKD (default-pert.)",
         losses=_MIX,
         detox=_PERTURBED,
         removes="perturbations",
-        hardening=_DEFAULT,
+        hardening=_LEARNED,
         rivals=_ANY,
         until={"ofd": 0.6},
     ),

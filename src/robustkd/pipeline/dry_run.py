@@ -20,11 +20,14 @@ from robustkd import models
 from robustkd.core.method_names import Side
 from robustkd.core.methods import DetoxSettings
 from robustkd.core.types import Batch, DataSource, Split
-from robustkd.pipeline.detox_objective import STEPS, detox_objective
+from robustkd.pipeline import detox_objective as perturbing
+from robustkd.pipeline.detox_objective import detox_objective
+from robustkd.pipeline.hardening import find_for
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import form
 from robustkd.pipeline.prepare import Prepared, prepare
 from robustkd.pipeline.student import make_student
+from robustkd.student import found
 from robustkd.teacher.defences.brief import brief
 from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.teacher.defences.registry import find
@@ -173,9 +176,15 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
             started = time.perf_counter()
             objective = detox_objective(how, source, few, seed=job.seed, steps=1)
             one = time.perf_counter() - started
-            phases["perturb"] = {"steps": STEPS, "seconds per step": one, "seconds": STEPS * one}
+            phases["perturb"] = _phase(perturbing.STEPS, one)
         with few.timed(phases, "detoxify", steps):
             source = detoxify(source, few, objective=objective, seed=job.seed, **short).teacher
+    if how.hardening is not None and how.hardening.found:
+        started = time.perf_counter()
+        find_for(how, source, few, seed=job.seed, steps=1)
+        one = (time.perf_counter() - started) / len(found.STRENGTHS)
+        phases["search"] = _phase(found.STEPS * (1 + len(found.STRENGTHS)) // 2, one)
+        how = replace(how, hardening=replace(how.hardening, found=()))
     steps = training.epochs * steps_per_epoch(clean.size("train"), batch_size)
     with few.timed(phases, "distil", steps):
         make_student(
@@ -190,9 +199,12 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
     started = time.perf_counter()
     accuracy_on(ready.student, few, "validation")
     one = (time.perf_counter() - started) * clean.size("validation") / few.size("validation")
-    epochs = training.epochs
-    phases["validate"] = {"steps": epochs, "seconds per step": one, "seconds": epochs * one}
+    phases["validate"] = _phase(training.epochs, one)
     return phases
+
+
+def _phase(steps: int, one: float) -> dict[str, float]:
+    return {"steps": steps, "seconds per step": one, "seconds": steps * one}
 
 
 def _audits(networks: Sequence[nn.Module], clean: DataSource) -> Phases:

@@ -13,8 +13,8 @@ from robustkd.core.methods import DetoxOptions, DetoxSettings, Method, stated
 from robustkd.core.types import DataSource
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.detox_objective import detox_objective
+from robustkd.pipeline.hardening import make_hardening
 from robustkd.student.distillation import distill
-from robustkd.student.hardening import UniversalPerturbations
 from robustkd.student.safeguards import start_safeguard
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.cleaning import clean_network
@@ -94,18 +94,13 @@ def make_student(
             clean_up() if run is None else run.detoxify_once(clean_up, given)
         )
         source = detoxified
-    hardening = None
-    if how.hardening is not None:
-        hardening = UniversalPerturbations(
-            len(clean.classes), clean.image_shape, seed=seed, **asdict(how.hardening)
-        )
     learnt = distill(
         student,
         clean,
         teacher=source if how.losses else None,
         losses=how.losses,
         until=how.until,
-        hardening=hardening,
+        hardening=make_hardening(how, source, clean, seed=seed),
         safeguard=start_safeguard(how.safeguard, clean.image_shape, seed=seed),
         seed=seed,
         label=label,

@@ -8,7 +8,8 @@ is needed.
 
 Without ``families``, there are two, for faint and large or strong and small triggers: additions
 within an L-infinity ball, and patterns with a mask of bounded mean. The default method adds warps,
-generators, and both in a row.
+generators, and both in a row, and changes half of the copies by perturbations that lead the teacher
+(:mod:`robustkd.student.found`).
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Shafahi et
 al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
@@ -30,6 +31,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import UNLABELLED, Images, Labels, Logits, PerSample
 from robustkd.core.validation import check_positive
 from robustkd.student.families import Ball, Patch, make_family, members_of, stage_of
+from robustkd.student.found import FoundPerturbations
 
 _ADDITIONS = 2
 """Stage of additions and patterns, which come last in a composition."""
@@ -67,6 +69,8 @@ class UniversalPerturbations(nn.Module):
         composed: If False, each copy is changed by one family. If True, families form stages
             (pixels are moved, then their values are changed, then something is added), and each
             copy passes each stage with probability 1/2, at least one, through a random family.
+        found_share: Share of the copies that are changed by ``fixed``, in [0, 1].
+        fixed: Perturbations that lead the teacher; None for none.
         seed: Seed of the initial perturbations and of the classes that are drawn.
 
     Raises:
@@ -87,11 +91,14 @@ class UniversalPerturbations(nn.Module):
         fade: float | int = 0.0,
         families: tuple[str, ...] = (),
         composed: bool = False,
+        found_share: float | int = 0.5,
+        fixed: FoundPerturbations | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_positive(share=share)
         bounds = {"epsilon": epsilon, "mass": mass, "share": share, "ramp": ramp, "fade": fade}
+        bounds["found_share"] = found_share
         for name, value in bounds.items():
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; expected 0 to 1")
@@ -116,6 +123,7 @@ class UniversalPerturbations(nn.Module):
             for place in sorted(set(stages))
         )
         self.composed = composed
+        self.fixed, self.found_share = fixed, found_share
         self._steps = self._all_steps = 0
 
     @torch.no_grad()
@@ -142,8 +150,15 @@ class UniversalPerturbations(nn.Module):
         shift = torch.randint(1, classes, (count,), generator=self._random).to(labels.device)
         anyone = torch.randint(0, classes, (count,), generator=self._random).to(labels.device)
         toward = torch.where(own == UNLABELLED, anyone, (own + shift) % classes)
+        fixed = 0 if self.fixed is None else round(self.found_share * count)
+        learnt = count - fixed
         change = self._composed if self.composed else self._apart
-        seen = torch.cat([images, change(images[:count], toward)])
+        parts = [images, change(images[:learnt], toward[:learnt])] if learnt else [images]
+        if self.fixed is not None and fixed:
+            changed, led = self.fixed.perturb(images[learnt:count], own[learnt:], self._random)
+            parts.append(changed)
+            toward = torch.cat([toward[:learnt], led])
+        seen = torch.cat(parts)
         return Perturbed(seen.contiguous(memory_format=torch.channels_last), toward)
 
     def _apart(self, images: Images, toward: Labels) -> Images:

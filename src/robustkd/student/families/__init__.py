@@ -20,6 +20,7 @@ from robustkd.data import transformations
 from robustkd.student.families.bounded import Bounded, Chain, Family, Shape, members_of
 from robustkd.student.families.generator import generator
 from robustkd.student.families.perturbations import Ball, Patch, onto_mass
+from robustkd.student.families.photometric import photometric
 
 __all__ = [
     "FAMILIES",
@@ -73,6 +74,16 @@ def _tone(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
     )
 
 
+def _curves(classes: int, image: Shape, random: torch.Generator) -> Bounded:
+    return Bounded(
+        classes,
+        (1, image[0], _KNOTS),
+        0.35,
+        lambda x, p: transformations.tone_curve(x, p[:, 0]),
+        random,
+    )
+
+
 def _light(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
     return Bounded(classes, (2, _GRID, _GRID), 0.3, transformations.light_field, random)
 
@@ -87,6 +98,17 @@ def _filter(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
     )
 
 
+def _colour(classes: int, image: Shape, random: torch.Generator) -> Bounded:
+    channels = image[0]
+    return Bounded(
+        classes,
+        (1, channels, channels + 1),
+        0.25,
+        lambda x, p: transformations.colour_matrix(x, p[:, 0]),
+        random,
+    )
+
+
 def _smooth(classes: int, image: Shape, random: torch.Generator) -> Bounded:
     return Bounded(classes, (image[0], _GRID, _GRID), 0.25, transformations.low_frequency, random)
 
@@ -95,6 +117,10 @@ FAMILIES: dict[str, FamilyRow] = {
     "generator": FamilyRow(
         "small network for colours, light and texture, a change of at most 0.35",
         lambda classes, image, random: generator(classes, image[0], 0.35, random),
+    ),
+    "photometric": FamilyRow(
+        "tone curves, gain, offset and a filter, a change of at most 0.35",
+        lambda classes, image, random: photometric(classes, image[0], 0.35, random),
     ),
     "warp": FamilyRow(
         "rotation, shear, scale and translation, then a smooth flow",
@@ -109,6 +135,8 @@ FAMILIES: dict[str, FamilyRow] = {
     ),
     "tone": FamilyRow("tone curve, a change of at most 0.35", _tone),
     "light": FamilyRow("smooth field of gain and offset of at most 0.3", _light),
+    "curves": FamilyRow("tone curve for each channel, a change of at most 0.35", _curves),
+    "colour": FamilyRow("matrix of the colour channels, entries changed by at most 0.25", _colour),
     "filter": FamilyRow("5 x 5 kernel, entries changed by at most 0.15", _filter),
     "smooth": FamilyRow("smooth addition of at most 0.25", _smooth),
 }

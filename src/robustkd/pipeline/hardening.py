@@ -1,0 +1,55 @@
+"""The perturbations of a method's hardening, with those that are found on the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from torch import nn
+
+from robustkd.core.devices import device_of
+from robustkd.core.methods import Method
+from robustkd.core.types import DataSource
+from robustkd.student.found import STEPS, FoundPerturbations, find_perturbations
+from robustkd.student.hardening import UniversalPerturbations
+from robustkd.training.precision import mixed
+
+
+def make_hardening(
+    how: Method, teacher: nn.Module, clean: DataSource, *, seed: int
+) -> UniversalPerturbations | None:
+    """Return the perturbations of a method; None if it does not harden.
+
+    Args:
+        how: The method. If it names families that are searched on the teacher, and the student
+            learns from the teacher, they are searched now.
+        teacher: The network that the student learns from; it is not changed.
+        clean: Clean images.
+        seed: Seed of everything random.
+    """
+    if how.hardening is None:
+        return None
+    settings = asdict(how.hardening)
+    settings.pop("found")
+    fixed = find_for(how, teacher, clean, seed=seed) if how.losses else None
+    return UniversalPerturbations(
+        len(clean.classes), clean.image_shape, fixed=fixed, seed=seed, **settings
+    )
+
+
+def find_for(
+    how: Method, teacher: nn.Module, clean: DataSource, *, seed: int, steps: int = STEPS
+) -> FoundPerturbations | None:
+    """Search the families of a method on the teacher, in full precision; None if it has none."""
+    hardening = how.hardening
+    if hardening is None or not hardening.found:
+        return None
+    with mixed("no", device_of(teacher)):
+        return find_perturbations(
+            teacher,
+            clean,
+            hardening.found,
+            epsilon=hardening.epsilon,
+            mass=hardening.mass,
+            seed=seed,
+            steps=steps,
+        )
