@@ -12,6 +12,7 @@ from robustkd.data import InMemory, Labelled
 from robustkd.student.families import Ball
 from robustkd.student.found import FoundPerturbations, find_perturbations
 from robustkd.student.hardening import UniversalPerturbations
+from tests.unlabelled import Unlabelled
 
 CLASSES, SHAPE, TARGET = 4, (1, 8, 8), 2
 
@@ -40,8 +41,10 @@ def random(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def fixed(success: Tensor) -> FoundPerturbations:
-    families = nn.ModuleList(Ball(CLASSES, SHAPE, 0.1, random(k)) for k in range(success.shape[1]))
+def fixed(success: Tensor, first: int = 0) -> FoundPerturbations:
+    families = nn.ModuleList(
+        Ball(CLASSES, SHAPE, 0.1, random(first + k)) for k in range(success.shape[1])
+    )
     return FoundPerturbations((families,) * len(success), success)
 
 
@@ -95,10 +98,10 @@ def test_classes_are_drawn_in_proportion_to_their_success():
     assert shares == pytest.approx([0, 1 / 9, 1 / 9, 7 / 9], abs=0.03)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 1.0])
 def test_hardening_changes_a_share_of_its_copies_by_what_was_found(share):
     perturbations = UniversalPerturbations(
-        CLASSES, SHAPE, fixed=fixed(torch.ones(1, 2, CLASSES)), found_share=share
+        CLASSES, SHAPE, epsilon=1, mass=0, fixed=fixed(torch.ones(1, 2, CLASSES)), found_share=share
     )
     images, labels = torch.rand(16, *SHAPE), torch.arange(16) % CLASSES
     seen, toward = perturbations.perturb(images, labels)
@@ -106,10 +109,10 @@ def test_hardening_changes_a_share_of_its_copies_by_what_was_found(share):
     assert torch.equal(seen[:16], images)
     assert len(toward) == 16
     assert (toward != labels).all()
-    seen[32 - round(16 * share) :].detach()
-    assert seen.requires_grad == (share < 1)
+    near = (seen[16:].detach() - images).abs().amax((1, 2, 3)) <= 0.1 + 1e-6
+    assert near.tolist() == [False] * (16 - round(16 * share)) + [True] * round(16 * share)
     before = {name: value.clone() for name, value in perturbations.fixed.state_dict().items()}
-    if seen.requires_grad:
+    if share < 1:
         seen.sum().backward()
     perturbations.advance()
     for name, value in perturbations.fixed.state_dict().items():
@@ -117,14 +120,94 @@ def test_hardening_changes_a_share_of_its_copies_by_what_was_found(share):
 
 
 def test_what_was_found_is_stored_with_the_hardening():
-    made, other = (
-        UniversalPerturbations(CLASSES, SHAPE, fixed=fixed(success), seed=seed)
-        for seed, success in enumerate((torch.ones(1, 2, CLASSES), torch.rand(1, 2, CLASSES)))
+    made = UniversalPerturbations(CLASSES, SHAPE, fixed=fixed(torch.ones(1, 2, CLASSES)))
+    other = UniversalPerturbations(
+        CLASSES, SHAPE, fixed=fixed(torch.rand(1, 2, CLASSES), first=7), seed=1
     )
-    other.load_state_dict(made.state_dict())
     images, labels = torch.rand(8, *SHAPE), torch.arange(8) % CLASSES
+    state = {name: value.clone() for name, value in made.state_dict().items()}
+    assert not torch.equal(other.perturb(images, labels)[0], made.perturb(images, labels)[0])
+    for perturbations in (made, other):
+        perturbations.load_state_dict(state)
     for one, two in zip(made.perturb(images, labels), other.perturb(images, labels), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        torch.zeros(1, 2, CLASSES),
+        torch.full((1, 2, CLASSES), float("nan")),
+        torch.full((1, 2, CLASSES), 2.0),
+        torch.ones(1, 2, CLASSES + 1),
+        torch.ones(1, 2, CLASSES).long(),
+    ],
+)
+def test_a_damaged_state_is_refused(damaged):
+    made = fixed(torch.ones(1, 2, CLASSES))
+    with pytest.raises(RuntimeError, match="the success of the found perturbations"):
+        made.load_state_dict({**made.state_dict(), "_extra_state": damaged})
+
+
+def test_perturbations_of_other_classes_are_refused():
+    with pytest.raises(UsageError, match="fixed is for 4 classes; expected 3"):
+        UniversalPerturbations(3, SHAPE, fixed=fixed(torch.ones(1, 2, CLASSES)))
+
+
+def test_modes_and_statistics_of_the_teacher_stay_as_they_are():
+    teacher = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, CLASSES)).train()
+    find_perturbations(teacher, source(), ("tone",), steps=1)
+    assert all(module.training for module in teacher.modules())
+    assert teacher[0].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("n", [1, 4, 20])
+def test_few_images_without_labels_are_enough(n):
+    few = Unlabelled(source(n))
+    found = find_perturbations(Teacher(), few, ("tone", "flow", "light", "filter", "smooth"))
+    assert found.success.isfinite().all()
+
+
+def test_large_images_pass_one_family_after_another(monkeypatch):
+    names = ("tone", "light", "flow")
+    whole = find_perturbations(Teacher(), source(), names, steps=3)
+    monkeypatch.setattr("robustkd.student.found.images_at_once", lambda _shape: 5)
+    parts = find_perturbations(Teacher(), source(), names, steps=3)
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(value, parts.state_dict()[name])
+
+
+def test_with_many_classes_the_running_success_is_used(monkeypatch):
+    monkeypatch.setattr("robustkd.student.found._FEW_CLASSES", 2)
+    found = find_perturbations(Teacher(), source(), ("tone", "flow"), steps=20)
+    assert found.success[0, 0].argmax() == TARGET
+    assert found.success[0, 0, TARGET] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"), [((), 3), (("tone",), 0)], ids=["no family", "no step"]
+)
+def test_arguments_without_sense_are_refused(names, steps):
+    with pytest.raises(UsageError, match="expected at least 1, 1 and 2"):
+        find_perturbations(Teacher(), source(), names, steps=steps)
+
+
+def test_a_teacher_without_gradients_is_refused_in_one_line():
+    class Frozen(Teacher):
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return super().forward(images)
+
+    with pytest.raises(UsageError, match="no gradient passes through the teacher"):
+        find_perturbations(Frozen(), source(), ("tone",), steps=1)
+
+
+def test_a_teacher_may_change_its_input_in_place():
+    class InPlace(Teacher):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.sub_(0.1))
+
+    assert find_perturbations(InPlace(), source(), ("tone",), steps=1).classes == CLASSES
 
 
 def test_an_unknown_family_is_named():

@@ -32,6 +32,8 @@ _REMOVED = 1
 """Version of the perturbations that a detoxification removes; part of the hash of its students."""
 _HARDENED = 2
 """Version of hardening; part of the hash for hardened students and attackers who train them."""
+_SEARCHED: int = 1
+"""Version of the search of the teacher; part of the hash of methods that search it, from 2 on."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ def _parts(method: str) -> dict[str, object]:
     hardening = stated(how.hardening)
     if hardening is not None:
         hardening["revision"] = _HARDENED
+        if "found" in hardening and _SEARCHED > 1:
+            hardening["search"] = _SEARCHED
     parts: dict[str, object] = {
         "losses": dict(how.losses),
         "detox": stated(how.detox),

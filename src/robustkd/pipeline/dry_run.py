@@ -18,7 +18,7 @@ from torch import nn
 
 from robustkd import models
 from robustkd.core.method_names import Side
-from robustkd.core.methods import DetoxSettings
+from robustkd.core.methods import DetoxSettings, Method
 from robustkd.core.types import Batch, DataSource, Split
 from robustkd.pipeline import detox_objective as perturbing
 from robustkd.pipeline.detox_objective import detox_objective
@@ -179,11 +179,8 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
             phases["perturb"] = _phase(perturbing.STEPS, one)
         with few.timed(phases, "detoxify", steps):
             source = detoxify(source, few, objective=objective, seed=job.seed, **short).teacher
-    if how.hardening is not None and how.hardening.found:
-        started = time.perf_counter()
-        find_for(how, source, few, seed=job.seed, steps=1)
-        one = (time.perf_counter() - started) / len(found.STRENGTHS)
-        phases["search"] = _phase(found.STEPS * (1 + len(found.STRENGTHS)) // 2, one)
+    if how.hardening is not None and how.hardening.found and how.losses:
+        phases["search"] = _search(how, source, few, job.seed)
         how = replace(how, hardening=replace(how.hardening, found=()))
     steps = training.epochs * steps_per_epoch(clean.size("train"), batch_size)
     with few.timed(phases, "distil", steps):
@@ -203,7 +200,20 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
     return phases
 
 
-def _phase(steps: int, one: float) -> dict[str, float]:
+def _search(how: Method, teacher: nn.Module, few: DataSource, seed: int) -> dict[str, float | int]:
+    """Estimate the search of the teacher, whose measurement takes long beside one step."""
+    seconds = []
+    for steps in (1, 3):
+        started = time.perf_counter()
+        find_for(how, teacher, few, seed=seed, steps=steps)
+        seconds.append(time.perf_counter() - started)
+    whole = found.STEPS + (len(found.STRENGTHS) - 1) * (found.STEPS // 2)
+    one = max(0.0, seconds[1] - seconds[0]) / 2
+    total = seconds[0] + (whole - len(found.STRENGTHS)) * one
+    return {"steps": whole, "seconds per step": total / whole, "seconds": total}
+
+
+def _phase(steps: int, one: float) -> dict[str, float | int]:
     return {"steps": steps, "seconds per step": one, "seconds": steps * one}
 
 

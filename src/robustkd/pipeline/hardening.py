@@ -8,8 +8,9 @@ from torch import nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.methods import Method
+from robustkd.core.progress import track
 from robustkd.core.types import DataSource
-from robustkd.student.found import STEPS, FoundPerturbations, find_perturbations
+from robustkd.student.found import STEPS, STRENGTHS, FoundPerturbations, find_perturbations
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.training.precision import mixed
 
@@ -30,7 +31,7 @@ def make_hardening(
         return None
     settings = asdict(how.hardening)
     settings.pop("found")
-    fixed = find_for(how, teacher, clean, seed=seed) if how.losses else None
+    fixed = find_for(how, teacher, clean, seed=seed)
     return UniversalPerturbations(
         len(clean.classes), clean.image_shape, fixed=fixed, seed=seed, **settings
     )
@@ -39,11 +40,17 @@ def make_hardening(
 def find_for(
     how: Method, teacher: nn.Module, clean: DataSource, *, seed: int, steps: int = STEPS
 ) -> FoundPerturbations | None:
-    """Search the families of a method on the teacher, in full precision; None if it has none."""
+    """Search the families of a method on the teacher, in full precision.
+
+    Returns:
+        What was found; None if the method has no families, or the student does not learn from the
+        teacher.
+    """
     hardening = how.hardening
-    if hardening is None or not hardening.found:
+    if hardening is None or not hardening.found or not how.losses:
         return None
-    with mixed("no", device_of(teacher)):
+    count = steps + (len(STRENGTHS) - 1) * max(1, steps // 2)
+    with mixed("no", device_of(teacher)), track("search the teacher", count) as update:
         return find_perturbations(
             teacher,
             clean,
@@ -52,4 +59,5 @@ def find_for(
             mass=hardening.mass,
             seed=seed,
             steps=steps,
+            tell=update,
         )

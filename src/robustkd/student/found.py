@@ -10,14 +10,16 @@ since they contain few changes that mislead a network without a backdoor.
 The search is ours. Sources of its parts: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal
 perturbations); Wang et al. 2019, Neural Cleanse, doi 10.1109/SP.2019.00031 (a trigger is searched
 for in each class, and unlearned). Differences from Neural Cleanse: families of transformations in
-the place of patches; everything found is used in proportion to its success, without deciding
-whether there is a backdoor; the student unlearns it while it is distilled.
+the place of patches; what was found is used the more often the more successful it is, without
+deciding whether there is a backdoor; the student unlearns it while it is distilled.
+
+A backdoor that is not active in the teacher, such as that of ADBA-FT or SCAR, is not found.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.student.families import Ball, Patch, make_family, members_of
 from robustkd.student.families.search import Found, endless, images_at_once, led_shares
@@ -37,33 +40,50 @@ _PER_CLASS, _FEWEST, _MOST = 2, 16, 64
 """Images of a step for each family: as many per class, at least and at most."""
 _START, _LEAST, _MEMORY = 0.5, 0.1, 0.7
 _MEASURED, _HELD_OUT = 500, 200
+_FEW_CLASSES = 20
+"""Up to so many classes, success is measured; with more, too few images would be left for each."""
 _AT_ONCE = 4
 """Number of families that are used in one step of the student."""
-_FLOOR = 0.01
-"""Least weight of a member, so that every class can be drawn."""
+_FLOOR = 0.1
+"""Least weight of all members of a family together, so that every class can be drawn."""
 
 
 class FoundPerturbations(nn.Module):
-    """Fixed perturbations of every class, drawn in proportion to their success on the teacher.
+    """Fixed perturbations of every class, drawn by their success on the teacher.
 
     Args:
         found: Families with learned members, at each strength; the same families everywhere.
-        success: Share of images that each member leads to its class on the teacher.
+        success: Share of images that each member leads to its class on the teacher, in [0, 1].
+            Small shares are raised to 0.1 divided by the number of classes.
     """
 
     def __init__(self, found: Found, success: Float[Tensor, "strengths families classes"]) -> None:
         super().__init__()
         self.found = nn.ModuleList(found)
         # On the CPU, where classes and families are drawn, so that no device has to wait.
-        self.success = success.cpu().clamp_min(_FLOOR)
+        self.success = success.cpu().clamp_min(_FLOOR / success.shape[2])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.success.shape[2]
 
     def get_extra_state(self) -> Tensor:
         """Return the success of the members, for ``state_dict``."""
         return self.success
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the success of the members."""
-        self.success = state.cpu()
+        """Restore the success of the members.
+
+        Raises:
+            RuntimeError: If it is not of these families and classes, or out of range.
+        """
+        own, known = self.success, state.cpu()
+        if known.shape != own.shape or known.dtype != own.dtype:
+            raise RuntimeError("the success of the found perturbations has another shape or type")
+        if not bool(((known > 0) & (known <= 1)).all()):
+            raise RuntimeError("the success of the found perturbations is out of range")
+        self.success = known
 
     @torch.no_grad()
     def perturb(
@@ -71,11 +91,12 @@ class FoundPerturbations(nn.Module):
     ) -> tuple[Images, Labels]:
         """Perturb every image towards a class that is not its own.
 
-        A few families are drawn, and each changes an equal part of the images. The weight of a
-        family is the success of its best member, and that of a member its success.
+        Four families, or all if there are fewer, are drawn without replacement, and each changes an
+        equal part of the images. The weight of a family is the success of its best member. Within a
+        family, strengths and classes are drawn in proportion to success.
 
         Args:
-            images: N x C x H x W in [0, 1].
+            images: N x C x H x W in [0, 1], at least one.
             labels: Their labels; -1 for none.
             random: Generator of the choice, on the CPU.
 
@@ -110,25 +131,38 @@ def find_perturbations(
     mass: float | int = 0.05,
     seed: int = 0,
     steps: int = STEPS,
+    tell: Callable[[], None] = lambda: None,
 ) -> FoundPerturbations:
     """Search for perturbations that lead the teacher to each class.
 
-    Every step has images of every family, and classes that the family leads many images to are
-    drawn more often.
+    Every step has images for every family, unless there are fewer training images than families.
+    Classes that a family leads many images to are drawn more often. The success is measured on 500
+    training images; with more than 20 classes, it is the running success of the search.
 
     Args:
         teacher: The untrusted network; it is not changed.
         data: Clean images; the search uses ``train``.
         names: Families, names of :data:`robustkd.student.families.FAMILIES`, ``additions`` or
             ``patterns``.
-        epsilon: Bound of additions.
-        mass: Largest mean of the masks of patterns.
+        epsilon: Bound of additions in pixel units, in (0, 1].
+        mass: Largest mean of the masks of patterns, in (0, 1].
         seed: Seed of everything random.
-        steps: Optimiser steps at the first strength; half as many follow at each further one.
+        steps: Optimiser steps at the first strength, at least 1; half as many, and at least one,
+            follow at each further one.
+        tell: Called after each step.
+
+    Returns:
+        The perturbations with their success.
 
     Raises:
-        UsageError: If a family is unknown.
+        UsageError: If a family is unknown, there is none, ``steps`` is below 1, there are fewer
+            than two classes, or no gradient passes through the teacher.
     """
+    if not names or steps < 1 or len(data.classes) < 2:
+        raise UsageError(
+            f"there are {len(names)} families, {steps} steps and {len(data.classes)} classes; "
+            "expected at least 1, 1 and 2"
+        )
     frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
     classes, shape = len(data.classes), data.image_shape
     random = torch.Generator().manual_seed(seed)
@@ -142,7 +176,9 @@ def find_perturbations(
 
     device = device_of(frozen)
     families = nn.ModuleList(map(make, names)).to(device)
-    found = _learn(families, frozen, data, random, steps)
+    found, running = _learn(families, frozen, data, random, steps, tell)
+    if classes > _FEW_CLASSES:
+        return FoundPerturbations(found, running)
     measured = min(_MEASURED, data.size("train"))
     batch = next(iter(data.batches("train", batch_size=measured, device=device, shuffle=random)))
     shares = led_shares(
@@ -150,7 +186,7 @@ def find_perturbations(
         found,
         batch.images,
         batch.labels,
-        held_out=max(1, _HELD_OUT // classes),
+        held_out=_HELD_OUT // classes,
         seed=seed,
         classes=classes,
     )
@@ -163,13 +199,19 @@ def _learn(
     data: DataSource,
     random: torch.Generator,
     steps: int,
-) -> Found:
-    """Learn all members towards their classes, and those with success on more images."""
+    tell: Callable[[], None],
+) -> tuple[Found, Float[Tensor, "strengths families classes"]]:
+    """Learn all members towards their classes, and those with success on more images.
+
+    Returns:
+        The families and their running success, at each strength.
+    """
     classes, count = len(data.classes), len(families)
     size = count * min(_MOST, max(_FEWEST, _PER_CLASS * classes))
     batches = endless(data, size, count, device_of(network), random)
     success = torch.full((count, classes), _START)
     found: list[nn.ModuleList] = []
+    reached = []
     for strength in STRENGTHS:
         with torch.no_grad():
             for family in members_of(families):
@@ -180,37 +222,57 @@ def _learn(
                 _others(own, chances, random)
                 for own, chances in zip(labels.tensor_split(count), success, strict=True)
             ]
-            changed = torch.cat(
-                [
-                    family(some, led)
-                    for family, some, led in zip(
-                        members_of(families), images.tensor_split(count), parts, strict=True
-                    )
-                    if len(some)
-                ]
-            )
-            hits = _ascend(network, changed, torch.cat(parts), images_at_once(data.image_shape))
+            hits = _ascend(families, network, images, parts, images_at_once(data.image_shape))
             with torch.no_grad():
                 for family in members_of(families):
                     family.advance(strength)
                 _remember(success, parts, hits.cpu())
+            tell()
         found.append(copy.deepcopy(families))
-    return tuple(found)
+        reached.append(success.clone())
+    return tuple(found), torch.stack(reached)
 
 
-def _ascend(network: nn.Module, changed: Images, toward: Labels, at_once: int) -> Tensor:
-    """Compute gradients of the members towards their classes; return what reached its class."""
-    seen = changed.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+def _ascend(
+    families: nn.ModuleList,
+    network: nn.Module,
+    images: Images,
+    parts: Sequence[Tensor],
+    at_once: int,
+) -> Tensor:
+    """Compute the gradients of the members towards their classes.
+
+    Returns:
+        Whether each image reached its class.
+    """
+    own = [
+        (family, some, led)
+        for family, some, led in zip(
+            members_of(families), images.tensor_split(len(families)), parts, strict=True
+        )
+        if len(some)
+    ]
+    # Large images pass one family after another, so that they fit into memory.
+    groups = [own] if len(images) <= at_once else [[each] for each in own]
     hits = []
-    for some, led in zip(seen.split(at_once), toward.split(at_once), strict=True):
-        logits = network(some)
-        (-F.cross_entropy(logits, led, reduction="sum")).backward()
-        hits.append(logits.detach().argmax(1) == led)
-    changed.backward(seen.grad)
+    for group in groups:
+        changed = torch.cat([family(some, led) for family, some, led in group])
+        toward = torch.cat([led for _family, _some, led in group])
+        seen = changed.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        for some, led in zip(seen.split(at_once), toward.split(at_once), strict=True):
+            logits = network(some.clone())
+            if not logits.requires_grad:
+                raise UsageError(
+                    "no gradient passes through the teacher, so it cannot be searched; the method "
+                    "learned does without"
+                )
+            (-F.cross_entropy(logits, led, reduction="sum")).backward()
+            hits.append(logits.detach().argmax(1) == led)
+        changed.backward(seen.grad)
     return torch.cat(hits)
 
 
-def _remember(success: Tensor, parts: Sequence[Labels], hits: Tensor) -> None:
+def _remember(success: Tensor, parts: Sequence[Tensor], hits: Tensor) -> None:
     """Update the running success of the members that were used, at least ``_LEAST``."""
     for own, led, hit in zip(
         success, parts, hits.split([len(part) for part in parts]), strict=True
@@ -224,7 +286,7 @@ def _remember(success: Tensor, parts: Sequence[Labels], hits: Tensor) -> None:
 def _others(own: Labels, weights: Tensor, random: torch.Generator) -> Labels:
     """Draw a class for each image by weight, but not its own.
 
-    The draw is the same on every device, and a device need not wait for the host.
+    A device need not wait for the host.
     """
     chances = weights.to(own.device).expand(len(own), -1)
     classes = torch.arange(weights.shape[0], device=own.device)

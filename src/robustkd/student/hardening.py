@@ -59,8 +59,8 @@ class UniversalPerturbations(nn.Module):
             the clean images; if False, copies are trained on their labels only.
         recovered: If True, copies are trained towards their true label; if False, they are only
             pushed away from the class of the perturbation.
-        ramp: Share of the training, at its start, over which both bounds grow linearly, in
-            [0, 1].
+        ramp: Share of the training, at its start, over which the bounds of all perturbations but
+            ``fixed`` grow linearly, in [0, 1].
         fade: Share of the training, at its end, over which the copies become fewer until a tenth
             is left, in [0, 1]. At the end, the statistics of BatchNorm are nearly those of clean
             images.
@@ -69,12 +69,13 @@ class UniversalPerturbations(nn.Module):
         composed: If False, each copy is changed by one family. If True, families form stages
             (pixels are moved, then their values are changed, then something is added), and each
             copy passes each stage with probability 1/2, at least one, through a random family.
-        found_share: Share of the copies that are changed by ``fixed``, in [0, 1].
-        fixed: Perturbations that lead the teacher; None for none.
+        found_share: Share of the copies that are changed by ``fixed``, in [0, 1]; not used without.
+        fixed: Perturbations that lead the teacher, of
+            :func:`robustkd.student.found.find_perturbations`; None for none.
         seed: Seed of the initial perturbations and of the classes that are drawn.
 
     Raises:
-        UsageError: If a number is out of range, or there is no family.
+        UsageError: If a number is out of range, there is no family, or ``fixed`` has other classes.
     """
 
     def __init__(
@@ -123,6 +124,8 @@ class UniversalPerturbations(nn.Module):
             for place in sorted(set(stages))
         )
         self.composed = composed
+        if fixed is not None and fixed.classes != classes:
+            raise UsageError(f"fixed is for {fixed.classes} classes; expected {classes}")
         self.fixed, self.found_share = fixed, found_share
         self._steps = self._all_steps = 0
 
@@ -138,9 +141,11 @@ class UniversalPerturbations(nn.Module):
     def perturb(self, images: Images, labels: Labels) -> Perturbed:
         """Add perturbed copies of the first images, each with a random class that is not its own.
 
-        Their number is the share of the batch, less during the fade, and at least one, divided
-        among the families. Images stay in [0, 1], and gradients flow to the perturbations. For an
-        image with the label :data:`robustkd.core.types.UNLABELLED`, any class may be drawn.
+        Their number is the share of the batch, less during the fade, and at least one. The first
+        copies are divided among the families, whose classes are uniform, and gradients flow to
+        their perturbations. The last ones, ``found_share`` of them, are changed by ``fixed``, which
+        draws their classes. Images stay in [0, 1]. For an image with the label
+        :data:`robustkd.core.types.UNLABELLED`, any class may be drawn.
 
         The call is remembered until :meth:`advance`, except under ``torch.no_grad()``.
         """
