@@ -79,5 +79,7 @@ def test_every_phase_is_really_run(teacher_file, monkeypatch):
     monkeypatch.setattr(dry_run, "make_student", watched)
     found = plan(teacher_file, "default")
     assert "detoxify" not in found
+    assert found["search"]["steps"] == 45
+    assert found["search"]["seconds"] > 0
     (record,) = made[0].record["epochs"]
     assert {"ofd", "harden", "validation"} <= set(record)

@@ -17,6 +17,7 @@ from robustkd.core.errors import InputError, WriteError
 from robustkd.data import CropFlip, InMemory, Labelled
 from robustkd.models import Spec, build
 from robustkd.student.distillation import distill
+from robustkd.student.found import find_perturbations
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.training.checkpoint import State, load_state, save_state
 from robustkd.training.learners import Supervised
@@ -188,11 +189,14 @@ def distilled(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     spec = Spec("wrn-10-1", 3, (3, 8, 8))
     more = {"families": ("warp", "generator"), "composed": True} if until else {}
+    teacher = build(spec, seed=2).eval()
+    if until:
+        more["fixed"] = find_perturbations(teacher, DATA, ("tone", "flow"), steps=1)
     hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, fade=0.5, seed=4, **more)
     made = distill(
         build(spec, seed=1),
         DATA,
-        teacher=build(spec, seed=2).eval(),
+        teacher=teacher,
         losses={"ofd": 1.0, "kd": 1.0},
         until=until,
         hardening=hardening,
