@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustkd.models import Spec, build, load, save
     from robustkd.pipeline.run import run
     from robustkd.student.distillation import distill
+    from robustkd.student.found import find_perturbations
     from robustkd.student.hardening import UniversalPerturbations
     from robustkd.teacher.defences.detoxification import detoxify
     from robustkd.teacher.defences.masks import DetoxifiedTeacher, load_detoxified, save_detoxified
@@ -35,6 +36,7 @@ _HOME = {
     "detoxify": ("robustkd.teacher.defences.detoxification", "detoxify"),
     "distill": ("robustkd.student.distillation", "distill"),
     "export_student": ("robustkd.export", "export_student"),
+    "find_perturbations": ("robustkd.student.found", "find_perturbations"),
     "from_dataset": ("robustkd.data", "from_dataset"),
     "load": ("robustkd.models", "load"),
     "load_data": ("robustkd.data", "load"),
@@ -58,6 +60,7 @@ __all__ = [
     "detoxify",
     "distill",
     "export_student",
+    "find_perturbations",
     "from_dataset",
     "load",
     "load_data",

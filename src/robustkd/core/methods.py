@@ -163,19 +163,26 @@ _PERTURBED = DetoxSettings(cap=1.0, ratio="stage", accuracy_budget=0.035)
 # See docs/results/default.md for this choice. 0.2 is the largest mask of published triggers. Copies
 # that also imitate the teacher cost more time or accuracy than copies trained on labels alone.
 _HARDENING = HardeningSettings(epsilon=0.2, mass=0.05, share=1.0, distilled=False)
-_LEARNED = replace(_HARDENING, families=("warp", "generator", "warp+generator"))
+_FAMILIES = replace(_HARDENING, families=("warp", "generator", "warp+generator"))
 # A search of few parameters finds what leads the teacher, and not only what leads any network.
 _SEARCHED = (
     *("tone", "curves", "colour", "light", "filter", "smooth", "affine", "flow"),
     "warp+photometric",
 )
-_DEFAULT = replace(_LEARNED, found=_SEARCHED)
 # With soft targets alone, training copies towards their label until the end costs accuracy. With
 # OFD it costs little.
 _FADING = HardeningSettings(recovered=False, fade=0.5)
 # With a weight of 1, OFD outweighs the loss of the perturbed copies; soft targets add accuracy.
 _MIX: Mapping[str, float] = MappingProxyType({"kd": 1.0, "ofd": 0.3})
 _ANY = ("ofd", "kd", "mix")
+_LEARNED = Method(
+    "soft targets and OFD, hardened against additions, patterns, warps and generators",
+    "RobustKD (learned)",
+    losses=_MIX,
+    hardening=_FAMILIES,
+    rivals=_ANY,
+    until={"ofd": 0.6},
+)
 
 METHODS: dict[str, Method] = {
     "no-teacher": Method("labels alone, no teacher", "student, no teacher"),
@@ -212,31 +219,19 @@ METHODS: dict[str, Method] = {
         removes="perturbations",
         rivals=("ofd",),
     ),
-    "default": Method(
-        "soft targets and OFD, hardened as in learned and against what leads the teacher",
-        "RobustKD (default)",
-        losses=_MIX,
-        hardening=_DEFAULT,
-        rivals=_ANY,
-        until={"ofd": 0.6},
+    "default": replace(
+        _LEARNED,
+        summary="soft targets and OFD, hardened as in learned and against what leads the teacher",
+        label="RobustKD (default)",
+        hardening=replace(_FAMILIES, found=_SEARCHED),
     ),
-    "learned": Method(
-        "soft targets and OFD, hardened against additions, patterns, warps and generators",
-        "RobustKD (learned)",
-        losses=_MIX,
-        hardening=_LEARNED,
-        rivals=_ANY,
-        until={"ofd": 0.6},
-    ),
-    "default-perturbed": Method(
-        "learned, from a teacher that is detoxified as in paper-perturbed",
-        "RobustKD (default-pert.)",
-        losses=_MIX,
+    "learned": _LEARNED,
+    "default-perturbed": replace(
+        _LEARNED,
+        summary="learned, from a teacher that is detoxified as in paper-perturbed",
+        label="RobustKD (default-pert.)",
         detox=_PERTURBED,
         removes="perturbations",
-        hardening=_LEARNED,
-        rivals=_ANY,
-        until={"ofd": 0.6},
     ),
     "additions": Method(
         "soft targets and OFD, hardened against universal additions and patterns alone",

@@ -55,8 +55,6 @@ def find_for(
             teacher,
             clean,
             hardening.found,
-            epsilon=hardening.epsilon,
-            mass=hardening.mass,
             seed=seed,
             steps=steps,
             tell=update,

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images, Labels
-from robustkd.student.families import Ball, Patch, make_family, members_of
+from robustkd.student.families import make_family, members_of
 from robustkd.student.families.search import Found, endless, images_at_once, led_shares
 
 STRENGTHS = (1.0, 0.5)
@@ -127,8 +127,6 @@ def find_perturbations(
     data: DataSource,
     names: Sequence[str],
     *,
-    epsilon: float | int = 0.2,
-    mass: float | int = 0.05,
     seed: int = 0,
     steps: int = STEPS,
     tell: Callable[[], None] = lambda: None,
@@ -142,10 +140,7 @@ def find_perturbations(
     Args:
         teacher: The untrusted network; it is not changed.
         data: Clean images; the search uses ``train``.
-        names: Families, names of :data:`robustkd.student.families.FAMILIES`, ``additions`` or
-            ``patterns``.
-        epsilon: Bound of additions in pixel units, in (0, 1].
-        mass: Largest mean of the masks of patterns, in (0, 1].
+        names: Families, names of :data:`robustkd.student.families.FAMILIES`.
         seed: Seed of everything random.
         steps: Optimiser steps at the first strength, at least 1; half as many, and at least one,
             follow at each further one.
@@ -157,6 +152,13 @@ def find_perturbations(
     Raises:
         UsageError: If a family is unknown, there is none, ``steps`` is below 1, there are fewer
             than two classes, or no gradient passes through the teacher.
+
+    Example:
+        >>> import robustkd
+        >>> data = robustkd.load_data("digits", train=100, validation=100)
+        >>> teacher = robustkd.build(robustkd.Spec("wrn-10-1", 10, data.image_shape), seed=0)
+        >>> found = robustkd.find_perturbations(teacher, data, ("tone", "flow"), steps=1)
+        >>> hardening = robustkd.UniversalPerturbations(10, data.image_shape, fixed=found)
     """
     if not names or steps < 1 or len(data.classes) < 2:
         raise UsageError(
@@ -164,18 +166,11 @@ def find_perturbations(
             "expected at least 1, 1 and 2"
         )
     frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
-    classes, shape = len(data.classes), data.image_shape
+    classes, device = len(data.classes), device_of(frozen)
     random = torch.Generator().manual_seed(seed)
-
-    def make(name: str) -> nn.Module:
-        if name == "additions":
-            return Ball(classes, shape, epsilon, random)
-        if name == "patterns":
-            return Patch(classes, shape, mass, random)
-        return make_family(name, classes, shape, random)
-
-    device = device_of(frozen)
-    families = nn.ModuleList(map(make, names)).to(device)
+    families = nn.ModuleList(
+        make_family(name, classes, data.image_shape, random) for name in names
+    ).to(device)
     found, running = _learn(families, frozen, data, random, steps, tell)
     if classes > _FEW_CLASSES:
         return FoundPerturbations(found, running)
@@ -284,10 +279,7 @@ def _remember(success: Tensor, parts: Sequence[Tensor], hits: Tensor) -> None:
 
 
 def _others(own: Labels, weights: Tensor, random: torch.Generator) -> Labels:
-    """Draw a class for each image by weight, but not its own.
-
-    A device need not wait for the host.
-    """
+    """Draw a class for each image by weight, but not its own, without waiting for a device."""
     chances = weights.to(own.device).expand(len(own), -1)
     classes = torch.arange(weights.shape[0], device=own.device)
     bounds = chances.masked_fill(classes == own[:, None], 0.0).cumsum(1)

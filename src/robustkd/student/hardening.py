@@ -71,7 +71,7 @@ class UniversalPerturbations(nn.Module):
             copy passes each stage with probability 1/2, at least one, through a random family.
         found_share: Share of the copies that are changed by ``fixed``, in [0, 1]; not used without.
         fixed: Perturbations that lead the teacher, of
-            :func:`robustkd.student.found.find_perturbations`; None for none.
+            :func:`robustkd.find_perturbations`; None for none.
         seed: Seed of the initial perturbations and of the classes that are drawn.
 
     Raises:
