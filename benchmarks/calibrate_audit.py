@@ -31,7 +31,7 @@ from robustkd.core.methods import find_method, method_name
 from robustkd.core.statistics import wilson
 from robustkd.data import InMemory
 from robustkd.data.augment import named
-from robustkd.evaluation.audit import FULL, QUICK, STATISTICS, Audit, audit, train_references
+from robustkd.evaluation.audit import FULL, QUICK, STATISTICS, Audit, audit, make_references
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.evaluation.measurement import measure
 from robustkd.models import learning_rate
@@ -111,7 +111,7 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
         return
     source = load(given.data)
     efforts = {"full": FULL, "quick": QUICK}
-    references = {kind: train_references(source, effort) for kind, effort in efforts.items()}
+    references = {kind: make_references(source, effort) for kind, effort in efforts.items()}
     for name, seed in missing:
         started = time.perf_counter()
         network, trigger, target = trained(name, source, given.arch, seed, _EPOCHS[given.data])

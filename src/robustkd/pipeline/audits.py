@@ -60,10 +60,10 @@ def _one_line(message: str) -> str:
 
 def _audits(networks: Mapping[str, nn.Module], clean: DataSource) -> Audited:
     # Statistics need scipy, which takes a second to import.
-    from robustkd.evaluation.audit import QUICK, audit, train_references
+    from robustkd.evaluation.audit import QUICK, audit, make_references
 
     effort = QUICK.for_classes(len(clean.classes))
-    references = train_references(clean, effort)
+    references = make_references(clean, effort)
     record: dict[str, object] = {}
     arrays: dict[str, NDArray[Any]] = {}
     for who, network in networks.items():

@@ -21,6 +21,7 @@ STEPS = 24
 _STRENGTH = 0.5
 """Bounds of the perturbations, as a share of those of hardening."""
 _BATCH = 10
+_FAMILIES = ("additions", "patterns", "generator", "warp")
 _FEWEST_IMAGES = 4
 
 
@@ -30,8 +31,7 @@ def detox_objective(
     """Return the objective of a method; None for the variance ratio of clean images.
 
     Args:
-        how: The method. If it removes perturbations, they are searched for in full precision, with
-            the families that the audit uses.
+        how: The method. If it removes perturbations, they are searched for in full precision.
         teacher: The untrusted network; it is not changed.
         clean: Clean images.
         seed: Seed of everything random.
@@ -55,5 +55,5 @@ def detox_objective(
     classes = len(clean.classes)
     effort = Effort(strengths=(_STRENGTH,), steps=steps, batch=_BATCH).for_classes(classes)
     with mixed("no", device_of(frozen)):
-        (found,) = search(frozen, clean, effort, seed=seed)
+        (found,) = search(frozen, clean, effort, seed=seed, families=_FAMILIES)
     return PerturbationVariance(partial(transformed, found), classes, seed)

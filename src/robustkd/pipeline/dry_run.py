@@ -223,7 +223,8 @@ def _audits(networks: Sequence[nn.Module], clean: DataSource) -> Phases:
     An audit that fails is no part of the plan, since it does not end the run either.
     """
     # The audit needs scipy, which takes a second to import.
-    from robustkd.evaluation.audit import QUICK, train_references
+    from robustkd.evaluation.audit import QUICK
+    from robustkd.evaluation.audit.references import train_references
     from robustkd.evaluation.audit.search import search
 
     effort = QUICK.for_classes(len(clean.classes))
@@ -232,17 +233,17 @@ def _audits(networks: Sequence[nn.Module], clean: DataSource) -> Phases:
     seen = min(effort.reference_images, few.size("train"))
     try:
         started = time.perf_counter()
-        for network in networks:
+        beside = train_references(few, replace(effort, reference_images=seen))
+        references = (time.perf_counter() - started) * effort.reference_images / seen
+        started = time.perf_counter()
+        for network in (*networks, *beside):
             search(copy.deepcopy(network).eval().requires_grad_(False), few, one, seed=0)
         step = time.perf_counter() - started
-        started = time.perf_counter()
-        train_references(few, replace(effort, reference_images=seen))
-        references = (time.perf_counter() - started) * effort.reference_images / seen
     except Exception as error:
         # As in the run, where no error of the audit may cost the user the student.
         _log.warning("the time of the audit is not in the estimate: %s", error)
         return {}
-    steps = effort.steps * len(effort.strengths)
+    steps = effort.search_steps
     seconds = references + _WHOLE * steps * step
     return {"audit": {"steps": steps, "seconds per step": seconds / steps, "seconds": seconds}}
 

@@ -15,6 +15,10 @@ FAMILIES: Mapping[str, str] = {
     "patterns": "the same masked pattern in every image",
     "generator": "additions that depend on the image",
     "warp": "the same smooth distortion of every image",
+    "tone": "the same tone curve for every image",
+    "light": "the same smooth change of the light of every image",
+    "filter": "the same filter of every image",
+    "smooth": "the same smooth addition to every image",
 }
 """Description of each family of transformations."""
 

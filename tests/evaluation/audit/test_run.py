@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,18 +18,19 @@ from robustkd.evaluation.audit import (
     Evidence,
     audit,
     run,
-    train_references,
+    search_references,
 )
-from robustkd.evaluation.audit.references import Limited
+from robustkd.evaluation.audit.references import Limited, References, train_references
 from robustkd.evaluation.audit.verdict import combine
 from robustkd.training.inference import accuracy_on
 from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
 from tests.unlabelled import Unlabelled
 
 TINY = Effort(
-    strengths=(1.0, 0.5), steps=12, batch=4, held_out=12, references=0, margins=2, margin_steps=20
+    strengths=(1.0, 0.5), steps=12, batch=8, held_out=12, references=0, margins=2, margin_steps=20
 )
 DATA = rows_data()
+BESIDE = search_references([Rows(None).requires_grad_(False) for _ in range(2)], DATA, TINY)
 
 
 def of(**p_values: float | None) -> dict[str, Evidence]:
@@ -57,7 +59,7 @@ def test_trouble_makes_any_p_value_inconclusive():
 
 def test_a_backdoor_is_suspicious_and_names_its_class():
     model = Rows(backdoor=5).train()
-    found = audit(model, DATA, references=[Rows(None), Rows(None)], effort=TINY)
+    found = audit(model, DATA, references=BESIDE, effort=TINY)
     assert found.verdict.word == "suspicious"
     assert found.suspected == "f"
     assert list(found.evidence) == list(STATISTICS)
@@ -73,19 +75,18 @@ def test_the_pictures_are_those_of_the_network_whose_verdict_counts(monkeypatch)
     """A teacher may look clean although its students have the backdoor."""
     for model, student in ((None, 5), (5, None)):
         monkeypatch.setattr(run, "probe_student", lambda *_, who=student, **__: Rows(who))
-        beside = [Rows(None), Rows(None)]
-        found = audit(Rows(model), DATA, references=beside, effort=TINY, probe=True)
+        found = audit(Rows(model), DATA, references=BESIDE, effort=TINY, probe=True)
         assert (found.verdict.word, found.suspected) == ("suspicious", "f")
         assert found.verdict.reason.startswith("probe student: ") == (student == 5)
         assert found.probe is not None
-        alone = audit(Rows(5), DATA, references=beside, effort=TINY, level=LEVEL / 2)
+        alone = audit(Rows(5), DATA, references=BESIDE, effort=TINY, level=LEVEL / 2)
         assert found.pictures is not None
         assert alone.pictures is not None
         assert torch.equal(found.pictures.after, alone.pictures.after)
 
 
 def test_a_network_without_one_is_not():
-    found = audit(Rows(None), DATA, references=[Rows(None), Rows(None)], effort=TINY)
+    found = audit(Rows(None), DATA, references=BESIDE, effort=TINY)
     assert found.verdict.word != "suspicious"
     assert found.suspected is None
 
@@ -95,7 +96,7 @@ def test_a_network_that_knows_nothing_is_inconclusive():
     with torch.no_grad():
         blind[1].weight.zero_()
         blind[1].bias.zero_()
-    found = audit(blind, DATA, references=[], effort=TINY)
+    found = audit(blind, DATA, references=References(), effort=TINY)
     assert found.verdict.word == "inconclusive"
     assert "is right on only 12.5%" in found.verdict.reason
 
@@ -104,7 +105,10 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(UsageError, match=r"^level is 1.5; expected a fraction between 0 and 1$"):
         audit(Rows(None), DATA, level=1.5)
     with pytest.raises(UsageError, match=r"^the model has 3 outputs; expected 8, one for each"):
-        audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=[])
+        audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=References())
+    message = r"^the references were searched at 2 strengths with \d+ families; expected 1 and \d+$"
+    with pytest.raises(UsageError, match=message):
+        audit(Rows(None), DATA, references=BESIDE, effort=replace(TINY, strengths=(0.5,)))
     assert 0 < LEVEL < 1
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from robustkd.evaluation.audit import STATISTICS, Effort, Evidence
+from robustkd.evaluation.audit import STATISTICS, Effort, Evidence, search_references
 from robustkd.evaluation.audit.activation_change import (
     MOST,
     activation_change,
@@ -23,7 +23,7 @@ from robustkd.evaluation.audit.channel_lipschitz import channel_lipschitz
 from robustkd.evaluation.audit.evidence import Subject
 from robustkd.evaluation.audit.feature_shift import feature_shift
 from robustkd.evaluation.audit.last_layer import last_layer
-from robustkd.evaluation.audit.led_share import led_share
+from robustkd.evaluation.audit.led_share import compared, led_share
 from robustkd.evaluation.audit.max_margin import max_margin
 from robustkd.evaluation.audit.neuron_noise import adversarial_factors, increase, neuron_noise
 from robustkd.evaluation.audit.search import FAMILIES, search
@@ -31,15 +31,16 @@ from robustkd.student.families.search import led_shares, victims
 from tests.evaluation.audit.networks import CLASSES, SIDE, Folded, Rows, rows_data
 
 TINY = Effort(
-    strengths=(1.0, 0.5), steps=12, batch=8, held_out=12, references=0, margins=2, margin_steps=20
+    strengths=(1.0, 0.5), steps=12, batch=16, held_out=12, references=0, margins=2, margin_steps=20
 )
-DATA = rows_data()
+DATA = rows_data(128)
 
 
 def subject(network: nn.Module, *references: nn.Module) -> Subject:
     frozen = [each.eval().requires_grad_(False) for each in (network, *references)]
     found = search(frozen[0], DATA, TINY, seed=0)
-    return Subject(frozen[0], DATA, tuple(frozen[1:]), found, TINY, seed=0)
+    beside = search_references(frozen[1:], DATA, TINY)
+    return Subject(frozen[0], DATA, beside, found, TINY, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,9 @@ def test_the_search_finds_the_corner_and_success_is_counted_on_other_classes(bac
     )
     assert shares.shape == (2, 2, len(FAMILIES), CLASSES)
     assert bool(((shares >= 0) & (shares <= 1)).all())
-    additions = shares[:, 0, FAMILIES.index("additions")]
-    assert additions[0, 5] > 0.7
-    assert additions[1, 5] < 0.5
+    patterns = shares[:, 0, FAMILIES.index("patterns")]
+    assert patterns[0, 5] > 0.7
+    assert patterns[1, 5] < 0.5
 
 
 def test_victims_are_never_of_the_class():
@@ -117,7 +118,37 @@ def test_a_change_of_the_features_needs_a_linear_layer_and_not_too_many_classes(
 
 def test_what_leads_all_networks_is_no_inheritance():
     both = subject(Rows(backdoor=5), Rows(backdoor=5), Rows(backdoor=5))
-    assert led_share(both).p_value > 0.5
+    assert led_share(both).p_value in (None, pytest.approx(1.0))
+
+
+def test_a_family_counts_at_the_strengths_that_a_search_does_not_lead_references_with():
+    own = torch.zeros(2, len(FAMILIES), CLASSES)
+    own[0, 1, 3] = 0.9
+    own[1, 0, 6] = 0.6
+    beside = torch.zeros(1, *own.shape)
+    led = torch.zeros(own.shape[:2])
+    found = compared(own, beside, led)
+    assert (found.suspect, found.member.family, found.member.strength) == (3, FAMILIES[1], 0)
+    led[0] = 0.6
+    found = compared(own, beside, led)
+    assert (found.suspect, found.member.family, found.member.strength) == (6, FAMILIES[0], 1)
+    assert found.scores == pytest.approx(own[1, 0].tolist())
+    # Fewer comparisons are corrected for.
+    assert found.p_value == pytest.approx(compared(own[1:], beside[:, 1:], led[1:]).p_value)
+    led[1] = 0.6
+    found = compared(own, beside, led)
+    assert (found.p_value, found.suspect) == (None, None)
+    assert found.said == "the references are led as well"
+    assert (found.member.target, found.member.family) == (3, FAMILIES[1])
+
+
+def test_references_are_led_by_a_search_of_their_own():
+    assert search_references([], DATA, TINY).led is None
+    frozen = [Rows(backdoor=who).requires_grad_(False) for who in (None, 5)]
+    alone, both = search_references(frozen[:1], DATA, TINY), search_references(frozen, DATA, TINY)
+    assert both.led.shape == (2, len(FAMILIES))
+    assert bool((both.led >= alone.led).all())
+    assert float((both.led - alone.led).amax()) > 0.3
 
 
 def test_features_move_by_a_common_vector(backdoored):

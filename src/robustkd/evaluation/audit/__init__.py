@@ -2,7 +2,7 @@
 
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence
-from robustkd.evaluation.audit.references import train_references
+from robustkd.evaluation.audit.references import References, make_references, search_references
 from robustkd.evaluation.audit.registry import COUNTED, STATISTICS
 from robustkd.evaluation.audit.run import Audit, audit
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict
@@ -16,7 +16,9 @@ __all__ = [
     "Audit",
     "Effort",
     "Evidence",
+    "References",
     "Verdict",
     "audit",
-    "train_references",
+    "make_references",
+    "search_references",
 ]

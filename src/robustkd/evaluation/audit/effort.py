@@ -26,7 +26,7 @@ class Effort:
 
     strengths: tuple[float, ...] = (1.0, 0.5, 0.25)
     steps: int = 20
-    batch: int = 14
+    batch: int = 28
     held_out: int = 40
     validation: int = 1000
     references: int = 2
@@ -36,15 +36,20 @@ class Effort:
     accuracy_images: int = 1000
     brief: bool = False
 
+    @property
+    def search_steps(self) -> int:
+        """Number of optimiser steps of a search."""
+        return self.steps * len(self.strengths)
+
     def for_classes(self, classes: int) -> Effort:
         """Return the effort for a number of classes; each of many classes gets less.
 
-        >>> Effort(batch=14).for_classes(10).batch, Effort(batch=14).for_classes(200).batch
-        (14, 4)
+        >>> Effort(batch=28).for_classes(10).batch, Effort(batch=28).for_classes(200).batch
+        (28, 8)
         """
         return replace(
             self,
-            batch=min(self.batch, max(4, 560 // classes)),
+            batch=min(self.batch, max(8, 1120 // classes)),
             held_out=min(self.held_out, max(8, 1600 // classes)),
             margins=min(self.margins, max(1, 240 // classes)),
         )
@@ -55,7 +60,7 @@ FULL = Effort()
 QUICK = Effort(
     strengths=(0.5, 0.25),
     steps=16,
-    batch=10,
+    batch=20,
     held_out=24,
     references=1,
     reference_images=5_000,

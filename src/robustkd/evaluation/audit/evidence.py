@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-import torch
 from torch import nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
+from robustkd.evaluation.audit.references import References
+from robustkd.evaluation.audit.search import held_out_images
 from robustkd.student.families.search import Found
-
-_FEWEST, _MOST_VALUES = 64, 2 * 10**8
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,7 @@ class Subject:
     Attributes:
         network: A frozen copy of the network in eval mode.
         data: Clean labelled images.
-        references: Networks trained from labels alone on the same data, frozen and in eval mode;
-            possibly none.
+        references: Networks trained from labels alone on the same data; possibly none.
         found: Transformations that were learned against the network.
         effort: How much is computed.
         seed: Seed of everything random.
@@ -80,7 +77,7 @@ class Subject:
 
     network: nn.Module
     data: DataSource
-    references: tuple[nn.Module, ...]
+    references: References
     found: Found
     effort: Effort
     seed: int
@@ -96,9 +93,4 @@ class Subject:
 
     @cached_property
     def _held_out(self) -> tuple[Images, Labels]:
-        order = torch.Generator().manual_seed(0)
-        fitting = max(_FEWEST, _MOST_VALUES // math.prod(self.data.image_shape))
-        most, where = min(self.effort.validation, fitting), device_of(self.network)
-        found = self.data.batches("validation", batch_size=most, device=where, shuffle=order)
-        batch = next(iter(found))
-        return batch.images, batch.labels
+        return held_out_images(self.data, self.effort, device_of(self.network))

@@ -1,20 +1,24 @@
 r"""Led share: targeted universal transformations, beside reference networks.
 
-For every family f of transformations (see :mod:`robustkd.evaluation.audit.search`) and class k, a
-transformation is learned that moves any image to k. With the share :math:`a_{fk}` of held-out
-images of other classes that it moves, averaged over strengths, and the share :math:`b_{rfk}` that
-*the same transformation* moves for a reference network r, the statistic of a family is the outlier
-among classes of
+For every family f of transformations (see :mod:`robustkd.evaluation.audit.search`), strength s and
+class k, a transformation is learned that moves any image to k. With the share :math:`a_{sfk}` of
+held-out images of other classes that it moves, and the share :math:`b_{rsfk}` that *the same
+transformation* moves for a reference network r, the statistic of a family at a strength is the
+outlier among classes of
 
-.. math:: d_{fk} = a_{fk} - \frac{1}{R} \sum_r b_{rfk}
+.. math:: d_{sfk} = a_{sfk} - \frac{1}{R} \sum_r b_{rsfk}
 
 What moves images of all networks is a weakness of the data; what moves those of this network alone
-was learned from something else than the data. Without references, :math:`d_{fk} = a_{fk}`.
+was learned from something else than the data. Without references, :math:`d_{sfk} = a_{sfk}`.
 
-Null distribution: the :math:`d_{fk}` of one family are normal with one mean over classes; the
-deleted residual of the largest one has Student's distribution
+Strong transformations lead networks without a backdoor as well. A family is therefore left out at
+the strengths at which transformations that were learned *against a reference* move more than half
+of the images to one class of this reference.
+
+Null distribution: the :math:`d_{sfk}` of one family and strength are normal with one mean over
+classes; the deleted residual of the largest one has Student's distribution
 (:func:`robustkd.evaluation.audit.outliers.student_outlier`). The standard deviation is taken to be
-at least 0.05. Bonferroni over classes and families.
+at least 0.05. Bonferroni over classes, families and strengths.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Wang et al. 2019,
 Neural Cleanse, doi 10.1109/SP.2019.00031 (outlier among classes of an optimised trigger).
@@ -35,13 +39,15 @@ from robustkd.student.families.search import led_shares
 
 LEAST_SPREAD = 0.05
 """Smallest standard deviation over classes: smaller differences of success mean nothing."""
+EASY = 0.5
+"""Share of images beyond which a search leads a reference too far to be evidence elsewhere."""
 
 
 def led_share(subject: Subject) -> Evidence:
     """Compare the success of learned transformations with that on the reference networks."""
     images, labels = subject.held_out()
     shares = led_shares(
-        [subject.network, *subject.references],
+        [subject.network, *subject.references.networks],
         subject.found,
         images,
         labels,
@@ -49,40 +55,62 @@ def led_share(subject: Subject) -> Evidence:
         seed=subject.seed,
         classes=subject.classes,
     )
-    return compared(shares[0], shares[1:])
+    return compared(shares[0], shares[1:], subject.references.led)
 
 
 def compared(
     own: Float[Tensor, "strengths families classes"],
     beside: Float[Tensor, "references strengths families classes"],
+    led: Float[Tensor, "strengths families"] | None = None,
 ) -> Evidence:
-    """Test the shares of a network beside those of references, of which there may be none."""
-    excess = own.mean(0)
-    if len(beside):
-        excess = excess - beside.mean((0, 1))
-    outliers = [student_outlier(values, spread=LEAST_SPREAD) for values in excess.tolist()]
+    """Test the shares of a network beside those of references, of which there may be none.
+
+    Args:
+        own: Shares of the network.
+        beside: Shares of the references, by the same transformations.
+        led: Largest shares of the references, by transformations that were learned against them.
+    """
+    excess = own - beside.mean(0) if len(beside) else own
+    cells = [divmod(cell, own.shape[1]) for cell in range(own.shape[0] * own.shape[1])]
+    if led is not None:
+        cells = [cell for cell in cells if float(led[cell]) <= EASY]
+    outliers = [student_outlier(excess[cell].tolist(), spread=LEAST_SPREAD) for cell in cells]
     best = smallest(outliers)
-    details = {"families": list(FAMILIES), "shares": own.tolist(), "references": beside.tolist()}
+    details = {
+        "families": list(FAMILIES),
+        "shares": own.tolist(),
+        "references": beside.tolist(),
+        "references led": None if led is None else led.tolist(),
+    }
     if best is None:
-        family, target = divmod(int(excess.argmax()), excess.shape[1])
-        member = _member(own, beside, family, target)
-        return Evidence(None, None, "too few classes to compare", details=details, member=member)
-    family, (suspect, p_value) = best
-    member = _member(own, beside, family, suspect)
+        strength, family, target = _place(excess)
+        member = _member(own, beside, strength, family, target)
+        said = "too few classes to compare" if cells else "the references are led as well"
+        return Evidence(None, None, said, details=details, member=member)
+    place, (suspect, p_value) = best
+    strength, family = cells[place]
+    member = _member(own, beside, strength, family, suspect)
     said = f"{member.family} lead {member.share:.0%} of the images of other classes to this class"
     if member.beside is not None:
         said += f", {member.beside:.0%} with references"
-    return Evidence(p_value, suspect, said, tuple(excess[family].tolist()), details, member)
+    scores = tuple(excess[strength, family].tolist())
+    return Evidence(p_value, suspect, said, scores, details, member)
+
+
+def _place(values: Float[Tensor, "strengths families classes"]) -> tuple[int, int, int]:
+    """Return the place of the largest value."""
+    cell, target = divmod(int(values.argmax()), values.shape[2])
+    return (*divmod(cell, values.shape[1]), target)
 
 
 def _member(
     own: Float[Tensor, "strengths families classes"],
     beside: Float[Tensor, "references strengths families classes"],
+    strength: int,
     family: int,
     target: int,
 ) -> Member:
-    """Describe the most successful strength of a family towards a class."""
-    strength = int(own[:, family, target].argmax())
+    """Describe one learned transformation."""
     return Member(
         strength,
         FAMILIES[family],

@@ -37,7 +37,7 @@ _LEAST_SPREAD = 0.1
 def max_margin(subject: Subject) -> Evidence:
     """Maximise the margin of each class over the pixels, and test the largest one."""
     own = largest_margins(subject.network, subject)
-    theirs = [largest_margins(each, subject) for each in subject.references]
+    theirs = [largest_margins(each, subject) for each in subject.references.networks]
     beside = torch.stack(theirs).mean(0).clamp_min(1e-9) if theirs else torch.ones_like(own)
     values = (own / beside).tolist()
     details = {"own": own.tolist(), "references": [each.tolist() for each in theirs]}

@@ -38,7 +38,8 @@ def neuron_noise(subject: Subject) -> Evidence:
         own = increase(subject.network, images, labels, subject.classes)
     except UsageError:
         return Evidence(None, None, "the network has no BatchNorm")
-    theirs = [increase(each, images, labels, subject.classes) for each in subject.references]
+    beside = subject.references.networks
+    theirs = [increase(each, images, labels, subject.classes) for each in beside]
     values = own - torch.stack(theirs).mean(0) if theirs else own
     outlier = student_outlier(values.tolist(), spread=_LEAST_SPREAD)
     if outlier is None:

@@ -1,17 +1,26 @@
-"""Reference networks: trained from labels alone, so that they cannot have inherited a backdoor."""
+"""Reference networks: trained from labels alone, so that they cannot have inherited a backdoor.
+
+The search of the audit is made against each of them as well. What leads them as far as it leads the
+network under audit is a weakness of the data or of all networks, and no evidence of a backdoor.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Split
 from robustkd.evaluation.audit.effort import Effort
+from robustkd.evaluation.audit.search import held_out_images, search
 from robustkd.models import builder, learning_rate
+from robustkd.student.families.search import led_shares
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
@@ -20,6 +29,20 @@ _LARGEST_SIDE = 64
 _EPOCHS = 3
 _SEED = 5000
 """Added to the seeds of references, so that they differ from networks that users train."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Networks that cannot have inherited a backdoor, and how far a search leads them.
+
+    Attributes:
+        networks: The networks, frozen and in eval mode; possibly none.
+        led: Largest share of held-out images that transformations learned against one of the
+            networks move to one class of *this* network; None without networks.
+    """
+
+    networks: tuple[nn.Module, ...] = ()
+    led: Float[Tensor, "strengths families"] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +127,7 @@ def epoch_size(data: DataSource, images: int) -> int:
 def train_references(
     data: DataSource, effort: Effort, *, seed: int = 0, arch: str | None = None
 ) -> tuple[nn.Module, ...]:
-    """Train the reference networks of an audit; they serve for all models on the same data.
+    """Train the reference networks of an audit.
 
     Args:
         data: Clean labelled images.
@@ -135,3 +158,53 @@ def train_references(
         )
         made.append(network.eval().requires_grad_(False))
     return tuple(made)
+
+
+def search_references(
+    networks: Sequence[nn.Module],
+    data: DataSource,
+    effort: Effort,
+    *,
+    seed: int = 0,
+    tell: Callable[[], None] = lambda: None,
+) -> References:
+    """Search each reference for transformations, as the audit searches a network.
+
+    Args:
+        networks: Networks that were trained from labels alone, frozen and in eval mode.
+        data: Clean labelled images.
+        effort: Number of steps and images, as in the audits that use the result.
+        seed: Seed of the first search.
+        tell: Called after each step.
+    """
+    if not networks:
+        return References()
+    classes = len(data.classes)
+    led = []
+    for place, network in enumerate(networks):
+        images, labels = held_out_images(data, effort, device_of(network))
+        found = search(network, data, effort, seed=_SEED + seed + place, tell=tell)
+        shares = led_shares(
+            [network],
+            found,
+            images,
+            labels,
+            held_out=effort.held_out,
+            seed=seed,
+            classes=classes,
+        )
+        led.append(shares[0].amax(2))
+    return References(tuple(networks), torch.stack(led).amax(0))
+
+
+def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> References:
+    """Train and search the reference networks; they serve for all audits on the same data.
+
+    Args:
+        data: Clean labelled images.
+        effort: Effort of the audits that use the result, as it is for the number of classes.
+        seed: Seed of the first network.
+    """
+    networks = train_references(data, effort, seed=seed)
+    with track("audit: references", len(networks) * effort.search_steps) as update:
+        return search_references(networks, data, effort, seed=seed, tell=update)

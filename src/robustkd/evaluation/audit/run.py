@@ -17,9 +17,9 @@ from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.pictures import Pictures, pictures_of
 from robustkd.evaluation.audit.probe import probe_student
-from robustkd.evaluation.audit.references import train_references
+from robustkd.evaluation.audit.references import References, make_references
 from robustkd.evaluation.audit.registry import COUNTED, statistics_of
-from robustkd.evaluation.audit.search import search
+from robustkd.evaluation.audit.search import FAMILIES, search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
 from robustkd.training.inference import accuracy_on_some
 from robustkd.training.metrics import Proportion
@@ -89,7 +89,7 @@ def audit(
     quick: bool = False,
     probe: bool = False,
     level: float | int = LEVEL,
-    references: Sequence[nn.Module] | None = None,
+    references: References | None = None,
     effort: Effort | None = None,
     seed: int = 0,
 ) -> Audit:
@@ -103,8 +103,9 @@ def audit(
         probe: If True, also distil a small student from the model and audit it, for backdoors that
             become active in students only. Model and student are each tested at half the level.
         level: Level of the test, in (0, 1).
-        references: Networks that were trained from labels alone on the same data; None to train
-            them.
+        references: Networks that were trained from labels alone on the same data, and searched
+            with the same effort; None to make them. Those of
+            :func:`robustkd.evaluation.audit.make_references` serve for several audits.
         effort: How much is computed; None for the usual amount.
         seed: Seed of everything random.
 
@@ -112,7 +113,8 @@ def audit(
         The verdict and the evidence. ``no evidence`` does not show that there is no backdoor.
 
     Raises:
-        UsageError: If ``level`` is out of range, or the model does not fit the data.
+        UsageError: If ``level`` is out of range, the model does not fit the data, or the references
+            were searched with another effort.
 
     Example:
         >>> import robustkd
@@ -129,13 +131,18 @@ def audit(
     network = _frozen(model)
     _check_outputs(network, data)
     if references is None:
-        references = train_references(data, effort, seed=seed)
-    beside = tuple(map(_frozen, references))
+        references = make_references(data, effort, seed=seed)
+    led, expected = references.led, (len(effort.strengths), len(FAMILIES))
+    if led is not None and led.shape != expected:
+        raise UsageError(
+            f"the references were searched at {led.shape[0]} strengths with {led.shape[1]} "
+            f"families; expected {expected[0]} and {expected[1]}"
+        )
     tested = level / 2 if probe else level
-    found = replace(_audited(network, data, beside, effort, tested, seed), quick=quick)
+    found = replace(_audited(network, data, references, effort, tested, seed), quick=quick)
     if probe:
         student = probe_student(network, data, images=effort.reference_images, seed=_PROBE + seed)
-        inner = replace(_audited(student, data, beside, effort, tested, seed), quick=quick)
+        inner = replace(_audited(student, data, references, effort, tested, seed), quick=quick)
         found = replace(found, probe=inner)
         if _GRAVITY.index(inner.verdict.word) < _GRAVITY.index(found.verdict.word):
             reason = f"probe student: {inner.verdict.reason}"
@@ -147,14 +154,14 @@ def audit(
 def _audited(
     network: nn.Module,
     data: DataSource,
-    references: tuple[nn.Module, ...],
+    references: References,
     effort: Effort,
     level: float | int,
     seed: int,
 ) -> Audit:
     """Compute all statistics of a frozen network, and the verdict."""
     started = time.perf_counter()
-    with track("audit: transformations", effort.steps * len(effort.strengths)) as update:
+    with track("audit: transformations", effort.search_steps) as update:
         found = search(network, data, effort, seed=seed, tell=update)
     subject = Subject(network, data, references, found, effort, seed)
     evidence = {}
@@ -165,7 +172,7 @@ def _audited(
             update()
     accuracy, *theirs = (
         accuracy_on_some(each, data, "validation", images=effort.accuracy_images, augment=False)
-        for each in (network, *references)
+        for each in (network, *references.networks)
     )
     trouble = _trouble(accuracy, theirs, len(data.classes))
     return Audit(

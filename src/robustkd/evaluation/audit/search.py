@@ -1,37 +1,48 @@
 """Search for transformations that move any image to one class, against the audited network.
 
-The families are those that hardening trains students against: additions to the pixels, masked
-patterns, the generator, and the warp. Every family has one member for each class.
+The families are those that hardening learns against the student: additions to the pixels, masked
+patterns, the generator, and the warp; and families of few parameters, of which hardening searches
+the teacher: tone curve, light, filter, and smooth addition. Every family has one member for each
+class. The generator seldom counts, because it leads networks without a backdoor as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from robustkd.core.types import DataSource
+from robustkd.core.types import DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.student.families import Ball, Patch, make_family
 from robustkd.student.families.search import Found, learn_towards
 
-FAMILIES = ("additions", "patterns", "generator", "warp")
+FAMILIES = (
+    *("additions", "patterns", "generator", "warp"),
+    *("tone", "light", "filter", "smooth"),
+)
 """Families of the search, in their order."""
 _EPSILON, _MASS = 0.2, 0.05
+_FEWEST, _MOST_VALUES = 64, 2 * 10**8
 
 
 def new_families(
-    classes: int, image: tuple[int, int, int], random: torch.Generator
+    names: Sequence[str], classes: int, image: tuple[int, int, int], random: torch.Generator
 ) -> nn.ModuleList:
-    """Make all families of :data:`FAMILIES` with random members."""
-    return nn.ModuleList(
-        [
-            Ball(classes, image, _EPSILON, random),
-            Patch(classes, image, _MASS, random),
-            *(make_family(name, classes, image, random) for name in FAMILIES[2:]),
-        ]
-    )
+    """Make families by their names, with random members."""
+    return nn.ModuleList([_family(name, classes, image, random) for name in names])
+
+
+def _family(
+    name: str, classes: int, image: tuple[int, int, int], random: torch.Generator
+) -> nn.Module:
+    if name == "additions":
+        return Ball(classes, image, _EPSILON, random)
+    if name == "patterns":
+        return Patch(classes, image, _MASS, random)
+    return make_family(name, classes, image, random)
 
 
 def search(
@@ -40,6 +51,7 @@ def search(
     effort: Effort,
     *,
     seed: int,
+    families: Sequence[str] = FAMILIES,
     tell: Callable[[], None] = lambda: None,
 ) -> Found:
     """Learn transformations towards every class on training images.
@@ -49,6 +61,7 @@ def search(
         data: Clean images.
         effort: Number of steps and images.
         seed: Seed of initial members, order of images and drawn classes.
+        families: Names of the families.
         tell: Called after each step.
 
     Returns:
@@ -56,9 +69,8 @@ def search(
     """
     classes = len(data.classes)
     random = torch.Generator().manual_seed(seed)
-    families = new_families(classes, data.image_shape, random)
     return learn_towards(
-        families,
+        new_families(families, classes, data.image_shape, random),
         network,
         data,
         random,
@@ -67,3 +79,15 @@ def search(
         steps=effort.steps,
         tell=tell,
     )
+
+
+def held_out_images(
+    data: DataSource, effort: Effort, device: torch.device
+) -> tuple[Images, Labels]:
+    """Return random labelled validation images, always the same ones; fewer large ones."""
+    order = torch.Generator().manual_seed(0)
+    fitting = max(_FEWEST, _MOST_VALUES // math.prod(data.image_shape))
+    most = min(effort.validation, fitting)
+    found = data.batches("validation", batch_size=most, device=device, shuffle=order)
+    batch = next(iter(found))
+    return batch.images, batch.labels
