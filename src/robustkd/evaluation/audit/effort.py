@@ -29,7 +29,7 @@ class Effort:
     batch: int = 28
     held_out: int = 40
     validation: int = 1000
-    references: int = 2
+    references: int = 3
     reference_images: int = 12_000
     margins: int = 6
     margin_steps: int = 50
@@ -62,11 +62,11 @@ QUICK = Effort(
     steps=16,
     batch=20,
     held_out=24,
-    references=1,
+    references=3,
     reference_images=5_000,
     margins=2,
     margin_steps=20,
     accuracy_images=500,
     brief=True,
 )
-"""Effort of the quick audit: one reference that sees fewer images, and fewer statistics."""
+"""Effort of the quick audit: references that see fewer images, and fewer statistics."""
