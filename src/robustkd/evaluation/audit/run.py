@@ -99,7 +99,7 @@ def audit(
         model: Any classifier of images in [0, 1], N x C x H x W; it is not changed.
         data: Clean labelled images. Transformations are learned on ``train``, and all measurements
             are made on ``validation``.
-        quick: If True, use fewer steps and one reference network.
+        quick: If True, use fewer steps, and references that see fewer images.
         probe: If True, also distil a small student from the model and audit it, for backdoors that
             become active in students only. Model and student are each tested at half the level.
         level: Level of the test, in (0, 1).
