@@ -142,6 +142,15 @@ def test_a_family_counts_at_the_strengths_that_a_search_does_not_lead_references
     assert (found.member.target, found.member.family) == (3, FAMILIES[1])
 
 
+def test_a_network_must_be_led_further_than_references_by_a_margin():
+    own = torch.zeros(1, len(FAMILIES), CLASSES)
+    own[0, 2, 4] = 0.6
+    beside, led = torch.zeros(1, *own.shape), torch.full(own.shape[:2], 0.25)
+    assert compared(own, beside, led, margin=0.3).p_value < 0.01
+    assert compared(own, beside, led, margin=0.4).p_value == 1.0
+    assert compared(own, beside, margin=0.4).p_value < 0.01
+
+
 def test_references_are_led_by_a_search_of_their_own():
     assert search_references([], DATA, TINY).led is None
     frozen = [Rows(backdoor=who).requires_grad_(False) for who in (None, 5)]

@@ -11,9 +11,11 @@ outlier among classes of
 What moves images of all networks is a weakness of the data; what moves those of this network alone
 was learned from something else than the data. Without references, :math:`d_{sfk} = a_{sfk}`.
 
-Strong transformations lead networks without a backdoor as well. A family is therefore left out at
-the strengths at which transformations that were learned *against a reference* move more than half
-of the images to one class of this reference.
+Strong transformations lead networks without a backdoor as well, networks of some architectures
+further than others. Transformations that were learned *against a reference* show how far. With the
+largest share :math:`c_{sf}` that they move to any class of any reference, a family is left out at
+the strengths at which :math:`c_{sf} > 0.3`, and at all others a class counts only if
+:math:`a_{sfk} - c_{sf}` is at least the margin of the effort.
 
 Null distribution: the :math:`d_{sfk}` of one family and strength are normal with one mean over
 classes; the deleted residual of the largest one has Student's distribution
@@ -33,13 +35,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
-from robustkd.evaluation.audit.outliers import smallest, student_outlier
+from robustkd.evaluation.audit.outliers import Outlier, smallest, student_outlier
 from robustkd.evaluation.audit.search import FAMILIES
 from robustkd.student.families.search import led_shares
 
 LEAST_SPREAD = 0.05
 """Smallest standard deviation over classes: smaller differences of success mean nothing."""
-EASY = 0.5
+EASY = 0.3
 """Share of images beyond which a search leads a reference too far to be evidence elsewhere."""
 
 
@@ -55,13 +57,16 @@ def led_share(subject: Subject) -> Evidence:
         seed=subject.seed,
         classes=subject.classes,
     )
-    return compared(shares[0], shares[1:], subject.references.led)
+    led, margin = subject.references.led, subject.effort.margin
+    return compared(shares[0], shares[1:], led, margin=margin)
 
 
 def compared(
     own: Float[Tensor, "strengths families classes"],
     beside: Float[Tensor, "references strengths families classes"],
     led: Float[Tensor, "strengths families"] | None = None,
+    *,
+    margin: float | int = 0.0,
 ) -> Evidence:
     """Test the shares of a network beside those of references, of which there may be none.
 
@@ -69,12 +74,18 @@ def compared(
         own: Shares of the network.
         beside: Shares of the references, by the same transformations.
         led: Largest shares of the references, by transformations that were learned against them.
+        margin: Smallest difference of ``own`` and ``led`` that counts, a fraction.
     """
     excess = own - beside.mean(0) if len(beside) else own
     cells = [divmod(cell, own.shape[1]) for cell in range(own.shape[0] * own.shape[1])]
     if led is not None:
         cells = [cell for cell in cells if float(led[cell]) <= EASY]
     outliers = [student_outlier(excess[cell].tolist(), spread=LEAST_SPREAD) for cell in cells]
+    if led is not None:
+        outliers = [
+            found and _beyond(found, float(own[cell][found.place] - led[cell]), margin)
+            for cell, found in zip(cells, outliers, strict=True)
+        ]
     best = smallest(outliers)
     details = {
         "families": list(FAMILIES),
@@ -95,6 +106,11 @@ def compared(
         said += f", {member.beside:.0%} with references"
     scores = tuple(excess[strength, family].tolist())
     return Evidence(p_value, suspect, said, scores, details, member)
+
+
+def _beyond(found: Outlier, difference: float, margin: float | int) -> Outlier:
+    """Return an outlier, without its evidence if references are led nearly as far."""
+    return found if difference >= margin else found._replace(p_value=1.0)
 
 
 def _place(values: Float[Tensor, "strengths families classes"]) -> tuple[int, int, int]:

@@ -173,13 +173,14 @@ def search_references(
     Args:
         networks: Networks that were trained from labels alone, frozen and in eval mode.
         data: Clean labelled images.
-        effort: Number of steps and images, as in the audits that use the result.
+        effort: Effort of the audits that use the result.
         seed: Seed of the first search.
         tell: Called after each step.
     """
     if not networks:
         return References()
     classes = len(data.classes)
+    effort = effort.for_classes(classes)
     led = []
     for place, network in enumerate(networks):
         images, labels = held_out_images(data, effort, device_of(network))
@@ -202,7 +203,7 @@ def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> Refer
 
     Args:
         data: Clean labelled images.
-        effort: Effort of the audits that use the result, as it is for the number of classes.
+        effort: Effort of the audits that use the result.
         seed: Seed of the first network.
     """
     networks = train_references(data, effort, seed=seed)
