@@ -17,7 +17,6 @@ FAMILIES: Mapping[str, str] = {
     "warp": "the same smooth distortion of every image",
     "tone": "the same tone curve for every image",
     "light": "the same smooth change of the light of every image",
-    "filter": "the same filter of every image",
     "smooth": "the same smooth addition to every image",
 }
 """Description of each family of transformations."""
