@@ -103,10 +103,13 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     source = load(given.train)
     file = make_folder(given.out) / f"seed-{given.seed}.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
+    settings = {"epochs": given.epochs, "train": given.train}
+    kept = json.loads(file.read_text()) if file.exists() else {"settings": settings, "rows": {}}
+    if kept["settings"] != settings:
+        parser.error(f"{file} has the settings {kept['settings']}; expected another --out")
     training = TrainingConfig(epochs=given.epochs)
     for kind in given.triggers:
-        rows = kept.setdefault(kind, {})
+        rows = kept["rows"].setdefault(kind, {})
         if all(name in rows for name in STUDENTS):
             continue
         teacher, trigger = make_teacher(source, kind, given.epochs, given.seed)
@@ -119,7 +122,8 @@ def main() -> None:
                 )
                 rows[name] = measured(made.student, source, trigger)
                 write_json(file, kept)
-    found = [json.loads(each.read_text()) for each in sorted(given.out.glob("seed-*.json"))]
+    files = sorted(given.out.glob("seed-*.json"))
+    found = [json.loads(each.read_text())["rows"] for each in files]
     write_text(given.out / "table.md", table(found))
 
 

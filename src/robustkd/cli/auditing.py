@@ -44,7 +44,7 @@ def audit(
             folder as in ``distill``.
         data: Name or folder of the data, as in ``distill``.
         arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
-        quick: Use fewer steps and one reference network.
+        quick: Use fewer steps and fewer reference networks.
         probe: Also distil a small student and audit it, for backdoors that become active in
             students only.
         level: Accepted probability to call a model without a backdoor suspicious.
@@ -128,6 +128,7 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
         found: The audit.
         of_student: Whether the model is a finished student, which is not distilled again.
     """
+    from robustkd.report.audits import LED
     from robustkd.report.audits import verdict as told
 
     verdict = found.verdict
@@ -148,7 +149,8 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
     if verdict.word == "inconclusive":
         longer = "run robustkd audit STUDENT" if of_student else "repeat without --quick"
         # With a p-value, the verdict is inconclusive because it is near the level.
-        more = [f"Next: {longer}."] if found.quick and verdict.p_value is not None else []
+        helps = verdict.p_value is not None or verdict.reason == LED
+        more = [f"Next: {longer}."] if found.quick and helps else []
         return [line, *more]
     if of_student:
         return [line]

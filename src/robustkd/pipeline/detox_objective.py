@@ -20,7 +20,8 @@ STEPS = 24
 """Optimiser steps of the search."""
 _STRENGTH = 0.5
 """Bounds of the perturbations, as a share of those of hardening."""
-_BATCH = 10
+_BATCH, _ALL_CLASSES = 10, 560
+"""Images of a step for each class, and for all classes if there are many."""
 _FAMILIES = ("additions", "patterns", "generator", "warp")
 _FEWEST_IMAGES = 4
 
@@ -53,7 +54,8 @@ def detox_objective(
 
     frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
     classes = len(clean.classes)
-    effort = Effort(strengths=(_STRENGTH,), steps=steps, batch=_BATCH).for_classes(classes)
+    batch = min(_BATCH, max(len(_FAMILIES), _ALL_CLASSES // classes))
+    effort = Effort(strengths=(_STRENGTH,), steps=steps, batch=batch)
     with mixed("no", device_of(frozen)):
         (found,) = search(frozen, clean, effort, seed=seed, families=_FAMILIES)
     return PerturbationVariance(partial(transformed, found), classes, seed)

@@ -20,6 +20,8 @@ FAMILIES: Mapping[str, str] = {
     "smooth": "the same smooth addition to every image",
 }
 """Description of each family of transformations."""
+LED = "the references are led as well"
+"""Reason of an audit to which a longer one may add evidence, although it has no p-value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Led:
         family: Description of the kind of transformation.
         target: Class to which it moves images.
         share: Share of images of other classes that it moves there, a fraction.
-        beside: The same with reference networks; None without references.
+        beside: The same transformation with reference networks; None without references.
     """
 
     family: str
@@ -110,7 +112,7 @@ class Audits:
     def unclear(self) -> bool:
         """Whether a longer audit of the student could say more."""
         return any(
-            each.word == "inconclusive" and each.p_value is not None
+            each.word == "inconclusive" and (each.p_value is not None or each.reason == LED)
             for each in self.found
             if each.who == "student"
         )

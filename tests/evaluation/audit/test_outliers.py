@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robustkd.evaluation.audit.outliers import (
-    Outlier,
-    smallest,
-    student_outlier,
-)
+from robustkd.evaluation.audit.outliers import student_outlier
 
 RANDOM = np.random.default_rng(0)
 
@@ -50,9 +46,3 @@ def test_the_error_rate_under_the_null_is_below_the_level():
     errors = sum(student_outlier(row).p_value <= 0.05 for row in draws.tolist())
     # The largest of ten exceeds the corrected level with probability of at most 5 %.
     assert errors <= stats.binom.ppf(0.999, 400, 0.05)
-
-
-def test_the_smallest_p_value_is_corrected_by_the_number_of_known_ones():
-    assert smallest([None, None]) is None
-    found = smallest([Outlier(1, 0.2), None, Outlier(3, 0.01), Outlier(2, 0.9)])
-    assert found == (2, Outlier(3, pytest.approx(0.03)))

@@ -17,11 +17,14 @@ from robustkd.evaluation.audit import (
     Effort,
     Evidence,
     audit,
+    make_references,
     run,
     search_references,
 )
+from robustkd.evaluation.audit.led_share import LED
 from robustkd.evaluation.audit.references import Limited, References, train_references
 from robustkd.evaluation.audit.verdict import combine
+from robustkd.report import audits
 from robustkd.training.inference import accuracy_on
 from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
 from tests.unlabelled import Unlabelled
@@ -106,9 +109,11 @@ def test_wrong_arguments_are_refused():
         audit(Rows(None), DATA, level=1.5)
     with pytest.raises(UsageError, match=r"^the model has 3 outputs; expected 8, one for each"):
         audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=References())
-    message = r"^the references were searched at 2 strengths with \d+ families; expected 1 and \d+$"
-    with pytest.raises(UsageError, match=message):
-        audit(Rows(None), DATA, references=BESIDE, effort=replace(TINY, strengths=(0.5,)))
+    for name, value in (("strengths", (0.5, 0.25)), ("steps", 6), ("batch", 16), ("held_out", 9)):
+        with pytest.raises(UsageError, match=rf"^the references were searched with {name} "):
+            audit(Rows(None), DATA, references=BESIDE, effort=replace(TINY, **{name: value}))
+    with pytest.raises(UsageError, match=r"^expected references that were searched"):
+        References((Rows(None),))
     assert 0 < LEVEL < 1
 
 
@@ -119,6 +124,21 @@ def test_references_learn_from_labels_and_are_frozen():
     assert not any(parameter.requires_grad for parameter in one.parameters())
     assert accuracy_on(one, digits, "validation").value > 0.8
     assert train_references(digits, Effort(references=0)) == ()
+
+
+def test_references_are_made_for_the_number_of_classes_and_serve_an_audit():
+    few = replace(TINY, references=1, reference_images=500, batch=2000)
+    made = make_references(DATA, few)
+    assert made.effort == few.for_classes(CLASSES)
+    assert made.led.shape[0] == len(few.strengths)
+    assert audit(Rows(None), DATA, references=made, effort=few).verdict.word != "suspicious"
+
+
+def test_a_reason_without_a_p_value_is_told():
+    easy = {"a": Evidence(None, None, LED)}
+    found = combine(easy, frozenset("a"))
+    assert (found.word, found.reason) == ("inconclusive", LED)
+    assert LED == audits.LED
 
 
 def test_a_limited_source_has_fewer_images_and_no_augmentation():

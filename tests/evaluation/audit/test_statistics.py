@@ -151,13 +151,30 @@ def test_a_network_must_be_led_further_than_references_by_a_margin():
     assert compared(own, beside, margin=0.4).p_value < 0.01
 
 
+def test_without_evidence_the_largest_excess_is_shown():
+    own = torch.zeros(2, len(FAMILIES), CLASSES)
+    own[0, 0, 1], own[1, 3, 6] = 0.05, 0.55
+    beside, led = torch.zeros(1, *own.shape), torch.full(own.shape[:2], 0.1)
+    found = compared(own, beside, led, margin=0.6)
+    assert found.p_value == 1.0
+    assert (found.member.strength, found.member.family, found.suspect) == (1, FAMILIES[3], 6)
+    assert found.said.startswith(f"{FAMILIES[3]}: 55% of the images")
+
+
 def test_references_are_led_by_a_search_of_their_own():
     assert search_references([], DATA, TINY).led is None
-    frozen = [Rows(backdoor=who).requires_grad_(False) for who in (None, 5)]
-    alone, both = search_references(frozen[:1], DATA, TINY), search_references(frozen, DATA, TINY)
+    networks = [Rows(backdoor=who).train() for who in (None, 5)]
+    alone, both = (
+        search_references(networks[:1], DATA, TINY),
+        search_references(networks, DATA, TINY),
+    )
     assert both.led.shape == (2, len(FAMILIES))
-    assert bool((both.led >= alone.led).all())
     assert float((both.led - alone.led).amax()) > 0.3
+    for given, kept in zip(networks, both.networks, strict=True):
+        assert given.training
+        assert given.head.weight.grad is None
+        assert not kept.training
+        assert not kept.head.weight.requires_grad
 
 
 def test_features_move_by_a_common_vector(backdoored):

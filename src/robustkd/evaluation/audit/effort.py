@@ -19,7 +19,8 @@ class Effort:
         references: Number of reference networks.
         reference_images: Number of training images, over all epochs, that a reference sees.
         margin: Share of images by which the network must be led further than references are by a
-            search of their own, to count; larger if the references see few images.
+            search of their own, to count; larger with fewer references and strengths, which
+            miss more of what leads networks without a backdoor.
         margins: Random images from which the margin of each class is maximised.
         margin_steps: Optimiser steps on each of them.
         accuracy_images: Number of validation images on which accuracies are measured.
@@ -48,11 +49,11 @@ class Effort:
         """Return the effort for a number of classes; each of many classes gets less.
 
         >>> Effort(batch=28).for_classes(10).batch, Effort(batch=28).for_classes(200).batch
-        (28, 8)
+        (28, 7)
         """
         return replace(
             self,
-            batch=min(self.batch, max(8, 1120 // classes)),
+            batch=min(self.batch, max(7, 1120 // classes)),
             held_out=min(self.held_out, max(8, 1600 // classes)),
             margins=min(self.margins, max(1, 240 // classes)),
         )
@@ -73,4 +74,4 @@ QUICK = Effort(
     accuracy_images=500,
     brief=True,
 )
-"""Effort of the quick audit: references that see fewer images, and fewer statistics."""
+"""Effort of the quick audit: fewer references that see fewer images, and fewer statistics."""

@@ -41,13 +41,13 @@ class Evidence:
 
     Attributes:
         p_value: Probability of a result at least as extreme for a network without a backdoor, after
-            correction for the number of classes and families that the statistic compares; None if
-            the statistic cannot be computed for this network.
+            correction for the number of classes, families and strengths that the statistic
+            compares; None if the statistic cannot be computed for this network.
         suspect: Index of the suspected class; None if the statistic names none.
         said: What was found, in a few words.
         scores: Value of each class; empty if the statistic has none.
         details: Further measurements, as JSON values.
-        member: Learned transformation with the largest success, if the statistic is about one.
+        member: Learned transformation that stands out most, if the statistic is about one.
     """
 
     p_value: float | None

@@ -35,12 +35,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
-from robustkd.evaluation.audit.outliers import Outlier, smallest, student_outlier
+from robustkd.evaluation.audit.outliers import FEWEST, Outlier, student_outlier
 from robustkd.evaluation.audit.search import FAMILIES
 from robustkd.student.families.search import led_shares
 
 LEAST_SPREAD = 0.05
 """Smallest standard deviation over classes: smaller differences of success mean nothing."""
+LED = "the references are led as well"
+"""What is said if no family counts at any strength."""
 EASY = 0.3
 """Share of images beyond which a search leads a reference too far to be evidence elsewhere."""
 
@@ -76,36 +78,41 @@ def compared(
         led: Largest shares of the references, by transformations that were learned against them.
         margin: Smallest difference of ``own`` and ``led`` that counts, a fraction.
     """
-    excess = own - beside.mean(0) if len(beside) else own
-    cells = [divmod(cell, own.shape[1]) for cell in range(own.shape[0] * own.shape[1])]
-    if led is not None:
-        cells = [cell for cell in cells if float(led[cell]) <= EASY]
-    outliers = [student_outlier(excess[cell].tolist(), spread=LEAST_SPREAD) for cell in cells]
-    if led is not None:
-        outliers = [
-            found and _beyond(found, float(own[cell][found.place] - led[cell]), margin)
-            for cell, found in zip(cells, outliers, strict=True)
-        ]
-    best = smallest(outliers)
     details = {
         "families": list(FAMILIES),
         "shares": own.tolist(),
         "references": beside.tolist(),
         "references led": None if led is None else led.tolist(),
     }
-    if best is None:
-        strength, family, target = _place(excess)
-        member = _member(own, beside, strength, family, target)
-        said = "too few classes to compare" if cells else "the references are led as well"
-        return Evidence(None, None, said, details=details, member=member)
-    place, (suspect, p_value) = best
-    strength, family = cells[place]
-    member = _member(own, beside, strength, family, suspect)
-    said = f"{member.family} lead {member.share:.0%} of the images of other classes to this class"
+    excess = own - beside.mean(0) if len(beside) else own
+    if own.shape[2] < FEWEST:
+        member = _member(own, beside, *_place(excess))
+        return Evidence(None, None, "too few classes to compare", details=details, member=member)
+    found = []
+    for strength in range(own.shape[0]):
+        for family in range(own.shape[1]):
+            known = 0.0 if led is None else float(led[strength, family])
+            outlier = student_outlier(excess[strength, family].tolist(), spread=LEAST_SPREAD)
+            if outlier is None or known > EASY:
+                continue
+            if led is not None:
+                difference = float(own[strength, family, outlier.place]) - known
+                outlier = _beyond(outlier, difference, margin)
+            found.append((strength, family, outlier))
+    if not found:
+        member = _member(own, beside, *_place(excess))
+        return Evidence(None, None, LED, details=details, member=member)
+    # Of several without evidence, the one with the largest excess is shown.
+    strength, family, best = min(
+        found, key=lambda each: (each[2].p_value, -float(excess[each[0], each[1], each[2].place]))
+    )
+    member = _member(own, beside, strength, family, best.place)
+    said = f"{member.family}: {member.share:.0%} of the images of other classes move to this class"
     if member.beside is not None:
         said += f", {member.beside:.0%} with references"
     scores = tuple(excess[strength, family].tolist())
-    return Evidence(p_value, suspect, said, scores, details, member)
+    p_value = min(1.0, len(found) * best.p_value)
+    return Evidence(p_value, best.place, said, scores, details, member)
 
 
 def _beyond(found: Outlier, difference: float, margin: float | int) -> Outlier:

@@ -59,16 +59,3 @@ def student_outlier(
     scale = max(stdev(others), spread, _LEAST_SPREAD) * math.sqrt(1 + 1 / (count - 1))
     tail = float(stats.t.sf((values[best] - fmean(others)) / scale, count - 2 + freedom))
     return Outlier(best, min(1.0, count * tail))
-
-
-def smallest(outliers: Sequence[Outlier | None]) -> tuple[int, Outlier] | None:
-    """Return the position and the smallest of several p-values, corrected by Bonferroni.
-
-    >>> smallest([Outlier(2, 0.5), None, Outlier(7, 0.01)])
-    (2, Outlier(place=7, p_value=0.02))
-    """
-    known = [(place, found) for place, found in enumerate(outliers) if found is not None]
-    if not known:
-        return None
-    place, found = min(known, key=lambda each: each[1].p_value)
-    return place, Outlier(found.place, min(1.0, len(known) * found.p_value))

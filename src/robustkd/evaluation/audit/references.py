@@ -6,8 +6,9 @@ network under audit is a weakness of the data or of all networks, and no evidenc
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
-from robustkd.core.types import UNLABELLED, Batch, DataSource, Split
+from robustkd.core.types import UNLABELLED, Batch, DataSource, Images, Labels, Split
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.search import held_out_images, search
 from robustkd.models import builder, learning_rate
@@ -27,6 +28,7 @@ from robustkd.training.loop import fit
 _SMALL, _LARGE = "wrn-10-1", "mobilenet-v2-0.25"
 _LARGEST_SIDE = 64
 _EPOCHS = 3
+_STARTS = 2
 _SEED = 5000
 """Added to the seeds of references, so that they differ from networks that users train."""
 
@@ -39,10 +41,35 @@ class References:
         networks: The networks, frozen and in eval mode; possibly none.
         led: Largest share of held-out images that transformations learned against one of the
             networks move to one class of *this* network; None without networks.
+        effort: Effort of the search, for the number of classes; None without networks.
+
+    Raises:
+        UsageError: If there are networks that were not searched.
     """
 
     networks: tuple[nn.Module, ...] = ()
     led: Float[Tensor, "strengths families"] | None = None
+    effort: Effort | None = None
+
+    def __post_init__(self) -> None:
+        if self.networks and (self.led is None or self.effort is None):
+            raise UsageError("expected references that were searched, see search_references")
+
+    def for_audit(self, effort: Effort, device: torch.device) -> References:
+        """Return the references on the device of the audited network.
+
+        Raises:
+            UsageError: If they were searched with another effort.
+        """
+        if self.effort is None:
+            return self
+        for name in ("strengths", "steps", "batch", "held_out"):
+            known, expected = getattr(self.effort, name), getattr(effort, name)
+            if known != expected:
+                raise UsageError(
+                    f"the references were searched with {name} {known}; expected {expected}"
+                )
+        return replace(self, networks=tuple(each.to(device) for each in self.networks))
 
 
 @dataclass(frozen=True)
@@ -170,8 +197,11 @@ def search_references(
 ) -> References:
     """Search each reference for transformations, as the audit searches a network.
 
+    Each is searched from two random starts, since a search that fails by chance would look like a
+    network that cannot be led.
+
     Args:
-        networks: Networks that were trained from labels alone, frozen and in eval mode.
+        networks: Networks that were trained from labels alone; they are not changed.
         data: Clean labelled images.
         effort: Effort of the audits that use the result.
         seed: Seed of the first search.
@@ -179,23 +209,33 @@ def search_references(
     """
     if not networks:
         return References()
-    classes = len(data.classes)
-    effort = effort.for_classes(classes)
-    led = []
-    for place, network in enumerate(networks):
-        images, labels = held_out_images(data, effort, device_of(network))
-        found = search(network, data, effort, seed=_SEED + seed + place, tell=tell)
-        shares = led_shares(
-            [network],
-            found,
-            images,
-            labels,
-            held_out=effort.held_out,
-            seed=seed,
-            classes=classes,
+    effort = effort.for_classes(len(data.classes))
+    frozen = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in networks)
+    images, labels = held_out_images(data, effort, device_of(frozen[0]))
+    led = [
+        _led_by_own(
+            network, data, images, labels, effort, _SEED + seed + _STARTS * place + start, tell
         )
-        led.append(shares[0].amax(2))
-    return References(tuple(networks), torch.stack(led).amax(0))
+        for place, network in enumerate(frozen)
+        for start in range(_STARTS)
+    ]
+    return References(frozen, torch.stack(led).amax(0), effort)
+
+
+def _led_by_own(
+    network: nn.Module,
+    data: DataSource,
+    images: Images,
+    labels: Labels,
+    effort: Effort,
+    seed: int,
+    tell: Callable[[], None],
+) -> Float[Tensor, "strengths families"]:
+    """Return the largest shares of a network, by transformations learned against it."""
+    found = search(network, data, effort, seed=seed, tell=tell)
+    classes = len(data.classes)
+    counted = {"held_out": effort.held_out, "seed": seed, "classes": classes}
+    return led_shares([network], found, images, labels, **counted)[0].amax(2)
 
 
 def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> References:
@@ -207,5 +247,5 @@ def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> Refer
         seed: Seed of the first network.
     """
     networks = train_references(data, effort, seed=seed)
-    with track("audit: references", len(networks) * effort.search_steps) as update:
+    with track("audit: references", len(networks) * _STARTS * effort.search_steps) as update:
         return search_references(networks, data, effort, seed=seed, tell=update)

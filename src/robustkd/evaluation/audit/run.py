@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import nn
 
+from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
@@ -19,7 +20,7 @@ from robustkd.evaluation.audit.pictures import Pictures, pictures_of
 from robustkd.evaluation.audit.probe import probe_student
 from robustkd.evaluation.audit.references import References, make_references
 from robustkd.evaluation.audit.registry import COUNTED, statistics_of
-from robustkd.evaluation.audit.search import FAMILIES, search
+from robustkd.evaluation.audit.search import search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
 from robustkd.training.inference import accuracy_on_some
 from robustkd.training.metrics import Proportion
@@ -43,8 +44,8 @@ class Audit:
         quick: Whether the quick audit was made.
         seconds: Wall time.
         probe: Audit of a student that was distilled from the network; None if none was made.
-        pictures: Images before and after the most successful transformation of the statistic that
-            decides; None if it is about none. If the verdict of the probe student counts, the
+        pictures: Images before and after the transformation that stands out most by the statistic
+            that decides; None if it is about none. If the verdict of the probe student counts, the
             pictures are of the probe student.
     """
 
@@ -99,7 +100,7 @@ def audit(
         model: Any classifier of images in [0, 1], N x C x H x W; it is not changed.
         data: Clean labelled images. Transformations are learned on ``train``, and all measurements
             are made on ``validation``.
-        quick: If True, use fewer steps, and references that see fewer images.
+        quick: If True, use fewer steps, and fewer references that see fewer images.
         probe: If True, also distil a small student from the model and audit it, for backdoors that
             become active in students only. Model and student are each tested at half the level.
         level: Level of the test, in (0, 1).
@@ -132,12 +133,7 @@ def audit(
     _check_outputs(network, data)
     if references is None:
         references = make_references(data, effort, seed=seed)
-    led, expected = references.led, (len(effort.strengths), len(FAMILIES))
-    if led is not None and led.shape != expected:
-        raise UsageError(
-            f"the references were searched at {led.shape[0]} strengths with {led.shape[1]} "
-            f"families; expected {expected[0]} and {expected[1]}"
-        )
+    references = references.for_audit(effort, device_of(network))
     tested = level / 2 if probe else level
     found = replace(_audited(network, data, references, effort, tested, seed), quick=quick)
     if probe:

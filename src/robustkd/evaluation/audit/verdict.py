@@ -68,7 +68,9 @@ def combine(
         if name in counted and each.p_value is not None
     }
     if trouble or not known:
-        return Verdict("inconclusive", None, None, trouble or "no statistic could be computed")
+        said = next((each.said for name, each in evidence.items() if name in counted), "")
+        reason = trouble or said or "no statistic could be computed"
+        return Verdict("inconclusive", None, None, reason)
     name = min(known, key=known.__getitem__)
     p_value = min(1.0, len(known) * known[name])
     if p_value <= level:
