@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robustkd.evaluation.audit.outliers import student_outlier
+from robustkd.evaluation.audit.outliers import Outlier, student_outlier
 
 RANDOM = np.random.default_rng(0)
 
