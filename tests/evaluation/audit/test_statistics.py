@@ -144,18 +144,18 @@ def test_a_family_counts_at_the_strengths_that_a_search_does_not_lead_references
 
 def test_a_network_must_be_led_further_than_references_by_a_margin():
     own = torch.zeros(1, len(FAMILIES), CLASSES)
-    own[0, 2, 4] = 0.6
-    beside, led = torch.zeros(1, *own.shape), torch.full(own.shape[:2], 0.25)
-    assert compared(own, beside, led, margin=0.3).p_value < 0.01
-    assert compared(own, beside, led, margin=0.4).p_value == 1.0
-    assert compared(own, beside, margin=0.4).p_value < 0.01
+    own[0, 2, 4] = 0.5
+    beside = torch.zeros(1, *own.shape)
+    assert compared(own, beside, torch.full(own.shape[:2], 0.15)).p_value < 0.01
+    assert compared(own, beside, torch.full(own.shape[:2], 0.25)).p_value == 1.0
+    assert compared(own, beside).p_value < 0.01
 
 
 def test_without_evidence_the_largest_excess_is_shown():
     own = torch.zeros(2, len(FAMILIES), CLASSES)
     own[0, 0, 1], own[1, 3, 6] = 0.05, 0.55
-    beside, led = torch.zeros(1, *own.shape), torch.full(own.shape[:2], 0.1)
-    found = compared(own, beside, led, margin=0.6)
+    beside, led = torch.zeros(1, *own.shape), torch.full(own.shape[:2], 0.28)
+    found = compared(own, beside, led)
     assert found.p_value == 1.0
     assert (found.member.strength, found.member.family, found.suspect) == (1, FAMILIES[3], 6)
     assert found.said.startswith(f"{FAMILIES[3]}: 55% of the images")

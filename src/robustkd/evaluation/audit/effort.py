@@ -18,9 +18,6 @@ class Effort:
         validation: Largest number of validation images that are used.
         references: Number of reference networks.
         reference_images: Number of training images, over all epochs, that a reference sees.
-        margin: Share of images by which the network must be led further than references are by a
-            search of their own, to count; larger with fewer references and strengths, which
-            miss more of what leads networks without a backdoor.
         margins: Random images from which the margin of each class is maximised.
         margin_steps: Optimiser steps on each of them.
         accuracy_images: Number of validation images on which accuracies are measured.
@@ -34,7 +31,6 @@ class Effort:
     validation: int = 1000
     references: int = 3
     reference_images: int = 12_000
-    margin: float = 0.3
     margins: int = 6
     margin_steps: int = 50
     accuracy_images: int = 1000
@@ -68,7 +64,6 @@ QUICK = Effort(
     held_out=24,
     references=2,
     reference_images=10_000,
-    margin=0.6,
     margins=2,
     margin_steps=20,
     accuracy_images=500,

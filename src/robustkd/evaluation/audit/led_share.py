@@ -15,7 +15,7 @@ Strong transformations lead networks without a backdoor as well, networks of som
 further than others. Transformations that were learned *against a reference* show how far. With the
 largest share :math:`c_{sf}` that they move to any class of any reference, a family is left out at
 the strengths at which :math:`c_{sf} > 0.3`, and at all others a class counts only if
-:math:`a_{sfk} - c_{sf}` is at least the margin of the effort.
+:math:`a_{sfk} - c_{sf} \ge 0.3`.
 
 Null distribution: the :math:`d_{sfk}` of one family and strength are normal with one mean over
 classes; the deleted residual of the largest one has Student's distribution
@@ -35,7 +35,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
-from robustkd.evaluation.audit.outliers import FEWEST, Outlier, student_outlier
+from robustkd.evaluation.audit.outliers import FEWEST, student_outlier
 from robustkd.evaluation.audit.search import FAMILIES
 from robustkd.student.families.search import led_shares
 
@@ -45,6 +45,8 @@ LED = "the references are led as well"
 """What is said if no family counts at any strength."""
 EASY = 0.3
 """Share of images beyond which a search leads a reference too far to be evidence elsewhere."""
+MARGIN = 0.3
+"""Share of images by which a network must be led further than references by their own search."""
 
 
 def led_share(subject: Subject) -> Evidence:
@@ -59,16 +61,13 @@ def led_share(subject: Subject) -> Evidence:
         seed=subject.seed,
         classes=subject.classes,
     )
-    led, margin = subject.references.led, subject.effort.margin
-    return compared(shares[0], shares[1:], led, margin=margin)
+    return compared(shares[0], shares[1:], subject.references.led)
 
 
 def compared(
     own: Float[Tensor, "strengths families classes"],
     beside: Float[Tensor, "references strengths families classes"],
     led: Float[Tensor, "strengths families"] | None = None,
-    *,
-    margin: float | int = 0.0,
 ) -> Evidence:
     """Test the shares of a network beside those of references, of which there may be none.
 
@@ -76,7 +75,6 @@ def compared(
         own: Shares of the network.
         beside: Shares of the references, by the same transformations.
         led: Largest shares of the references, by transformations that were learned against them.
-        margin: Smallest difference of ``own`` and ``led`` that counts, a fraction.
     """
     details = {
         "families": list(FAMILIES),
@@ -95,9 +93,8 @@ def compared(
             outlier = student_outlier(excess[strength, family].tolist(), spread=LEAST_SPREAD)
             if outlier is None or known > EASY:
                 continue
-            if led is not None:
-                difference = float(own[strength, family, outlier.place]) - known
-                outlier = _beyond(outlier, difference, margin)
+            if led is not None and float(own[strength, family, outlier.place]) < known + MARGIN:
+                outlier = outlier._replace(p_value=1.0)
             found.append((strength, family, outlier))
     if not found:
         member = _member(own, beside, *_place(excess))
@@ -113,11 +110,6 @@ def compared(
     scores = tuple(excess[strength, family].tolist())
     p_value = min(1.0, len(found) * best.p_value)
     return Evidence(p_value, best.place, said, scores, details, member)
-
-
-def _beyond(found: Outlier, difference: float, margin: float | int) -> Outlier:
-    """Return an outlier, without its evidence if references are led nearly as far."""
-    return found if difference >= margin else found._replace(p_value=1.0)
 
 
 def _place(values: Float[Tensor, "strengths families classes"]) -> tuple[int, int, int]:
