@@ -9,7 +9,8 @@ outlier among classes of
 .. math:: d_{sfk} = a_{sfk} - \frac{1}{R} \sum_r b_{rsfk}
 
 What moves images of all networks is a weakness of the data; what moves those of this network alone
-was learned from something else than the data. Without references, :math:`d_{sfk} = a_{sfk}`.
+was learned from something else than the data. Without references, :math:`d_{sfk} = a_{sfk}`, and
+:math:`c_{sf}` below is 0.
 
 Strong transformations lead networks without a backdoor as well, networks of some architectures
 further than others. Transformations that were learned *against a reference* show how far. With the
@@ -31,6 +32,9 @@ reference networks.
 
 from __future__ import annotations
 
+from itertools import product
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -83,22 +87,20 @@ def compared(
         "references led": None if led is None else led.tolist(),
     }
     excess = own - beside.mean(0) if len(beside) else own
-    if own.shape[2] < FEWEST:
-        member = _member(own, beside, *_place(excess))
-        return Evidence(None, None, "too few classes to compare", details=details, member=member)
+    ceiling = torch.zeros(own.shape[:2]) if led is None else led
     found = []
-    for strength in range(own.shape[0]):
-        for family in range(own.shape[1]):
-            known = 0.0 if led is None else float(led[strength, family])
-            outlier = student_outlier(excess[strength, family].tolist(), spread=LEAST_SPREAD)
-            if outlier is None or known > EASY:
-                continue
-            if led is not None and float(own[strength, family, outlier.place]) < known + MARGIN:
-                outlier = outlier._replace(p_value=1.0)
-            found.append((strength, family, outlier))
+    for strength, family in product(range(own.shape[0]), range(own.shape[1])):
+        outlier = student_outlier(excess[strength, family].tolist(), spread=LEAST_SPREAD)
+        known = float(ceiling[strength, family])
+        if outlier is None or known > EASY:
+            continue
+        if float(own[strength, family, outlier.place]) < known + MARGIN:
+            outlier = outlier._replace(p_value=1.0)
+        found.append((strength, family, outlier))
     if not found:
+        said = LED if own.shape[2] >= FEWEST else "too few classes to compare"
         member = _member(own, beside, *_place(excess))
-        return Evidence(None, None, LED, details=details, member=member)
+        return Evidence(None, None, said, details=details, member=member)
     # Of several without evidence, the one with the largest excess is shown.
     strength, family, best = min(
         found, key=lambda each: (each[2].p_value, -float(excess[each[0], each[1], each[2].place]))

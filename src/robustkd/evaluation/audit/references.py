@@ -28,7 +28,8 @@ from robustkd.training.loop import fit
 _SMALL, _LARGE = "wrn-10-1", "mobilenet-v2-0.25"
 _LARGEST_SIDE = 64
 _EPOCHS = 3
-_STARTS = 2
+STARTS = 2
+"""Searches of each reference."""
 _SEED = 5000
 """Added to the seeds of references, so that they differ from networks that users train."""
 
@@ -214,10 +215,10 @@ def search_references(
     images, labels = held_out_images(data, effort, device_of(frozen[0]))
     led = [
         _led_by_own(
-            network, data, images, labels, effort, _SEED + seed + _STARTS * place + start, tell
+            network, data, images, labels, effort, _SEED + seed + STARTS * place + start, tell
         )
         for place, network in enumerate(frozen)
-        for start in range(_STARTS)
+        for start in range(STARTS)
     ]
     return References(frozen, torch.stack(led).amax(0), effort)
 
@@ -247,5 +248,5 @@ def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> Refer
         seed: Seed of the first network.
     """
     networks = train_references(data, effort, seed=seed)
-    with track("audit: references", len(networks) * _STARTS * effort.search_steps) as update:
+    with track("audit: references", len(networks) * STARTS * effort.search_steps) as update:
         return search_references(networks, data, effort, seed=seed, tell=update)
