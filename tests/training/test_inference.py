@@ -10,7 +10,7 @@ from robustkd.core.devices import device_of
 from robustkd.data import CropFlip, InMemory, Labelled
 from robustkd.models.features import collect
 from robustkd.models.features.collect import features_on
-from robustkd.training.inference import accuracy_by_class, accuracy_on, predict
+from robustkd.training.inference import accuracy_by_class, accuracy_on, batch_size_for, predict
 from robustkd.training.metrics import Proportion
 
 
@@ -104,6 +104,22 @@ def test_a_class_without_test_images_counts_none():
 def test_device_is_that_of_the_parameters():
     assert device_of(nn.Flatten()) == torch.device("cpu")
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+def test_few_large_images_pass_a_network_at_once():
+    pixels = torch.zeros(50, 1, 224, 224, dtype=torch.uint8)
+    held = Labelled(pixels, torch.arange(50) % 2)
+    model = Reading()
+    accuracy_on(model, InMemory("large", ("a", "b"), held, held, held), "validation")
+    assert [count for _, _, count in model.seen] == [20, 20, 10]
+
+
+@pytest.mark.parametrize(
+    ("side", "most", "expected"),
+    [(28, 256, 256), (64, 256, 256), (64, 64, 64), (128, 256, 64), (4096, 256, 8), (4096, 4, 4)],
+)
+def test_only_images_above_64_pixels_pass_in_smaller_batches(side, most, expected):
+    assert batch_size_for((3, side, side), most) == expected
 
 
 def test_features_are_kept_within_a_gibibyte(monkeypatch):

@@ -13,7 +13,8 @@ from robustkd.core.types import DataSource, Images, Labels, Logits, Split
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
 
-_BATCH = 256
+_BATCH, _LARGEST = 256, 64 * 64
+_FEWEST = 8
 _SOME = 64
 _SEED = 0
 
@@ -98,6 +99,22 @@ def finite_on(model: nn.Module, data: DataSource, split: Split) -> bool:
         return all(logits.square().isfinite().all() for logits, _ in _outputs(model, data, split))
 
 
+def batch_size_for(image_shape: tuple[int, int, int], most: int = _BATCH) -> int:
+    """Return how many images pass a network at once, so that large ones fit into memory.
+
+    Otherwise, a validation with images of 224 pixels would need more memory than the training.
+
+    Args:
+        image_shape: Channels, height and width.
+        most: Number of images of up to 64 x 64 pixels.
+
+    >>> batch_size_for((3, 32, 32)), batch_size_for((3, 224, 224))
+    (256, 20)
+    """
+    _, height, width = image_shape
+    return min(most, max(_FEWEST, most * _LARGEST // max(_LARGEST, height * width)))
+
+
 def _outputs(
     model: nn.Module,
     data: DataSource,
@@ -105,6 +122,7 @@ def _outputs(
     transform: Callable[[Images], Images] | None = None,
 ) -> Iterator[tuple[Logits, Labels]]:
     """Yield logits and labels of each batch, on the CPU."""
-    for batch in data.batches(split, batch_size=_BATCH, device=device_of(model)):
+    size = batch_size_for(data.image_shape)
+    for batch in data.batches(split, batch_size=size, device=device_of(model)):
         images = batch.images if transform is None else transform(batch.images)
         yield model(images).cpu(), batch.labels.cpu()
