@@ -260,6 +260,33 @@ def test_partial_l2_case_by_case_at_margin_minus_one(student, teacher, expected)
     assert value.tolist() == [expected]
 
 
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("elements", [1, 50, 2**20])
+def test_partial_l2_in_pieces_is_the_same_to_the_last_bit(elements, form, monkeypatch):
+    monkeypatch.setattr(losses, "_ELEMENTS", elements)
+    student, teacher = (
+        normal(5, 3, 2, 4, seed=seed).float().contiguous(memory_format=form).requires_grad_()
+        for seed in (0, 1)
+    )
+    margin = MARGIN.float()
+    target = torch.maximum(teacher, margin[:, None, None])
+    gap = (student - target).detach()
+    gap[(target <= 0) & (gap < 0)] = 0
+    value = partial_l2(student, teacher, margin)
+    assert torch.equal(value, torch.linalg.vector_norm(gap, dim=(1, 2, 3)).square())
+    value.sum().backward()
+    assert torch.equal(student.grad, 2 * gap)
+    assert torch.equal(teacher.grad, torch.where(teacher > margin[:, None, None], -2 * gap, 0.0))
+
+
+def test_partial_l2_leaves_its_arguments_alone():
+    student, teacher = normal(4, 3, 5), normal(4, 3, 5, seed=1)
+    before = student.clone(), teacher.clone()
+    partial_l2(student, teacher, MARGIN)
+    assert torch.equal(student, before[0])
+    assert torch.equal(teacher, before[1])
+
+
 def test_partial_l2_is_zero_at_the_margin_relu_of_the_teacher():
     teacher = 3 * normal(4, 3, 5)
     student = torch.maximum(teacher, MARGIN[:, None])

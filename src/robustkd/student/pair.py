@@ -13,11 +13,12 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource
 from robustkd.models.features import taps
-from robustkd.models.features.collect import features_on, layouts_of, stage_layout
+from robustkd.models.features.collect import feature_batches, layouts_of, stage_layout
 from robustkd.models.features.layout import Layout
 from robustkd.training import losses
+from robustkd.training.inference import batch_size_for
 
-_MARGIN_BATCHES = 16
+_MARGIN_BATCH, _MARGIN_IMAGES = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,19 @@ def _batchnorm(model: nn.Module, name: str) -> nn.BatchNorm2d | None:
 def _measured(teacher: nn.Module, names: Sequence[str], clean: DataSource) -> list[Tensor]:
     if not names:
         return []
-    stages = features_on(teacher, names, clean, batch_size=64, batches=_MARGIN_BATCHES)
-    layouts = [
-        stage_layout(name, stage[0], clean.image_shape)
-        for name, stage in zip(names, stages, strict=True)
-    ]
-    return [
-        losses.measured_margin(map(layout.maps, stage))
-        for layout, stage in zip(layouts, stages, strict=True)
-    ]
+    size = batch_size_for(clean.image_shape, _MARGIN_BATCH)
+    batches = feature_batches(
+        teacher, names, clean, batch_size=size, batches=-(-_MARGIN_IMAGES // size)
+    )
+    found = [losses.NegativeMean() for _ in names]
+    layouts: list[Layout] = []
+    for stages in batches:
+        if not layouts:
+            pairs = zip(names, stages, strict=True)
+            layouts = [stage_layout(name, stage, clean.image_shape) for name, stage in pairs]
+        for mean, layout, stage in zip(found, layouts, stages, strict=True):
+            mean.add(layout.maps(stage))
+    return [mean.value() for mean in found]
 
 
 def pair_of(

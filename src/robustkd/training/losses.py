@@ -29,6 +29,8 @@ LOSSES: Final[dict[str, str]] = {
 }
 """Descriptions of the losses by name."""
 
+_ELEMENTS: Final = 2**20
+"""Elements of features whose gaps are computed at once."""
 _COINCIDENT: Final = 1e-12  # below, embeddings coincide: 1 / distance**3 must fit in float32
 
 
@@ -99,30 +101,42 @@ def partial_l2(
             f"margin has shape {tuple(margin.shape)} for features {tuple(student.shape)}; "
             "expected one value per channel, the features' second axis"
         )
-    target = torch.maximum(teacher, margin.view(-1, *[1] * (student.ndim - 2)))
-    distance: PerSample = _PartialSquares.apply(student, target)
+    least = margin.view(-1, *[1] * (student.ndim - 2))
+    if teacher.requires_grad:
+        teacher = torch.maximum(teacher, least)  # for the gradient
+    distance: PerSample = _PartialSquares.apply(student, teacher, least)
     return distance
 
 
 class _PartialSquares(torch.autograd.Function):
-    """Sum of the squares of the gaps that count, six times as fast as separate operations."""
+    """Sum of the squares of the gaps that count, six times as fast as separate operations.
+
+    Gaps are computed for some images after others, since the student's activations are in memory at
+    this time, and the intermediate results of a whole stage would be as large as its features.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, student: Tensor, target: Tensor) -> Tensor:
-        # Every gap counts where the target is positive, and only positive ones elsewhere.
-        least = target.clamp_min(0).mul_(-torch.finfo(target.dtype).max)
-        gap = (student - target).clamp_(min=least)
+    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+        gap = torch.empty_like(student)
+        rows = max(1, _ELEMENTS // max(1, student[:1].numel()))
+        pieces = (whole.split(rows) for whole in (gap, student, teacher))
+        for part, shown, taught in zip(*pieces, strict=True):
+            target = torch.maximum(taught, margin)
+            torch.sub(shown, target, out=part)
+            # Every gap counts where the target is positive, and only positive ones elsewhere.
+            part.clamp_(min=target.clamp_min_(0).mul_(-torch.finfo(target.dtype).max))
         ctx.save_for_backward(gap)
         # Over all axes: flattening would copy channels_last features.
         norms: Tensor = torch.linalg.vector_norm(gap, dim=tuple(range(1, gap.ndim)))
         return norms.square()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, slope: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: FunctionCtx, slope: Tensor) -> tuple[Tensor, Tensor | None, None]:
         # Both attributes are documented, but torch's annotations lack them.
         (gap,) = ctx.saved_tensors  # type: ignore[attr-defined]
         student = gap * (2 * slope).view(-1, *[1] * (gap.ndim - 1))
-        return student, -student if ctx.needs_input_grad[1] else None  # type: ignore[attr-defined]
+        teacher = -student if ctx.needs_input_grad[1] else None  # type: ignore[attr-defined]
+        return student, teacher, None
 
 
 def margin_from_batchnorm(
@@ -165,7 +179,6 @@ def margin_from_batchnorm(
     return torch.where(a > 1000, far, exact).to(weight)
 
 
-@torch.no_grad()
 def measured_margin(batches: Iterable[Float[Tensor, "_ ..."]]) -> Float[Tensor, " channels"]:
     """Mean negative response of each channel, measured on clean images.
 
@@ -186,17 +199,43 @@ def measured_margin(batches: Iterable[Float[Tensor, "_ ..."]]) -> Float[Tensor, 
     >>> measured_margin([torch.tensor([[-1.0, 2.0], [5.0, 3.0]]), torch.tensor([[-3.0, 0.0]])])
     tensor([-2.,  0.])
     """
-    total, count, last = torch.zeros(()).double(), torch.zeros(()).double(), None
+    found = NegativeMean()
     for batch in batches:
+        found.add(batch)
+    return found.value()
+
+
+class NegativeMean:
+    """Running mean of the negative values of each channel, for :func:`measured_margin`."""
+
+    def __init__(self) -> None:
+        self._total, self._count = torch.zeros(()).double(), torch.zeros(()).double()
+        self._last: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, batch: Float[Tensor, "_ ..."]) -> None:
+        """Include a batch of features.
+
+        Raises:
+            UsageError: If the batch has no channel axis.
+        """
         if batch.ndim < 2:
             raise UsageError(f"features have shape {tuple(batch.shape)}; expected n x channels ...")
-        last = _widened(batch)
+        widened = _widened(batch)
         axes = [0, *range(2, batch.ndim)]
-        total = total + last.clamp(max=0).sum(dim=axes).cpu().double()
-        count = count + (last < 0).sum(dim=axes).cpu()
-    if last is None:
-        raise UsageError("no features to measure a margin on; expected at least one batch")
-    return (total / count.clamp_min(1)).to(last)
+        self._total = self._total + widened.clamp(max=0).sum(dim=axes).cpu().double()
+        self._count = self._count + (widened < 0).sum(dim=axes).cpu()
+        self._last = widened[:0]
+
+    def value(self) -> Float[Tensor, " channels"]:
+        """Return the means, on the device and in the dtype of the last batch.
+
+        Raises:
+            UsageError: If there was no batch.
+        """
+        if self._last is None:
+            raise UsageError("no features to measure a margin on; expected at least one batch")
+        return (self._total / self._count.clamp_min(1)).to(self._last)
 
 
 def attention_transfer(student: Features, teacher: Features) -> PerSample:

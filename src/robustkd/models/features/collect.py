@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -17,10 +17,10 @@ _MOST_BYTES = 2**30
 
 
 @torch.no_grad()
-def features_on(
+def feature_batches(
     model: nn.Module, names: Sequence[str], data: DataSource, *, batch_size: int, batches: int
-) -> list[list[Features]]:
-    """Collect the features of some training images, without augmentation.
+) -> Iterator[tuple[Features, ...]]:
+    """Compute the features of some training images, without augmentation.
 
     Args:
         model: Any network; it runs in eval mode, and its modes are restored afterwards.
@@ -28,24 +28,33 @@ def features_on(
         data: Source of the images; their choice does not depend on any seed.
         batch_size: Images per batch.
         batches: Largest number of batches. There are fewer, but at least one, if the features
-            would take more than 1 GiB.
+            would take more than 1 GiB together.
 
-    Returns:
-        For each tap, the features of each batch.
+    Yields:
+        For each batch, the features of each tap.
     """
-    kept: list[list[Features]] = [[] for _ in names]
     held = 0
     order = torch.Generator().manual_seed(0)
     source = data.batches("train", batch_size=batch_size, device=device_of(model), shuffle=order)
     with frozen_modes(model), read(model, names) as features:
-        for batch, _ in zip(source, range(batches), strict=False):
+        for batch, number in zip(source, range(1, batches + 1), strict=False):
             model(batch.images)
-            for stage, name in zip(kept, names, strict=True):
-                stage.append(features[name])
-                held += features[name].nbytes
-            if held * (1 + 1 / len(kept[0])) > _MOST_BYTES:
+            held += sum(features[name].nbytes for name in names)
+            yield tuple(features[name] for name in names)
+            if held * (1 + 1 / number) > _MOST_BYTES:
                 break
-    return kept
+
+
+def features_on(
+    model: nn.Module, names: Sequence[str], data: DataSource, *, batch_size: int, batches: int
+) -> list[list[Features]]:
+    """Collect the features of :func:`feature_batches`.
+
+    Returns:
+        For each tap, the features of each batch.
+    """
+    found = feature_batches(model, names, data, batch_size=batch_size, batches=batches)
+    return [list(stage) for stage in zip(*found, strict=True)]
 
 
 @torch.no_grad()
