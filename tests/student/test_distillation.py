@@ -14,16 +14,19 @@ from torch import nn
 
 from robustkd import data, models
 from robustkd.core.errors import TrainingError, UsageError
+from robustkd.models.features.collect import features_on
 from robustkd.student import distillation
 from robustkd.student.distillation import Distilled, distill
 from robustkd.student.families import Patch
 from robustkd.student.hardening import UniversalPerturbations, withstand
 from robustkd.student.objective import EarlyStop, Objective
+from robustkd.student.pair import margins
 from robustkd.student.terms import NEEDS_FEATURES, TERMS, Outputs
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
+from robustkd.training.losses import measured_margin
 from robustkd.training.metrics import Proportion
 from tests.unlabelled import Unlabelled
 
@@ -429,6 +432,31 @@ def test_the_weight_of_a_loss_falls_in_the_second_half_of_its_share():
         assert stop.share("kd") == 1
         stop.advance()
     assert shares == [1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("hardened", [False, True])
+def test_the_teacher_runs_before_the_student_whose_activations_are_kept(hardened, teacher):
+    order, student = [], net()
+    hooks = [
+        network.register_forward_pre_hook(lambda _module, _inputs, name=name: order.append(name))
+        for name, network in (("teacher", teacher), ("student", student))
+    ]
+    try:
+        short(teacher, student=student, hardening=perturbations() if hardened else None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    *steps, validation = order[-7:]
+    assert steps == ["teacher", "student"] * 3
+    assert validation == "student"
+
+
+def test_margins_are_those_of_all_features_to_the_last_bit(teacher):
+    names = [f"{stage}.0.conv1" for stage in STAGES]
+    stages = features_on(teacher, names, DATA, batch_size=64, batches=16)
+    expected = [measured_margin(stage) for stage in stages]
+    found = margins(teacher, names, DATA)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_when_no_loss_is_left_the_teacher_is_not_run_again(teacher):

@@ -86,6 +86,9 @@ class _Learner(nn.Module):
     def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
         if self.safeguard is not None:
             self.safeguard.prepare(self.student.model)
+        # Before the student, whose activations are kept for the backward pass.
+        shares = self._shares()
+        taught = self._teach(images) if self._teach is not None and any(shares.values()) else None
         seen, toward = images, labels[:0]
         for hardening in self._hardening:
             seen, toward = hardening.perturb(images, labels)
@@ -102,26 +105,26 @@ class _Learner(nn.Module):
                 recovered=hardening.recovered,
             )
             parts["harden"] = hardening_loss.sum() / len(labels)
-        if self.objective is not None and self._teach is not None:
-            shares = {
-                name: 1.0 if self.stop is None else self.stop.share(name)
-                for name in self.objective.weights
-            }
-            if any(shares.values()):
-                taught, compared = self._teach(images), shown
-                if all(hardening.distilled for hardening in self._hardening):
-                    # Copies are compared with the teacher's outputs for the clean images, which
-                    # have been computed. A student that imitates the teacher on clean images only
-                    # may still inherit the backdoor.
-                    taught, compared = taught.repeat_first(len(toward)), everything
-                parts.update(self.objective(compared, taught, shares))
-            else:
-                parts.update(dict.fromkeys(shares, shown.logits.new_zeros(())))
+        if self.objective is not None and taught is not None:
+            compared = shown
+            if all(hardening.distilled for hardening in self._hardening):
+                # Copies are compared with the teacher's outputs for the clean images, which have
+                # been computed. A student that imitates the teacher on clean images only may still
+                # inherit the backdoor.
+                taught, compared = taught.repeat_first(len(toward)), everything
+            parts.update(self.objective(compared, taught, shares))
+        else:
+            parts.update(dict.fromkeys(shares, shown.logits.new_zeros(())))
         if self.safeguard is not None:
             added = self.safeguard.loss(self.student.model, images)
             parts.update({} if added is None else {"safeguard": added})
         loss = torch.stack(list(parts.values())).sum()
         return {"loss": loss, "acc": hit_rate(shown.logits, labels), **parts}
+
+    def _shares(self) -> dict[str, float]:
+        """Return the factor of each distillation loss's weight in this step, in [0, 1]."""
+        weights = {} if self.objective is None else self.objective.weights
+        return {name: 1.0 if self.stop is None else self.stop.share(name) for name in weights}
 
     def advance(self) -> None:
         """Update perturbations and loss weights, between the backward pass and the optimiser."""
@@ -145,7 +148,8 @@ class _Learner(nn.Module):
         if not weights:
             raise TrainingError("the student has no trainable weight")
         with taps.frozen_modes(self.student):
-            parts = self.objective(self.student(batch.images), self._teach(batch.images))
+            taught = self._teach(batch.images)  # before the student, as in a step
+            parts = self.objective(self.student(batch.images), taught)
         for name, part in parts.items():
             gradients = (
                 torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
