@@ -64,7 +64,8 @@ class Members(nn.Module):
         self.to(toward.device)
         buffers = [self.get_buffer(name) for name in names]
         rows, place = _rows(toward, len(buffers[0]))
-        leaves = tuple(buffer[rows] for buffer in buffers)
+        # Members of many classes and large images are held in half precision.
+        leaves = tuple(buffer[rows].float() for buffer in buffers)
         if torch.is_grad_enabled():
             self._reads.append((rows, tuple(leaf.requires_grad_() for leaf in leaves)))
         return tuple(leaf[place] for leaf in leaves)

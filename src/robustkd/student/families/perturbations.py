@@ -1,4 +1,8 @@
-"""Additions to the pixels, and masked patterns."""
+"""Additions to the pixels, and masked patterns.
+
+Members of many classes and large images, such as 1,000 classes at 224 pixels, are held in half
+precision and computed in full precision.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from torch import Tensor
 
 from robustkd.core.types import Images, Labels
 from robustkd.student.families.bounded import STEP, Members, averaged
+
+_IN_FULL = 2**26
+"""Largest number of values of the members of all classes that are held in full precision."""
 
 
 class Ball(Members):
@@ -32,9 +39,11 @@ class Ball(Members):
     ) -> None:
         super().__init__()
         self.epsilon = epsilon
-        start = torch.rand((classes, *image_shape), generator=random) * 2 - 1
-        self.register_buffer("delta", start * epsilon)
-        self.register_buffer("pull", torch.zeros_like(start))
+        # In place, because the members of many classes take much memory.
+        start = torch.rand((classes, *image_shape), generator=random).mul_(2).sub_(1)
+        values, averages = _held_as(start)
+        self.register_buffer("delta", start.mul_(epsilon).to(values))
+        self.register_buffer("pull", torch.zeros_like(start, dtype=averages))
 
     def forward(self, images: Images, toward: Labels) -> Images:
         """Add the addition of its class to each image, and clip to [0, 1]."""
@@ -52,10 +61,10 @@ class Ball(Members):
             return
         radius = scale * self.epsilon
         rows, (slope,) = read
-        pull, moved = averaged(slope, self.pull[rows])
-        self.pull[rows] = pull
-        delta = self.delta[rows] + STEP * radius * pull.sign() * moved
-        self.delta[rows] = delta.clamp(-radius, radius)
+        pull, moved = averaged(slope, self.pull[rows].float())
+        self.pull[rows] = pull.to(self.pull.dtype)
+        delta = self.delta[rows].float() + STEP * radius * pull.sign() * moved
+        self.delta[rows] = delta.clamp(-radius, radius).to(self.delta.dtype)
 
     def bound(self, scale: float) -> None:
         """Project the additions onto ``scale`` times the ball."""
@@ -88,8 +97,10 @@ class Patch(Members):
         super().__init__()
         self.mass = mass
         pattern = torch.rand((classes, *image_shape), generator=random)
-        self.register_buffer("pattern", pattern)
-        self.register_buffer("mask", torch.full((classes, 1, *image_shape[1:]), float(mass)))
+        values, _ = _held_as(pattern)
+        mask = torch.full((classes, 1, *image_shape[1:]), float(mass), dtype=values)
+        self.register_buffer("pattern", pattern.to(values))
+        self.register_buffer("mask", mask)
 
     def forward(self, images: Images, toward: Labels) -> Images:
         """Apply the pattern of its class to each image: ``(1 - m) x + m p``."""
@@ -107,14 +118,25 @@ class Patch(Members):
         rows, (slope, pull) = read
         # The magnitude is kept, so that mask mass concentrates on the most effective pixels.
         largest = slope.abs().amax(dim=(1, 2, 3), keepdim=True)
-        mask = self.mask[rows] + STEP * slope / largest.clamp_min(1e-12)
-        mask = onto_mass(mask, scale * self.mass)
-        self.mask[rows] = torch.where(largest > 0, mask, self.mask[rows])
-        self.pattern[rows] = (self.pattern[rows] + STEP * pull.sign()).clamp(0, 1)
+        before = self.mask[rows].float()
+        mask = onto_mass(before + STEP * slope / largest.clamp_min(1e-12), scale * self.mass)
+        self.mask[rows] = torch.where(largest > 0, mask, before).to(self.mask.dtype)
+        pattern = (self.pattern[rows].float() + STEP * pull.sign()).clamp(0, 1)
+        self.pattern[rows] = pattern.to(self.pattern.dtype)
 
     def bound(self, scale: float) -> None:
         """Project the masks onto ``scale`` times the mass."""
-        self.mask = onto_mass(self.mask, scale * self.mass)
+        self.mask = onto_mass(self.mask.float(), scale * self.mass).to(self.mask.dtype)
+
+
+def _held_as(members: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Return the types in which members and averages of their gradients are held.
+
+    Normalised gradients of single pixels can exceed the range of float16.
+    """
+    if members.numel() <= _IN_FULL:
+        return members.dtype, members.dtype
+    return torch.float16, torch.bfloat16
 
 
 def onto_mass(
