@@ -7,7 +7,7 @@ FOR_DEVELOPERS := .venv/.installed-dev
 # `python -m` finds the site's extensions in tools/; the variable silences a notice about MkDocs 2.
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-.PHONY: setup demo test test-slow check format docs site bench-speed clean
+.PHONY: setup demo test test-slow check format docs site bench-speed bench-growth clean
 .DEFAULT_GOAL := demo
 
 setup: $(FOR_DEVELOPERS)
@@ -58,6 +58,10 @@ site: setup
 bench-speed: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --settings wrn10-28 wrn10-32 wrn16-32 \
 		--precisions no bf16 --out benchmarks/results/speed-ratio
+
+# One process after another, in about thirteen minutes; on Linux.
+bench-growth: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --out benchmarks/results/growth
 
 clean:
 	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
