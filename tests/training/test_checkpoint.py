@@ -20,8 +20,9 @@ from robustkd.student.distillation import distill
 from robustkd.student.found import find_perturbations
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.training.checkpoint import State, load_state, save_state
+from robustkd.training.hooks import Hooks
 from robustkd.training.learners import Supervised
-from robustkd.training.loop import Hooks, fit
+from robustkd.training.loop import fit
 from tests.marks import slow_but
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.data import InMemory, Labelled
+from robustkd.training.hooks import Hooks, chosen_epoch
 from robustkd.training.inference import accuracy_on
 from robustkd.training.last_batch import steps_per_epoch
 from robustkd.training.learners import Supervised, hit_rate
-from robustkd.training.loop import Hooks, chosen_epoch, fit
+from robustkd.training.loop import fit
 from robustkd.training.schedule import schedule_factor
 
 

@@ -11,8 +11,9 @@ from torch import nn
 from robustkd.core.errors import UsageError
 from robustkd.training.average import MovingAverage
 from robustkd.training.config import TrainingConfig, optimiser_names
+from robustkd.training.hooks import Hooks
 from robustkd.training.learners import Supervised
-from robustkd.training.loop import Hooks, fit
+from robustkd.training.loop import fit
 from robustkd.training.optimisers import new_optimiser
 from tests.training.test_checkpoint import EPOCHS, STEPS, Stopping, same, trained
 from tests.training.test_loop import DATA, learner, weights

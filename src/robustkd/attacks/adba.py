@@ -54,8 +54,9 @@ from robustkd.core.devices import default_device, device_of
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.core.validation import check_not_negative, check_positive
 from robustkd.models.features import taps
+from robustkd.training.hooks import Hooks
 from robustkd.training.learners import Supervised, hit_rate
-from robustkd.training.loop import Hooks, fit
+from robustkd.training.loop import fit
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -11,11 +14,14 @@ from rich.console import Console
 from robustkd.cli.files import from_files
 from robustkd.cli.flags import check_whole
 from robustkd.core.allocator import keep_freed_memory
-from robustkd.core.errors import InputError, RobustKDError, printable, told
+from robustkd.core.errors import InputError, RobustKDError, UsageError, printable, told
 from robustkd.core.files import at_home
+from robustkd.core.launch import launched
 from robustkd.core.surroundings import safe_children
 
 _USAGE, _INTERRUPTED = 2, 130
+_MOMENT = 3.0
+"""Seconds in which torchrun ends a process after another one has failed."""
 
 app = App(
     name="robustkd",
@@ -29,12 +35,13 @@ app = App(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; report errors of the user as one line on stderr and an exit code."""
-    errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    errors = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
     keep_freed_memory()
+    words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        with safe_children():
+        with safe_children(), _quiet_unless_first(words):
             app(
-                [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)],
+                words,
                 exit_on_error=False,
                 print_error=False,
                 result_action="return_value",
@@ -52,6 +59,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print_error(errors, str(stop) or "interrupted")
         sys.exit(_INTERRUPTED)
+
+
+@contextmanager
+def _quiet_unless_first(words: Sequence[str]) -> Iterator[None]:
+    """Let only the first of several processes print results and progress.
+
+    An error is printed by each of them that still runs a moment later: what concerns all of them,
+    such as an unknown name, is the message of the first one, after which torchrun ends the others.
+
+    Raises:
+        UsageError: If there are several processes, and the command is not ``distill``.
+    """
+    launch = launched()
+    if launch.several and words[:1] != ["distill"]:
+        raise UsageError(
+            f"there are {launch.count} processes; expected one for this command, since several "
+            "work together only in distill: start it without torchrun"
+        )
+    if launch.rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            yield
+        except Exception:
+            time.sleep(_MOMENT)
+            raise
 
 
 def _at_home(word: str) -> str:

@@ -34,6 +34,7 @@ from robustkd.cli.output import (
 )
 from robustkd.core.errors import UsageError
 from robustkd.core.known_names import check_data, check_defence, is_folder
+from robustkd.core.launch import launched
 from robustkd.core.methods import find_method
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ def distill(
         check_defence(defence)
     if on is not None and defence is None:
         raise UsageError("--on is given without --defence; add it, or leave it out")
+    if dry_run and launched().several:
+        raise UsageError("--dry-run measures one process; start it without torchrun")
     folder = _folder(out, config, resume, dry_run=dry_run)
     # The imports below take seconds.
     print_in_terminal("reading the data and the teacher ...")
@@ -226,7 +229,7 @@ def _folder(
             )
     if resume is None and out is None and not dry_run:
         raise UsageError("--out is missing; give a new folder for the run")
-    if out is not None:
+    if out is not None and launched().rank == 0:
         from robustkd.core.files import check_free
 
         check_free(out)
@@ -256,6 +259,8 @@ def _run(
         audited=how.audit,
         tell=print_progress,
     )
+    if launched().rank:
+        return  # the first process prints
     if as_json:
         print_json(results.content())
         return

@@ -15,6 +15,7 @@ from cyclopts import App, ArgumentCollection, Parameter, Token
 
 from robustkd.core.errors import UsageError
 from robustkd.core.known_names import check_architecture, check_data, is_folder
+from robustkd.core.launch import launched
 from robustkd.training.config import TrainingOptions
 
 if TYPE_CHECKING:
@@ -174,6 +175,11 @@ def choose_device(device: str, threads: int | None) -> None:
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     elif found[1] is not None:
+        if launched().several:
+            raise UsageError(
+                f"--device is {device!r}, one device for {launched().count} processes; expected "
+                "cuda, which gives each process its own"
+            )
         # Before torch looks for devices, so that the number is that of the whole machine.
         os.environ["CUDA_VISIBLE_DEVICES"] = found[1]
     if threads is None and device in ("auto", "cpu"):

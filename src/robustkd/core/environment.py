@@ -7,6 +7,7 @@ import platform
 import re
 
 from robustkd.core.errors import printable
+from robustkd.core.launch import launched
 
 _LIBRARIES = "OMP|MKL|KMP|OPENBLAS|ONEDNN|DNNL|ATEN|TORCH|PYTORCH|CUDA|CUDNN|CUBLAS|NVIDIA"
 _CHOOSES_KERNELS = re.compile(rf"({_LIBRARIES})_[A-Z0-9_]{{1,60}}")
@@ -42,6 +43,7 @@ def environment() -> dict[str, str | int]:
         "device": str(accelerator or "cpu"),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 1,
+        **({"processes": launched().count} if launched().several else {}),
         "machine": platform.machine(),
         "system": platform.system(),
         **kernel_choices(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -31,6 +31,10 @@ RESIZES = ("centred-square", "squash")
 """Known ways from an image of any size to the square input of a model."""
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 """Known ways of resampling: the filters of Pillow, in lower case."""
+
+
+Plan: TypeAlias = Callable[[Sequence[int]], Sequence[Labels]]
+"""Function that chooses, from the sizes of all batches, the places of some images of each batch."""
 
 
 class Batch(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,30 @@ from jaxtyping import Int
 from torch import Tensor
 
 from robustkd.core.errors import UsageError
-from robustkd.core.types import Images
+from robustkd.core.types import Images, Labels
 
 Augmentation: TypeAlias = Callable[[Images, torch.Generator], Images]
 
 AUGMENTATIONS = ("none", "light", "randaugment")
 """Augmentations by name; see :func:`named`."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """Augmentation that can augment some images of a batch as it would augment the whole batch."""
+
+    def part(
+        self, images: Images, generator: torch.Generator, places: Labels, total: int
+    ) -> Images:
+        """Augment some images of a batch.
+
+        Args:
+            images: Images to augment.
+            generator: Generator of the random numbers, which advances as for the whole batch.
+            places: Places of the images in the batch.
+            total: Number of images in the batch.
+        """
+
 
 _MOST_MAGNITUDE = 30
 
@@ -59,6 +77,17 @@ class CropFlip:
             Float32 images of the same shape and range, channels_last. The input is not changed,
             and is returned itself if there is nothing to do.
         """
+        return self._augmented(images, generator, None, len(images))
+
+    def part(
+        self, images: Images, generator: torch.Generator, places: Labels, total: int
+    ) -> Images:
+        """Augment some images of a batch; see :class:`Divisible`."""
+        return self._augmented(images, generator, places, total)
+
+    def _augmented(
+        self, images: Images, generator: torch.Generator, places: Labels | None, total: int
+    ) -> Images:
         images = images.to(torch.float32, memory_format=torch.channels_last)
         if not (self.pad or self.flip):
             return images
@@ -67,11 +96,14 @@ class CropFlip:
             raise UsageError(
                 f"pad is {self.pad}; expected less than the image size {height}x{width}; lower it"
             )
-        rows = self._window(n, height, generator).to(images.device)
-        columns = self._window(n, width, generator).to(images.device)
+        rows = self._window(total, height, generator)
+        columns = self._window(total, width, generator)
         if self.flip:
-            mirrored = torch.randint(2, (n, 1), generator=generator, device=generator.device)
-            columns = torch.where(mirrored.to(images.device) == 1, columns.flip(1), columns)
+            mirrored = torch.randint(2, (total, 1), generator=generator, device=generator.device)
+            columns = torch.where(mirrored == 1, columns.flip(1), columns)
+        if places is not None:
+            rows, columns = rows[places], columns[places]
+        rows, columns = rows.to(images.device), columns.to(images.device)
         sample = torch.arange(n, device=images.device)[:, None, None]
         # The slice between index tensors moves the channels to the end, as in channels_last.
         picked = images[sample, :, rows[:, :, None], columns[:, None, :]]
@@ -121,13 +153,23 @@ class ZoomFlip:
         Returns:
             Float32 images of the same shape and range, channels_last; the input is not changed.
         """
-        n = len(images)
-        area, across, down, mirror = torch.rand(
-            (4, n), generator=generator, device=generator.device
-        ).to(images.device)
+        return self._augmented(images, generator, None, len(images))
+
+    def part(
+        self, images: Images, generator: torch.Generator, places: Labels, total: int
+    ) -> Images:
+        """Augment some images of a batch; see :class:`Divisible`."""
+        return self._augmented(images, generator, places, total)
+
+    def _augmented(
+        self, images: Images, generator: torch.Generator, places: Labels | None, total: int
+    ) -> Images:
+        drawn = torch.rand((4, total), generator=generator, device=generator.device)
+        drawn = drawn if places is None else drawn[:, places]
+        area, across, down, mirror = drawn.to(images.device)
         side = (self.least + (1 - self.least) * area).sqrt()
         facing = torch.where(mirror < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(side)
-        window = torch.zeros(n, 2, 3, device=images.device)
+        window = torch.zeros(len(images), 2, 3, device=images.device)
         window[:, 0, 0] = side * facing
         window[:, 1, 1] = side
         window[:, 0, 2] = (2 * across - 1) * (1 - side)
@@ -200,6 +242,36 @@ class RandAugmented:
             changed = [policy(image) for image in pixels]
         floats = torch.stack(changed).float().div(255) if changed else images.float()
         return floats.contiguous(memory_format=torch.channels_last)
+
+
+def part_of(
+    augmentation: Augmentation,
+    images: Images,
+    generator: torch.Generator,
+    places: Labels | None,
+    total: int,
+) -> Images:
+    """Augment some images of a batch as in the whole batch.
+
+    Args:
+        augmentation: Any augmentation, if the images are the whole batch; otherwise one that is
+            :class:`Divisible`.
+        images: Images to augment.
+        generator: Generator of the random numbers.
+        places: Places of the images in the batch; None if they are the whole batch.
+        total: Number of images in the batch.
+
+    Raises:
+        UsageError: If the augmentation cannot augment a part of a batch.
+    """
+    if places is None:
+        return augmentation(images, generator)
+    if not isinstance(augmentation, Divisible):
+        raise UsageError(
+            f"augmentation {augmentation!r} has no method part; expected one that can augment a "
+            "part of a batch"
+        )
+    return augmentation.part(images, generator, places, total)
 
 
 def named(name: str, usual: Augmentation) -> Augmentation:

@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from robustkd.core.errors import UsageError
-from robustkd.core.types import Batch, Images, Labels, Split
-from robustkd.data.augment import Augmentation, CropFlip
+from robustkd.core.types import Batch, Images, Labels, Plan, Split
+from robustkd.data.augment import Augmentation, CropFlip, part_of
 from robustkd.data.labelled import Labelled, first_rows
 
 
@@ -81,6 +81,25 @@ class InMemory:
         order = pass_order(self.size(split), batch_size, shuffle)
         return (self._batch(held, part, device, augment) for part in torch.split(order, batch_size))
 
+    def portions(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        plan: Plan,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """Iterate over parts of the batches of `batches`; see `robustkd.data.portions.Divided`."""
+        held = self._held(split)
+        order = pass_order(self.size(split), batch_size, shuffle)
+        parts = torch.split(order, batch_size)
+        return (
+            self._batch(held, part, device, augment, rows)
+            for part, rows in zip(parts, plan([len(part) for part in parts]), strict=True)
+        )
+
     def subset(
         self,
         *,
@@ -136,10 +155,13 @@ class InMemory:
         index: Labels,
         device: torch.device | str,
         augment: torch.Generator | None,
+        places: Labels | None = None,
     ) -> Batch:
+        total = len(index)
+        index = index if places is None else index[places]
         images = to_floats(held.images[index], device)
         if augment is not None:
-            images = self.augmentation(images, augment)
+            images = part_of(self.augmentation, images, augment, places, total)
         return Batch(images, held.labels[index].to(device), index.to(device, torch.int64))
 
 

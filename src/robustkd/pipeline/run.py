@@ -22,6 +22,12 @@ from robustkd.pipeline import run_folder
 from robustkd.pipeline.audits import audit_both
 from robustkd.pipeline.experiments import check_services, experiments
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure, operations
+from robustkd.pipeline.following import (
+    follow,
+    results_for_all,
+    run_is_finished,
+    student_for_all,
+)
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
 from robustkd.pipeline.prepare import Prepared, identity, identity_of_file, prepare
@@ -29,6 +35,7 @@ from robustkd.pipeline.student import Made, make_student
 from robustkd.report.arrays import write_arrays
 from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
+from robustkd.training.processes import start
 from robustkd.training.recipes import with_defaults
 
 _log = logging.getLogger(__name__)
@@ -146,7 +153,7 @@ def run(
     folder = free_name(Path("robustkd-run")) if out is None else Path(at_home(os.fspath(out)))
     flags = {**_flags(job, data), **form_flags(source), **audit_flag(audit)}
     results = distill_file(job, source, folder, config=flags, track=track, audited=audit)
-    made = models.load(folder / run_folder.STUDENT, arch=student)
+    made = student_for_all(start(), folder, student)
     return Finished(made.eval(), results, folder)
 
 
@@ -184,6 +191,9 @@ def distill_file(
 ) -> Results:
     """Distil a student from a teacher's file into a run folder with results and report.
 
+    If torchrun has started several processes, they train the student together, and the first one
+    writes the files.
+
     Args:
         job: Description of the run.
         clean: The user's clean images.
@@ -208,6 +218,9 @@ def distill_file(
             written by a run of this user.
         WriteError: If the disk is full; the last checkpoint is complete.
     """
+    processes = start()
+    if not processes.first:
+        return follow(job, clean, processes)
     if not resume:
         check_free(out)
     services = check_services(track)
@@ -236,9 +249,9 @@ def distill_file(
             watching=watching,
         ) as run,
     ):
-        if run.finished:
+        if run_is_finished(processes, run):
             tell(f"{out} is already finished")
-            return run.results()
+            return results_for_all(processes, run.results())
         for line in _lines(job, ready):
             tell(line)
             _log.info("%s", line)
@@ -250,12 +263,13 @@ def distill_file(
             training=job.training,
             seed=job.seed,
             run=run,
+            processes=processes,
         )
         run.interrupts.no_longer_wait()
         results = _write_results(job, clean, ready, made, untrusted, run, audited=audited)
         for experiment in watching:
             experiment.log({"test/acc": results.runs[-1].acc})
-        return results
+        return results_for_all(processes, results)
 
 
 def _lines(job: DistillJob, ready: Prepared) -> list[str]:

@@ -21,6 +21,7 @@ from robustkd.teacher.defences.cleaning import clean_network
 from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.config import Precision, TrainingConfig
+from robustkd.training.processes import ONE, Processes
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def make_student(
     label: str = "distil",
     log: Path | None = None,
     run: run_folder.Run | None = None,
+    processes: Processes = ONE,
 ) -> Made:
     """Clean the teacher, distil it, harden the student and clean it, as the method specifies.
 
@@ -70,6 +72,8 @@ def make_student(
         label: Label of the progress bar.
         log: File for one JSON line per epoch.
         run: Run folder that stores the state, so that the run can be resumed.
+        processes: Processes that train the student together. Each of them cleans and searches the
+            teacher, and continues with the result of the first one.
     """
     started = time.perf_counter()
     record: dict[str, object] = {}
@@ -78,6 +82,7 @@ def make_student(
         source, record["defence"] = _cleaned(
             source, clean, how.defence, seed, training.precision, run
         )
+        processes.same([source])
     if how.detox is not None:
         # The settings of the method override those that depend on the data.
         settings = {**asdict(DetoxSettings()), **(detoxing or {}), **(stated(how.detox) or {})}
@@ -93,6 +98,7 @@ def make_student(
         detoxified, record["detox"] = (
             clean_up() if run is None else run.detoxify_once(clean_up, given)
         )
+        processes.same([detoxified])
         source = detoxified
     learnt = distill(
         student,
@@ -106,12 +112,14 @@ def make_student(
         label=label,
         log=log,
         keeper=run,
+        processes=processes,
         **asdict(training),
     )
     record.update(epochs=learnt.epochs, kept=learnt.kept)
     made = learnt.student
     if how.defence is not None and how.defence.on == "student":
         made, record["defence"] = _cleaned(made, clean, how.defence, seed, training.precision, run)
+        processes.same([made])
     seconds = time.perf_counter() - started if run is None else run.seconds
     return Made(made, detoxified, record, seconds)
 

@@ -22,13 +22,15 @@ from robustkd.student.hardening import UniversalPerturbations, withstand
 from robustkd.student.objective import EarlyStop, Objective, check_weights
 from robustkd.student.pair import pair_of
 from robustkd.student.safeguard import Safeguard
-from robustkd.student.terms import NEEDS_FEATURES, Outputs
+from robustkd.student.terms import NEEDS_FEATURES, WHOLE_BATCH, Outputs
 from robustkd.training.checkpoint import Keeper
 from robustkd.training.config import TrainingConfig, TrainingOptions
+from robustkd.training.hooks import Hooks, chosen_epoch
 from robustkd.training.inference import accuracy_on
 from robustkd.training.last_batch import steps_per_epoch
 from robustkd.training.learners import hit_rate
-from robustkd.training.loop import Hooks, chosen_epoch, fit
+from robustkd.training.loop import fit
+from robustkd.training.processes import ONE, Portion, Processes
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,18 @@ class _Learner(nn.Module):
         hardening: UniversalPerturbations | None,
         stop: EarlyStop | None = None,
         safeguard: Safeguard | None = None,
+        processes: Processes = ONE,
     ) -> None:
         super().__init__()
         self.student, self.objective, self.stop = student, objective, stop
         self.safeguard = safeguard
-        self._teach = teach
+        self._teach, self._processes = teach, processes
         # In a tuple, so that the perturbations are excluded from best-epoch selection.
         self._hardening = (hardening,) if hardening is not None else ()
 
-    def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
+    def forward(
+        self, images: Images, labels: Labels, portion: Portion | None = None
+    ) -> dict[str, Tensor]:
         if self.safeguard is not None:
             self.safeguard.prepare(self.student.model)
         # Before the student, whose activations are kept for the backward pass.
@@ -91,7 +96,7 @@ class _Learner(nn.Module):
         taught = self._teach(images) if self._teach is not None and any(shares.values()) else None
         seen, toward = images, labels[:0]
         for hardening in self._hardening:
-            seen, toward = hardening.perturb(images, labels)
+            seen, toward = hardening.perturb(images, labels, portion)
         everything: Outputs = self.student(seen)
         shown = everything.first(len(images))
         parts = {"ce": _cross_entropy(shown.logits, labels)}
@@ -112,7 +117,10 @@ class _Learner(nn.Module):
                 # been computed. A student that imitates the teacher on clean images only may still
                 # inherit the backdoor.
                 taught, compared = taught.repeat_first(len(toward)), everything
-            parts.update(self.objective(compared, taught, shares))
+            terms = self.objective(compared, taught, shares)
+            if portion is not None and compared is everything:
+                terms = self._weighed(terms, len(compared.logits), len(images), portion.total)
+            parts.update(terms)
         else:
             parts.update(dict.fromkeys(shares, shown.logits.new_zeros(())))
         if self.safeguard is not None:
@@ -126,6 +134,17 @@ class _Learner(nn.Module):
         weights = {} if self.objective is None else self.objective.weights
         return {name: 1.0 if self.stop is None else self.stop.share(name) for name in weights}
 
+    def _weighed(
+        self, terms: Mapping[str, Tensor], compared: int, images: int, total: int
+    ) -> dict[str, Tensor]:
+        """Weigh means over images and copies of this process for the sum over all processes.
+
+        The loop weighs processes by their images, but one may have more copies than another.
+        """
+        copies = sum(hardening.copies(total) for hardening in self._hardening)
+        factor = compared / (total + copies) * total / images
+        return {name: term * factor for name, term in terms.items()}
+
     def advance(self) -> None:
         """Update perturbations and loss weights, between the backward pass and the optimiser."""
         if self.stop is not None:
@@ -133,7 +152,7 @@ class _Learner(nn.Module):
         if self.safeguard is not None:
             self.safeguard.advance()
         for hardening in self._hardening:
-            hardening.advance()
+            hardening.advance(self._processes)
 
     def check_active(self, data: DataSource) -> None:
         """Raise an error for a distillation loss that gives the student no gradient.
@@ -184,6 +203,7 @@ def distill(
     label: str = "distil",
     log: Path | None = None,
     keeper: Keeper | None = None,
+    processes: Processes = ONE,
     **training: Unpack[TrainingOptions],
 ) -> Distilled:
     """Train a student on labels and on the logits and features of a teacher.
@@ -209,6 +229,8 @@ def distill(
         label: Text of the progress line.
         log: File that gets one JSON line per epoch.
         keeper: Stores the state of the training; see :func:`robustkd.training.loop.fit`.
+        processes: Processes that train the student together; see
+            :mod:`robustkd.training.processes`.
         training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
             ``lr`` and ``temperature``; :func:`robustkd.models.learning_rate` returns the learning
             rate of an architecture.
@@ -229,6 +251,7 @@ def distill(
     if teacher is not None and not weights:
         raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
     _check_fits(hardening, data)
+    _check_divisible(weights, safeguard, processes)
     steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
     stop = EarlyStop(until, steps) if until else None
     if hardening is not None:
@@ -239,7 +262,7 @@ def distill(
     with ExitStack() as closing:
         if teacher is None:
             watched = _Watch(student, (), closing)
-            learner = _Learner(watched, None, None, hardening, None, safeguard)
+            learner = _Learner(watched, None, None, hardening, None, safeguard, processes)
         else:
             names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
             with torch.random.fork_rng(devices=[]):
@@ -255,6 +278,7 @@ def distill(
                 hardening,
                 stop,
                 safeguard,
+                processes,
             )
             learner.check_active(data)
         records = fit(
@@ -264,12 +288,13 @@ def distill(
             label=label,
             hooks=Hooks(
                 after_backward=learner.advance,
-                validate=lambda: accuracy_on(student, data, "validation").value,
+                validate=lambda: accuracy_on(student, data, "validation", processes).value,
                 enough=enough,
             ),
             log=log,
             companion=hardening,
             keeper=keeper,
+            processes=processes,
             **training,
         )
     kept = chosen_epoch([record["validation"] for record in records], enough) + 1
@@ -346,4 +371,17 @@ def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> N
         raise UsageError(
             f"hardening is for classes and images of shape {hardening.shape}; "
             f"the data has {expected}"
+        )
+
+
+def _check_divisible(
+    weights: Mapping[str, float], safeguard: Safeguard | None, processes: Processes
+) -> None:
+    """Raise an error for what cannot be divided among processes."""
+    whole = [name for name in weights if name in WHOLE_BATCH]
+    if processes.count > 1 and (whole or safeguard is not None):
+        what = f"the loss {whole[0]!r}" if whole else "a defence within the distillation"
+        raise UsageError(
+            f"{what} needs whole batches, but there are {processes.count} processes; expected one: "
+            "start the command without torchrun"
         )

@@ -31,6 +31,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.student.families import make_family, members_of
 from robustkd.student.families.search import Found, endless, images_at_once, led_shares
+from robustkd.training.processes import Portion
 
 STRENGTHS = (1.0, 0.5)
 """Bounds of the search, as shares of the full bounds."""
@@ -87,7 +88,11 @@ class FoundPerturbations(nn.Module):
 
     @torch.no_grad()
     def perturb(
-        self, images: Images, labels: Labels, random: torch.Generator
+        self,
+        images: Images,
+        labels: Labels,
+        random: torch.Generator,
+        portion: Portion | None = None,
     ) -> tuple[Images, Labels]:
         """Perturb every image towards a class that is not its own.
 
@@ -96,28 +101,28 @@ class FoundPerturbations(nn.Module):
         family, strengths and classes are drawn in proportion to success.
 
         Args:
-            images: N x C x H x W in [0, 1], at least one.
+            images: N x C x H x W in [0, 1], at least one in all processes together.
             labels: Their labels; -1 for none.
             random: Generator of the choice, on the CPU.
+            portion: Which images of a batch these are, if several processes divide it.
 
         Returns:
             Perturbed images, in the order of ``images``, and their classes.
         """
+        here = Portion(None, len(images)) if portion is None else portion
         success = self.success
         parts = min(_AT_ONCE, success.shape[1])
         best = success.amax((0, 2))
         drawn = torch.multinomial(best, parts, generator=random).tolist()
-        changed, toward = [], []
-        for kind, some, own in zip(
-            drawn, images.tensor_split(parts), labels.tensor_split(parts), strict=True
-        ):
-            if not len(some):
+        changed, toward = [images[:0]], [labels[:0]]
+        for kind, (own, part) in zip(drawn, here.split(parts), strict=True):
+            if not part.total:
                 continue
             chances = success[:, kind]
             level = int(torch.multinomial(chances.sum(1), 1, generator=random))
-            led = _others(own, chances[level], random)
+            led = _others(labels[own], chances[level], random, part)
             families = members_of(self.found[level])  # type: ignore[arg-type]
-            changed.append(families[kind](some, led))
+            changed.append(families[kind](images[own], led))
             toward.append(led)
         return torch.cat(changed), torch.cat(toward)
 
@@ -278,10 +283,14 @@ def _remember(success: Tensor, parts: Sequence[Tensor], hits: Tensor) -> None:
             own[used] = max(_LEAST, _MEMORY * float(own[used]) + (1 - _MEMORY) * float(rate))
 
 
-def _others(own: Labels, weights: Tensor, random: torch.Generator) -> Labels:
+def _others(
+    own: Labels, weights: Tensor, random: torch.Generator, portion: Portion | None = None
+) -> Labels:
     """Draw a class for each image by weight, but not its own, without waiting for a device."""
     chances = weights.to(own.device).expand(len(own), -1)
     classes = torch.arange(weights.shape[0], device=own.device)
     bounds = chances.masked_fill(classes == own[:, None], 0.0).cumsum(1)
-    place = torch.rand((len(own), 1), generator=random).to(own.device) * bounds[:, -1:]
+    here = Portion(None, len(own)) if portion is None else portion
+    drawn = here.own(torch.rand((here.total, 1), generator=random))
+    place = drawn.to(own.device) * bounds[:, -1:]
     return (bounds <= place).sum(1).clamp_max(weights.shape[0] - 1)

@@ -31,7 +31,9 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import UNLABELLED, Images, Labels, Logits, PerSample
 from robustkd.core.validation import check_positive
 from robustkd.student.families import Ball, Patch, make_family, members_of, stage_of
+from robustkd.student.families.bounded import Members
 from robustkd.student.found import FoundPerturbations
+from robustkd.training.processes import ONE, Portion, Processes
 
 _ADDITIONS = 2
 """Stage of additions and patterns, which come last in a composition."""
@@ -138,7 +140,7 @@ class UniversalPerturbations(nn.Module):
             if self.ramp:
                 family.bound(self._grown())
 
-    def perturb(self, images: Images, labels: Labels) -> Perturbed:
+    def perturb(self, images: Images, labels: Labels, portion: Portion | None = None) -> Perturbed:
         """Add perturbed copies of the first images, each with a random class that is not its own.
 
         Their number is the share of the batch, less during the fade, and at least one. The first
@@ -148,54 +150,82 @@ class UniversalPerturbations(nn.Module):
         :data:`robustkd.core.types.UNLABELLED`, any class may be drawn.
 
         The call is remembered until :meth:`advance`, except under ``torch.no_grad()``.
+
+        Args:
+            images: N x C x H x W in [0, 1].
+            labels: Their labels.
+            portion: Which images of a batch these are, if several processes divide it; the classes
+                and changes are those that one process would draw for the batch.
         """
-        count = max(1, round(self._left() * self.share * len(images)))
+        here = Portion(None, len(images)) if portion is None else portion
+        count = self.copies(here.total)
         classes = self.shape[0]
-        own = labels[:count]
-        shift = torch.randint(1, classes, (count,), generator=self._random).to(labels.device)
-        anyone = torch.randint(0, classes, (count,), generator=self._random).to(labels.device)
+        copies = here.before(count)
+        own = labels[:copies]
+        shift = self._drawn(1, count, here).to(labels.device)
+        anyone = self._drawn(0, count, here).to(labels.device)
         toward = torch.where(own == UNLABELLED, anyone, (own + shift) % classes)
         fixed = 0 if self.fixed is None else round(self.found_share * count)
-        learnt = count - fixed
-        change = self._composed if self.composed else self._apart
-        parts = [images, change(images[:learnt], toward[:learnt])] if learnt else [images]
+        first = here.before(count - fixed)
+        parts = [images]
+        if fixed < count:
+            change = self._composed if self.composed else self._apart
+            learnt = here.between(0, count - fixed)
+            parts.append(change(images[:first], toward[:first], learnt))
         if self.fixed is not None and fixed:
-            changed, led = self.fixed.perturb(images[learnt:count], own[learnt:], self._random)
+            changed, led = self.fixed.perturb(
+                images[first:copies],
+                own[first:],
+                self._random,
+                here.between(count - fixed, count),
+            )
             parts.append(changed)
-            toward = torch.cat([toward[:learnt], led])
+            toward = torch.cat([toward[:first], led])
         seen = torch.cat(parts)
         return Perturbed(seen.contiguous(memory_format=torch.channels_last), toward)
 
-    def _apart(self, images: Images, toward: Labels) -> Images:
-        """Change equal parts of the images by one family each."""
-        parts = zip(
-            self.families,
-            images.tensor_split(len(self.families)),
-            toward.tensor_split(len(self.families)),
-            strict=True,
-        )
-        return torch.cat([family(some, led) for family, some, led in parts])
+    def copies(self, images: int) -> int:
+        """Return the number of copies that are added to a batch of some images in this step."""
+        return max(1, round(self._left() * self.share * images))
 
-    def _composed(self, images: Images, toward: Labels) -> Images:
+    def _drawn(self, least: int, count: int, here: Portion) -> Labels:
+        """Draw a class, or a distance between two, for the first images of a batch."""
+        drawn = torch.randint(least, self.shape[0], (count,), generator=self._random)
+        return here.own(drawn)
+
+    def _apart(self, images: Images, toward: Labels, here: Portion) -> Images:
+        """Change equal parts of the images by one family each."""
+        parts = zip(self.families, here.split(len(self.families)), strict=True)
+        return torch.cat([family(images[own], toward[own]) for family, (own, _) in parts])
+
+    def _composed(self, images: Images, toward: Labels, here: Portion) -> Images:
         """Change every image by families of random stages, in the order of the stages."""
-        count, stages = len(images), len(self._stages)
+        count, stages = here.total, len(self._stages)
         passes = torch.rand((count, stages), generator=self._random) < 0.5
         one = torch.randint(stages, (count,), generator=self._random)
         passes[torch.arange(count), one] |= ~passes.any(1)
         for stage, members in enumerate(self._stages):
             drawn = torch.randint(len(members), (count,), generator=self._random)
             for place, index in enumerate(members):
-                rows = (passes[:, stage] & (drawn == place)).nonzero().squeeze(1)
-                if len(rows):
-                    rows = rows.to(images.device)
-                    changed = self.families[index](images[rows], toward[rows])
-                    images = images.index_copy(0, rows, changed)
+                changed = passes[:, stage] & (drawn == place)
+                if changed.any():  # in any process: all have to call the family
+                    rows = here.own(changed).nonzero().squeeze(1).to(images.device)
+                    after = self.families[index](images[rows], toward[rows])
+                    images = images.index_copy(0, rows, after)
         return images
 
     @torch.no_grad()
-    def advance(self) -> None:
-        """Update every used perturbation along the gradient of the last backward pass."""
+    def advance(self, processes: Processes = ONE) -> None:
+        """Update every used perturbation along the gradient of the last backward pass.
+
+        Args:
+            processes: Processes whose gradients are added up.
+        """
         self._steps += 1
+        if processes.count > 1:
+            for module in self.families.modules():
+                if isinstance(module, Members):
+                    module.add_up(processes)
         for family in members_of(self.families):
             family.advance(self._grown())
 

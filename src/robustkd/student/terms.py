@@ -198,3 +198,5 @@ TERMS: dict[str, Callable[[Pair], nn.Module]] = {
     "rkd": Relations,
 }
 NEEDS_FEATURES = frozenset(TERMS) - {"kd"}
+WHOLE_BATCH = frozenset({"rkd"})
+"""Losses that compare the images of a batch with each other."""

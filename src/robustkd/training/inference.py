@@ -10,8 +10,10 @@ from torch import nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Images, Labels, Logits, Split
+from robustkd.data.portions import portions
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
+from robustkd.training.processes import ONE, Processes
 
 _BATCH, _LARGEST = 256, 64 * 64
 _FEWEST = 8
@@ -42,11 +44,29 @@ def predict(
     return torch.cat(logits).float(), torch.cat(labels)
 
 
-def accuracy_on(model: nn.Module, data: DataSource, split: Split) -> Proportion:
-    """Compute the clean accuracy of a model on a split, batch by batch."""
+def accuracy_on(
+    model: nn.Module, data: DataSource, split: Split, processes: Processes = ONE
+) -> Proportion:
+    """Compute the clean accuracy of a model on a split, batch by batch.
+
+    Args:
+        model: Any classifier of images in [0, 1].
+        data: The images.
+        split: The split.
+        processes: Processes that divide the batches; all receive the result.
+    """
     with torch.inference_mode(), frozen_modes(model):
-        counts = starmap(accuracy, _outputs(model, data, split))
-        return sum(counts, start=Proportion(0, 0))
+        outputs = (
+            _outputs(model, data, split)
+            if processes.count == 1
+            else _own_outputs(model, data, split, processes)
+        )
+        own = sum(starmap(accuracy, outputs), start=Proportion(0, 0))
+    if processes.count == 1:
+        return own
+    counts = torch.tensor([own.hits, own.n], device=device_of(model))
+    processes.add_up(counts)
+    return Proportion(*counts.tolist())
 
 
 def accuracy_on_some(
@@ -126,3 +146,17 @@ def _outputs(
     for batch in data.batches(split, batch_size=size, device=device_of(model)):
         images = batch.images if transform is None else transform(batch.images)
         yield model(images).cpu(), batch.labels.cpu()
+
+
+def _own_outputs(
+    model: nn.Module, data: DataSource, split: Split, processes: Processes
+) -> Iterator[tuple[Logits, Labels]]:
+    """Yield logits and labels of this process's part of each batch, on the CPU."""
+
+    def own(size: int) -> Labels:
+        return torch.arange(processes.rank, size, processes.count)
+
+    where = device_of(model)
+    for batch, _total in portions(data, split, own, batch_size=_BATCH, device=where):
+        if len(batch.labels):
+            yield model(batch.images).cpu(), batch.labels.cpu()

@@ -1,13 +1,8 @@
-"""Merge a last batch of one image, which BatchNorm cannot normalise, into the batch before."""
+"""Number of steps in a pass in which a last batch of one image is joined to the batch before."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-
-import torch
-
-from robustkd.core.types import Batch
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -25,16 +20,3 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 def leaves_one(images: int, batch_size: int) -> bool:
     """Return whether the last batch of a pass would hold one image."""
     return images > batch_size > 1 and images % batch_size == 1
-
-
-def joined(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the batches, with a last batch of one image merged into the batch before."""
-    held = next(batches)
-    for batch in batches:
-        if len(batch.labels) == 1:
-            held = Batch(*(torch.cat(parts) for parts in zip(held, batch, strict=True)))
-            held = held._replace(images=held.images.contiguous(memory_format=torch.channels_last))
-        else:
-            yield held
-            held = batch
-    yield held

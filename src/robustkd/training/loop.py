@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Unpack
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from robustkd.core.errors import InputError, TrainingError
 from robustkd.core.progress import Update, epoch_line, track
 from robustkd.core.types import Batch, DataSource
+from robustkd.data.portions import portions
 from robustkd.training.average import MovingAverage
 from robustkd.training.checkpoint import (
     Keeper,
@@ -32,7 +32,8 @@ from robustkd.training.checkpoint import (
     write_records,
 )
 from robustkd.training.config import TrainingConfig, TrainingOptions
-from robustkd.training.last_batch import joined, leaves_one, steps_per_epoch
+from robustkd.training.hooks import NO_HOOKS, Hooks, chosen_epoch
+from robustkd.training.last_batch import leaves_one, steps_per_epoch
 from robustkd.training.learners import Learner
 from robustkd.training.optimisers import (
     new_optimiser,
@@ -40,7 +41,9 @@ from robustkd.training.optimisers import (
     parameter_groups,
     restore_optimiser,
 )
+from robustkd.training.parts import PartsOfBatches
 from robustkd.training.precision import new_accelerator, prepared
+from robustkd.training.processes import ONE, Processes
 from robustkd.training.schedule import schedule_factor
 
 if TYPE_CHECKING:
@@ -51,42 +54,6 @@ _COMPANION = "beside"
 """Part of a stored state, under the name that it has in existing checkpoints."""
 
 
-def chosen_epoch(figures: Sequence[float], enough: Callable[[float], float] | None = None) -> int:
-    """Return the index of the epoch whose weights are kept: the last one that is good enough.
-
-    Args:
-        figures: Validation figure of each epoch, to be maximised; at least one.
-        enough: Monotonic function from the best figure to the smallest acceptable one; None
-            accepts only the best.
-
-    >>> chosen_epoch([0.7, 0.9, 0.9, 0.8]), chosen_epoch([0.7, 0.9, 0.9, 0.8], lambda best: 0.75)
-    (2, 3)
-    """
-    best = max(figures)
-    least = best if enough is None else enough(best)
-    return max(epoch for epoch, figure in enumerate(figures) if figure >= least)
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Functions that a training calls; each may be None.
-
-    Attributes:
-        after_backward: Called between the backward pass and the optimiser's step.
-        validate: Called after each epoch; returns a figure to maximise. :func:`chosen_epoch` tells
-            from which epoch the weights are kept.
-        enough: Called with the best figure; returns the figure that is enough for a later epoch to
-            be kept instead.
-    """
-
-    after_backward: Callable[[], None] | None = None
-    validate: Callable[[], float] | None = None
-    enough: Callable[[float], float] | None = None
-
-
-_NO_HOOKS = Hooks()
-
-
 def fit(
     learner: Learner,
     data: DataSource,
@@ -94,11 +61,12 @@ def fit(
     seed: int = 0,
     label: str = "train",
     rates: Mapping[str, float] = MappingProxyType({}),
-    hooks: Hooks = _NO_HOOKS,
+    hooks: Hooks = NO_HOOKS,
     log: Path | None = None,
     companion: nn.Module | None = None,
     keeper: Keeper | None = None,
     epoch_lines: bool = True,
+    processes: Processes = ONE,
     **training: Unpack[TrainingOptions],
 ) -> list[dict[str, float]]:
     """Train a learner on the augmented training split, by default by SGD with Nesterov momentum.
@@ -115,6 +83,9 @@ def fit(
         keeper: Stores the state after each epoch, and whenever a checkpoint is due. If it has a
             stored state, the training continues from it, with the result of an uninterrupted run.
         epoch_lines: If True, show a line about each epoch, besides the progress bar.
+        processes: Processes that train together. The learner then receives a
+            :class:`robustkd.training.processes.Portion` as its third argument, and the keeper of
+            the first process counts.
         training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
             ``batch_size`` (over all processes) and ``lr``; ``temperature`` has no effect here.
 
@@ -140,30 +111,32 @@ def fit(
     )
     for group in optimiser.param_groups:
         group["start"] = group["lr"]
-    loop = _Loop(learner, companion, optimiser, accelerator, seed, how)
+    loop = _Loop(learner, companion, optimiser, accelerator, seed, how, processes)
     steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
     warmup = how.warmup_epochs / how.epochs
 
     def save() -> None:
-        if keeper is not None and accelerator.is_main_process:
+        if keeper is not None and processes.first:
             keeper.save(loop.state())
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # for dropout and stochastic depth
-        if keeper is not None and (last := keeper.last()) is not None:
+        torch.manual_seed(seed + processes.rank)  # for dropout and stochastic depth
+        last = processes.from_first(lambda: None if keeper is None else keeper.last())
+        if last is not None:
             loop.restore(last)
+        processes.same([learner, companion])
         with track(label, steps - loop.step) as update:
             while loop.epoch < how.epochs:
                 learner.train()
-                for batch in loop.batches(data, how.batch_size):
+                for batch, total in loop.batches(data, how.batch_size):
                     factor = schedule_factor(how.schedule, loop.step / steps, warmup)
-                    loop.advance(batch, factor, hooks.after_backward, update)
+                    loop.advance(batch, total, factor, hooks.after_backward, update)
                     if keeper is not None and keeper.is_due():
                         save()
                 loop.end_epoch(hooks.validate, hooks.enough)
-                if epoch_lines and accelerator.is_main_process:
+                if epoch_lines and processes.first:
                     update.line(epoch_line(label, how.epochs, loop.records[-1]))
-                if log is not None and accelerator.is_main_process:
+                if log is not None and processes.first:
                     write_records(log, loop.records)
                 save()
     loop.select()
@@ -182,8 +155,10 @@ class _Loop:
         accelerator: Accelerator,
         seed: int,
         how: TrainingConfig,
+        processes: Processes,
     ) -> None:
-        self._how = how
+        self._how, self._processes = how, processes
+        self._parts = PartsOfBatches(processes, how.accumulate)
         self.learner, self.companion = learner, companion
         self.optimiser, self.accelerator = optimiser, accelerator
         self.prepared = prepared(accelerator, learner, optimiser)
@@ -199,15 +174,19 @@ class _Loop:
         self._restored = False
         self._factor = 1.0  # factor of the learning rates in the last step
 
-    def batches(self, data: DataSource, batch_size: int) -> Iterator[Batch]:
-        """Yield the remaining batches of this epoch."""
+    def batches(self, data: DataSource, batch_size: int) -> Iterator[tuple[Batch, int]]:
+        """Yield this process's part of the remaining batches, with the size of each batch."""
         self.began = self.order.get_state(), self.crops.get_state()
-        device = self.accelerator.device
-        source = data.batches(
-            "train", batch_size=batch_size, device=device, shuffle=self.order, augment=self.crops
+        source = portions(
+            data,
+            "train",
+            self._parts.places if self._processes.count > 1 else None,
+            batch_size=batch_size,
+            join=leaves_one(data.size("train"), batch_size),
+            device=self.accelerator.device,
+            shuffle=self.order,
+            augment=self.crops,
         )
-        if leaves_one(data.size("train"), batch_size):
-            source = joined(source)
         # Finished batches are generated again, so that the random generators advance.
         for _ in zip(range(self.taken), source, strict=False):
             pass
@@ -219,16 +198,25 @@ class _Loop:
     def advance(
         self,
         batch: Batch,
+        total: int,
         factor: float,
         after_backward: Callable[[], None] | None,
         update: Update,
     ) -> None:
-        """Take a step with the initial learning rates times a factor; accumulate its scalars."""
+        """Take a step with the initial learning rates times a factor; accumulate its scalars.
+
+        Args:
+            batch: Images of this process.
+            total: Number of images in the whole batch.
+            factor: Factor of the learning rates.
+            after_backward: Called between the backward pass and the optimiser's step.
+            update: Called with the means so far.
+        """
         _, optimiser = self.prepared
         self._factor = factor
         for group in self.optimiser.param_groups:
             group["lr"] = group["start"] * factor
-        scalars = self._backward(batch)
+        scalars = self._backward(batch, total)
         if after_backward is not None:
             after_backward()
         if self._how.clip_grad is not None:
@@ -241,28 +229,25 @@ class _Loop:
         if self._average is not None:
             self._average.advance()
         for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, 0) + value * len(batch.labels)
+            self.sums[name] = self.sums.get(name, 0) + value * total
         self.step += 1
         self.taken += 1
-        self.seen += len(batch.labels)
+        self.seen += total
         update(**(self._means() if self.taken % _CHECK_EVERY == 0 else {}))
 
-    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch, total: int) -> dict[str, Tensor]:
         """Add the gradients of a batch, part by part, and return the means of its scalars."""
         learner, _ = self.prepared
-        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        images, labels = batch.images[mine], batch.labels[mine]
-        # BatchNorm needs two images in each part.
-        count = max(1, min(self._how.accumulate, len(labels) // 2))
         means: dict[str, Tensor] = {}
-        for some, own in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
-            scalars: dict[str, Tensor] = learner(some, own)
-            share = len(own) / len(labels)
-            self.accelerator.backward(scalars["loss"] if count == 1 else scalars["loss"] * share)
+        for some, own, part in self._parts.of(batch, total):
+            with part.synchronised:
+                scalars: dict[str, Tensor] = learner(some, own, *part.portion)
+            loss = scalars["loss"] if part.weight == 1 else scalars["loss"] * part.weight
+            self.accelerator.backward(loss)
             for name, value in scalars.items():
-                part = value.detach() if count == 1 else value.detach() * share
-                means[name] = means[name] + part if name in means else part
-        return means
+                weighed = value.detach() if part.weight == 1 else value.detach() * part.weight
+                means[name] = means[name] + weighed if name in means else weighed
+        return self._parts.together(self._trained(), means)
 
     def end_epoch(
         self,

@@ -43,12 +43,11 @@ def prepared(
     """Return the learner on its device and the optimiser, as ``Accelerator.prepare`` does.
 
     ``prepare`` imports PyTorch's compiler and its distributed tensors, which takes longer than
-    importing PyTorch. In one process and full precision, it would only move the learner.
+    importing PyTorch. In full precision, it would only move the learner. The learner is not wrapped
+    for several processes, because the loop adds up the gradients itself.
     """
-    state = accelerator.state
-    if accelerator.num_processes == 1 and accelerator.mixed_precision == "no":
-        compiled = state.dynamo_plugin.backend.value != "NO"  # asked for by the environment
-        if not compiled and accelerator.distributed_type.value == "NO":
-            return learner.to(accelerator.device), optimiser
-    both: tuple[nn.Module, torch.optim.Optimizer] = accelerator.prepare(learner, optimiser)
-    return both
+    compiled = accelerator.state.dynamo_plugin.backend.value != "NO"  # asked for by the environment
+    if accelerator.mixed_precision == "no" and not compiled:
+        return learner.to(accelerator.device), optimiser
+    model: nn.Module = accelerator.prepare_model(learner, evaluation_mode=True)
+    return model, accelerator.prepare_optimizer(optimiser)

@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -25,6 +25,8 @@ from robustkd.data.images.decode import Channels, UndecodableError, decode
 from robustkd.data.images.listing import Encoded
 
 Rows = Int[np.ndarray, " n"]
+SomeRows = Int[np.ndarray, " _"]
+"""Rows in one of several batches, whose number may be another in each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,26 +120,30 @@ class Decoder(Dataset[Decoded]):
         return Decoded(pixels[: len(good)], np.array(good, dtype=np.int64), failures)
 
 
-class _Batches(Sampler[Rows]):
-    """Sampler that divides an order into batches lazily."""
+class _Batches(Sampler[SomeRows]):
+    """Sampler of batches that are made lazily."""
 
-    def __init__(self, order: Rows, batch_size: int) -> None:
-        self._order, self._batch_size = order, batch_size
+    def __init__(self, batches: Iterable[SomeRows]) -> None:
+        self._batches = batches
 
-    def __iter__(self) -> Iterator[Rows]:
-        for start in range(0, len(self._order), self._batch_size):
-            yield self._order[start : start + self._batch_size]
+    def __iter__(self) -> Iterator[SomeRows]:
+        return iter(self._batches)
+
+
+def cut(order: Rows, batch_size: int) -> Iterator[SomeRows]:
+    """Divide an order into batches lazily."""
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 def decoded(
-    part: Part, order: Rows, *, batch_size: int, form: Form, workers: int
+    part: Part, batches: Iterable[SomeRows], *, form: Form, workers: int
 ) -> Iterator[Decoded]:
-    """Decode the images of a split in an order, batch by batch.
+    """Decode the images of a split, batch by batch.
 
     Args:
         part: The split.
-        order: Rows of the split.
-        batch_size: Images per batch.
+        batches: Rows of the split in each batch; iterated once.
         form: Form of the decoded images.
         workers: Number of worker processes; 0 decodes in this process.
 
@@ -152,7 +158,7 @@ def decoded(
         loader: DataLoader[Decoded] = DataLoader(
             Decoder(part, form),
             batch_size=None,
-            sampler=_Batches(order, batch_size),
+            sampler=_Batches(batches),
             num_workers=workers,
             worker_init_fn=_undisturbed,
             collate_fn=cast(Callable[..., Decoded], _as_it_is),
@@ -160,9 +166,9 @@ def decoded(
             generator=torch.Generator(),
         )
         with safe_children():
-            batches = iter(loader)
+            stream = iter(loader)
     try:
-        yield from batches
+        yield from stream
     except InputError as error:
         # The error of a worker contains its traceback as text.
         message = str(error).rpartition("InputError: ")[2].strip()
@@ -177,7 +183,7 @@ def decoded(
         _release(error)
     else:
         return
-    del batches
+    del stream
     raise InputError(message)
 
 

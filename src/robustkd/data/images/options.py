@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.launch import launched
 from robustkd.core.types import INTERPOLATIONS, RESIZES
 from robustkd.data.augment import Augmentation, CropFlip, ZoomFlip
 from robustkd.data.images.decode import Channels, UndecodableError, dimensions
@@ -89,7 +90,9 @@ class Reading:
         """Return the number of worker processes for this many images."""
         if self.workers is not None:
             return self.workers
-        return min(_MOST_WORKERS, _cores()) if images >= _WORTH_WORKERS else 0
+        if images < _WORTH_WORKERS:
+            return 0
+        return min(_MOST_WORKERS, max(1, _cores() // launched().here))
 
     def streams(self, images: int, size: int) -> bool:
         """Return whether this many images of a size are decoded again in every epoch."""

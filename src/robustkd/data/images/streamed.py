@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from robustkd.core.errors import InputError
 from robustkd.core.names import unfit
 from robustkd.core.progress import track
-from robustkd.core.types import Batch, DataSource, Split
-from robustkd.data.augment import Augmentation
+from robustkd.core.types import Batch, DataSource, Labels, Plan, Split
+from robustkd.data.augment import Augmentation, part_of
 from robustkd.data.images.holdout import Cut, as_json
 from robustkd.data.images.listing import shown
-from robustkd.data.images.loader import Decoded, Form, Part, Rows, decoded
+from robustkd.data.images.loader import Decoded, Form, Part, SomeRows, cut, decoded
 from robustkd.data.images.options import Reading
 from robustkd.data.in_memory import InMemory, pass_order, to_floats
 from robustkd.data.labelled import Labelled, first_rows
@@ -150,7 +150,32 @@ class Pictures:
             InputError: During the iteration, if too many images cannot be decoded.
         """
         order = pass_order(self.size(split), batch_size, shuffle).numpy()
-        return self._pass(split, order, batch_size, device, augment)
+        return self._pass(split, list(cut(order, batch_size)), device, augment)
+
+    def portions(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        plan: Plan,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """Iterate over parts of the batches of `batches`; see `robustkd.data.portions.Divided`.
+
+        Only the images of these parts are decoded. Images that are known to be damaged are left
+        out of the batches before they are divided; all processes have to know the same ones,
+        as they do after each has read the whole split.
+        """
+        order = pass_order(self.size(split), batch_size, shuffle).numpy()
+        damaged = self._damaged(split)
+        whole = [rows[~damaged[rows]] for rows in cut(order, batch_size)]
+        whole = [rows for rows in whole if len(rows)]
+        places = plan([len(rows) for rows in whole])
+        own = [rows[chosen.numpy()] for rows, chosen in zip(whole, places, strict=True)]
+        sizes = [len(rows) for rows in whole]
+        return self._pass(split, own, device, augment, list(zip(places, sizes, strict=True)))
 
     def subset(
         self,
@@ -195,23 +220,29 @@ class Pictures:
     def _pass(
         self,
         split: Split,
-        order: Rows,
-        batch_size: int,
+        batches: Sequence[SomeRows],
         device: torch.device | str,
         augment: torch.Generator | None,
+        portions: Sequence[tuple[Labels, int]] | None = None,
     ) -> Iterator[Batch]:
         part = self.parts[split]
         found = self._stream if self.streamed else self._recall
-        for pixels, rows, _ in found(split, order, batch_size):
-            if not len(rows):
+        for number, (pixels, rows, _) in enumerate(found(split, batches)):
+            if not len(rows) and portions is None:
                 continue
             images = to_floats(torch.from_numpy(pixels), device)
+            places, total = (None, len(rows)) if portions is None else portions[number]
+            if places is not None and len(places) != len(rows):
+                raise InputError(
+                    f"{shown(self.name)} {split}: an image that could be decoded before the "
+                    "training cannot be decoded any more; check the disk"
+                )
             if augment is not None:
-                images = self.augmentation(images, augment)
+                images = part_of(self.augmentation, images, augment, places, total)
             chosen = (torch.from_numpy(part.labels_at(rows)), torch.from_numpy(rows))
             yield Batch(images, *(numbers.to(device, torch.int64) for numbers in chosen))
 
-    def _stream(self, split: Split, order: Rows, batch_size: int) -> Iterator[Decoded]:
+    def _stream(self, split: Split, batches: Sequence[SomeRows]) -> Iterator[Decoded]:
         part, reading = self.parts[split], self.reading
         form = Form(
             self.image_size,
@@ -220,17 +251,21 @@ class Pictures:
             reading.resize,
             reading.interpolation,
         )
-        workers = reading.workers_for(len(order))
-        for batch in decoded(part, order, batch_size=batch_size, form=form, workers=workers):
+        workers = reading.workers_for(sum(map(len, batches)))
+        for batch in decoded(part, batches, form=form, workers=workers):
             self._note(split, batch.failures)
             yield batch
 
-    def _recall(self, split: Split, order: Rows, batch_size: int) -> Iterator[Decoded]:
+    def _recall(self, split: Split, batches: Sequence[SomeRows]) -> Iterator[Decoded]:
         pixels, good = self._hold(split)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in batches:
             rows = rows[good[rows]]
             yield Decoded(pixels[torch.from_numpy(rows)].numpy(), rows, [])
+
+    def _damaged(self, split: Split) -> Bool[np.ndarray, " n"]:
+        damaged = np.zeros(self.size(split), dtype=np.bool_)
+        damaged[list(self._failed.get(split, {}))] = True
+        return damaged
 
     def _hold(self, split: Split) -> Held:
         """Decode a split on first use and keep it."""
@@ -240,7 +275,7 @@ class Pictures:
                 torch.zeros((n, *self.image_shape), dtype=torch.uint8), np.zeros(n, dtype=np.bool_)
             )
             with track(f"read {split}", -(-n // _AT_ONCE)) as update:
-                for pixels, rows, _ in self._stream(split, np.arange(n), _AT_ONCE):
+                for pixels, rows, _ in self._stream(split, list(cut(np.arange(n), _AT_ONCE))):
                     held.pixels[torch.from_numpy(rows)] = torch.from_numpy(pixels)
                     held.good[rows] = True
                     update()

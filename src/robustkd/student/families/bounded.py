@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.types import Images, Labels
+from robustkd.training.processes import Processes
 
 STEP = 0.1
 """Step size, as a share of the range of the parameters."""
@@ -47,6 +48,7 @@ class Members(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._reads: list[tuple[Tensor, tuple[Tensor, ...]]] = []
+        self._classes = 0  # their number, known after the first call
 
     def used(self, toward: Labels, *names: str) -> tuple[Tensor, ...]:
         """Return the members of the target class of each image.
@@ -63,9 +65,10 @@ class Members(nn.Module):
         """
         self.to(toward.device)
         buffers = [self.get_buffer(name) for name in names]
-        rows, place = _rows(toward, len(buffers[0]))
+        self._classes = len(buffers[0])
+        rows, place = _rows(toward, self._classes)
         # Members of many classes and large images are held in half precision.
-        leaves = tuple(buffer[rows].float() for buffer in buffers)
+        leaves = tuple(_whole(buffer[rows]) for buffer in buffers)
         if torch.is_grad_enabled():
             self._reads.append((rows, tuple(leaf.requires_grad_() for leaf in leaves)))
         return tuple(leaf[place] for leaf in leaves)
@@ -93,6 +96,27 @@ class Members(nn.Module):
             for total, leaf in zip(sums, each, strict=True):
                 total[places] += _gradient(leaf)
         return rows, tuple(map(_finite, sums))
+
+    def add_up(self, processes: Processes) -> None:
+        """Add up the gradients of all processes, each of which has called the family."""
+        shapes = [leaf.shape[1:] for leaf in self._reads[0][1]] if self._reads else []
+        read = self.gradients()
+        if read is None:
+            return
+        rows, gradients = read
+        used = torch.zeros(self._classes, device=rows.device)
+        used[rows] = 1.0
+        processes.add_up(used)
+        every = used.nonzero().squeeze(1)
+        leaves = []
+        for gradient, shape in zip(gradients, shapes, strict=True):
+            total = gradient.new_zeros(len(every), *shape)
+            total[torch.searchsorted(every, rows)] = gradient
+            processes.add_up(total)
+            leaf = torch.empty_like(total).requires_grad_()
+            leaf.grad = total
+            leaves.append(leaf)
+        self._reads = [(every, tuple(leaves))]
 
     def forget(self) -> None:
         """Forget the calls since the last update."""
@@ -223,6 +247,11 @@ def _rows(toward: Labels, classes: int) -> tuple[Tensor, Tensor]:
 def _gradient(leaf: Tensor) -> Tensor:
     """Return the gradient, with zero for a missing or non-finite one."""
     return torch.zeros_like(leaf) if leaf.grad is None else _finite(leaf.grad)
+
+
+def _whole(values: Tensor) -> Tensor:
+    """Return values of half precision in single precision."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _finite(values: Tensor) -> Tensor:
