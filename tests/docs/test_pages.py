@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,7 +50,7 @@ def test_every_command_can_be_typed(block, tmp_path, monkeypatch):
     for run in ("my-run", "tiny-run"):
         (tmp_path / run).mkdir()
         (tmp_path / run / "config.yaml").write_text(yaml.safe_dump(flags))
-    for program, *words in block.commands():
+    for program, *words in map(_started_once, block.commands()):
         if program == "robustkd":
             command, _, _ = cli.app.parse_args(words, exit_on_error=False, print_error=False)
             assert callable(command)
@@ -178,7 +181,10 @@ def _data_of_a_reader(
 
 def _run(block: Block, folder: Path) -> None:
     for program, *words in block.commands():
-        if program == "python":
+        if program == "torchrun":
+            start = words.index("robustkd") + 1
+            _run_together([program, *words[:start], *_short(words[start:])], folder)
+        elif program == "python":
             exec((folder / words[0]).read_text(), {})  # noqa: S102 (a page of ours)
         else:
             assert program == "robustkd"
@@ -188,6 +194,19 @@ def _run(block: Block, folder: Path) -> None:
                 # With one epoch of training, any verdict is right.
                 if words[0] not in {"audit", "verify"} or stop.code not in {4, 5, 6}:
                     raise
+
+
+def _started_once(command: list[str]) -> list[str]:
+    """The command that torchrun starts several times, or the command itself."""
+    return command[command.index("robustkd") :] if command[0] == "torchrun" else command
+
+
+def _run_together(command: list[str], folder: Path) -> None:
+    """Run a command of torchrun, with the programs beside this Python."""
+    beside = {word: str(Path(sys.executable).parent / word) for word in ("torchrun", "robustkd")}
+    found = [beside.get(word, word) for word in command]
+    threads = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(found, cwd=folder, env=threads, check=True, timeout=300)
 
 
 def _short(words: list[str]) -> list[str]:

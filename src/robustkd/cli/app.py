@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        with safe_children(), _quiet_unless_first(words):
+        with safe_children(), _quiet_unless_first():
+            _check_alone(words)
             app(
                 words,
                 exit_on_error=False,
@@ -62,14 +63,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @contextmanager
-def _quiet_unless_first(words: Sequence[str]) -> Iterator[None]:
+def _quiet_unless_first() -> Iterator[None]:
     """Let only the first of several processes print results and progress.
 
     An error is printed by each of them that still runs a moment later: what concerns all of them,
     such as an unknown name, is the message of the first one, after which torchrun ends the others.
+    """
+    if launched().rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            yield
+        except KeyboardInterrupt:
+            sys.exit(_INTERRUPTED)
+        except Exception:
+            time.sleep(_MOMENT)
+            raise
+
+
+def _check_alone(words: Sequence[str]) -> None:
+    """Check that the command is not started several times, unless it is ``distill``.
 
     Raises:
-        UsageError: If there are several processes, and the command is not ``distill``.
+        UsageError: If there are several processes.
     """
     launch = launched()
     if launch.several and words[:1] != ["distill"]:
@@ -77,15 +94,6 @@ def _quiet_unless_first(words: Sequence[str]) -> Iterator[None]:
             f"there are {launch.count} processes; expected one for this command, since several "
             "work together only in distill: start it without torchrun"
         )
-    if launch.rank == 0:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        try:
-            yield
-        except Exception:
-            time.sleep(_MOMENT)
-            raise
 
 
 def _at_home(word: str) -> str:
