@@ -33,7 +33,9 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 """Known ways of resampling: the filters of Pillow, in lower case."""
 
 
-Plan: TypeAlias = Callable[[Sequence[int]], Sequence[Labels]]
+Places: TypeAlias = Int[Tensor, " _"]
+"""Places of some images in a batch, in increasing order."""
+Plan: TypeAlias = Callable[[Sequence[int]], Sequence[Places]]
 """Function that chooses, from the sizes of all batches, the places of some images of each batch."""
 
 

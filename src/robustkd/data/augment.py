@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from robustkd.core.errors import UsageError
-from robustkd.core.types import Images, Labels
+from robustkd.core.types import Images, Places
 
 Augmentation: TypeAlias = Callable[[Images, torch.Generator], Images]
 
@@ -25,7 +25,7 @@ class Divisible(Protocol):
     """Augmentation that can augment some images of a batch as it would augment the whole batch."""
 
     def part(
-        self, images: Images, generator: torch.Generator, places: Labels, total: int
+        self, images: Images, generator: torch.Generator, places: Places, total: int
     ) -> Images:
         """Augment some images of a batch.
 
@@ -80,13 +80,13 @@ class CropFlip:
         return self._augmented(images, generator, None, len(images))
 
     def part(
-        self, images: Images, generator: torch.Generator, places: Labels, total: int
+        self, images: Images, generator: torch.Generator, places: Places, total: int
     ) -> Images:
         """Augment some images of a batch; see :class:`Divisible`."""
         return self._augmented(images, generator, places, total)
 
     def _augmented(
-        self, images: Images, generator: torch.Generator, places: Labels | None, total: int
+        self, images: Images, generator: torch.Generator, places: Places | None, total: int
     ) -> Images:
         images = images.to(torch.float32, memory_format=torch.channels_last)
         if not (self.pad or self.flip):
@@ -156,16 +156,18 @@ class ZoomFlip:
         return self._augmented(images, generator, None, len(images))
 
     def part(
-        self, images: Images, generator: torch.Generator, places: Labels, total: int
+        self, images: Images, generator: torch.Generator, places: Places, total: int
     ) -> Images:
         """Augment some images of a batch; see :class:`Divisible`."""
         return self._augmented(images, generator, places, total)
 
     def _augmented(
-        self, images: Images, generator: torch.Generator, places: Labels | None, total: int
+        self, images: Images, generator: torch.Generator, places: Places | None, total: int
     ) -> Images:
         drawn = torch.rand((4, total), generator=generator, device=generator.device)
         drawn = drawn if places is None else drawn[:, places]
+        if not len(images):
+            return images  # of a part of the batch
         area, across, down, mirror = drawn.to(images.device)
         side = (self.least + (1 - self.least) * area).sqrt()
         facing = torch.where(mirror < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(side)
@@ -248,7 +250,7 @@ def part_of(
     augmentation: Augmentation,
     images: Images,
     generator: torch.Generator,
-    places: Labels | None,
+    places: Places | None,
     total: int,
 ) -> Images:
     """Augment some images of a batch as in the whole batch.

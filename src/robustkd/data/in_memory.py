@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from robustkd.core.errors import UsageError
-from robustkd.core.types import Batch, Images, Labels, Plan, Split
+from robustkd.core.types import Batch, Images, Labels, Places, Plan, Split
 from robustkd.data.augment import Augmentation, CropFlip, part_of
 from robustkd.data.labelled import Labelled, first_rows
 
@@ -155,7 +155,7 @@ class InMemory:
         index: Labels,
         device: torch.device | str,
         augment: torch.Generator | None,
-        places: Labels | None = None,
+        places: Places | None = None,
     ) -> Batch:
         total = len(index)
         index = index if places is None else index[places]

@@ -7,10 +7,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from robustkd.core.types import Batch, DataSource, Labels, Plan, Split
+from robustkd.core.types import Batch, DataSource, Places, Plan, Split
 from robustkd.data.augment import Divisible
 
-Choice = Callable[[int], Labels]
+Choice = Callable[[int], Places]
 """Function from the number of images in a batch to the places of those of this process."""
 
 
@@ -86,7 +86,7 @@ def portions(
         return
     groups: list[list[int]] = []  # sizes of the batches that are joined to one
 
-    def plan(sizes: Sequence[int]) -> list[Labels]:
+    def plan(sizes: Sequence[int]) -> list[Places]:
         groups.extend([size] for size in sizes)
         if join and len(sizes) > 1 and sizes[-1] == 1:
             groups[-2:] = [[sizes[-2], 1]]
@@ -124,7 +124,7 @@ def _together(batches: Sequence[Batch]) -> Batch:
     return Batch(images.contiguous(memory_format=torch.channels_last), labels, rows)
 
 
-def _of_each(places: Labels, sizes: Sequence[int]) -> list[Labels]:
+def _of_each(places: Places, sizes: Sequence[int]) -> list[Places]:
     """Divide places in joined batches into places in each of them."""
     found, start = [], 0
     for size in sizes:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.types import DataSource, Images, Labels, Logits, Split
+from robustkd.core.types import DataSource, Images, Labels, Logits, Places, Split
 from robustkd.data.portions import portions
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
@@ -153,8 +153,8 @@ def _own_outputs(
 ) -> Iterator[tuple[Logits, Labels]]:
     """Yield logits and labels of this process's part of each batch, on the CPU."""
 
-    def own(size: int) -> Labels:
-        return torch.arange(processes.rank, size, processes.count)
+    def own(size: int) -> Places:
+        return torch.arange(size)[processes.rank :: processes.count]
 
     where = device_of(model)
     for batch, _total in portions(data, split, own, batch_size=_BATCH, device=where):

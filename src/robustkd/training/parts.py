@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.types import Batch, Images, Labels
+from robustkd.core.types import Batch, Images, Labels, Places
 from robustkd.training.batch_norm import SynchronisedBatchNorm
 from robustkd.training.processes import Portion, Processes
 
@@ -43,7 +43,7 @@ class PartsOfBatches:
     def __init__(self, processes: Processes, accumulate: int) -> None:
         self._processes, self._accumulate = processes, accumulate
 
-    def places(self, total: int) -> Labels:
+    def places(self, total: int) -> Places:
         """Return the places of this process's images in a batch of a size."""
         return torch.cat([start + places for start, places, _ in self._divided(total)])
 
@@ -89,7 +89,7 @@ class PartsOfBatches:
             gradient.copy_(total.view(gradient.shape))
         return dict(zip(means, scalars, strict=True))
 
-    def _divided(self, total: int) -> Iterator[tuple[int, Labels, int]]:
+    def _divided(self, total: int) -> Iterator[tuple[int, Places, int]]:
         """Yield start, own places and size of each part of a batch of a size."""
         rank, processes = self._processes.rank, self._processes.count
         count = max(1, min(self._accumulate, total // 2))

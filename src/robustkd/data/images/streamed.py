@@ -15,7 +15,7 @@ from torch import Tensor
 from robustkd.core.errors import InputError
 from robustkd.core.names import unfit
 from robustkd.core.progress import track
-from robustkd.core.types import Batch, DataSource, Labels, Plan, Split
+from robustkd.core.types import Batch, DataSource, Places, Plan, Split
 from robustkd.data.augment import Augmentation, part_of
 from robustkd.data.images.holdout import Cut, as_json
 from robustkd.data.images.listing import shown
@@ -223,7 +223,7 @@ class Pictures:
         batches: Sequence[SomeRows],
         device: torch.device | str,
         augment: torch.Generator | None,
-        portions: Sequence[tuple[Labels, int]] | None = None,
+        portions: Sequence[tuple[Places, int]] | None = None,
     ) -> Iterator[Batch]:
         part = self.parts[split]
         found = self._stream if self.streamed else self._recall
