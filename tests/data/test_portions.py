@@ -31,7 +31,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def images(folder: Path, *, streaming: bool) -> DataSource:
-    source = open_source(str(folder), reading=Reading(streaming=streaming, image_size=12, workers=0))
+    source = open_source(
+        str(folder), reading=Reading(streaming=streaming, image_size=12, workers=0)
+    )
     list(source.batches("train", batch_size=32))  # finds the damaged image
     return source.subset(train=25)
 

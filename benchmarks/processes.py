@@ -1,0 +1,106 @@
+"""Measure how much faster several processes of this machine train a student than one.
+
+Runs of ``robustkd distill`` alternate: one process with one thread, one process with several
+threads, and as many processes with one thread each. Only the training is timed, between the end of
+its first epoch and the end of its last one.
+
+    python -m benchmarks.processes --repeats 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from robustkd import data, models
+from robustkd.core.environment import environment
+from robustkd.core.files import make_folder, write_json, write_text
+from robustkd.training.checkpoint import load_state
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+_COMMANDS = Path(sys.executable).parent
+
+
+def main() -> None:
+    """Time all settings and write ``processes.json`` and ``processes.md``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=2, help="number of processes, and of threads")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--methods", nargs="+", default=["mix", "default"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/processes"))
+    given = parser.parse_args()
+    several = given.count
+    settings = {
+        "one process, one thread": (1, 1),
+        f"one process, {several} threads": (1, several),
+        f"{several} processes, one thread each": (several, 1),
+    }
+    measured: dict[str, dict[str, list[float]]] = {
+        method: {name: [] for name in settings} for method in given.methods
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = _teacher(Path(folder), given.data)
+        for repeat in range(given.repeats):
+            for method, rows in measured.items():
+                for name, (processes, threads) in settings.items():
+                    out = Path(folder) / f"{method}-{repeat}-{processes}-{threads}"
+                    words = [str(teacher), "--arch", "wrn-10-2", "--data", given.data]
+                    words += ["--student", "wrn-10-1", "--epochs", str(given.epochs)]
+                    words += ["--threads", str(threads), "--no-audit", "--out", str(out)]
+                    rows[name].append(_seconds(processes, words, method, out))
+    make_folder(given.out)
+    config = {"epochs": given.epochs, "data": given.data, "repeats": given.repeats}
+    content = {"seconds": measured, "environment": environment(), "config": config}
+    write_json(given.out / "processes.json", content)
+    text = table(measured)
+    write_text(given.out / "processes.md", text)
+    sys.stdout.write(text)
+
+
+def _teacher(folder: Path, name: str) -> Path:
+    source = data.load(name)
+    network = models.builder(source)("wrn-10-2", 0)
+    fit(Supervised(network), source, epochs=1)
+    models.save(network, folder / "teacher.safetensors")
+    return folder / "teacher.safetensors"
+
+
+def _seconds(processes: int, words: list[str], method: str, out: Path) -> float:
+    """Return the seconds of an epoch of the training."""
+    command = [str(_COMMANDS / "robustkd"), "distill", *words, "--method", method]
+    if processes > 1:
+        launcher = [str(_COMMANDS / "torchrun"), "--nproc-per-node", str(processes)]
+        command = [*launcher, "--no-python", *command]
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    times = load_state(out / "checkpoint.safetensors").values["times"]
+    return round((times[-1] - times[0]) / (len(times) - 1), 2)
+
+
+def table(measured: dict[str, dict[str, list[float]]]) -> str:
+    """Format a Markdown table: seconds of an epoch, and the ratio to the first setting."""
+    lines = [
+        "| Method | Started as | Seconds of an epoch | Ratio | Lowest | Highest | n |\n",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |\n",
+    ]
+    for method, rows in measured.items():
+        first = next(iter(rows.values()))
+        for name, seconds in rows.items():
+            ratios = [mine / base for mine, base in zip(seconds, first, strict=True)]
+            figures = f"{median(seconds):.1f} | {median(ratios):.2f} | {min(ratios):.2f}"
+            lines.append(f"| {method} | {name} | {figures} | {max(ratios):.2f} | {len(ratios)} |\n")
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    main()
