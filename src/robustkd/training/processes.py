@@ -7,6 +7,7 @@ that of one process, up to the order in which numbers are added up.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -144,9 +145,16 @@ def start() -> Processes:
         on_cpu = accelerator is None or "ACCELERATE_USE_CPU" in os.environ
         if not on_cpu:
             torch.accelerator.set_device_index(launched().local)
+        # PyTorch's threads have to end before the process does, or they may abort it.
+        atexit.register(_leave)
         with _reported():
             torch.distributed.init_process_group("gloo" if on_cpu else None, timeout=_PATIENCE)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
