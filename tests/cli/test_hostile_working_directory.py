@@ -68,14 +68,14 @@ def test_workers_of_ray_import_nothing_from_it(canary):
     from types import SimpleNamespace
     import ray
     from pathlib import Path
-    from robustkd.benchmark import executors
+    from robustkd.benchmark import executors, ray_cluster
 
     def found(group, out, cache):
         import json, multiprocessing, sys, torch
         from robustkd.benchmark.records import run_group
         return [module.__file__ for module in (json, torch)]
 
-    executors.run_group = found
+    ray_cluster.run_group = found
     cell = SimpleNamespace(teacher=SimpleNamespace(setting=SimpleNamespace(threads=1)))
     (files,) = executors.executor("ray")([[cell]], Path("out"), Path("cache"))
     print(*files)

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from robustkd.benchmark.cells import Cell
-from robustkd.benchmark.records import Told, fail_group, run_each, run_group
+from robustkd.benchmark.ray_cluster import run_on_ray
+from robustkd.benchmark.records import KILLED, Told, fail_group, run_each, run_group
 from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.errors import UsageError
-from robustkd.core.surroundings import elsewhere, safe_children
-from robustkd.data.sources.download import DATA_VARIABLE
+from robustkd.core.surroundings import safe_children
 
 Executor: TypeAlias = Callable[[Sequence[Sequence[Cell]], Path, Path], Iterator[list[Told]]]
 _WATCH_SECONDS = 0.5
-_KILLED = "the process of its teacher's cells was killed, perhaps for lack of memory"
 Kind: TypeAlias = Literal["local", "ray"]
 
 
@@ -41,7 +40,7 @@ def executor(kind: str, *, workers: int = 1) -> Executor:
     if kind == "local":
         return _one_by_one if workers == 1 else partial(_processes, workers)
     if kind == "ray":
-        return _ray
+        return run_on_ray
     raise UsageError(f"executor is {kind!r}; expected {' or '.join(get_args(Kind))}")
 
 
@@ -68,7 +67,7 @@ def _processes(
             try:
                 yield from (told for _, told in _pool(1, {0: group}, out, cache))
             except BrokenProcessPool:
-                yield fail_group(group, out, _KILLED)
+                yield fail_group(group, out, KILLED)
 
 
 def _pool(
@@ -111,55 +110,3 @@ def _begin_worker(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _ray(groups: Sequence[Sequence[Cell]], out: Path, cache: Path) -> Iterator[list[Told]]:
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError(
-            "the executor ray needs the package ray, which is not installed; "
-            "pip install 'robustkd[ray]'"
-        ) from error
-
-    ours = not ray.is_initialized()
-    if ours:
-        data = os.environ.get(DATA_VARIABLE)
-        told = {"env_vars": {DATA_VARIABLE: os.path.abspath(data)}} if data else None
-        # The processes of ray import modules from the directory in which ray is started.
-        with safe_children(), elsewhere():
-            ray.init(log_to_driver=False, include_dashboard=False, runtime_env=told)
-    try:
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        nodes = [node["Resources"] for node in alive]
-        cores = max(node.get("CPU", 0) for node in nodes)
-        needed = max((group[0].teacher.setting.threads for group in groups), default=0)
-        # A cluster with an address may grow; a local one does not.
-        if ours and "RAY_ADDRESS" not in os.environ and needed > cores:
-            raise UsageError(
-                f"threads is {needed}; expected at most {cores:.0f}, the cores that ray has here"
-            )
-        gone = (
-            ray.exceptions.WorkerCrashedError,
-            ray.exceptions.OutOfMemoryError,
-            ray.exceptions.NodeDiedError,
-        )
-        remote = ray.remote(run_group)
-        waiting = {
-            remote.options(
-                num_cpus=group[0].teacher.setting.threads,
-                num_gpus=1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0,
-                max_retries=0,  # a task that needs too much memory would be retried forever
-            ).remote(list(group), out.resolve(), cache.resolve()): group
-            for group in groups
-        }
-        while waiting:
-            (ready,), _ = ray.wait(list(waiting))
-            group = waiting.pop(ready)
-            try:
-                yield ray.get(ready)
-            except gone as error:
-                yield fail_group(group, out, f"{_KILLED} ({type(error).__name__})")
-    finally:
-        if ours:
-            ray.shutdown()

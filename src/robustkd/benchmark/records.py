@@ -15,6 +15,9 @@ from robustkd.benchmark.run_cell import NoTeacherError, run_cell
 from robustkd.core.environment import environment
 from robustkd.core.folders import Folder, UnsafeError, refusal
 
+KILLED = "the process of its teacher's cells was killed, perhaps for lack of memory"
+"""Error of the cells whose process was killed."""
+
 
 class Told(NamedTuple):
     """A line about a finished cell, and whether it succeeded."""
@@ -70,6 +73,12 @@ def fail_group(cells: Iterable[Cell], out: Path, error: str) -> list[Told]:
         else:
             told.append(Told(_line(cell, content), "run" in content))
     return told
+
+
+def tell_finished(cells: Iterable[Cell], out: Path) -> list[Told]:
+    """Return a line for each cell of a group that has a result."""
+    found = ((cell, finished(cell, out)) for cell in cells)
+    return [Told(_line(cell, content), True) for cell, content in found if content is not None]
 
 
 def _write(cell: Cell, content: dict[str, object], out: Path) -> Told:
