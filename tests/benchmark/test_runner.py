@@ -245,6 +245,19 @@ def test_a_cell_that_fails_is_written_down_and_stops_no_other(tmp_path):
     assert again == (2, 0, 1)
 
 
+def test_a_grid_of_which_every_cell_fails_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    def broken(cell: Cell, store: Store) -> None:
+        raise TrainingError("no")
+
+    monkeypatch.setattr(import_module("robustkd.benchmark.records"), "run_cell", broken)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", str(SMOKE), "--out", str(tmp_path)])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"robustkd: all 14 cells failed; see the errors in their files in {tmp_path / 'cells'}"
+    )
+
+
 def test_a_teacher_that_fails_is_tried_once(tmp_path, monkeypatch):
     tried = []
 

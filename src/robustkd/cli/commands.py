@@ -134,7 +134,7 @@ def bench(
 
     cells = load_grid(grid)
     folder = out or grid.parent / "results" / grid.stem
-    failed = 0
+    failed, failures = 0, f"see the errors in their files in {folder / 'cells'}"
     if not tables_only:
         counts = run_grid(
             cells,
@@ -148,6 +148,8 @@ def bench(
             f"{counts.failed} failed"
         )
         failed = counts.failed
+        if failed == len(cells):
+            raise TrainingError(f"all {failed} cells failed; {failures}")
         if counts.before:
             print_progress(
                 "results and networks of earlier runs are used without verification; continue "
@@ -157,9 +159,7 @@ def bench(
     Console(highlight=False).print(report.console_table(rows))
     print_plain(f"Tables: {folder}")
     if failed:
-        raise TrainingError(
-            f"{failed} cells failed; see the errors in their files in {folder / 'cells'}"
-        )
+        raise TrainingError(f"{failed} cells failed; {failures}")
 
 
 def attack(
