@@ -36,22 +36,29 @@ def until(condition: Callable[[], object], *, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def family(process: int) -> dict[int, str]:
-    """Return the command lines of a process and of all that it has started, by their number."""
+def processes() -> dict[int, tuple[int, str]]:
+    """Return the parent and the command line of every process, by its number."""
     listed = subprocess.run(
         ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     )
     rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
-    found, parents = {}, {process}
-    while parents:
-        found |= {int(pid): " ".join(args) for pid, _, *args in rows if int(pid) in parents}
-        parents = {int(pid) for pid, parent, *_ in rows if int(parent) in parents}
+    return {int(number): (int(parent), " ".join(title)) for number, parent, *title in rows}
+
+
+def family(ancestor: int) -> dict[int, str]:
+    """Return the command lines of a process and of all that it has started, by their number."""
+    every = processes()
+    found = {ancestor: every[ancestor][1]} if ancestor in every else {}
+    before = 0
+    while before < len(found):
+        before = len(found)
+        found |= {number: title for number, (parent, title) in every.items() if parent in found}
     return found
 
 
-def kill(processes: dict[int, str]) -> None:
+def kill(victims: dict[int, str]) -> None:
     """Kill processes at once, so that none can end in an orderly way."""
-    for number in processes:
+    for number in victims:
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
 
@@ -78,12 +85,9 @@ class Node:
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=20)
-        kill({number: title for number, title in every.items() if number in _alive()})
+        same = {number: title for number, (_, title) in processes().items()}.items()
+        kill(dict(every.items() & same))
         self.process.wait()
-
-
-def _alive() -> set[int]:
-    return set(family(1)) | set(family(os.getpid()))
 
 
 @dataclass(frozen=True)

@@ -105,11 +105,13 @@ def test_what_is_killed_is_run_again_elsewhere_and_nothing_finished_is_lost(
 ):
     with cluster() as nodes, running(grid, tmp_path, nodes) as process:
         kept = results(tmp_path)
+        victims = nodes.second.tasks()
         if victim == "process":
-            kill(nodes.second.tasks())
+            kill(victims)
         else:
             nodes.second.kill()
         code, told = end(process)
+    assert victims
     assert 0 < len(kept) < CELLS
     assert code == 0, told
     assert f"{CELLS} cells completed, 0 completed in earlier runs, 0 failed" in told
