@@ -38,9 +38,9 @@ def test_a_row_tells_the_median_and_the_range(costs):
     taken = {"a tenth": [0.75, 0.75, 0.75], "all": [1.5, 2.0, 1.0], "clean": [0.5, 0.5, 0.5]}
     assert costs._poisoning_row("blend", taken) == {
         "trigger": "blend",
-        "seconds,_a_tenth_is_poisoned": "0.25 (0.25 to 0.25)",
-        "seconds,_all_are_poisoned": "1.00 (0.50 to 1.50)",
-        "seconds_of_a_clean_pass": "0.50 (0.50 to 0.50)",
+        "CPU_seconds,_a_tenth_is_poisoned": "0.25 (0.25 to 0.25)",
+        "CPU_seconds,_all_are_poisoned": "1.00 (0.50 to 1.50)",
+        "CPU_seconds_of_a_clean_pass": "0.50 (0.50 to 0.50)",
         "n": 3,
     }
     row = costs._detox_row("paper", ["a", "b"], [30.0, 10.0], [9.0, 3.0])
