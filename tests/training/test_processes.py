@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.launch import Launched, launched
@@ -86,3 +87,20 @@ def test_a_place_that_cannot_be(environment, values, expected):
     environment(WORLD_SIZE="4", **TORCHRUN, **values)
     with pytest.raises(UsageError, match=expected):
         launched()
+
+
+class _Twins(Processes):
+    """Two processes that compute the same."""
+
+    def add_up(self, values: torch.Tensor) -> None:
+        values *= 2
+
+
+def test_a_parameter_without_a_gradient_keeps_none():
+    used, unused = (nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+    used.grad = torch.full((2, 3), 0.5)
+    parts = PartsOfBatches(_Twins(0, 2), accumulate=1)
+    means = parts.together([unused, used], {"loss": torch.tensor(1.5), "acc": torch.tensor(0.25)})
+    assert unused.grad is None
+    assert torch.equal(used.grad, torch.ones(2, 3))
+    assert {name: float(value) for name, value in means.items()} == {"loss": 3.0, "acc": 0.5}

@@ -76,17 +76,28 @@ class PartsOfBatches:
     def together(
         self, parameters: Sequence[nn.Parameter], means: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Add up the gradients of all processes, and return the sums of the scalars."""
+        """Add up the gradients of all processes, and return the sums of the scalars.
+
+        A parameter without a gradient in any process keeps none, so that the optimiser leaves it.
+        """
         if self._processes.count == 1:
             return means
-        with_gradient = [each for each in parameters if each.grad is not None]
-        gradients = [each.grad for each in with_gradient if each.grad is not None]
-        parts = [*(each.flatten() for each in gradients), torch.stack([*means.values()])]
+        had = torch.tensor([each.grad is not None for each in parameters], dtype=torch.float32)
+        parts = [
+            *(
+                each.new_zeros(each.numel()) if each.grad is None else each.grad.flatten()
+                for each in parameters
+            ),
+            torch.stack([*means.values()]),
+            had.to(parameters[0].device),
+        ]
         everything = torch.cat(parts)
         self._processes.add_up(everything)
-        *sums, scalars = everything.split([len(part) for part in parts])
-        for gradient, total in zip(gradients, sums, strict=True):
-            gradient.copy_(total.view(gradient.shape))
+        *sums, scalars, have = everything.split([len(part) for part in parts])
+        for parameter, total, count in zip(parameters, sums, have.tolist(), strict=True):
+            if count:
+                gradient = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = gradient.copy_(total.view(parameter.shape))
         return dict(zip(means, scalars, strict=True))
 
     def _divided(self, total: int) -> Iterator[tuple[int, Places, int]]:
