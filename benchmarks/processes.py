@@ -2,7 +2,8 @@
 
 Runs of ``robustkd distill`` alternate: one process with one thread, one process with several
 threads, and as many processes with one thread each. Only the training is timed, between the end of
-its first epoch and the end of its last one.
+its first epoch and the end of its last one. The images are noise of 3 x 32 x 32 pixels around a
+shade for each class, in PNG files.
 
     python -m benchmarks.processes --repeats 3
 """
@@ -17,6 +18,9 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+from PIL import Image
+
 from robustkd import data, models
 from robustkd.core.environment import environment
 from robustkd.core.files import make_folder, write_json, write_text
@@ -24,6 +28,7 @@ from robustkd.training.checkpoint import load_state
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
+_CLASSES = 10
 _COMMANDS = Path(sys.executable).parent
 
 
@@ -33,7 +38,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2, help="number of processes, and of threads")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--images", type=int, default=4_000)
     parser.add_argument("--methods", nargs="+", default=["mix", "default"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/processes"))
     given = parser.parse_args()
@@ -47,17 +52,19 @@ def main() -> None:
         method: {name: [] for name in settings} for method in given.methods
     }
     with tempfile.TemporaryDirectory() as folder:
-        teacher = _teacher(Path(folder), given.data)
+        images = _write_images(Path(folder) / "images", given.images)
+        teacher = _teacher(Path(folder), images)
         for repeat in range(given.repeats):
             for method, rows in measured.items():
                 for name, (processes, threads) in settings.items():
                     out = Path(folder) / f"{method}-{repeat}-{processes}-{threads}"
-                    words = [str(teacher), "--arch", "wrn-10-2", "--data", given.data]
+                    words = [str(teacher), "--arch", "wrn-10-2", "--data", str(images)]
                     words += ["--student", "wrn-10-1", "--epochs", str(given.epochs)]
-                    words += ["--threads", str(threads), "--no-audit", "--out", str(out)]
+                    words += ["--batch-size", "128", "--workers", "0", "--threads", str(threads)]
+                    words += ["--no-audit", "--out", str(out)]
                     rows[name].append(_seconds(processes, words, method, out))
     make_folder(given.out)
-    config = {"epochs": given.epochs, "data": given.data, "repeats": given.repeats}
+    config = {"epochs": given.epochs, "images": given.images, "repeats": given.repeats}
     content = {"seconds": measured, "environment": environment(), "config": config}
     write_json(given.out / "processes.json", content)
     text = table(measured)
@@ -65,8 +72,21 @@ def main() -> None:
     sys.stdout.write(text)
 
 
-def _teacher(folder: Path, name: str) -> Path:
-    source = data.load(name)
+def _write_images(root: Path, count: int) -> Path:
+    """Write as many training images, and a tenth as many for each of the other splits."""
+    noise = np.random.default_rng(0)
+    for split, number in {"train": count, "val": count // 10, "test": count // 10}.items():
+        for label in range(_CLASSES):
+            folder = root / split / f"class-{label}"
+            folder.mkdir(parents=True)
+            for image in range(number // _CLASSES):
+                pixels = 20 * label + noise.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{image}.png")
+    return root
+
+
+def _teacher(folder: Path, images: Path) -> Path:
+    source = data.open_source(str(images))
     network = models.builder(source)("wrn-10-2", 0)
     fit(Supervised(network), source, epochs=1)
     models.save(network, folder / "teacher.safetensors")
