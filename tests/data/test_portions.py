@@ -26,7 +26,8 @@ def digits() -> DataSource:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made = write_classes(tmp_path_factory.mktemp("images") / "all", {"dark": 120, "light": 120})
-    (made / "dark" / "007.png").write_bytes(b"not an image")
+    part = open_source(str(made), reading=Reading(image_size=12)).parts["train"]
+    (made / part.name(3)).write_bytes(b"not an image")
     return made
 
 
@@ -104,6 +105,7 @@ def test_damaged_images_are_left_out_before_the_batches_are_divided(folder):
     source = open_source(str(folder), reading=Reading(streaming=True, image_size=12, workers=0))
     list(source.batches("train", batch_size=32))
     damaged = len(source.undecodable("train"))
+    assert damaged == 1
     parts = [loaded(source, lambda size, rank=rank: torch.arange(size)[rank::2]) for rank in (0, 1)]
     for one, two in zip(*parts, strict=True):
         assert one[1] == two[1] == len(one[0].labels) + len(two[0].labels)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -97,3 +98,28 @@ def test_an_error_of_all_processes_is_told_once(tmp_path, words, expected):
     told = run(2, *words, cwd=tmp_path)
     assert told.returncode != 0
     assert told.stderr.count("robustkd: ") == told.stderr.count(expected) == 1
+
+
+def test_what_cannot_be_divided_is_refused_before_the_run_begins(teacher, tmp_path):
+    told = run(2, "distill", teacher, *SHORT, "--method", "bcu", "--out", "run", cwd=tmp_path)
+    assert told.stderr.count("robustkd: the method has the defence 'bcu' within the dist") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_settings_are_refused(teacher, tmp_path):
+    words = ["distill", str(teacher), *SHORT, "--epochs", "1", "--out", "run"]
+    command = [*torchrun(2)[:5], "--no-python", "sh", "-c"]
+    own = shlex.join([sys.executable, "-m", "robustkd", *words]) + " --seed $RANK"
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(
+        [*command, own],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert told.returncode != 0
+    assert "the processes of this run differ in their settings; expected the same" in told.stderr
+    assert not (tmp_path / "run").exists()

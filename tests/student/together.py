@@ -113,6 +113,7 @@ def _one(rank: int, count: int, port: int, case: str, folder: str) -> None:
 
 def furthest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Return the largest distance of two tensors of one name, relative to their norm."""
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())
     return max(
         float((found[name] - tensor).norm() / tensor.norm().clamp_min(1e-6))
         for name, tensor in expected.items()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -16,7 +17,7 @@ from robustkd.cli.flags import check_whole
 from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.errors import InputError, RobustKDError, UsageError, printable, told
 from robustkd.core.files import at_home
-from robustkd.core.launch import launched
+from robustkd.core.launch import launched, several_were_started
 from robustkd.core.surroundings import safe_children
 
 _USAGE, _INTERRUPTED = 2, 130
@@ -50,16 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CycloptsError as error:
         line = " ".join(str(error).split())
         print_error(errors, f"{line} (see robustkd --help)")
-        sys.exit(_USAGE)
+        _end(_USAGE)
     except RobustKDError as error:
         print_error(errors, str(error))
-        sys.exit(error.exit_code)
+        _end(error.exit_code)
     except (OSError, MemoryError, UnicodeError, RecursionError) as error:
         print_error(errors, told(error))
-        sys.exit(InputError.exit_code)
+        _end(InputError.exit_code)
     except KeyboardInterrupt as stop:
         print_error(errors, str(stop) or "interrupted")
-        sys.exit(_INTERRUPTED)
+        _end(_INTERRUPTED)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process after an error.
+
+    One of several processes ends at once. Otherwise it would leave their group in an orderly way
+    first, and on GPUs wait there for the others, which wait for it.
+    """
+    if several_were_started():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextmanager
@@ -76,7 +90,7 @@ def _quiet_unless_first() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            sys.exit(_INTERRUPTED)
+            os._exit(_INTERRUPTED)
         except Exception:
             time.sleep(_MOMENT)
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -196,7 +196,9 @@ def distill(
         on=on or "teacher",
     )
     reading = reading_of(images)
-    source = open_as_taught(teacher, known, data, data_root, reading, given_of(images))
+    source = _opened(
+        lambda: open_as_taught(teacher, known, data, data_root, reading, given_of(images))
+    )
     if folder is None:
         from robustkd.pipeline.dry_run import rehearse
 
@@ -215,6 +217,15 @@ def distill(
     }
     how = ProcessOptions(resume=resume is not None, trust=trust_run, track=track, audit=audit)
     _run(job, source, folder, flags, how, as_json=as_json)
+
+
+def _opened(open_data: Callable[[], DataSource]) -> DataSource:
+    """Open the data; of several processes, the first of each machine downloads what is missing."""
+    if not launched().several:
+        return open_data()
+    from robustkd.training.processes import start
+
+    return start().one_first(open_data)
 
 
 def _folder(

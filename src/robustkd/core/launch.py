@@ -51,6 +51,14 @@ def launched() -> Launched:
     return found
 
 
+def several_were_started() -> bool:
+    """Return whether there are several processes; False if the environment is not understood."""
+    try:
+        return launched().several
+    except UsageError:
+        return False
+
+
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     if not text:

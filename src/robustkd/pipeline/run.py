@@ -23,14 +23,17 @@ from robustkd.pipeline.audits import audit_both
 from robustkd.pipeline.experiments import check_services, experiments
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure, operations
 from robustkd.pipeline.following import (
+    check_alike,
+    check_divisible,
     follow,
+    inputs_of,
     results_for_all,
     run_is_finished,
     student_for_all,
 )
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
-from robustkd.pipeline.prepare import Prepared, identity, identity_of_file, prepare
+from robustkd.pipeline.prepare import Prepared, prepare
 from robustkd.pipeline.student import Made, make_student
 from robustkd.report.arrays import write_arrays
 from robustkd.report.results import ResultRow, Results
@@ -150,11 +153,15 @@ def run(
         defence=defence,
         on=on,
     )
-    folder = free_name(Path("robustkd-run")) if out is None else Path(at_home(os.fspath(out)))
+    folder = start().from_first(_free_folder) if out is None else Path(at_home(os.fspath(out)))
     flags = {**_flags(job, data), **form_flags(source), **audit_flag(audit)}
     results = distill_file(job, source, folder, config=flags, track=track, audited=audit)
     made = student_for_all(start(), folder, student)
     return Finished(made.eval(), results, folder)
+
+
+def _free_folder() -> Path:
+    return free_name(Path("robustkd-run"))
 
 
 def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
@@ -221,6 +228,7 @@ def distill_file(
     processes = start()
     if not processes.first:
         return follow(job, clean, processes)
+    check_divisible(job.how, processes)
     if not resume:
         check_free(out)
     services = check_services(track)
@@ -229,13 +237,8 @@ def distill_file(
     clean = ready.clean
     # Every image is read once before the training, so that damaged images are found early.
     untrusted = measure(ready.teacher, clean)
-    inputs: dict[str, Mapping[str, object]] = {
-        "settings": job.settings(),
-        "teacher": identity_of_file(ready.file, ready.teacher.spec),
-        "data": identity(clean, ready.fresh),
-    }
-    if ready.student_file is not None:
-        inputs["student weights"] = identity_of_file(ready.student_file, ready.student.spec)
+    inputs = inputs_of(job, ready)
+    check_alike(processes, inputs)
     split = split_text(clean)
     with (
         experiments(services, out, job.settings(), tell) as watching,

@@ -29,11 +29,12 @@ class SynchronisedBatchNorm(TorchFunctionMode):
 
     Args:
         processes: The processes of the training.
+        alike: If True, all processes have the same images, which count once.
     """
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, *, alike: bool = False) -> None:
         super().__init__()
-        self._processes = processes
+        self._processes, self._copies = processes, processes.count if alike else 1
 
     def __torch_function__(
         self,
@@ -46,7 +47,7 @@ class SynchronisedBatchNorm(TorchFunctionMode):
         if func is F.batch_norm:
             given = dict(zip(_ARGUMENTS, args, strict=False)) | named
             if given.get("training", False):
-                return _normalised(self._processes, **given)
+                return _normalised(self._processes, self._copies, **given)
         return func(*args, **named)
 
 
@@ -57,6 +58,7 @@ _ARGUMENTS = (
 
 def _normalised(
     processes: Processes,
+    copies: int,
     *,
     input: Tensor,  # noqa: A002 (the name in torch.nn.functional.batch_norm)
     running_mean: Tensor | None = None,
@@ -72,11 +74,12 @@ def _normalised(
     mean, variance, count = _statistics(input.detach(), processes)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            unbiased = variance * (count / (count - 1).clamp_min(1))
+            images = count / copies
+            unbiased = variance * (images / (images - 1).clamp_min(1))
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    scale = torch.ones_like(mean) if weight is None else weight
-    shift = torch.zeros_like(mean) if bias is None else bias
+    scale = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
+    shift = torch.zeros_like(mean) if bias is None else bias.to(mean.dtype)
     found: Tensor = _BatchNorm.apply(input, scale, shift, mean, variance, count, eps, processes)
     return found
 
@@ -128,7 +131,7 @@ class _BatchNorm(torch.autograd.Function):
         ctx.processes.add_up(sums)
         deviation = torch.rsqrt(variance + ctx.eps)
         slope = scale * deviation.square() * sums[0] / count
-        offset = mean * slope - scale * deviation * sums[1] / count
+        offset = scale * deviation * sums[1] / count
         shape = [1, -1] + [1] * (values.ndim - 2)
-        through = values * slope.view(shape) - offset.view(shape)
+        through = (values - mean.view(shape)) * slope.view(shape) + offset.view(shape)
         return straight - through.to(straight.dtype), per_scale, per_shift, *(None,) * 5

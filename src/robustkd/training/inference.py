@@ -156,7 +156,7 @@ def _own_outputs(
     def own(size: int) -> Places:
         return torch.arange(size)[processes.rank :: processes.count]
 
-    where = device_of(model)
-    for batch, _total in portions(data, split, own, batch_size=_BATCH, device=where):
+    where, size = device_of(model), processes.count * batch_size_for(data.image_shape)
+    for batch, _total in portions(data, split, own, batch_size=size, device=where):
         if len(batch.labels):
             yield model(batch.images).cpu(), batch.labels.cpu()

@@ -157,7 +157,7 @@ class _Loop:
         how: TrainingConfig,
         processes: Processes,
     ) -> None:
-        self._how, self._processes = how, processes
+        self._how, self._processes, self._seed = how, processes, seed
         self._parts = PartsOfBatches(processes, how.accumulate)
         self.learner, self.companion = learner, companion
         self.optimiser, self.accelerator = optimiser, accelerator
@@ -191,7 +191,10 @@ class _Loop:
         for _ in zip(range(self.taken), source, strict=False):
             pass
         with damage_reported():
-            set_random_states(self._then)
+            if self._processes.first:
+                set_random_states(self._then)
+            elif self._then:  # dropout differs between processes
+                torch.manual_seed(hash((self._seed, self._processes.rank, self.step)))
         self._then = {}
         yield from source
 

@@ -68,10 +68,12 @@ class PartsOfBatches:
         for some, own, (_, places, size) in zip(images, labels, divided, strict=True):
             if len(places) == size:  # all processes compute the same
                 weight = size / total / self._processes.count
-                yield some, own, Part(weight, (Portion(None, size),), nullcontext())
+                # Dropout differs between processes, so that BatchNorm has to be synchronised.
+                together = SynchronisedBatchNorm(self._processes, alike=True)
+                yield some, own, Part(weight, (Portion(None, size),), together)
             else:
-                alike = SynchronisedBatchNorm(self._processes)
-                yield some, own, Part(len(own) / total, (Portion(places, size),), alike)
+                together = SynchronisedBatchNorm(self._processes)
+                yield some, own, Part(len(own) / total, (Portion(places, size),), together)
 
     def together(
         self, parameters: Sequence[nn.Parameter], means: dict[str, Tensor]

@@ -8,9 +8,12 @@ that of one process, up to the order in which numbers are added up.
 from __future__ import annotations
 
 import atexit
-import os
+import hashlib
+import json
+import re
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,8 +24,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.errors import TrainingError
-from robustkd.core.launch import launched
+from robustkd.core.devices import default_device
+from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.launch import Launched, launched
 
 _PATIENCE = timedelta(days=1)
 """Longest wait for the first process, which measures the teacher before the training."""
@@ -73,6 +77,39 @@ class Processes:
         with _reported():
             torch.distributed.broadcast_object_list(held, src=0)
         return held[0]  # type: ignore[return-value]  # the value of the first process
+
+    def one_first(self, compute: Callable[[], T]) -> T:
+        """Return what a function computes here, after the first process of this machine has run it.
+
+        For a function that downloads files.
+        """
+        if self.count == 1 or launched().local == 0:
+            found = compute()
+            self.add_up(torch.zeros(1))
+            return found
+        self.add_up(torch.zeros(1))
+        return compute()
+
+    def check_same(self, values: Mapping[str, object]) -> None:
+        """Check that the values of all processes are the same.
+
+        Args:
+            values: JSON values by name, with the same names in all processes.
+
+        Raises:
+            UsageError: In all processes, if one is not; the message names the first.
+        """
+        if self.count == 1:
+            return
+        texts = [json.dumps(value, sort_keys=True, default=str) for value in values.values()]
+        digests = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
+        found = self.gather(torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests]))
+        for name, column in zip(values, found.T, strict=True):
+            if not bool((column == column[0]).all()):
+                raise UsageError(
+                    f"the processes of this run differ in their {name}; expected the same in all: "
+                    "start the same command with the same files and versions on each machine"
+                )
 
     @torch.no_grad()
     def same(self, modules: Iterable[nn.Module | None]) -> None:
@@ -141,15 +178,30 @@ def start() -> Processes:
     if not launched().several:
         return ONE
     if not torch.distributed.is_initialized():
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        on_cpu = accelerator is None or "ACCELERATE_USE_CPU" in os.environ
+        device = default_device()
+        on_cpu = device.type == "cpu"
         if not on_cpu:
-            torch.accelerator.set_device_index(launched().local)
+            _take_device(device, launched())
         # PyTorch's threads have to end before the process does, or they may abort it.
         atexit.register(_leave)
         with _reported():
             torch.distributed.init_process_group("gloo" if on_cpu else None, timeout=_PATIENCE)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def _take_device(device: torch.device, launch: Launched) -> None:
+    """Use the device with the local number of this process.
+
+    Raises:
+        UsageError: If there are too few devices, or their kind does not serve several processes.
+    """
+    count = torch.accelerator.device_count()
+    if device.type == "mps" or count < launch.here:
+        raise UsageError(
+            f"{launch.here} processes on this machine have {count} devices of kind {device.type}; "
+            "expected one for each: start fewer processes, or give --device cpu"
+        )
+    torch.accelerator.set_device_index(launch.local)
 
 
 def _leave() -> None:
@@ -175,7 +227,13 @@ def following() -> Iterator[None]:
         asked = True
         signal.alarm(_LAST_SECONDS)
 
-    before = {number: signal.signal(number, come) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    # An ignored signal stays ignored; None is a handler that was not set by Python.
+    before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, come)
     try:
         yield
     except TrainingError:
@@ -183,6 +241,8 @@ def following() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
+        if asked:
+            signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -204,4 +264,5 @@ def _reported() -> Iterator[None]:
 
 
 def _brief(error: RuntimeError) -> str:
-    return " ".join(str(error).split())[:120]
+    sentence = re.sub(r"^\[[^]]*\]\s*", "", " ".join(str(error).split())).partition(". ")[0]
+    return sentence[:120]
