@@ -22,6 +22,9 @@ from torch.overrides import TorchFunctionMode
 from robustkd.training.processes import Processes
 
 
+_EPS = 1e-5
+
+
 class SynchronisedBatchNorm(TorchFunctionMode):
     """Let BatchNorm in training mode use the images of all processes while the block lasts.
 
@@ -87,9 +90,11 @@ def _normalised(
 @torch.no_grad()
 def _statistics(values: Tensor, processes: Processes) -> tuple[Tensor, Tensor, Tensor]:
     """Compute mean and variance of each channel, and the number of values, over all processes."""
-    dims = [dim for dim in range(values.ndim) if dim != 1]
-    exact = values if values.dtype == torch.float64 else values.float()
-    variance, mean = torch.var_mean(exact, dims, unbiased=False)
+    # The kernel of BatchNorm is several times faster than var_mean for images in channels_last.
+    _, mean, deviation = torch.native_batch_norm(
+        *(values, None, None, None, None), training=True, momentum=0.0, eps=_EPS
+    )
+    variance = (deviation.pow(-2) - _EPS).clamp_min(0)
     count = mean.new_full((1,), values.numel() / values.shape[1])
     every = processes.gather(torch.cat([mean, variance, count]))
     means, variances, counts = every.tensor_split([len(mean), 2 * len(mean)], dim=1)
