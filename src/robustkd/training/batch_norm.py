@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 
 from robustkd.training.processes import Processes
 
-
 _EPS = 1e-5
 
 
