@@ -5,7 +5,7 @@ threads, and as many processes with one thread each. Only the training is timed,
 its first epoch and the end of its last one. The images are noise of 3 x 32 x 32 pixels around a
 shade for each class, in PNG files.
 
-    python -m benchmarks.processes --repeats 3
+    python -m benchmarks.processes
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2, help="number of processes, and of threads")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--images", type=int, default=4_000)
-    parser.add_argument("--methods", nargs="+", default=["mix", "default"])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--images", type=int, default=2_000)
+    parser.add_argument("--methods", nargs="+", default=["default"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/processes"))
     given = parser.parse_args()
     several = given.count

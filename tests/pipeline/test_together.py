@@ -102,7 +102,7 @@ def test_an_error_of_all_processes_is_told_once(tmp_path, words, expected):
 
 def test_what_cannot_be_divided_is_refused_before_the_run_begins(teacher, tmp_path):
     told = run(2, "distill", teacher, *SHORT, "--method", "bcu", "--out", "run", cwd=tmp_path)
-    assert told.stderr.count("robustkd: the method has the defence 'bcu' within the dist") == 1
+    assert told.stderr.count("robustkd: a defence within the distillation needs whole batches") == 1
     assert not (tmp_path / "run").exists()
 
 

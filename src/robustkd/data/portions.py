@@ -95,13 +95,13 @@ def portions(
     found = source.portions(
         split, batch_size=batch_size, plan=plan, device=device, shuffle=shuffle, augment=augment
     )
-    first = next(found, None)
-    for group in groups:
-        parts = []
-        for _ in group:
-            parts.append(first if first is not None else next(found))
-            first = None
-        yield _together(parts), sum(group)
+    held: list[Batch] = []
+    done = 0
+    for batch in found:
+        held.append(batch)
+        if len(held) == len(groups[done]):
+            yield _together(held), sum(groups[done])
+            held, done = [], done + 1
 
 
 def joined(batches: Iterator[Batch]) -> Iterator[Batch]:

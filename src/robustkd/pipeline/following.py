@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from robustkd import models
 from robustkd.core.environment import environment
-from robustkd.core.errors import UsageError
-from robustkd.core.methods import Method
+from robustkd.core.errors import TrainingError
 from robustkd.core.types import DataSource
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
+from robustkd.pipeline.interrupts import Interrupts
 from robustkd.pipeline.job import DistillJob
-from robustkd.pipeline.prepare import Prepared, identity, identity_of_file, prepare
+from robustkd.pipeline.prepare import inputs_of, prepare
 from robustkd.pipeline.student import make_student
 from robustkd.report.results import Results
-from robustkd.training.processes import Processes, following
+from robustkd.student.distillation import check_divisible
+from robustkd.training.processes import Processes
 
 
 def follow(job: DistillJob, clean: DataSource, processes: Processes) -> Results:
@@ -31,10 +33,10 @@ def follow(job: DistillJob, clean: DataSource, processes: Processes) -> Results:
     Returns:
         The results of the first process.
     """
-    check_divisible(job.how, processes)
+    check_divisible(job.how.losses, job.how.safeguard, processes)
     ready = prepare(job, clean)
     check_alike(processes, inputs_of(job, ready))
-    with following():
+    with _following():
         if not run_is_finished(processes):
             make_student(
                 ready.teacher,
@@ -48,16 +50,24 @@ def follow(job: DistillJob, clean: DataSource, processes: Processes) -> Results:
         return results_for_all(processes, None)
 
 
-def inputs_of(job: DistillJob, ready: Prepared) -> dict[str, Mapping[str, object]]:
-    """Return everything that the student depends on, as JSON values by kind."""
-    inputs: dict[str, Mapping[str, object]] = {
-        "settings": job.settings(),
-        "teacher": identity_of_file(ready.file, ready.teacher.spec),
-        "data": identity(ready.clean, ready.fresh),
-    }
-    if ready.student_file is not None:
-        inputs["student weights"] = identity_of_file(ready.student_file, ready.student.spec)
-    return inputs
+@contextmanager
+def _following() -> Iterator[None]:
+    """Leave the answer to Ctrl-C and SIGTERM to the first process while the block lasts.
+
+    The first process finishes its step, writes a checkpoint and stops, whereupon the next exchange
+    with it fails here. A second signal ends this process at once.
+
+    Raises:
+        KeyboardInterrupt: If the processes have stopped after such a signal.
+    """
+    interrupts = Interrupts()
+    interrupts.deferring = True
+    with interrupts.watched():
+        try:
+            yield
+        except TrainingError:
+            if not interrupts.asked:
+                raise
 
 
 def check_alike(processes: Processes, inputs: Mapping[str, object]) -> None:
@@ -69,20 +79,6 @@ def check_alike(processes: Processes, inputs: Mapping[str, object]) -> None:
     names = ("settings", "teacher", "data", "student weights")
     versions = {name: environment()[name] for name in ("robustkd", "torch")}
     processes.check_same({name: inputs.get(name) for name in names} | {"versions": versions})
-
-
-def check_divisible(how: Method, processes: Processes) -> None:
-    """Check, before a run begins, that several processes can train by a method.
-
-    Raises:
-        UsageError: If they cannot.
-    """
-    if processes.count > 1 and how.safeguard:
-        raise UsageError(
-            f"the method has the defence {how.safeguard!r} within the distillation, which needs "
-            f"whole batches, but there are {processes.count} processes; expected one: start the "
-            "command without torchrun"
-        )
 
 
 def run_is_finished(processes: Processes, run: run_folder.Run | None = None) -> bool:

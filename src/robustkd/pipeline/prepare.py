@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import get_args
 
@@ -112,6 +113,18 @@ def _name_taps(model: models.Classifier, names: tuple[str, ...]) -> None:
     for name in names:
         taps.module_at(model, name)
     model.taps = names or None
+
+
+def inputs_of(job: DistillJob, ready: Prepared) -> dict[str, Mapping[str, object]]:
+    """Return everything that the student depends on, as JSON values by kind."""
+    inputs: dict[str, Mapping[str, object]] = {
+        "settings": job.settings(),
+        "teacher": identity_of_file(ready.file, ready.teacher.spec),
+        "data": identity(ready.clean, ready.fresh),
+    }
+    if ready.student_file is not None:
+        inputs["student weights"] = identity_of_file(ready.student_file, ready.student.spec)
+    return inputs
 
 
 def identity(clean: DataSource, spec: models.Spec) -> dict[str, object]:

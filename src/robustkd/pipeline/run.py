@@ -24,19 +24,19 @@ from robustkd.pipeline.experiments import check_services, experiments
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure, operations
 from robustkd.pipeline.following import (
     check_alike,
-    check_divisible,
     follow,
-    inputs_of,
     results_for_all,
     run_is_finished,
     student_for_all,
 )
 from robustkd.pipeline.job import DistillJob
-from robustkd.pipeline.opening import architecture, form, form_flags, form_line, open_as_taught
-from robustkd.pipeline.prepare import Prepared, prepare
+from robustkd.pipeline.opening import architecture, form, form_flags, open_as_taught
+from robustkd.pipeline.opening_lines import opening_lines, skipped_files
+from robustkd.pipeline.prepare import Prepared, inputs_of, prepare
 from robustkd.pipeline.student import Made, make_student
 from robustkd.report.arrays import write_arrays
 from robustkd.report.results import ResultRow, Results
+from robustkd.student.distillation import check_divisible
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.processes import start
 from robustkd.training.recipes import with_defaults
@@ -228,7 +228,7 @@ def distill_file(
     processes = start()
     if not processes.first:
         return follow(job, clean, processes)
-    check_divisible(job.how, processes)
+    check_divisible(job.how.losses, job.how.safeguard, processes)
     if not resume:
         check_free(out)
     services = check_services(track)
@@ -255,7 +255,7 @@ def distill_file(
         if run_is_finished(processes, run):
             tell(f"{out} is already finished")
             return results_for_all(processes, run.results())
-        for line in _lines(job, ready):
+        for line in opening_lines(job, ready):
             tell(line)
             _log.info("%s", line)
         made = make_student(
@@ -273,38 +273,6 @@ def distill_file(
         for experiment in watching:
             experiment.log({"test/acc": results.runs[-1].acc})
         return results_for_all(processes, results)
-
-
-def _lines(job: DistillJob, ready: Prepared) -> list[str]:
-    """Return what the user should check before the training, one line each."""
-    clean, choice = ready.clean, ready.augmentation
-    return [
-        *form_line(clean, ready.teacher.spec, ready.file.normalisation),
-        ready.line(clean),
-        *ready.student_line(),
-        *_left_out(clean),
-        *([choice.line] if choice.line else []),
-        *_method_line(job),
-    ]
-
-
-def _method_line(job: DistillJob) -> list[str]:
-    """Return a line about the order of steps if a defence is added to the method."""
-    return [] if job.defence is None else [f"method: {job.how.summary}"]
-
-
-def _skipped(clean: DataSource) -> dict[str, int]:
-    """Return the number of files and folders of the data that were left out, by kind."""
-    return dict(getattr(clean, "skipped", {}))
-
-
-def _left_out(clean: DataSource) -> list[str]:
-    """Return a line about files that were left out, if there are any."""
-    skipped = _skipped(clean)
-    if not skipped:
-        return []
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-    return [f"data: left out of {clean.name}, since they are not images or splits: {kinds}"]
 
 
 def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object]) -> None:
@@ -379,7 +347,7 @@ def _write_results(
             },
             "by_class": class_record(untrusted, student),
             **({"audit": audits} if audits else {}),
-            **({"left_out": skipped} if (skipped := _skipped(clean)) else {}),
+            **({"left_out": skipped} if (skipped := skipped_files(clean)) else {}),
         },
     )
     with run.writing(run_folder.RESULTS) as path:

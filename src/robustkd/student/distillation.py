@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,7 +251,7 @@ def distill(
     if teacher is not None and not weights:
         raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
     _check_fits(hardening, data)
-    _check_divisible(weights, safeguard, processes)
+    check_divisible(weights, safeguard, processes)
     steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
     stop = EarlyStop(until, steps) if until else None
     if hardening is not None:
@@ -374,12 +374,19 @@ def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> N
         )
 
 
-def _check_divisible(
-    weights: Mapping[str, float], safeguard: Safeguard | None, processes: Processes
-) -> None:
-    """Raise an error for what cannot be divided among processes."""
-    whole = [name for name in weights if name in WHOLE_BATCH]
-    if processes.count > 1 and (whole or safeguard is not None):
+def check_divisible(losses: Iterable[str], safeguard: object | None, processes: Processes) -> None:
+    """Raise an error for what several processes cannot divide.
+
+    Args:
+        losses: Names of the distillation losses.
+        safeguard: A published defence within the distillation, or its name; none if false.
+        processes: The processes that train together.
+
+    Raises:
+        UsageError: If something needs whole batches.
+    """
+    whole = [name for name in losses if name in WHOLE_BATCH]
+    if processes.count > 1 and (whole or safeguard):
         what = f"the loss {whole[0]!r}" if whole else "a defence within the distillation"
         raise UsageError(
             f"{what} needs whole batches, but there are {processes.count} processes; expected one: "

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from robustkd.core.types import Labels, Logits
 
-if TYPE_CHECKING:
-    pass
 Learner: TypeAlias = nn.Module
 """Module that maps images and labels to named scalars, among them ``loss`` and ``acc``."""
 

@@ -54,26 +54,21 @@ class PartsOfBatches:
             batch: Images of this process.
             total: Number of images in the whole batch.
         """
-        if self._processes.count == 1:
-            # BatchNorm needs two images in each part.
-            count = max(1, min(self._accumulate, total // 2))
-            pieces = batch.images.tensor_split(count), batch.labels.tensor_split(count)
-            for some, own in zip(*pieces, strict=True):
-                weight = 1.0 if count == 1 else len(own) / total
-                yield some, own, Part(weight, (), nullcontext())
-            return
         divided = list(self._divided(total))
         ends = torch.tensor([len(places) for _, places, _ in divided]).cumsum(0).tolist()[:-1]
         images, labels = batch.images.tensor_split(ends), batch.labels.tensor_split(ends)
         for some, own, (_, places, size) in zip(images, labels, divided, strict=True):
-            if len(places) == size:  # all processes compute the same
-                weight = size / total / self._processes.count
-                # Dropout differs between processes, so that BatchNorm has to be synchronised.
-                together = SynchronisedBatchNorm(self._processes, alike=True)
-                yield some, own, Part(weight, (Portion(None, size),), together)
-            else:
-                together = SynchronisedBatchNorm(self._processes)
-                yield some, own, Part(len(own) / total, (Portion(places, size),), together)
+            yield some, own, self._part(places, size, total)
+
+    def _part(self, places: Places, size: int, total: int) -> Part:
+        processes, whole = self._processes, len(places) == size
+        if processes.count == 1:
+            return Part(size / total, (), nullcontext())
+        # Also for the images that all compute: dropout differs between processes.
+        synchronised = SynchronisedBatchNorm(processes, alike=whole)
+        if whole:
+            return Part(size / total / processes.count, (Portion(None, size),), synchronised)
+        return Part(len(places) / total, (Portion(places, size),), synchronised)
 
     def together(
         self, parameters: Sequence[nn.Parameter], means: dict[str, Tensor]
@@ -105,8 +100,9 @@ class PartsOfBatches:
     def _divided(self, total: int) -> Iterator[tuple[int, Places, int]]:
         """Yield start, own places and size of each part of a batch of a size."""
         rank, processes = self._processes.rank, self._processes.count
+        # BatchNorm needs two images in each part.
         count = max(1, min(self._accumulate, total // 2))
         for rows in torch.arange(total).tensor_split(count):
             start, size = int(rows[0]), len(rows)
-            shared = processes > 1 and size >= 2 * processes
+            shared = size >= 2 * processes
             yield start, rows[rank::processes] - start if shared else rows - start, size

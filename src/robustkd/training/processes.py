@@ -11,14 +11,11 @@ import atexit
 import hashlib
 import json
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
-from types import FrameType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -30,7 +27,6 @@ from robustkd.core.launch import Launched, launched
 
 _PATIENCE = timedelta(days=1)
 """Longest wait for the first process, which measures the teacher before the training."""
-_LAST_SECONDS = 20
 
 T = TypeVar("T")
 
@@ -207,44 +203,6 @@ def _take_device(device: torch.device, launch: Launched) -> None:
 def _leave() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def following() -> Iterator[None]:
-    """Leave the answer to Ctrl-C and SIGTERM to the first process while the block lasts.
-
-    The first process finishes its step, writes a checkpoint and stops, whereupon the next exchange
-    with it fails in the others. If that does not happen soon, this process is ended.
-
-    Raises:
-        KeyboardInterrupt: If the processes have stopped after such a signal.
-    """
-    asked = False
-
-    def come(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        del number, frame
-        asked = True
-        signal.alarm(_LAST_SECONDS)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    # An ignored signal stays ignored; None is a handler that was not set by Python.
-    before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, come)
-    try:
-        yield
-    except TrainingError:
-        if asked:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if asked:
-            signal.alarm(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
