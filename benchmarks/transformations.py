@@ -109,6 +109,14 @@ CANDIDATES: dict[str, Method] = {
         )
         for left_out in _WITH
     },
+    # Copies of half of the images, more changed by what was found, and two starts of the search.
+    "default, share 0.5": _hardened(found=_SEARCHED, share=0.5),
+    "default, share 0.5, more found": _hardened(found=_SEARCHED, share=0.5, found_share=0.7),
+    "default, share 0.5, all twice": _hardened(found=_SEARCHED * 2, share=0.5),
+    "default, share 0.5, all twice, more found": _hardened(
+        found=_SEARCHED * 2, share=0.5, found_share=0.7
+    ),
+    "default, share 1.0, all twice": _hardened(found=_SEARCHED * 2),
     "the families of the triggers": _hardened(families=tuple(TRIGGERS)),
     **{
         f"the families of the triggers but {left_out}": _hardened(
