@@ -14,6 +14,7 @@ from robustkd.models.features import taps
 from robustkd.student import teaching
 from robustkd.student.distillation import distill
 from robustkd.student.terms import TERMS
+from robustkd.training import compiling
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.processes import ONE, Processes
@@ -88,3 +89,59 @@ def test_the_student_is_that_of_the_unfolded_teacher_up_to_rounding(teacher, mon
     plain = student()
     assert not torch.equal(folded, plain)
     torch.testing.assert_close(folded, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_networks_are_compiled_in_the_mode_of_their_steps(teacher, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.setenv(name, str(tmp_path))
+    calls = []
+
+    def pretended(run: compiling.Run) -> compiling.Run:
+        def noted(images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            calls.append(images)
+            return run(images)
+
+        return noted
+
+    monkeypatch.setattr(torch, "compile", pretended)
+
+    def student(*, compile: bool) -> nn.Module:  # noqa: A002 (the option's name)
+        losses = {"ofd": 1.0}
+        given = {"epochs": 1, "batch_size": 32, "lr": 0.01, "compile": compile}
+        return distill(net(), DATA, teacher=teacher, losses=losses, **given).student
+
+    made = student(compile=True)
+    # Three steps of both networks, and the teacher once before the training.
+    assert len(calls) == 7
+    assert not any(module._forward_hooks for module in made.modules())
+    expected = student(compile=False).state_dict()
+    assert len(calls) == 7
+    assert all(torch.equal(value, expected[name]) for name, value in made.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of the compiler
+def test_a_compiled_student_is_equal_up_to_rounding(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def tiny() -> nn.Sequential:
+        torch.manual_seed(0)
+        parts = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten()
+        return nn.Sequential(*parts, nn.Linear(4 * 14 * 14, 10))
+
+    def student(**given) -> dict[str, Tensor]:
+        # The last batch is smaller.
+        given = {"epochs": 1, "batch_size": 40, "lr": 0.01, "losses": {"ofd": 1.0}, **given}
+        taps = {"student_taps": ["1"], "teacher_taps": ["1"]}
+        return distill(tiny(), DATA, teacher=tiny().eval(), **taps, **given).student.state_dict()
+
+    compiled, plain = student(compile=True), student()
+    assert "cannot be compiled" not in capsys.readouterr().err
+    assert any((tmp_path / "robustkd" / "compiled" / "inductor").iterdir())
+    assert list(compiled) == list(plain)
+    for name, value in compiled.items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-2, atol=1e-3)

@@ -244,9 +244,10 @@ def distill(
     if safeguard is not None:
         safeguard.to(device_of(student)).begin(steps)
     enough = _enough(data, hardening, safeguard)
+    compiled = True if how.compile else None  # in training mode
     with ExitStack() as closing:
         if teacher is None:
-            watched = Watch(student, (), closing)
+            watched = Watch(student, (), closing, compiled, processes)
             learner = _Learner(watched, None, None, hardening, None, safeguard, processes)
         else:
             names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
@@ -257,9 +258,9 @@ def distill(
                 )
                 objective = Objective(weights, pair).to(device_of(student))
             learner = _Learner(
-                Watch(student, names[0], closing),
+                Watch(student, names[0], closing, compiled, processes),
                 objective,
-                teaching(teacher, names[1], data, closing, processes),
+                teaching(teacher, names[1], data, closing, processes, compiled=how.compile),
                 hardening,
                 stop,
                 safeguard,
