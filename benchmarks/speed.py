@@ -58,6 +58,8 @@ from robustkd.training.loop import fit
 
 Item = TypeVar("Item")
 Pace = Callable[[], None]
+_COMPILING = 3
+"""Number of steps in which networks are compiled, possibly again for a second kind of inputs."""
 _ARENA_MAX = -8
 """Parameter of ``mallopt`` in the GNU C library: the largest number of heaps."""
 CLASSES = 10
@@ -214,6 +216,7 @@ class Bench:
     source: InMemory
     teacher: models.Classifier
     precision: str
+    compiled: bool = False
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -251,7 +254,10 @@ class Bench:
             PacedSource(self.source, pace),
             find_method(method),
             training=TrainingConfig(
-                epochs=1, batch_size=self.setting.batch_size, precision=self.precision
+                epochs=1,
+                batch_size=self.setting.batch_size,
+                precision=self.precision,
+                compile=self.compiled,
             ),
         )
 
@@ -313,7 +319,7 @@ def all_rows() -> list[str]:
     return [row for row in ROWS if not needs_library(row)]
 
 
-def bench(setting: Setting, precision: str, steps: int) -> Bench:
+def bench(setting: Setting, precision: str, steps: int, *, compiled: bool = False) -> Bench:
     """Make random images of ten classes, and train the teacher on a few of them."""
     images = steps * setting.batch_size
     random = torch.Generator().manual_seed(0)
@@ -327,7 +333,7 @@ def bench(setting: Setting, precision: str, steps: int) -> Bench:
     source = InMemory("random", classes, train, few, few, CropFlip(pad=4, flip=True))
     teacher = models.builder(source)(setting.teacher, 1)
     fit(Supervised(teacher), InMemory("few", classes, few, few, few), epochs=1, lr=0.02)
-    return Bench(setting, source, teacher.eval(), precision)
+    return Bench(setting, source, teacher.eval(), precision, compiled)
 
 
 def training_steps(taken: int) -> int:
@@ -341,7 +347,7 @@ def measure(tried: Bench, rows: list[str], blocks: int, steps: int) -> dict[str,
     programs = {row: Paced(tried.program(row)) for row in rows}
     floor = Paced(tried.floor)
     for program in (floor, *programs.values()):
-        program.advance(steps)
+        program.advance(steps + (_COMPILING if tried.compiled else 0))
     times: dict[str, list[tuple[float, float]]] = {row: [] for row in rows}
     for block in range(blocks):
         for row, program in programs.items():
@@ -354,6 +360,7 @@ def measure(tried: Bench, rows: list[str], blocks: int, steps: int) -> dict[str,
     return {
         "setting": str(tried.setting),
         "precision": tried.precision,
+        "compiled": tried.compiled,
         "milliseconds of a step and of the floor": times,
         "rows": {row: summary(pairs) for row, pairs in times.items()},
     }
@@ -376,7 +383,8 @@ def summary(pairs: list[tuple[float, float]]) -> dict[str, float | int]:
 def table(found: list[dict[str, object]]) -> str:
     """Format the ratios as a Markdown table with one column for each setting and precision."""
     names = {"no": "fp32", "bf16": "bf16"}
-    head = [f"{one['setting']}, {names[one['precision']]}" for one in found]
+    kinds = [f"{names[one['precision']]}{', compiled' * one['compiled']}" for one in found]
+    head = [f"{one['setting']}, {kind}" for one, kind in zip(found, kinds, strict=True)]
     lines = [["step of", *head], ["---", *["---:"] * len(head)]]
     for row in dict.fromkeys(row for one in found for row in one["rows"]):
         cells = [one["rows"].get(row) for one in found]
@@ -403,6 +411,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=None, help="default: all rows")
     parser.add_argument("--blocks", type=int, default=27, help="number of pairs for each row")
     parser.add_argument("--steps", type=int, default=1, help="number of steps of a block")
+    parser.add_argument(
+        "--compile", action="store_true", help="measure RobustKD's rows with --compile as well"
+    )
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args()
     rows = given.rows or all_rows()
@@ -414,9 +425,10 @@ def main() -> None:
     if keep_freed_memory():
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
     found = []
-    for name, precision in itertools.product(given.settings, given.precisions):
-        length = training_steps(given.steps * (given.blocks + 1))
-        tried = bench(SETTINGS[name], precision, length)
+    kinds = (False, True) if given.compile else (False,)
+    for name, precision, kind in itertools.product(given.settings, given.precisions, kinds):
+        length = training_steps(given.steps * (given.blocks + 1) + _COMPILING)
+        tried = bench(SETTINGS[name], precision, length, compiled=kind)
         found.append(measure(tried, rows, given.blocks, given.steps))
         sys.stdout.write(f"{table(found[-1:])}\n")
         if given.out is not None:

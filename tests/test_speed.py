@@ -35,6 +35,8 @@ def test_every_row_is_compared_with_the_floor(speed):
     assert all(row["n"] == 2 and row["ratio"] > 0 for row in found["rows"].values())
     lines = speed.table([found]).splitlines()
     assert lines[0] == "| step of | wrn-10-1 to wrn-10-1, 1 x 8 x 8, batch 6, fp32 |"
+    compiled = speed.table([found | {"compiled": True}]).splitlines()
+    assert compiled[0] == "| step of | wrn-10-1 to wrn-10-1, 1 x 8 x 8, batch 6, fp32, compiled |"
     labels = [line.removeprefix("| ").split(" | ")[0] for line in lines[2:-1]]
     assert labels == [speed.ROWS[row] for row in rows]
 

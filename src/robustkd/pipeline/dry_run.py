@@ -189,7 +189,7 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
             ready.student,
             few,
             replace(how, detox=None, defence=None),
-            training=replace(training, epochs=1),
+            training=replace(training, epochs=1, compile=False),  # whose steps take about as long
             seed=job.seed,
         )
     clean_by_defence(ready.student, "student")

@@ -22,6 +22,7 @@ from robustkd.student.hardening import UniversalPerturbations, withstand
 from robustkd.student.objective import EarlyStop, Objective, check_weights
 from robustkd.student.pair import pair_of
 from robustkd.student.safeguard import Safeguard
+from robustkd.student.teaching import Watch, teaching
 from robustkd.student.terms import NEEDS_FEATURES, WHOLE_BATCH, Outputs
 from robustkd.training.checkpoint import Keeper
 from robustkd.training.config import TrainingConfig, TrainingOptions
@@ -50,28 +51,12 @@ class Distilled:
     seconds: float
 
 
-class _Watch(nn.Module):
-    """Module that returns the logits and the stage features of a network.
-
-    Its hooks are hung once, since hanging them in every step takes longer; ``closing`` removes
-    them.
-    """
-
-    def __init__(self, model: nn.Module, names: Sequence[str], closing: ExitStack) -> None:
-        super().__init__()
-        self.model = model
-        self._read = closing.enter_context(taps.Reader(model, names))
-
-    def forward(self, images: Images) -> Outputs:
-        return Outputs(*self._read(images))
-
-
 class _Learner(nn.Module):
     """Learner with the student and its objective; the teacher is not a submodule."""
 
     def __init__(
         self,
-        student: _Watch,
+        student: Watch,
         objective: Objective | None,
         teach: Callable[[Images], Outputs] | None,
         hardening: UniversalPerturbations | None,
@@ -259,9 +244,10 @@ def distill(
     if safeguard is not None:
         safeguard.to(device_of(student)).begin(steps)
     enough = _enough(data, hardening, safeguard)
+    compiled = True if how.compile else None  # in training mode
     with ExitStack() as closing:
         if teacher is None:
-            watched = _Watch(student, (), closing)
+            watched = Watch(student, (), closing, compiled, processes)
             learner = _Learner(watched, None, None, hardening, None, safeguard, processes)
         else:
             names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
@@ -272,9 +258,9 @@ def distill(
                 )
                 objective = Objective(weights, pair).to(device_of(student))
             learner = _Learner(
-                _Watch(student, names[0], closing),
+                Watch(student, names[0], closing, compiled, processes),
                 objective,
-                _teaching(teacher, names[1], closing),
+                teaching(teacher, names[1], data, closing, processes, compiled=how.compile),
                 hardening,
                 stop,
                 safeguard,
@@ -340,28 +326,6 @@ def _paired_taps(
         found.append(tuple(own))
     shared = min(len(names) for names in found)
     return found[0][-shared:], found[1][-shared:]
-
-
-def _teaching(
-    teacher: nn.Module, names: Sequence[str], closing: ExitStack
-) -> Callable[[Images], Outputs]:
-    """Return the teacher as a function, so that it is not trained or saved with the learner.
-
-    It is in eval mode until ``closing`` restores its modes.
-    """
-    watched = _Watch(teacher, names, closing)
-    closing.enter_context(taps.frozen_modes(teacher))
-
-    @torch.no_grad()
-    def teach(images: Images) -> Outputs:
-        shown: Outputs = watched(images.to(device_of(teacher)))
-        # The loop chooses the device of the images; the teacher stays on its own device.
-        return Outputs(
-            shown.logits.to(images.device),
-            tuple(features.to(images.device) for features in shown.features),
-        )
-
-    return teach
 
 
 def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> None:

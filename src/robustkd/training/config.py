@@ -50,6 +50,7 @@ class TrainingOptions(TypedDict, total=False):
         ema: Decay of the moving average of the weights, which are then the weights of the student.
             Default: none.
         accumulate: Number of parts in which a batch is processed to save memory. Default: 1.
+        compile: Compile student and teacher by ``torch.compile`` in the first step. Default: no.
     """
 
     epochs: int
@@ -65,6 +66,7 @@ class TrainingOptions(TypedDict, total=False):
     clip_grad: float | None
     ema: float | None
     accumulate: int
+    compile: bool
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class TrainingConfig:
             are validated and kept. None for no average.
         accumulate: Number of parts, at least 1, in which each batch is processed to save memory;
             their gradients are added before the step. BatchNorm normalises each part by itself.
+        compile: If True, a distillation compiles student and teacher by ``torch.compile``.
 
     Raises:
         UsageError: If a number is out of range, or a name is unknown.
@@ -109,6 +112,7 @@ class TrainingConfig:
     clip_grad: float | None = None
     ema: float | None = None
     accumulate: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_training(

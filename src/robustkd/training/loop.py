@@ -87,7 +87,8 @@ def fit(
             :class:`robustkd.training.processes.Portion` as its third argument, and the keeper of
             the first process counts.
         training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
-            ``batch_size`` (over all processes) and ``lr``; ``temperature`` has no effect here.
+            ``batch_size`` (over all processes) and ``lr``; ``temperature`` and ``compile`` have no
+            effect here.
 
     Returns:
         One record per epoch: means of the learner's scalars, the last learning rate as ``lr``, and
