@@ -58,6 +58,7 @@ _STRONGER = 0.7
 """Largest change of a pixel by generators with twice the usual bound."""
 _BASE = METHODS["learned"]
 _SEARCHED = METHODS["default"].hardening.found
+_CHAIN = "filter+colour+light+curves+smooth"
 _WITH = {
     "tone": ("tone", "curves", "colour"),
     "light": ("light", "smooth"),
@@ -117,6 +118,8 @@ CANDIDATES: dict[str, Method] = {
         found=_SEARCHED * 2, share=0.5, found_share=0.7
     ),
     "default, share 1.0, all twice": _hardened(found=_SEARCHED * 2),
+    # Changes of colours in a row, alone and after a warp, in the place of their sum after a warp.
+    "default, chains searched": _hardened(found=(*_SEARCHED[:-1], _CHAIN, f"warp+{_CHAIN}")),
     "the families of the triggers": _hardened(families=tuple(TRIGGERS)),
     **{
         f"the families of the triggers but {left_out}": _hardened(
