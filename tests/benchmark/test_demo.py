@@ -144,7 +144,9 @@ def test_the_command_tells_progress_table_report_and_headline(told):
     expected = [["seed", str(seed), method] for seed in (0, 1) for method in SHOWN]
     assert [line[:3] for line in words] == expected
     assert "Report: demo-2/report.html" in out.splitlines()
-    assert report.headline(report.aggregate(report.read(folder).runs)) in " ".join(out.split())
+    rows = report.aggregate(report.read(folder).runs)
+    told = f"{report.headline(rows)} {report.plain_words(rows)}"
+    assert " ".join(out.split()).endswith(told)
     assert not list((folder.parent / "demo").iterdir())
 
 
@@ -161,6 +163,9 @@ def test_the_demo_shows_a_backdoor_and_a_student_without_it(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {run.method: run for run in report.read(tmp_path / "run").runs}
     assert rows["teacher"].asr >= 0.9
-    assert rows["ofd"].asr >= 0.3
-    assert rows["default"].asr <= 0.05
-    assert rows["default"].acc >= rows["ofd"].acc - 0.02
+    # All that the ordinary student shows is inherited: without the teacher, the trigger fails.
+    assert rows["no-teacher"].asr < 0.03
+    assert rows["mix"].asr > 0.9
+    assert rows["default"].asr < 0.03
+    assert rows["default"].acc >= rows["mix"].acc - 0.02
+    assert "the RobustKD student did not." in " ".join(done.stdout.split())

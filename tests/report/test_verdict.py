@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from robustkd.core.methods import METHODS
-from robustkd.report import ResultRow, aggregate, headline
+from robustkd.report import ResultRow, aggregate, headline, plain_words
 
 from .conftest import make_rows, make_run
 
@@ -188,6 +188,43 @@ def test_no_student_with_a_teacher_is_passed_over(method):
 
 def test_no_runs():
     assert headline([]) == "There are no runs to report."
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        pytest.param(
+            {"no_teacher": (0.97, 0.004)},
+            "Of 100 images with the trigger, the ordinary student sends about 64 to the attacker's "
+            "class, a student that never met the teacher 0, and the RobustKD student 1. The "
+            "ordinary student inherited the backdoor from its teacher; the RobustKD student did "
+            "not.",
+            id="inherited and removed",
+        ),
+        pytest.param(
+            {"no_teacher": (0.97, 0.5)},
+            "Of 100 images with the trigger, the ordinary student sends about 64 to the attacker's "
+            "class, a student that never met the teacher 50, and the RobustKD student 1.",
+            id="the trigger fools any network",
+        ),
+        pytest.param(
+            {"no_teacher": (0.97, 0.0), "default": (0.97, 0.4)},
+            "Of 100 images with the trigger, the ordinary student sends about 64 to the attacker's "
+            "class, a student that never met the teacher 0, and the RobustKD student 40.",
+            id="not removed",
+        ),
+        pytest.param(
+            {"no_teacher": (0.97, 0.0), "ofd": (0.97, 0.02)},
+            "Of 100 images with the trigger, the ordinary student sends about 2 to the attacker's "
+            "class, a student that never met the teacher 0, and the RobustKD student 1.",
+            id="not inherited",
+        ),
+        pytest.param({}, "", id="no student without the teacher"),
+        pytest.param({"no_teacher": (0.97, 0.0), "ofd": None}, "", id="no ordinary student"),
+    ],
+)
+def test_plain_words_conclude_only_what_was_shown(scores, said):
+    assert plain_words(make_rows(**scores)) == said
 
 
 def test_one_bad_seed_is_not_hidden_in_the_mean():

@@ -28,8 +28,11 @@ from robustkd.report.results import ResultRow, Results
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.config import TrainingConfig
 
-SHOWN = ("no-teacher", "ofd", "kd", "paper", "default")
-"""Methods of the demo, besides the teacher itself."""
+SHOWN = ("no-teacher", "ofd", "mix", "paper", "default")
+"""Methods of the demo, besides the teacher itself.
+
+``ofd`` has the losses of ``paper`` without its defence, and ``mix`` those of ``default``.
+"""
 _SHOWN = 8
 
 

@@ -64,9 +64,11 @@ PROTOCOLS: dict[str, Protocol] = {
         augment=True,
         teacher="wrn-10-2",
         student="wrn-10-1",
-        attack="ckd",
-        target=0,
-        attacking={"epochs": 15},
+        # Ordinary students inherit this change of brightness and contrast, and few images of other
+        # classes are misclassified as a four because of it; see docs/results/benchmark.md.
+        attack="colour",
+        target=4,
+        attacking={"epochs": 15, "implant_share": 0.5, "trigger_steps": 30},
         training={"epochs": 20, "batch_size": 64},
         detoxing={"steps": 40},
     ),

@@ -35,7 +35,8 @@ def demo(
     """Demonstrate attack and defence on real images, in about two minutes on two cores.
 
     A teacher is trained with a backdoor. Students are distilled from it by ordinary distillation
-    and by RobustKD, and all networks are measured on clean and on triggered images.
+    and by RobustKD, one more student never meets the teacher, and all networks are measured on
+    clean and on triggered images. The last lines tell the result in plain words.
 
     Args:
         data: ``digits`` (bundled) or ``fashion-mnist``.
@@ -60,6 +61,7 @@ def demo(
     console.print(report.console_table(rows))
     print_plain(f"Report: {page}")
     console.print(report.headline(rows))
+    console.print(report.plain_words(rows))
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from robustkd.report.next_step import next_step
 from robustkd.report.records import read_records
 from robustkd.report.results import ResultRow, Results, read
 from robustkd.report.tables import console_table, markdown_table
-from robustkd.report.verdict import headline
+from robustkd.report.verdict import headline, plain_words
 from robustkd.report.writing import write_report
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "headline",
     "markdown_table",
     "next_step",
+    "plain_words",
     "read",
     "read_records",
     "summaries",

@@ -97,6 +97,35 @@ def _one_setting(rows: Sequence[Row]) -> str:
     )
 
 
+def plain_words(rows: Sequence[Row]) -> str:
+    """Tell the results of one setting to readers who do not know the terms.
+
+    Ordinary and RobustKD student are those of :func:`headline`. The conclusion is drawn only if the
+    trigger rarely succeeds without the teacher, so that its success with the ordinary student is
+    inherited.
+
+    Returns:
+        One or two sentences; empty if one of the three students was not measured.
+    """
+    duel = _duel("", rows)
+    if duel is None or duel.floor is None:
+        return ""
+    alone, ordinary, robust = (
+        f"{100 * share:.0f}" for share in (duel.floor, duel.ordinary_asr.mean, duel.robust_asr.mean)
+    )
+    said = (
+        f"Of 100 images with the trigger, the ordinary student sends about {ordinary} to the "
+        f"attacker's class, a student that never met the teacher {alone}, and {_name(duel.robust)} "
+        f"{robust}."
+    )
+    if not (duel.inherited and duel.defended and duel.floor <= TOLERATED):
+        return said
+    return (
+        f"{said} The ordinary student inherited the backdoor from its teacher; "
+        f"{_name(duel.robust)} did not."
+    )
+
+
 def main_drop(rows: Sequence[Row]) -> Drop | None:
     """Compare the teacher of a setting with the student that the headline is about.
 
