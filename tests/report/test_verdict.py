@@ -227,6 +227,35 @@ def test_plain_words_conclude_only_what_was_shown(scores, said):
     assert plain_words(make_rows(**scores)) == said
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        pytest.param({"teacher": (0.3, 1.0), "no_teacher": (0.97, 0.0)}, id="useless teacher"),
+        pytest.param({"default": (0.11, 0.0), "no_teacher": (0.97, 0.0)}, id="useless student"),
+    ],
+)
+def test_plain_words_conclude_nothing_where_the_headline_warns(scores):
+    assert "inherited" not in plain_words(make_rows(**scores))
+
+
+def test_plain_words_judge_by_every_seed():
+    asr = {"ofd": (0.9, 0.9, 0.9), "no-teacher": (0.0, 0.0, 0.0), "default": (0.0, 0.0, 0.0)}
+
+    def said(**changed: tuple[float, ...]) -> str:
+        values = {**asr, **{name.replace("_", "-"): each for name, each in changed.items()}}
+        return plain_words(
+            aggregate(
+                ResultRow(**make_run(method=method, seed=seed, asr=value))
+                for method, each in values.items()
+                for seed, value in enumerate(each)
+            )
+        )
+
+    assert "inherited" in said()
+    assert "inherited" not in said(ofd=(0.9, 0.9, 0.2))
+    assert "inherited" not in said(no_teacher=(0.0, 0.0, 0.2))
+
+
 def test_one_bad_seed_is_not_hidden_in_the_mean():
     asr = {"ofd": (0.8, 0.8, 0.8), "default": (0.0, 0.0, 0.27)}
     rows = aggregate(

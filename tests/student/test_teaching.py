@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from robustkd.models.features import taps
 from robustkd.student import teaching
 from robustkd.student.distillation import distill
 from robustkd.student.terms import TERMS
+from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training import compiling
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
@@ -92,8 +94,8 @@ def test_the_student_is_that_of_the_unfolded_teacher_up_to_rounding(teacher, mon
 
 
 def test_networks_are_compiled_in_the_mode_of_their_steps(teacher, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     calls = []
 
@@ -123,8 +125,8 @@ def test_networks_are_compiled_in_the_mode_of_their_steps(teacher, monkeypatch, 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the compiler
 def test_a_compiled_student_is_equal_up_to_rounding(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -141,7 +143,29 @@ def test_a_compiled_student_is_equal_up_to_rounding(monkeypatch, tmp_path, capsy
 
     compiled, plain = student(compile=True), student()
     assert "cannot be compiled" not in capsys.readouterr().err
-    assert any((tmp_path / "robustkd" / "compiled" / "inductor").iterdir())
+    (made,) = tmp_path.glob("robustkd-compiled-*")
+    assert any((made / "inductor").iterdir())
     assert list(compiled) == list(plain)
     for name, value in compiled.items():
         torch.testing.assert_close(value, plain[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of the compiler
+def test_a_detoxified_teacher_is_compiled(teacher, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    images = torch.rand(8, *DATA.image_shape).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), taps.read(teacher, STAGES) as features:
+        teacher(images)
+        masks = {name: FeatureMask(features[name].mean(0), cap=0.9) for name in STAGES}
+    cleaned = DetoxifiedTeacher(teacher, masks).to(memory_format=torch.channels_last)
+    with ExitStack() as closing:
+        plain = teaching.teaching(cleaned, cleaned.taps, DATA, closing)(images)
+    with ExitStack() as closing:
+        teach = teaching.teaching(cleaned, cleaned.taps, DATA, closing, compiled=True)
+        compiled = teach(images)
+    assert not capsys.readouterr().err
+    torch.testing.assert_close(compiled.logits, plain.logits, rtol=1e-3, atol=1e-4)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from robustkd.core.errors import InputError, UsageError
+from robustkd.core.errors import UsageError, WriteError
 from robustkd.training import compiling
 from robustkd.training.compiling import Compiled, check_compiler, use_private_caches
 
@@ -18,62 +21,71 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder, and an environment that tests may change."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files, and an environment that tests may change."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    for name in (*CACHES, "TORCHINDUCTOR_COMPILE_THREADS"):
+    for name in CACHES:
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
-    return tmp_path / "robustkd" / "compiled"
+    return tmp_path
 
 
-def test_without_a_compiler_the_error_names_it(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
+@pytest.mark.parametrize("given", ["no-such-compiler", "no-such-compiler -O2"])
+def test_without_a_compiler_the_error_names_it(given, monkeypatch):
+    monkeypatch.setenv("CXX", given)
     message = (
-        "compile needs a C++ compiler, and there is no no-such-compiler; install it, set CXX to "
-        "another one, or leave compile out"
+        "compile needs a C++ compiler, and there is no no-such-compiler; install it, or set CXX to "
+        "another one"
     )
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         check_compiler()
 
 
-def test_generated_code_is_where_only_the_user_can_write(state):
+@pytest.mark.parametrize("imported", [False, True])
+def test_generated_code_is_where_only_the_user_can_write(imported, temporary, monkeypatch):
+    if imported:  # as PyTorch does when it imports its compiler
+        monkeypatch.setenv(CACHES[0], str(temporary / "torchinductor_me"))
     old = os.umask(0)
     try:
         use_private_caches()
     finally:
         os.umask(old)
-    assert state.stat().st_mode & 0o777 == 0o700
-    assert [os.environ[name] for name in CACHES] == [str(state / "inductor"), str(state / "triton")]
+    (made,) = temporary.iterdir()
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert [os.environ[name] for name in CACHES] == [str(made / "inductor"), str(made / "triton")]
+    use_private_caches()
+    assert list(temporary.iterdir()) == [made]
 
 
-def test_folders_of_the_user_are_kept(state, monkeypatch):
+def test_folders_of_the_user_are_kept(temporary, monkeypatch):
     for name in CACHES:
         monkeypatch.setenv(name, f"/mine/{name}")
     use_private_caches()
-    assert not state.exists()
+    assert not list(temporary.iterdir())
     assert [os.environ[name] for name in CACHES] == [f"/mine/{name}" for name in CACHES]
 
 
-@pytest.mark.parametrize("kind", ["writable", "readable", "link"])
-def test_a_folder_that_others_can_use_is_refused(kind, state):
-    state.parent.mkdir()
-    if kind == "link":
-        (state.parent / "elsewhere").mkdir(mode=0o700)
-        state.symlink_to("elsewhere")
-    else:
-        state.mkdir()
-        state.chmod(0o777 if kind == "writable" else 0o755)
-    with pytest.raises(InputError, match="is not a folder that only you can use; remove it"):
+def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(temporary, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / "missing"))
+    message = "no folder for compiled code can be created: No such file or directory"
+    with pytest.raises(WriteError, match=f"^{message}$"):
         use_private_caches()
-    assert not set(CACHES) & set(os.environ)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(state):
-    state.parent.write_text("a file")
-    with pytest.raises(InputError, match=r"cannot be used: (File exists|Not a directory)$"):
-        use_private_caches()
+@pytest.mark.slow
+def test_nothing_is_stored_in_the_folder_that_others_can_take(temporary):
+    """The compiler is imported before, as some methods do, and compiles code for the processor."""
+    code = (
+        "import torch, torch._dynamo\n"
+        "from robustkd.training.compiling import Compiled\n"
+        "def otherwise(x): raise SystemExit('not compiled')\n"
+        "Compiled(lambda x: (x.sin() + x.cos(), ()), otherwise)(torch.ones(1000))\n"
+    )
+    given = {"TMPDIR": str(temporary), "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **given})
+    left = [path for path in temporary.rglob("*") if path.is_file()]
+    assert not left
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -89,9 +101,17 @@ def test_what_cannot_be_compiled_runs_as_it_is(first, monkeypatch, capsys):
 
     monkeypatch.setattr(torch, "compile", failing)
     processes = compiling.Processes(0 if first else 1, 2)
-    made = Compiled(lambda x: (x, ()), lambda x: (x + 1, ()), processes)
+    closed: list[bool] = []
+    made = Compiled(
+        lambda x: (x, ()),
+        lambda x: (x + 1, ()),
+        processes,
+        name="teacher",
+        failed=lambda: closed.append(True),
+    )
     zero = torch.zeros(1)
     assert [made(zero)[0].item(), made(zero)[0].item()] == [1, 1]
     assert len(tries) == 1
-    line = "a network cannot be compiled and runs as it is: two lines\n" if first else ""
+    assert len(closed) == 1
+    line = "the teacher cannot be compiled and runs as it is: two lines\n" if first else ""
     assert capsys.readouterr().err == line

@@ -175,10 +175,6 @@ def distill(
     from robustkd.training.config import TrainingConfig
     from robustkd.training.recipes import with_defaults
 
-    if training.get("compile"):
-        from robustkd.training.compiling import check_compiler
-
-        check_compiler()
     known = architecture(teacher, arch)
     job = DistillJob(
         teacher=teacher,

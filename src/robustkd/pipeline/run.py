@@ -37,6 +37,7 @@ from robustkd.pipeline.student import Made, make_student
 from robustkd.report.arrays import write_arrays
 from robustkd.report.results import ResultRow, Results
 from robustkd.student.distillation import check_divisible
+from robustkd.training.compiling import check_compiler
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.processes import start
 from robustkd.training.recipes import with_defaults
@@ -226,6 +227,8 @@ def distill_file(
         WriteError: If the disk is full; the last checkpoint is complete.
     """
     processes = start()
+    if job.training.compile:
+        check_compiler()
     if not processes.first:
         return follow(job, clean, processes)
     check_divisible(job.how.losses, job.how.safeguard, processes)

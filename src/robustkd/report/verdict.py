@@ -100,9 +100,9 @@ def _one_setting(rows: Sequence[Row]) -> str:
 def plain_words(rows: Sequence[Row]) -> str:
     """Tell the results of one setting to readers who do not know the terms.
 
-    Ordinary and RobustKD student are those of :func:`headline`. The conclusion is drawn only if the
-    trigger rarely succeeds without the teacher, so that its success with the ordinary student is
-    inherited.
+    Ordinary and RobustKD student are those of :func:`headline`. The conclusion is drawn only if, in
+    every seed, the trigger rarely succeeds without the teacher and often with the ordinary student,
+    and if no network lost much accuracy.
 
     Returns:
         One or two sentences; empty if one of the three students was not measured.
@@ -118,7 +118,14 @@ def plain_words(rows: Sequence[Row]) -> str:
         f"attacker's class, a student that never met the teacher {alone}, and {_name(duel.robust)} "
         f"{robust}."
     )
-    if not (duel.inherited and duel.defended and duel.floor <= TOLERATED):
+    alone_asr = next(row.asr for row in rows if row.method == "no-teacher")
+    clear = (
+        alone_asr is not None
+        and alone_asr.highest <= TOLERATED
+        and duel.ordinary_asr.lowest >= INHERITED
+        and duel.defended
+    )
+    if not clear or useless(rows) or _warning(rows, duel.robust, duel.ordinary):
         return said
     return (
         f"{said} The ordinary student inherited the backdoor from its teacher; "

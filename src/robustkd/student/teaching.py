@@ -47,8 +47,15 @@ class Watch(nn.Module):
         self._read = closing.enter_context(taps.Reader(model, names))
         self._compiled = None
         if compiled is not None:
-            run = closing.enter_context(_traced(model, names))
-            self._compiled = Compiled(run, self._read, processes)
+            hooks = closing.enter_context(ExitStack())
+            run = hooks.enter_context(_traced(model, names))
+            self._compiled = Compiled(
+                run,
+                self._read,
+                processes,
+                name="student" if compiled else "teacher",
+                failed=hooks.close,
+            )
         self._mode = compiled
 
     def forward(self, images: Images) -> Outputs:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib
+import logging
 import os
+import shlex
 import shutil
-import stat
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustkd.core.devices import default_device
-from robustkd.core.errors import InputError, UsageError
-from robustkd.core.user_key import state_folder
+from robustkd.core.errors import UsageError, WriteError
 from robustkd.training.processes import ONE, Processes
 
-_FOLDER = "compiled"
 _CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+_SHARED = "torchinductor_"
+"""Start of the name of PyTorch's own folder, below that for temporary files."""
 _LONGEST = 200
 
 Run = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
@@ -31,11 +38,12 @@ def check_compiler() -> None:
     """
     if default_device().type != "cpu":
         return
-    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    name = (shlex.split(os.environ.get("CXX", "")) or [usual])[0]
     if shutil.which(name) is None:
         raise UsageError(
-            f"compile needs a C++ compiler, and there is no {name}; install it, set CXX to another "
-            "one, or leave compile out"
+            f"compile needs a C++ compiler, and there is no {name}; install it, or set CXX to "
+            "another one"
         )
 
 
@@ -43,29 +51,26 @@ def use_private_caches() -> None:
     """Let PyTorch's compiler store the code that it generates where only this user can write.
 
     By default, this is a folder below the one for temporary files, with a name that other users
-    know and can take first; the code in it would run. Folders in the environment variables
-    ``TORCHINDUCTOR_CACHE_DIR`` and ``TRITON_CACHE_DIR`` are kept.
+    know and can take first; the code in it would run. A new folder takes its place, and is removed
+    when the process ends. Folders that the user names in the environment variables
+    ``TORCHINDUCTOR_CACHE_DIR`` and ``TRITON_CACHE_DIR`` are kept. PyTorch itself writes its own
+    folder into the first variable when it imports its compiler; this folder is replaced.
 
     Raises:
-        InputError: If the folder cannot be created, or other users may write to it.
+        WriteError: If the folder cannot be created.
     """
-    missing = [variable for variable in _CACHES if not os.environ.get(variable)]
+    own = str(Path(tempfile.gettempdir(), _SHARED))
+    missing = [name for name in _CACHES if os.environ.get(name, own).startswith(own)]
     if not missing:
         return
-    path = state_folder() / _FOLDER
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
+        folder = tempfile.mkdtemp(prefix="robustkd-compiled-")
     except OSError as error:
-        raise InputError(f"{path} cannot be used: {error.strerror or error}") from error
-    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-    if not own or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise InputError(
-            f"{path} is not a folder that only you can use; remove it, and the next run will "
-            "create it again"
-        )
-    for variable in missing:
-        os.environ[variable] = str(path / _CACHES[variable])
+        reason = error.strerror or error
+        raise WriteError(f"no folder for compiled code can be created: {reason}") from error
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in missing:
+        os.environ[name] = str(Path(folder, _CACHES[name]))
 
 
 class Compiled:
@@ -75,28 +80,58 @@ class Compiled:
         run: Function to compile.
         otherwise: Function that is called instead, from then on, if the compilation fails.
         processes: Processes that train together; the first one prints a line about a failure.
+        name: What is compiled, for this line.
+        failed: Called once if the compilation fails.
+
+    Raises:
+        UsageError: If there is no C++ compiler.
+        WriteError: If no folder for the generated code can be created.
     """
 
-    def __init__(self, run: Run, otherwise: Run, processes: Processes = ONE) -> None:
+    def __init__(
+        self,
+        run: Run,
+        otherwise: Run,
+        processes: Processes = ONE,
+        *,
+        name: str = "network",
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
         check_compiler()
         use_private_caches()
+        settings: Any = importlib.import_module("torch._inductor.config")
+        # Headers would be compiled into the folder that other users can take first.
+        settings.cpp_cache_precompile_headers = False
         # Compilation in this process: workers would be processes that stay until the end.
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+        settings.compile_threads = 1
         self._run: Run | None = torch.compile(run)
         self._otherwise, self._processes = otherwise, processes
+        self._name, self._failed = name, failed
 
     def __call__(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return logits and features of a batch."""
         if self._run is not None:
             try:
-                return self._run(images)
+                with _quiet():
+                    return self._run(images)
             except Exception as error:  # of the compiler, which has many kinds
                 self._run = None
+                self._failed()
                 if self._processes.first:
-                    print(_failure(error), file=sys.stderr, flush=True)
+                    print(self._line(error), file=sys.stderr, flush=True)
         return self._otherwise(images)
 
+    def _line(self, error: Exception) -> str:
+        reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+        return f"the {self._name} cannot be compiled and runs as it is: {reason}"
 
-def _failure(error: Exception) -> str:
-    reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
-    return f"a network cannot be compiled and runs as it is: {reason}"
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the compiler logs about a failure, which is told in one line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)

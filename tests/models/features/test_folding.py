@@ -46,6 +46,12 @@ class ReadAsNumbers(Net):
         return self.norm(y) * (0 if sum(y.flatten().tolist()) > 1e9 else 1)
 
 
+class Compared(Net):
+    def maps(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) * (1 if torch.equal(y, y[:0]) else 2)
+
+
 class ChangedInPlace(Net):
     def maps(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -67,6 +73,8 @@ class AsksForShape(Net):
     def maps(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         assert y.shape[2:] == (y.size(2), y.size(3))
+        assert y.is_floating_point()
+        assert not y.is_sparse
         return self.norm(y)
 
 
@@ -170,7 +178,8 @@ def test_the_modes_of_the_network_are_restored():
 @pytest.mark.parametrize(
     "kind",
     [
-        AddedLater, ReadAsNumbers, ChangedInPlace, ConvTwice, NormByName, TwoNames, NotCopied,
+        AddedLater, ReadAsNumbers, Compared, ChangedInPlace, ConvTwice, NormByName, TwoNames,
+        NotCopied,
         Hooked, Doubled, OwnConvolution, OfTheBatch,
     ],
 )  # fmt: skip

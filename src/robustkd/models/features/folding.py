@@ -41,7 +41,8 @@ def folded(model: nn.Module, names: Sequence[str], example: Images) -> nn.Module
     with the running mean m and variance v. The pairs are found by running the network, whose code
     may be of any kind: the output of the convolution has to be the input of the BatchNorm and of
     nothing else. Modules that run more than once, have hooks, or are taps stay as they are, and so
-    do subclasses.
+    do subclasses. A network whose code takes other paths for other values of the images may use an
+    output elsewhere on a path that the example does not take; such networks are not supported.
 
     Args:
         model: Network, which is not changed. The copy is in eval mode, and shares all tensors but
@@ -70,6 +71,13 @@ def folded(model: nn.Module, names: Sequence[str], example: Images) -> nn.Module
 
 _PROPERTIES = (int, torch.Size, torch.dtype, torch.device, torch.layout)
 """Types of what a function returns that does not read the values of a tensor."""
+
+
+def _is_property(func: Callable[..., object], result: object) -> bool:
+    """Whether a function tells a tensor's shape or kind; comparisons return bools as well."""
+    if isinstance(result, bool):
+        return func.__name__ == "__get__" or func.__name__.startswith("is_")
+    return isinstance(result, _PROPERTIES)
 
 
 class _Uses(TorchFunctionMode):
@@ -101,7 +109,7 @@ class _Uses(TorchFunctionMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         result = func(*args, **(kwargs or {}))
-        if not isinstance(result, _PROPERTIES):
+        if not _is_property(func, result):
             given = {id(value) for value in tree_leaves((args, kwargs or {}))}
             self._uses.update(self._watched[key][0] for key in given & self._watched.keys())
         return result
@@ -143,7 +151,7 @@ def _pairs(model: nn.Module, names: Sequence[str], example: Images) -> list[_Pai
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module is a convolution or a BatchNorm of PyTorch that computes nothing else."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    if module._forward_hooks or module._forward_pre_hooks or module.training:
         return False
     if type(module) is nn.BatchNorm2d:
         return module.running_mean is not None and module.running_var is not None

@@ -43,7 +43,9 @@ class FeatureMask(nn.Module):
 
     def forward(self, features: Features) -> Features:
         """Apply mask and pattern; the shape is kept."""
-        return torch.lerp(features, self.pattern.to(features.dtype), self.mask.to(features.dtype))
+        # With a batch dimension, since the compiler expects tensors of one rank in channels_last.
+        pattern, mask = (part.to(features.dtype)[None] for part in (self.pattern, self.mask))
+        return torch.lerp(features, pattern, mask)
 
     @torch.no_grad()
     def project(self) -> None:
