@@ -6,7 +6,6 @@ import atexit
 import importlib
 import logging
 import os
-import shlex
 import shutil
 import sys
 import tempfile
@@ -39,8 +38,9 @@ def check_compiler() -> None:
     if default_device().type != "cpu":
         return
     usual = "clang++" if sys.platform == "darwin" else "g++"
-    name = (shlex.split(os.environ.get("CXX", "")) or [usual])[0]
-    if shutil.which(name) is None:
+    whole = os.environ.get("CXX", "").strip() or usual
+    name = whole.split()[0]
+    if shutil.which(whole) is None and shutil.which(name) is None:
         raise UsageError(
             f"compile needs a C++ compiler, and there is no {name}; install it, or set CXX to "
             "another one"
@@ -60,7 +60,7 @@ def use_private_caches() -> None:
         WriteError: If the folder cannot be created.
     """
     own = str(Path(tempfile.gettempdir(), _SHARED))
-    missing = [name for name in _CACHES if os.environ.get(name, own).startswith(own)]
+    missing = [name for name in _CACHES if (os.environ.get(name) or own).startswith(own)]
     if not missing:
         return
     try:
