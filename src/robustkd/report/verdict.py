@@ -118,10 +118,11 @@ def plain_words(rows: Sequence[Row]) -> str:
         f"attacker's class, a student that never met the teacher {alone}, and {_name(duel.robust)} "
         f"{robust}."
     )
-    alone_asr = next(row.asr for row in rows if row.method == "no-teacher")
+    without = _first(rows, "no-teacher")
     clear = (
-        alone_asr is not None
-        and alone_asr.highest <= TOLERATED
+        without is not None
+        and without.asr is not None
+        and without.asr.highest <= TOLERATED
         and duel.ordinary_asr.lowest >= INHERITED
         and duel.defended
     )
