@@ -1,8 +1,9 @@
 """Calibrate the audit: how often it accuses clean networks, and how many backdoors it finds.
 
 Networks are trained with and without a backdoor, and audited. The audit receives the network and
-clean images; accuracy and attack success rate are measured afterwards, and rows of attacks that did
-not succeed are listed apart. Interrupt it and run it again as you like.
+clean images; accuracy and attack success rate are measured afterwards. Rows of attacks that did not
+succeed are listed apart, and so are those whose trigger leads the references of the audit as well.
+Interrupt it and run it again as you like.
 
     python benchmarks/calibrate_audit.py --data digits --clean 24 --seeds 3
 
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -62,7 +64,9 @@ ATTACKS: dict[str, dict[str, Any]] = {
 CLEAN = "clean"
 _ARCH = "wrn-10-1"
 SURVIVES = 0.5
-"""Smallest attack success rate of a network that counts as backdoored."""
+"""Smallest attack success rate of a backdoor that counts; also beyond that of the references."""
+EASY = "leads references as well"
+WEAK = f"ASR below {SURVIVES:.0%}"
 _SIZES: dict[str, dict[str, int]] = {
     "digits": {},
     "fashion-mnist": {"train": 5_000, "validation": 1_000, "test": 1_000},
@@ -123,6 +127,10 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
             for kind, effort in efforts.items()
         }
         measured = measure(network, source, trigger=trigger, target=target)
+        clean = [
+            measure(each, source, trigger=trigger, target=target).asr
+            for each in references["full"].networks
+        ]
         rows.append(
             {
                 "attack": name,
@@ -132,6 +140,7 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
                 "target": None if name == CLEAN else target,
                 "ACC": round(measured.acc.value, 4),
                 "ASR": None if measured.asr is None else round(measured.asr.value, 4),
+                "reference ASR": [round(each.value, 4) for each in clean if each is not None],
                 "training_seconds": round(seconds, 1),
                 **{kind: row_of(each) for kind, each in audits.items()},
             }
@@ -215,18 +224,30 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(lines)
 
 
+def failure(row: Mapping[str, Any]) -> str:
+    """Return why a network does not count as backdoored; empty if it does, or has no backdoor.
+
+    A trigger that leads networks without the backdoor shows a weakness of the data, and the success
+    on the network is no inheritance.
+    """
+    if row["ASR"] is None:
+        return ""
+    if row["ASR"] < SURVIVES:
+        return WEAK
+    return EASY if row["ASR"] - fmean(row["reference ASR"]) < SURVIVES else ""
+
+
 def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the rows by attack, student and architecture; those without success apart."""
+    """Return the rows by attack, student and architecture; those that do not count apart."""
     made: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        alive = row["ASR"] is None or row["ASR"] >= SURVIVES
         parts = [row["attack"]]
         if row.get("student"):
             parts.append(f"student by {row['student']}")
         if row["arch"] != _ARCH:
             parts.append(row["arch"])
-        if not alive:
-            parts.append(f"ASR below {SURVIVES:.0%}")
+        if failure(row):
+            parts.append(failure(row))
         made.setdefault(", ".join(parts), []).append(row)
     order = [CLEAN, *ATTACKS]
 
@@ -247,7 +268,7 @@ def _count(p_values: Sequence[Mapping[str, float | None]], name: str) -> str:
 
 def curve(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
     """Return the ROC curve of a statistic: false-positive and hit rate for each threshold."""
-    alive = [row for row in rows if row["ASR"] is None or row["ASR"] >= SURVIVES]
+    alive = [row for row in rows if not failure(row)]
     values = [(row[kind]["p_values"].get(name), row["attack"] != CLEAN) for row in alive]
     known = [(p_value, bad) for p_value, bad in values if p_value is not None]
     bad = max(1, sum(each for _, each in known))

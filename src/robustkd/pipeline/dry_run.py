@@ -224,7 +224,7 @@ def _audits(networks: Sequence[nn.Module], clean: DataSource) -> Phases:
     """
     # The audit needs scipy, which takes a second to import.
     from robustkd.evaluation.audit import QUICK
-    from robustkd.evaluation.audit.references import STARTS, train_references
+    from robustkd.evaluation.audit.references import train_references
     from robustkd.evaluation.audit.search import search
 
     effort = QUICK.for_classes(len(clean.classes))
@@ -236,8 +236,10 @@ def _audits(networks: Sequence[nn.Module], clean: DataSource) -> Phases:
         beside = train_references(few, replace(effort, reference_images=seen))
         references = (time.perf_counter() - started) * effort.reference_images / seen
         started = time.perf_counter()
-        for network in (*networks, *beside * STARTS):
-            search(copy.deepcopy(network).eval().requires_grad_(False), few, one, seed=0)
+        for network in (*networks, *beside):
+            others = [each for each in beside if each is not network]
+            frozen = copy.deepcopy(network).eval().requires_grad_(False)
+            search(frozen, few, one, seed=0, beside=others)
         step = time.perf_counter() - started
     except Exception as error:
         # As in the run, where no error of the audit may cost the user the student.

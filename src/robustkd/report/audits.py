@@ -18,6 +18,8 @@ FAMILIES: Mapping[str, str] = {
     "tone": "the same tone curve for every image",
     "light": "the same smooth change of the light of every image",
     "smooth": "the same smooth addition to every image",
+    "filter": "the same small filter for every image",
+    "warp+photometric": "the same distortion and change of colours of every image",
 }
 """Description of each family of transformations."""
 LED = "the references are led as well"

@@ -28,8 +28,6 @@ from robustkd.training.loop import fit
 _SMALL, _LARGE = "wrn-10-1", "mobilenet-v2-0.25"
 _LARGEST_SIDE = 64
 _EPOCHS = 3
-STARTS = 2
-"""Searches of each reference."""
 _SEED = 5000
 """Added to the seeds of references, so that they differ from networks that users train."""
 
@@ -41,7 +39,8 @@ class References:
     Attributes:
         networks: The networks, frozen and in eval mode; possibly none.
         led: Largest share of held-out images that transformations learned against one of the
-            networks move to one class of *this* network; None without networks.
+            networks move to one class of *this* network, while the others recognise them; None
+            without networks.
         effort: Effort of the search, for the number of classes; None without networks.
 
     Raises:
@@ -198,8 +197,7 @@ def search_references(
 ) -> References:
     """Search each reference for transformations, as the audit searches a network.
 
-    Each is searched from two random starts, since a search that fails by chance would look like a
-    network that cannot be led.
+    The other references are beside it in the search.
 
     Args:
         networks: Networks that were trained from labels alone; they are not changed.
@@ -215,28 +213,40 @@ def search_references(
     images, labels = held_out_images(data, effort, device_of(frozen[0]))
     led = [
         _led_by_own(
-            network, data, images, labels, effort, _SEED + seed + STARTS * place + start, tell
+            network,
+            [other for other in frozen if other is not network],
+            data,
+            (images, labels),
+            effort,
+            _SEED + seed + place,
+            tell,
         )
         for place, network in enumerate(frozen)
-        for start in range(STARTS)
     ]
     return References(frozen, torch.stack(led).amax(0), effort)
 
 
 def _led_by_own(
     network: nn.Module,
+    others: Sequence[nn.Module],
     data: DataSource,
-    images: Images,
-    labels: Labels,
+    held_out: tuple[Images, Labels],
     effort: Effort,
     seed: int,
     tell: Callable[[], None],
 ) -> Float[Tensor, "strengths families"]:
     """Return the largest shares of a network, by transformations learned against it."""
-    found = search(network, data, effort, seed=seed, tell=tell)
-    classes = len(data.classes)
-    counted = {"held_out": effort.held_out, "seed": seed, "classes": classes}
-    return led_shares([network], found, images, labels, **counted)[0].amax(2)
+    found = search(network, data, effort, seed=seed, beside=others, tell=tell)
+    shares = led_shares(
+        [network],
+        found,
+        *held_out,
+        held_out=effort.held_out,
+        seed=seed,
+        classes=len(data.classes),
+        recognised_by=others,
+    )
+    return shares[0].amax(2)
 
 
 def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> References:
@@ -248,5 +258,5 @@ def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> Refer
         seed: Seed of the first network.
     """
     networks = train_references(data, effort, seed=seed)
-    with track("audit: references", len(networks) * STARTS * effort.search_steps) as update:
+    with track("audit: references", len(networks) * effort.search_steps) as update:
         return search_references(networks, data, effort, seed=seed, tell=update)

@@ -158,7 +158,7 @@ def _audited(
     """Compute all statistics of a frozen network, and the verdict."""
     started = time.perf_counter()
     with track("audit: transformations", effort.search_steps) as update:
-        found = search(network, data, effort, seed=seed, tell=update)
+        found = search(network, data, effort, seed=seed, beside=references.networks, tell=update)
     subject = Subject(network, data, references, found, effort, seed)
     evidence = {}
     chosen = statistics_of(effort)

@@ -1,10 +1,10 @@
 """Search for transformations that move any image to one class, against the audited network.
 
-The families are those that hardening learns against the student: additions to the pixels, masked
-patterns, the generator, and the warp; and three of few parameters, of which hardening searches the
-teacher: tone curve, light, and smooth addition. Every family has one member for each class. The
-generator seldom counts, because it leads networks without a backdoor as well. Filters are left out,
-because a small filter leads many networks without a backdoor from all images to one class.
+The families are additions to the pixels, masked patterns, the warp, four of few parameters (tone
+curve, light, smooth addition, and filter), and changes of colours behind a warp. Every family has
+one member for each class. Many of them lead networks without a backdoor as well, so reference
+networks are part of the search: what is learned leads the audited network, and the references
+recognise the images.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from robustkd.student.families import Ball, Patch, make_family
 from robustkd.student.families.search import Found, learn_towards
 
 FAMILIES = (
-    *("additions", "patterns", "generator", "warp"),
-    *("tone", "light", "smooth"),
+    *("additions", "patterns", "warp", "tone"),
+    *("light", "smooth", "filter", "warp+photometric"),
 )
 """Families of the search, in their order."""
 _EPSILON, _MASS = 0.2, 0.05
@@ -53,6 +53,7 @@ def search(
     *,
     seed: int,
     families: Sequence[str] = FAMILIES,
+    beside: Sequence[nn.Module] = (),
     tell: Callable[[], None] = lambda: None,
 ) -> Found:
     """Learn transformations towards every class on training images.
@@ -63,6 +64,7 @@ def search(
         effort: Number of steps and images.
         seed: Seed of initial members, order of images and drawn classes.
         families: Names of the families.
+        beside: Frozen reference networks that are to recognise the transformed images.
         tell: Called after each step.
 
     Returns:
@@ -78,6 +80,7 @@ def search(
         batch_size=effort.batch * classes,
         strengths=effort.strengths,
         steps=effort.steps,
+        beside=beside,
         tell=tell,
     )
 

@@ -7,7 +7,8 @@ strengths. The audit searches a network that it examines, and hardening searches
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -34,9 +35,17 @@ def learn_towards(
     batch_size: int,
     strengths: Iterable[float],
     steps: int,
+    beside: Sequence[nn.Module] = (),
     tell: Callable[[], None] = lambda: None,
 ) -> Found:
-    """Learn members that move training images to their class.
+    r"""Learn members that move training images to their class.
+
+    With other networks beside it, members are learned that move an image x with label y to class k
+    for the network f, while the other networks g recognise it:
+
+    .. math:: \min_T \; \mathrm{CE}(f(T(x)), k) + \mathrm{CE}(g(T(x)), y)
+
+    Each step uses one of the other networks, in turn.
 
     Args:
         families: Families with a member for each class, which are learned in place.
@@ -46,6 +55,7 @@ def learn_towards(
         batch_size: Images of a step, over all families and classes.
         strengths: Bounds as shares of the full bounds, in decreasing order.
         steps: Optimiser steps at each strength.
+        beside: Frozen networks that are to recognise the transformed images; possibly none.
         tell: Called after each step.
 
     Returns:
@@ -54,6 +64,7 @@ def learn_towards(
     classes = len(data.classes)
     batches = endless(data, batch_size, len(families), device_of(network), random)
     at_once = images_at_once(data.image_shape)
+    others = itertools.cycle(beside or (None,))
     found = []
     for strength in strengths:
         with torch.no_grad():
@@ -62,15 +73,25 @@ def learn_towards(
         for _ in range(steps):
             images, labels, _rows = next(batches)
             toward = other_classes(labels, classes, random)
-            for some, led in zip(images.split(at_once), toward.split(at_once), strict=True):
-                logits = network(transformed(families, some, led))
-                (-F.cross_entropy(logits, led, reduction="sum")).backward()
+            other = next(others)
+            parts = (images.split(at_once), labels.split(at_once), toward.split(at_once))
+            for some, known, led in zip(*parts, strict=True):
+                changed = transformed(families, some, led)
+                loss = F.cross_entropy(network(changed), led, reduction="sum")
+                if other is not None:
+                    loss = loss + _recognised(other(changed), known)
+                (-loss).backward()
             with torch.no_grad():
                 for family in members_of(families):
                     family.advance(strength)
             tell()
         found.append(copy.deepcopy(families))
     return tuple(found)
+
+
+def _recognised(logits: Tensor, labels: Labels) -> Tensor:
+    """Return the summed cross-entropy to the labels; images without a label count nothing."""
+    return F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
 
 
 def images_at_once(image_shape: tuple[int, int, int]) -> int:
@@ -135,8 +156,12 @@ def led_shares(
     held_out: int,
     seed: int,
     classes: int,
+    recognised_by: Sequence[nn.Module] = (),
 ) -> Tensor:
     """Compute the share of images that each transformation moves to its class.
+
+    With networks that are to recognise the images, an image counts for each of them that predicts
+    its label after the transformation, and shares are means over these networks.
 
     Args:
         networks: Frozen networks that all see the same transformed images.
@@ -146,6 +171,7 @@ def led_shares(
         held_out: Number of images for each class, family and strength.
         seed: Seed of their choice.
         classes: Number of classes.
+        recognised_by: Frozen networks that are to recognise the transformed images; possibly none.
 
     Returns:
         Shares in [0, 1], networks x strengths x families x classes, on the CPU.
@@ -161,9 +187,13 @@ def led_shares(
         for kind, family in enumerate(members_of(families)):
             for some, led in zip(rows.split(at_once), toward.split(at_once), strict=True):
                 seen = family(images[some], led).detach()
+                counted = torch.ones(len(led), device=led.device)
+                if recognised_by:
+                    right = [other(seen).argmax(1) == labels[some] for other in recognised_by]
+                    counted = torch.stack(right).float().mean(0)
                 for place, network in enumerate(beside):
-                    hits = led[network(seen).argmax(1) == led]
-                    shares[place, level, kind] += hits.bincount(minlength=classes).cpu()
+                    hit = counted * (network(seen).argmax(1) == led)
+                    shares[place, level, kind] += led.bincount(hit, minlength=classes).cpu()
     return shares / counts
 
 
