@@ -7,7 +7,8 @@ Interrupt it and run it again as you like.
 
     python benchmarks/calibrate_audit.py --data digits --clean 24 --seeds 3
 
-With ``--student METHOD``, a student is distilled from each network and audited in its place.
+With ``--student METHOD``, a student is distilled from each network and audited in its place. With
+``--probe``, the audits distil and audit a probe student as well.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--data", choices=_SIZES, default="digits")
     parser.add_argument("--arch", default=_ARCH)
     parser.add_argument("--student", metavar="METHOD", help="audit a student of this method")
+    parser.add_argument("--probe", action="store_true", help="audit a probe student as well")
     parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--clean", type=int, default=16, help="number of clean networks")
     parser.add_argument("--seeds", type=int, default=3, help="number of networks of each attack")
@@ -108,8 +110,10 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
     wanted = [(CLEAN, seed) for seed in range(given.clean)]
     wanted += [(name, seed) for seed in range(given.seeds) for name in given.attacks]
     wanted.sort(key=lambda cell: cell[1])
-    known = {(row["attack"], row["seed"], row["arch"], row.get("student")) for row in rows}
-    how = (given.arch, given.student)
+    known = {
+        (row["attack"], row["seed"], row["arch"], row["student"], row["probe"]) for row in rows
+    }
+    how = (given.arch, given.student, given.probe)
     missing = [cell for cell in wanted if (*cell, *how) not in known]
     if not missing:
         return
@@ -123,7 +127,14 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
             network = student_of(network, source, given.student, given.arch, seed)
         seconds = time.perf_counter() - started
         audits = {
-            kind: audit(network, source, effort=effort, references=references[kind], seed=seed)
+            kind: audit(
+                network,
+                source,
+                effort=effort,
+                references=references[kind],
+                probe=given.probe,
+                seed=seed,
+            )
             for kind, effort in efforts.items()
         }
         measured = measure(network, source, trigger=trigger, target=target)
@@ -137,6 +148,7 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
                 "seed": seed,
                 "arch": given.arch,
                 "student": given.student,
+                "probe": given.probe,
                 "target": None if name == CLEAN else target,
                 "ACC": round(measured.acc.value, 4),
                 "ASR": None if measured.asr is None else round(measured.asr.value, 4),
@@ -148,7 +160,8 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
         write_json(file, {"data": given.data, "rows": rows})
         if given.raw is not None:
             raw = {kind: each.record() for kind, each in audits.items()}
-            parts = (given.data, given.arch, given.student or "teacher", name, str(seed))
+            what = given.student or ("probe" if given.probe else "teacher")
+            parts = (given.data, given.arch, what, name, str(seed))
             write_json(make_folder(given.raw) / f"{'-'.join(parts)}.json", raw)
 
 
@@ -242,8 +255,10 @@ def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
     made: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         parts = [row["attack"]]
-        if row.get("student"):
+        if row["student"]:
             parts.append(f"student by {row['student']}")
+        if row["probe"]:
+            parts.append("with a probe student")
         if row["arch"] != _ARCH:
             parts.append(row["arch"])
         if failure(row):
@@ -291,7 +306,7 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     Without backdoored networks, nothing is drawn.
     """
-    rows = [row for row in rows if row["arch"] == _ARCH and not row.get("student")]
+    rows = [row for row in rows if row["arch"] == _ARCH and not row["student"] and not row["probe"]]
     if all(row["attack"] == CLEAN for row in rows):
         return
     import matplotlib as mpl
