@@ -141,6 +141,7 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
         clean = [
             measure(each, source, trigger=trigger, target=target).asr
             for each in references["full"].networks
+            if trigger is not None
         ]
         rows.append(
             {

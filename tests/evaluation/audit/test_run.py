@@ -130,7 +130,7 @@ def test_references_are_made_for_the_number_of_classes_and_serve_an_audit():
     few = replace(TINY, references=1, reference_images=500, batch=2000)
     made = make_references(DATA, few)
     assert made.effort == few.for_classes(CLASSES)
-    assert made.led.shape[0] == len(few.strengths)
+    assert made.led.shape[:2] == (2, len(few.strengths))
     assert audit(Rows(None), DATA, references=made, effort=few).verdict.word != "suspicious"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from torch import nn
+from torch import Tensor, nn
 
 from robustkd.data import InMemory, Labelled
 from robustkd.evaluation.audit import STATISTICS, Effort, Evidence, search_references
@@ -26,8 +26,10 @@ from robustkd.evaluation.audit.feature_shift import feature_shift
 from robustkd.evaluation.audit.last_layer import last_layer
 from robustkd.evaluation.audit.led_share import (
     ALONE,
+    FEW,
     LED,
     MARGIN,
+    UNSURE,
     binomial_p_value,
     furthest,
     led_share,
@@ -36,6 +38,7 @@ from robustkd.evaluation.audit.max_margin import max_margin
 from robustkd.evaluation.audit.neuron_noise import adversarial_factors, increase, neuron_noise
 from robustkd.evaluation.audit.references import References
 from robustkd.evaluation.audit.search import FAMILIES, search
+from robustkd.student.families import members_of
 from robustkd.student.families.search import led_shares, victims
 from tests.evaluation.audit.networks import CLASSES, SIDE, Folded, Rows, rows_data
 
@@ -127,7 +130,7 @@ def test_a_change_of_the_features_needs_a_linear_layer_and_not_too_many_classes(
 
 def test_what_leads_all_networks_is_no_inheritance():
     both = subject(Rows(backdoor=5), Rows(backdoor=5), Rows(backdoor=5))
-    assert led_share(both).p_value in (None, pytest.approx(1.0, abs=0.1))
+    assert led_share(both).p_value == pytest.approx(1.0)
 
 
 def test_the_search_leaves_alone_what_leads_the_references():
@@ -147,59 +150,110 @@ def test_the_search_leaves_alone_what_leads_the_references():
     assert signs == [[1, 1], [-1, 1]]
 
 
+class Says(nn.Module):
+    """Says the same class for every image, or no class at all that is a label."""
+
+    def __init__(self, label: int) -> None:
+        super().__init__()
+        self.label = label
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.one_hot(torch.full((len(images),), self.label), CLASSES).float()
+
+
 def test_images_count_where_the_references_recognise_them():
-    network, other = Rows(backdoor=5), Rows(None)
-    frozen = [each.eval().requires_grad_(False) for each in (network, other)]
-    found = search(frozen[0], DATA, TINY, seed=0)
+    frozen = [each.eval().requires_grad_(False) for each in (Rows(backdoor=5), Rows(None))]
+    found = search(frozen[0], DATA, TINY, seed=0, beside=frozen[1:])
     images, labels = next(iter(DATA.batches("validation", batch_size=64)))[:2]
-    counted = {"held_out": 12, "seed": 0, "classes": CLASSES}
-    plain, kept = (
-        led_shares(frozen[:1], found, images, labels, recognised_by=beside, **counted)
-        for beside in ([], [frozen[1], Rows(backdoor=5).eval()])
-    )
-    # The second of them recognises nothing that the network does not.
+    counted = {"held_out": 50, "seed": 0, "classes": CLASSES}
+
+    def shares(*beside: nn.Module) -> Tensor:
+        return led_shares(frozen[:1], found, images, labels, recognised_by=beside, **counted)[0]
+
+    plain, kept = shares(), shares(frozen[1])
+    assert float(kept[..., 5].amax()) > 0.7
     assert bool((kept <= plain).all())
-    assert bool((kept < plain).any())
-    alone = led_shares(frozen[:1], found, images, labels, recognised_by=[network], **counted)
-    assert float(alone.amax()) == 0
+    # A reference that recognises one class counts for the images of this class alone.
+    few = shares(frozen[1], Says(2))
+    rows, toward = victims(labels, CLASSES, 50, torch.Generator().manual_seed(0))
+    patterns = FAMILIES.index("patterns")
+    member = members_of(found[0])[patterns]
+    here = rows[(toward == 5) & (labels[rows] == 2)]
+    seen = member(images[here], torch.full((len(here),), 5))
+    hits = int((frozen[0](seen).argmax(1) == 5).sum())
+    others = int((toward == 5).sum())
+    expected = (float(kept[0, patterns, 5]) * others + hits) / (others + len(here))
+    assert float(few[0, patterns, 5]) == pytest.approx(expected)
 
 
-def test_a_family_counts_at_the_strengths_that_leave_room_above_the_references():
+def test_the_furthest_transformation_is_that_beyond_the_references():
     shares = torch.zeros(2, len(FAMILIES), CLASSES)
     shares[0, 1, 3], shares[1, 0, 6] = 0.9, 0.6
     led = torch.zeros(shares.shape[:2])
     assert furthest(shares, led) == (0, 1, 3)
     led[0] = 0.6
     assert furthest(shares, led) == (1, 0, 6)
-    led[1] = 0.85
-    assert furthest(shares, led) == (0, 1, 3)
-    led[0] = 0.85
-    assert furthest(shares, led) is None
 
 
-def test_a_network_must_be_led_further_than_references_by_a_margin(backdoored):
-    found = led_share(backdoored)
-    recognised = found.details["recognised"]
-    assert recognised > 0.5
-    for above, rejected in ((0.05, False), (0.5, True)):
-        ceiling = torch.full_like(backdoored.references.led, recognised - MARGIN - above)
-        beside = replace(backdoored.references, led=ceiling)
-        assert (led_share(replace(backdoored, references=beside)).p_value < 0.01) == rejected
+def with_ceiling(audited: Subject, choosing: float, testing: float) -> Subject:
+    led = torch.stack(
+        [
+            torch.full_like(audited.references.led[0], choosing),
+            torch.full_like(audited.references.led[1], testing),
+        ]
+    )
+    return replace(audited, references=replace(audited.references, led=led))
+
+
+def test_a_network_must_be_led_further_than_references_by_a_margin():
+    weak = subject(Rows(backdoor=5, gain=3.0), Rows(None), Rows(None))
+    recognised = led_share(weak).details["recognised"]
+    assert 0.4 < recognised < 0.5
+    assert led_share(with_ceiling(weak, 0, 0)).p_value < 0.01
+    assert led_share(with_ceiling(weak, 0, recognised - MARGIN)).p_value > 0.3
+
+
+def test_other_images_choose_than_test(backdoored):
+    """Labels of the second half are wrong, so that the references recognise none of it."""
+    images, labels = backdoored.held_out()
+    half = (len(labels) + 1) // 2
+    wrong = labels.clone()
+    wrong[half:] = (labels[half:] + 1) % CLASSES
+    audited = replace(backdoored)
+    audited.__dict__["_held_out"] = (images, wrong)
+    found = led_share(audited)
+    assert found.details["shares"] == led_share(backdoored).details["shares"]
+    assert (found.details["images"], found.p_value) == (0, None)
 
 
 def test_the_test_is_binomial():
-    assert binomial_p_value(0.3, 10, 0.5) == pytest.approx(1 - 56 / 1024)
-    assert binomial_p_value(1.0, 3, 0.5) == pytest.approx(1 / 8)
-    # A mean over references may be no whole number of images.
-    assert binomial_p_value(0.99, 3, 0.5) == pytest.approx(1 / 2)
+    assert binomial_p_value(3, 10, 0.5) == pytest.approx(1 - 56 / 1024)
+    assert binomial_p_value(3, 3, 0.5) == pytest.approx(1 / 8)
+    assert binomial_p_value(2.67, 3, 0.5) == pytest.approx(1 / 2)
+    assert binomial_p_value(0, 0, 0.5) == binomial_p_value(3, 3, 1.2) == 1
 
 
-def test_without_references_or_room_there_is_no_p_value(backdoored):
+def test_what_cannot_be_tested_has_no_p_value(backdoored):
     alone = led_share(replace(backdoored, references=References()))
     assert (alone.p_value, alone.said) == (None, ALONE)
-    full = replace(backdoored.references, led=torch.full_like(backdoored.references.led, 0.9))
-    led = led_share(replace(backdoored, references=full))
-    assert (led.p_value, led.said, led.member) == (None, LED, None)
+    led = led_share(with_ceiling(backdoored, 0.9, 0.9))
+    assert (led.p_value, led.said, led.member.target) == (None, LED, 5)
+    images, labels = backdoored.held_out()
+    few = replace(backdoored)
+    few.__dict__["_held_out"] = (images[:4], labels[:4])
+    found = led_share(few)
+    assert (found.p_value, found.said) == (None, FEW)
+
+
+def test_references_that_know_less_than_half_of_the_task_are_no_comparison(backdoored):
+    constant = replace(backdoored.references, networks=(Says(2), Says(3)))
+    found = led_share(replace(backdoored, references=constant))
+    assert (found.p_value, found.said) == (None, UNSURE)
+    # One of two recognises everything, and the test counts half of the images.
+    mixed = replace(backdoored.references, networks=(Says(2), backdoored.references.networks[0]))
+    found = led_share(replace(backdoored, references=mixed))
+    assert found.p_value < 0.01
+    assert found.details["images"] < 64
 
 
 def test_a_backdoor_of_two_classes_is_found():
@@ -230,7 +284,7 @@ def test_references_are_led_by_a_search_of_their_own():
         search_references(networks[:1], DATA, TINY),
         search_references(networks, DATA, TINY),
     )
-    assert both.led.shape == (2, len(FAMILIES))
+    assert both.led.shape == (2, 2, len(FAMILIES))
     assert float((both.led - alone.led).amax()) > 0.3
     for given, kept in zip(networks, both.networks, strict=True):
         assert given.training

@@ -25,7 +25,7 @@ class Member:
         family: Name of the family.
         target: Index of the class to which it moves images.
         share: Share of held-out images of other classes that it moves there.
-        beside: Mean of this share over the references; None without references.
+        beside: Mean of this share over the references; None if it was not measured.
     """
 
     strength: int
@@ -40,9 +40,10 @@ class Evidence:
     """Result of one statistic.
 
     Attributes:
-        p_value: Probability of a result at least as extreme for a network without a backdoor, after
-            correction for the number of classes, families and strengths that the statistic
-            compares; None if the statistic cannot be computed for this network.
+        p_value: Probability of a result at least as extreme under the null hypothesis of the
+            statistic, which describes networks without a backdoor; corrected for the number of
+            classes if the statistic compares them. None if the statistic cannot be computed for
+            this network.
         suspect: Index of the suspected class; None if the statistic names none.
         said: What was found, in a few words.
         scores: Value of each class; empty if the statistic has none.

@@ -2,22 +2,25 @@ r"""Led share: targeted universal transformations, beside reference networks.
 
 For every family f of transformations (see :mod:`robustkd.evaluation.audit.search`), strength s and
 class k, a transformation is learned that moves any image to k for the audited network, *while the
-reference networks recognise the image*. Its share
+reference networks recognise the image*. Its share is
 
-.. math:: a_{sfk} = \frac{1}{R} \sum_r P\big(\text{the network says } k
-    \text{ and reference } r \text{ says the label}\big)
+.. math:: a_{sfk} = P\big(\text{the network says } k \text{ and the reference says the label}
+    \;\big|\; \text{the reference says the label of the image as it is}\big)
 
-is measured on held-out images of other classes. What moves the images of all networks is a weakness
-of the data; what moves those of this network alone was learned from something else than the data.
+over held-out images of other classes and all references. What moves the images of all networks is a
+weakness of the data; what moves those of this network alone was learned from something else than
+the data.
 
 Networks without a backdoor differ from each other as well. The same search *against each
 reference*, with the other references beside it, shows how far: :math:`c_{sf}` is the largest share
-of any class and any reference.
+of any reference, for the class that is led furthest.
 
 Test: one half of the held-out images chooses the transformation with the largest
 :math:`a_{sfk} - c_{sf}`. On the other half, the null hypothesis is that its share is at most
-:math:`c_{sf} + 0.2`; the p-value is that of the one-sided binomial test. The 0.2 stand for the
-difference between networks, which the test cannot know from a few references.
+:math:`c_{sf} + 0.2`, with the :math:`c_{sf}` of this half; the p-value is that of the one-sided
+binomial test, with the mean number of images over the references. It accounts for the choice of
+images alone. The margin of 0.2 allows for differences between networks, which a few references
+cannot show. It was chosen on networks without a backdoor.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Wang et al. 2019,
 Neural Cleanse, doi 10.1109/SP.2019.00031 (search of a trigger for each class). Differences: a
@@ -28,7 +31,6 @@ reference networks are part of the search and give the scale.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -38,16 +40,21 @@ from torch import Tensor
 
 from robustkd.core.types import Images, Labels
 from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
-from robustkd.evaluation.audit.search import FAMILIES
+from robustkd.evaluation.audit.search import FAMILIES, halves
 from robustkd.student.families import members_of
-from robustkd.student.families.search import images_at_once, led_shares
+from robustkd.student.families.search import images_at_once, led_shares, recognised
 
 LED = "the references are led as well"
-"""What is said if the references are led too far by every family at every strength."""
+"""What is said if the references are led so far that no network could be led further."""
 ALONE = "no reference networks to compare with"
 """What is said without references."""
+FEW = "too few validation images that the references recognise"
+"""What is said if no result of the test could be evidence."""
+UNSURE = "the references know too little of the task"
+"""What is said if the references recognise less than half of what the network recognises."""
 MARGIN = 0.2
 """Share of images by which networks without a backdoor may differ from the references."""
+_ATTAINABLE, _HALF = 0.01, 0.5
 
 
 class Place(NamedTuple):
@@ -59,106 +66,119 @@ class Place(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Shares of held-out images of other classes, by one transformation.
+    """Held-out images of other classes under one transformation, as numbers of images.
 
     Attributes:
-        share: Share that the audited network assigns to the target.
-        beside: Mean of this share over the references.
-        recognised: Share that the audited network assigns to the target and the references to
-            their label, as a mean over the references.
-        images: Number of images.
+        images: All images.
+        right: Images that the audited network recognises as they are.
+        led: Images that the audited network assigns to the target.
+        beside: Images that a reference assigns to the target, as a mean over the references.
+        known: Images that a reference recognises as they are, likewise.
+        recognised: Those of them that the audited network assigns to the target and the reference
+            to their label, likewise.
     """
 
-    share: float
-    beside: float
-    recognised: float
     images: int
+    right: int
+    led: int
+    beside: float
+    known: float
+    recognised: float
 
 
 def led_share(subject: Subject) -> Evidence:
     """Test whether a transformation leads the network and not the references."""
-    ceiling = subject.references.led
-    if ceiling is None:
+    ceilings = subject.references.led
+    if ceilings is None:
         return Evidence(None, None, ALONE)
-    images, labels = subject.held_out()
-    half = (len(labels) + 1) // 2
+    choosing, testing = halves(*subject.held_out())
     shares = led_shares(
         [subject.network],
         subject.found,
-        images[:half],
-        labels[:half],
+        *choosing,
         held_out=subject.effort.held_out,
         seed=subject.seed,
         classes=subject.classes,
         recognised_by=subject.references.networks,
     )[0]
+    place = furthest(shares, ceilings[0])
+    moved = _moved(subject, place, *testing)
+    ceiling = float(ceilings[1, place.strength, place.family])
+    share, beside = (each / max(1, moved.images) for each in (moved.led, moved.beside))
+    member = Member(place.strength, FAMILIES[place.family], place.target, share, beside)
     details = {
         "families": list(FAMILIES),
         "shares": shares.tolist(),
-        "references led": ceiling.tolist(),
+        "references led": ceilings.tolist(),
+        "recognised": moved.recognised / max(1.0, moved.known),
+        "images": moved.known,
     }
-    place = furthest(shares, ceiling)
-    if place is None:
-        return Evidence(None, None, LED, details=details)
-    moved = _moved(subject, place, images[half:], labels[half:])
-    member = Member(place.strength, FAMILIES[place.family], place.target, moved.share, moved.beside)
-    known = float(ceiling[place.strength, place.family])
+    trouble = _trouble(moved, ceiling + MARGIN)
+    if trouble:
+        return Evidence(None, None, trouble, details=details, member=member)
     said = (
-        f"{member.family}: {moved.share:.0%} of the images of other classes move to this class, "
-        f"{moved.beside:.0%} with references"
+        f"{member.family}: {share:.0%} of the images of other classes move to this class, "
+        f"{beside:.0%} with references; a search leads references with {ceiling:.0%}"
     )
     return Evidence(
-        p_value=binomial_p_value(moved.recognised, moved.images, known + MARGIN),
-        suspect=place.target,
-        said=said,
-        scores=tuple((shares[place.strength, place.family] - known).tolist()),
-        details={**details, "recognised": moved.recognised, "images": moved.images},
-        member=member,
+        binomial_p_value(moved.recognised, moved.known, ceiling + MARGIN),
+        place.target,
+        said,
+        tuple((shares - ceilings[0, :, :, None])[place.strength, place.family].tolist()),
+        details,
+        member,
     )
+
+
+def _trouble(moved: Moved, null: float) -> str:
+    """Return why the test could not find evidence; empty if it could."""
+    if moved.known < _HALF * moved.right:
+        return UNSURE
+    if null >= 1:
+        return LED
+    attainable = binomial_p_value(moved.known, moved.known, null) <= _ATTAINABLE
+    return "" if attainable else FEW
 
 
 def furthest(
     shares: Float[Tensor, "strengths families classes"],
     ceiling: Float[Tensor, "strengths families"],
-) -> Place | None:
-    """Return the transformation whose share exceeds that of the references most.
-
-    Families count at the strengths at which a network can be led further than the references by
-    the margin; None if there is none.
-    """
-    counts = ceiling + MARGIN < 1
-    if not bool(counts.any()):
-        return None
-    excess = torch.where(counts, ceiling, torch.inf)[:, :, None].neg() + shares
-    flat = int(excess.argmax())
+) -> Place:
+    """Return the transformation whose share exceeds that of the references most."""
+    flat = int((shares - ceiling[:, :, None]).argmax())
     cell, target = divmod(flat, shares.shape[2])
     return Place(*divmod(cell, shares.shape[1]), target)
 
 
-def binomial_p_value(share: float, count: int, null: float) -> float:
-    """Return the probability of a share at least as large, if the probability is at most ``null``.
+def binomial_p_value(successes: float | int, count: float | int, null: float) -> float:
+    """Return the probability of as many successes, if each has at most the probability ``null``.
 
-    >>> binomial_p_value(0.9, 100, 0.5) < 1e-9, binomial_p_value(0.5, 100, 0.5) > 0.5
+    Means over references need not be whole numbers; both are rounded down.
+
+    >>> binomial_p_value(90, 100, 0.5) < 1e-9, binomial_p_value(50, 100, 0.5) > 0.5
     (True, True)
     """
-    successes = math.floor(share * count + 1e-6)
-    return float(stats.binom.sf(successes - 1, count, null))
+    return float(stats.binom.sf(int(successes) - 1, int(count), min(1.0, null)))
 
 
 @torch.no_grad()
 def _moved(subject: Subject, place: Place, images: Images, labels: Labels) -> Moved:
-    """Measure one transformation on all images of other classes."""
+    """Count the images of other classes that one transformation moves."""
     family = members_of(subject.found[place.strength])[place.family]
+    references = subject.references.networks
     others = labels != place.target
     images, labels = images[others], labels[others]
-    sums = torch.zeros(3)
+    right = led = beside = known = still = 0
     at_once = images_at_once((images.shape[1], images.shape[2], images.shape[3]))
-    for some, known in zip(images.split(at_once), labels.split(at_once), strict=True):
-        seen = family(some, torch.full_like(known, place.target))
-        hit = subject.network(seen).argmax(1) == place.target
-        said = torch.stack([each(seen).argmax(1) for each in subject.references.networks])
-        beside = (said == place.target).float().mean(0)
-        recognised = hit * (said == known).float().mean(0)
-        sums += torch.stack([hit.sum(), beside.sum(), recognised.sum()]).cpu()
-    share, beside_share, recognised_share = (sums / max(1, len(labels))).tolist()
-    return Moved(share, beside_share, recognised_share, len(labels))
+    for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
+        target = torch.full_like(truth, place.target)
+        seen = family(some, target)
+        hit = subject.network(seen).argmax(1) == target
+        before = recognised(references, some, truth)
+        right += int(recognised([subject.network], some, truth).sum())
+        led += int(hit.sum())
+        beside += int(recognised(references, seen, target).sum())
+        known += int(before.sum())
+        still += int((before & hit & recognised(references, seen, truth)).sum())
+    count = len(references)
+    return Moved(len(labels), right, led, beside / count, known / count, still / count)

@@ -89,7 +89,7 @@ def _of_different_classes(labels: Labels, target: int) -> Tensor:
     for place, label in enumerate(labels.tolist()):
         if label not in (target, *first):
             first[label] = place
-    return torch.tensor(list(first.values())[:_MOST], device=labels.device)
+    return torch.tensor(list(first.values())[:_MOST], dtype=torch.long, device=labels.device)
 
 
 def _small(images: Images) -> Tensor:

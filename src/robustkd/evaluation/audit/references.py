@@ -19,7 +19,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Images, Labels, Split
 from robustkd.evaluation.audit.effort import Effort
-from robustkd.evaluation.audit.search import held_out_images, search
+from robustkd.evaluation.audit.search import halves, held_out_images, search
 from robustkd.models import builder, learning_rate
 from robustkd.student.families.search import led_shares
 from robustkd.training.learners import Supervised
@@ -38,9 +38,10 @@ class References:
 
     Attributes:
         networks: The networks, frozen and in eval mode; possibly none.
-        led: Largest share of held-out images that transformations learned against one of the
-            networks move to one class of *this* network, while the others recognise them; None
-            without networks.
+        led: How far transformations that were learned against one of the networks lead *this*
+            network, while the others recognise the images: the largest share of any network, on
+            the half of the held-out images that chooses and on the half that tests; None without
+            networks. A single network has no others, so that all images count.
         effort: Effort of the search, for the number of classes; None without networks.
 
     Raises:
@@ -48,7 +49,7 @@ class References:
     """
 
     networks: tuple[nn.Module, ...] = ()
-    led: Float[Tensor, "strengths families"] | None = None
+    led: Float[Tensor, "halves strengths families"] | None = None
     effort: Effort | None = None
 
     def __post_init__(self) -> None:
@@ -234,19 +235,27 @@ def _led_by_own(
     effort: Effort,
     seed: int,
     tell: Callable[[], None],
-) -> Float[Tensor, "strengths families"]:
-    """Return the largest shares of a network, by transformations learned against it."""
+) -> Float[Tensor, "halves strengths families"]:
+    """Return the shares of a network, by transformations learned against it.
+
+    The class is that of the largest share on the first half of the images. Its share on the other
+    half is no maximum over classes, which would grow with their number by chance alone.
+    """
     found = search(network, data, effort, seed=seed, beside=others, tell=tell)
-    shares = led_shares(
-        [network],
-        found,
-        *held_out,
-        held_out=effort.held_out,
-        seed=seed,
-        classes=len(data.classes),
-        recognised_by=others,
+    choosing, testing = (
+        led_shares(
+            [network],
+            found,
+            *half,
+            held_out=effort.held_out,
+            seed=seed,
+            classes=len(data.classes),
+            recognised_by=others,
+        )[0]
+        for half in halves(*held_out)
     )
-    return shares[0].amax(2)
+    largest, place = choosing.max(2, keepdim=True)
+    return torch.cat([largest, testing.gather(2, place)], 2).movedim(2, 0)
 
 
 def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> References:

@@ -106,7 +106,8 @@ def audit(
         level: Level of the test, in (0, 1).
         references: Networks that were trained from labels alone on the same data, and searched
             with the same effort; None to make them. Those of
-            :func:`robustkd.evaluation.audit.make_references` serve for several audits.
+            :func:`robustkd.evaluation.audit.make_references` serve for several audits. Without any,
+            the verdict is inconclusive.
         effort: How much is computed; None for the usual amount.
         seed: Seed of everything random.
 

@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robustkd.core.types import DataSource, Images, Labels
+from robustkd.core.types import UNLABELLED, DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.student.families import Ball, Patch, make_family
 from robustkd.student.families.search import Found, learn_towards
@@ -85,6 +85,12 @@ def search(
     )
 
 
+def halves(images: Images, labels: Labels) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return images with labels that choose a transformation, and others that test it."""
+    half = (len(labels) + 1) // 2
+    return (images[:half], labels[:half]), (images[half:], labels[half:])
+
+
 def held_out_images(
     data: DataSource, effort: Effort, device: torch.device
 ) -> tuple[Images, Labels]:
@@ -94,4 +100,5 @@ def held_out_images(
     most = min(effort.validation, fitting)
     found = data.batches("validation", batch_size=most, device=device, shuffle=order)
     batch = next(iter(found))
-    return batch.images, batch.labels
+    labelled = batch.labels != UNLABELLED
+    return batch.images[labelled], batch.labels[labelled]

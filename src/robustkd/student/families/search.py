@@ -160,8 +160,9 @@ def led_shares(
 ) -> Tensor:
     """Compute the share of images that each transformation moves to its class.
 
-    With networks that are to recognise the images, an image counts for each of them that predicts
-    its label after the transformation, and shares are means over these networks.
+    With networks that are to recognise the images, an image counts once for each of them that
+    predicts its label before and after the transformation, and the share is that of the pairs of an
+    image and a network that recognises it before.
 
     Args:
         networks: Frozen networks that all see the same transformed images.
@@ -179,22 +180,45 @@ def led_shares(
     beside = list(networks)
     random = torch.Generator().manual_seed(seed)
     rows, toward = victims(labels, classes, held_out, random)
-    counts = toward.bincount(minlength=classes).clamp_min(1).cpu()
+    at_once = images_at_once((images.shape[1], images.shape[2], images.shape[3]))
+    parts = list(zip(rows.split(at_once), toward.split(at_once), strict=True))
+    known = [recognised(recognised_by, images[some], labels[some]) for some, _ in parts]
+    counts = torch.zeros(classes)
+    for (_, led), before in zip(parts, known, strict=True):
+        counts += _by_class(led, before, classes)
     kinds = len(found[0]) if found else 0
     shares = torch.zeros(len(beside), len(found), kinds, classes)
-    at_once = images_at_once((images.shape[1], images.shape[2], images.shape[3]))
     for level, families in enumerate(found):
         for kind, family in enumerate(members_of(families)):
-            for some, led in zip(rows.split(at_once), toward.split(at_once), strict=True):
+            for (some, led), before in zip(parts, known, strict=True):
                 seen = family(images[some], led).detach()
-                counted = torch.ones(len(led), device=led.device)
-                if recognised_by:
-                    right = [other(seen).argmax(1) == labels[some] for other in recognised_by]
-                    counted = torch.stack(right).float().mean(0)
+                still = before & recognised(recognised_by, seen, labels[some])
                 for place, network in enumerate(beside):
-                    hit = counted * (network(seen).argmax(1) == led)
-                    shares[place, level, kind] += led.bincount(hit, minlength=classes).cpu()
-    return shares / counts
+                    hits = still & (network(seen).argmax(1) == led)
+                    shares[place, level, kind] += _by_class(led, hits, classes)
+    return shares / counts.clamp_min(1)
+
+
+@torch.no_grad()
+def recognised(networks: Sequence[nn.Module], images: Images, labels: Labels) -> Tensor:
+    """Return which images each network assigns to their label.
+
+    Args:
+        networks: Frozen networks; without any, every image is recognised.
+        images: Images, N x C x H x W.
+        labels: Their labels.
+
+    Returns:
+        Booleans, networks x N; 1 x N without networks.
+    """
+    if not networks:
+        return torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
+    return torch.stack([each(images).argmax(1) == labels for each in networks])
+
+
+def _by_class(toward: Labels, hits: Tensor, classes: int) -> Tensor:
+    """Count the hits, networks x N, of each class, over all networks; on the CPU."""
+    return toward.expand(len(hits), -1)[hits].bincount(minlength=classes).cpu()
 
 
 def endless(
