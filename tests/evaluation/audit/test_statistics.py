@@ -235,7 +235,8 @@ def test_the_test_is_binomial():
 
 def test_what_cannot_be_tested_has_no_p_value(backdoored):
     alone = led_share(replace(backdoored, references=References()))
-    assert (alone.p_value, alone.said) == (None, ALONE)
+    assert (alone.p_value, alone.said, alone.member.target) == (None, ALONE, 5)
+    assert alone.member.beside is None
     led = led_share(with_ceiling(backdoored, 0.9, 0.9))
     assert (led.p_value, led.said, led.member.target) == (None, LED, 5)
     images, labels = backdoored.held_out()

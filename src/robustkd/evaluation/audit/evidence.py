@@ -25,7 +25,7 @@ class Member:
         family: Name of the family.
         target: Index of the class to which it moves images.
         share: Share of held-out images of other classes that it moves there.
-        beside: Mean of this share over the references; None if it was not measured.
+        beside: Mean of this share over the references; None without references.
     """
 
     strength: int

@@ -90,7 +90,7 @@ def led_share(subject: Subject) -> Evidence:
     """Test whether a transformation leads the network and not the references."""
     ceilings = subject.references.led
     if ceilings is None:
-        return Evidence(None, None, ALONE)
+        ceilings = torch.zeros(2, len(subject.found), len(FAMILIES))
     choosing, testing = halves(*subject.held_out())
     shares = led_shares(
         [subject.network],
@@ -105,7 +105,10 @@ def led_share(subject: Subject) -> Evidence:
     moved = _moved(subject, place, *testing)
     ceiling = float(ceilings[1, place.strength, place.family])
     share, beside = (each / max(1, moved.images) for each in (moved.led, moved.beside))
-    member = Member(place.strength, FAMILIES[place.family], place.target, share, beside)
+    alone = not subject.references.networks
+    member = Member(
+        place.strength, FAMILIES[place.family], place.target, share, None if alone else beside
+    )
     details = {
         "families": list(FAMILIES),
         "shares": shares.tolist(),
@@ -113,12 +116,12 @@ def led_share(subject: Subject) -> Evidence:
         "recognised": moved.recognised / max(1.0, moved.known),
         "images": moved.known,
     }
-    trouble = _trouble(moved, ceiling + MARGIN)
+    trouble = ALONE if alone else _trouble(moved, ceiling + MARGIN)
     if trouble:
         return Evidence(None, None, trouble, details=details, member=member)
     said = (
-        f"{member.family}: {share:.0%} of the images of other classes move to this class, "
-        f"{beside:.0%} with references; a search leads references with {ceiling:.0%}"
+        f"{member.family}: {share:.0%} of the images of other classes move to this class "
+        f"(references: {beside:.0%}, by a search of their own {ceiling:.0%})"
     )
     return Evidence(
         binomial_p_value(moved.recognised, moved.known, ceiling + MARGIN),
@@ -180,5 +183,5 @@ def _moved(subject: Subject, place: Place, images: Images, labels: Labels) -> Mo
         beside += int(recognised(references, seen, target).sum())
         known += int(before.sum())
         still += int((before & hit & recognised(references, seen, truth)).sum())
-    count = len(references)
+    count = max(1, len(references))
     return Moved(len(labels), right, led, beside / count, known / count, still / count)
