@@ -223,7 +223,7 @@ def test_other_images_choose_than_test(backdoored):
     audited.__dict__["_held_out"] = (images, wrong)
     found = led_share(audited)
     assert found.details["shares"] == led_share(backdoored).details["shares"]
-    assert (found.details["images"], found.p_value) == (0, None)
+    assert (found.details["images"], found.p_value, found.said) == (0, None, UNSURE)
 
 
 def test_the_test_is_binomial():
@@ -246,7 +246,7 @@ def test_what_cannot_be_tested_has_no_p_value(backdoored):
     assert (found.p_value, found.said) == (None, FEW)
 
 
-def test_references_that_know_less_than_half_of_the_task_are_no_comparison(backdoored):
+def test_references_that_know_little_more_than_a_guess_are_no_comparison(backdoored):
     constant = replace(backdoored.references, networks=(Says(2), Says(3)))
     found = led_share(replace(backdoored, references=constant))
     assert (found.p_value, found.said) == (None, UNSURE)
