@@ -129,7 +129,8 @@ def test_the_student_and_the_exit_code_do_not_depend_on_the_audit(distil, tmp_pa
 
 
 def test_the_report_describes_every_family():
-    assert tuple(FAMILIES) == search.FAMILIES
+    # Older reports have further families.
+    assert set(search.FAMILIES) <= set(FAMILIES)
 
 
 def test_large_images_pass_in_smaller_parts_and_are_shown_small():

@@ -13,13 +13,14 @@ WORDS = ("suspicious", "no evidence", "inconclusive")
 FAMILIES: Mapping[str, str] = {
     "additions": "the same addition to every image",
     "patterns": "the same masked pattern in every image",
-    "generator": "additions that depend on the image",
     "warp": "the same smooth distortion of every image",
     "tone": "the same tone curve for every image",
     "light": "the same smooth change of the light of every image",
     "smooth": "the same smooth addition to every image",
     "filter": "the same small filter for every image",
     "warp+photometric": "the same distortion and change of colours of every image",
+    # Of audits by earlier versions.
+    "generator": "additions that depend on the image",
 }
 """Description of each family of transformations."""
 LED = "the references are led as well"
