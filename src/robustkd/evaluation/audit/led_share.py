@@ -20,7 +20,7 @@ Test: one half of the held-out images chooses the transformation with the larges
 :math:`c_{sf} + 0.2`, with the :math:`c_{sf}` of this half; the p-value is that of the one-sided
 binomial test, with the mean number of images over the references. It accounts for the choice of
 images alone. The margin of 0.2 allows for differences between networks, which a few references
-cannot show. It was chosen on networks without a backdoor.
+cannot show. It was chosen on other networks than those of the calibration.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Wang et al. 2019,
 Neural Cleanse, doi 10.1109/SP.2019.00031 (search of a trigger for each class). Differences: a
@@ -41,6 +41,7 @@ from torch import Tensor
 from robustkd.core.types import Images, Labels
 from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
 from robustkd.evaluation.audit.search import FAMILIES, halves
+from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.student.families import members_of
 from robustkd.student.families.search import images_at_once, led_shares, recognised
 
@@ -49,12 +50,11 @@ LED = "the references are led as well"
 ALONE = "no reference networks to compare with"
 """What is said without references."""
 FEW = "too few validation images that the references recognise"
-"""What is said if no result of the test could be evidence."""
+"""What is said if no result of the test could reach the usual level."""
 UNSURE = "the references know too little of the task"
 """What is said if the references hardly recognise more than a guess of one class would."""
 MARGIN = 0.2
 """Share of images by which networks without a backdoor may differ from the references."""
-_ATTAINABLE = 0.01
 
 
 class Place(NamedTuple):
@@ -142,7 +142,7 @@ def _trouble(moved: Moved, labels: Labels, null: float) -> str:
         return UNSURE
     if null >= 1:
         return LED
-    attainable = binomial_p_value(moved.known, moved.known, null) <= _ATTAINABLE
+    attainable = binomial_p_value(moved.known, moved.known, null) <= LEVEL
     return "" if attainable else FEW
 
 
