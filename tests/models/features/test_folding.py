@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 
 import pytest
@@ -196,6 +197,45 @@ def test_a_network_that_is_not_finite_is_not_folded():
 @pytest.mark.parametrize("tap", ["conv", "norm"])
 def test_taps_stay_exact(tap):
     assert folded(Net().eval(), [tap], IMAGES) is None
+
+
+class TappedOutput(Net):
+    """A tap whose output is that of a convolution inside, and a pair that can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.last = with_statistics(nn.BatchNorm2d(4), seed=1)
+
+    def maps(self, x: Tensor) -> Tensor:
+        return self.last(self.stage(super().maps(x)))
+
+
+def test_a_convolution_whose_output_is_that_of_a_tap_stays_and_others_are_folded():
+    model = TappedOutput().eval()
+    found = folded(model, ["stage"], IMAGES)
+    assert isinstance(found.norm, nn.Identity)
+    assert norms(found) == 1
+    with torch.no_grad(), taps.read(found, ["stage"]) as features:
+        assert close(model(IMAGES), found(IMAGES))
+        assert close(model.stage(Net.maps(model, IMAGES)), features["stage"])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in found.modules())
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.3])
+def test_a_batch_norm_of_timm_keeps_its_activation(dropped):
+    norm_act = pytest.importorskip("timm.layers.norm_act")
+    model = Net()
+    drop = functools.partial(nn.Dropout, dropped)
+    model.norm = norm_act.BatchNormAct2d(4, act_layer=nn.SiLU, drop_layer=drop)
+    with_statistics(model.eval().norm)
+    # The path of the activation is still there to be read.
+    found = folded(model, ["norm.act"], IMAGES)
+    assert norms(found) == 0
+    assert isinstance(model.norm, norm_act.BatchNormAct2d)
+    with torch.no_grad(), taps.read(found, ["norm.act"]) as features:
+        assert close(model(IMAGES), found(IMAGES))
+        assert close(model.maps(IMAGES), features["norm.act"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
@@ -20,6 +20,8 @@ from robustkd.models.features.taps import Reader, frozen_modes
 _TOLERANCE = {"cpu": 1e-4}
 _ROUNDED = 1e-2
 """Tolerance on other devices, whose convolutions may round their inputs to ten bits (TF32)."""
+_WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")
+"""Module and class of timm's BatchNorm with dropout and an activation after it, in this order."""
 
 
 class _Pair(NamedTuple):
@@ -40,9 +42,10 @@ def folded(model: nn.Module, names: Sequence[str], example: Images) -> nn.Module
 
     with the running mean m and variance v. The pairs are found by running the network, whose code
     may be of any kind: the output of the convolution has to be the input of the BatchNorm and of
-    nothing else. Modules that run more than once, have hooks, or are taps stay as they are, and so
-    do subclasses. A network whose code takes other paths for other values of the images may use an
-    output elsewhere on a path that the example does not take; such networks are not supported.
+    nothing else, a tap among them. Modules that run more than once, have hooks, or are taps stay as
+    they are, and so do subclasses except timm's BatchNorm with an activation. A network whose code
+    takes other paths for other values of the images may use an output elsewhere on a path that the
+    example does not take; such networks are not supported.
 
     Args:
         model: Network, which is not changed. The copy is in eval mode, and shares all tensors but
@@ -101,6 +104,11 @@ class _Uses(TorchFunctionMode):
         """Whether one operation has received the tensor."""
         return self._uses[name] == 1
 
+    def use(self, values: object) -> None:
+        """Count one use of each watched tensor among some values."""
+        given = {id(value) for value in tree_leaves(values)}
+        self._uses.update(self._watched[key][0] for key in given & self._watched.keys())
+
     def __torch_function__(
         self,
         func: Callable[..., object],
@@ -110,8 +118,7 @@ class _Uses(TorchFunctionMode):
     ) -> object:
         result = func(*args, **(kwargs or {}))
         if not _is_property(func, result):
-            given = {id(value) for value in tree_leaves((args, kwargs or {}))}
-            self._uses.update(self._watched[key][0] for key in given & self._watched.keys())
+            self.use((args, kwargs or {}))
         return result
 
 
@@ -138,10 +145,17 @@ def _pairs(model: nn.Module, names: Sequence[str], example: Images) -> list[_Pai
         if isinstance(module, nn.Conv2d):
             uses.watch(able[module], output)
 
+    def tapped(_module: nn.Module, _given: object, output: object) -> None:
+        uses.use(output)
+
     with ExitStack() as stack:
         for module in able:
             stack.callback(module.register_forward_pre_hook(before).remove)
             stack.callback(module.register_forward_hook(after).remove)
+        # A tap that contains the convolution may return its output, which then has to stay.
+        for name in names:
+            tap = model.get_submodule(name)
+            stack.callback(tap.register_forward_hook(tapped).remove)
         uses = stack.enter_context(_Uses())
         model(example)
     return [
@@ -153,9 +167,24 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether a module is a convolution or a BatchNorm of PyTorch that computes nothing else."""
     if module._forward_hooks or module._forward_pre_hooks or module.training:
         return False
-    if type(module) is nn.BatchNorm2d:
-        return module.running_mean is not None and module.running_var is not None
+    if isinstance(module, nn.BatchNorm2d):
+        measured = module.running_mean is not None and module.running_var is not None
+        return measured and _after(module) is not None
     return type(module) is nn.Conv2d
+
+
+def _after(norm: nn.BatchNorm2d) -> nn.Module | None:
+    """Return what a BatchNorm computes after the normalisation; None if that is not known.
+
+    timm's BatchNorm with an activation is known by its name, since timm need not be installed. Its
+    parts keep their module paths.
+    """
+    kind = type(norm)
+    if kind is nn.BatchNorm2d:
+        return nn.Identity()
+    if (kind.__module__, kind.__qualname__) == _WITH_ACTIVATION:
+        return nn.Sequential(OrderedDict(norm.named_children()))
+    return None
 
 
 def _fold(model: nn.Module, pair: _Pair) -> None:
@@ -176,7 +205,7 @@ def _fold(model: nn.Module, pair: _Pair) -> None:
     conv.weight = nn.Parameter(weight.to(like), requires_grad=False)
     conv.bias = nn.Parameter(bias.to(like), requires_grad=False)
     parent, _, name = pair.norm.rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.Identity())
+    setattr(model.get_submodule(parent), name, _after(norm))
 
 
 def _run(model: nn.Module, names: Sequence[str], example: Images) -> tuple[Features, ...]:
