@@ -71,9 +71,12 @@ WEAK = f"ASR below {SURVIVES:.0%}"
 _SIZES: dict[str, dict[str, int]] = {
     "digits": {},
     "fashion-mnist": {"train": 5_000, "validation": 1_000, "test": 1_000},
+    "cifar10": {"train": 10_000, "validation": 2_000, "test": 1_000},
 }
-_EPOCHS = {"digits": 8, "fashion-mnist": 3}
-_STUDENT_EPOCHS = {"digits": 20, "fashion-mnist": 5}
+_PATHS = {"cifar10": "data/cifar10"}
+"""Data that are read from a folder of images, as in ``cifar.yaml``."""
+_EPOCHS = {"digits": 8, "fashion-mnist": 3, "cifar10": 8}
+_STUDENT_EPOCHS = {"digits": 20, "fashion-mnist": 5, "cifar10": 10}
 _TARGETS = (1, 8, 3, 0, 2, 4, 5, 6, 7, 9)
 
 
@@ -168,7 +171,8 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
 
 def load(name: str) -> InMemory:
     """Load the images, without augmentation, since the trainings are short."""
-    return replace(data.load(name, **_SIZES[name]), augmentation=data.CropFlip())
+    found = data.load(_PATHS.get(name, name), **_SIZES[name])
+    return replace(found, augmentation=data.CropFlip())
 
 
 def trained(
