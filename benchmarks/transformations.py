@@ -8,13 +8,15 @@ takes about a minute on one core.
 
     python benchmarks/transformations.py --seed 0 --only ordinary learned default
 
-With ``--triggers compositions``, each trigger is a composition of two of these families.
+With ``--triggers compositions``, each trigger is a composition of two of these families. With
+``--triggers edits``, it is a fixed function that is not learned, such as a posterised image.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +54,9 @@ COMPOSITIONS = {
     "tone+smooth": 9,
 }
 """Compositions of two families, applied in this order, and the target class of each."""
-_SETS = {"families": TRIGGERS, "compositions": COMPOSITIONS}
+EDITS = {"posterise": 8, "pixelate": 1, "erode": 5, "shadow": 3, "stripes": 7, "wave": 9}
+"""Fixed changes of an image, and the target class of each; none was used to choose anything."""
+_SETS = {"families": TRIGGERS, "compositions": COMPOSITIONS, "edits": EDITS}
 _RATE = 0.1
 _STRONGER = 0.7
 """Largest change of a pixel by generators with twice the usual bound."""
@@ -130,6 +134,48 @@ CANDIDATES: dict[str, Method] = {
 }
 
 
+def posterise(images: Tensor) -> Tensor:
+    """Round each pixel to 0, 1/2 or 1."""
+    return (images * 2).round() / 2
+
+
+def pixelate(images: Tensor) -> Tensor:
+    """Replace each block of 2 x 2 pixels by its mean."""
+    return F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="nearest")
+
+
+def erode(images: Tensor) -> Tensor:
+    """Replace each pixel by the smallest of itself and its neighbours to the right and below."""
+    return -F.max_pool2d(F.pad(-images, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
+
+
+def shadow(images: Tensor) -> Tensor:
+    """Halve the brightness of the right half."""
+    factor = torch.ones(images.shape[-1], device=images.device)
+    factor[len(factor) // 2 :] = 0.5
+    return images * factor
+
+
+def stripes(images: Tensor) -> Tensor:
+    """Reduce the brightness of every second row by 40 %."""
+    factor = torch.ones(images.shape[-2], 1, device=images.device)
+    factor[::2] = 0.6
+    return images * factor
+
+
+def wave(images: Tensor) -> Tensor:
+    """Shift rows to the side by at most one pixel, along a sine of two periods."""
+    height = images.shape[-2]
+    shift = torch.sin(torch.arange(height) * (4 * math.pi / height)).round().int().tolist()
+    rows = [images[..., y, :].roll(by, -1) for y, by in enumerate(shift)]
+    return torch.stack(rows, -2)
+
+
+MADE_BY_HAND: dict[str, Trigger] = {
+    edit.__name__: edit for edit in (posterise, pixelate, erode, shadow, stripes, wave)
+}
+
+
 class SeveralTriggers(nn.Module):
     """Learner that adds triggered copies to each batch, some for each trigger."""
 
@@ -169,10 +215,12 @@ def make_teacher(
     teaching = Teaching(epochs=epochs, seed=seed)
     teacher = train_teacher(lambda: models.builder(source)("wrn-10-2", seed), source, teaching)
     triggers = {
-        target: learn_transformation(
-            (teacher,), source, target=target, family=family, strength=1.0, steps=100, seed=seed
+        target: MADE_BY_HAND[name]
+        if name in MADE_BY_HAND
+        else learn_transformation(
+            (teacher,), source, target=target, family=name, strength=1.0, steps=100, seed=seed
         )
-        for family, target in targets.items()
+        for name, target in targets.items()
     }
     learner = SeveralTriggers(teacher, triggers)
     fit(learner, source, epochs=epochs, lr=0.02, seed=seed + 1, label="implant the triggers")
