@@ -26,7 +26,7 @@ from PIL import Image
 from robustkd import cli, models
 from robustkd.core.files import write_json
 from robustkd.core.folders import Folder
-from robustkd.models.serialization import write_safetensors
+from robustkd.models.model_file import write_safetensors
 from robustkd.pipeline.run_folder import CHECKPOINT, Run
 from robustkd.training.checkpoint import State, load_state, save_state
 from tests.data.images.hostile_folders import sound

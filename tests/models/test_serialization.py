@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from robustkd.core.errors import InputError, UsageError
 from robustkd.models import FAMILIES, Classifier, Spec, build, check_fits, load, save
-from robustkd.models.serialization import read_safetensors, write_safetensors
+from robustkd.models.model_file import read_safetensors, write_safetensors
 from robustkd.teacher.read import load_teacher
 
 USAGES = ", ".join(family.usage for family in FAMILIES.values())

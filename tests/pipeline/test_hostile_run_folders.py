@@ -18,7 +18,7 @@ from robustkd.core import files
 from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, RobustKDError, UsageError
 from robustkd.core.files import free_name, new_folder, read_json, write_json
-from robustkd.models.serialization import write_safetensors
+from robustkd.models.model_file import write_safetensors
 from robustkd.pipeline.run_folder import opened
 from robustkd.pipeline.trackers import Events
 from robustkd.teacher.defences.masks import load_detoxified

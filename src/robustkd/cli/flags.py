@@ -270,7 +270,7 @@ def open_model(
             flags for teachers are given with a student.
         InputError: If the file is refused or does not fit the data.
     """
-    from robustkd.models.serialization import is_described
+    from robustkd.models.model_file import is_described
 
     path = student_of(path)
     if not os.path.exists(path) or is_described(path):

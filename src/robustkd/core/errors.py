@@ -110,3 +110,12 @@ def quoted(text: str, most: int = 120) -> str:
     ("'cat\\n\\x1b[2J.png'", "'abc...'")
     """
     return ascii(text if len(text) <= most else f"{text[:most]}...")
+
+
+def first_line(error: Exception, most: int = 400) -> str:
+    r"""First line of an exception's message, shortened; its type if there is no message.
+
+    >>> first_line(ValueError("no header\nat byte 3")), first_line(MemoryError())
+    ('no header', 'MemoryError')
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0][:most]

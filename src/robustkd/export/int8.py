@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, first_line
 from robustkd.core.types import DataSource, Labels, Logits
 from robustkd.export.installed import quiet
 from robustkd.export.onnx import INPUT, stamp
 from robustkd.export.parity import Parity, compare
 from robustkd.export.session import OnnxClassifier
 from robustkd.models.classifier import Spec
-from robustkd.models.serialization import first_line
 from robustkd.training.inference import predict
 from robustkd.training.metrics import Proportion, accuracy
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, first_line
 from robustkd.export.installed import quiet
 from robustkd.models.classifier import Classifier, Spec
-from robustkd.models.serialization import first_line
 
 OPSET = 18
 """The lowest opset that torch exports reliably, so that older runtimes can read the file."""

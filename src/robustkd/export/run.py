@@ -25,8 +25,8 @@ from robustkd.export.session import OnnxClassifier
 from robustkd.export.weights import of_a_library, write_program, write_state_dict
 from robustkd.models.classifier import Classifier
 from robustkd.models.complexity import macs, parameters
+from robustkd.models.description import check_fits
 from robustkd.models.features.taps import frozen_modes
-from robustkd.models.serialization import check_fits
 from robustkd.training.inference import predict
 
 FILES: Final = {

@@ -13,7 +13,7 @@ from robustkd.core.files import replacing
 from robustkd.export.installed import quiet
 from robustkd.export.onnx import KEY, description
 from robustkd.models.classifier import Classifier
-from robustkd.models.serialization import write_safetensors
+from robustkd.models.model_file import write_safetensors
 
 _LIBRARIES = ("torchvision/", "timm/")
 

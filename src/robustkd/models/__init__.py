@@ -15,8 +15,10 @@ from robustkd.models.classifier import (
     spec_for,
 )
 from robustkd.models.complexity import macs, parameters
+from robustkd.models.description import check_fits
+from robustkd.models.model_file import write_safetensors
 from robustkd.models.registry import FAMILIES, USUAL_RATE, build, builder, check_name, learning_rate
-from robustkd.models.serialization import check_fits, load, save, write_safetensors
+from robustkd.models.serialization import load, save
 
 __all__ = [
     "FAMILIES",

@@ -13,7 +13,8 @@ from robustkd.core.types import DataSource
 from robustkd.data import PICTURES, SOURCES, Pictures, Reading, open_source
 from robustkd.data.images.options import UnknownSizeError
 from robustkd.models import Spec, pixel_statistics
-from robustkd.models.serialization import described_spec, read_description
+from robustkd.models.description import described_spec
+from robustkd.models.model_file import read_description
 from robustkd.teacher.preprocessing import (
     BESIDE,
     Stated,

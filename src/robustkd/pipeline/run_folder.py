@@ -154,7 +154,7 @@ class Run:
 
     def _record_in(self, copy: Path, *, fresh: bool) -> dict[str, object]:
         """Return the record in the file of a cleaned network; that of an earlier process counts."""
-        from robustkd.models.serialization import read_safetensors
+        from robustkd.models.model_file import read_safetensors
 
         made = read_safetensors(copy, links=False)[1].get("provenance")
         record, seconds = (

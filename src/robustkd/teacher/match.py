@@ -13,9 +13,9 @@ from torch import Tensor
 
 from robustkd.core.devices import without_values
 from robustkd.core.errors import InputError
+from robustkd.models.checks import check_names
 from robustkd.models.classifier import Spec
 from robustkd.models.registry import build
-from robustkd.models.serialization import check_names
 from robustkd.teacher.match_order import SHORTCUT_PLACES, in_order
 
 _COUNTER = "num_batches_tracked"

@@ -14,17 +14,12 @@ from pathlib import Path
 from torch import Tensor
 
 from robustkd.core.errors import InputError, UsageError, quoted
+from robustkd.models.checks import check_buffers, check_claim, check_values
 from robustkd.models.classifier import Classifier, Spec
+from robustkd.models.description import check_fits, described_spec
+from robustkd.models.model_file import parse_description
 from robustkd.models.registry import build, check_name
-from robustkd.models.serialization import (
-    check_buffers,
-    check_claim,
-    check_fits,
-    check_values,
-    described_spec,
-    parse_description,
-    restore,
-)
+from robustkd.models.serialization import restore
 from robustkd.teacher import match
 from robustkd.teacher.options import Option, Options, shown_key
 from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in

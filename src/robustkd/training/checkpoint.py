@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustkd.core.errors import InputError
 from robustkd.core.files import write_text
-from robustkd.models import serialization
+from robustkd.models import model_file
 
 _LONGEST_REASON = 100
 
@@ -67,7 +67,7 @@ def save_state(state: State, path: Path) -> None:
         WriteError: If it cannot be written.
     """
     # The values are stored as one text, because write_safetensors sorts the keys of JSON objects.
-    serialization.write_safetensors(path, state.tensors, {"state": json.dumps(state.values)})
+    model_file.write_safetensors(path, state.tensors, {"state": json.dumps(state.values)})
 
 
 def load_state(path: Path) -> State:
@@ -76,7 +76,7 @@ def load_state(path: Path) -> State:
     Raises:
         InputError: If the file is damaged or does not contain a state.
     """
-    tensors, description = serialization.read_safetensors(path, links=False)
+    tensors, description = model_file.read_safetensors(path, links=False)
     if not isinstance(text := description.get("state"), str):
         raise InputError(f"{path} has no training state; expected a run's checkpoint")
     try:

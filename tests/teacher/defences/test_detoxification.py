@@ -17,7 +17,7 @@ from robustkd.core.types import UNLABELLED
 from robustkd.data import InMemory, Labelled
 from robustkd.models import Classifier, Spec, build, load, save
 from robustkd.models.features import taps
-from robustkd.models.serialization import read_safetensors, write_safetensors
+from robustkd.models.model_file import read_safetensors, write_safetensors
 from robustkd.teacher.defences import detoxification
 from robustkd.teacher.defences.detoxification import Detoxified, detoxify
 from robustkd.teacher.defences.masks import (

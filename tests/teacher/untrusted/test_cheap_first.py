@@ -13,7 +13,7 @@ import torch
 
 from robustkd import models
 from robustkd.core.errors import InputError
-from robustkd.models.serialization import write_safetensors
+from robustkd.models.model_file import write_safetensors
 from robustkd.teacher import read
 from robustkd.teacher.untrusted import quarantine, sandbox
 from tests.teacher.untrusted.samples import SPEC, entry, safetensors, saved, weights
@@ -88,7 +88,7 @@ def test_what_fits_is_read_whatever_lies_around_it(tmp_path):
 
 @pytest.mark.parametrize("arch", ["resnet-9998", "wrn-994-999", "pyramidnet-992-999"])
 def test_a_small_student_that_names_a_huge_network_is_refused_unbuilt(arch, tmp_path, monkeypatch):
-    monkeypatch.setattr(models.serialization, "build", lambda *_, **__: pytest.fail("was built"))
+    monkeypatch.setattr(models.checks, "build", lambda *_, **__: pytest.fail("was built"))
     path = tmp_path / "student.safetensors"
     write_safetensors(path, {"w": torch.ones(2)}, {"spec": asdict(SPEC) | {"arch": arch}})
     assert path.stat().st_size < 400
@@ -106,7 +106,7 @@ def test_a_small_student_that_names_a_huge_network_is_refused_unbuilt(arch, tmp_
 def test_a_student_that_claims_more_than_it_holds_is_refused_unbuilt(
     said, says, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(models.serialization, "build", lambda *_, **__: pytest.fail("was built"))
+    monkeypatch.setattr(models.checks, "build", lambda *_, **__: pytest.fail("was built"))
     path = tmp_path / "student.safetensors"
     spec = asdict(SPEC) | {"arch": "timm/vit_giant_patch14_224"} | said
     write_safetensors(path, {"w": torch.ones(20)}, {"spec": spec})

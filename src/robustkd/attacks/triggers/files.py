@@ -25,7 +25,7 @@ from robustkd.attacks.triggers.transformations import (
 from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import Trigger
-from robustkd.models.serialization import read_safetensors, write_safetensors
+from robustkd.models.model_file import read_safetensors, write_safetensors
 
 TRIGGERS: dict[str, type] = {
     "badnets": BadNets,

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.errors import InputError, UsageError
+from robustkd.core.errors import InputError, UsageError, first_line
 from robustkd.core.types import Features, Images, Logits
-from robustkd.models import Classifier, serialization
+from robustkd.models import Classifier, model_file
+from robustkd.models.checks import check_keys
 from robustkd.models.features import taps
+from robustkd.models.serialization import restore
 
 _INITIAL_MASK = 0.02
 
@@ -118,7 +120,7 @@ def save_detoxified(
         "masks": list(zip(teacher.locations, caps, strict=True)),
         "provenance": dict(provenance or {}),
     }
-    serialization.write_safetensors(path, teacher.state_dict(), description)
+    model_file.write_safetensors(path, teacher.state_dict(), description)
 
 
 def load_detoxified(
@@ -139,10 +141,10 @@ def load_detoxified(
         InputError: If the file is damaged, or its tensors do not fit its description.
     """
     path = Path(path)
-    tensors, description = serialization.read_safetensors(path, links=links)
+    tensors, description = model_file.read_safetensors(path, links=links)
     part = "teacher."
     own = {n.removeprefix(part): tensor for n, tensor in tensors.items() if n.startswith(part)}
-    inner = serialization.restore(own, description, path, arch=arch)
+    inner = restore(own, description, path, arch=arch)
     try:
         listed: Any = description["masks"]
         caps = {str(name): float(cap) for name, cap in listed}
@@ -152,9 +154,9 @@ def load_detoxified(
             hollow(torch.zeros(1, *inner.spec.image_shape, device="meta"))
         shell = {name: FeatureMask(features[name][0], cap=cap) for name, cap in caps.items()}
     except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
-        reason = serialization.first_line(error)
+        reason = first_line(error)
         raise InputError(f"{path} has a damaged description of its masks: {reason}") from error
-    serialization.check_keys(DetoxifiedTeacher(hollow, shell), tensors, path, inner.spec.arch)
+    check_keys(DetoxifiedTeacher(hollow, shell), tensors, path, inner.spec.arch)
     masks = {
         name: FeatureMask(tensors[f"masks.{index}.pattern"], cap=cap)
         for index, (name, cap) in enumerate(caps.items())

@@ -1,0 +1,171 @@
+"""Checks of the tensors in a file against the model that it claims to be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.devices import without_values
+from robustkd.core.errors import InputError, UsageError, first_line, quoted
+from robustkd.models.classifier import Classifier, Spec
+from robustkd.models.description import described_spec
+from robustkd.models.registry import build, check_name
+
+_LARGEST_SIDE = 4096
+_QUICK = 200  # number of layers, or of classes, that are built quickly
+# Depth in the name of a network of this package; each layer has at least one tensor.
+_LAYERS = re.compile(r"^(?:wrn|pyramidnet|resnet)-([0-9]+)")
+
+
+def check_claim(
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, object],
+    path: Path,
+    *,
+    arch: str | None = None,
+) -> Spec:
+    """Check that the names, shapes and types of tensors fit their description, and return its spec.
+
+    The values are not read. Arguments and errors are those of
+    :func:`robustkd.models.serialization.restore`.
+    """
+    if arch is not None:
+        check_name(arch)
+    spec = described_spec(description, path, arch)
+    _check_extent(spec, tensors, path)
+    try:
+        # Built without memory first: a file of 1 kB can claim an architecture of 1 TB.
+        with without_values():
+            claimed = build(spec, seed=0)
+    except (UsageError, RuntimeError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
+    check_keys(claimed, tensors, path, spec.arch)
+    return spec
+
+
+def _check_extent(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that a description has no more layers or classes than the file has values for.
+
+    A network of thousands of layers takes a minute to build, even without memory for its weights.
+    """
+    layers = [int(number) for number in _LAYERS.findall(spec.arch)]
+    values = sum(tensor.numel() for tensor in tensors.values())
+    if max([*layers, 0]) > max(len(tensors), _QUICK) or spec.classes > max(values, _QUICK):
+        raise InputError(
+            f"{path} describes a {quoted(spec.arch)} with {spec.classes} classes, but has "
+            f"{len(tensors)} tensors with {values} values; it is cut off or malicious"
+        )
+    if max(spec.image_shape) > _LARGEST_SIDE:
+        raise InputError(
+            f"{path} expects images of shape {spec.image_shape}; expected at most "
+            f"{_LARGEST_SIDE} pixels on a side"
+        )
+
+
+def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that weights are finite and that variances are not negative.
+
+    Raises:
+        InputError: If they are not.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path} has values that are not finite in {name!r}")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise InputError(f"{path} has negative variances in {name!r}")
+
+
+def check_normalisation(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that mean and standard deviation are those of the description.
+
+    Raises:
+        InputError: If they are not.
+    """
+    for name, value in model.normalise.named_buffers(prefix="normalise"):
+        if not torch.equal(tensors[name], value):
+            raise InputError(
+                f"{path} has values of {name!r} that differ from its description; expected equal "
+                "values"
+            )
+
+
+def check_buffers(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check buffers that the architecture itself computes, such as tables of indices.
+
+    An index outside of its table would crash a run on an accelerator, or read other memory. Buffers
+    that a training changes are not checked: statistics, counters, and buffers that are constant in
+    a fresh network.
+
+    Args:
+        model: Fresh network of the architecture.
+        tensors: Tensors by their names in the model.
+        path: The file, for messages.
+
+    Raises:
+        InputError: If a buffer differs by more than rounding to float16 or bfloat16.
+    """
+    computed = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name in tensors and buffer.numel() > 1 and _is_computed(name, buffer)
+    }
+    # A buffer that differs between two fresh networks is random.
+    again = dict(build(model.spec, seed=1).named_buffers()) if computed else {}
+    for name, buffer in computed.items():
+        types = (buffer.dtype, torch.float16, torch.bfloat16)
+        rounded = (buffer.to(kind).to(buffer.dtype) for kind in types)
+        if torch.equal(again[name], buffer) and not any(
+            torch.equal(tensors[name], value) for value in rounded
+        ):
+            raise InputError(
+                f"{path} has other values in {name!r} than its architecture computes; it is "
+                "damaged, or made for another input size"
+            )
+
+
+def _is_computed(name: str, buffer: Tensor) -> bool:
+    if not buffer.is_floating_point():
+        return True
+    return "running" not in name and bool((buffer != buffer.flatten()[0]).any())
+
+
+def check_keys(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch: str) -> None:
+    """Check that the names, shapes and types of tensors are those of a model.
+
+    Raises:
+        InputError: If they are not; the message lists up to three tensors per kind of problem.
+    """
+    check_names(model.state_dict(), tensors, path, arch)
+
+
+def check_names(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, arch: str
+) -> None:
+    """Raise the errors of :func:`check_keys` for the state dict of a model."""
+    problems = [
+        ("missing", [name for name in expected if name not in tensors]),
+        ("unexpected", [quoted(name) for name in tensors if name not in expected]),
+        (
+            "misshapen",
+            [
+                f"{name} {tuple(tensors[name].shape)} for {tuple(expected[name].shape)}"
+                for name in expected
+                if name in tensors and tensors[name].shape != expected[name].shape
+            ],
+        ),
+        (
+            "mistyped",
+            [
+                f"{name} {tensors[name].dtype} for {expected[name].dtype}"
+                for name in expected
+                if name in tensors and tensors[name].dtype != expected[name].dtype
+            ],
+        ),
+    ]
+    said = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems if names]
+    if said:
+        raise InputError(f"{path} does not fit the architecture {arch!r}: {'; '.join(said)}")
