@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from robustkd.models import Spec, build
-from robustkd.teacher.read import Teacher, read_teacher
+from robustkd.teacher.facts import Teacher
+from robustkd.teacher.read import read_teacher
 
 CLASSES, SIZE = 4, 32
 PIXELS = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))

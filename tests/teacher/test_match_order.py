@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from robustkd.core.errors import InputError
 from robustkd.models import Spec, build
-from robustkd.teacher.read import Teacher, read_teacher
+from robustkd.teacher.facts import Teacher
+from robustkd.teacher.read import read_teacher
 
 SIZE = 32
 

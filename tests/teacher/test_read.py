@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from robustkd.core.errors import InputError, UsageError
 from robustkd.models import Classifier, Spec, build, save
 from robustkd.models.model_file import write_safetensors
-from robustkd.teacher.read import Teacher, load_teacher, read_teacher
+from robustkd.teacher.facts import Teacher
+from robustkd.teacher.read import load_teacher, read_teacher
 
 SPEC = Spec("wrn-10-1", classes=3, image_shape=(1, 8, 8), mean=(0.3,), std=(0.2,))
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))

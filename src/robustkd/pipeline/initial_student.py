@@ -7,7 +7,8 @@ from dataclasses import replace
 from robustkd import models
 from robustkd.core.types import DataSource
 from robustkd.pipeline.job import DistillJob
-from robustkd.teacher.read import TeacherFile, read_teacher
+from robustkd.teacher.facts import TeacherFile
+from robustkd.teacher.read import read_teacher
 
 
 def initial_student(

@@ -15,6 +15,8 @@ from robustkd.data.images.options import UnknownSizeError
 from robustkd.models import Spec, pixel_statistics
 from robustkd.models.description import described_spec
 from robustkd.models.model_file import read_description
+from robustkd.teacher.facts import Teacher
+from robustkd.teacher.own_files import OWN_FILE
 from robustkd.teacher.preprocessing import (
     BESIDE,
     Stated,
@@ -23,7 +25,7 @@ from robustkd.teacher.preprocessing import (
     stated_beside,
     weights_in,
 )
-from robustkd.teacher.read import OWN_FILE, Teacher, read_teacher
+from robustkd.teacher.read import read_teacher
 from robustkd.training.inference import accuracy_on
 
 _FORM = ("image_size", "crop", "resize", "interpolation")

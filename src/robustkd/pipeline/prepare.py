@@ -17,9 +17,10 @@ from robustkd.pipeline.initial_student import initial_student
 from robustkd.pipeline.job import DistillJob
 from robustkd.teacher.augmentation import AugmentationChoice, choose_augmentation
 from robustkd.teacher.check import check_accuracy
+from robustkd.teacher.facts import TeacherFile
 from robustkd.teacher.options import shown_key
 from robustkd.teacher.preprocessing import BESIDE
-from robustkd.teacher.read import TeacherFile, read_teacher
+from robustkd.teacher.read import read_teacher
 from robustkd.training.inference import accuracy_on
 from robustkd.training.metrics import Proportion
 

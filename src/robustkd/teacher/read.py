@@ -7,85 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
 
-from robustkd.core.errors import InputError, UsageError, quoted
-from robustkd.models.checks import check_buffers, check_claim, check_values
+from robustkd.core.errors import InputError, UsageError
+from robustkd.models.checks import check_buffers, check_values
 from robustkd.models.classifier import Classifier, Spec
-from robustkd.models.description import check_fits, described_spec
-from robustkd.models.model_file import parse_description
 from robustkd.models.registry import build, check_name
-from robustkd.models.serialization import restore
 from robustkd.teacher import match
-from robustkd.teacher.options import Option, Options, shown_key
+from robustkd.teacher.best import Best
+from robustkd.teacher.facts import Teacher, facts_of
+from robustkd.teacher.options import Options
+from robustkd.teacher.own_files import OWN_FILE, check_ours, ours, with_fresh_head
 from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in
 from robustkd.teacher.untrusted import quarantine
 
-OWN_FILE = "the teacher's file"
-"""Origin of what a file itself states."""
 _FEWEST_CLASSES = 2
-_MOST_IGNORED = 20
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherFile:
-    """Properties of a teacher's file, for the report.
-
-    Attributes:
-        name: File name without the folder.
-        bytes: Size of the file.
-        sha256: SHA-256 of the file, in hexadecimal.
-        format: ``safetensors``, ``torch zip`` or ``torch legacy``.
-        key: Key of the state dict in the file; empty if the file is one.
-        candidates: State dicts in the file that fit the architecture, with their accuracies on
-            validation images where these were measured; empty if there is only one.
-        matched: Number of tensors of the network, all of which are in the file.
-        filled: Number of batch counters that the file lacks; they do not affect a trained network.
-        wrappers: Keys and prefixes around the state dict that were removed, outermost first.
-        ignored: Other keys in the file, which were not read, and names of tensors that are not part
-            of the network; quoted.
-        by_order: Whether tensors were matched by order and shape, since their names differ.
-        outputs: Numbers of the teacher's outputs that are used, if it has more classes than the
-            data.
-        converted: Number of tensors that were converted to float32, by their type.
-        normalisation: Origin of mean and standard deviation.
-        limits: Limits of the reading process that were in force.
-    """
-
-    name: str
-    bytes: int
-    sha256: str
-    format: str
-    key: str
-    candidates: tuple[str, ...]
-    matched: int
-    filled: int
-    wrappers: tuple[str, ...]
-    ignored: tuple[str, ...]
-    by_order: bool
-    outputs: tuple[int, ...]
-    converted: Mapping[str, int]
-    normalisation: str
-    limits: tuple[str, ...]
-
-    def record(self) -> dict[str, object]:
-        """Return the properties as JSON values."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Teacher:
-    """A teacher in eval mode, and the properties of its file."""
-
-    model: Classifier
-    file: TeacherFile
 
 
 def load_teacher(
@@ -204,7 +144,7 @@ def read_teacher(
 
     def choose(layouts: Sequence[quarantine.Layout]) -> Sequence[int]:
         if layouts[0].description:
-            _check_ours(layouts[0], spec, path, given, any_classes=head is not None)
+            check_ours(layouts[0], spec, path, given, any_classes=head is not None)
             return [0]
         if (outputs and outputs_of is None) or head is not None:
             of = _classes_of(layouts, wanted.head, outputs, path)
@@ -216,13 +156,13 @@ def read_teacher(
     with closing(
         quarantine.read_each(path, most=wanted.most_bytes, choose=choose, weak=allow_weak_sandbox)
     ) as found:
-        tried = _Best(judge, options)
+        tried = Best(judge, options)
         for read in found:
             if read.description:
-                ours = _ours(read, arch, path)
-                if head is None or ours.model.spec.classes == classes:
-                    return ours
-                return _with_fresh_head(ours, spec, {name: head[name] for name in wanted.head})
+                own = ours(read, arch, path)
+                if head is None or own.model.spec.classes == classes:
+                    return own
+                return with_fresh_head(own, spec, {name: head[name] for name in wanted.head})
             for option in options.of(read.choice):
                 weights = match.apply(option.plan, options.in_order(read), options.wanted, path)
                 weights = match.select_outputs(weights, options.wanted, outputs)
@@ -243,36 +183,11 @@ def read_teacher(
                 compared = list(guesses if judge is not None else islice(guesses, 1))
                 for source, guess in compared:
                     model = _filled(spec, weights.tensors, guess, path)
-                    facts = _facts(read, option, weights, source)
+                    facts = facts_of(read, option, weights, source)
                     ignored = (*unused, *facts.ignored)
                     facts = replace(facts, outputs=outputs, ignored=ignored)
                     tried.add(option.label, Teacher(model, facts), last=len(compared) == 1)
     return tried.best()
-
-
-def _facts(
-    read: quarantine.Quarantined, option: Option, weights: match.Matched, source: str
-) -> TeacherFile:
-    """Return the properties of a file from which a teacher was read."""
-    around, plan = read.surroundings, option.plan
-    ignored = (*around.ignored, *map(quoted, plan.ignored))
-    return TeacherFile(
-        name=read.name,
-        bytes=read.bytes,
-        sha256=read.sha256,
-        format=read.verdict.format,
-        key=option.label,
-        candidates=(),
-        matched=len(plan.names),
-        filled=len(plan.filled),
-        wrappers=(*around.wrappers, *plan.prefixes),
-        ignored=ignored[:_MOST_IGNORED],
-        by_order=plan.by_order,
-        outputs=(),
-        converted=weights.converted,
-        normalisation=source,
-        limits=read.verdict.enforced,
-    )
 
 
 def _check_outputs(outputs: Sequence[int], of: int | None, classes: int) -> None:
@@ -309,90 +224,6 @@ def _classes_of(
     return found
 
 
-def _check_ours(
-    layout: quarantine.Layout,
-    spec: Spec,
-    path: Path,
-    given: match.Normalisation | None,
-    *,
-    any_classes: bool,
-) -> None:
-    """Raise an error if a file of this package does not match, before values are read."""
-    tensors, _ = match.to_float32(layout.tensors, path)
-    description = parse_description(layout.description, path)
-    said = described_spec(description, path, spec.arch)
-    if any_classes:
-        spec = replace(spec, classes=said.classes)
-    _check_description(said, spec, path, given=given)
-    check_claim(tensors, description, path, arch=spec.arch)
-
-
-def _ours(read: quarantine.Quarantined, arch: str, path: Path) -> Teacher:
-    """Restore the model in a file of this package."""
-    tensors, converted = match.to_float32(read.tensors, path)
-    description = parse_description(read.description, path)
-    plan = match.Plan({name: name for name in tensors})
-    weights = match.Matched(tensors, converted)
-    facts = _facts(read, Option(0, plan, ""), weights, OWN_FILE)
-    return Teacher(restore(tensors, description, path, arch=arch), facts)
-
-
-def _with_fresh_head(teacher: Teacher, spec: Spec, head: Mapping[str, Tensor]) -> Teacher:
-    """Return a network of the classes of a spec, whose other tensors are those of a teacher."""
-    own = teacher.model.spec
-    model = build(replace(own, classes=spec.classes, class_names=()), seed=0)
-    model.network.load_state_dict({**teacher.model.network.state_dict(), **head})
-    unused = (f"head of {own.classes} classes", *teacher.file.ignored)
-    return Teacher(model.eval(), replace(teacher.file, ignored=unused))
-
-
-class _Best:
-    """The most accurate of several networks, or the first; only one is kept in memory.
-
-    Args:
-        judge: Function that returns the accuracy of a network; None to keep the first.
-        options: The state dicts from which the networks come.
-    """
-
-    def __init__(self, judge: Callable[[Classifier], float] | None, options: Options) -> None:
-        self._judge = judge
-        self._options = options
-        self._kept: Teacher | None = None
-        self._accuracy = -1.0
-        self._accuracies: dict[str, float] = {}
-
-    def add(self, label: str, teacher: Teacher, *, last: bool) -> None:
-        """Measure a network if there are several, and keep it if it is the most accurate so far.
-
-        Args:
-            label: Label of its state dict.
-            teacher: The network.
-            last: Whether there is no other network for this state dict.
-        """
-        if self._judge is None or (last and len(self._options.labels) == 1):
-            self._kept = self._kept or teacher
-            return
-        accuracy = self._judge(teacher.model)
-        self._accuracies[label] = max(accuracy, self._accuracies.get(label, 0.0))
-        if self._kept is None or accuracy > self._accuracy:
-            self._kept, self._accuracy = teacher, accuracy
-
-    def best(self) -> Teacher:
-        """Return the best network; its facts list all state dicts if there are several."""
-        if self._kept is None:
-            raise InputError("no state dict was read; the file changed while it was read")
-        labels = self._options.labels
-        if len(labels) == 1:
-            return self._kept
-        listed = tuple(map(self._shown, labels))
-        return replace(self._kept, file=replace(self._kept.file, candidates=listed))
-
-    def _shown(self, label: str) -> str:
-        if label not in self._accuracies:
-            return shown_key(label)
-        return f"{shown_key(label)} (accuracy {self._accuracies[label]:.1%})"
-
-
 def _filled(
     spec: Spec, tensors: Mapping[str, Tensor], normalisation: match.Normalisation, path: Path
 ) -> Classifier:
@@ -405,18 +236,6 @@ def _filled(
     check_buffers(model, {f"network.{name}": value for name, value in tensors.items()}, path)
     model.network.load_state_dict(dict(tensors))
     return model.eval()
-
-
-def _check_description(
-    said: Spec, spec: Spec, path: Path, *, given: match.Normalisation | None
-) -> None:
-    """Raise an error if the description in a file of this package contradicts the user."""
-    check_fits(said, path, classes=spec.classes, image_shape=spec.image_shape)
-    if given not in (None, (said.mean, said.std)):
-        raise UsageError(
-            f"mean {spec.mean} and std {spec.std} are not those of {path}, {said.mean} and "
-            f"{said.std}; leave them out"
-        )
 
 
 def _normalisations(
