@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from robustkd import data, models
 from robustkd.core.devices import device_of
-from robustkd.core.files import make_folder, write_json
+from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.methods import DetoxSettings, HardeningSettings, Method
 from robustkd.data import InMemory
 from robustkd.models.features import taps
-from robustkd.pipeline import run_folder
 from robustkd.pipeline.student import make_student
 from robustkd.student.hardening import UniversalPerturbations, withstand
 from robustkd.training.config import TrainingConfig
@@ -148,7 +147,7 @@ def main() -> None:
             )
             rows.sort(key=lambda row: (list(CANDIDATES).index(row["candidate"]), row["seed"]))
             write_json(file, kept)
-            run_folder.write_text(file.with_suffix(".md"), table(rows))
+            write_text(file.with_suffix(".md"), table(rows))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -17,9 +17,8 @@ from typing import get_args
 
 from robustkd import data, models
 from robustkd.core.environment import environment
-from robustkd.core.files import make_folder, write_json
+from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.methods import find_method
-from robustkd.pipeline import run_folder
 from robustkd.pipeline.student import make_student
 from robustkd.training.config import Precision, TrainingConfig
 from robustkd.training.learners import Supervised
@@ -68,7 +67,7 @@ def main() -> None:
     content = {"seconds": measured, "environment": environment(), "config": config}
     write_json(given.out / "cost.json", content)
     text = table(measured)
-    run_folder.write_text(given.out / "cost.md", text)
+    write_text(given.out / "cost.md", text)
     sys.stdout.write(text)
 
 

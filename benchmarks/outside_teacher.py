@@ -30,9 +30,8 @@ from robustkd import data, report
 from robustkd.attacks import MaskedPattern, save_trigger
 from robustkd.benchmark import measure
 from robustkd.core.environment import environment
-from robustkd.core.files import make_folder, write_json
+from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.data import InMemory
-from robustkd.pipeline import run_folder
 
 METHODS = ("no-teacher", "ofd", "kd", "paper", "default", "additions", "additions-kd")
 CLI = ("-m", "robustkd.cli")
@@ -71,7 +70,7 @@ def main() -> None:
     make_folder(given.out)
     write_json(given.out / "results.json", content)
     table = report.markdown_table(report.aggregate(report.read(given.out).runs))
-    run_folder.write_text(given.out / "table.md", table)
+    write_text(given.out / "table.md", table)
     sys.stdout.write(table)
 
 

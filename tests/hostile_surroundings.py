@@ -27,7 +27,8 @@ from robustkd import cli, models
 from robustkd.core.files import write_json
 from robustkd.core.folders import Folder
 from robustkd.models.model_file import write_safetensors
-from robustkd.pipeline.run_folder import CHECKPOINT, Run
+from robustkd.pipeline.run_files import CHECKPOINT
+from robustkd.pipeline.run_folder import Run
 from robustkd.training.checkpoint import State, load_state, save_state
 from tests.data.images.hostile_folders import sound
 from tests.data.images.image_files import many_scans, one_colour_webp, picture, png

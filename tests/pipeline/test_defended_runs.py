@@ -17,7 +17,7 @@ from robustkd.pipeline import run as main_line
 from robustkd.pipeline import student as making
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.run import distill_file
-from robustkd.pipeline.run_folder import CHECKPOINT
+from robustkd.pipeline.run_files import CHECKPOINT
 from robustkd.report.command import repeating
 from robustkd.teacher.defences.fine_tuning import FineTuning
 from robustkd.teacher.defences.registry import DEFENCES

@@ -19,7 +19,7 @@ from robustkd import cli, data, models, report
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.methods import METHODS, DetoxSettings, Method
 from robustkd.pipeline import run as main_line
-from robustkd.pipeline import run_folder
+from robustkd.pipeline import run_files, run_folder
 from robustkd.pipeline import student as making
 from robustkd.pipeline.facts import measure, operations
 from robustkd.pipeline.job import DistillJob
@@ -420,7 +420,7 @@ def test_a_kill_after_the_training_costs_no_training(
 
     def killed(path, *arguments, **settings):
         # Files that are written when the run begins are not meant.
-        if (out / run_folder.CHECKPOINT).exists():
+        if (out / run_files.CHECKPOINT).exists():
             raise KeyboardInterrupt
         return real(path, *arguments, **settings)
 

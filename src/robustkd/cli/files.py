@@ -12,7 +12,7 @@ from cyclopts.config import Dict
 from robustkd.core.errors import InputError
 from robustkd.core.files import at_home
 from robustkd.core.yaml_files import read_yaml
-from robustkd.pipeline.run_folder import CONFIG
+from robustkd.pipeline.run_files import CONFIG
 
 # The file may come from the same untrusted source as the teacher.
 _TYPED_ALONE = {

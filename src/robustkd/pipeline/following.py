@@ -12,7 +12,7 @@ from robustkd.core.environment import environment
 from robustkd.core.errors import TrainingError
 from robustkd.core.types import DataSource
 from robustkd.models import Classifier
-from robustkd.pipeline import run_folder
+from robustkd.pipeline import run_files, run_folder
 from robustkd.pipeline.interrupts import Interrupts
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import inputs_of, prepare
@@ -96,10 +96,10 @@ def results_for_all(processes: Processes, results: Results | None) -> Results:
 
 def student_for_all(processes: Processes, folder: Path, arch: str) -> Classifier:
     """Return the student from the folder of the first process, on the CPU."""
-    content = processes.from_first((folder / run_folder.STUDENT).read_bytes)
+    content = processes.from_first((folder / run_files.STUDENT).read_bytes)
     if processes.first:
-        return models.load(folder / run_folder.STUDENT, arch=arch)
+        return models.load(folder / run_files.STUDENT, arch=arch)
     with tempfile.TemporaryDirectory() as own:
-        copy = Path(own) / run_folder.STUDENT
+        copy = Path(own) / run_files.STUDENT
         copy.write_bytes(content)
         return models.load(copy, arch=arch)

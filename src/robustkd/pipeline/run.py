@@ -18,7 +18,7 @@ from robustkd.core.names import unfit
 from robustkd.core.types import DataSource
 from robustkd.data import Reading, is_folder, split_text
 from robustkd.models import Classifier
-from robustkd.pipeline import run_folder
+from robustkd.pipeline import run_files, run_folder
 from robustkd.pipeline.audits import audit_both
 from robustkd.pipeline.experiments import check_services, experiments
 from robustkd.pipeline.facts import Measured, class_record, data_record, measure, operations
@@ -322,7 +322,7 @@ def _write_results(
     if ready.student_file is not None:
         provenance["student_weights_sha256"] = ready.student_file.sha256
     student = measure(made.student, clean)
-    with run.writing(run_folder.STUDENT) as path:
+    with run.writing(run_files.STUDENT) as path:
         models.save(made.student, path, provenance=provenance)
         size = path.stat().st_size
     audits = _audits(ready, made, clean, run) if audited else {}
@@ -353,7 +353,7 @@ def _write_results(
             **({"left_out": skipped} if (skipped := skipped_files(clean)) else {}),
         },
     )
-    with run.writing(run_folder.RESULTS) as path:
+    with run.writing(run_files.RESULTS) as path:
         results.write(path)
     report.write_report(run.folder)
     return results
@@ -365,7 +365,7 @@ def _audits(
     """Audit teacher and student, store pictures of what was found, and return the record."""
     found = audit_both(ready.teacher, made.student, clean)
     if found.arrays:
-        with run.writing(run_folder.ARRAYS) as path:
+        with run.writing(run_files.ARRAYS) as path:
             write_arrays(path, found.arrays)
     return found.record
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,21 +12,37 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from robustkd.core.environment import environment, is_kernel_choice
-from robustkd.core.errors import InputError, UsageError, WriteError
+from robustkd.core.errors import InputError, WriteError
 from robustkd.core.files import (
     locked,
     new_folder,
     open_folder,
-    read_json,
     write_json,
     write_lines,
     write_text,
 )
 from robustkd.core.folders import Folder
-from robustkd.core.user_key import user_key
+from robustkd.pipeline.run_checks import (
+    check_same,
+    check_seal,
+    key_of_user,
+    note_environment,
+    shown,
+)
+from robustkd.pipeline.run_files import (
+    CHECKPOINT,
+    CLEANED,
+    CONFIG,
+    DETOXIFIED,
+    ENVIRONMENT,
+    INPUTS,
+    LAST,
+    METRICS,
+    RESULTS,
+    has,
+)
 from robustkd.pipeline.run_log import logged
-from robustkd.pipeline.seal import SEAL, TRUST, Seal
+from robustkd.pipeline.seal import Seal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,22 +53,6 @@ if TYPE_CHECKING:
     from robustkd.teacher.defences.base import Defended
     from robustkd.teacher.defences.masks import DetoxifiedTeacher
     from robustkd.training.checkpoint import State
-
-CONFIG = "config.yaml"
-METRICS = "metrics.jsonl"
-CHECKPOINT = "checkpoint.safetensors"
-STUDENT = "student.safetensors"
-RESULTS = "results.json"
-ARRAYS = "arrays.npz"
-_INPUTS = "run.json"
-_ENVIRONMENT = "environment.json"
-_DETOXIFIED = "detoxified.safetensors"
-_CLEANED = {"teacher": "cleaned-teacher.safetensors", "student": "cleaned-student.safetensors"}
-_LAST = "report.html"
-_SEALED = (CHECKPOINT, _DETOXIFIED, *_CLEANED.values(), STUDENT, RESULTS)
-"""Files that a resumed run relies on and the seal covers; see `robustkd.pipeline.seal`."""
-_VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
-"""Pattern of the environment values that are shown in messages."""
 
 _KEEP_EVERY = 300.0
 _LOCK_SECONDS = 15.0
@@ -94,7 +92,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Return whether the run is finished."""
-        return _has(self.folder, _LAST)
+        return has(self.folder, LAST)
 
     def detoxify_once(
         self,
@@ -110,14 +108,14 @@ class Run:
         from robustkd.core.devices import device_of
         from robustkd.teacher.defences.masks import load_detoxified, save_detoxified
 
-        if fresh := not _has(self.folder, _DETOXIFIED):
+        if fresh := not has(self.folder, DETOXIFIED):
             cleaned, record = detoxify()
             provenance = {"record": record, "seconds": self.seconds}
-            with self._seal.replacing(_DETOXIFIED) as partial:
+            with self._seal.replacing(DETOXIFIED) as partial:
                 save_detoxified(cleaned, partial, provenance=provenance)
             _log.info("the teacher is detoxified")
         # Always read from the file, so that a resumed run distils from exactly the same teacher.
-        with self._seal.reading(_DETOXIFIED) as copy:
+        with self._seal.reading(DETOXIFIED) as copy:
             record = self._record_in(copy, fresh=fresh)
             cleaned = load_detoxified(copy, arch=_arch_of(teacher), links=False)
         return cleaned.to(device_of(teacher)), record
@@ -139,8 +137,8 @@ class Run:
 
         # A defence has no checkpoints to wait for.
         self.interrupts.no_longer_wait()
-        name = _CLEANED[on]
-        if fresh := not _has(self.folder, name):
+        name = CLEANED[on]
+        if fresh := not has(self.folder, name):
             done = clean()
             provenance = {"record": done.record, "seconds": self.seconds}
             with self._seal.replacing(name) as partial:
@@ -172,7 +170,7 @@ class Run:
 
         self.interrupts.deferring = True
         path = self.folder / CHECKPOINT
-        if not _has(self.folder, CHECKPOINT):
+        if not has(self.folder, CHECKPOINT):
             return None
         with self._seal.reading(CHECKPOINT) as copy:
             state = load_state(copy)
@@ -181,7 +179,7 @@ class Run:
             raise InputError(f"{path} has no training state; expected a run's checkpoint")
         self._seconds_before, self._noted = seconds, len(records)
         self._times = _times(state.values.get("times"), len(records))
-        _log.info("continued after step %s", _shown(state.values.get("step")))
+        _log.info("continued after step %s", shown(state.values.get("step")))
         return state
 
     def is_due(self) -> bool:
@@ -267,31 +265,31 @@ def opened(
         WriteError: If a file cannot be written.
         KeyboardInterrupt: With the command that resumes the run.
     """
-    key = _key(resuming=resume and not trust)
+    key = key_of_user(resuming=resume and not trust)
     seal = Seal(folder, key, json.loads(json.dumps(inputs)))
     run = Run(folder, seal, watching)
     with _old_folder(folder) if resume else new_folder(folder) as held:
         if resume:
-            _check_same(folder, inputs)
-            _check_seal(folder, seal, trust=trust)
+            check_same(folder, inputs)
+            check_seal(folder, seal, trust=trust)
             held.clean()
         else:
             # Written first: any folder with this file can be resumed.
             write_text(folder / CONFIG, _as_yaml(config or {}))
             seal.write()
         with logged(held), _resume_command_added(folder, inputs), run.interrupts.watched():
-            _note_environment(folder / _ENVIRONMENT)
+            note_environment(folder / ENVIRONMENT)
             if split is not None:
                 write_lines(folder / "split.json", split)
-            if not held.has(_INPUTS):
-                write_json(folder / _INPUTS, inputs)
+            if not held.has(INPUTS):
+                write_json(folder / INPUTS, inputs)
             yield run
 
 
 @contextmanager
 def _old_folder(path: Path) -> Iterator[Folder]:
     """Open and lock the folder of an existing run until the block ends."""
-    if not _has(path, CONFIG):
+    if not has(path, CONFIG):
         raise InputError(f"{path} is not the folder of a run: it has no {CONFIG}")
     # Workers of a killed process hold its lock until they notice.
     with open_folder(path) as folder, locked(folder, seconds=_LOCK_SECONDS):
@@ -302,108 +300,11 @@ def _arch_of(network: nn.Module) -> str | None:
     return getattr(getattr(network, "spec", None), "arch", None)
 
 
-def _has(folder: Path, name: str) -> bool:
-    """Return whether a folder has an entry of that name; its reader checks the kind."""
-    return os.path.lexists(folder / name)
-
-
-def _check_same(folder: Path, inputs: Mapping[str, Mapping[str, object]]) -> None:
-    if not _has(folder, _INPUTS):
-        return
-    before, now = read_json(folder / _INPUTS), json.loads(json.dumps(inputs))
-    for kind, facts in now.items():
-        known = before.get(kind)
-        for name, value in facts.items():
-            if (was := known.get(name) if isinstance(known, dict) else None) != value:
-                error = UsageError if kind == "settings" else InputError
-                raise error(
-                    f"{folder} was started with {kind} {name} {_brief(was)}, now it is "
-                    f"{_brief(value)}; use the same, or start a new run with --out"
-                )
-
-
-def _key(*, resuming: bool) -> bytes | None:
-    """Return the user's key; without one, a new run logs a warning and gets None."""
-    try:
-        return user_key()
-    except InputError as error:
-        if resuming:
-            raise InputError(
-                f"the origin of the run cannot be verified: {error}; or {TRUST}"
-            ) from error
-        _log.warning("%s: this run can be resumed only with --trust-run", error)
-        return None
-
-
-def _check_seal(folder: Path, seal: Seal, *, trust: bool) -> None:
-    """Refuse a folder unless a run of this user with the same settings wrote its files."""
-    if trust:
-        _log.warning("%s is resumed without verifying who wrote its files (--trust-run)", folder)
-        seal.trust(_SEALED)
-    elif not _has(folder, SEAL) and not any(_has(folder, name) for name in (*_SEALED, _LAST)):
-        seal.write()  # the run was killed before it wrote a sealed file
-    else:
-        try:
-            seal.open()
-        except InputError as error:
-            raise InputError(
-                f"{folder} was not written by a run of yours, or not with these settings: {error}; "
-                f"start a new run with --out, or {TRUST}"
-            ) from error
-
-
-def _times(found: object, count: int) -> list[float]:
-    """Return stored times of the epochs, or the present time for those of older versions."""
-    if isinstance(found, list) and len(found) == count:
-        times = [float(time) for time in found if isinstance(time, int | float)]
-        if len(times) == count and all(map(math.isfinite, times)):
-            return times
-    return [time.time()] * count
-
-
-def _are_records(found: object) -> TypeGuard[list[Mapping[str, float]]]:
-    return isinstance(found, list) and all(
-        isinstance(record, dict)
-        and all(isinstance(figure, int | float) for figure in record.values())
-        for record in found
-    )
-
-
-def _brief(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _as_yaml(config: Mapping[str, object]) -> str:
     import yaml
 
     text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     return f"# robustkd distill --config THIS_FILE --out NEW_FOLDER\n{text}"
-
-
-def _note_environment(path: Path) -> None:
-    """Write the environment, or log what has changed since the run was started."""
-    now = environment()
-    if not _has(path.parent, path.name):
-        write_json(path, now)
-        return
-    before = read_json(path)
-    set_before = (name for name in before if is_kernel_choice(name) and name not in now)
-    for name in (*now, *set_before):
-        if before.get(name) != now.get(name):
-            _log.warning(
-                "%s was %s when the run was started and is %s now: the student may differ in its "
-                "last bits from that of an uninterrupted run",
-                *(name, _shown(before.get(name)), _shown(now.get(name))),
-            )
-
-
-def _shown(value: object) -> str:
-    """Return a version or a count as text, or a placeholder for anything else."""
-    if value is None:
-        return "not set"
-    text = str(value) if isinstance(value, str | int) else ""
-    return text if _VERSION.fullmatch(text) else "something unknown"
 
 
 @contextmanager
@@ -421,3 +322,20 @@ def _resume_command_added(
         raise KeyboardInterrupt(f"interrupted; resume with: {command}") from None
     except WriteError as error:
         raise WriteError(f"{error}; free some space, then resume with: {command}") from error
+
+
+def _times(found: object, count: int) -> list[float]:
+    """Return stored times of the epochs, or the present time for those of older versions."""
+    if isinstance(found, list) and len(found) == count:
+        times = [float(time) for time in found if isinstance(time, int | float)]
+        if len(times) == count and all(map(math.isfinite, times)):
+            return times
+    return [time.time()] * count
+
+
+def _are_records(found: object) -> TypeGuard[list[Mapping[str, float]]]:
+    return isinstance(found, list) and all(
+        isinstance(record, dict)
+        and all(isinstance(figure, int | float) for figure in record.values())
+        for record in found
+    )

@@ -1,0 +1,102 @@
+"""Checks before a run is resumed: the same inputs, files of this user, and the environment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from robustkd.core.environment import environment, is_kernel_choice
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.files import read_json, write_json
+from robustkd.core.user_key import user_key
+from robustkd.pipeline.run_files import INPUTS, LAST, SEALED, has
+from robustkd.pipeline.seal import SEAL, TRUST, Seal
+
+_VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
+"""Pattern of the environment values that are shown in messages."""
+
+_log = logging.getLogger(__name__)
+
+
+def check_same(folder: Path, inputs: Mapping[str, Mapping[str, object]]) -> None:
+    """Check that a run was started with the same inputs.
+
+    Raises:
+        UsageError: If its settings differ.
+        InputError: If the teacher or the data differ.
+    """
+    if not has(folder, INPUTS):
+        return
+    before, now = read_json(folder / INPUTS), json.loads(json.dumps(inputs))
+    for kind, facts in now.items():
+        known = before.get(kind)
+        for name, value in facts.items():
+            if (was := known.get(name) if isinstance(known, dict) else None) != value:
+                error = UsageError if kind == "settings" else InputError
+                raise error(
+                    f"{folder} was started with {kind} {name} {_brief(was)}, now it is "
+                    f"{_brief(value)}; use the same, or start a new run with --out"
+                )
+
+
+def key_of_user(*, resuming: bool) -> bytes | None:
+    """Return the user's key; without one, a new run logs a warning and gets None."""
+    try:
+        return user_key()
+    except InputError as error:
+        if resuming:
+            raise InputError(
+                f"the origin of the run cannot be verified: {error}; or {TRUST}"
+            ) from error
+        _log.warning("%s: this run can be resumed only with --trust-run", error)
+        return None
+
+
+def check_seal(folder: Path, seal: Seal, *, trust: bool) -> None:
+    """Refuse a folder unless a run of this user with the same settings wrote its files."""
+    if trust:
+        _log.warning("%s is resumed without verifying who wrote its files (--trust-run)", folder)
+        seal.trust(SEALED)
+    elif not has(folder, SEAL) and not any(has(folder, name) for name in (*SEALED, LAST)):
+        seal.write()  # the run was killed before it wrote a sealed file
+    else:
+        try:
+            seal.open()
+        except InputError as error:
+            raise InputError(
+                f"{folder} was not written by a run of yours, or not with these settings: {error}; "
+                f"start a new run with --out, or {TRUST}"
+            ) from error
+
+
+def note_environment(path: Path) -> None:
+    """Write the environment, or log what has changed since the run was started."""
+    now = environment()
+    if not has(path.parent, path.name):
+        write_json(path, now)
+        return
+    before = read_json(path)
+    set_before = (name for name in before if is_kernel_choice(name) and name not in now)
+    for name in (*now, *set_before):
+        if before.get(name) != now.get(name):
+            _log.warning(
+                "%s was %s when the run was started and is %s now: the student may differ in its "
+                "last bits from that of an uninterrupted run",
+                *(name, shown(before.get(name)), shown(now.get(name))),
+            )
+
+
+def shown(value: object) -> str:
+    """Return a version or a count as text, or a placeholder for anything else."""
+    if value is None:
+        return "not set"
+    text = str(value) if isinstance(value, str | int) else ""
+    return text if _VERSION.fullmatch(text) else "something unknown"
+
+
+def _brief(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
