@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from robustkd import data, models
 from robustkd.core.devices import device_of
 from robustkd.core.files import make_folder, write_json, write_text
-from robustkd.core.methods import DetoxSettings, HardeningSettings, Method
+from robustkd.core.method_settings import DetoxSettings, HardeningSettings
+from robustkd.core.methods import Method
 from robustkd.data import InMemory
 from robustkd.models.features import taps
 from robustkd.pipeline.student import make_student

@@ -44,7 +44,8 @@ from robustkd.benchmark.cells import TEACHER, Cell, digest
 from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.errors import UsageError
 from robustkd.core.files import make_folder, write_json, write_text
-from robustkd.core.methods import METHODS, DetoxSettings
+from robustkd.core.method_settings import DetoxSettings
+from robustkd.core.methods import METHODS
 from robustkd.core.types import Batch
 from robustkd.data import CropFlip, InMemory, load
 from robustkd.evaluation.measurement import measure

@@ -34,7 +34,8 @@ from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.trigger_families import TRIGGER_FAMILIES
 from robustkd.core.environment import environment
 from robustkd.core.files import make_folder, write_json, write_text
-from robustkd.core.methods import DetoxSettings, find_method
+from robustkd.core.method_settings import DetoxSettings
+from robustkd.core.methods import find_method
 from robustkd.core.types import DataSource, Trigger
 from robustkd.data.labelled import Labelled
 from robustkd.pipeline.detox_objective import detox_objective

@@ -14,7 +14,7 @@ from typing import Any
 
 from robustkd.attacks import ATTACKS, Teaching
 from robustkd.attacks.parts import bilevel
-from robustkd.core.methods import DetoxSettings
+from robustkd.core.method_settings import DetoxSettings
 from robustkd.student.distillation import distill
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.teacher.defences.detoxification import detoxify

@@ -15,7 +15,8 @@ from robustkd.attacks import ATTACKS
 from robustkd.benchmark import Cell, load_grid
 from robustkd.benchmark.cells import TEACHER
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.methods import METHODS, DetoxSettings, HardeningSettings
+from robustkd.core.method_settings import DetoxSettings, HardeningSettings
+from robustkd.core.methods import METHODS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GRIDS = sorted(path.stem for path in BENCHMARKS.glob("*.yaml"))

@@ -11,7 +11,7 @@ from robustkd import data, models
 from robustkd.attacks import find
 from robustkd.benchmark import PROTOCOLS, protocol
 from robustkd.core.errors import UsageError
-from robustkd.core.methods import DetoxSettings
+from robustkd.core.method_settings import DetoxSettings
 from robustkd.training.config import TrainingConfig
 
 

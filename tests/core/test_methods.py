@@ -12,16 +12,13 @@ import torch
 
 from robustkd import cli, report
 from robustkd.core.errors import UsageError
+from robustkd.core.method_settings import DetoxOptions, DetoxSettings, HardeningSettings, stated
 from robustkd.core.methods import (
     ALIASES,
     METHODS,
-    DetoxOptions,
-    DetoxSettings,
-    HardeningSettings,
     Method,
     find_method,
     label_of,
-    stated,
 )
 from robustkd.student.families import make_family
 from robustkd.student.hardening import UniversalPerturbations

@@ -17,7 +17,8 @@ import yaml
 import robustkd
 from robustkd import cli, data, models, report
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.methods import METHODS, DetoxSettings, Method
+from robustkd.core.method_settings import DetoxSettings
+from robustkd.core.methods import METHODS, Method
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import run_files, run_folder
 from robustkd.pipeline import student as making

@@ -20,7 +20,8 @@ from robustkd.benchmark.rows import measured_run
 from robustkd.core.environment import environment
 from robustkd.core.errors import UsageError
 from robustkd.core.files import new_folder
-from robustkd.core.methods import DetoxOptions, find_method
+from robustkd.core.method_settings import DetoxOptions
+from robustkd.core.methods import find_method
 from robustkd.core.plain_yaml import parse
 from robustkd.core.types import DataSource, Settings
 from robustkd.report.results import Results

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from robustkd.attacks import find
 from robustkd.benchmark.attacked_teachers import Rehearsal
 from robustkd.core.method_names import NetworkDefence, split_name
-from robustkd.core.methods import DetoxOptions, Method, find_method, stated
+from robustkd.core.method_settings import DetoxOptions, stated
+from robustkd.core.methods import Method, find_method
 from robustkd.core.types import Settings, Split
 from robustkd.student.safeguards import stated_safeguard
 from robustkd.teacher.defences.cleaning import settings_of

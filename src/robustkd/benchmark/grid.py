@@ -28,7 +28,8 @@ from robustkd.benchmark.folder_data import folder_name
 from robustkd.benchmark.grid_methods import method_in_grid
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError, printable
-from robustkd.core.methods import DetoxOptions, find_method
+from robustkd.core.method_settings import DetoxOptions
+from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.core.validation import check_positive
 from robustkd.core.yaml_files import read_yaml

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from robustkd import data
 from robustkd.core.errors import UsageError
-from robustkd.core.methods import DetoxOptions
+from robustkd.core.method_settings import DetoxOptions
 from robustkd.core.types import Settings
 from robustkd.data import InMemory
 from robustkd.training.config import TrainingOptions

@@ -9,7 +9,8 @@ from torch import nn
 
 from robustkd.attacks.adaptive import Cleaned
 from robustkd.attacks.parts.surrogate import fresh
-from robustkd.core.methods import DetoxOptions, DetoxSettings, Method, stated
+from robustkd.core.method_settings import DetoxOptions, DetoxSettings, stated
+from robustkd.core.methods import Method
 from robustkd.core.types import DataSource, Settings
 from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.student import make_student

@@ -18,7 +18,8 @@ from torch import nn
 
 from robustkd import models
 from robustkd.core.method_names import Side
-from robustkd.core.methods import DetoxSettings, Method
+from robustkd.core.method_settings import DetoxSettings
+from robustkd.core.methods import Method
 from robustkd.core.types import Batch, DataSource, Split
 from robustkd.pipeline import detox_objective as perturbing
 from robustkd.pipeline.detox_objective import detox_objective

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from robustkd.core.method_names import NetworkDefence
-from robustkd.core.methods import DetoxOptions, DetoxSettings, Method, stated
+from robustkd.core.method_settings import DetoxOptions, DetoxSettings, stated
+from robustkd.core.methods import Method
 from robustkd.core.types import DataSource
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.detox_objective import detox_objective

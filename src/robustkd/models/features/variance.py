@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustkd.core.methods import Ratio
+from robustkd.core.method_settings import Ratio
 from robustkd.core.types import Features, Labels
 
 ALIVE: Final = 1e-6

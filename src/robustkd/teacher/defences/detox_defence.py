@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from torch import nn
 
-from robustkd.core.methods import DetoxSettings, Ratio
+from robustkd.core.method_settings import DetoxSettings, Ratio
 from robustkd.core.types import DataSource
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.detoxification import detoxify

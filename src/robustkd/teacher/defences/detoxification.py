@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
-from robustkd.core.methods import DetoxOptions, DetoxSettings, Ratio
+from robustkd.core.method_settings import DetoxOptions, DetoxSettings, Ratio
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
 from robustkd.core.validation import check_not_negative, check_positive
@@ -194,8 +194,8 @@ def detoxify(
         precision: Mixed precision while masks and patterns are learned; variances and accuracy
             are measured in full precision.
         seed: Seed of the order and the augmentation of images.
-        settings: Fields of :class:`robustkd.core.methods.DetoxSettings`, such as ``cap`` and
-            ``steps``.
+        settings: Fields of :class:`robustkd.core.method_settings.DetoxSettings`, such as ``cap``
+            and ``steps``.
 
     Returns:
         The detoxified teacher, on the teacher's device, and the record. If no lambda stays within
