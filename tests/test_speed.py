@@ -23,7 +23,7 @@ def speed():
         import speed
 
         yield speed
-    for name in ("speed", "plain_distillation", "torchdistill_distillation"):
+    for name in ("speed", "pacing", "plain_distillation", "torchdistill_distillation"):
         del sys.modules[name]
 
 
