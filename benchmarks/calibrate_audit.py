@@ -35,6 +35,7 @@ from robustkd.core.statistics import wilson
 from robustkd.data import InMemory
 from robustkd.data.augment import named
 from robustkd.evaluation.audit import FULL, QUICK, STATISTICS, Audit, audit, make_references
+from robustkd.evaluation.audit.references import References
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.evaluation.measurement import measure
 from robustkd.models import learning_rate
@@ -75,6 +76,7 @@ _SIZES: dict[str, dict[str, int]] = {
 }
 _PATHS = {"cifar10": "data/cifar10"}
 """Data that are read from a folder of images, as in ``cifar.yaml``."""
+EFFORTS = {"full": FULL, "quick": QUICK}
 _EPOCHS = {"digits": 8, "fashion-mnist": 3, "cifar10": 8}
 _STUDENT_EPOCHS = {"digits": 20, "fashion-mnist": 5, "cifar10": 10}
 _TARGETS = (1, 8, 3, 0, 2, 4, 5, 6, 7, 9)
@@ -121,52 +123,62 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
     if not missing:
         return
     source = load(given.data)
-    efforts = {"full": FULL, "quick": QUICK}
-    references = {kind: make_references(source, effort) for kind, effort in efforts.items()}
+    references = {kind: make_references(source, effort) for kind, effort in EFFORTS.items()}
     for name, seed in missing:
-        started = time.perf_counter()
-        network, trigger, target = trained(name, source, given.arch, seed, _EPOCHS[given.data])
-        if given.student is not None:
-            network = student_of(network, source, given.student, given.arch, seed)
-        seconds = time.perf_counter() - started
-        audits = {
-            kind: audit(
-                network,
-                source,
-                effort=effort,
-                references=references[kind],
-                probe=given.probe,
-                seed=seed,
-            )
-            for kind, effort in efforts.items()
-        }
-        measured = measure(network, source, trigger=trigger, target=target)
-        clean = [
-            measure(each, source, trigger=trigger, target=target).asr
-            for each in references["full"].networks
-            if trigger is not None
-        ]
-        rows.append(
-            {
-                "attack": name,
-                "seed": seed,
-                "arch": given.arch,
-                "student": given.student,
-                "probe": given.probe,
-                "target": None if name == CLEAN else target,
-                "ACC": round(measured.acc.value, 4),
-                "ASR": None if measured.asr is None else round(measured.asr.value, 4),
-                "reference ASR": [round(each.value, 4) for each in clean if each is not None],
-                "training_seconds": round(seconds, 1),
-                **{kind: row_of(each) for kind, each in audits.items()},
-            }
-        )
+        row, audits = audited(source, given, name, seed, references)
+        rows.append(row)
         write_json(file, {"data": given.data, "rows": rows})
         if given.raw is not None:
             raw = {kind: each.record() for kind, each in audits.items()}
             what = given.student or ("probe" if given.probe else "teacher")
             parts = (given.data, given.arch, what, name, str(seed))
             write_json(make_folder(given.raw) / f"{'-'.join(parts)}.json", raw)
+
+
+def audited(
+    source: InMemory,
+    given: argparse.Namespace,
+    name: str,
+    seed: int,
+    references: Mapping[str, References],
+) -> tuple[dict[str, Any], dict[str, Audit]]:
+    """Train one network and audit it; return its row, and the audits by their kind."""
+    started = time.perf_counter()
+    network, trigger, target = trained(name, source, given.arch, seed, _EPOCHS[given.data])
+    if given.student is not None:
+        network = student_of(network, source, given.student, given.arch, seed)
+    seconds = time.perf_counter() - started
+    audits = {
+        kind: audit(
+            network,
+            source,
+            effort=effort,
+            references=references[kind],
+            probe=given.probe,
+            seed=seed,
+        )
+        for kind, effort in EFFORTS.items()
+    }
+    measured = measure(network, source, trigger=trigger, target=target)
+    clean = [
+        measure(each, source, trigger=trigger, target=target).asr
+        for each in references["full"].networks
+        if trigger is not None
+    ]
+    row = {
+        "attack": name,
+        "seed": seed,
+        "arch": given.arch,
+        "student": given.student,
+        "probe": given.probe,
+        "target": None if name == CLEAN else target,
+        "ACC": round(measured.acc.value, 4),
+        "ASR": None if measured.asr is None else round(measured.asr.value, 4),
+        "reference ASR": [round(each.value, 4) for each in clean if each is not None],
+        "training_seconds": round(seconds, 1),
+        **{kind: row_of(each) for kind, each in audits.items()},
+    }
+    return row, audits
 
 
 def load(name: str) -> InMemory:
