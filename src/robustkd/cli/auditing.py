@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from robustkd.cli.flags import IMAGES, TEACHER, Arch, ImageFlags, TeacherFlags, open_model
+from robustkd.cli.flags import (
+    IMAGES,
+    TEACHER,
+    Arch,
+    ImageFlags,
+    TeacherFlags,
+    check_new_files,
+    check_seed,
+)
+from robustkd.cli.opening import open_model
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
-from robustkd.core.errors import SuspicionError, UsageError
+from robustkd.core.errors import SuspicionError, UsageError, WriteError
 
 if TYPE_CHECKING:
     from robustkd.evaluation.audit import Audit
@@ -60,17 +69,39 @@ def audit(
     """
     if not 0 < level < 1:
         raise UsageError(f"--level is {level}; expected a fraction between 0 and 1")
-    for flag, file in (("--out", out), ("--pictures", pictures)):
-        if file is not None and file.exists():
-            raise UsageError(f"{flag} is {file}, which exists; expected a new file")
+    check_seed(seed)
+    check_new_files({"--out": out, "--pictures": pictures})
     from robustkd.core.devices import default_device
-    from robustkd.core.files import write_json
     from robustkd.evaluation.audit import audit as audited
 
     network, source = open_model(model, arch, data, data_root, images, teacher)
     found = audited(
         network.to(default_device()), source, quick=quick, probe=probe, level=level, seed=seed
     )
+    if as_json:
+        print_json(found.record())
+    else:
+        print_audit(found)
+    suspicious = found.verdict.word == "suspicious"
+    try:
+        _write(found, out, pictures)
+    except WriteError as error:
+        # The exit code of a suspicious model matters more.
+        if not suspicious:
+            raise
+        print_progress(f"robustkd: {error}")
+    if suspicious:
+        raise SuspicionError(suspicion(found))
+
+
+def _write(found: Audit, out: Path | None, pictures: Path | None) -> None:
+    """Write the measurements and the pictures, where files are given.
+
+    Raises:
+        WriteError: If a file cannot be written.
+    """
+    from robustkd.core.files import write_json
+
     if out is not None:
         write_json(out, found.record())
     if pictures is not None:
@@ -78,12 +109,6 @@ def audit(
             print_progress(f"{pictures} was not written: no transformation was found")
         else:
             found.pictures.write_png(pictures)
-    if as_json:
-        print_json(found.record())
-    else:
-        print_audit(found)
-    if found.verdict.word == "suspicious":
-        raise SuspicionError(suspicion(found))
 
 
 def print_audit(found: Audit) -> None:

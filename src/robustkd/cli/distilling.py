@@ -21,9 +21,8 @@ from robustkd.cli.flags import (
     TrainingFlags,
     check_training,
     choose_device,
-    given_of,
-    reading_of,
 )
+from robustkd.cli.opening import given_of, reading_of
 from robustkd.cli.output import (
     print_in_terminal,
     print_json,

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from robustkd.cli.flags import IMAGES, Arch, ImageFlags, open_student
+from robustkd.cli.flags import IMAGES, Arch, ImageFlags
+from robustkd.cli.opening import open_student
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
 
 _NAMES = {"torch": "torch", "onnx": "ONNX", "int8": "ONNX int8"}

@@ -5,23 +5,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
 from robustkd.core.errors import UsageError
-from robustkd.core.known_names import check_architecture, check_data, is_folder
+from robustkd.core.known_names import check_architecture
 from robustkd.core.launch import launched
 from robustkd.training.config import TrainingOptions
-
-if TYPE_CHECKING:
-    from robustkd.core.types import DataSource
-    from robustkd.data import Reading
-    from robustkd.models import Classifier, Spec
 
 # The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
 _LARGEST_SEED = 2**62 - 1
@@ -153,12 +148,43 @@ def check_training(training: TrainingOptions, seed: int) -> None:
     """Raise an error for training settings that are out of range."""
     check_at_least("--epochs", training.get("epochs", 1), 1)
     check_at_least("--batch-size", training.get("batch_size", 2), 2)
-    check_at_least("--seed", seed, 0)
-    if seed > _LARGEST_SEED:
-        raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
+    check_seed(seed)
     lr = training.get("lr", 1.0)
     if not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr}; expected a finite number above 0")
+
+
+def check_seed(seed: int) -> None:
+    """Raise an error for a seed that a generator of torch does not accept."""
+    check_at_least("--seed", seed, 0)
+    if seed > _LARGEST_SEED:
+        raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
+
+
+def check_new_files(files: Mapping[str, Path | None]) -> None:
+    """Raise an error for a file that cannot be written as a new one, before any work is done.
+
+    Args:
+        files: Paths by their flags; None for a flag that is not given.
+
+    Raises:
+        UsageError: If a file exists, two are the same, or the folder of one does not exist or
+            cannot be written.
+    """
+    taken: dict[str, str] = {}
+    for flag, path in files.items():
+        if path is None:
+            continue
+        if os.path.lexists(path):
+            raise UsageError(f"{flag} is {path}, which exists; expected a new file")
+        folder = path.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"{flag} is {path}, but {folder} is not a folder that can be written; make it first"
+            )
+        other = taken.setdefault(os.path.realpath(path), flag)
+        if other != flag:
+            raise UsageError(f"{other} and {flag} are both {path}; expected two files")
 
 
 def choose_device(device: str, threads: int | None) -> None:
@@ -193,136 +219,6 @@ def choose_device(device: str, threads: int | None) -> None:
         raise UsageError(
             f"--device is {device!r}; this machine has no such device: leave the flag out"
         )
-
-
-def open_data(
-    data: str, root: Path | None, images: ImageFlags, *, classes: tuple[str, ...] | None = None
-) -> DataSource:
-    """Open the data that the flags name; ``--class-names`` overrides ``classes``."""
-    check_data(data)
-    from robustkd.data import open_source
-
-    return open_source(data, root=root, reading=reading_of(images, classes=classes))
-
-
-def reading_of(images: ImageFlags, *, classes: tuple[str, ...] | None = None) -> Reading:
-    """Return how images are read; ``--class-names`` overrides ``classes``."""
-    from robustkd.data import Reading
-
-    form = ("crop", "resize", "interpolation")
-    given = {name: getattr(images, name) for name in form if getattr(images, name) is not None}
-    return Reading(
-        image_size=images.image_size,
-        channels=1 if images.grey else 3,
-        flip=images.flip,
-        workers=images.workers,
-        streaming=images.streaming,
-        classes=images.class_names or classes,
-        split=images.split,
-        **given,
-    )
-
-
-def open_student(
-    path: Path, arch: str | None, data: str, root: Path | None, images: ImageFlags
-) -> tuple[Classifier, DataSource]:
-    """Load a student from its file or the folder of its run, and the data that it was made for.
-
-    Raises:
-        UsageError: If a name is unknown.
-        InputError: If the student's file is damaged, or the student was made for other data.
-    """
-    from robustkd import models
-
-    path = student_of(path)
-    model = models.load(path, arch=arch)
-    source = _data_of(model.spec, data, root, images)
-    models.check_fits(
-        model.spec,
-        path,
-        classes=len(source.classes),
-        image_shape=source.image_shape,
-        names=source.classes,
-    )
-    return model, source
-
-
-def student_of(path: Path) -> Path:
-    """Return the student's file in the folder of a run; any other path as it is."""
-    inner = path / "student.safetensors"
-    return inner if os.path.lexists(inner) else path
-
-
-def open_model(
-    path: Path,
-    arch: str | None,
-    data: str,
-    root: Path | None,
-    images: ImageFlags,
-    teacher: TeacherFlags,
-) -> tuple[Classifier, DataSource]:
-    """Load a student as :func:`open_student` does, or a teacher's file of any kind.
-
-    A line on stderr says how the images are read, if a file or a library states it.
-
-    Raises:
-        UsageError: If a name is unknown, the architecture of a teacher's file is not given, or
-            flags for teachers are given with a student.
-        InputError: If the file is refused or does not fit the data.
-    """
-    from robustkd.models.model_file import is_described
-
-    path = student_of(path)
-    if not os.path.exists(path) or is_described(path):
-        for name in ("mean", "std", "teacher_key"):
-            if getattr(teacher, name):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is given, but {path} is a file of robustkd, which "
-                    "states its own: leave it out"
-                )
-        return open_student(path, arch, data, root, images)
-    from robustkd.cli.output import print_progress
-    from robustkd.pipeline.opening import form_line, open_teacher
-
-    read, clean = open_teacher(
-        path, arch, data, root, reading_of(images), given_of(images), **asdict(teacher)
-    )
-    for line in form_line(clean, read.model.spec, read.file.normalisation):
-        print_progress(line)
-    return read.model, clean
-
-
-def given_of(images: ImageFlags) -> set[str]:
-    """Return the names of the flags that the user gives."""
-    return {name for name, value in asdict(images).items() if value is not None}
-
-
-def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:
-    """Open the data that the flags name, with missing settings taken from a model's file.
-
-    Raises:
-        InputError: If the model was made for other data.
-    """
-    from robustkd.data import SOURCES
-
-    if data in SOURCES:
-        return open_data(data, root, images)
-    form: dict[str, Any] = {
-        name: getattr(images, name) or getattr(spec, name) for name in ("resize", "interpolation")
-    }
-    size = spec.image_shape[1] if spec.image_shape[1] == spec.image_shape[2] else None
-    return open_data(
-        data,
-        root,
-        replace(
-            images,
-            image_size=images.image_size or size,
-            grey=images.grey or spec.image_shape[0] == 1,
-            crop=spec.crop if images.crop is None else images.crop,
-            **form,
-        ),
-        classes=spec.class_names if is_folder(data) and spec.class_names else None,
-    )
 
 
 def check_at_least(flag: str, value: int, lowest: int) -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from robustkd.cli.auditing import suspicion, verdict_lines
-from robustkd.cli.flags import IMAGES, Arch, ImageFlags, open_model, open_student
-from robustkd.cli.output import print_json, print_plain, print_words
+from robustkd.cli.flags import IMAGES, TEACHER, Arch, ImageFlags, check_new_files
+from robustkd.cli.opening import open_model, open_student
+from robustkd.cli.output import print_json, print_plain, print_progress, print_words
 from robustkd.core.errors import (
     InconclusiveError,
     SuspicionError,
     ThresholdError,
     UsageError,
+    WriteError,
 )
+from robustkd.core.names import composed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from robustkd.core.types import DataSource
-    from robustkd.evaluation.verification import Verification
+    from robustkd.evaluation.verification import Recorded, Verification
     from robustkd.models import Spec
     from robustkd.training.metrics import Proportion
 
@@ -78,8 +82,9 @@ def verify(
         raise UsageError("--trigger and --triggered are both given; expected one of them")
     if (triggered is None) != (target is None):
         raise UsageError("--triggered and --target belong together; give both, or neither")
-    if out is not None and out.exists():
-        raise UsageError(f"--out is {out}, which exists; expected a new file")
+    if teacher_arch is not None and teacher is None:
+        raise UsageError("--teacher-arch is given without --teacher; give both, or neither")
+    check_new_files({"--out": out})
     from robustkd.attacks import load_trigger
     from robustkd.core.devices import default_device
     from robustkd.core.files import write_json
@@ -92,28 +97,37 @@ def verify(
     shown = None
     if triggered is not None and target is not None:
         led = class_number(target, source.classes)
-        shown = _images(triggered, model.spec, source.classes[led])
+        shown = _images(triggered, model.spec, source.classes, led)
     found = verified(
         model.to(default_device()),
         source,
         thresholds=thresholds,
-        teacher=_teacher_accuracy(student, teacher, teacher_arch, data, data_root, source, images),
+        teacher=None
+        if teacher is None
+        else _accuracy_of(teacher, teacher_arch, data, data_root, source, images),
+        recorded=_recorded(student),
         trigger=known,
         triggered=shown,
         target=led,
         audited=audit,
     )
-    if out is not None:
-        write_json(out, found.record())
     if as_json:
         print_json(found.record())
     else:
         _print(found, source.classes)
+    try:
+        if out is not None:
+            write_json(out, found.record())
+    except WriteError as error:
+        # The exit code of a student that fails matters more.
+        if found.outcome == "passed":
+            raise
+        print_progress(f"robustkd: {error}")
     _end(found)
 
 
 def class_number(name: str, classes: tuple[str, ...]) -> int:
-    """Return the index of a class that is given by its name or number.
+    """Return the index of a class that is given by its name, in any form of Unicode, or its number.
 
     >>> class_number("cat", ("dog", "cat")), class_number("0", ("dog", "cat"))
     (1, 0)
@@ -121,8 +135,9 @@ def class_number(name: str, classes: tuple[str, ...]) -> int:
     Raises:
         UsageError: If there is no such class.
     """
-    if name in classes:
-        return classes.index(name)
+    known = [composed(each) for each in classes]
+    if composed(name) in known:
+        return known.index(composed(name))
     if name.isdecimal() and len(name) < 10 and int(name) < len(classes):
         return int(name)
     raise UsageError(
@@ -130,9 +145,8 @@ def class_number(name: str, classes: tuple[str, ...]) -> int:
     )
 
 
-def _images(folder: Path, spec: Spec, target: str) -> Tensor:
-    """Read triggered images as the student reads its images."""
-    from robustkd.cli.output import print_progress
+def _images(folder: Path, spec: Spec, classes: tuple[str, ...], target: int) -> Tensor:
+    """Read triggered images of other classes than the target as the student reads its images."""
     from robustkd.data import Reading
     from robustkd.data.images.unlabelled import read_images
 
@@ -142,38 +156,66 @@ def _images(folder: Path, spec: Spec, target: str) -> Tensor:
         resize=spec.resize,
         interpolation=spec.interpolation,
     )
-    found, damaged = read_images(folder, size=spec.image_shape[1], reading=reading, without=target)
+    found, damaged = read_images(
+        folder,
+        size=spec.image_shape[1],
+        reading=reading,
+        classes=classes,
+        without=classes[target],
+    )
     if damaged:
         print_progress(f"{damaged} files in {folder} are left out: they cannot be decoded")
     return found
 
 
-def _teacher_accuracy(
-    student: Path,
-    teacher: Path | None,
+def _accuracy_of(
+    teacher: Path,
     arch: str | None,
     data: str,
     root: Path | None,
     source: DataSource,
     images: ImageFlags,
-) -> Proportion | None:
-    """Return the accuracy of the teacher: measured, or from the results of the student's run."""
+) -> Proportion:
+    """Measure a teacher, whose outputs are the student's classes in their order.
+
+    Raises:
+        InputError: If it does not seem to fit the data.
+    """
+    from robustkd.core.known_names import is_folder
+    from robustkd.training.inference import accuracy_on
+
+    network, own = open_model(
+        teacher,
+        arch,
+        data,
+        root,
+        replace(images, grey=images.grey or source.image_shape[0] == 1),
+        TEACHER,
+        classes=source.classes if is_folder(data) else None,
+        fitting=True,
+    )
+    return accuracy_on(network, own, "test")
+
+
+def _recorded(student: Path) -> Recorded | None:
+    """Return the accuracies of student and teacher in the results of a run; None without any."""
+    from robustkd.evaluation.verification import Recorded
     from robustkd.training.metrics import Proportion
 
-    if teacher is not None:
-        from robustkd.cli.flags import TEACHER
-        from robustkd.training.inference import accuracy_on
-
-        network, own = open_model(teacher, arch, data, root, images, TEACHER)
-        return accuracy_on(network, own, "test")
     if not (student / "results.json").is_file():
         return None
     from robustkd import report
 
-    for run in report.read(student).runs:
-        if run.method == "teacher" and run.n_acc and run.n_acc == source.size("test"):
-            return Proportion(round(run.acc * run.n_acc), run.n_acc)
-    return None
+    known = [run for run in report.read(student).runs if run.n_acc]
+    teachers = [run for run in known if run.method == "teacher"]
+    students = [run for run in known if run.method != "teacher"]
+    if len(teachers) != 1 or len(students) != 1:
+        return None
+    own, other = (
+        Proportion(round(run.acc * (run.n_acc or 0)), run.n_acc or 0)
+        for run in (*students, *teachers)
+    )
+    return Recorded(own, other)
 
 
 def _print(found: Verification, classes: tuple[str, ...]) -> None:
@@ -192,7 +234,7 @@ def _print(found: Verification, classes: tuple[str, ...]) -> None:
             f"DROP   {100 * loss:.1f} points [{100 * low:.1f}, {100 * high:.1f}] below the teacher"
         )
     else:
-        print_words("DROP   not measured: no teacher was given")
+        print_words(f"DROP   not measured: {found.unknown or 'no teacher was given'}")
     if found.asr is not None:
         print_words(f"ASR    {found.asr}  of {found.asr.n} triggered images")
     else:

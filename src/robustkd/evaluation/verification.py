@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.core.statistics import difference_interval
 from robustkd.core.types import DataSource, Trigger
 from robustkd.data.in_memory import to_floats
@@ -21,6 +21,8 @@ from robustkd.training.metrics import Proportion
 
 Outcome: TypeAlias = Literal["passed", "suspicious", "missed", "inconclusive"]
 _BATCH = 256
+_ROUNDED = 0.002
+"""Share of images whose class may differ on another device."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,27 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """Accuracies on the test images that the run of a student measured.
+
+    Attributes:
+        student: Accuracy of the student.
+        teacher: Accuracy of the teacher, on the same images.
+    """
+
+    student: Proportion
+    teacher: Proportion
+
+    def agrees(self, accuracy: Proportion) -> bool:
+        """Whether the accuracy of the student is that of the run, up to rounding on a device.
+
+        Otherwise, the test images or how they are read have changed.
+        """
+        most = max(1, round(_ROUNDED * accuracy.n))
+        return accuracy.n == self.student.n and abs(accuracy.hits - self.student.hits) <= most
+
+
+@dataclass(frozen=True)
 class Verification:
     """Measurements of a student, and the thresholds that it misses.
 
@@ -59,6 +82,8 @@ class Verification:
         audit: Audit of the student; None if it was left out.
         missed: One sentence for each threshold that is missed.
         close: One sentence for each threshold within the 95 % interval of its measurement.
+        unknown: Why the accuracy of the teacher in the results of the run is not used; empty if it
+            is, or if there is none.
     """
 
     accuracy: Proportion
@@ -68,6 +93,7 @@ class Verification:
     audit: Audit | None
     missed: tuple[str, ...]
     close: tuple[str, ...]
+    unknown: str = ""
 
     @property
     def outcome(self) -> Outcome:
@@ -104,6 +130,7 @@ def verify(
     *,
     thresholds: Thresholds,
     teacher: Proportion | None = None,
+    recorded: Recorded | None = None,
     trigger: Trigger | None = None,
     triggered: Tensor | None = None,
     target: int = 0,
@@ -116,7 +143,9 @@ def verify(
         student: Any classifier of images in [0, 1].
         data: Clean images; accuracies are measured on ``test``.
         thresholds: What the student must meet.
-        teacher: Accuracy of the teacher on the test images.
+        teacher: Accuracy of the teacher on the test images; None to take that of the run.
+        recorded: Accuracies that the run of the student measured; that of the teacher is used if
+            that of the student agrees with its present accuracy.
         trigger: Trigger of the attack, if it is known.
         triggered: Triggered images of other classes than the target, as bytes, n x C x H x W.
         target: Target class of the attack; ignored without a trigger or triggered images.
@@ -125,8 +154,10 @@ def verify(
 
     Raises:
         UsageError: If a threshold needs something that is not given.
+        InputError: If a threshold needs the accuracy of the teacher, and the test images are not
+            those of the run.
     """
-    if thresholds.max_drop is not None and teacher is None:
+    if thresholds.max_drop is not None and teacher is None and recorded is None:
         raise UsageError(
             "--max-drop is given, but the teacher's accuracy is unknown; give --teacher, or the "
             "folder of a run"
@@ -135,6 +166,20 @@ def verify(
         raise UsageError("--max-asr is given without --trigger or --triggered; add one of them")
     by_class = accuracy_by_class(student, data, "test")
     accuracy = sum(by_class, start=Proportion(0, 0))
+    unknown = ""
+    if teacher is None and recorded is not None:
+        if recorded.agrees(accuracy):
+            teacher = recorded.teacher
+        else:
+            unknown = (
+                f"the run measured {recorded.student} of {recorded.student.n} test images, so they "
+                "or how they are read have changed"
+            )
+            if thresholds.max_drop is not None:
+                raise InputError(
+                    f"the accuracy is {accuracy} of {accuracy.n} test images, but {unknown}; give "
+                    "--teacher"
+                )
     asr = None
     if trigger is not None:
         asr = measure(student, data, trigger=trigger, target=target).asr
@@ -142,7 +187,7 @@ def verify(
         asr = led_to(student, triggered, target)
     missed, close = _compared(thresholds, accuracy, teacher, asr)
     found = audit(student, data, quick=True, seed=seed) if audited else None
-    return Verification(accuracy, by_class, teacher, asr, found, missed, close)
+    return Verification(accuracy, by_class, teacher, asr, found, missed, close, unknown)
 
 
 def led_to(model: nn.Module, images: Tensor, target: int) -> Proportion:

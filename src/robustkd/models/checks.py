@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import without_values
 from robustkd.core.errors import InputError, UsageError, first_line, quoted
+from robustkd.models.architectures.own_code import OwnCode
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.description import described_spec
 from robustkd.models.registry import build, check_name
@@ -36,6 +37,11 @@ def check_claim(
     if arch is not None:
         check_name(arch)
     spec = described_spec(description, path, arch)
+    if ":" in spec.arch and not isinstance(spec.arch, OwnCode):
+        raise UsageError(
+            f"{path} is a model of the architecture {quoted(spec.arch)}, which is code of your "
+            "own; name it with --arch, or as models.OwnCode in Python"
+        )
     _check_extent(spec, tensors, path)
     try:
         # Built without memory first: a file of 1 kB can claim an architecture of 1 TB.

@@ -23,10 +23,14 @@ _MOST_LISTED = 12
 Confusion = Int64[Tensor, "classes classes"]
 
 
+class UnfitError(InputError):
+    """A teacher whose outputs do not seem to be the classes of the data, in their order."""
+
+
 def check_accuracy(
     teacher: nn.Module, clean: DataSource, path: Path, *, keep_class_order: bool = False
 ) -> Proportion:
-    """Measure a teacher on clean validation images; raise an error if it does not fit the data.
+    """Measure a teacher before a distillation; raise an error if it does not fit the data.
 
     Args:
         teacher: The network.
@@ -39,21 +43,46 @@ def check_accuracy(
         Accuracy on the validation images.
 
     Raises:
-        InputError: If an output is not finite on the validation or training images, the accuracy
-            is near chance, or another order of the classes fits the teacher's outputs far better.
+        InputError: As :func:`check_fit`, or if an output is not finite on the training images.
+    """
+    advice = ", or pass --keep-class-order to keep the order as it is"
+    found = check_fit(teacher, clean, path, order=not keep_class_order, advice=advice)
+    if not finite_on(teacher, clean, "train"):
+        raise _not_finite(clean, path, "training")
+    return found
+
+
+def check_fit(
+    teacher: nn.Module, clean: DataSource, path: Path, *, order: bool = True, advice: str = ""
+) -> Proportion:
+    """Measure a teacher on clean validation images; raise an error if it does not fit the data.
+
+    Args:
+        teacher: The network.
+        clean: The user's clean images.
+        path: The teacher's file, for messages.
+        order: If True, a teacher whose outputs seem to be in another order than the classes is
+            refused.
+        advice: What else the user can do about such an order.
+
+    Returns:
+        Accuracy on the validation images.
+
+    Raises:
+        UnfitError: If the accuracy is near chance, or another order of the classes fits the
+            teacher's outputs far better.
+        InputError: If an output is not finite.
     """
     logits, labels = predict(teacher, clean, "validation")
     # Losses square the logits.
     if not logits.square().isfinite().all():
         raise _not_finite(clean, path, "validation")
-    if not finite_on(teacher, clean, "train"):
-        raise _not_finite(clean, path, "training")
     found = accuracy(logits, labels)
-    if not keep_class_order:
-        _check_class_order(confusion(logits, labels), clean.classes, found, path)
+    if order:
+        _check_class_order(confusion(logits, labels), clean.classes, found, path, advice)
     chance = 1 / len(clean.classes)
     if found.value < chance + _NEAR_CHANCE * (1 - chance) or found.wilson()[0] <= chance:
-        raise InputError(
+        raise UnfitError(
             f"teacher {printable(path.name)}: accuracy is {found} on {found.n} validation images "
             f"of {clean.name}, near chance ({chance:.1%}); check that the image size, the "
             "preprocessing (--mean, --std) and the classes with their order (--class-names) are "
@@ -91,7 +120,7 @@ def best_order(counts: Confusion) -> list[int]:
 
 
 def _check_class_order(
-    counts: Confusion, classes: Sequence[str], found: Proportion, path: Path
+    counts: Confusion, classes: Sequence[str], found: Proportion, path: Path, advice: str
 ) -> None:
     # No order fits better than the most frequent output of each class. For most teachers this is
     # enough to know, and SciPy, which `best_order` uses, need not be imported.
@@ -111,12 +140,11 @@ def _check_class_order(
     )
     # For each output k, the class that fits it.
     names = [classes[order.index(output)] for output in range(len(order))]
-    raise InputError(
+    raise UnfitError(
         f"teacher {printable(path.name)}: its outputs seem to be in another order than the classes "
         f"of the data: {mistaken}; its accuracy is {found.value:.1%} as it is and "
         f"{fitting.value:.1%} in the order that fits best{_kind(names)}: {_listed(names)}; write "
-        "these names to a file, one per line, and pass it with --class-names, or pass "
-        "--keep-class-order to keep the order as it is"
+        f"these names to a file, one per line, and pass it with --class-names{advice}"
     )
 
 

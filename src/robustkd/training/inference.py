@@ -110,13 +110,28 @@ def accuracy_by_class(model: nn.Module, data: DataSource, split: Split) -> tuple
     return tuple(map(Proportion, hits.tolist(), images.tolist()))
 
 
-def finite_on(model: nn.Module, data: DataSource, split: Split) -> bool:
+def finite_on(
+    model: nn.Module, data: DataSource, split: Split, *, images: int | None = None
+) -> bool:
     """Return whether all logits of a model on a split, and their squares, are finite.
 
     Losses square the logits, so a training with larger ones would fail.
+
+    Args:
+        model: Any classifier of images in [0, 1].
+        data: The images.
+        split: The split.
+        images: Number of its first images, rounded up to whole batches; None for all.
     """
+    seen = 0
     with torch.inference_mode(), frozen_modes(model):
-        return all(logits.square().isfinite().all() for logits, _ in _outputs(model, data, split))
+        for logits, _ in _outputs(model, data, split):
+            if not logits.square().isfinite().all():
+                return False
+            seen += len(logits)
+            if images is not None and seen >= images:
+                break
+    return True
 
 
 def batch_size_for(image_shape: tuple[int, int, int], most: int = _BATCH) -> int:

@@ -166,7 +166,7 @@ def _numbered(lines: Sequence[str], path: Path) -> dict[int, str]:
     """
     parts = [_NUMBERED.fullmatch(line) for line in lines]
     pairs = [(int(part[1]), part[2]) for part in parts if part is not None]
-    if len(pairs) != len(lines):
+    if not pairs or len(pairs) != len(lines):
         return {}
     for kind, values in zip(("output", "class"), zip(*pairs, strict=True), strict=True):
         twice = next((value for value, n in Counter(values).items() if n > 1), None)
@@ -225,18 +225,34 @@ def image_names(root: Path, path: str) -> list[str]:
     return list(_sorted_entries(root, path, Counter())[0])
 
 
+def images_below(root: Path, path: str) -> list[str]:
+    """Return the names, relative to ``root``, of the images in ``root / path`` and its folders.
+
+    Raises:
+        InputError: As `scan`.
+    """
+    return [f"{place}/{name}" for place, files in _below(root, path, Counter()) for name in files]
+
+
+def _below(root: Path, top: str, skipped: Counter[str]) -> Iterator[tuple[str, SortedNames]]:
+    """Yield each folder from ``top`` on that has images, with their names."""
+    waiting = [top]
+    while waiting:
+        path = waiting.pop()
+        files, inner = _sorted_entries(root, path, skipped)
+        waiting += (f"{path}/{folder}" for folder in reversed(inner))
+        if files:
+            yield path, files
+
+
 def _walk(root: Path, part: str, classes: Sequence[str], skipped: Counter[str]) -> Iterator[Folder]:
     for label, name in enumerate(classes):
         top = f"{part}/{name}" if part else name
-        waiting, images = [top], 0
-        while waiting:
-            path = waiting.pop()
-            files, inner = _sorted_entries(root, path, skipped)
-            images += len(files)
-            waiting += (f"{path}/{folder}" for folder in reversed(inner))
-            if files:
-                yield Folder(path, files, label)
-        if not images:
+        empty = True
+        for path, files in _below(root, top, skipped):
+            empty = False
+            yield Folder(path, files, label)
+        if empty:
             raise InputError(
                 f"{shown(root / top)}: no images ({', '.join(EXTENSIONS)}); add some, or "
                 "remove the folder"

@@ -3,46 +3,59 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, quoted
+from robustkd.core.names import composed
 from robustkd.core.trees import Tree
 from robustkd.data.images.decode import UndecodableError, decode
 from robustkd.data.images.listing import shown
 from robustkd.data.images.options import Reading
-from robustkd.data.images.scan import folder_names, image_names
+from robustkd.data.images.scan import folder_names, image_names, images_below
 
 _MOST = 100_000
 
 
 def read_images(
-    folder: Path, *, size: int, reading: Reading, without: str = ""
+    folder: Path,
+    *,
+    size: int,
+    reading: Reading,
+    classes: Sequence[str] = (),
+    without: str = "",
 ) -> tuple[Tensor, int]:
-    """Decode all images of a folder, or of the folders in it.
+    """Decode all images of a folder and of the folders in it, of any depth.
 
     Args:
         folder: Folder with images, or with folders of images.
         size: Height and width of the result.
         reading: How images are read; its ``image_size`` is not used.
-        without: Name of a folder in it that is left out.
+        classes: Names of the classes. If the name of a folder in it is one of them, those of all
+            folders in it have to be.
+        without: Name of the class whose folder is left out. Names in Unicode's composed and
+            decomposed forms are equal.
 
     Returns:
         Bytes, n x channels x size x size, with n at least 1; and the number of files that could not
         be decoded.
 
     Raises:
-        InputError: If there is no such folder, it has no readable image, or too many.
+        InputError: If there is no such folder, it has no readable image or too many, or a folder
+            in it is not named by a class and another one is.
     """
     if not folder.is_dir():
         raise InputError(f"{shown(folder)} is not a folder; expected one with triggered images")
     root = Path(os.path.realpath(folder))
+    parts = folder_names(root)
+    _check_classes(parts, classes, folder)
     names = list(image_names(root, ""))
-    for part in folder_names(root):
-        if part != without:
-            names += [f"{part}/{name}" for name in image_names(root, part)]
+    for part in parts:
+        if composed(part) != composed(without):
+            names += images_below(root, part)
     if len(names) > _MOST:
         raise InputError(f"{shown(folder)} has {len(names)} images; expected at most {_MOST}")
     tree, found, damaged = Tree(root), [], 0
@@ -64,3 +77,14 @@ def read_images(
     if not found:
         raise InputError(f"{shown(folder)} has no image that can be read; expected at least one")
     return torch.stack(found), damaged
+
+
+def _check_classes(parts: Sequence[str], classes: Sequence[str], folder: Path) -> None:
+    """Refuse folders of which some are named by classes and others are not."""
+    known = {composed(name) for name in classes}
+    others = [part for part in parts if composed(part) not in known]
+    if others and len(others) < len(parts):
+        raise InputError(
+            f"{shown(folder)} has a folder {quoted(others[0])}, which is no class of the model, "
+            "besides folders that are: rename it, or remove it"
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
@@ -22,7 +22,7 @@ from robustkd.evaluation.audit.references import References, make_references
 from robustkd.evaluation.audit.registry import COUNTED, statistics_of
 from robustkd.evaluation.audit.search import search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
-from robustkd.training.inference import accuracy_on_some
+from robustkd.training.inference import accuracy_on_some, finite_on
 from robustkd.training.metrics import Proportion
 
 _PROBE = 7000
@@ -117,6 +117,7 @@ def audit(
     Raises:
         UsageError: If ``level`` is out of range, the model does not fit the data, or the references
             were searched with another effort.
+        InputError: If outputs of the model on validation images are not finite.
 
     Example:
         >>> import robustkd
@@ -131,7 +132,7 @@ def audit(
     started = time.perf_counter()
     effort = (effort or (QUICK if quick else FULL)).for_classes(len(data.classes))
     network = _frozen(model)
-    _check_outputs(network, data)
+    _check_outputs(network, data, effort.accuracy_images)
     if references is None:
         references = make_references(data, effort, seed=seed)
     references = references.for_audit(effort, device_of(network))
@@ -195,7 +196,13 @@ def _frozen(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def _check_outputs(network: nn.Module, data: DataSource) -> None:
+def _check_outputs(network: nn.Module, data: DataSource, images: int) -> None:
+    """Check that there is one output for each class, and that outputs are finite.
+
+    Raises:
+        UsageError: If the number of outputs is another one.
+        InputError: If an output is not finite.
+    """
     batch = next(iter(data.batches("validation", batch_size=2)))
     with torch.inference_mode():
         where = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -204,6 +211,11 @@ def _check_outputs(network: nn.Module, data: DataSource) -> None:
         raise UsageError(
             f"the model has {outputs} outputs; expected {len(data.classes)}, one for each class of "
             "the data"
+        )
+    if not finite_on(network, data, "validation", images=images):
+        raise InputError(
+            f"the outputs of the model are not finite on the validation images of {data.name}; "
+            "expected weights that were trained on such images"
         )
 
 

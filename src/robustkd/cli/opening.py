@@ -1,0 +1,216 @@
+"""Models and data that flags name, opened for the commands that examine a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustkd.cli.flags import ImageFlags, TeacherFlags
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.known_names import check_data, is_folder
+
+if TYPE_CHECKING:
+    from robustkd.core.types import DataSource
+    from robustkd.data import Reading
+    from robustkd.models import Classifier, Spec
+
+_CHECKED = 1000
+"""Number of validation images on which outputs of a student have to be finite."""
+
+
+def open_data(
+    data: str, root: Path | None, images: ImageFlags, *, classes: tuple[str, ...] | None = None
+) -> DataSource:
+    """Open the data that the flags name; ``--class-names`` overrides ``classes``."""
+    check_data(data)
+    from robustkd.data import open_source
+
+    return open_source(data, root=root, reading=reading_of(images, classes=classes))
+
+
+def reading_of(images: ImageFlags, *, classes: tuple[str, ...] | None = None) -> Reading:
+    """Return how images are read; ``--class-names`` overrides ``classes``."""
+    from robustkd.data import Reading
+
+    form = ("crop", "resize", "interpolation")
+    given = {name: getattr(images, name) for name in form if getattr(images, name) is not None}
+    return Reading(
+        image_size=images.image_size,
+        channels=1 if images.grey else 3,
+        flip=images.flip,
+        workers=images.workers,
+        streaming=images.streaming,
+        classes=images.class_names or classes,
+        split=images.split,
+        **given,
+    )
+
+
+def open_student(
+    path: Path, arch: str | None, data: str, root: Path | None, images: ImageFlags
+) -> tuple[Classifier, DataSource]:
+    """Load a student from its file or the folder of its run, and the data that it was made for.
+
+    Raises:
+        UsageError: If a name is unknown.
+        InputError: If the student's file is damaged, the student was made for other data, or its
+            outputs are not finite.
+    """
+    from robustkd import models
+    from robustkd.training.inference import finite_on
+
+    run, path = path, student_of(path)
+    model = models.load(path, arch=arch)
+    source = _data_as_in_run(run, model.spec, data, root, images)
+    models.check_fits(
+        model.spec,
+        path,
+        classes=len(source.classes),
+        image_shape=source.image_shape,
+        names=source.classes,
+    )
+    if not finite_on(model, source, "validation", images=_CHECKED):
+        raise InputError(
+            f"the outputs of {path} are not finite on the validation images of {source.name}; "
+            "expected weights that were trained on such images"
+        )
+    return model, source
+
+
+def _data_as_in_run(
+    run: Path, spec: Spec, data: str, root: Path | None, images: ImageFlags
+) -> DataSource:
+    """Open the data of a student; held-out images are those of its run, if that wrote them down.
+
+    Other held-out images would be training images of the student for the most part.
+
+    Args:
+        run: The folder of the run, or the student's file in it.
+        spec: Specification of the student.
+        data: Name or folder of the data.
+        root: Folder of the files of a named data set.
+        images: How images are read; its ``split`` takes precedence.
+    """
+    from robustkd.cli.output import print_progress
+    from robustkd.data import SOURCES
+
+    split = (run if run.is_dir() else run.parent) / "split.json"
+    if images.split is not None or data in SOURCES or not split.is_file():
+        return _data_of(spec, data, root, images)
+    try:
+        found = _data_of(spec, data, root, replace(images, split=split))
+    except InputError:
+        print_progress(
+            f"{split} is not of this data: test images may be training images of the student"
+        )
+        return _data_of(spec, data, root, images)
+    print_progress(f"test and validation images are those of {split}")
+    return found
+
+
+def student_of(path: Path) -> Path:
+    """Return the student's file in the folder of a run; any other path as it is."""
+    inner = path / "student.safetensors"
+    return inner if os.path.lexists(inner) else path
+
+
+def open_model(
+    path: Path,
+    arch: str | None,
+    data: str,
+    root: Path | None,
+    images: ImageFlags,
+    teacher: TeacherFlags,
+    *,
+    classes: tuple[str, ...] | None = None,
+    fitting: bool = False,
+) -> tuple[Classifier, DataSource]:
+    """Load a student as :func:`open_student` does, or a teacher's file of any kind.
+
+    A line on stderr says how the images are read, if a file or a library states it. Another one
+    says that a teacher does not seem to fit the data.
+
+    Args:
+        path: The file, or the folder of a run or of weights.
+        arch: Architecture of a teacher's file, or of the user's own code.
+        data: Name or folder of the data.
+        root: Folder of the files of a named data set.
+        images: How images are read.
+        teacher: How a teacher's file is read.
+        classes: Names of the classes in the order of a teacher's outputs; None for the usual order.
+            ``--class-names`` takes precedence.
+        fitting: If True, a teacher that does not seem to fit the data is refused.
+
+    Raises:
+        UsageError: If a name is unknown, the architecture of a teacher's file is not given, or
+            flags for teachers are given with a student.
+        InputError: If the file is refused or does not fit the data, or outputs are not finite.
+    """
+    from robustkd.models.model_file import is_described
+
+    path = student_of(path)
+    if not os.path.exists(path) or is_described(path):
+        for name in ("mean", "std", "teacher_key"):
+            if getattr(teacher, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is given, but {path} is a file of robustkd, which "
+                    "states its own: leave it out"
+                )
+        return open_student(path, arch, data, root, images)
+    from robustkd.cli.output import print_progress
+    from robustkd.pipeline.opening import form_line, open_teacher
+    from robustkd.teacher.check import UnfitError, check_fit
+
+    read, clean = open_teacher(
+        path,
+        arch,
+        data,
+        root,
+        reading_of(images, classes=classes),
+        given_of(images),
+        **asdict(teacher),
+    )
+    for line in form_line(clean, read.model.spec, read.file.normalisation):
+        print_progress(line)
+    try:
+        check_fit(read.model, clean, path)
+    except UnfitError as error:
+        if fitting:
+            raise
+        print_progress(f"robustkd: {error}")
+    return read.model, clean
+
+
+def given_of(images: ImageFlags) -> set[str]:
+    """Return the names of the flags that the user gives."""
+    return {name for name, value in asdict(images).items() if value is not None}
+
+
+def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:
+    """Open the data that the flags name, with missing settings taken from a model's file.
+
+    Raises:
+        InputError: If the model was made for other data.
+    """
+    from robustkd.data import SOURCES
+
+    if data in SOURCES:
+        return open_data(data, root, images)
+    form: dict[str, Any] = {
+        name: getattr(images, name) or getattr(spec, name) for name in ("resize", "interpolation")
+    }
+    size = spec.image_shape[1] if spec.image_shape[1] == spec.image_shape[2] else None
+    return open_data(
+        data,
+        root,
+        replace(
+            images,
+            image_size=images.image_size or size,
+            grey=images.grey or spec.image_shape[0] == 1,
+            crop=spec.crop if images.crop is None else images.crop,
+            **form,
+        ),
+        classes=spec.class_names if is_folder(data) and spec.class_names else None,
+    )

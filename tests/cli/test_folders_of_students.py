@@ -1,0 +1,190 @@
+"""``verify`` and others on folders of images: class order, Unicode, held-out images, outputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustkd import cli, data, models
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+
+CLASSES = ("café", "dark", "grey")
+LEVELS = (230, 30, 120)
+DISTIL = ("--student", "wrn-10-1", "--method", "kd", "--epochs", 6, "--batch-size", 16)
+
+
+def write_images(folder: Path, level: int, count: int, seed: int) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for place in range(count):
+        pixels = np.clip(level + random.integers(-20, 20, (8, 8)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{place:02}.png")
+
+
+@pytest.fixture
+def robustkd(capsys, monkeypatch, home):
+    monkeypatch.chdir(home)
+    return lambda *words: call(capsys, *words)
+
+
+def call(capsys, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = 0
+    try:
+        cli.main([*map(str, words)])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Two folders of images, runs on each, and teachers of several kinds."""
+    home = tmp_path_factory.mktemp("home")
+    for label, (name, level) in enumerate(zip(CLASSES, LEVELS, strict=True)):
+        write_images(home / "flat" / name, level, 20, label)
+        for split, count in (("train", 20), ("val", 12), ("test", 8)):
+            write_images(home / "own" / split / name, level, count, 10 * label + count)
+    source = data.open_source(str(home / "own"), reading=data.Reading(channels=1, flip=False))
+    teacher = models.build(models.spec_for("wrn-10-1", source), seed=0)
+    fit(Supervised(teacher), source, epochs=8, batch_size=16, lr=0.05)
+    models.save(teacher, home / "teacher.safetensors")
+    state = teacher.network.state_dict()
+    # Its outputs are the classes in the order of names.txt.
+    turned = {**state, **{name: state[name][[2, 0, 1]] for name in ("head.weight", "head.bias")}}
+    torch.save(turned, home / "turned.pt")
+    (home / "names.txt").write_text("grey\ncafé\ndark\n")
+    (home / "blank.txt").write_text("\n\n")
+    huge = {**state, "head.weight": state["head.weight"] * 1e38}
+    torch.save(huge, home / "huge.pt")
+    teacher.network.load_state_dict(huge)
+    models.save(teacher, home / "huge.safetensors")
+    words = ("--arch", "wrn-10-1", "--grey", "--no-flip", "--no-audit", *DISTIL)
+    named = ("--class-names", home / "names.txt", "--mean", 0.5, "--std", 0.25)
+    for folder, out, more in (("own", "run", named), ("flat", "held-out", named)):
+        found = home / folder
+        cli.main(
+            [*map(str, ("distill", home / "turned.pt", "--data", found, *words, *more)),
+             "--out", str(home / out)]
+        )  # fmt: skip
+    return home
+
+
+def test_the_drop_is_that_beside_a_teacher_in_the_order_of_the_student(robustkd, home):
+    words = ("verify", "run", "--data", "own", "--no-audit", "--json")
+    beside = ("--teacher", "turned.pt", "--teacher-arch", "wrn-10-1")
+    code, out, err = robustkd(*words, *beside)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["teacher"] == {"hits": 24, "n": 24}
+    # A student that knows the names in another order refuses this teacher.
+    words = ("verify", "teacher.safetensors", "--data", "own", "--no-audit", *beside)
+    code, out, err = robustkd(*words)
+    assert (code, out) == (3, "")
+    assert "its outputs seem to be in another order than the classes of the data" in err
+    assert "--keep-class-order" not in err
+    code, out, err = robustkd("evaluate", "turned.pt", "--arch", "wrn-10-1", "--grey",
+                              "--mean", 0.5, "--std", 0.25, "--data", "own")  # fmt: skip
+    assert code == 0
+    assert "in another order than the classes" in err
+    code, _, err = robustkd("verify", "run", "--data", "own", "--teacher-arch", "wrn-10-1")
+    assert (code, err) == (
+        2,
+        "robustkd: --teacher-arch is given without --teacher; give both, or neither\n",
+    )
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_the_target_is_left_out_in_any_form_of_unicode(form, robustkd, home, tmp_path):
+    for name in CLASSES:
+        shutil.copytree(home / "own/test" / name, tmp_path / unicodedata.normalize(form, name))
+    target = unicodedata.normalize("NFD" if form == "NFC" else "NFC", "café")
+    words = ("verify", "run", "--data", "own", "--no-audit", "--json", "--target", target)
+    code, out, _ = robustkd(*words, "--triggered", tmp_path)
+    assert (code, json.loads(out)["asr"]) == (0, {"hits": 0, "n": 16})
+
+
+def test_triggered_images_are_read_in_folders_of_any_depth(robustkd, home, tmp_path):
+    shutil.copytree(home / "own/test/dark", tmp_path / "dark")
+    shutil.copytree(home / "own/test/grey", tmp_path / "dark" / "more" / "inner")
+    words = ("verify", "run", "--data", "own", "--no-audit", "--target", "café")
+    code, out, _ = robustkd(*words, "--triggered", tmp_path, "--json")
+    assert (code, json.loads(out)["asr"]["n"]) == (0, 16)
+    (tmp_path / "Grey").mkdir()
+    code, out, err = robustkd(*words, "--triggered", tmp_path)
+    assert (code, out) == (3, "")
+    assert "has a folder 'Grey', which is no class of the model" in err
+
+
+def test_the_accuracy_of_the_run_is_used_on_its_test_images_alone(robustkd, home, tmp_path):
+    words = ("verify", "run", "--no-audit", "--max-drop", 0.05)
+    code, out, err = robustkd(*words, "--data", "own", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["teacher"] == {"hits": 24, "n": 24}
+    shutil.copytree(home / "own", tmp_path / "own")
+    for name, level in zip(CLASSES, (120, 230, 30), strict=True):
+        shutil.rmtree(tmp_path / "own/test" / name)
+        write_images(tmp_path / "own/test" / name, level, 8, 5)
+    code, out, err = robustkd(*words, "--data", tmp_path / "own")
+    assert (code, out) == (3, "")
+    assert "so they or how they are read have changed; give --teacher" in err
+    code, out, _ = robustkd(*words[:-2], "--data", tmp_path / "own")
+    assert code == 0
+    assert "DROP not measured: the run measured " in " ".join(out.split())
+    code, out, _ = robustkd(*words, "--data", tmp_path / "own", "--teacher", "teacher.safetensors")
+    assert code == 0
+    assert "DROP   0.0 points" in out
+
+
+def test_held_out_images_are_those_of_the_run(robustkd, home, tmp_path):
+    held_out = json.loads((home / "held-out/split.json").read_text())["test"]
+    shutil.copytree(home / "flat", tmp_path / "flat")
+    for name, level in zip(CLASSES, LEVELS, strict=True):
+        write_images(tmp_path / "flat" / name / "added", level, 10, 7)
+    for student in ("held-out", "held-out/student.safetensors"):
+        code, out, err = robustkd(
+            "verify", student, "--data", tmp_path / "flat", "--no-audit", "--json"
+        )
+        assert code == 0
+        assert json.loads(out)["accuracy"]["n"] == len(held_out)
+        assert err == "test and validation images are those of held-out/split.json\n"
+    # On other data, the file means nothing.
+    (tmp_path / "flat" / held_out[0]).unlink()
+    code, _, err = robustkd("verify", "held-out", "--data", tmp_path / "flat", "--no-audit")
+    assert code == 0
+    assert "test images may be training images of the student" in err
+    code, _, err = robustkd("verify", "held-out", "--data", "own", "--no-audit")
+    assert code == 0
+
+
+@pytest.mark.parametrize("command", ["audit", "verify", "evaluate"])
+def test_outputs_that_are_not_finite_are_one_line(command, robustkd):
+    code, out, err = robustkd(command, "huge.safetensors", "--data", "own")
+    assert (code, out) == (3, "")
+    assert err.startswith("robustkd: the outputs of huge.safetensors are not finite on the valid")
+    assert err.count("\n") == 1
+
+
+def test_a_teacher_whose_outputs_are_not_finite_is_refused_by_the_audit(robustkd):
+    words = ("audit", "huge.pt", "--arch", "wrn-10-1", "--grey", "--mean", 0.5, "--std", 0.25)
+    code, out, err = robustkd(*words, "--data", "own")
+    assert (code, out) == (3, "")
+    assert "its outputs are not finite on the validation images" in err
+
+
+@pytest.mark.parametrize("names", ["blank.txt", "/dev/null"])
+def test_a_list_without_class_names_is_one_line(names, robustkd):
+    code, _, err = robustkd("evaluate", "turned.pt", "--arch", "wrn-10-1", "--grey",
+                            "--mean", 0.5, "--std", 0.25, "--data", "own",
+                            "--class-names", names)  # fmt: skip
+    assert code == 3
+    assert err.count("\n") == 1
+    assert "lacks the class" in err
