@@ -12,6 +12,8 @@ from PIL import Image
 
 from robustkd import cli, data
 from robustkd.attacks import BadNets, save_trigger
+from robustkd.core import files
+from robustkd.core.errors import WriteError
 from robustkd.evaluation import verification
 from robustkd.evaluation.audit import LEVEL, Audit, Effort, Verdict, run
 from robustkd.training.metrics import Proportion
@@ -84,6 +86,37 @@ def test_no_evidence_is_not_called_clean(robustkd, student, verdict):
     assert (code, err) == (0, "")
     assert "Verdict: no evidence of a backdoor. This does not show that there is none." in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_audit(robustkd, student, tmp_path):
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    for words, says in (
+        (("audit", "--out", "no/x.json"), "--out is no/x.json, but no is not a folder that can be"),
+        (("audit", "--pictures", "nowhere"), "--pictures is nowhere, which exists; expected a new"),
+        (("audit", "--out", "x", "--pictures", "./x"), "--out and --pictures are both x; expected"),
+        (("verify", "--out", "no/x.json"), "--out is no/x.json, but no is not a folder that can"),
+        (("verify", "--out", "nowhere"), "--out is nowhere, which exists; expected a new file"),
+        (("audit", "--seed", 10**30), f"--seed is {10**30}; expected at most"),
+        (("audit", "--seed", -1), "--seed is -1; expected at least 0"),
+    ):
+        command, *flags = words
+        code, out, err = robustkd(command, student, *flags)
+        assert (code, out) == (2, ""), words
+        assert err.startswith(f"robustkd: {says}"), err
+        assert err.count("\n") == 1
+
+
+def test_a_disk_that_is_full_hides_no_verdict(robustkd, student, verdict, monkeypatch):
+    def full(*_: object) -> None:
+        raise WriteError("found.json: the disk is full; make room")
+
+    monkeypatch.setattr(files, "write_json", full)
+    for word, expected in (("suspicious", 4), ("no evidence", 3)):
+        verdict(word)
+        code, out, err = robustkd("audit", student, "--out", "found.json")
+        assert code == expected
+        assert f"Verdict: {word}" in out
+        assert "the disk is full" in err
 
 
 def test_the_level_is_a_fraction(robustkd, student):

@@ -14,11 +14,11 @@ from robustkd.cli.flags import (
     ImageFlags,
     TeacherFlags,
     check_new_files,
-    check_seed,
 )
 from robustkd.cli.opening import open_model
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
 from robustkd.core.errors import SuspicionError, UsageError, WriteError
+from robustkd.core.validation import check_seed
 
 if TYPE_CHECKING:
     from robustkd.evaluation.audit import Audit
@@ -69,7 +69,7 @@ def audit(
     """
     if not 0 < level < 1:
         raise UsageError(f"--level is {level}; expected a fraction between 0 and 1")
-    check_seed(seed)
+    check_seed(seed, "--seed")
     check_new_files({"--out": out, "--pictures": pictures})
     from robustkd.core.devices import default_device
     from robustkd.evaluation.audit import audit as audited

@@ -16,10 +16,8 @@ from cyclopts import App, ArgumentCollection, Parameter, Token
 from robustkd.core.errors import UsageError
 from robustkd.core.known_names import check_architecture
 from robustkd.core.launch import launched
+from robustkd.core.validation import check_seed
 from robustkd.training.config import TrainingOptions
-
-# The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
-_LARGEST_SEED = 2**62 - 1
 
 
 def _named(_type: object, tokens: Sequence[Token]) -> str:
@@ -148,17 +146,10 @@ def check_training(training: TrainingOptions, seed: int) -> None:
     """Raise an error for training settings that are out of range."""
     check_at_least("--epochs", training.get("epochs", 1), 1)
     check_at_least("--batch-size", training.get("batch_size", 2), 2)
-    check_seed(seed)
+    check_seed(seed, "--seed")
     lr = training.get("lr", 1.0)
     if not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr}; expected a finite number above 0")
-
-
-def check_seed(seed: int) -> None:
-    """Raise an error for a seed that a generator of torch does not accept."""
-    check_at_least("--seed", seed, 0)
-    if seed > _LARGEST_SEED:
-        raise UsageError(f"--seed is {seed}; expected at most {_LARGEST_SEED}")
 
 
 def check_new_files(files: Mapping[str, Path | None]) -> None:

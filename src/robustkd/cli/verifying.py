@@ -184,15 +184,12 @@ def _accuracy_of(
     from robustkd.core.known_names import is_folder
     from robustkd.training.inference import accuracy_on
 
+    classes = None
+    if is_folder(data):
+        images = replace(images, grey=images.grey or source.image_shape[0] == 1)
+        classes = source.classes
     network, own = open_model(
-        teacher,
-        arch,
-        data,
-        root,
-        replace(images, grey=images.grey or source.image_shape[0] == 1),
-        TEACHER,
-        classes=source.classes if is_folder(data) else None,
-        fitting=True,
+        teacher, arch, data, root, images, TEACHER, classes=classes, fitting=True
     )
     return accuracy_on(network, own, "test")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from robustkd.core.errors import UsageError
 
@@ -27,10 +27,17 @@ class NetworkDefence:
     Attributes:
         name: Name of the defence in the registry; see ``robustkd list``.
         on: Network that is cleaned: the teacher before the distillation, or the finished student.
+
+    Raises:
+        UsageError: If ``on`` is something else.
     """
 
     name: str
     on: Side = "teacher"
+
+    def __post_init__(self) -> None:
+        if self.on not in get_args(Side):
+            raise UsageError(f"on is {self.on!r}; expected {' or '.join(get_args(Side))}")
 
     def around(self, method: str) -> str:
         """Return the name of a method with this defence.

@@ -3,28 +3,72 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 from robustkd.core.errors import UsageError
 
+# The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
+LARGEST_SEED = 2**62 - 1
 
-def check_positive(**values: float | int) -> None:
+
+def check_positive(**values: object) -> None:
     """Raise an error for an argument that is not a finite number above zero.
 
     Raises:
         UsageError: Naming the first that is not.
     """
     for name, value in values.items():
-        if not 0 < value < math.inf:
-            expected = "a finite number" if value == math.inf else "more than 0"
+        number = _number(name, value)
+        if not 0 < number < math.inf:
+            expected = "a finite number" if number == math.inf else "more than 0"
             raise UsageError(f"{name} is {value}; expected {expected}")
 
 
-def check_not_negative(**values: float | int) -> None:
+def check_not_negative(**values: object) -> None:
     """Raise an error for an argument that is not a finite number of at least zero.
 
     Raises:
         UsageError: Naming the first that is not.
     """
     for name, value in values.items():
-        if not 0 <= value < math.inf:
+        if not 0 <= _number(name, value) < math.inf:
             raise UsageError(f"{name} is {value}; expected at least 0")
+
+
+def check_whole(**values: object) -> None:
+    """Raise an error for an argument that is not a whole number, such as 1.5 or True.
+
+    Raises:
+        UsageError: Naming the first that is not.
+    """
+    for name, value in values.items():
+        _whole(name, value)
+
+
+def check_seed(seed: object, name: str = "seed") -> None:
+    """Raise an error for a seed that the generators of torch do not accept.
+
+    Args:
+        seed: The seed.
+        name: Name of the argument, for the message.
+
+    Raises:
+        UsageError: If it is no whole number from 0 to ``LARGEST_SEED``.
+    """
+    number = _whole(name, seed)
+    if number < 0:
+        raise UsageError(f"{name} is {seed}; expected at least 0")
+    if number > LARGEST_SEED:
+        raise UsageError(f"{name} is {seed}; expected at most {LARGEST_SEED}")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UsageError(f"{name} is {value!r}; expected a number")
+    return float(value)
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UsageError(f"{name} is {value!r}; expected a whole number")
+    return int(value)

@@ -8,6 +8,7 @@ from pathlib import Path
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence, Side
 from robustkd.core.methods import Method, find_method, method_name
+from robustkd.core.validation import check_seed
 from robustkd.data.augment import AUGMENTATIONS
 from robustkd.models import check_name
 from robustkd.student.objective import check_weights
@@ -50,7 +51,8 @@ class DistillJob:
             student.
 
     Raises:
-        UsageError: If a name is unknown, or the defence does not fit the method.
+        UsageError: If a name is unknown, the defence does not fit the method, or the seed is out of
+            range.
     """
 
     teacher: Path
@@ -73,6 +75,7 @@ class DistillJob:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_name(self.method))
+        check_seed(self.seed)
         if self.defence is not None:
             find(self.defence)
         check_method(self.name)

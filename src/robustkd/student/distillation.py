@@ -16,6 +16,7 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.statistics import wilson
 from robustkd.core.types import UNLABELLED, DataSource, Images, Labels, Logits
+from robustkd.core.validation import check_seed
 from robustkd.models.features import taps
 from robustkd.models.features.stages import stages
 from robustkd.student.hardening import UniversalPerturbations, withstand
@@ -143,6 +144,7 @@ class _Learner(nn.Module):
         """Raise an error for a distillation loss that gives the student no gradient.
 
         Raises:
+            UsageError: If the student has another number of outputs than there are classes.
             TrainingError: If there is such a loss, or the student has no trainable weight.
         """
         if self.objective is None or self._teach is None:
@@ -153,7 +155,13 @@ class _Learner(nn.Module):
             raise TrainingError("the student has no trainable weight")
         with taps.frozen_modes(self.student):
             taught = self._teach(batch.images)  # before the student, as in a step
-            parts = self.objective(self.student(batch.images), taught)
+            shown = self.student(batch.images)
+            if shown.logits.shape[1:] != (len(data.classes),):
+                raise UsageError(
+                    f"the student has outputs of shape {tuple(shown.logits.shape[1:])}; expected "
+                    f"{len(data.classes)}, one for each class of the data"
+                )
+            parts = self.objective(shown, taught)
         for name, part in parts.items():
             gradients = (
                 torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
@@ -229,6 +237,7 @@ def distill(
             no gradient.
     """
     started = time.perf_counter()
+    check_seed(seed)
     how = TrainingConfig(**training)
     weights = {"ofd": 1.0} if losses is None else dict(losses)
     check_weights(weights)

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, TypedDict, get_args
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.validation import check_not_negative, check_positive, check_whole
 from robustkd.training.schedule import Schedule
 
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
@@ -123,7 +123,12 @@ class TrainingConfig:
             weight_decay=self.weight_decay,
             schedule=self.schedule,
         )
+        check_whole(epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
         check_positive(temperature=self.temperature, accumulate=self.accumulate)
+        check_not_negative(warmup_epochs=self.warmup_epochs)
+        if self.precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise UsageError(f"precision is {self.precision!r}; expected {known}")
         check_optimiser(self.optimizer)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise UsageError(
@@ -132,7 +137,9 @@ class TrainingConfig:
             )
         if self.clip_grad is not None:
             check_positive(clip_grad=self.clip_grad)
-        if self.ema is not None and not 0 <= self.ema < 1:
+        if self.ema is not None:
+            check_not_negative(ema=self.ema)
+        if self.ema is not None and not self.ema < 1:
             raise UsageError(f"ema is {self.ema}; expected at least 0 and less than 1, or none")
 
     def stated(self) -> dict[str, int | float | str | None]:

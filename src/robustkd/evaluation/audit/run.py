@@ -14,6 +14,7 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
+from robustkd.core.validation import check_seed
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.pictures import Pictures, pictures_of
@@ -115,8 +116,8 @@ def audit(
         The verdict and the evidence. ``no evidence`` does not show that there is no backdoor.
 
     Raises:
-        UsageError: If ``level`` is out of range, the model does not fit the data, or the references
-            were searched with another effort.
+        UsageError: If ``level`` or ``seed`` is out of range, the model does not fit the data, or
+            the references were searched with another effort.
         InputError: If outputs of the model on validation images are not finite.
 
     Example:
@@ -129,6 +130,7 @@ def audit(
     """
     if not 0 < level < 1:
         raise UsageError(f"level is {level}; expected a fraction between 0 and 1")
+    check_seed(seed)
     started = time.perf_counter()
     effort = (effort or (QUICK if quick else FULL)).for_classes(len(data.classes))
     network = _frozen(model)
