@@ -38,9 +38,9 @@ def check_claim(
         check_name(arch)
     spec = described_spec(description, path, arch)
     if ":" in spec.arch and not isinstance(spec.arch, OwnCode):
-        raise UsageError(
-            f"{path} is a model of the architecture {quoted(spec.arch)}, which is code of your "
-            "own; name it with --arch, or as models.OwnCode in Python"
+        raise InputError(
+            f"{path} says that its architecture is {quoted(spec.arch)}, which is code; if it is "
+            "your own, name it with --arch, or as models.OwnCode in Python"
         )
     _check_extent(spec, tensors, path)
     try:

@@ -14,10 +14,12 @@ import re
 import sys
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
 
+_FEW = 2
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -45,7 +47,8 @@ class OwnCode(str):
         """Import and call the function.
 
         Raises:
-            UsageError: If it cannot be imported or called, or does not return an ``nn.Module``.
+            UsageError: If it cannot be imported or called, or does not return an ``nn.Module`` that
+                maps images to logits.
         """
         make = self._find()
         takes = inspect.signature(make).parameters
@@ -57,7 +60,33 @@ class OwnCode(str):
             raise UsageError(f"{self} cannot be called with num_classes=: {error}") from error
         if not isinstance(network, nn.Module):
             raise UsageError(f"{self} returns {type(network).__name__}; expected an nn.Module")
+        self._check_outputs(network, classes, image_shape)
         return network
+
+    def _check_outputs(
+        self, network: nn.Module, classes: int, image_shape: tuple[int, int, int]
+    ) -> None:
+        """Raise an error for a network that returns something else than logits."""
+        modes = {module: module.training for module in network.modules()}
+        try:
+            where = next((each.device for each in network.parameters()), None)
+            with torch.no_grad():
+                found = network.eval()(torch.zeros(_FEW, *image_shape, device=where))
+        except Exception:  # with other images, or on another device, it may work
+            return
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        if not isinstance(found, Tensor):
+            raise UsageError(
+                f"the network of {self} returns {type(found).__name__}; expected a tensor of "
+                "logits, N x classes"
+            )
+        if found.shape != (_FEW, classes):
+            raise UsageError(
+                f"the network of {self} maps {_FEW} images to a tensor of shape "
+                f"{tuple(found.shape)}; expected logits of shape {(_FEW, classes)}"
+            )
 
     def _find(self) -> Callable[..., object]:
         module, _, path = self.partition(":")
