@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from robustkd.core.errors import InputError, UsageError
-from robustkd.report import write_html, write_model_card, write_report, write_summary
+from robustkd.report import read, write_html, write_model_card, write_report, write_summary
+from robustkd.report.command import repeating
 
 from .conftest import make_run
 
@@ -102,6 +103,20 @@ def test_the_card_of_an_attack_warns(write):
         "--set.rate 0.1 --out repeated"
     )
     assert f"```sh\n{command}\n```" in text
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"data": None}, {"data": ["a"]}, {"data": "digits", "seeds": None}]
+)
+def test_a_demo_without_its_settings_has_no_command(write, config):
+    folder = write(config={"seeds": 3, "detoxing": {}, **config})
+    assert repeating(read(folder), folder) == ""
+    write_report(folder)
+
+
+def test_a_demo_is_repeated_with_its_data_and_seeds(write):
+    folder = write(config={"seeds": 3, "detoxing": {}, "data": "digits"})
+    assert repeating(read(folder), folder) == "robustkd demo --data digits --seeds 3"
 
 
 FLAGS = {

@@ -35,8 +35,10 @@ def repeating(results: Results, folder: Path, *, private: bool = False) -> str:
     """
     kind = kind_of(results)
     if kind == "demo":
-        demo = {"data": results.config["data"], "seeds": results.config["seeds"]}
-        return _line("demo", demo, private=private)
+        data, seeds = (results.config.get(name) for name in ("data", "seeds"))
+        if not isinstance(data, str) or not isinstance(seeds, int):
+            return ""
+        return _line("demo", {"data": data, "seeds": seeds}, private=private)
     if kind == "attack":
         return _attack(results, private=private)
     if kind == "distill" and os.path.lexists(folder / _CONFIG):
