@@ -143,7 +143,7 @@ def test_the_command_repeats_the_run_and_the_card_names_no_folder(write):
         "0.4 --no-flip --grey --class-names '/x/$(id).txt' --out repeated"
     )
     card = write_model_card(folder).read_text(encoding="utf-8")
-    assert "robustkd distill 'my teacher.pt' --data images --arch wrn-10-2" in card
+    assert "robustkd distill 'my teacher.pt' --data ./images --arch wrn-10-2" in card
     assert "/home" not in card
     assert "/data" not in card
 

@@ -161,6 +161,7 @@ def attack_to_folder(
     target: int,
     seed: int,
     settings: Mapping[str, str | int | float],
+    flags: Mapping[str, object] | None = None,
 ) -> Results:
     """Write a new folder with teacher, trigger and ``results.json``.
 
@@ -175,6 +176,8 @@ def attack_to_folder(
         settings: Further arguments of the attack, ``epochs`` and ``batch_size`` among them; a text
             is read as YAML reads it, so that "0.1" is a number. Without ``lr``, teacher,
             surrogates and rehearsed students learn at the rates of their architectures.
+        flags: Flags of the command in JSON values, stored so that the report can show the command
+            that repeats the run; None if it was not started by a command.
 
     Returns:
         The content of ``results.json``.
@@ -224,7 +227,12 @@ def attack_to_folder(
         results = Results(
             runs=(run,),
             environment=environment(),
-            config={"target": target, "surrogate": surrogate, **read},
+            config={
+                "target": target,
+                "surrogate": surrogate,
+                **read,
+                **({} if flags is None else {"flags": dict(flags)}),
+            },
             records={"teacher": made.record, "classes": list(source.classes)},
         )
         results.write(out / "results.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -295,6 +295,19 @@ def open_model(
 def given_of(images: ImageFlags) -> set[str]:
     """Return the names of the flags that the user gives."""
     return {name for name, value in asdict(images).items() if value is not None}
+
+
+def resolved(flags: Mapping[str, object]) -> dict[str, object]:
+    """Return the flags that are set, with absolute paths, so that they are valid in any folder."""
+    found: dict[str, object] = {}
+    for name, value in flags.items():
+        if isinstance(value, Path) or (name == "data" and is_folder(str(value))):
+            found[name] = os.path.abspath(str(value))
+        elif isinstance(value, str):
+            found[name] = str(value)
+        elif value not in (None, ()):
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:
