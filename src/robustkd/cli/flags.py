@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.core.known_names import check_architecture, check_data, is_folder
 from robustkd.core.launch import launched
 from robustkd.training.config import TrainingOptions
@@ -104,6 +104,7 @@ class ImageFlags:
 
 
 IMAGES = ImageFlags()
+_EXPORTED = (".onnx", ".pt2")
 
 
 @Parameter(name="*")
@@ -248,9 +249,22 @@ def open_student(
 
 
 def student_of(path: Path) -> Path:
-    """Return the student's file in the folder of a run; any other path as it is."""
+    """Return the student's file in the folder of a run; any other path as it is.
+
+    Raises:
+        InputError: If the path is the folder of an export, or one of its ONNX files or programs,
+            which are never loaded.
+    """
     inner = path / "student.safetensors"
-    return inner if os.path.lexists(inner) else path
+    if os.path.lexists(inner):
+        return inner
+    exported = path.suffix in _EXPORTED and path.is_file()
+    if exported or os.path.lexists(path / "export.json"):
+        raise InputError(
+            f"{path} is an exported model, which only robustkd export measures; give the "
+            "student.safetensors that was exported, or the folder of its run"
+        )
+    return path
 
 
 def open_model(
