@@ -96,6 +96,21 @@ def test_mistakes_are_one_line_and_leave_nothing(robustkd, student, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["far"]
 
 
+@pytest.mark.parametrize("command", ["verify", "evaluate", "audit", "export"])
+@pytest.mark.parametrize("name", ["shipped", "shipped/student.onnx", "shipped/student.pt2"])
+def test_an_exported_model_is_never_loaded(robustkd, command, name, tmp_path):
+    (tmp_path / "shipped").mkdir()
+    for file in ("export.json", "student.onnx", "student.pt2"):
+        (tmp_path / "shipped" / file).write_text("{}")
+    out = ("--out", "out") if command == "export" else ()
+    code, out, err = robustkd(command, name, "--data", "digits", *out)
+    assert (code, out) == (3, "")
+    assert err == (
+        f"robustkd: {name} is an exported model, which only robustkd export measures; give the "
+        "student.safetensors that was exported, or the folder of its run\n"
+    )
+
+
 def folder_of(digits: data.InMemory, path: Path) -> None:
     """Test images as large files, in folders whose sorted order is not that of the classes."""
     for split in ("train", "validation", "test"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,23 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(exported, tmp_pa
     with pytest.raises(InputError, match=r"^wrn-10-1 cannot be exported to ONNX: .+$"):
         export_student(stubborn, exported.source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
+
+
+def test_an_error_of_torch_prints_nothing_else(capfd):
+    """torch prints its graph, with source lines and paths, before it raises the error."""
+    model = models.build(models.Spec("wrn-10-1", 3, (1, 8, 8)), seed=0).eval()
+    inner = model.network.forward
+    model.network.forward = lambda images: inner(images * 2 if images.mean() > 0.5 else images)
+    with pytest.raises(InputError, match=r"^wrn-10-1 cannot be exported to ONNX: Could not guard"):
+        onnx_files.trace(model)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_own_code_says_on_stderr_is_kept_unless_there_is_an_error(capsys):
+    with installed.quiet():
+        print("chatter of a library")
+        print("words of the user's code", file=sys.stderr)
+    assert capsys.readouterr() == ("", "words of the user's code\n")
 
 
 def test_a_missing_package_is_said_before_any_work(monkeypatch):

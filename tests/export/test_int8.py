@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,17 @@ import pytest
 import torch
 
 from robustkd.core.errors import InputError
+from robustkd.data import InMemory
 from robustkd.export import FILES, OnnxClassifier, int8
-from robustkd.export.int8 import RECIPES, Recipe, Tried, calibration_images, quantise_best
+from robustkd.export.int8 import (
+    RECIPES,
+    Quantised,
+    Recipe,
+    Tried,
+    calibration_images,
+    quantise,
+    quantise_best,
+)
 from robustkd.export.parity import Parity
 from robustkd.training.inference import predict
 from robustkd.training.metrics import Proportion, accuracy
@@ -51,6 +61,34 @@ def test_calibration_sees_training_images_alone_and_always_the_same(exported):
     assert np.array_equal(images, calibration_images(source))
     training = {image.numpy().tobytes() for image in source.train.images}
     assert all((255 * image).round().astype(np.uint8).tobytes() in training for image in images)
+
+
+def held(exported, images: int) -> InMemory:
+    """The data with fewer training images."""
+    training = exported.source.train
+    fewer = training._replace(images=training.images[:images], labels=training.labels[:images])
+    return replace(exported.source, train=fewer)
+
+
+@pytest.mark.parametrize(("held_images", "used"), [(7, 7), (16, 16), (17, 16), (151, 144)])
+def test_calibration_batches_have_equal_size(exported, held_images, used):
+    assert len(calibration_images(held(exported, held_images))) == used
+
+
+def test_percentiles_and_entropies_need_no_round_number_of_images(exported, tmp_path):
+    images = calibration_images(held(exported, 39))
+    for recipe in RECIPES:
+        if recipe.calibration != "min-max":
+            quantise(exported.folder / FILES["onnx"], tmp_path / "out.onnx", images, recipe)
+            assert OnnxClassifier(tmp_path / "out.onnx")(torch.rand(2, 1, 16, 16)).isfinite().all()
+
+
+def test_recipes_that_fail_are_named():
+    worked = Tried("first", Proportion(9, 10), Parity(Proportion(9, 10), 0.0))
+    failed = Tried("second", None, None, "no\x1bshape")
+    assert Quantised(worked, (worked, failed), 16).failures == [
+        r"int8: the recipe 'second' could not be applied: no\x1bshape"
+    ]
 
 
 def spoilt(source: Path, out: Path, images: object, recipe: Recipe) -> None:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from robustkd.core.errors import InputError, UsageError
-from robustkd.report import write_html, write_model_card, write_report, write_summary
+from robustkd.report import read, write_html, write_model_card, write_report, write_summary
+from robustkd.report.command import repeating
 
 from .conftest import make_run
 
@@ -104,6 +105,20 @@ def test_the_card_of_an_attack_warns(write):
     assert f"```sh\n{command}\n```" in text
 
 
+@pytest.mark.parametrize(
+    "config", [{}, {"data": None}, {"data": ["a"]}, {"data": "digits", "seeds": None}]
+)
+def test_a_demo_without_its_settings_has_no_command(write, config):
+    folder = write(config={"seeds": 3, "detoxing": {}, **config})
+    assert repeating(read(folder), folder) == ""
+    write_report(folder)
+
+
+def test_a_demo_is_repeated_with_its_data_and_seeds(write):
+    folder = write(config={"seeds": 3, "detoxing": {}, "data": "digits"})
+    assert repeating(read(folder), folder) == "robustkd demo --data digits --seeds 3"
+
+
 FLAGS = {
     "teacher": "/home/me/my teacher.pt",
     "data": "/data/images",
@@ -128,7 +143,7 @@ def test_the_command_repeats_the_run_and_the_card_names_no_folder(write):
         "0.4 --no-flip --grey --class-names '/x/$(id).txt' --out repeated"
     )
     card = write_model_card(folder).read_text(encoding="utf-8")
-    assert "robustkd distill 'my teacher.pt' --data images --arch wrn-10-2" in card
+    assert "robustkd distill 'my teacher.pt' --data ./images --arch wrn-10-2" in card
     assert "/home" not in card
     assert "/data" not in card
 

@@ -75,6 +75,7 @@ def test_each_model_of_the_first_seed_has_its_training(write):
             {"detox": {**DETOX, "curve": [3]}},
             "detox.curve[0].variance_weight is null; expected a finite number",
         ),
+        ({"teacher_file": {"bytes": 10**400}}, "teacher_file.bytes is 1" + "0" * 56 + "..."),
         ({"data": {"shape": [1, 10**400]}}, "data.shape[1] is 1" + "0" * 56 + "..."),
     ],
 )

@@ -83,6 +83,17 @@ def test_a_wrong_file_is_named(tmp_path, content, message):
     assert str(caught.value) == f"{tmp_path}/results.json: {message}"
 
 
+@pytest.mark.parametrize("text", ["%s", '{"runs": 1, "config": %s}', '{"records": {"a": %s}}'])
+def test_values_that_are_nested_too_deep_are_refused(tmp_path, text):
+    for inner in ("[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900):
+        (tmp_path / "results.json").write_text(text % inner)
+        with pytest.raises(InputError) as caught:
+            read(tmp_path)
+        assert str(caught.value) == (
+            f"{tmp_path}/results.json: nested deeper than 64 levels; repeat the run"
+        )
+
+
 def test_a_missing_key_is_named(write):
     run = make_run()
     del run["asr"]

@@ -151,6 +151,16 @@ def _value(name: str, given: str | int | float) -> str | int | float:
     return read
 
 
+def _rehearsal(name: str, settings: Settings, surrogate: str) -> Rehearsal | None:
+    """Return what the attacker expects of the defender; None if the attack is not adaptive."""
+    method = expected_method(find(name).takes)
+    if method is None:
+        return None
+    given = {key: settings[key] for key in ("epochs", "lr", "batch_size") if key in settings}
+    training = {"lr": models.learning_rate(surrogate), **given}
+    return Rehearsal(cast(TrainingOptions, training), method)
+
+
 def attack_to_folder(
     name: str,
     *,
@@ -161,6 +171,7 @@ def attack_to_folder(
     target: int,
     seed: int,
     settings: Mapping[str, str | int | float],
+    flags: Mapping[str, object] | None = None,
 ) -> Results:
     """Write a new folder with teacher, trigger and ``results.json``.
 
@@ -175,6 +186,8 @@ def attack_to_folder(
         settings: Further arguments of the attack, ``epochs`` and ``batch_size`` among them; a text
             is read as YAML reads it, so that "0.1" is a number. Without ``lr``, teacher,
             surrogates and rehearsed students learn at the rates of their architectures.
+        flags: Flags of the command in JSON values, stored so that the report can show the command
+            that repeats the run; None if it was not started by a command.
 
     Returns:
         The content of ``results.json``.
@@ -187,9 +200,7 @@ def attack_to_folder(
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
     with new_folder(out):
-        method = expected_method(find(name).takes)
-        given_too = {key: read[key] for key in ("epochs", "lr", "batch_size") if key in read}
-        training = cast(TrainingOptions, {"lr": models.learning_rate(surrogate), **given_too})
+        rehearsal = _rehearsal(name, read, surrogate)
         read = {
             "lr": models.learning_rate(arch),
             **at_own_rates(name, read, arch=arch, surrogate=surrogate),
@@ -204,7 +215,7 @@ def attack_to_folder(
             target=target,
             seed=seed,
             settings=read,
-            rehearsal=None if method is None else Rehearsal(training, method),
+            rehearsal=rehearsal,
         )
         seconds = time.perf_counter() - started
         provenance = {"attack": name, "data": source.name, "seed": seed}
@@ -224,7 +235,12 @@ def attack_to_folder(
         results = Results(
             runs=(run,),
             environment=environment(),
-            config={"target": target, "surrogate": surrogate, **read},
+            config={
+                "target": target,
+                "surrogate": surrogate,
+                **read,
+                **({} if flags is None else {"flags": dict(flags)}),
+            },
             records={"teacher": made.record, "classes": list(source.classes)},
         )
         results.write(out / "results.json")

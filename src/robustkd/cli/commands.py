@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -18,7 +20,7 @@ from robustkd.cli.flags import (
     check_at_least,
     check_training,
 )
-from robustkd.cli.opening import open_data, open_model
+from robustkd.cli.opening import open_data, open_model, resolved
 from robustkd.cli.output import print_json, print_plain, print_progress, print_sections
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.training.config import TrainingOptions
@@ -208,6 +210,17 @@ def attack(
     check_training(training, seed)
     from robustkd.benchmark.attacked_teachers import attack_to_folder
 
+    flags = {
+        "arch": arch,
+        "data": data,
+        "target": target,
+        **training,
+        "surrogate": surrogate,
+        **{f"set.{given}": value for given, value in (settings or {}).items()},
+        "seed": seed,
+        "data_root": data_root,
+        **asdict(images),
+    }
     results = attack_to_folder(
         name,
         arch=arch,
@@ -215,12 +228,9 @@ def attack(
         out=out,
         target=target,
         surrogate=surrogate or arch,
-        settings={
-            **(settings or {}),
-            **{"epochs": epochs, "batch_size": batch_size},
-            **({} if lr is None else {"lr": lr}),
-        },
+        settings={**(settings or {}), **cast(Mapping[str, float], training)},
         seed=seed,
+        flags=resolved(flags),
     )
     if as_json:
         print_json(results.content())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from robustkd.cli.flags import (
     check_training,
     choose_device,
 )
-from robustkd.cli.opening import given_of, reading_of
+from robustkd.cli.opening import given_of, reading_of, resolved
 from robustkd.cli.output import (
     print_in_terminal,
     print_json,
@@ -32,7 +31,7 @@ from robustkd.cli.output import (
     print_words,
 )
 from robustkd.core.errors import UsageError
-from robustkd.core.known_names import check_data, check_defence, is_folder
+from robustkd.core.known_names import check_data, check_defence
 from robustkd.core.launch import launched
 from robustkd.core.methods import find_method
 
@@ -262,7 +261,7 @@ def _run(
         job,
         source,
         folder,
-        config=_resolved(flags),
+        config=resolved(flags),
         resume=how.resume,
         trust=how.trust,
         track=how.track,
@@ -310,16 +309,3 @@ def _typed(flags: Mapping[str, object]) -> list[str]:
     """Return flags with a value as words of a command."""
     given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items() if value]
     return [word for pair in given for word in pair]
-
-
-def _resolved(flags: Mapping[str, object]) -> dict[str, object]:
-    """Return the flags that are set, with absolute paths, so that they are valid in any folder."""
-    found: dict[str, object] = {}
-    for name, value in flags.items():
-        if isinstance(value, Path) or (name == "data" and is_folder(str(value))):
-            found[name] = os.path.abspath(str(value))
-        elif isinstance(value, str):
-            found[name] = str(value)
-        elif value not in (None, ()):
-            found[name] = list(value) if isinstance(value, tuple) else value
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from robustkd.data import Reading
     from robustkd.models import Classifier, Spec
 
+_EXPORTED = (".onnx", ".pt2")
 _CHECKED = 1000
 """Number of validation images on which outputs of a student have to be finite."""
 
@@ -111,9 +113,22 @@ def _data_as_in_run(
 
 
 def student_of(path: Path) -> Path:
-    """Return the student's file in the folder of a run; any other path as it is."""
+    """Return the student's file in the folder of a run; any other path as it is.
+
+    Raises:
+        InputError: If the path is the folder of an export, or one of its ONNX files or programs,
+            which are never loaded.
+    """
     inner = path / "student.safetensors"
-    return inner if os.path.lexists(inner) else path
+    if os.path.lexists(inner):
+        return inner
+    exported = path.suffix in _EXPORTED and path.is_file()
+    if exported or os.path.lexists(path / "export.json"):
+        raise InputError(
+            f"{path} is an exported model, which only robustkd export measures; give the "
+            "student.safetensors that was exported, or the folder of its run"
+        )
+    return path
 
 
 def open_model(
@@ -186,6 +201,19 @@ def open_model(
 def given_of(images: ImageFlags) -> set[str]:
     """Return the names of the flags that the user gives."""
     return {name for name, value in asdict(images).items() if value is not None}
+
+
+def resolved(flags: Mapping[str, object]) -> dict[str, object]:
+    """Return the flags that are set, with absolute paths, so that they are valid in any folder."""
+    found: dict[str, object] = {}
+    for name, value in flags.items():
+        if isinstance(value, Path) or (name == "data" and is_folder(str(value))):
+            found[name] = os.path.abspath(str(value))
+        elif isinstance(value, str):
+            found[name] = str(value)
+        elif value not in (None, ()):
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -98,28 +99,42 @@ def at_home(text: str) -> str:
 
 
 def check_free(path: Path) -> None:
-    """Raise an error for a folder that is not empty, before a run that takes hours.
+    """Raise an error for an output folder that cannot be used, before a run that takes hours.
+
+    It must be empty and writable, or missing where it can be created. Links to folders are
+    followed.
 
     Raises:
         UsageError: If the folder exists and is not empty.
-        InputError: If it exists and cannot be read.
+        InputError: If it is not a folder, or cannot be created or read.
+        WriteError: If it exists and cannot be written.
     """
-    try:
-        there = path.is_dir()
-    except OSError:
-        return  # a parent folder cannot be read; creating the folder reports that
-    if there:
+    if os.path.isdir(path):
         with open_folder(path) as folder:
             check_empty(folder)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise refusal(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+        return
+    if os.path.lexists(path):
+        raise _not_made(path, os.strerror(errno.EEXIST))
+    above = next((part for part in path.parents if os.path.lexists(part)), None)
+    if above is not None and not os.path.isdir(above):
+        raise _not_made(path, os.strerror(errno.ENOTDIR))
+    if above is not None and not os.access(above, os.W_OK | os.X_OK):
+        raise _not_made(path, os.strerror(errno.EACCES))
 
 
-def check_empty(folder: Folder) -> None:
+def check_empty(folder: Folder, *, partial: str = LOCK) -> None:
     """Raise an error for an open folder that contains anything but its lock.
+
+    Args:
+        folder: The folder.
+        partial: Name of one more entry that may exist.
 
     Raises:
         UsageError: If it does.
     """
-    if any(name != LOCK for name in folder.names()):
+    if set(folder.names()) - {LOCK, partial}:
         raise UsageError(f"output folder {folder.path} is not empty; give a new one with --out")
 
 
@@ -150,8 +165,12 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"output folder {path} cannot be made: {error.strerror}") from error
+        raise _not_made(path, error.strerror) from error
     return path
+
+
+def _not_made(path: Path, reason: str | None) -> InputError:
+    return InputError(f"output folder {path} cannot be made: {reason}")
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

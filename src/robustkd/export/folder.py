@@ -1,4 +1,4 @@
-"""Creation of a folder that is complete or does not exist."""
+"""Creation of a folder that is complete, or does not exist or is empty."""
 
 from __future__ import annotations
 
@@ -9,19 +9,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from robustkd.core.files import check_free, make_folder
-from robustkd.core.folders import refusal
+from robustkd.core.files import check_empty, check_free, locked, make_folder, open_folder
+from robustkd.core.folders import LOCK, refusal
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder next to ``out``, and rename it to ``out`` if the block raises no error.
+    """Yield a folder for files that become those of ``out`` if the block raises no error.
+
+    A missing ``out`` is created by renaming that folder. An empty one stays the same folder, since
+    it may be a link, or the working directory of the user's shell.
 
     Raises:
         UsageError: If ``out`` exists and holds anything.
-        InputError: If it cannot be created; no temporary folder is left behind.
+        InputError: If it cannot be created, or is in use; no temporary folder is left behind.
     """
     check_free(out)
+    try:
+        with _filled(out) if out.is_dir() else _created(out) as partial:
+            yield partial
+    except OSError as error:
+        raise refusal(out, error) from error
+
+
+@contextmanager
+def _created(out: Path) -> Iterator[Path]:
+    """Yield a new folder next to ``out``, and rename it to ``out`` at the end."""
     out = Path(os.path.abspath(out))
     make_folder(out.parent)
     partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")
@@ -29,7 +42,24 @@ def whole_folder(out: Path) -> Iterator[Path]:
         make_folder(partial)
         yield partial
         os.replace(partial, out)
-    except OSError as error:
-        raise refusal(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _filled(out: Path) -> Iterator[Path]:
+    """Yield a new folder in ``out``, and move its files to ``out`` at the end."""
+    with open_folder(out) as folder, locked(folder, seconds=0.0):
+        # Another process may have used the folder since the first check.
+        check_empty(folder)
+        partial = folder.private("export")
+        try:
+            yield out.absolute() / partial
+            check_empty(folder, partial=partial)
+            with folder.inside(partial) as inner:
+                for name in inner.names():
+                    os.rename(name, name, src_dir_fd=inner.descriptor, dst_dir_fd=folder.descriptor)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True, dir_fd=folder.descriptor)
+            # The lock is not one of the files that are shipped.
+            folder.remove(LOCK)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 
@@ -30,12 +31,19 @@ def check_installed() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress output, log messages and warnings of other libraries that users cannot act on."""
+    """Suppress output, log messages and warnings of other libraries that users cannot act on.
+
+    Text on stderr is only suppressed if the block raises an error: torch prints its graph with
+    source lines there before an error whose first line says the same. Otherwise it is printed at
+    the end of the block, since the user's own code may have written it.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    errors = StringIO()
     try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(errors):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
+    sys.stderr.write(errors.getvalue())

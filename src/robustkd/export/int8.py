@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from robustkd.core.errors import InputError, first_line
+from robustkd.core.errors import InputError, first_line, printable
 from robustkd.core.types import DataSource, Labels, Logits
 from robustkd.export.installed import quiet
 from robustkd.export.onnx import INPUT, stamp
@@ -111,6 +111,15 @@ class Quantised:
     tried: tuple[Tried, ...]
     calibration_images: int
 
+    @property
+    def failures(self) -> list[str]:
+        """A sentence on each recipe that onnxruntime could not apply."""
+        return [
+            f"int8: the recipe '{row.recipe}' could not be applied: {printable(row.reason)}"
+            for row in self.tried
+            if row.acc is None
+        ]
+
     def record(self) -> dict[str, object]:
         """The figures as JSON values."""
         return {
@@ -160,9 +169,15 @@ def quantise_best(
 
 
 def calibration_images(data: DataSource) -> Float[np.ndarray, "m channels height width"]:
-    """Return 32 to 256 clean training images, not augmented; the same ones in every run."""
+    """Return 32 to 256 clean training images, not augmented; the same ones in every run.
+
+    There are fewer if there are fewer training images. Above 16, the number is a multiple of 16:
+    onnxruntime determines percentiles and entropies from batches of equal size only.
+    """
     wanted = _PIXELS // math.prod(data.image_shape)
     wanted = min(max(wanted, _FEWEST_IMAGES), _MOST_IMAGES, data.size("train"))
+    if wanted > _AT_ONCE:
+        wanted -= wanted % _AT_ONCE
     order = torch.Generator().manual_seed(0)
     batch = next(data.batches("train", batch_size=wanted, shuffle=order))
     return np.ascontiguousarray(batch.images.cpu().numpy())
@@ -196,7 +211,7 @@ def quantise(
     Args:
         source: The float file.
         out: File to write.
-        images: Clean images in [0, 1] for calibration.
+        images: Clean images in [0, 1] for calibration, as many as :func:`calibration_images` gives.
         recipe: The recipe.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static

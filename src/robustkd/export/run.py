@@ -77,7 +77,8 @@ def export_student(
         trigger: Trigger of the attack; None if it is unknown.
         target: Target class of the attack.
         int8: If True, also quantise to int8.
-        tell: Function that receives one line before each step.
+        tell: Function that receives one line before each step, and one for each int8 recipe that
+            could not be applied.
 
     Returns:
         The content of ``export.json``.
@@ -111,6 +112,8 @@ def export_student(
             found.quantised = quantisation.quantise_best(
                 folder / FILES["onnx"], folder / FILES["int8"], model.spec, data, student=judged
             )
+            for failure in found.quantised.failures:
+                tell(failure)
             tried = found.quantised.chosen.parity
             if tried is not None:
                 found.parity["int8"] = tried

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from robustkd.core.errors import InputError, printable, quoted
+from robustkd.core.known_names import DATA, HUB
 from robustkd.core.yaml_files import read_yaml
 from robustkd.report.facts import kind_of
 from robustkd.report.results import Results
 
 _CONFIG = "config.yaml"
-_FLAG = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_FLAG = re.compile(r"(set\.)?[a-z][a-z0-9_]{0,40}")
 _PATHS = ("teacher", "data", "data_root", "class_names", "split", "student_weights")
 _USUAL: Mapping[str, object] = {"crop": 1.0, "flip": True, "method": "default", "seed": 0}
 _TURNED_OFF = ("flip", "streaming", "audit")
@@ -35,8 +36,10 @@ def repeating(results: Results, folder: Path, *, private: bool = False) -> str:
     """
     kind = kind_of(results)
     if kind == "demo":
-        demo = {"data": results.config["data"], "seeds": results.config["seeds"]}
-        return _line("demo", demo, private=private)
+        data, seeds = (results.config.get(name) for name in ("data", "seeds"))
+        if not isinstance(data, str) or not isinstance(seeds, int):
+            return ""
+        return _line("demo", {"data": data, "seeds": seeds}, private=private)
     if kind == "attack":
         return _attack(results, private=private)
     if kind == "distill" and os.path.lexists(folder / _CONFIG):
@@ -47,6 +50,20 @@ def repeating(results: Results, folder: Path, *, private: bool = False) -> str:
 
 def _attack(results: Results, *, private: bool) -> str:
     run, config = results.runs[0], results.config
+    flags = config.get("flags")
+    if flags is None:
+        return _attack_without_flags(results, private=private)
+    if not isinstance(flags, dict):
+        raise InputError("results.json: config.flags is no object; expected flags and values")
+    _check_names(flags, "results.json: config.flags")
+    return _line(f"attack {shlex.quote(run.attack)}", {**flags, "out": "repeated"}, private=private)
+
+
+def _attack_without_flags(results: Results, *, private: bool) -> str:
+    """Return the command of results of an older version, which do not say how images are read."""
+    run, config = results.runs[0], results.config
+    if run.data not in DATA:
+        return ""
     known = {name: config[name] for name in _OF_ATTACKS if name in config}
     if known.get("surrogate") == run.pair:
         del known["surrogate"]
@@ -59,25 +76,38 @@ def _flags(path: Path) -> dict[str, object]:
     content = read_yaml(path, links=False)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no flags; expected lines such as 'epochs: 30'")
-    for name in content:
-        if not isinstance(name, str) or _FLAG.fullmatch(name) is None:
-            raise InputError(f"{path} sets {quoted(str(name))}; expected names of flags")
+    _check_names(content, path)
     return content
+
+
+def _check_names(flags: Mapping[object, object], file: object) -> None:
+    for name in flags:
+        if not isinstance(name, str) or _FLAG.fullmatch(name) is None:
+            raise InputError(f"{file} sets {quoted(str(name))}; expected names of flags")
 
 
 def _line(command: str, flags: Mapping[str, object], *, private: bool) -> str:
     words = [f"robustkd {command}"]
     for name, value in flags.items():
         if private and name in _PATHS and isinstance(value, str):
-            value = os.path.basename(value.rstrip("/")) or value
+            value = _without_folder(name, value)
         if value is None or (name in _USUAL and _USUAL[name] == value):
             continue
         words += _words(name, value)
     return printable(" ".join(words))
 
 
+def _without_folder(name: str, path: str) -> str:
+    """Return the last part of a path; data stays recognisable as a folder or a name."""
+    if name == "data" and path.startswith(HUB):
+        return path
+    last = os.path.basename(path.rstrip("/")) or path
+    return f"./{last}" if name == "data" and last != path else last
+
+
 def _words(name: str, value: object) -> Iterator[str]:
-    flag = f"--{name.replace('_', '-')}"
+    # The names of an attack's settings are those of its arguments.
+    flag = f"--{name if name.startswith('set.') else name.replace('_', '-')}"
     if name == "teacher":
         yield shlex.quote(str(value))
     elif isinstance(value, bool):

@@ -81,7 +81,8 @@ def asked(results: Results, records: Records) -> Facts:
         ("Defence", _defence(results)),
         ("Seed", ", ".join(_different(str(run.seed) for run in runs))),
     ]
-    shown = {"arch", "student", "teacher", "data", "attack", "method", "seed", "seeds"}
+    # The flags are shown as the command that repeats the run.
+    shown = {"arch", "student", "teacher", "data", "attack", "method", "seed", "seeds", "flags"}
     settings = {key: value for key, value in config.items() if key not in shown}
     facts += [(setting_label(name), value) for name, value in flat(settings)]
     return [(label, value) for label, value in facts if value not in ("", "none")]

@@ -16,6 +16,7 @@ from robustkd.core.names import unfit
 Scalar: TypeAlias = str | int | float | None
 
 _NAMES = ("data", "pair", "attack", "method")
+_MOST_LEVELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ def read(folder: str | Path) -> Results:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give a run folder") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a JSON file ({error}); repeat the run") from error
+    _refuse_deep(file, content)
     if not isinstance(content, dict):
         raise _wrong(file, "the file", content, "a JSON object")
     found = content.get("runs")
@@ -192,6 +194,17 @@ def _required(file: Path, where: str, run: Mapping[str, object], key: str) -> ob
     if key not in run:
         raise InputError(f"{file}: {where} has no {key!r}; every run needs it")
     return run[key]
+
+
+def _refuse_deep(file: Path, content: object) -> None:
+    """Raise an error for values that recursive functions could not format."""
+    level: list[Any] = [[content]]
+    for _ in range(_MOST_LEVELS):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for values in inner for each in values if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise InputError(f"{file}: nested deeper than {_MOST_LEVELS} levels; repeat the run")
 
 
 def _refuse_duplicates(file: Path, runs: tuple[ResultRow, ...]) -> None:
