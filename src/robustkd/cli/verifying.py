@@ -93,7 +93,7 @@ def verify(
 
     thresholds = Thresholds(min_accuracy, max_drop, max_asr)
     model, source = open_student(student, arch, data, data_root, images)
-    known, led = load_trigger(trigger) if trigger is not None else (None, 0)
+    known, led = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
     shown = None
     if triggered is not None and target is not None:
         led = class_number(target, source.classes)
