@@ -179,10 +179,11 @@ def _accuracy_of(
     """Measure a teacher, whose outputs are the student's classes in their order.
 
     Raises:
-        InputError: If it does not seem to fit the data.
+        InputError: If it does not seem to fit the data, or an output is not finite.
     """
     from robustkd.core.known_names import is_folder
-    from robustkd.training.inference import accuracy_on
+    from robustkd.training.inference import accuracy_by_class
+    from robustkd.training.metrics import Proportion
 
     network, own = open_model(
         teacher,
@@ -194,7 +195,7 @@ def _accuracy_of(
         classes=source.classes if is_folder(data) else None,
         fitting=True,
     )
-    return accuracy_on(network, own, "test")
+    return sum(accuracy_by_class(network, own, "test"), start=Proportion(0, 0))
 
 
 def _recorded(student: Path) -> Recorded | None:
