@@ -8,19 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from robustkd import cli, data
 from robustkd.attacks import BadNets, save_trigger
-from robustkd.cli import verifying
-from robustkd.core.errors import InputError
 from robustkd.evaluation import verification
 from robustkd.evaluation.audit import LEVEL, Audit, Effort, Verdict, run
-from robustkd.models import write_safetensors
 from robustkd.training.metrics import Proportion
 from tests.digits_network import write_network
-from tests.evaluation.test_measurement import Overflowing, white
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 TINY = Effort(strengths=(0.5,), steps=4, batch=4, held_out=8, references=0, margins=1)
@@ -140,37 +135,6 @@ def test_verify_measures_a_trigger_and_a_folder_of_images(robustkd, student, tmp
     code, _, err = robustkd(*words[:-1], "ten")
     assert code == 2
     assert err == "robustkd: --target is 'ten'; expected the name of a class, or 0 to 9\n"
-
-
-@pytest.mark.parametrize("command", [("verify", "--no-audit", "--max-asr", 0.05), ("evaluate",)])
-def test_a_hostile_trigger_is_refused_by_its_name(command, robustkd, student, tmp_path):
-    name, *flags = command
-    control = torch.full((2, 4, 4), float("nan"))
-    for tensors, target, message in (
-        (
-            control,
-            0,
-            "has a damaged trigger: control has numbers that are not finite or too large; ",
-        ),
-        (torch.zeros(2, 400, 400), 0, "has a damaged trigger: the trigger's control has shape (2,"),
-        (torch.zeros(2, 4, 4), 99, "does not fit 'digits': target 99 is not a class; expected 0 "),
-    ):
-        write_safetensors(
-            tmp_path / "t", {"control": tensors}, {"trigger": "flow", "target": target}
-        )
-        code, out, err = robustkd(name, student, *flags, "--trigger", "t")
-        assert (code, out) == (3, "")
-        assert err.startswith(f"robustkd: t {message}")
-        assert err.count("\n") == 1
-
-
-def test_a_teacher_with_outputs_that_are_not_finite_bounds_no_drop(monkeypatch):
-    opened = Overflowing(float("nan")), white()
-    monkeypatch.setattr(verifying, "open_model", lambda *_, **__: opened)
-    with pytest.raises(
-        InputError, match=r"^the outputs of the model are not finite on test images"
-    ):
-        verifying._accuracy_of(Path("t"), None, "digits", None, opened[1], verifying.IMAGES)
 
 
 def test_the_drop_is_that_beside_the_teacher(robustkd, student):
