@@ -85,6 +85,7 @@ def test_its_settings_come_back_from_the_file(tmp_path):
         ({"strength": -0.1}, "strength is -0.1; expected a finite number of at least 0"),
         ({"strength": float("nan")}, "strength is nan; expected a finite number of at least 0"),
         ({"strength": float("inf")}, "strength is inf; expected a finite number of at least 0"),
+        ({"strength": 1e308}, "strength is 1e+308; expected at most 1e+06 pixels"),
         ({"seed": -1}, "seed is -1; expected at least 0 and below 2^63"),
     ],
 )

@@ -651,7 +651,11 @@ def test_a_wrong_trigger_is_one_line(robustkd, files):
         3,
         f"{files.teacher} holds no trigger; expected one of {', '.join(TRIGGERS)}, composition",
     )
-    refused(evaluate(files.teacher, files.far), 2, "target 10 is not a class; expected 0 to 9")
+    refused(
+        evaluate(files.teacher, files.far),
+        3,
+        f"{files.far} does not fit 'digits': target 10 is not a class; expected 0 to 9",
+    )
     refused(
         evaluate(files.trigger, files.trigger),
         3,

@@ -83,7 +83,7 @@ def test_a_file_that_is_not_the_student_is_refused(robustkd, student, monkeypatc
 def test_mistakes_are_one_line_and_leave_nothing(robustkd, student, tmp_path):
     save_trigger(BadNets(size=3), 10, tmp_path / "far")
     for arguments, code, message in (
-        ((student, "--data", "digits", "--trigger", "far"), 2, "target 10 is not a class; expec"),
+        ((student, "--data", "digits", "--trigger", "far"), 3, "far does not fit 'digits': target"),
         (("none", "--data", "digits"), 3, "none is not a file; expected a model in safetensors"),
         ((student, "--data", "digit"), 2, "unknown data source 'digit'"),
         ((student, "--data", "fashion-mnist"), 3, f"{student} expects images of shape"),

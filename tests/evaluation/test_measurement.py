@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.benchmark import Measured, measure
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.data import InMemory, Labelled
+from robustkd.training.inference import accuracy_by_class
 from robustkd.training.metrics import Proportion
 
 CLASSES = 4
@@ -78,6 +79,46 @@ def test_no_image_of_another_class_has_no_rate():
 def test_a_target_that_is_no_class_is_refused():
     with pytest.raises(UsageError, match=r"^target 4 is not a class; expected 0 to 3$"):
         measure(Reader(), DATA, trigger=darken, target=4)
+
+
+class Overflowing(Reader):
+    """Gives outputs that are not finite for an image whose last pixel is white."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, images: Tensor) -> Tensor:
+        white = images[:, 0, 1, 1] == 1
+        return super().forward(images).masked_fill(white[:, None], self.value)
+
+
+def whiten(images: Tensor) -> Tensor:
+    """Make the last pixel white in the last image alone."""
+    images = images.clone()
+    images[-1, 0, 1, 1] = 1
+    return images
+
+
+def white() -> InMemory:
+    data = source(labels=[0, 1, 2, 3, 3, 2], said=[0, 1, 1, 3, 0, 2])
+    data.test.images[-1, 0, 1, 1] = 255
+    return data
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_outputs_that_are_not_finite_are_no_answer(value):
+    model = Overflowing(value)
+    message = "the outputs of the model are not finite on {}; check its weights and how the images "
+    assert measure(model, DATA, trigger=darken, target=0) == measure(
+        Reader(), DATA, trigger=darken, target=0
+    )
+    with pytest.raises(InputError, match=f"^{message.format('triggered images')}are read$"):
+        measure(model, DATA, trigger=whiten, target=0)
+    with pytest.raises(InputError, match=f"^{message.format('test images')}are read$"):
+        measure(model, white())
+    with pytest.raises(InputError, match=f"^{message.format('test images')}are read$"):
+        accuracy_by_class(model, white(), "test")
 
 
 def test_the_model_keeps_its_mode():

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.evaluation import verification
 from robustkd.evaluation.audit import Audit, Verdict
 from robustkd.evaluation.audit.verdict import Word
 from robustkd.evaluation.verification import Thresholds, verify
 from robustkd.training.metrics import Proportion
-from tests.evaluation.test_measurement import DATA, Reader, darken
+from tests.evaluation.test_measurement import DATA, Overflowing, Reader, darken, whiten
 
 NONE = Thresholds()
 
@@ -62,6 +62,16 @@ def test_triggered_images_are_counted_as_they_are():
     images[:, 0, 0, 0] = torch.tensor([2, 2, 1, 2])
     found = verify(Reader(), DATA, thresholds=NONE, triggered=images, target=2, audited=False)
     assert found.asr == Proportion(3, 4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_pass_no_threshold(value):
+    model, limit = Overflowing(value), Thresholds(max_asr=1.0)
+    images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    images[3, 0, 1, 1] = 255
+    for shown in ({"triggered": images}, {"trigger": whiten}):
+        with pytest.raises(InputError, match=r"^the outputs of the model are not finite on trigge"):
+            verify(model, DATA, thresholds=limit, **shown, target=2, audited=False)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,9 @@ def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, _Made]:
         write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
 
     folder = store.fetch(digest(cell.configuration()), make)
-    trigger, target = load_trigger(folder / "trigger.safetensors", links=False)
+    trigger, target = load_trigger(
+        folder / "trigger.safetensors", links=False, data=_source(cell.setting)
+    )
     made = _made(folder)
     teacher = models.load(folder / "model.safetensors", links=False).to(default_device())
     return Backdoored(teacher.eval(), trigger, target, made.record), made

@@ -95,7 +95,7 @@ def evaluate(
     from robustkd.benchmark import measure
 
     model, source = open_model(student, arch, data, data_root, images, teacher)
-    known, target = load_trigger(trigger) if trigger is not None else (None, 0)
+    known, target = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
     found = measure(model, source, trigger=known, target=target)
     if as_json:
         print_json(found.fields())

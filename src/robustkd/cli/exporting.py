@@ -56,7 +56,7 @@ def export(
     check_installed()
     check_free(out)
     model, source = open_student(student, arch, data, data_root, images)
-    known, target = load_trigger(trigger) if trigger is not None else (None, 0)
+    known, target = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
     found = export_student(
         model, source, out, trigger=known, target=target, int8=int8, tell=print_progress
     )

@@ -93,7 +93,7 @@ def verify(
 
     thresholds = Thresholds(min_accuracy, max_drop, max_asr)
     model, source = open_student(student, arch, data, data_root, images)
-    known, led = load_trigger(trigger) if trigger is not None else (None, 0)
+    known, led = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
     shown = None
     if triggered is not None and target is not None:
         led = class_number(target, source.classes)
@@ -179,10 +179,11 @@ def _accuracy_of(
     """Measure a teacher, whose outputs are the student's classes in their order.
 
     Raises:
-        InputError: If it does not seem to fit the data.
+        InputError: If it does not seem to fit the data, or an output is not finite.
     """
     from robustkd.core.known_names import is_folder
-    from robustkd.training.inference import accuracy_on
+    from robustkd.training.inference import accuracy_by_class
+    from robustkd.training.metrics import Proportion
 
     classes = None
     if is_folder(data):
@@ -191,7 +192,7 @@ def _accuracy_of(
     network, own = open_model(
         teacher, arch, data, root, images, TEACHER, classes=classes, fitting=True
     )
-    return accuracy_on(network, own, "test")
+    return sum(accuracy_by_class(network, own, "test"), start=Proportion(0, 0))
 
 
 def _recorded(student: Path) -> Recorded | None:

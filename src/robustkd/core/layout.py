@@ -24,15 +24,21 @@ LONGEST_HEADER = 64 << 20
 """In bytes: enough for ten thousand names in which every character is escaped."""
 
 
-def read_layout(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_layout(
+    file: BinaryIO, *, longest: int = LONGEST_HEADER
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors on the device ``meta`` by name, and the metadata; no values are read.
+
+    Args:
+        file: The file, at its beginning.
+        longest: Largest length of the header in bytes.
 
     Raises:
         ValueError: If the file does not begin with a header of safetensors.
     """
     length = int.from_bytes(file.read(8), "little")
-    if length > LONGEST_HEADER:
-        raise ValueError(f"a header of {length} bytes; expected at most {LONGEST_HEADER}")
+    if length > longest:
+        raise ValueError(f"a header of {length} bytes; expected at most {longest}")
     try:
         header = json.loads(file.read(length))
         metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}

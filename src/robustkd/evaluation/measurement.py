@@ -9,7 +9,7 @@ from torch import nn
 
 from robustkd.attacks import Trigger
 from robustkd.core.types import DataSource
-from robustkd.training.inference import predict
+from robustkd.training.inference import check_finite, predict
 from robustkd.training.metrics import Proportion, accuracy, attack_success, robust_accuracy
 
 
@@ -72,12 +72,15 @@ def measure(
 
     Raises:
         UsageError: If ``target`` is not a class of the model.
+        InputError: If an output of the model is not finite.
     """
     clean, labels = predict(model, data, "test")
+    check_finite(clean, "test images")
     acc = accuracy(clean, labels)
     if trigger is None:
         return Measured(acc)
     logits, labels = predict(model, data, "test", transform=trigger)
+    check_finite(logits, "triggered images")
     return Measured(
         acc,
         attack_success(logits, labels, target=target),

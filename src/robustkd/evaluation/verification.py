@@ -16,7 +16,7 @@ from robustkd.data.in_memory import to_floats
 from robustkd.evaluation.audit import Audit, audit
 from robustkd.evaluation.measurement import measure
 from robustkd.models.features.taps import frozen_modes
-from robustkd.training.inference import accuracy_by_class
+from robustkd.training.inference import accuracy_by_class, check_finite
 from robustkd.training.metrics import Proportion
 
 Outcome: TypeAlias = Literal["passed", "suspicious", "missed", "inconclusive"]
@@ -155,7 +155,7 @@ def verify(
     Raises:
         UsageError: If a threshold needs something that is not given.
         InputError: If a threshold needs the accuracy of the teacher, and the test images are not
-            those of the run.
+            those of the run; or if an output of the student is not finite.
     """
     if thresholds.max_drop is not None and teacher is None and recorded is None:
         raise UsageError(
@@ -191,11 +191,17 @@ def verify(
 
 
 def led_to(model: nn.Module, images: Tensor, target: int) -> Proportion:
-    """Count the images, given as bytes, that a model classifies as the target class."""
+    """Count the images, given as bytes, that a model classifies as the target class.
+
+    Raises:
+        InputError: If an output of the model is not finite.
+    """
     hits = 0
     with torch.inference_mode(), frozen_modes(model):
         for some in images.split(_BATCH):
-            hits += int((model(to_floats(some, device_of(model))).argmax(1) == target).sum())
+            logits = model(to_floats(some, device_of(model)))
+            check_finite(logits, "triggered images")
+            hits += int((logits.argmax(1) == target).sum())
     return Proportion(hits, len(images))
 
 

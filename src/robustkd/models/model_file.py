@@ -18,7 +18,7 @@ from torch import Tensor
 from robustkd.core.errors import InputError, WriteError, first_line
 from robustkd.core.files import replacing
 from robustkd.core.folders import Folder, refusal
-from robustkd.core.layout import read_layout
+from robustkd.core.layout import LONGEST_HEADER, read_layout
 from robustkd.core.trees import open_named, readable_path
 
 _KEY = "robustkd"
@@ -73,7 +73,11 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_safetensors(
-    path: Path, *, links: bool = True, fits: Fits | None = None
+    path: Path,
+    *,
+    links: bool = True,
+    fits: Fits | None = None,
+    longest_header: int = LONGEST_HEADER,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Read the tensors and the description of a file from :func:`write_safetensors`.
 
@@ -83,6 +87,7 @@ def read_safetensors(
             folder. If False, links are refused, as for files that are searched for in a run folder.
         fits: Called with the tensors without their values, and the description, before any value is
             read. It raises an error if they are not the ones that are needed.
+        longest_header: Largest length of the file's header in bytes.
 
     Returns:
         Tensors by name, and the description.
@@ -95,7 +100,7 @@ def read_safetensors(
 
     try:
         with _opened(path, links=links) as opened:
-            layout, metadata = read_layout(opened)
+            layout, metadata = read_layout(opened, longest=longest_header)
             description = parse_description(metadata[_KEY], path)
             if fits is not None:
                 fits(layout, description)

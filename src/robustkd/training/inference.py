@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from robustkd.core.devices import device_of
+from robustkd.core.errors import InputError
 from robustkd.core.types import DataSource, Images, Labels, Logits, Places, Split
 from robustkd.data.portions import portions
 from robustkd.models.features.taps import frozen_modes
@@ -99,15 +100,44 @@ def accuracy_by_class(model: nn.Module, data: DataSource, split: Split) -> tuple
 
     The sum over classes is the result of :func:`accuracy_on`. A class without images has
     ``Proportion(0, 0)``.
+
+    Raises:
+        InputError: If an output is not finite.
     """
     classes = len(data.classes)
     images = torch.zeros(classes, dtype=torch.int64)
     hits = torch.zeros(classes, dtype=torch.int64)
     with torch.inference_mode(), frozen_modes(model):
         for logits, labels in _outputs(model, data, split):
+            check_finite(logits, f"{split} images")
             images += labels.bincount(minlength=classes)
             hits += labels[logits.argmax(1) == labels].bincount(minlength=classes)
     return tuple(map(Proportion, hits.tolist(), images.tolist()))
+
+
+def check_finite(logits: Logits, images: str) -> None:
+    """Raise an error if logits are not finite, since the class of such an output has no meaning.
+
+    The largest of numbers that are not finite is often the first, so that class 0 would be counted.
+
+    Args:
+        logits: Logits of any number of images.
+        images: Description of the images, for the message.
+
+    Raises:
+        InputError: If they are not all finite.
+
+    >>> import torch
+    >>> check_finite(torch.tensor([[0.0, float("nan")]]), "triggered images")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    robustkd.core.errors.InputError: the outputs of the model are not finite on triggered images...
+    """
+    if not logits.isfinite().all():
+        raise InputError(
+            f"the outputs of the model are not finite on {images}; check its weights and how the "
+            "images are read"
+        )
 
 
 def finite_on(

@@ -155,20 +155,27 @@ def test_a_file_without_a_kind_or_a_target_holds_no_trigger(description, tmp_pat
             "masked-pattern",
             {"mask": PLANE * math.nan, "pattern": PLANE},
             {},
-            "the trigger's mask has values from nan to nan; expected values in [0, 1]",
+            "mask has numbers that are not finite or too large; expected numbers from -1000000 to "
+            "1000000",
+        ),
+        (
+            "masked-pattern",
+            {"mask": PLANE * 3, "pattern": PLANE},
+            {},
+            "the trigger's mask has values from 1.5 to 1.5; expected values in [0, 1]",
         ),
         (
             "masked-pattern",
             {"mask": PLANE, "pattern": PLANE.int()},
             {},
-            "pattern is torch.int32 of shape (1, 2, 2); expected floats of shape "
+            "'pattern' is torch.int32 of shape (1, 2, 2); expected floats of shape "
             "channels x height x width",
         ),
         (
             "masked-pattern",
             {"mask": PLANE[0], "pattern": PLANE[0].clone()},
             {},
-            "mask is torch.float32 of shape (2, 2); expected floats of shape "
+            "'mask' is torch.float32 of shape (2, 2); expected floats of shape "
             "channels x height x width",
         ),
     ],

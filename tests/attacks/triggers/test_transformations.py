@@ -120,6 +120,10 @@ def test_a_composition_applies_both_in_order_and_comes_back(tmp_path):
             "control is missing",
         ),
         ({"first": {"trigger": "sig", "values": []}}, {}, "values are of type list"),
+        ({"first": {"trigger": ["flow"]}}, {}, "a part is not a trigger"),
+        ({"first": {"trigger": {}}}, {}, "a part is not a trigger"),
+        ({"first": {"trigger": "composition"}}, {}, "a part is not a trigger"),
+        ({"first": ["flow"]}, {}, "a part is not a trigger"),
         ({}, {"third.x": torch.zeros(1, 1, 1)}, "unknown field 'third.x'"),
     ],
 )

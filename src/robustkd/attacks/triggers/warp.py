@@ -15,6 +15,8 @@ from robustkd.data.transformations import displace
 
 _FINEST = 1024
 """Largest number of points along an edge of the control grid."""
+_STRONGEST = 1e6
+"""Largest strength in pixels, so that all displacements are finite."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Warp:
     Attributes:
         grid: Number k of control points along an edge of the field, from 2 to 1024 and at most the
             number of pixels along the shorter edge of the images.
-        strength: Mean displacement s of the control points along each axis in pixels, at least 0;
-            with 0, images are unchanged.
+        strength: Mean displacement s of the control points along each axis in pixels, from 0 to
+            10^6; with 0, images are unchanged.
         seed: Seed of the field, at least 0 and below 2^63.
     """
 
@@ -50,6 +52,8 @@ class Warp:
             raise UsageError(f"grid is {self.grid}; expected at most {_FINEST} points")
         if not 0 <= self.strength < float("inf"):
             raise UsageError(f"strength is {self.strength}; expected a finite number of at least 0")
+        if self.strength > _STRONGEST:
+            raise UsageError(f"strength is {self.strength}; expected at most {_STRONGEST:g} pixels")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; expected at least 0 and below 2^63")
 
