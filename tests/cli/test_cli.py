@@ -752,6 +752,10 @@ def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(r
         ("badnets", {"target": 10}, "target class is 10; expected 0 to 9"),
         ("badnets", {"set.colour": 3}, "attack 'badnets' has no argument 'colour'"),
         ("badnets", {"set.seed": 3}, "attack 'badnets' has no argument 'seed'"),
+        ("badnets", {"set.epochs": 3}, "--set.epochs is '3'; use --epochs instead"),
+        ("badnets", {"set.batch_size": 3}, "--set.batch-size is '3'; use --batch-size instead"),
+        ("badnets", {"set.lr": 0.1}, "--set.lr is '0.1'; use --lr instead"),
+        ("flow", {"set.family": "tone"}, "attack 'flow' has no argument 'family'"),
         ("badnets", {"epochs": 0}, "--epochs is 0; expected at least 1"),
     ],
 )
