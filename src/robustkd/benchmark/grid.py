@@ -107,8 +107,8 @@ class Block(BaseModel):
 
     @field_validator("precision", mode="before")
     @classmethod
-    def _no_is_a_word(cls, precision: object) -> object:
-        return "no" if precision is False else precision  # YAML reads "no" as False
+    def _false_is_no(cls, precision: object) -> object:
+        return "no" if precision is False else precision
 
     @model_validator(mode="after")
     def _known_arguments(self) -> Block:
@@ -214,7 +214,7 @@ def load_grid(path: Path) -> list[Cell]:
         UsageError: If a key is unknown, a value is wrong, or two different cells would have the
             same line in the tables. Identical cells are run once.
     """
-    content = read_yaml(path, anchors=True)
+    content = read_yaml(path, anchors=True, exponents=True)
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected keys such as 'attacks', not {type(content).__name__}")
     further = content.pop("also", [])
