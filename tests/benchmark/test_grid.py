@@ -257,6 +257,10 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
     ("change", "message"),
     [
         ({"sedes": [1]}, "sedes: extra inputs are not permitted"),
+        (
+            {"pairs": [["wrn-10-1", "some.module:network"]]},
+            "pairs: 'some.module:network' is code, which a grid cannot name",
+        ),
         ({"seeds": []}, "seeds: list should have at least 1 item after validation, not 0"),
         ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0"),
         ({"attacks": {"badnet": None}}, "unknown attack 'badnet'; did you mean 'badnets'?"),
@@ -297,6 +301,7 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
             "training.schedule is 'cosin'; expected cosine or step or constant",
         ),
         ({"training": {"temperature": 0}}, "training.temperature is 0; expected more than 0"),
+        ({"training": {"momentum": 2}}, "training.momentum is 2; expected below 1"),
         ({"training": {"weight_decay": -3}}, "training.weight_decay is -3; expected at least 0"),
         ({"detoxing": {"growth": 0.5}}, "detoxing.growth is 0.5; expected a finite number above 1"),
         ({"detoxing": {"raises": -1}}, "detoxing.raises is -1; expected at least 0"),

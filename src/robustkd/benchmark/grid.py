@@ -94,6 +94,8 @@ class Block(BaseModel):
     def _known_architectures(cls, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         for name in (name for pair in pairs for name in pair):
             models.check_name(name)
+            if ":" in name:
+                raise UsageError(f"pairs: {name!r} is code, which a grid cannot name")
         return pairs
 
     @field_validator("data")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from robustkd import report
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.executors import Executor
+from robustkd.benchmark.grid_checks import check_cells
 from robustkd.benchmark.records import check_subfolder, finished, gather
 from robustkd.core.errors import UsageError
 from robustkd.core.files import make_folder, write_json, write_text
@@ -39,6 +40,10 @@ def run_grid(
         executor: Executor of groups of cells.
         cache: Folder of trained networks, shared by all processes; None for ``cache`` in ``out``.
         tell: Function that receives one line for each cell.
+
+    Raises:
+        UsageError: If cells that would be run do not fit their data.
+        InputError: If files of the data are missing or damaged, or a folder is refused.
     """
     make_folder(out)
     # Links and folders that cannot be created are refused before hours of work.
@@ -47,6 +52,7 @@ def run_grid(
         check_subfolder(out, "cache")
         cache = out / "cache"
     missing = [cell for cell in cells if finished(cell, out) is None]
+    check_cells(missing)
     groups = [list(group) for _, group in groupby(missing, key=lambda cell: cell.teacher)]
     done = failed = 0
     for told in executor(groups, out, cache):
