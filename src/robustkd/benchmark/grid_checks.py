@@ -45,8 +45,11 @@ def _check_on_data(cells: Sequence[Cell]) -> None:
 
 
 def _opened(setting: Setting) -> DataSource:
+    sizes = setting.sizes
     try:
-        return open_source(setting.path or setting.data).subset(**setting.sizes)
+        return open_source(setting.path or setting.data).subset(
+            train=sizes.get("train"), validation=sizes.get("validation"), test=sizes.get("test")
+        )
     except UsageError as error:
         raise UsageError(f"data: {error}") from error
 
