@@ -14,6 +14,7 @@ from robustkd.benchmark.grid_checks import check_cells
 from robustkd.benchmark.records import check_subfolder, finished, gather
 from robustkd.core.errors import UsageError
 from robustkd.core.files import make_folder, write_json, write_text
+from robustkd.report.results import read_content
 
 
 class Counts(NamedTuple):
@@ -67,20 +68,20 @@ def write_tables(cells: Sequence[Cell], out: Path) -> list[report.Row]:
 
     Raises:
         UsageError: If no cell of the grid has a result.
+        InputError: If the file of a cell is damaged; no file is written.
     """
     found, failed, missing = gather(cells, out)
     if not found:
         raise UsageError(f"{out} holds no result of this grid; run it without --tables-only")
-    write_json(
-        out / "results.json",
-        {
-            "runs": [content["run"] for content in found],
-            "environment": found[0]["environment"],
-            "config": {"cells": len(cells), "failed": failed, "missing": missing},
-            "records": {},
-        },
-    )
-    rows = report.aggregate(report.read(out).runs)
+    content = {
+        "runs": [cell["run"] for cell in found],
+        "environment": found[0].get("environment", {}),
+        "config": {"cells": len(cells), "failed": failed, "missing": missing},
+        "records": {},
+    }
+    # Nothing is replaced by results that a report would refuse.
+    rows = report.aggregate(read_content(out / "cells", content).runs)
+    write_json(out / "results.json", content)
     for name, text in report.grid_files(rows).items():
         write_text(out / name, text)
     return rows
