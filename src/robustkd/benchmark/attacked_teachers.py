@@ -186,7 +186,7 @@ def attack_to_folder(
         models.check_name(given)
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
-    with new_folder(out):
+    with new_folder(out, keep_lock=False):
         method = expected_method(find(name).takes)
         given_too = {key: read[key] for key in ("epochs", "lr", "batch_size") if key in read}
         training = cast(TrainingOptions, {"lr": models.learning_rate(surrogate), **given_too})
