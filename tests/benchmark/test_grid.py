@@ -17,6 +17,7 @@ from robustkd.benchmark.cells import TEACHER
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.method_settings import DetoxSettings, HardeningSettings
 from robustkd.core.methods import METHODS
+from robustkd.core.plain_yaml import parse
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GRIDS = sorted(path.stem for path in BENCHMARKS.glob("*.yaml"))
@@ -103,15 +104,28 @@ def test_two_cells_that_would_be_one_line_of_a_table_are_refused(tmp_path):
         load(tmp_path, BLOCK | {"also": also})
 
 
-def test_no_is_a_precision_though_yaml_reads_it_as_a_truth_value(tmp_path):
-    file = tmp_path / "grid.yaml"
-    file.write_text(yaml.safe_dump(BLOCK) + "precision: no\n")
-    assert load_grid(file)[0].teacher.setting.precision == "no"
+@pytest.mark.parametrize("word", ["no", "false", "'no'"])
+def test_no_and_false_are_no_precision(word, tmp_path):
+    cells = load(tmp_path, yaml.safe_dump(BLOCK) + f"precision: {word}\n")
+    assert cells[0].teacher.setting.precision == "no"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("true", True), ("yes", True), ("on", True), ("off", False), ("no", False)]
+)
+def test_augment_takes_every_word_for_a_truth_value(word, meant, tmp_path):
+    cells = load(tmp_path, yaml.safe_dump(BLOCK) + f"augment: {word}\n")
+    assert cells[0].teacher.setting.augment is meant
+
+
+def test_a_number_with_an_exponent_needs_no_point(tmp_path):
+    text = yaml.safe_dump({**BLOCK, "training": {}}).replace("training: {}", "training: {lr: 1e-3}")
+    assert load(tmp_path, text)[1].training == {"lr": 0.001}
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_committed_grids_are_grids(name, tmp_path):
-    content = yaml.safe_load((BENCHMARKS / f"{name}.yaml").read_text())
+    content = parse((BENCHMARKS / f"{name}.yaml").read_text(), anchors=True)
     if "path" in content["data"]:
         # Images that are not part of the repository; any folder stands for them.
         for label in ("dark", "bright"):
@@ -243,6 +257,10 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
     ("change", "message"),
     [
         ({"sedes": [1]}, "sedes: extra inputs are not permitted"),
+        (
+            {"pairs": [["wrn-10-1", "some.module:network"]]},
+            "pairs: 'some.module:network' is code, which a grid cannot name",
+        ),
         ({"seeds": []}, "seeds: list should have at least 1 item after validation, not 0"),
         ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0"),
         ({"attacks": {"badnet": None}}, "unknown attack 'badnet'; did you mean 'badnets'?"),
@@ -276,13 +294,14 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
             "attack 'adaptive' has no argument 'build_surrogate'",
         ),
         ({"teaching": {"epochs": "four"}}, "teaching.epochs is 'four'; expected a whole number"),
-        ({"teaching": {"lr": "1e-1"}}, "teaching.lr is '1e-1'; expected a number"),
+        ({"teaching": {"lr": "tiny"}}, "teaching.lr is 'tiny'; expected a number"),
         ({"training": {"epochs": 0}}, "training.epochs is 0; expected more than 0"),
         (
             {"training": {"schedule": "cosin"}},
             "training.schedule is 'cosin'; expected cosine or step or constant",
         ),
         ({"training": {"temperature": 0}}, "training.temperature is 0; expected more than 0"),
+        ({"training": {"momentum": 2}}, "training.momentum is 2; expected below 1"),
         ({"training": {"weight_decay": -3}}, "training.weight_decay is -3; expected at least 0"),
         ({"detoxing": {"growth": 0.5}}, "detoxing.growth is 0.5; expected a finite number above 1"),
         ({"detoxing": {"raises": -1}}, "detoxing.raises is -1; expected at least 0"),
@@ -301,6 +320,11 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
         ({"seeds": [2**40]}, "seeds.0: input should be less than 2147483648"),
         ({"threads": 10**6}, "threads: input should be less than or equal to 1024"),
         ({"teaching": {"epochz": 4}}, "attack 'badnets' has no argument 'epochz'"),
+        ({"attacks": {"flow": {"family": "tone"}}}, "attack 'flow' has no argument 'family'"),
+        (
+            {"attacks": {"adaptive-tone": {"family": "patch"}}},
+            "attack 'adaptive-tone' has no argument 'family'",
+        ),
         ({"attacks": {"ckd": {"cap": "x"}}}, "cap is 'x'; expected a number"),
         ({"attacks": {"ckd": {"cap": 2.0}}}, "cap is 2.0; expected above 0 and at most 1"),
         (

@@ -115,3 +115,20 @@ def test_mistakes_are_told_in_one_line(given, message, tmp_path):
     with pytest.raises(UsageError) as error:
         load(tmp_path, text)
     assert str(error.value) == f"{tmp_path / 'grid.yaml'}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("yes: student", "methods: yes: extra inputs are not permitted"),
+        (
+            "on: student, true: teacher",
+            "methods: the key True is no text; expected defence, on, losses, method",
+        ),
+    ],
+)
+def test_only_the_word_on_says_which_network_is_cleaned(key, message, tmp_path):
+    text = TEXT.replace("on: student", key)
+    with pytest.raises(UsageError) as error:
+        load(tmp_path, text)
+    assert str(error.value) == f"{tmp_path / 'grid.yaml'}: {message}"

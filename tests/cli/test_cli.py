@@ -706,6 +706,8 @@ def test_attack_leaves_a_teacher_and_a_trigger_that_evaluate_agrees_on(robustkd)
     assert (said.code, said.err) == (0, "")
     (run,) = json.loads(said.out)["runs"]
     assert json.loads(Path("made/results.json").read_text()) == json.loads(said.out)
+    written = sorted(path.name for path in Path("made").iterdir())
+    assert written == ["results.json", "teacher.safetensors", "trigger.safetensors"]
     found = json.loads(
         robustkd(
             *("evaluate", "made/teacher.safetensors", "--data", "digits"),
@@ -735,6 +737,7 @@ def test_an_attacker_trains_everybody_at_their_own_rate_unless_it_is_given(
     monkeypatch.setattr(attacked_teachers, "run_attack", spy)
     assert robustkd(*attacking("adaptive-harden", arch=arch, **given)).code == 1
     assert asked == [rates]
+    assert not list(Path("made").iterdir())
 
 
 def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(robustkd):
@@ -756,6 +759,10 @@ def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(r
         ("badnets", {"target": 10}, "target class is 10; expected 0 to 9"),
         ("badnets", {"set.colour": 3}, "attack 'badnets' has no argument 'colour'"),
         ("badnets", {"set.seed": 3}, "attack 'badnets' has no argument 'seed'"),
+        ("badnets", {"set.epochs": 3}, "--set.epochs is '3'; use --epochs instead"),
+        ("badnets", {"set.batch_size": 3}, "--set.batch-size is '3'; use --batch-size instead"),
+        ("badnets", {"set.lr": 0.1}, "--set.lr is '0.1'; use --lr instead"),
+        ("flow", {"set.family": "tone"}, "attack 'flow' has no argument 'family'"),
         ("badnets", {"epochs": 0}, "--epochs is 0; expected at least 1"),
     ],
 )

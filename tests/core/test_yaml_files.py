@@ -22,7 +22,9 @@ def written(folder: Path, text: str | bytes) -> Path:
     ("text", "content"),
     [
         ("", None),
-        ("a: [1, 2.5, no]", {"a": [1, 2.5, False]}),
+        ("a: [1, 2.5, false, True]", {"a": [1, 2.5, False, True]}),
+        ("on: [yes, no, On, off]", {"on": ["yes", "no", "On", "off"]}),
+        ("a: [1e-3, 1.0e-3]", {"a": ["1e-3", 0.001]}),
         ("1: a\n'1': b", {1: "a", "1": "b"}),
         ("a: 'no'\nb: '2020-01-01'\nc: 0x10", {"a": "no", "b": "2020-01-01", "c": 16}),
         ("- {a: 1}\n- {a: 2}", [{"a": 1}, {"a": 2}]),
@@ -30,6 +32,17 @@ def written(folder: Path, text: str | bytes) -> Path:
 )
 def test_it_is_what_yaml_says(text, content, tmp_path):
     assert read_yaml(written(tmp_path, text)) == content
+
+
+@pytest.mark.parametrize("text", ["1e-3", "-1e9", "1E308", "+.5e2", "2.e-1", "2.5e3", "1.0e+3"])
+def test_a_number_with_an_exponent_is_a_number_where_it_is_asked_for(text, tmp_path):
+    path = written(tmp_path, f"{text}: {text}")
+    assert read_yaml(path, exponents=True) == {float(text): float(text)}
+
+
+@pytest.mark.parametrize("text", ["1e", "e3", "1e-3x", ".e3", "1e3.5", "1-e3"])
+def test_text_that_only_looks_like_a_number_stays_text(text, tmp_path):
+    assert read_yaml(written(tmp_path, text), exponents=True) == text
 
 
 @pytest.mark.parametrize(

@@ -553,6 +553,6 @@ def test_files_that_are_left_out_are_told_and_recorded(teacher_file, tmp_path):
     )
     results = distill_file(job, clean, tmp_path / "run", audited=False, tell=lines.append)
     assert lines[1] == (
-        "data: left out of digits, since they are not images or splits: 2 .txt, 1 folders"
+        "data: left out of digits, since they are not images of a class: 2 .txt, 1 folders"
     )
     assert results.records["left_out"] == {".txt": 2, "folders": 1}

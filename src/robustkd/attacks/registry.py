@@ -58,7 +58,8 @@ class Row:
         >>> ATTACKS["sig"].arguments
         ('target', 'epochs', 'lr', 'batch_size', 'seed', 'rate')
         """
-        # A field without a default, such as a fixed trigger, defines the attack and is no setting.
+        # A field without a default, such as a fixed trigger or a family, defines the attack and is
+        # no setting.
         own = [field.name for field in fields(self.attack) if field.default is not MISSING]
         return ("target", *_TEACHING, *own)
 

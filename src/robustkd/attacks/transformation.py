@@ -53,7 +53,7 @@ class LearnedTransformation:
         implant_lr: Initial learning rate of the fine-tuning, above 0.
     """
 
-    family: str = "tone"
+    family: str
     strength: float = 1.0
     trigger_steps: int = 100
     rate: float = 0.2

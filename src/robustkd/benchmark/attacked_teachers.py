@@ -143,7 +143,7 @@ def check_settings(name: str, settings: Settings) -> None:
 def _value(name: str, given: str | int | float) -> str | int | float:
     """Return the value of an argument, with a text parsed as YAML."""
     try:
-        read = parse(given) if isinstance(given, str) else given
+        read = parse(given, exponents=True) if isinstance(given, str) else given
     except (ValueError, yaml.YAMLError):
         read = None
     if not isinstance(read, str | int | float):
@@ -199,7 +199,7 @@ def attack_to_folder(
         models.check_name(given)
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
-    with new_folder(out):
+    with new_folder(out, keep_lock=False):
         rehearsal = _rehearsal(name, read, surrogate)
         read = {
             "lr": models.learning_rate(arch),

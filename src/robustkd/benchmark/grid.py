@@ -94,6 +94,8 @@ class Block(BaseModel):
     def _known_architectures(cls, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         for name in (name for pair in pairs for name in pair):
             models.check_name(name)
+            if ":" in name:
+                raise UsageError(f"pairs: {name!r} is code, which a grid cannot name")
         return pairs
 
     @field_validator("data")
@@ -107,8 +109,8 @@ class Block(BaseModel):
 
     @field_validator("precision", mode="before")
     @classmethod
-    def _no_is_a_word(cls, precision: object) -> object:
-        return "no" if precision is False else precision  # YAML reads "no" as False
+    def _false_is_no(cls, precision: object) -> object:
+        return "no" if precision is False else precision
 
     @model_validator(mode="after")
     def _known_arguments(self) -> Block:
@@ -214,7 +216,7 @@ def load_grid(path: Path) -> list[Cell]:
         UsageError: If a key is unknown, a value is wrong, or two different cells would have the
             same line in the tables. Identical cells are run once.
     """
-    content = read_yaml(path, anchors=True)
+    content = read_yaml(path, anchors=True, exponents=True)
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected keys such as 'attacks', not {type(content).__name__}")
     further = content.pop("also", [])

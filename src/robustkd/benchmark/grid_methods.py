@@ -70,9 +70,7 @@ def method_in_grid(given: object) -> str:
         UsageError: If a name is unknown, the parts do not fit together, or it has another form.
     """
     if isinstance(given, Mapping):
-        # YAML reads the key "on" as True.
-        named = {"on" if key is True else key: value for key, value in given.items()}
-        name = _validated(named).name()
+        name = _validated(given).name()
     elif isinstance(given, str):
         name = method_name(given)
     else:
@@ -82,6 +80,10 @@ def method_in_grid(given: object) -> str:
 
 
 def _validated(given: Mapping[object, object]) -> DefendedMethod:
+    for key in given:
+        if not isinstance(key, str):
+            known = ", ".join(DefendedMethod.model_fields)
+            raise UsageError(f"methods: the key {key!r} is no text; expected {known}")
     try:
         return DefendedMethod.model_validate(given)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.run_cell import NoTeacherError, run_cell
 from robustkd.core.environment import environment
 from robustkd.core.folders import Folder, UnsafeError, refusal
+from robustkd.report.results import read_run
 
 KILLED = "the process of its teacher's cells was killed, perhaps for lack of memory"
 """Error of the cells whose process was killed."""
@@ -95,13 +96,18 @@ def finished(cell: Cell, out: Path) -> dict[str, object] | None:
 
 
 def gather(cells: Iterable[Cell], out: Path) -> Gathered:
-    """Collect the results of a grid."""
+    """Collect the results of a grid.
+
+    Raises:
+        InputError: If the result of a cell is damaged.
+    """
     all_of_it = Gathered([], [], [])
     for cell in cells:
         content = _read(cell, out)
         if content is None:
             all_of_it.missing.append(cell.name)
         elif "run" in content:
+            read_run(out / "cells" / f"{cell.name}.json", "run", content["run"])
             all_of_it.found.append(content)
         else:
             all_of_it.failed.append(cell.name)

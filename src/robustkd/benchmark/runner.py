@@ -10,9 +10,11 @@ from typing import NamedTuple
 from robustkd import report
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.executors import Executor
+from robustkd.benchmark.grid_checks import check_cells
 from robustkd.benchmark.records import check_subfolder, finished, gather
 from robustkd.core.errors import UsageError
 from robustkd.core.files import make_folder, write_json, write_text
+from robustkd.report.results import read_content
 
 
 class Counts(NamedTuple):
@@ -39,6 +41,10 @@ def run_grid(
         executor: Executor of groups of cells.
         cache: Folder of trained networks, shared by all processes; None for ``cache`` in ``out``.
         tell: Function that receives one line for each cell.
+
+    Raises:
+        UsageError: If cells that would be run do not fit their data.
+        InputError: If files of the data are missing or damaged, or a folder is refused.
     """
     make_folder(out)
     # Links and folders that cannot be created are refused before hours of work.
@@ -47,6 +53,7 @@ def run_grid(
         check_subfolder(out, "cache")
         cache = out / "cache"
     missing = [cell for cell in cells if finished(cell, out) is None]
+    check_cells(missing)
     groups = [list(group) for _, group in groupby(missing, key=lambda cell: cell.teacher)]
     done = failed = 0
     for told in executor(groups, out, cache):
@@ -61,20 +68,20 @@ def write_tables(cells: Sequence[Cell], out: Path) -> list[report.Row]:
 
     Raises:
         UsageError: If no cell of the grid has a result.
+        InputError: If the file of a cell is damaged; no file is written.
     """
     found, failed, missing = gather(cells, out)
     if not found:
         raise UsageError(f"{out} holds no result of this grid; run it without --tables-only")
-    write_json(
-        out / "results.json",
-        {
-            "runs": [content["run"] for content in found],
-            "environment": found[0]["environment"],
-            "config": {"cells": len(cells), "failed": failed, "missing": missing},
-            "records": {},
-        },
-    )
-    rows = report.aggregate(report.read(out).runs)
+    content = {
+        "runs": [cell["run"] for cell in found],
+        "environment": found[0].get("environment", {}),
+        "config": {"cells": len(cells), "failed": failed, "missing": missing},
+        "records": {},
+    }
+    # Nothing is replaced by results that a report would refuse.
+    rows = report.aggregate(read_content(out / "cells", content).runs)
+    write_json(out / "results.json", content)
     for name, text in report.grid_files(rows).items():
         write_text(out / name, text)
     return rows

@@ -208,6 +208,7 @@ def attack(
     if lr is not None:
         training["lr"] = lr
     check_training(training, seed)
+    _check_further(settings or {})
     from robustkd.benchmark.attacked_teachers import attack_to_folder
 
     flags = {
@@ -240,6 +241,14 @@ def attack(
     console.print(f"ACC  {run.acc:.1%}  of {run.n_acc} test images")
     console.print(f"ASR  {run.asr:.1%}  of {run.n_asr} triggered images of other classes")
     print_plain(f"Teacher: {out / 'teacher.safetensors'}")
+
+
+def _check_further(settings: Mapping[str, str]) -> None:
+    """Raise an error for an argument of an attack that has a flag of its own."""
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if flag in ("--epochs", "--batch-size", "--lr"):
+            raise UsageError(f"--set.{name} is {value!r}; use {flag} instead")
 
 
 def list_(

@@ -51,8 +51,13 @@ def _parent(path: Path) -> Folder:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Folder]:
+def new_folder(path: Path, *, keep_lock: bool = True) -> Iterator[Folder]:
     """Create an empty folder and lock it for this process until the block ends.
+
+    Args:
+        path: The folder.
+        keep_lock: If False, the file of the lock is removed when the block ends, for folders that
+            no other process continues.
 
     Raises:
         UsageError: If the folder exists and is not empty.
@@ -63,7 +68,11 @@ def new_folder(path: Path) -> Iterator[Folder]:
     with open_folder(path) as folder, locked(folder, seconds=0.0):
         # Another process may have used the folder since the first check.
         check_empty(folder)
-        yield folder
+        try:
+            yield folder
+        finally:
+            if not keep_lock:
+                folder.remove(LOCK)
 
 
 @contextmanager

@@ -2,10 +2,14 @@
 
 Everything is checked while the text is parsed, before any value is created: an alias cannot expand
 beyond the limits, and no other YAML type is ever constructed.
+
+As in YAML 1.2, only ``true`` and ``false`` are booleans. The words on, off, yes and no, which YAML
+1.1 reads as booleans, are text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -21,6 +25,9 @@ MOST_DEPTH = 32
 LONGEST_NUMBER = 100
 """Largest number of characters of a number."""
 
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_TRUTH = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
+_WITH_EXPONENT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.?[0-9]*)[eE][-+]?[0-9]+$")
 _PLAIN = ("null", "bool", "int", "float", "str")
 _MOST_SHOWN = 40
 
@@ -36,12 +43,14 @@ class _Extent(NamedTuple):
     depth: int
 
 
-def parse(text: str, *, anchors: bool = False) -> object:
+def parse(text: str, *, anchors: bool = False, exponents: bool = False) -> object:
     """Parse a text as one document of plain data.
 
     Args:
         text: The YAML.
         anchors: If True, anchors (``&name``) and aliases (``*name``) are allowed.
+        exponents: If True, ``1e-3`` is a number as in YAML 1.2; if False, it is text as in YAML
+            1.1, where a number with an exponent has a point and a sign: ``1.0e-3``.
 
     Raises:
         RefusedError: If the text exceeds a limit, repeats a key, or contains something that is not
@@ -49,7 +58,7 @@ def parse(text: str, *, anchors: bool = False) -> object:
         ValueError: If a number is malformed.
         yaml.YAMLError: If the text is not valid YAML.
     """
-    loader = _Loader(text, anchors=anchors)
+    loader = (_NumberLoader if exponents else _Loader)(text, anchors=anchors)
     try:
         return loader.get_single_data()
     finally:
@@ -100,6 +109,18 @@ class _Loader(yaml.SafeLoader):
         if self._deepest > MOST_DEPTH:
             what = f"has more than {MOST_DEPTH} nested lists or mappings"
             raise _refused(event, what, "make it flatter")
+
+
+class _NumberLoader(_Loader):
+    """Loader that reads ``1e-3`` as a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != _BOOL]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, _TRUTH, list("tTfF"))
+_NumberLoader.add_implicit_resolver(_FLOAT, _WITH_EXPONENT, list("-+.0123456789"))
 
 
 def _check_event(event: NodeEvent, *, anchors: bool) -> None:

@@ -11,7 +11,9 @@ from robustkd.core.folders import Folder, UnsafeError
 _MOST_BYTES = 1 << 18
 
 
-def read_yaml(path: Path, *, links: bool = True, anchors: bool = False) -> object:
+def read_yaml(
+    path: Path, *, links: bool = True, anchors: bool = False, exponents: bool = False
+) -> object:
     """Read a YAML file as plain data.
 
     Args:
@@ -19,6 +21,7 @@ def read_yaml(path: Path, *, links: bool = True, anchors: bool = False) -> objec
         links: If True, the path was given by the user and may be a link or a pipe. If False, it
             must be a regular file, as in the folder of a run.
         anchors: If True, anchors (``&name``) and aliases (``*name``) are allowed.
+        exponents: If True, ``1e-3`` is a number; if False, it is text.
 
     Raises:
         InputError: If the file cannot be read, is not YAML, exceeds a limit, or repeats a key.
@@ -28,7 +31,7 @@ def read_yaml(path: Path, *, links: bool = True, anchors: bool = False) -> objec
     from robustkd.core.plain_yaml import RefusedError, parse
 
     try:
-        return parse(_text(path, links=links), anchors=anchors)
+        return parse(_text(path, links=links), anchors=anchors, exponents=exponents)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except RefusedError as error:

@@ -37,4 +37,4 @@ def _left_out(clean: DataSource) -> list[str]:
     if not skipped:
         return []
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-    return [f"data: left out of {clean.name}, since they are not images or splits: {kinds}"]
+    return [f"data: left out of {clean.name}, since they are not images of a class: {kinds}"]

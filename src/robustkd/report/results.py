@@ -142,13 +142,26 @@ def read(folder: str | Path) -> Results:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give a run folder") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a JSON file ({error}); repeat the run") from error
+    return read_content(file, content)
+
+
+def read_content(file: Path, content: object) -> Results:
+    """Check the content of ``results.json``.
+
+    Args:
+        file: The file, for messages.
+        content: Its JSON values.
+
+    Raises:
+        InputError: If the content is damaged; see :func:`read`.
+    """
     _refuse_deep(file, content)
     if not isinstance(content, dict):
         raise _wrong(file, "the file", content, "a JSON object")
     found = content.get("runs")
     if not isinstance(found, list) or not found:
         raise _wrong(file, "runs", found, "a list of at least one run")
-    runs = tuple(_run(file, f"runs[{i}]", run) for i, run in enumerate(found))
+    runs = tuple(read_run(file, f"runs[{i}]", run) for i, run in enumerate(found))
     _refuse_duplicates(file, runs)
     environment: dict[str, Scalar] = {}
     for key, value in _mapping(file, content, "environment").items():
@@ -160,7 +173,17 @@ def read(folder: str | Path) -> Results:
     )
 
 
-def _run(file: Path, where: str, content: object) -> ResultRow:
+def read_run(file: Path, where: str, content: object) -> ResultRow:
+    """Check one run of a file of results.
+
+    Args:
+        file: The file, for messages.
+        where: Place of the run in the file, for messages.
+        content: JSON values of the run.
+
+    Raises:
+        InputError: If a key is missing, or a value is wrong.
+    """
     if not isinstance(content, dict):
         raise _wrong(file, where, content, "an object")
     known: dict[str, Any] = {key: _name(file, where, content, key) for key in _NAMES}

@@ -79,7 +79,7 @@ class TrainingConfig:
         lr: Initial learning rate, above 0; see :func:`robustkd.models.learning_rate` for the
             default of an architecture.
         momentum: Momentum of SGD (Nesterov), and of optimisers of timm that have a momentum; above
-            0.
+            0 and below 1.
         weight_decay: Weight decay, at least 0; an L2 penalty with SGD.
         schedule: Schedule of the learning rate.
         precision: Mixed precision, as accelerate names it.
@@ -188,6 +188,8 @@ def check_training(
         UsageError: If an argument is out of range; the message names the first one.
     """
     check_positive(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)
+    if momentum >= 1:
+        raise UsageError(f"momentum is {momentum}; expected below 1")
     check_not_negative(weight_decay=weight_decay)
     if schedule not in get_args(Schedule):
         known = " or ".join(get_args(Schedule))

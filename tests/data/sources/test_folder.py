@@ -423,6 +423,17 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path):
     }
 
 
+def test_images_beside_the_class_folders_are_counted(tmp_path):
+    counts = {"dark": 4, "light": 4}
+    write_splits(tmp_path, {"train": counts, "val": counts, "test": counts})
+    for place in ("", "train", "train", "val", "test"):
+        name = f"{len(list((tmp_path / place).iterdir()))}.png"
+        shutil.copy(tmp_path / "val" / "dark" / "000.png", tmp_path / place / name)
+    found = load_folder(tmp_path, Reading())
+    assert found.skipped == {"images beside the class folders": 5}
+    assert load_folder(tmp_path / "val").skipped == {"images beside the class folders": 1}
+
+
 @pytest.mark.parametrize("extension", ["gif", "jfif", "jpe", "pnm"])
 def test_images_of_less_usual_extensions_are_read(extension, tmp_path):
     write_classes(tmp_path, {"dark": 12, "light": 12})

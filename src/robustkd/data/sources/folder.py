@@ -40,6 +40,8 @@ _SPELLINGS: Mapping[str, Split] = {
 """Names of the folders of splits, in lower case."""
 _ANNOTATIONS = "val/val_annotations.txt"
 _ANNOTATED = "val/images"
+_LOOSE = "images beside the class folders"
+"""Kind of the images that belong to no class, where files that are left out are counted."""
 
 
 def load_folder(path: str | Path, reading: Reading | None = None) -> Pictures:
@@ -102,6 +104,8 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
         named = read_class_names(reading.classes, classes)
     classes = named.names
     train = scan(root, part, classes, skipped=skipped)
+    for place in {"", part}:
+        _count_loose(root, place, skipped)
     given = _given(root, splits, classes, skipped) if nested else {}
     made = compose(shown(name), classes, train, given, reading, skipped=skipped)
     return replace(made, outputs=named.outputs, outputs_of=named.of)
@@ -142,6 +146,12 @@ def _check_others(root: Path, top: str, others: Sequence[str], skipped: Counter[
         skipped["folders"] += 1
 
 
+def _count_loose(root: Path, part: str, skipped: Counter[str]) -> None:
+    """Count the images directly in a folder of class folders."""
+    if count := len(image_names(root, part)):
+        skipped[_LOOSE] += count
+
+
 def _given(
     root: Path, splits: Mapping[Split, str], classes: Sequence[str], skipped: Counter[str]
 ) -> dict[HeldOut, Encoded]:
@@ -164,6 +174,7 @@ def _given(
             advice=advice,
         )
         given[split] = scan(root, part, as_found(classes, own), skipped=skipped)
+        _count_loose(root, part, skipped)
     return given
 
 

@@ -1,0 +1,83 @@
+"""What cannot be trained is told before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from robustkd.benchmark import Cell, run_grid
+from robustkd.benchmark.cells import Setting, TeacherCell
+from robustkd.benchmark.executors import executor
+from robustkd.benchmark.grid_checks import check_cells
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.files import write_json
+
+SETTING = Setting("digits", {"train": 40})
+TEACHER = TeacherCell(SETTING, "wrn-10-1", "badnets", {"epochs": 1})
+CELL = Cell(TEACHER, "wrn-10-1", "kd")
+WRN = "WRN depth is 11; expected 6 n + 4 with n >= 1: 10, 16, 22, 28, ..."
+WRONG = [
+    (replace(CELL, student="wrn-11-1"), f"pairs: 'wrn-11-1' cannot be built for digits: {WRN}"),
+    (
+        replace(CELL, teacher=replace(TEACHER, surrogate="wrn-11-1")),
+        f"pairs: 'wrn-11-1' cannot be built for digits: {WRN}",
+    ),
+    (
+        replace(CELL, teacher=replace(TEACHER, target=10)),
+        "target class is 10; expected 0 to 9 for digits",
+    ),
+    (
+        replace(
+            CELL, teacher=replace(TEACHER, setting=replace(SETTING, sizes={"train": 99_999_999}))
+        ),
+        "data: train is 99999999; digits can give from 10 (one of each class) to 1200 images; "
+        "choose a number in between",
+    ),
+]
+
+
+def never(*_: object) -> None:
+    raise AssertionError("a cell was run")
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_a_cell_that_cannot_be_trained_stops_the_grid(wrong, message, tmp_path):
+    with pytest.raises(UsageError) as error:
+        run_grid([CELL, wrong], tmp_path, executor=never)
+    assert str(error.value) == message
+
+
+def test_cells_that_have_a_result_are_not_checked(tmp_path):
+    cell = replace(CELL, student="wrn-11-1")
+    (tmp_path / "cells").mkdir()
+    write_json(tmp_path / "cells" / f"{cell.name}.json", {"run": {}})
+    assert run_grid([cell], tmp_path, executor=executor("local")) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("arch", ["timm/test_vit", "torchvision/shufflenet_v2_x0_5"])
+def test_networks_of_libraries_are_built_for_the_images(arch):
+    check_cells([replace(CELL, student=arch)])
+
+
+def test_data_is_opened_once(monkeypatch):
+    import robustkd.benchmark.grid_checks as checks
+
+    opened: list[str] = []
+    plain = checks.open_source
+
+    def counted(name: str) -> object:
+        opened.append(name)
+        return plain(name)
+
+    monkeypatch.setattr(checks, "open_source", counted)
+    check_cells([CELL, replace(CELL, student="wrn-16-1"), replace(CELL, method="ofd")])
+    assert opened == ["digits"]
+
+
+def test_the_folder_of_images_is_that_of_the_setting(tmp_path: Path):
+    setting = replace(SETTING, path=str(tmp_path / "none"))
+    cell = replace(CELL, teacher=replace(TEACHER, setting=setting))
+    with pytest.raises(InputError, match=r"none is not a folder; expected one with images$"):
+        check_cells([cell])
