@@ -91,10 +91,16 @@ def test_no_evidence_is_not_called_clean(robustkd, student, verdict):
 def test_files_that_cannot_be_written_are_refused_before_the_audit(robustkd, student, tmp_path):
     (tmp_path / "nowhere").symlink_to(tmp_path / "none")
     for words, says in (
-        (("audit", "--out", "no/x.json"), "--out is no/x.json, but no is not a folder that can be"),
+        (
+            ("audit", "--out", "no/x.json"),
+            "--out is no/x.json, but no is not a folder; make it first",
+        ),
         (("audit", "--pictures", "nowhere"), "--pictures is nowhere, which exists; expected a new"),
         (("audit", "--out", "x", "--pictures", "./x"), "--out and --pictures are both x; expected"),
-        (("verify", "--out", "no/x.json"), "--out is no/x.json, but no is not a folder that can"),
+        (
+            ("verify", "--out", "no/x.json"),
+            "--out is no/x.json, but no is not a folder; make it first",
+        ),
         (("verify", "--out", "nowhere"), "--out is nowhere, which exists; expected a new file"),
         (("audit", "--seed", 10**30), f"--seed is {10**30}; expected at most"),
         (("audit", "--seed", -1), "--seed is -1; expected at least 0"),

@@ -213,9 +213,8 @@ def test_own_code_is_named_on_the_command_line(robustkd, files, tmp_path):
     refused(
         robustkd("evaluate", tmp_path / "m", "--data", "digits"),
         3,
-        f"{tmp_path / 'm'} has a damaged model description: architecture {own!r} is code, which "
-        "runs only where you name it yourself: with --arch or --student, or as models.OwnCode in "
-        "Python",
+        f"{tmp_path / 'm'} says that its architecture is {own!r}, which is code; if it is your "
+        "own, name it with --arch, or as models.OwnCode in Python",
     )
 
 

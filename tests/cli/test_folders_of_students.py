@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,21 +86,40 @@ def test_the_drop_is_that_beside_a_teacher_in_the_order_of_the_student(robustkd,
     code, out, err = robustkd(*words, *beside)
     assert (code, err) == (0, "")
     assert json.loads(out)["teacher"] == {"hits": 24, "n": 24}
-    # A student that knows the names in another order refuses this teacher.
+    # The names of this student are in another order.
     words = ("verify", "teacher.safetensors", "--data", "own", "--no-audit", *beside)
-    code, out, err = robustkd(*words)
+    code, out, err = robustkd(*words, "--max-drop", 0.1)
     assert (code, out) == (3, "")
     assert "its outputs seem to be in another order than the classes of the data" in err
-    assert "--keep-class-order" not in err
+    assert "the classes are those of the student: give the teacher that it was" in err
+    assert "--class-names" not in err
+    code, _, err = robustkd(*words)
+    assert code == 0
+    assert err.startswith("warning: teacher turned.pt: its outputs seem to be in another order")
     code, out, err = robustkd("evaluate", "turned.pt", "--arch", "wrn-10-1", "--grey",
                               "--mean", 0.5, "--std", 0.25, "--data", "own")  # fmt: skip
     assert code == 0
+    assert "warning: " in err
     assert "in another order than the classes" in err
     code, _, err = robustkd("verify", "run", "--data", "own", "--teacher-arch", "wrn-10-1")
     assert (code, err) == (
         2,
         "robustkd: --teacher-arch is given without --teacher; give both, or neither\n",
     )
+
+
+def test_a_teacher_without_names_is_measured_in_the_order_of_the_student(robustkd, home):
+    spec = models.load(home / "teacher.safetensors").spec
+    nameless = models.build(replace(spec, class_names=()), seed=0)
+    nameless.network.load_state_dict(torch.load(home / "turned.pt"))
+    models.save(nameless, home / "nameless.safetensors")
+    words = ("--data", "own", "--no-audit", "--json", "--teacher", "nameless.safetensors")
+    code, out, err = robustkd("verify", "run", *words)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["teacher"] == {"hits": 24, "n": 24}
+    code, _, err = robustkd("verify", "teacher.safetensors", *words, "--max-drop", 0.9)
+    assert code == 3
+    assert "in another order than the classes of the data" in err
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -122,6 +142,13 @@ def test_triggered_images_are_read_in_folders_of_any_depth(robustkd, home, tmp_p
     code, out, err = robustkd(*words, "--triggered", tmp_path)
     assert (code, out) == (3, "")
     assert "has a folder 'Grey', which is no class of the model" in err
+    # The folder of the target is left out only where it is looked for.
+    shutil.copytree(home / "own/test", tmp_path / "inner" / "test")
+    code, out, err = robustkd(*words, "--triggered", tmp_path / "inner")
+    assert (code, out) == (3, "")
+    assert (
+        "has images of the class 'caf\\xe9' in 'test/caf\\xe9'; give the folder that holds" in err
+    )
 
 
 def test_the_accuracy_of_the_run_is_used_on_its_test_images_alone(robustkd, home, tmp_path):
@@ -135,10 +162,10 @@ def test_the_accuracy_of_the_run_is_used_on_its_test_images_alone(robustkd, home
         write_images(tmp_path / "own/test" / name, level, 8, 5)
     code, out, err = robustkd(*words, "--data", tmp_path / "own")
     assert (code, out) == (3, "")
-    assert "so they or how they are read have changed; give --teacher" in err
+    assert "the student have changed; measure the teacher with --teacher" in err
     code, out, _ = robustkd(*words[:-2], "--data", tmp_path / "own")
     assert code == 0
-    assert "DROP not measured: the run measured " in " ".join(out.split())
+    assert "DROP not measured: the accuracy of the student was " in " ".join(out.split())
     code, out, _ = robustkd(*words, "--data", tmp_path / "own", "--teacher", "teacher.safetensors")
     assert code == 0
     assert "DROP   0.0 points" in out
@@ -156,13 +183,24 @@ def test_held_out_images_are_those_of_the_run(robustkd, home, tmp_path):
         assert code == 0
         assert json.loads(out)["accuracy"]["n"] == len(held_out)
         assert err == "test and validation images are those of held-out/split.json\n"
-    # On other data, the file means nothing.
+    # A teacher is measured on the same images.
+    beside = ("--teacher", "turned.pt", "--teacher-arch", "wrn-10-1", "--json")
+    code, out, _ = robustkd(
+        "verify", "held-out", "--data", tmp_path / "flat", "--no-audit", *beside
+    )
+    assert code == 0
+    assert json.loads(out)["teacher"]["n"] == len(held_out)
+    # Other data has other held-out images, but a part of them cannot be used.
+    other = tmp_path / "other"
+    for label, (name, level) in enumerate(zip(CLASSES, LEVELS, strict=True)):
+        write_images(other / name / "new", level, 20, label)
+    for data_of_others in (other, "own"):
+        code, _, err = robustkd("verify", "held-out", "--data", data_of_others, "--no-audit")
+        assert (code, err) == (0, "")
     (tmp_path / "flat" / held_out[0]).unlink()
-    code, _, err = robustkd("verify", "held-out", "--data", tmp_path / "flat", "--no-audit")
-    assert code == 0
-    assert "test images may be training images of the student" in err
-    code, _, err = robustkd("verify", "held-out", "--data", "own", "--no-audit")
-    assert code == 0
+    code, out, err = robustkd("verify", "held-out", "--data", tmp_path / "flat", "--no-audit")
+    assert (code, out) == (3, "")
+    assert "names 1 images that are not there" in err
 
 
 @pytest.mark.parametrize("command", ["audit", "verify", "evaluate"])

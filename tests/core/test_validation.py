@@ -25,6 +25,11 @@ def test_what_is_no_number_is_refused(check, value):
         check(momentum=1, lr=value)
 
 
+def test_a_number_that_no_float_can_hold_is_refused():
+    with pytest.raises(UsageError, match="lr is too large; expected a number below 1e308"):
+        check_positive(lr=10**400)
+
+
 @pytest.mark.parametrize("value", [1.5, "1", True, None])
 def test_what_is_no_whole_number_is_refused(value):
     with pytest.raises(UsageError, match=r"epochs is .*; expected a whole number"):

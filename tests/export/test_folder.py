@@ -62,6 +62,16 @@ def test_an_error_leaves_nothing(there, tmp_path):
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
+def test_what_a_killed_export_left_does_not_stop_the_next(tmp_path):
+    left = tmp_path / ".robustkd-export-0123456789abcdef.partial"
+    left.mkdir()
+    (left / "a").touch()
+    (tmp_path / ".lock").touch()
+    check_free(tmp_path)
+    fill(tmp_path)
+    assert names(tmp_path) == ["a", "b"]
+
+
 def test_two_exports_do_not_share_a_folder(tmp_path):
     with new_folder(tmp_path), pytest.raises(InputError, match=r" is in use by another process"):
         fill(tmp_path)

@@ -83,7 +83,7 @@ def _validated(given: Mapping[object, object]) -> DefendedMethod:
     for key in given:
         if not isinstance(key, str):
             known = ", ".join(DefendedMethod.model_fields)
-            raise UsageError(f"methods: the key {key!r} is no text; expected {known}")
+            raise UsageError(f"methods: the key {key!r} is not a string; expected {known}")
     try:
         return DefendedMethod.model_validate(given)
     except ValidationError as error:

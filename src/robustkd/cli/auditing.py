@@ -17,7 +17,7 @@ from robustkd.cli.flags import (
 )
 from robustkd.cli.opening import open_model
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
-from robustkd.core.errors import SuspicionError, UsageError, WriteError
+from robustkd.core.errors import InputError, SuspicionError, UsageError
 from robustkd.core.validation import check_seed
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def audit(
     suspicious = found.verdict.word == "suspicious"
     try:
         _write(found, out, pictures)
-    except WriteError as error:
+    except InputError as error:  # or a WriteError
         # The exit code of a suspicious model matters more.
         if not suspicious:
             raise
@@ -98,7 +98,7 @@ def _write(found: Audit, out: Path | None, pictures: Path | None) -> None:
     """Write the measurements and the pictures, where files are given.
 
     Raises:
-        WriteError: If a file cannot be written.
+        InputError: If a file cannot be written.
     """
     from robustkd.core.files import write_json
 

@@ -169,10 +169,10 @@ def check_new_files(files: Mapping[str, Path | None]) -> None:
         if os.path.lexists(path):
             raise UsageError(f"{flag} is {path}, which exists; expected a new file")
         folder = path.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(
-                f"{flag} is {path}, but {folder} is not a folder that can be written; make it first"
-            )
+        if not folder.is_dir():
+            raise UsageError(f"{flag} is {path}, but {folder} is not a folder; make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{flag} is {path}, but {folder} cannot be written; choose another")
         other = taken.setdefault(os.path.realpath(path), flag)
         if other != flag:
             raise UsageError(f"{other} and {flag} are both {path}; expected two files")

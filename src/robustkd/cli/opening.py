@@ -13,11 +13,17 @@ from robustkd.core.errors import InputError, UsageError
 from robustkd.core.known_names import check_data, is_folder
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from robustkd.core.types import DataSource
     from robustkd.data import Reading
     from robustkd.models import Classifier, Spec
 
 _EXPORTED = (".onnx", ".pt2")
+_OF_THE_STUDENT = (
+    "the classes are those of the student: give the teacher that it was distilled from, or the "
+    "folder of its run without --teacher"
+)
 _CHECKED = 1000
 """Number of validation images on which outputs of a student have to be finite."""
 
@@ -61,6 +67,7 @@ def open_student(
             outputs are not finite.
     """
     from robustkd import models
+    from robustkd.core.devices import default_device
     from robustkd.training.inference import finite_on
 
     run, path = path, student_of(path)
@@ -73,7 +80,7 @@ def open_student(
         image_shape=source.image_shape,
         names=source.classes,
     )
-    if not finite_on(model, source, "validation", images=_CHECKED):
+    if not finite_on(model.to(default_device()), source, "validation", images=_CHECKED):
         raise InputError(
             f"the outputs of {path} are not finite on the validation images of {source.name}; "
             "expected weights that were trained on such images"
@@ -94,20 +101,25 @@ def _data_as_in_run(
         data: Name or folder of the data.
         root: Folder of the files of a named data set.
         images: How images are read; its ``split`` takes precedence.
+
+    Raises:
+        InputError: If some of the held-out images are no longer there, or the data has other splits
+            than that of the run.
     """
     from robustkd.cli.output import print_progress
-    from robustkd.data import SOURCES
+    from robustkd.data.images.holdout import MissingImagesError
+    from robustkd.data.images.streamed import split_text
 
     split = (run if run.is_dir() else run.parent) / "split.json"
-    if images.split is not None or data in SOURCES or not split.is_file():
-        return _data_of(spec, data, root, images)
+    found = _data_of(spec, data, root, images)
+    if images.split is not None or not split.is_file() or split_text(found) is None:
+        return found
     try:
         found = _data_of(spec, data, root, replace(images, split=split))
-    except InputError:
-        print_progress(
-            f"{split} is not of this data: test images may be training images of the student"
-        )
-        return _data_of(spec, data, root, images)
+    except MissingImagesError as error:
+        if error.some:
+            raise
+        return found  # other data, of which the student has seen nothing
     print_progress(f"test and validation images are those of {split}")
     return found
 
@@ -138,9 +150,6 @@ def open_model(
     root: Path | None,
     images: ImageFlags,
     teacher: TeacherFlags,
-    *,
-    classes: tuple[str, ...] | None = None,
-    fitting: bool = False,
 ) -> tuple[Classifier, DataSource]:
     """Load a student as :func:`open_student` does, or a teacher's file of any kind.
 
@@ -154,9 +163,6 @@ def open_model(
         root: Folder of the files of a named data set.
         images: How images are read.
         teacher: How a teacher's file is read.
-        classes: Names of the classes in the order of a teacher's outputs; None for the usual order.
-            ``--class-names`` takes precedence.
-        fitting: If True, a teacher that does not seem to fit the data is refused.
 
     Raises:
         UsageError: If a name is unknown, the architecture of a teacher's file is not given, or
@@ -175,27 +181,79 @@ def open_model(
                 )
         return open_student(path, arch, data, root, images)
     from robustkd.cli.output import print_progress
+    from robustkd.core.devices import default_device
     from robustkd.pipeline.opening import form_line, open_teacher
     from robustkd.teacher.check import UnfitError, check_fit
 
     read, clean = open_teacher(
-        path,
-        arch,
-        data,
-        root,
-        reading_of(images, classes=classes),
-        given_of(images),
-        **asdict(teacher),
+        path, arch, data, root, reading_of(images), given_of(images), **asdict(teacher)
     )
     for line in form_line(clean, read.model.spec, read.file.normalisation):
         print_progress(line)
     try:
-        check_fit(read.model, clean, path)
+        check_fit(read.model.to(default_device()), clean, path)
     except UnfitError as error:
-        if fitting:
-            raise
-        print_progress(f"robustkd: {error}")
+        print_progress(f"warning: {error}")
     return read.model, clean
+
+
+def teacher_on(path: Path, arch: str | None, source: DataSource, *, strict: bool) -> nn.Module:
+    """Load a teacher to measure it on the data of its student, as these are read for the student.
+
+    Args:
+        path: A teacher's file of any kind, or a folder with one.
+        arch: Its architecture.
+        source: Data of the student.
+        strict: If True, a teacher that does not seem to fit the data is refused; otherwise, a line
+            on stderr says so.
+
+    Returns:
+        A network whose outputs are the classes of the data, in their order.
+
+    Raises:
+        InputError: If the file is refused or does not fit the data.
+    """
+    from robustkd import models
+    from robustkd.cli.output import print_progress
+    from robustkd.core.devices import default_device
+    from robustkd.models.model_file import is_described
+    from robustkd.pipeline.opening import architecture, teacher_for
+    from robustkd.teacher.check import UnfitError, check_fit
+
+    path = student_of(path)
+    if not os.path.exists(path) or is_described(path):
+        model = _in_order_of(models.load(path, arch=arch), path, source)
+    else:
+        model = teacher_for(path, architecture(path, arch), source).model
+    try:
+        check_fit(model.to(default_device()), source, path, advice=_OF_THE_STUDENT)
+    except UnfitError as error:
+        if strict:
+            raise
+        print_progress(f"warning: {error}")
+    return model
+
+
+def _in_order_of(model: Classifier, path: Path, source: DataSource) -> nn.Module:
+    """Return a model whose outputs are in the order of the classes of some data.
+
+    Raises:
+        InputError: If the model has other classes, or expects images of another shape.
+    """
+    from robustkd import models
+    from robustkd.core.names import as_found
+    from robustkd.models.reordered import Reordered
+
+    own = as_found(model.spec.class_names, source.classes)
+    moved = set(own) == set(source.classes) and own != source.classes
+    models.check_fits(
+        model.spec,
+        path,
+        classes=len(source.classes),
+        image_shape=source.image_shape,
+        names=() if moved else source.classes,
+    )
+    return Reordered(model, [own.index(name) for name in source.classes]) if moved else model
 
 
 def given_of(images: ImageFlags) -> set[str]:

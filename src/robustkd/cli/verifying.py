@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from robustkd.cli.auditing import suspicion, verdict_lines
-from robustkd.cli.flags import IMAGES, TEACHER, Arch, ImageFlags, check_new_files
-from robustkd.cli.opening import open_model, open_student
+from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_new_files
+from robustkd.cli.opening import open_student, teacher_on
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
 from robustkd.core.errors import (
     InconclusiveError,
+    InputError,
     SuspicionError,
     ThresholdError,
     UsageError,
-    WriteError,
 )
 from robustkd.core.names import composed
 
@@ -104,8 +103,8 @@ def verify(
         thresholds=thresholds,
         teacher=None
         if teacher is None
-        else _accuracy_of(teacher, teacher_arch, data, data_root, source, images),
-        recorded=_recorded(student),
+        else _accuracy_of(teacher, teacher_arch, source, strict=max_drop is not None),
+        recorded=_recorded(student) if teacher is None else None,
         trigger=known,
         triggered=shown,
         target=led,
@@ -118,7 +117,7 @@ def verify(
     try:
         if out is not None:
             write_json(out, found.record())
-    except WriteError as error:
+    except InputError as error:  # or a WriteError
         # The exit code of a student that fails matters more.
         if found.outcome == "passed":
             raise
@@ -169,30 +168,18 @@ def _images(folder: Path, spec: Spec, classes: tuple[str, ...], target: int) -> 
 
 
 def _accuracy_of(
-    teacher: Path,
-    arch: str | None,
-    data: str,
-    root: Path | None,
-    source: DataSource,
-    images: ImageFlags,
+    teacher: Path, arch: str | None, source: DataSource, *, strict: bool
 ) -> Proportion:
-    """Measure a teacher, whose outputs are the student's classes in their order.
+    """Measure a teacher on the test images of its student.
 
     Raises:
-        InputError: If it does not seem to fit the data, or an output is not finite.
+        InputError: If it does not fit the data, or an output is not finite.
     """
-    from robustkd.core.known_names import is_folder
     from robustkd.training.inference import accuracy_by_class
     from robustkd.training.metrics import Proportion
 
-    classes = None
-    if is_folder(data):
-        images = replace(images, grey=images.grey or source.image_shape[0] == 1)
-        classes = source.classes
-    network, own = open_model(
-        teacher, arch, data, root, images, TEACHER, classes=classes, fitting=True
-    )
-    return sum(accuracy_by_class(network, own, "test"), start=Proportion(0, 0))
+    network = teacher_on(teacher, arch, source, strict=strict)
+    return sum(accuracy_by_class(network, source, "test"), start=Proportion(0, 0))
 
 
 def _recorded(student: Path) -> Recorded | None:

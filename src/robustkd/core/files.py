@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.folders import LOCK, Folder, refusal
+from robustkd.core.folders import LEFTOVER, LOCK, Folder, refusal
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def check_free(path: Path) -> None:
 
 
 def check_empty(folder: Folder, *, partial: str = LOCK) -> None:
-    """Raise an error for an open folder that contains anything but its lock.
+    """Raise an error for an open folder that contains anything but its lock and leftovers.
 
     Args:
         folder: The folder.
@@ -143,7 +143,8 @@ def check_empty(folder: Folder, *, partial: str = LOCK) -> None:
     Raises:
         UsageError: If it does.
     """
-    if set(folder.names()) - {LOCK, partial}:
+    others = set(folder.names()) - {LOCK, partial}
+    if any(LEFTOVER.fullmatch(name) is None for name in others):
         raise UsageError(f"output folder {folder.path} is not empty; give a new one with --out")
 
 

@@ -27,6 +27,8 @@ from robustkd.core.errors import InputError, WriteError
 
 LOCK = ".lock"
 """Name of the file that marks a folder as being in use."""
+LEFTOVER = re.compile(r"\.robustkd-[a-z]+-[0-9a-f]{16}\.partial")
+"""Pattern of the names of private folders, which killed processes leave behind."""
 
 MOST_TEXT = 1 << 26
 """Largest JSON or text file that is read from a folder, in bytes."""
@@ -215,8 +217,8 @@ class Folder:
 
     def clean(self, purpose: str = "file") -> None:
         """Remove the folders of `private` that killed processes have left behind."""
-        ours = re.compile(rf"\.robustkd-{re.escape(purpose)}-[0-9a-f]{{16}}\.partial")
-        for name in filter(ours.fullmatch, self.names()):
+        ours = [name for name in self.names() if name.startswith(f".robustkd-{purpose}-")]
+        for name in filter(LEFTOVER.fullmatch, ours):
             shutil.rmtree(name, ignore_errors=True, dir_fd=self.descriptor)
 
     @contextmanager

@@ -65,7 +65,10 @@ def check_seed(seed: object, name: str = "seed") -> None:
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UsageError(f"{name} is {value!r}; expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise UsageError(f"{name} is too large; expected a number below 1e308") from None
 
 
 def _whole(name: str, value: object) -> int:

@@ -121,6 +121,7 @@ class Verification:
             "audit": None if self.audit is None else self.audit.record(),
             "missed": list(self.missed),
             "close": list(self.close),
+            "teacher_unknown": self.unknown,
         }
 
 
@@ -172,13 +173,14 @@ def verify(
             teacher = recorded.teacher
         else:
             unknown = (
-                f"the run measured {recorded.student} of {recorded.student.n} test images, so they "
-                "or how they are read have changed"
+                f"the accuracy of the student was {recorded.student} on {recorded.student.n} test "
+                "images in its run: the test images, their preprocessing or the student have "
+                "changed"
             )
             if thresholds.max_drop is not None:
                 raise InputError(
-                    f"the accuracy is {accuracy} of {accuracy.n} test images, but {unknown}; give "
-                    "--teacher"
+                    f"the accuracy is {accuracy} on {accuracy.n} test images, but {unknown}; "
+                    "measure the teacher with --teacher"
                 )
     asr = None
     if trigger is not None:

@@ -52,13 +52,20 @@ def _filled(out: Path) -> Iterator[Path]:
     with open_folder(out) as folder, locked(folder, seconds=0.0):
         # Another process may have used the folder since the first check.
         check_empty(folder)
+        folder.clean("export")
         partial = folder.private("export")
+        moved: list[str] = []
         try:
             yield out.absolute() / partial
             check_empty(folder, partial=partial)
             with folder.inside(partial) as inner:
                 for name in inner.names():
                     os.rename(name, name, src_dir_fd=inner.descriptor, dst_dir_fd=folder.descriptor)
+                    moved.append(name)
+        except BaseException:
+            for name in moved:
+                folder.remove(name)
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True, dir_fd=folder.descriptor)
             # The lock is not one of the files that are shipped.

@@ -132,9 +132,35 @@ def open_teacher(
     """
     known = architecture(teacher, arch)
     clean = open_as_taught(teacher, known, data, root, reading, given)
-    read = read_teacher(
+    read = teacher_for(
         teacher,
-        arch=known,
+        known,
+        clean,
+        mean=mean,
+        std=std,
+        teacher_key=teacher_key,
+        allow_weak_sandbox=allow_weak_sandbox,
+    )
+    return read, clean
+
+
+def teacher_for(
+    teacher: Path,
+    arch: str,
+    clean: DataSource,
+    *,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    teacher_key: str | None = None,
+    allow_weak_sandbox: bool = False,
+) -> Teacher:
+    """Read a teacher's file for data that are open.
+
+    Arguments and errors are those of :func:`robustkd.teacher.read.read_teacher`.
+    """
+    return read_teacher(
+        teacher,
+        arch=arch,
         classes=len(clean.classes),
         image_shape=clean.image_shape,
         mean=mean,
@@ -146,7 +172,6 @@ def open_teacher(
         statistics=lambda: pixel_statistics(clean),
         judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
     )
-    return read, clean
 
 
 def _filled(reading: Reading, stated: Stated, given: Collection[str]) -> Reading:

@@ -321,10 +321,10 @@ def _write_results(
     provenance = job.provenance(clean.name)
     if ready.student_file is not None:
         provenance["student_weights_sha256"] = ready.student_file.sha256
-    student = measure(made.student, clean)
     with run.writing(run_files.STUDENT) as path:
         models.save(made.student, path, provenance=provenance)
         size = path.stat().st_size
+    student = measure(made.student, clean)
     audits = _audits(ready, made, clean, run) if audited else {}
     results = Results(
         runs=(

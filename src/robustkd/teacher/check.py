@@ -12,13 +12,14 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from robustkd.core.errors import InputError, printable
-from robustkd.core.types import DataSource
+from robustkd.core.types import DataSource, Labels, Logits
 from robustkd.training.inference import finite_on, predict
 from robustkd.training.metrics import Proportion, accuracy
 
 _NEAR_CHANCE = 0.1
 _MOST_NAMED = 3
 _MOST_LISTED = 12
+_NAMES = "write these names to a file, one per line, and pass it with --class-names"
 
 Confusion = Int64[Tensor, "classes classes"]
 
@@ -45,15 +46,17 @@ def check_accuracy(
     Raises:
         InputError: As :func:`check_fit`, or if an output is not finite on the training images.
     """
-    advice = ", or pass --keep-class-order to keep the order as it is"
-    found = check_fit(teacher, clean, path, order=not keep_class_order, advice=advice)
+    logits, labels = _predictions(teacher, clean, path)
     if not finite_on(teacher, clean, "train"):
         raise _not_finite(clean, path, "training")
-    return found
+    advice = f"{_NAMES}, or pass --keep-class-order to keep the order as it is"
+    if not keep_class_order:
+        _check_class_order(logits, labels, clean, path, advice)
+    return _above_chance(logits, labels, clean, path)
 
 
 def check_fit(
-    teacher: nn.Module, clean: DataSource, path: Path, *, order: bool = True, advice: str = ""
+    teacher: nn.Module, clean: DataSource, path: Path, *, advice: str = _NAMES
 ) -> Proportion:
     """Measure a teacher on clean validation images; raise an error if it does not fit the data.
 
@@ -61,9 +64,7 @@ def check_fit(
         teacher: The network.
         clean: The user's clean images.
         path: The teacher's file, for messages.
-        order: If True, a teacher whose outputs seem to be in another order than the classes is
-            refused.
-        advice: What else the user can do about such an order.
+        advice: What the user can do if its outputs seem to be in another order than the classes.
 
     Returns:
         Accuracy on the validation images.
@@ -73,13 +74,23 @@ def check_fit(
             teacher's outputs far better.
         InputError: If an output is not finite.
     """
+    logits, labels = _predictions(teacher, clean, path)
+    _check_class_order(logits, labels, clean, path, advice)
+    return _above_chance(logits, labels, clean, path)
+
+
+def _predictions(teacher: nn.Module, clean: DataSource, path: Path) -> tuple[Logits, Labels]:
+    """Return logits and labels of the validation images."""
     logits, labels = predict(teacher, clean, "validation")
     # Losses square the logits.
     if not logits.square().isfinite().all():
         raise _not_finite(clean, path, "validation")
+    return logits, labels
+
+
+def _above_chance(logits: Logits, labels: Labels, clean: DataSource, path: Path) -> Proportion:
+    """Return the accuracy; raise an error if it is near chance."""
     found = accuracy(logits, labels)
-    if order:
-        _check_class_order(confusion(logits, labels), clean.classes, found, path, advice)
     chance = 1 / len(clean.classes)
     if found.value < chance + _NEAR_CHANCE * (1 - chance) or found.wilson()[0] <= chance:
         raise UnfitError(
@@ -120,8 +131,10 @@ def best_order(counts: Confusion) -> list[int]:
 
 
 def _check_class_order(
-    counts: Confusion, classes: Sequence[str], found: Proportion, path: Path, advice: str
+    logits: Logits, labels: Labels, clean: DataSource, path: Path, advice: str
 ) -> None:
+    counts, classes = confusion(logits, labels), clean.classes
+    found = accuracy(logits, labels)
     # No order fits better than the most frequent output of each class. For most teachers this is
     # enough to know, and SciPy, which `best_order` uses, need not be imported.
     most = Proportion(int(counts.amax(dim=1).sum()), found.n)
@@ -143,8 +156,7 @@ def _check_class_order(
     raise UnfitError(
         f"teacher {printable(path.name)}: its outputs seem to be in another order than the classes "
         f"of the data: {mistaken}; its accuracy is {found.value:.1%} as it is and "
-        f"{fitting.value:.1%} in the order that fits best{_kind(names)}: {_listed(names)}; write "
-        f"these names to a file, one per line, and pass it with --class-names{advice}"
+        f"{fitting.value:.1%} in the order that fits best{_kind(names)}: {_listed(names)}; {advice}"
     )
 
 

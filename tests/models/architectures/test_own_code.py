@@ -53,6 +53,14 @@ class Picky(nn.Linear):
             raise ValueError("an empty image")
         return super().forward(x.flatten(1))
 
+class Counting(nn.Linear):
+    def forward(self, x):
+        self.register_buffer("seen", x.new_zeros(1))
+        return super().forward(x.flatten(1))
+
+def counting(num_classes, img_size):
+    return Counting(img_size[0] * img_size[1], num_classes)
+
 def picky(num_classes, img_size):
     return Picky(img_size[0] * img_size[1], num_classes)
 
@@ -86,6 +94,11 @@ def test_a_network_that_does_not_accept_every_image_is_built():
     model = build(Spec(own("picky"), 5, SHAPE), seed=0)
     assert model.training
     assert model(torch.rand(2, *SHAPE)).shape == (2, 5)
+
+
+def test_the_trial_leaves_the_network_as_it_was():
+    model = build(Spec(own("counting"), 5, SHAPE), seed=0)
+    assert not any(name.endswith("seen") for name in model.state_dict())
 
 
 def test_what_a_file_says_never_runs(folder):

@@ -88,6 +88,19 @@ def as_json(made: Cut, files: Encoded) -> Iterator[str]:
     yield "\n}\n"
 
 
+class MissingImagesError(InputError):
+    """A split names images that are not there.
+
+    Args:
+        message: The message.
+        some: Whether other images that it names are there.
+    """
+
+    def __init__(self, message: str, *, some: bool) -> None:
+        super().__init__(message)
+        self.some = some
+
+
 def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
     """Read a split that `as_json` wrote, for the same images and possibly more.
 
@@ -97,7 +110,8 @@ def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
         missing: Splits that the file must contain.
 
     Raises:
-        InputError: If the file cannot be read, is not a split, or names images that do not exist.
+        MissingImagesError: If the file names images that do not exist.
+        InputError: If the file cannot be read, or is not a split of this kind of data.
     """
     content = _content(path, images=len(files.labels))
     held: dict[HeldOut, Any] = {
@@ -123,9 +137,10 @@ def read_split(path: Path, files: Encoded, missing: Collection[HeldOut]) -> Cut:
     for row in range(len(files.labels)):
         rows[split_of.pop(files.name(row), "train")].append(row)
     if split_of:
-        raise InputError(
+        raise MissingImagesError(
             f"{shown(path)} names {len(split_of)} images that are not there, the first "
-            f"{min(split_of)!r}; use the file of a run on this data"
+            f"{min(split_of)!r}; use the file of a run on this data",
+            some=len(split_of) < listed,
         )
     found = {name: np.asarray(part) for name, part in rows.items()}
     return Cut(found["train"], {name: found[name] for name in held})

@@ -44,8 +44,9 @@ def read_images(
         be decoded.
 
     Raises:
-        InputError: If there is no such folder, it has no readable image or too many, or a folder
-            in it is not named by a class and another one is.
+        InputError: If there is no such folder, it has no readable image or too many, a folder in it
+            is not named by a class and another one is, or the folder of the class that is left out
+            is a deeper one.
     """
     if not folder.is_dir():
         raise InputError(f"{shown(folder)} is not a folder; expected one with triggered images")
@@ -56,6 +57,7 @@ def read_images(
     for part in parts:
         if composed(part) != composed(without):
             names += images_below(root, part)
+    _check_depth(names, without, folder)
     if len(names) > _MOST:
         raise InputError(f"{shown(folder)} has {len(names)} images; expected at most {_MOST}")
     tree, found, damaged = Tree(root), [], 0
@@ -86,5 +88,16 @@ def _check_classes(parts: Sequence[str], classes: Sequence[str], folder: Path) -
     if others and len(others) < len(parts):
         raise InputError(
             f"{shown(folder)} has a folder {quoted(others[0])}, which is no class of the model, "
-            "besides folders that are: rename it, or remove it"
+            "next to folders of classes: rename it, or remove it"
         )
+
+
+def _check_depth(names: Sequence[str], without: str, folder: Path) -> None:
+    """Refuse images in a deeper folder that is named by the class that is to be left out."""
+    for name in names:
+        above = name.split("/")[:-1]
+        if without and any(composed(part) == composed(without) for part in above):
+            raise InputError(
+                f"{shown(folder)} has images of the class {quoted(without)} in "
+                f"{quoted('/'.join(above))}; give the folder that holds the folders of the classes"
+            )

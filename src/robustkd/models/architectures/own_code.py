@@ -7,6 +7,7 @@ only, and a plain string of this form is refused wherever a network is built. On
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
@@ -67,16 +68,13 @@ class OwnCode(str):
         self, network: nn.Module, classes: int, image_shape: tuple[int, int, int]
     ) -> None:
         """Raise an error for a network that returns something else than logits."""
-        modes = {module: module.training for module in network.modules()}
         try:
             where = next((each.device for each in network.parameters()), None)
+            # A copy, since a forward pass may change buffers.
             with torch.no_grad():
-                found = network.eval()(torch.zeros(_FEW, *image_shape, device=where))
+                found = copy.deepcopy(network).eval()(torch.zeros(_FEW, *image_shape, device=where))
         except Exception:  # with other images, or on another device, it may work
             return
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         if not isinstance(found, Tensor):
             raise UsageError(
                 f"the network of {self} returns {type(found).__name__}; expected a tensor of "
