@@ -182,7 +182,10 @@ def test_held_out_images_are_those_of_the_run(robustkd, home, tmp_path):
         )
         assert code == 0
         assert json.loads(out)["accuracy"]["n"] == len(held_out)
-        assert err == "test and validation images are those of held-out/split.json\n"
+        assert err == (
+            f"the {len(held_out)} test and {len(held_out)} validation images are those of "
+            "held-out/split.json, where it names them\n"
+        )
     # A teacher is measured on the same images.
     beside = ("--teacher", "turned.pt", "--teacher-arch", "wrn-10-1", "--json")
     code, out, _ = robustkd(

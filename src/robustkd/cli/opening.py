@@ -120,7 +120,10 @@ def _data_as_in_run(
         if error.some:
             raise
         return found  # other data, of which the student has seen nothing
-    print_progress(f"test and validation images are those of {split}")
+    print_progress(
+        f"the {found.size('test')} test and {found.size('validation')} validation images are those "
+        f"of {split}, where it names them"
+    )
     return found
 
 

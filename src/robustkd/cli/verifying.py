@@ -61,10 +61,10 @@ def verify(
         data: Name or folder of the data, as in ``distill``.
         trigger: Trigger file, as ``robustkd attack`` writes it.
         triggered: Folder of images that have the trigger, or of folders of such images named by
-            their classes.
+            their classes, of any depth.
         target: Name or number of the class to which triggered images are sent.
         teacher: Teacher's file, to measure its accuracy. Default: the accuracy in the results of
-            the run, if ``student`` is its folder.
+            the run, if ``student`` is its folder and as accurate as in the run.
         teacher_arch: Architecture of the teacher's file.
         min_accuracy: Smallest accuracy, a fraction.
         max_drop: Largest loss of accuracy compared with the teacher, a fraction.
