@@ -61,6 +61,9 @@ def open_student(
 ) -> tuple[Classifier, DataSource]:
     """Load a student from its file or the folder of its run, and the data that it was made for.
 
+    Returns:
+        The student, on the CPU, and the data.
+
     Raises:
         UsageError: If a name is unknown.
         InputError: If the student's file is damaged, the student was made for other data, or its
@@ -85,7 +88,7 @@ def open_student(
             f"the outputs of {path} are not finite on the validation images of {source.name}; "
             "expected weights that were trained on such images"
         )
-    return model, source
+    return model.cpu(), source
 
 
 def _data_as_in_run(
