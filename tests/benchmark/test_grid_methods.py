@@ -123,7 +123,7 @@ def test_mistakes_are_told_in_one_line(given, message, tmp_path):
         ("yes: student", "methods: yes: extra inputs are not permitted"),
         (
             "on: student, true: teacher",
-            "methods: the key True is no text; expected defence, on, losses, method",
+            "methods: the key True is not a string; expected defence, on, losses, method",
         ),
     ],
 )

@@ -44,9 +44,8 @@ def test_it_is_refused_by_its_name(command, control, target, message, student, c
 
 
 def test_a_teacher_with_outputs_that_are_not_finite_bounds_no_drop(monkeypatch):
-    opened = Overflowing(float("nan")), white()
-    monkeypatch.setattr(verifying, "open_model", lambda *_, **__: opened)
+    monkeypatch.setattr(verifying, "teacher_on", lambda *_, **__: Overflowing(float("nan")))
     with pytest.raises(
         InputError, match=r"^the outputs of the model are not finite on test images"
     ):
-        verifying._accuracy_of(Path("t"), None, "digits", None, opened[1], verifying.IMAGES)
+        verifying._accuracy_of(Path("t"), None, white(), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,5 +130,11 @@ def test_a_split_of_ours_is_written_into_the_run_and_used_again(distil, tmp_path
     said = distil("--split", "run/split.json", out="again")
     assert said.code == 3
     assert "run/split.json names 8 images that are not there, the first '" in said.err
+    # Other images would be training images of the student.
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "run/student.safetensors", "--data", "./data", "--json"])
+    assert "split.json names 8 images that are not there" in capsys.readouterr().err
+    for name in split["test"]:
+        shutil.copy(next((tmp_path / "data" / name).parent.iterdir()), tmp_path / "data" / name)
     cli.main(["evaluate", "run/student.safetensors", "--data", "./data", "--json"])
     assert json.loads(capsys.readouterr().out)["n_acc"] == 8
