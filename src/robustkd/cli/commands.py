@@ -19,8 +19,9 @@ from robustkd.cli.flags import (
     TeacherFlags,
     check_at_least,
     check_training,
+    resolved,
 )
-from robustkd.cli.opening import open_data, open_model, resolved
+from robustkd.cli.opening import open_data, open_model
 from robustkd.cli.output import print_json, print_plain, print_progress, print_sections
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.training.config import TrainingOptions

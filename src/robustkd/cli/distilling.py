@@ -20,8 +20,9 @@ from robustkd.cli.flags import (
     TrainingFlags,
     check_training,
     choose_device,
+    resolved,
 )
-from robustkd.cli.opening import given_of, reading_of, resolved
+from robustkd.cli.opening import given_of, reading_of
 from robustkd.cli.output import (
     print_in_terminal,
     print_json,

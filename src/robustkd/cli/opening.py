@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,6 @@ _OF_THE_STUDENT = (
     "the classes are those of the student: give the teacher that it was distilled from, or the "
     "folder of its run without --teacher"
 )
-_CHECKED = 1000
-"""Number of validation images on which outputs of a student have to be finite."""
 
 
 def open_data(
@@ -66,12 +63,9 @@ def open_student(
 
     Raises:
         UsageError: If a name is unknown.
-        InputError: If the student's file is damaged, the student was made for other data, or its
-            outputs are not finite.
+        InputError: If the student's file is damaged, or the student was made for other data.
     """
     from robustkd import models
-    from robustkd.core.devices import default_device
-    from robustkd.training.inference import finite_on
 
     run, path = path, student_of(path)
     model = models.load(path, arch=arch)
@@ -83,12 +77,7 @@ def open_student(
         image_shape=source.image_shape,
         names=source.classes,
     )
-    if not finite_on(model.to(default_device()), source, "validation", images=_CHECKED):
-        raise InputError(
-            f"the outputs of {path} are not finite on the validation images of {source.name}; "
-            "expected weights that were trained on such images"
-        )
-    return model.cpu(), source
+    return model, source
 
 
 def _data_as_in_run(
@@ -173,7 +162,8 @@ def open_model(
     Raises:
         UsageError: If a name is unknown, the architecture of a teacher's file is not given, or
             flags for teachers are given with a student.
-        InputError: If the file is refused or does not fit the data, or outputs are not finite.
+        InputError: If the file is refused or does not fit the data, or outputs of a teacher are not
+            finite.
     """
     from robustkd.models.model_file import is_described
 
@@ -265,19 +255,6 @@ def _in_order_of(model: Classifier, path: Path, source: DataSource) -> nn.Module
 def given_of(images: ImageFlags) -> set[str]:
     """Return the names of the flags that the user gives."""
     return {name for name, value in asdict(images).items() if value is not None}
-
-
-def resolved(flags: Mapping[str, object]) -> dict[str, object]:
-    """Return the flags that are set, with absolute paths, so that they are valid in any folder."""
-    found: dict[str, object] = {}
-    for name, value in flags.items():
-        if isinstance(value, Path) or (name == "data" and is_folder(str(value))):
-            found[name] = os.path.abspath(str(value))
-        elif isinstance(value, str):
-            found[name] = str(value)
-        elif value not in (None, ()):
-            found[name] = list(value) if isinstance(value, tuple) else value
-    return found
 
 
 def _data_of(spec: Spec, data: str, root: Path | None, images: ImageFlags) -> DataSource:

@@ -86,7 +86,6 @@ def verify(
     check_new_files({"--out": out})
     from robustkd.attacks import load_trigger
     from robustkd.core.devices import default_device
-    from robustkd.core.files import write_json
     from robustkd.evaluation.verification import Thresholds
     from robustkd.evaluation.verification import verify as verified
 
@@ -114,15 +113,26 @@ def verify(
         print_json(found.record())
     else:
         _print(found, source.classes)
+    _write(found, out)
+    _end(found)
+
+
+def _write(found: Verification, out: Path | None) -> None:
+    """Write the measurements, if a file is given.
+
+    Raises:
+        InputError: If the file cannot be written. If the student fails, it is only told, since the
+            exit code of the failure matters more.
+    """
+    from robustkd.core.files import write_json
+
     try:
         if out is not None:
             write_json(out, found.record())
     except InputError as error:  # or a WriteError
-        # The exit code of a student that fails matters more.
         if found.outcome == "passed":
             raise
         print_progress(f"robustkd: {error}")
-    _end(found)
 
 
 def class_number(name: str, classes: tuple[str, ...]) -> int:

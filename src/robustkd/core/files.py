@@ -133,18 +133,13 @@ def check_free(path: Path) -> None:
         raise _not_made(path, os.strerror(errno.EACCES))
 
 
-def check_empty(folder: Folder, *, partial: str = LOCK) -> None:
+def check_empty(folder: Folder) -> None:
     """Raise an error for an open folder that contains anything but its lock and leftovers.
-
-    Args:
-        folder: The folder.
-        partial: Name of one more entry that may exist.
 
     Raises:
         UsageError: If it does.
     """
-    others = set(folder.names()) - {LOCK, partial}
-    if any(LEFTOVER.fullmatch(name) is None for name in others):
+    if any(name != LOCK and LEFTOVER.fullmatch(name) is None for name in folder.names()):
         raise UsageError(f"output folder {folder.path} is not empty; give a new one with --out")
 
 

@@ -57,7 +57,7 @@ def _filled(out: Path) -> Iterator[Path]:
         moved: list[str] = []
         try:
             yield out.absolute() / partial
-            check_empty(folder, partial=partial)
+            check_empty(folder)
             with folder.inside(partial) as inner:
                 for name in inner.names():
                     os.rename(name, name, src_dir_fd=inner.descriptor, dst_dir_fd=folder.descriptor)
