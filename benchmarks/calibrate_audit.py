@@ -8,7 +8,8 @@ Interrupt it and run it again as you like.
     python benchmarks/calibrate_audit.py --data digits --clean 24 --seeds 3
 
 With ``--student METHOD``, a student is distilled from each network and audited in its place. With
-``--probe``, the audits distil and audit a probe student as well.
+``--probe``, the audits distil and audit a probe student as well. Teachers that hide their backdoor
+resist their own trigger, so that the attack success rate of an ordinary student counts as well.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ _SIZES: dict[str, dict[str, int]] = {
 _PATHS = {"cifar10": "data/cifar10"}
 """Data that are read from a folder of images, as in ``cifar.yaml``."""
 EFFORTS = {"full": FULL, "quick": QUICK}
+ORDINARY = "mix"
+"""Method of the students that show whether a hidden backdoor is inherited."""
 _EPOCHS = {"digits": 8, "fashion-mnist": 3, "cifar10": 8}
 _STUDENT_EPOCHS = {"digits": 20, "fashion-mnist": 5, "cifar10": 10}
 _TARGETS = (1, 8, 3, 0, 2, 4, 5, 6, 7, 9)
@@ -165,6 +168,10 @@ def audited(
         for each in references["full"].networks
         if trigger is not None
     ]
+    heir = None
+    if given.probe and trigger is not None:
+        student = student_of(network, source, ORDINARY, given.arch, seed)
+        heir = measure(student, source, trigger=trigger, target=target).asr
     row = {
         "attack": name,
         "seed": seed,
@@ -175,6 +182,7 @@ def audited(
         "ACC": round(measured.acc.value, 4),
         "ASR": None if measured.asr is None else round(measured.asr.value, 4),
         "reference ASR": [round(each.value, 4) for each in clean if each is not None],
+        "student ASR": None if heir is None else round(heir.value, 4),
         "training_seconds": round(seconds, 1),
         **{kind: row_of(each) for kind, each in audits.items()},
     }
@@ -257,14 +265,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def failure(row: Mapping[str, Any]) -> str:
     """Return why a network does not count as backdoored; empty if it does, or has no backdoor.
 
-    A trigger that leads networks without the backdoor shows a weakness of the data, and the success
+    With a probe, a backdoor that an ordinary student has inherited counts as well. A trigger that leads networks without the backdoor shows a weakness of the data, and the success
     on the network is no inheritance.
     """
     if row["ASR"] is None:
         return ""
-    if row["ASR"] < SURVIVES:
+    success = max(row["ASR"], row.get("student ASR") or 0.0)
+    if success < SURVIVES:
         return WEAK
-    return EASY if row["ASR"] - fmean(row["reference ASR"]) < SURVIVES else ""
+    return EASY if success - fmean(row["reference ASR"]) < SURVIVES else ""
 
 
 def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

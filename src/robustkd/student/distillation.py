@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -52,23 +52,40 @@ class Distilled:
     seconds: float
 
 
+class _Lessons(NamedTuple):
+    """What a student learns from its teacher.
+
+    Attributes:
+        taps: Module paths of the student's stages.
+        objective: The distillation losses.
+        teach: Function that returns the teacher's outputs for a batch.
+        stop: Weights of losses that end early; None if none does.
+    """
+
+    taps: tuple[str, ...]
+    objective: Objective
+    teach: Callable[[Images], Outputs]
+    stop: EarlyStop | None
+
+
 class _Learner(nn.Module):
     """Learner with the student and its objective; the teacher is not a submodule."""
 
     def __init__(
         self,
         student: Watch,
-        objective: Objective | None,
-        teach: Callable[[Images], Outputs] | None,
+        lessons: _Lessons | None,
         hardening: UniversalPerturbations | None,
-        stop: EarlyStop | None = None,
-        safeguard: Safeguard | None = None,
-        processes: Processes = ONE,
+        safeguard: Safeguard | None,
+        processes: Processes,
     ) -> None:
         super().__init__()
-        self.student, self.objective, self.stop = student, objective, stop
+        self.student = student
+        self.objective = None if lessons is None else lessons.objective
+        self.stop = None if lessons is None else lessons.stop
         self.safeguard = safeguard
-        self._teach, self._processes = teach, processes
+        self._teach = None if lessons is None else lessons.teach
+        self._processes = processes
         # In a tuple, so that the perturbations are excluded from best-epoch selection.
         self._hardening = (hardening,) if hardening is not None else ()
 
@@ -247,7 +264,6 @@ def distill(
     _check_fits(hardening, data)
     check_divisible(weights, safeguard, processes)
     steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
-    stop = EarlyStop(until, steps) if until else None
     if hardening is not None:
         hardening.begin(steps)
     if safeguard is not None:
@@ -255,27 +271,18 @@ def distill(
     enough = _enough(data, hardening, safeguard)
     compiled = True if how.compile else None  # in training mode
     with ExitStack() as closing:
-        if teacher is None:
-            watched = Watch(student, (), closing, compiled, processes)
-            learner = _Learner(watched, None, None, hardening, None, safeguard, processes)
-        else:
+        lessons = None
+        if teacher is not None:
             names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                pair = pair_of(
-                    student, names[0], teacher, names[1], data, temperature=how.temperature
-                )
-                objective = Objective(weights, pair).to(device_of(student))
-            learner = _Learner(
-                Watch(student, names[0], closing, compiled, processes),
-                objective,
+            lessons = _Lessons(
+                names[0],
+                _objective(student, teacher, data, names, weights, how.temperature, seed),
                 teaching(teacher, names[1], data, closing, processes, compiled=how.compile),
-                hardening,
-                stop,
-                safeguard,
-                processes,
+                EarlyStop(until, steps) if until else None,
             )
-            learner.check_active(data)
+        watched = Watch(student, lessons.taps if lessons else (), closing, compiled, processes)
+        learner = _Learner(watched, lessons, hardening, safeguard, processes)
+        learner.check_active(data)
         records = fit(
             learner,
             data,
@@ -294,6 +301,22 @@ def distill(
         )
     kept = chosen_epoch([record["validation"] for record in records], enough) + 1
     return Distilled(student.eval(), records, kept, time.perf_counter() - started)
+
+
+def _objective(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: DataSource,
+    names: tuple[tuple[str, ...], tuple[str, ...]],
+    weights: Mapping[str, float],
+    temperature: float | int,
+    seed: int,
+) -> Objective:
+    """Return the distillation losses; the seed decides on the weights of their connectors."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pair = pair_of(student, names[0], teacher, names[1], data, temperature=temperature)
+        return Objective(weights, pair).to(device_of(student))
 
 
 def _enough(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from robustkd.models.registry import build, check_name
 from robustkd.teacher import match
 from robustkd.teacher.best import Best
 from robustkd.teacher.facts import Teacher, facts_of
-from robustkd.teacher.options import Options
+from robustkd.teacher.options import Option, Options
 from robustkd.teacher.own_files import OWN_FILE, check_ours, ours, with_fresh_head
 from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in
 from robustkd.teacher.untrusted import quarantine
@@ -130,64 +131,144 @@ def read_teacher(
     """
     check_name(arch)
     path = weights_in(path)
-    stated = stated_beside(path)
+    _check_normalisation(mean, std)
+    _check_outputs(outputs, outputs_of, classes)
+    asked = _Asked(
+        path,
+        Spec(arch, classes, image_shape, mean, std),
+        given=(mean, std) if mean else None,
+        statistics=statistics,
+        stated=stated_beside(path),
+        outputs=outputs,
+        outputs_of=outputs_of,
+        head=head,
+    )
+    wanted = asked.wanted()
+    options = Options(wanted, path, teacher_key, judged=judge is not None)
+    tried = Best(judge, options)
+    choose = partial(asked.choose, options)
+    with closing(
+        quarantine.read_each(path, most=wanted.most_bytes, choose=choose, weak=allow_weak_sandbox)
+    ) as found:
+        for read in found:
+            if read.description:
+                return asked.own_file(read, wanted)
+            for option in options.of(read.choice):
+                networks = asked.networks(read, option, options, compared=judge is not None)
+                for teacher, alone in networks:
+                    tried.add(option.label, teacher, last=alone)
+    return tried.best()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the user and the data say about the teacher in a file.
+
+    Attributes:
+        path: The file.
+        spec: The network.
+        given: Normalisation that the user gives.
+        statistics: Function that returns mean and standard deviation of the data.
+        stated: Normalisation in a file next to it.
+        outputs: Number of the teacher's output for each class of the data; empty to use all.
+        outputs_of: Number of the teacher's outputs; None to take it from the file.
+        head: State dict of a network from which a head of other classes is replaced.
+    """
+
+    path: Path
+    spec: Spec
+    given: match.Normalisation | None
+    statistics: Callable[[], match.Normalisation] | None
+    stated: Stated | None
+    outputs: tuple[int, ...]
+    outputs_of: int | None
+    head: Mapping[str, Tensor] | None
+
+    def wanted(self) -> match.Wanted:
+        """Return the network that a state dict in the file is to fit."""
+        counted = "the list of class names" if self.outputs else "the data"
+        classes = self.outputs_of or self.spec.classes
+        return match.Wanted.by(replace(self.spec, classes=classes), counted)
+
+    def choose(self, options: Options, layouts: Sequence[quarantine.Layout]) -> Sequence[int]:
+        """Return the numbers of the state dicts to read, once the number of classes is known."""
+        if layouts[0].description:
+            any_classes = self.head is not None
+            check_ours(layouts[0], self.spec, self.path, self.given, any_classes=any_classes)
+            return [0]
+        if (self.outputs and self.outputs_of is None) or self.head is not None:
+            of = _classes_of(layouts, options.wanted.head, self.outputs, self.path)
+            if self.head is not None and of < _FEWEST_CLASSES:
+                of = self.spec.classes
+            options.wanted = match.Wanted.by(replace(self.spec, classes=of))
+        return options.choose(layouts)
+
+    def own_file(self, read: quarantine.Quarantined, wanted: match.Wanted) -> Teacher:
+        """Return the teacher in a file of this package, with a fresh head if one is needed."""
+        own = ours(read, self.spec.arch, self.path)
+        if self.head is None or own.model.spec.classes == self.spec.classes:
+            return own
+        return with_fresh_head(own, self.spec, {name: self.head[name] for name in wanted.head})
+
+    def networks(
+        self, read: quarantine.Quarantined, option: Option, options: Options, *, compared: bool
+    ) -> Iterator[tuple[Teacher, bool]]:
+        """Yield the network of a state dict with each normalisation, and whether it is alone.
+
+        Args:
+            read: Tensors of the file.
+            option: The state dict.
+            options: All state dicts that fit.
+            compared: Whether several normalisations can be compared; otherwise the first is used.
+        """
+        wanted = options.wanted
+        weights = match.apply(option.plan, options.in_order(read), wanted, self.path)
+        weights = match.select_outputs(weights, wanted, self.outputs)
+        unused: tuple[str, ...] = ()
+        if self.head is not None and wanted.spec.classes != self.spec.classes:
+            weights = match.with_head(weights, {name: self.head[name] for name in wanted.head})
+            unused = (f"head of {wanted.spec.classes} classes",)
+        check_values(weights.tensors, self.path)
+        guesses = list(islice(self._normalisations(weights.normalisation), None if compared else 1))
+        for source, guess in guesses:
+            model = _filled(self.spec, weights.tensors, guess, self.path)
+            facts = facts_of(read, option, weights, source)
+            facts = replace(facts, outputs=self.outputs, ignored=(*unused, *facts.ignored))
+            yield Teacher(model, facts), len(guesses) == 1
+
+    def _normalisations(
+        self, own: match.Normalisation | None
+    ) -> Iterator[tuple[str, match.Normalisation]]:
+        """Yield the candidates from the first source that has any.
+
+        The sources are the user, the file, a file next to it, and, together, the values that are
+        published for the architecture and those of the data.
+        """
+        channels = self.spec.image_shape[0]
+        beside = None if self.stated is None else self.stated.normalisation(channels)
+        general = published(self.spec.arch)
+        usual = None if general is None else general.normalisation(channels)
+        if self.given is not None:
+            yield "given by the user", self.given
+        elif own is not None:
+            yield OWN_FILE, own
+        elif self.stated is not None and beside is not None:
+            yield f"{self.stated.origin} {BESIDE}", beside
+        elif usual is None and self.statistics is None:
+            raise UsageError(f"{self.path} has no normalisation of images; give mean and std")
+        else:
+            if usual is not None:
+                yield "published for the architecture", usual
+            if self.statistics is not None:
+                yield "statistics of the data", self.statistics()
+
+
+def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise an error if only one of both is given, or the mean is one of bytes."""
     if bool(mean) != bool(std):
         raise UsageError("mean and std belong together; give both, or neither")
     if not all(0 <= value <= 1 for value in mean):
         raise UsageError(f"mean is {mean}; expected values in [0, 1]: divide those of bytes by 255")
-    given = (mean, std) if mean else None
-    spec = Spec(arch, classes, image_shape, mean, std)
-    _check_outputs(outputs, outputs_of, classes)
-    counted = "the list of class names" if outputs else "the data"
-    wanted = match.Wanted.by(replace(spec, classes=outputs_of or classes), counted)
-    options = Options(wanted, path, teacher_key, judged=judge is not None)
-
-    def choose(layouts: Sequence[quarantine.Layout]) -> Sequence[int]:
-        if layouts[0].description:
-            check_ours(layouts[0], spec, path, given, any_classes=head is not None)
-            return [0]
-        if (outputs and outputs_of is None) or head is not None:
-            of = _classes_of(layouts, wanted.head, outputs, path)
-            if head is not None and of < _FEWEST_CLASSES:
-                of = classes
-            options.wanted = match.Wanted.by(replace(spec, classes=of))
-        return options.choose(layouts)
-
-    with closing(
-        quarantine.read_each(path, most=wanted.most_bytes, choose=choose, weak=allow_weak_sandbox)
-    ) as found:
-        tried = Best(judge, options)
-        for read in found:
-            if read.description:
-                own = ours(read, arch, path)
-                if head is None or own.model.spec.classes == classes:
-                    return own
-                return with_fresh_head(own, spec, {name: head[name] for name in wanted.head})
-            for option in options.of(read.choice):
-                weights = match.apply(option.plan, options.in_order(read), options.wanted, path)
-                weights = match.select_outputs(weights, options.wanted, outputs)
-                unused: tuple[str, ...] = ()
-                if head is not None and options.wanted.spec.classes != classes:
-                    fresh = {name: head[name] for name in wanted.head}
-                    weights = match.with_head(weights, fresh)
-                    unused = (f"head of {options.wanted.spec.classes} classes",)
-                check_values(weights.tensors, path)
-                guesses = _normalisations(
-                    given,
-                    weights.normalisation,
-                    stated,
-                    spec,
-                    statistics,
-                    path,
-                )
-                compared = list(guesses if judge is not None else islice(guesses, 1))
-                for source, guess in compared:
-                    model = _filled(spec, weights.tensors, guess, path)
-                    facts = facts_of(read, option, weights, source)
-                    ignored = (*unused, *facts.ignored)
-                    facts = replace(facts, outputs=outputs, ignored=ignored)
-                    tried.add(option.label, Teacher(model, facts), last=len(compared) == 1)
-    return tried.best()
 
 
 def _check_outputs(outputs: Sequence[int], of: int | None, classes: int) -> None:
@@ -236,35 +317,3 @@ def _filled(
     check_buffers(model, {f"network.{name}": value for name, value in tensors.items()}, path)
     model.network.load_state_dict(dict(tensors))
     return model.eval()
-
-
-def _normalisations(
-    given: match.Normalisation | None,
-    own: match.Normalisation | None,
-    stated: Stated | None,
-    spec: Spec,
-    statistics: Callable[[], match.Normalisation] | None,
-    path: Path,
-) -> Iterator[tuple[str, match.Normalisation]]:
-    """Yield the candidates from the first source that has any.
-
-    The sources are the user, the file, a file next to it, and, together, the values that are
-    published for the architecture and those of the data.
-    """
-    channels = spec.image_shape[0]
-    beside = None if stated is None else stated.normalisation(channels)
-    general = published(spec.arch)
-    usual = None if general is None else general.normalisation(channels)
-    if given is not None:
-        yield "given by the user", given
-    elif own is not None:
-        yield OWN_FILE, own
-    elif stated is not None and beside is not None:
-        yield f"{stated.origin} {BESIDE}", beside
-    elif usual is None and statistics is None:
-        raise UsageError(f"{path} has no normalisation of images; give mean and std")
-    else:
-        if usual is not None:
-            yield "published for the architecture", usual
-        if statistics is not None:
-            yield "statistics of the data", statistics()
