@@ -60,7 +60,8 @@ def rows():
 
 def test_only_attacks_that_the_ordinary_student_of_the_same_losses_inherits_are_averaged():
     default, additions_kd = summaries(rows())
-    assert (default.method, default.settings) == ("default", 2)
+    # adba misleads the clean student in 65 % of the images, so that 80 % show no inheritance.
+    assert (default.method, default.settings) == ("default", 1)
     assert default.asr == pytest.approx(0.04)
     assert default.ordinary_asr == pytest.approx(0.8)
     assert default.worst == 0.06
@@ -83,7 +84,7 @@ def test_a_method_of_both_losses_counts_where_either_ordinary_student_inherits()
 
 def test_the_summary_in_percent():
     assert summary_table(rows()).splitlines()[2:] == [
-        "| RobustKD (default) | 2 | 80.0 | 4.0 | 6.0 | 1.0 | 87.5 |",
+        "| RobustKD (default) | 1 | 80.0 | 4.0 | 6.0 | 1.0 | 87.5 |",
         "| RobustKD (additions KD) | 1 | 60.0 | 3.0 | 3.0 | -0.5 | 78.5 |",
     ]
 

@@ -17,7 +17,6 @@ from robustkd.core.errors import TrainingError, UsageError
 from robustkd.models.features.collect import features_on
 from robustkd.student import distillation
 from robustkd.student.distillation import Distilled, distill
-from robustkd.student.families import Patch
 from robustkd.student.hardening import UniversalPerturbations, withstand
 from robustkd.student.objective import EarlyStop, Objective
 from robustkd.student.pair import margins
@@ -196,17 +195,6 @@ def test_hardening_moves_all_of_its_perturbations(teacher):
     assert record["harden"] > 0
     for now, then in zip(hardening.buffers(), before, strict=True):
         assert not torch.equal(now, then)
-
-
-def test_the_ramp_of_hardening_is_measured_in_steps_of_this_training(teacher, monkeypatch):
-    """The first of three steps may use a third of the bound, and the last one all of it."""
-    scales = []
-    for name in ("bound", "advance"):
-        monkeypatch.setattr(Patch, name, lambda _, scale: scales.append(scale))
-    hardening = UniversalPerturbations(10, DATA.image_shape, epsilon=0, mass=0.3, ramp=1.0)
-    short(teacher, hardening=hardening)
-    # Before the first step, and after each for the next.
-    assert scales == pytest.approx([1 / 3, 2 / 3, 1, 1])
 
 
 @pytest.mark.parametrize(("distilled", "compared"), [(True, 48), (False, 32)])

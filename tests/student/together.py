@@ -76,7 +76,7 @@ def _train(
     if hardened is not None:
         found = find_perturbations(teacher, clean, ("tone", "flow"), steps=1)  # type: ignore[arg-type]
         hardening = UniversalPerturbations(
-            10, shape, fixed=found, distilled=True, ramp=0.3, fade=0.5, **hardened
+            10, shape, fixed=found, distilled=True, fade=0.5, **hardened
         )
     made = distill(
         student,

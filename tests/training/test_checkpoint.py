@@ -193,7 +193,7 @@ def distilled(
     teacher = build(spec, seed=2).eval()
     if until:
         more["fixed"] = find_perturbations(teacher, DATA, ("tone", "flow"), steps=1)
-    hardening = UniversalPerturbations(3, (3, 8, 8), ramp=0.5, fade=0.5, seed=4, **more)
+    hardening = UniversalPerturbations(3, (3, 8, 8), fade=0.5, seed=4, **more)
     made = distill(
         build(spec, seed=1),
         DATA,
@@ -227,14 +227,14 @@ def test_a_keeper_changes_nothing(tmp_path):
     assert records == same_records
 
 
-def test_perturbations_hold_the_generator_and_the_ramp():
-    made = UniversalPerturbations(3, (3, 8, 8), ramp=1.0, seed=1)
+def test_the_state_of_perturbations_has_the_generator_and_the_step():
+    made = UniversalPerturbations(3, (3, 8, 8), fade=1.0, seed=1)
     made.begin(10)
     images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
     made.perturb(images, labels)
     made.advance()
     state = copy.deepcopy(made.state_dict())
-    other = UniversalPerturbations(3, (3, 8, 8), ramp=1.0, seed=2)
+    other = UniversalPerturbations(3, (3, 8, 8), fade=1.0, seed=2)
     other.begin(10)
     other.load_state_dict(state)
     for perturbations in (made, other):

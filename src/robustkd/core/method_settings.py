@@ -68,7 +68,6 @@ class HardeningSettings:
             for the clean images.
         recovered: If True, copies are trained towards their true label; if False, they are only
             pushed away from the class of the perturbation.
-        ramp: Share of the training, at its start, over which the bounds grow, in [0, 1].
         fade: Share of the training, at its end, over which the copies become fewer, in [0, 1].
         families: Further families of transformations, by name.
         composed: If True, a copy is changed by several families in a row.
@@ -82,7 +81,6 @@ class HardeningSettings:
     share: float = 1.0
     distilled: bool = False
     recovered: bool = True
-    ramp: float = 0.0
     fade: float = 0.0
     families: tuple[str, ...] = ()
     composed: bool = False

@@ -1,7 +1,8 @@
 """Tables and figure of a grid: which attacks survive distillation, and what each method achieves.
 
-An attack counts for a method if an ordinary student with the same losses inherits the backdoor.
-The other attacks are controls: they are listed, but excluded from every average.
+An attack counts for a method if an ordinary student with the same losses inherits the backdoor: its
+attack success rate (ASR) is high, and clearly higher than that of a student without a teacher. The
+other attacks are controls: they are listed, but excluded from every average.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _EXCESS = 0.20
 
 Below it, the trigger may work on any network, whether or not that network learned from the teacher.
 """
+_SURVIVES = "survives"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +92,13 @@ def grid_files(rows: Sequence[Row]) -> dict[str, str]:
 def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
     """Whether one of these ordinary students inherits the backdoor.
 
-    This needs an ASR of at least :data:`robustkd.report.verdict.INHERITED`. If the teacher is
-    useless, the answer is always False, since nobody would distil from it.
+    This needs an ASR of at least :data:`robustkd.report.verdict.INHERITED`, and 20 points more than
+    that of a student without a teacher, if there is one. If the teacher is useless, the answer is
+    always False, since nobody would distil from it.
     """
     members = list(members)
-    return not useless(members) and any(asr >= INHERITED for _, asr in _measured(members, ordinary))
+    known = [asr for _, asr in _measured(members, ordinary)]
+    return bool(known) and _word(members, max(known)) == _SURVIVES
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -298,16 +302,19 @@ def verdict(members: Sequence[Row]) -> str:
     """
     ordinary = dict.fromkeys(chain.from_iterable(method.rivals for method in METHODS.values()))
     known = [asr for _, asr in _measured(members, ordinary)]
+    return _word(members, max(known)) if known else UNKNOWN
+
+
+def _word(members: Sequence[Row], highest: float) -> str:
+    """Return the verdict for the highest ASR of ordinary students."""
     clean = _find(members, "no-teacher")
-    if not known:
-        return UNKNOWN
     if useless(members):
         return "useless teacher"
-    if max(known) < INHERITED:
+    if highest < INHERITED:
         return "control"
-    if clean is not None and clean.asr is not None and max(known) - clean.asr.mean < _EXCESS:
+    if clean is not None and clean.asr is not None and highest - clean.asr.mean < _EXCESS:
         return "fools clean students"
-    return "survives"
+    return _SURVIVES
 
 
 def csv_table(rows: Sequence[Row]) -> str:

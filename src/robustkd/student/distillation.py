@@ -30,7 +30,7 @@ from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.hooks import Hooks, chosen_epoch
 from robustkd.training.inference import accuracy_on
 from robustkd.training.last_batch import steps_per_epoch
-from robustkd.training.learners import hit_rate
+from robustkd.training.learners import Unowned, hit_rate
 from robustkd.training.loop import fit
 from robustkd.training.processes import ONE, Portion, Processes
 
@@ -86,8 +86,11 @@ class _Learner(nn.Module):
         self.safeguard = safeguard
         self._teach = None if lessons is None else lessons.teach
         self._processes = processes
-        # In a tuple, so that the perturbations are excluded from best-epoch selection.
-        self._hardening = (hardening,) if hardening is not None else ()
+        self._unowned = Unowned(hardening)
+
+    @property
+    def _hardening(self) -> UniversalPerturbations | None:
+        return self._unowned.module
 
     def forward(
         self, images: Images, labels: Labels, portion: Portion | None = None
@@ -98,34 +101,33 @@ class _Learner(nn.Module):
         shares = self._shares()
         taught = self._teach(images) if self._teach is not None and any(shares.values()) else None
         seen, toward = images, labels[:0]
-        for hardening in self._hardening:
-            seen, toward = hardening.perturb(images, labels, portion)
+        if self._hardening is not None:
+            seen, toward = self._hardening.perturb(images, labels, portion)
         everything: Outputs = self.student(seen)
         shown = everything.first(len(images))
         parts = {"ce": _cross_entropy(shown.logits, labels)}
-        for hardening in self._hardening:
+        if self._hardening is not None:
             copies = len(toward)
             hardening_loss = withstand(
                 shown.logits[:copies],
                 everything.logits[len(images) :],
                 labels[:copies],
                 toward,
-                recovered=hardening.recovered,
+                recovered=self._hardening.recovered,
             )
             parts["harden"] = hardening_loss.sum() / len(labels)
-        if self.objective is not None and taught is not None:
-            compared = shown
-            if all(hardening.distilled for hardening in self._hardening):
-                # Copies are compared with the teacher's outputs for the clean images, which have
-                # been computed. A student that imitates the teacher on clean images only may still
-                # inherit the backdoor.
-                taught, compared = taught.repeat_first(len(toward)), everything
-            terms = self.objective(compared, taught, shares)
-            if portion is not None and compared is everything:
-                terms = self._weighed(terms, len(compared.logits), len(images), portion.total)
+        if self.objective is None or taught is None:
+            parts.update(dict.fromkeys(shares, shown.logits.new_zeros(())))
+        elif self._hardening is not None and self._hardening.distilled:
+            # Copies are compared with the teacher's outputs for the clean images, which have been
+            # computed. A student that imitates the teacher on clean images only may still inherit
+            # the backdoor.
+            terms = self.objective(everything, taught.repeat_first(len(toward)), shares)
+            if portion is not None:
+                terms = self._weighed(terms, len(everything.logits), len(images), portion.total)
             parts.update(terms)
         else:
-            parts.update(dict.fromkeys(shares, shown.logits.new_zeros(())))
+            parts.update(self.objective(shown, taught, shares))
         if self.safeguard is not None:
             added = self.safeguard.loss(self.student.model, images)
             parts.update({} if added is None else {"safeguard": added})
@@ -144,7 +146,7 @@ class _Learner(nn.Module):
 
         The loop weighs processes by their images, but one may have more copies than another.
         """
-        copies = sum(hardening.copies(total) for hardening in self._hardening)
+        copies = 0 if self._hardening is None else self._hardening.copies(total)
         factor = compared / (total + copies) * total / images
         return {name: term * factor for name, term in terms.items()}
 
@@ -154,8 +156,8 @@ class _Learner(nn.Module):
             self.stop.advance()
         if self.safeguard is not None:
             self.safeguard.advance()
-        for hardening in self._hardening:
-            hardening.advance(self._processes)
+        if self._hardening is not None:
+            self._hardening.advance(self._processes)
 
     def check_active(self, data: DataSource) -> None:
         """Raise an error for a distillation loss that gives the student no gradient.

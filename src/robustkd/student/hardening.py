@@ -61,8 +61,6 @@ class UniversalPerturbations(nn.Module):
             the clean images; if False, copies are trained on their labels only.
         recovered: If True, copies are trained towards their true label; if False, they are only
             pushed away from the class of the perturbation.
-        ramp: Share of the training, at its start, over which the bounds of all perturbations but
-            ``fixed`` grow linearly, in [0, 1].
         fade: Share of the training, at its end, over which the copies become fewer until a tenth
             is left, in [0, 1]. At the end, the statistics of BatchNorm are nearly those of clean
             images.
@@ -71,7 +69,8 @@ class UniversalPerturbations(nn.Module):
         composed: If False, each copy is changed by one family. If True, families form stages
             (pixels are moved, then their values are changed, then something is added), and each
             copy passes each stage with probability 1/2, at least one, through a random family.
-        found_share: Share of the copies that are changed by ``fixed``, in [0, 1]; not used without.
+        found_share: Share of the copies that are changed by ``fixed``, in [0, 1]; ignored if
+            ``fixed`` is None.
         fixed: Perturbations that lead the teacher, of
             :func:`robustkd.find_perturbations`; None for none.
         seed: Seed of the initial perturbations and of the classes that are drawn.
@@ -90,7 +89,6 @@ class UniversalPerturbations(nn.Module):
         share: float | int = 1.0,
         distilled: bool = False,
         recovered: bool = True,
-        ramp: float | int = 0.0,
         fade: float | int = 0.0,
         families: tuple[str, ...] = (),
         composed: bool = False,
@@ -100,15 +98,16 @@ class UniversalPerturbations(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(share=share)
-        bounds = {"epsilon": epsilon, "mass": mass, "share": share, "ramp": ramp, "fade": fade}
-        bounds["found_share"] = found_share
-        for name, value in bounds.items():
+        bounds = {"epsilon": epsilon, "mass": mass, "share": share, "fade": fade}
+        for name, value in {**bounds, "found_share": found_share}.items():
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; expected 0 to 1")
         if epsilon == mass == 0 and not families:
-            raise UsageError("epsilon and mass are both 0; expected at least one above 0")
+            raise UsageError(
+                "epsilon and mass are both 0 and families is empty; expected at least one family"
+            )
         self.shape = (classes, *image_shape)
-        self.share, self.ramp, self.fade = share, ramp, fade
+        self.share, self.fade = share, fade
         self.distilled, self.recovered = distilled, recovered
         self._random = torch.Generator().manual_seed(seed)
         self.families = nn.ModuleList()
@@ -133,12 +132,10 @@ class UniversalPerturbations(nn.Module):
 
     @torch.no_grad()
     def begin(self, steps: int) -> None:
-        """Start ramp and fade for a training of this number of steps."""
+        """Prepare for a training of this number of steps."""
         self._steps, self._all_steps = 0, steps
         for family in members_of(self.families):
             family.forget()
-            if self.ramp:
-                family.bound(self._grown())
 
     def perturb(self, images: Images, labels: Labels, portion: Portion | None = None) -> Perturbed:
         """Add perturbed copies of the first images, each with a random class that is not its own.
@@ -227,12 +224,7 @@ class UniversalPerturbations(nn.Module):
                 if isinstance(module, Members):
                     module.add_up(processes)
         for family in members_of(self.families):
-            family.advance(self._grown())
-
-    def _grown(self) -> float:
-        """Return the current bounds as a share of their final values."""
-        ramp = self.ramp * self._all_steps
-        return min(1.0, (self._steps + 1) / ramp) if ramp else 1.0
+            family.advance(1.0)
 
     def _left(self) -> float:
         """Return the current number of copies as a share of their full number."""

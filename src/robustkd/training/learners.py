@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -10,6 +10,24 @@ from robustkd.core.types import Labels, Logits
 
 Learner: TypeAlias = nn.Module
 """Module that maps images and labels to named scalars, among them ``loss`` and ``acc``."""
+
+
+_Module = TypeVar("_Module", bound=nn.Module | None)
+
+
+class Unowned(Generic[_Module]):
+    """Holder of a module that a learner uses without owning it.
+
+    PyTorch registers each module that is an attribute of another one. The module in this holder is
+    not: the learner's optimiser does not train it, and the learner's ``state_dict`` does not
+    contain it.
+
+    Args:
+        module: The module; None if there is none.
+    """
+
+    def __init__(self, module: _Module) -> None:
+        self.module = module
 
 
 class Supervised(nn.Module):

@@ -12,7 +12,7 @@ from robustkd.attacks.base import Build, Teaching
 from robustkd.core.devices import default_device
 from robustkd.core.types import DataSource, Images, Labels, Logits, Trigger
 from robustkd.models.features import taps
-from robustkd.training.learners import hit_rate
+from robustkd.training.learners import Unowned, hit_rate
 from robustkd.training.loop import fit
 from robustkd.training.losses import soft_target_kl
 
@@ -58,11 +58,11 @@ class Distilling(nn.Module):
     def __init__(self, student: nn.Module, teacher: nn.Module, *, temperature: float) -> None:
         super().__init__()
         self.student, self._temperature = student, temperature
-        self._teacher = (teacher,)  # In a tuple, the module is not registered and not trained.
+        self._teacher = Unowned(teacher)
 
     def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
         """Return the loss and the accuracy of the student."""
-        (teacher,) = self._teacher
+        teacher = self._teacher.module
         with torch.no_grad(), taps.frozen_modes(teacher):
             taught = teacher(images)
         logits = self.student(images)
@@ -98,11 +98,11 @@ class Hiding(nn.Module):
     def __init__(self, teacher: nn.Module, trigger: Trigger, *, trained: nn.Module) -> None:
         super().__init__()
         self.trained, self._trigger = trained, trigger
-        self._teacher = (teacher,)
+        self._teacher = Unowned(teacher)
 
     def forward(self, images: Images, labels: Labels) -> dict[str, Tensor]:
         """Return the loss, the accuracy on clean images and that on triggered images (``ra``)."""
-        (teacher,) = self._teacher
+        teacher = self._teacher.module
         clean, marked = both(teacher, images, self._trigger(images))
         loss = nn.functional.cross_entropy(clean, labels)
         loss = loss + nn.functional.cross_entropy(marked, labels)
