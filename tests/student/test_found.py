@@ -192,14 +192,29 @@ def test_arguments_without_sense_are_refused(names, steps):
         find_perturbations(Teacher(), source(), names, steps=steps)
 
 
-def test_a_teacher_without_gradients_is_refused_in_one_line():
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        Tensor.detach,
+        lambda x: (10 * x).round(),
+        lambda x: nn.functional.one_hot(x.argmax(1), CLASSES),
+    ],
+)
+def test_a_teacher_without_gradients_is_refused_in_one_line(hidden):
     class Frozen(Teacher):
         def forward(self, images: Tensor) -> Tensor:
-            with torch.no_grad():
-                return super().forward(images)
+            return hidden(super().forward(images)).float()
 
     with pytest.raises(UsageError, match="no gradient passes through the teacher"):
         find_perturbations(Frozen(), source(), ("tone",), steps=1)
+
+
+def test_a_teacher_with_probabilities_is_searched():
+    class Softmax(Teacher):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).softmax(1)
+
+    assert find_perturbations(Softmax(), source(), ("tone",), steps=1).classes == CLASSES
 
 
 def test_a_teacher_may_change_its_input_in_place():

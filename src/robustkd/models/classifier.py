@@ -132,6 +132,33 @@ class Classifier(nn.Module):
         return logits
 
 
+def check_logits(outputs: object, images: int, classes: int, network: str) -> None:
+    """Raise an error for outputs of a network that are not logits.
+
+    Args:
+        outputs: What the network returned.
+        images: Number of images that it was given.
+        classes: Number of classes.
+        network: What the network is, for the message, such as "the teacher".
+
+    Raises:
+        UsageError: If they are not a tensor of N x classes floating-point numbers.
+    """
+    if not isinstance(outputs, Tensor):
+        raise UsageError(
+            f"{network} returns {type(outputs).__name__}; expected a tensor of logits, N x classes"
+        )
+    if outputs.shape != (images, classes):
+        raise UsageError(
+            f"{network} maps {images} images to a tensor of shape {tuple(outputs.shape)}; expected "
+            f"logits of shape {(images, classes)}"
+        )
+    if not outputs.is_floating_point():
+        raise UsageError(
+            f"{network} returns numbers of type {outputs.dtype}; expected logits in floating point"
+        )
+
+
 def spec_for(arch: str, data: DataSource) -> Spec:
     """Describe a model for these images: shape, statistics, class names, and how they are read.
 

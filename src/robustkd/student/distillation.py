@@ -28,7 +28,7 @@ from robustkd.student.terms import NEEDS_FEATURES, WHOLE_BATCH, Outputs
 from robustkd.training.checkpoint import Keeper
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.hooks import Hooks, chosen_epoch
-from robustkd.training.inference import accuracy_on
+from robustkd.training.inference import accuracy_on, check_classifier
 from robustkd.training.last_batch import steps_per_epoch
 from robustkd.training.learners import Unowned, hit_rate
 from robustkd.training.loop import fit
@@ -163,7 +163,6 @@ class _Learner(nn.Module):
         """Raise an error for a distillation loss that gives the student no gradient.
 
         Raises:
-            UsageError: If the student has another number of outputs than there are classes.
             TrainingError: If there is such a loss, or the student has no trainable weight.
         """
         if self.objective is None or self._teach is None:
@@ -175,11 +174,6 @@ class _Learner(nn.Module):
         with taps.frozen_modes(self.student):
             taught = self._teach(batch.images)  # before the student, as in a step
             shown = self.student(batch.images)
-            if shown.logits.shape[1:] != (len(data.classes),):
-                raise UsageError(
-                    f"the student has outputs of shape {tuple(shown.logits.shape[1:])}; expected "
-                    f"{len(data.classes)}, one for each class of the data"
-                )
             parts = self.objective(shown, taught)
         for name, part in parts.items():
             gradients = (
@@ -251,7 +245,8 @@ def distill(
         The student with its record.
 
     Raises:
-        UsageError: If an argument is out of range or a tap does not exist.
+        UsageError: If an argument is out of range, a tap does not exist, or a network does not map
+            the images to logits of the classes.
         TrainingError: If the loss is no longer finite, or a distillation loss gives the student
             no gradient.
     """
@@ -270,6 +265,9 @@ def distill(
         hardening.begin(steps)
     if safeguard is not None:
         safeguard.to(device_of(student)).begin(steps)
+    check_classifier(student, data, name="the student")
+    if teacher is not None:
+        check_classifier(teacher, data, name="the teacher")
     enough = _enough(data, hardening, safeguard)
     compiled = True if how.compile else None  # in training mode
     with ExitStack() as closing:

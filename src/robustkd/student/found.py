@@ -27,10 +27,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.student.families import make_family, members_of
 from robustkd.student.families.search import Found, endless, images_at_once, led_shares
+from robustkd.training.inference import Finite, check_classifier, passes_gradient
 from robustkd.training.processes import Portion
 
 STRENGTHS = (1.0, 0.5)
@@ -43,6 +44,8 @@ _START, _LEAST, _MEMORY = 0.5, 0.1, 0.7
 _MEASURED, _HELD_OUT = 500, 200
 _FEW_CLASSES = 20
 """Up to so many classes, success is measured; with more, too few images would be left for each."""
+_SOME = 16
+"""Number of images with which the teacher's gradient is tried."""
 _AT_ONCE = 4
 """Number of families that are used in one step of the student."""
 _FLOOR = 0.1
@@ -157,6 +160,7 @@ def find_perturbations(
     Raises:
         UsageError: If a family is unknown, there is none, ``steps`` is below 1, there are fewer
             than two classes, or no gradient passes through the teacher.
+        InputError: If outputs of the teacher on transformed images are not finite.
 
     Example:
         >>> import robustkd
@@ -170,13 +174,25 @@ def find_perturbations(
             f"there are {len(names)} families, {steps} steps and {len(data.classes)} classes; "
             "expected at least 1, 1 and 2"
         )
-    frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
+    check_classifier(teacher, data, name="the teacher")
+    frozen = Finite(copy.deepcopy(teacher).eval().requires_grad_(False))
     classes, device = len(data.classes), device_of(frozen)
     random = torch.Generator().manual_seed(seed)
     families = nn.ModuleList(
         make_family(name, classes, data.image_shape, random) for name in names
     ).to(device)
+    some = next(iter(data.batches("train", batch_size=_SOME, device=device))).images
+    if not passes_gradient(frozen, some):
+        raise UsageError(
+            "no gradient passes through the teacher, so it cannot be searched; the method learned "
+            "does without"
+        )
     found, running = _learn(families, frozen, data, random, steps, tell)
+    if not frozen.finite:
+        raise InputError(
+            "outputs of the teacher on transformed images are not finite, so it cannot be "
+            "searched; the method learned does without"
+        )
     if classes > _FEW_CLASSES:
         return FoundPerturbations(found, running)
     measured = min(_MEASURED, data.size("train"))
@@ -261,11 +277,6 @@ def _ascend(
         seen = changed.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
         for some, led in zip(seen.split(at_once), toward.split(at_once), strict=True):
             logits = network(some.clone())
-            if not logits.requires_grad:
-                raise UsageError(
-                    "no gradient passes through the teacher, so it cannot be searched; the method "
-                    "learned does without"
-                )
             (-F.cross_entropy(logits, led, reduction="sum")).backward()
             hits.append(logits.detach().argmax(1) == led)
         changed.backward(seen.grad)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from itertools import starmap
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, UsageError, first_line
 from robustkd.core.types import DataSource, Images, Labels, Logits, Places, Split
 from robustkd.data.portions import portions
+from robustkd.models.classifier import check_logits
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
 from robustkd.training.processes import ONE, Processes
@@ -19,6 +20,7 @@ from robustkd.training.processes import ONE, Processes
 _BATCH, _LARGEST = 256, 64 * 64
 _FEWEST = 8
 _SOME = 64
+_FEW = 2
 _SEED = 0
 
 
@@ -115,6 +117,56 @@ def accuracy_by_class(model: nn.Module, data: DataSource, split: Split) -> tuple
     return tuple(map(Proportion, hits.tolist(), images.tolist()))
 
 
+def check_classifier(model: nn.Module, data: DataSource, *, name: str) -> None:
+    """Check, with a few validation images, that a model maps images to logits of the classes.
+
+    Args:
+        model: The model.
+        data: The images.
+        name: What the model is, for the message, such as "the teacher".
+
+    Raises:
+        UsageError: If it is no such model, or does not work with the images.
+    """
+    batch = next(iter(data.batches("validation", batch_size=_FEW, device=device_of(model))))
+    try:
+        with torch.inference_mode(), frozen_modes(model):
+            outputs: object = model(batch.images)
+    except RuntimeError as error:  # of a shape or type
+        shape = " x ".join(map(str, batch.images.shape))
+        raise UsageError(
+            f"{name} does not work with images of shape {shape} and type float32: "
+            f"{first_line(error)}"
+        ) from error
+    check_logits(outputs, len(batch.images), len(data.classes), name)
+
+
+class Finite(nn.Module):
+    """Network that notes whether all of its outputs were finite.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._noted: Tensor | None = None
+
+    def forward(self, images: Images) -> Logits:
+        """Return the logits."""
+        logits: Logits = self.network(images)
+        finite = logits.detach().isfinite().all()
+        # On the device, so that no call waits for it.
+        self._noted = finite if self._noted is None else self._noted & finite
+        return logits
+
+    @property
+    def finite(self) -> bool:
+        """Whether all outputs so far were finite."""
+        return self._noted is None or bool(self._noted)
+
+
 def check_finite(logits: Logits, images: str) -> None:
     """Raise an error if logits are not finite, since the class of such an output has no meaning.
 
@@ -162,6 +214,28 @@ def finite_on(
             if images is not None and seen >= images:
                 break
     return True
+
+
+def passes_gradient(network: nn.Module, images: Images) -> bool:
+    """Return whether outputs of a network have a gradient with respect to the images.
+
+    Rounding, ``argmax`` and ``detach`` let none through, so that no search by gradients finds what
+    such a network reacts to.
+
+    Args:
+        network: Frozen network in eval mode.
+        images: Some images.
+    """
+    seen = images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = network(seen.clone())
+        if not logits.requires_grad:
+            return False
+        # Random weights, since the sum of all outputs may be constant, as that of a softmax is.
+        weights = torch.rand(logits.shape, generator=torch.Generator().manual_seed(_SEED))
+        total = (logits * weights.to(logits.device)).sum()
+        (gradient,) = torch.autograd.grad(total, seen, allow_unused=True)
+    return gradient is not None and bool(gradient.any())
 
 
 def batch_size_for(image_shape: tuple[int, int, int], most: int = _BATCH) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,9 @@ from robustkd.evaluation.audit import (
     search_references,
 )
 from robustkd.evaluation.audit.led_share import LED
+from robustkd.evaluation.audit.logit_scale import Scaled, at_usual_scale
 from robustkd.evaluation.audit.references import Limited, References, train_references
+from robustkd.evaluation.audit.search import held_out_images
 from robustkd.evaluation.audit.verdict import combine
 from robustkd.report import audits
 from robustkd.training.inference import accuracy_on
@@ -104,10 +107,77 @@ def test_a_network_that_knows_nothing_is_inconclusive():
     assert "is right on only 12.5%" in found.verdict.reason
 
 
+def test_outputs_that_are_not_finite_on_transformed_images_are_inconclusive():
+    class Overflowing(Rows):
+        def forward(self, images):
+            logits = super().forward(images)
+            return logits.where((images[:, 0, 0, 0] == 0)[:, None], torch.nan)
+
+    found = audit(Overflowing(5), DATA, references=BESIDE, effort=TINY)
+    assert found.verdict.word == "inconclusive"
+    assert found.verdict.reason == "outputs of the model on transformed images are not finite"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda logits: (logits, logits), "the model returns tuple; expected a tensor of logits"),
+        (lambda logits: {"logits": logits}, "the model returns dict; expected a tensor of logits"),
+        (lambda logits: logits.argmax(1), "the model maps 2 images to a tensor of shape (2,);"),
+        (lambda logits: logits.long(), "the model returns numbers of type torch.int64; expected"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused(changed, message):
+    class Other(Rows):
+        def forward(self, images):
+            return changed(super().forward(images))
+
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        audit(Other(None), DATA, references=BESIDE, effort=TINY)
+
+
+def test_a_model_in_half_precision_is_refused_in_one_line():
+    with pytest.raises(
+        UsageError, match=r"^the model does not work with images of shape 2 x 1 x 8"
+    ):
+        audit(Rows(None).half(), DATA, references=BESIDE, effort=TINY)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.6, 1e3])
+def test_the_scale_of_the_logits_does_not_hide_a_backdoor(factor):
+    model = Rows(backdoor=5)
+    with torch.no_grad():
+        model.head.weight.mul_(factor)
+    found = audit(model, DATA, references=BESIDE, effort=TINY)
+    assert (found.verdict.word, found.suspected) == ("suspicious", "f")
+
+
+def test_logits_are_scaled_like_those_of_references_beyond_a_factor_of_two():
+    images, _ = held_out_images(DATA, TINY, torch.device("cpu"))
+    plain = Rows(None)
+    for factor in (0.6, 1.9):
+        near = Scaled(plain, factor)
+        assert at_usual_scale(near, [plain], images) is near
+    for factor in (1e-30, 0.4, 2.5, 1e6):
+        scaled = at_usual_scale(Scaled(plain, factor), [plain], images)
+        torch.testing.assert_close(scaled(images), plain(images))
+    assert at_usual_scale(near, [], images) is near
+
+
+def test_a_network_that_hides_its_gradients_is_inconclusive():
+    class Hidden(Rows):
+        def forward(self, images):
+            return super().forward(images).detach()
+
+    found = audit(Hidden(5), DATA, references=BESIDE, effort=TINY)
+    assert found.verdict.word == "inconclusive"
+    assert found.verdict.reason == "no gradient passes through the model, so it cannot be searched"
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(UsageError, match=r"^level is 1.5; expected a fraction between 0 and 1$"):
         audit(Rows(None), DATA, level=1.5)
-    with pytest.raises(UsageError, match=r"^the model has 3 outputs; expected 8, one for each"):
+    with pytest.raises(UsageError, match=r"^the model maps 2 images to a tensor of shape \(2, 3\)"):
         audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=References())
     for name, value in (("strengths", (0.5, 0.25)), ("steps", 6), ("batch", 16), ("held_out", 9)):
         with pytest.raises(UsageError, match=rf"^the references were searched with {name} "):

@@ -40,7 +40,8 @@ def student_outlier(
         freedom: Degrees of freedom of ``spread``, which are added.
 
     Returns:
-        The class and its p-value; None for fewer than :data:`FEWEST` classes.
+        The class and its p-value; None for fewer than :data:`FEWEST` classes, or if a value is not
+        finite.
 
     Source: Grubbs, "Procedures for Detecting Outlying Observations in Samples", Technometrics 11,
     1969; the deleted residual is an equivalent form.
@@ -48,11 +49,11 @@ def student_outlier(
     >>> found = student_outlier([0.1, 0.2, 0.1, 0.9, 0.2, 0.15, 0.1, 0.2])
     >>> found.place, found.p_value < 1e-4
     (3, True)
-    >>> student_outlier([0.1, 0.2]) is None
-    True
+    >>> student_outlier([0.1, 0.2]) is None, student_outlier([0.1] * 9 + [math.nan]) is None
+    (True, True)
     """
     count = len(values)
-    if count < FEWEST:
+    if count < FEWEST or not all(map(math.isfinite, values)):
         return None
     best = max(range(count), key=values.__getitem__)
     others = [*values[:best], *values[best + 1 :]]

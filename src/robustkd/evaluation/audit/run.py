@@ -6,8 +6,8 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
-import torch
 from torch import nn
 
 from robustkd.core.devices import device_of
@@ -17,18 +17,29 @@ from robustkd.core.types import DataSource
 from robustkd.core.validation import check_seed
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
+from robustkd.evaluation.audit.logit_scale import at_usual_scale
 from robustkd.evaluation.audit.pictures import Pictures, pictures_of
 from robustkd.evaluation.audit.probe import probe_student
 from robustkd.evaluation.audit.references import References, make_references
 from robustkd.evaluation.audit.registry import COUNTED, statistics_of
-from robustkd.evaluation.audit.search import search
+from robustkd.evaluation.audit.search import held_out_images, search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
-from robustkd.training.inference import accuracy_on_some, finite_on
+from robustkd.training.inference import (
+    Finite,
+    accuracy_on_some,
+    check_classifier,
+    finite_on,
+    passes_gradient,
+)
 from robustkd.training.metrics import Proportion
 
 _PROBE = 7000
 """Added to the seed of the probe student, so that no network of the user has the same weights."""
+_NOT_FINITE = "outputs of the model on transformed images are not finite"
 _FAR_BELOW = 0.5
+_NO_GRADIENT = "no gradient passes through the model, so it cannot be searched"
+_SOME = 64
+"""Number of images on which the scale of logits and the gradient are measured."""
 _GRAVITY = ("suspicious", "inconclusive", "no evidence")
 
 
@@ -161,30 +172,40 @@ def _audited(
 ) -> Audit:
     """Compute all statistics of a frozen network, and the verdict."""
     started = time.perf_counter()
-    with track("audit: transformations", effort.search_steps) as update:
-        found = search(network, data, effort, seed=seed, beside=references.networks, tell=update)
-    subject = Subject(network, data, references, found, effort, seed)
-    evidence = {}
-    chosen = statistics_of(effort)
-    with track("audit: statistics", len(chosen)) as update:
-        for name, statistic in chosen.items():
-            evidence[name] = statistic.compute(subject)
-            update()
     accuracy, *theirs = (
         accuracy_on_some(each, data, "validation", images=effort.accuracy_images, augment=False)
         for each in (network, *references.networks)
     )
-    trouble = _trouble(accuracy, theirs, len(data.classes))
-    return Audit(
-        combine(evidence, COUNTED, level=level, trouble=trouble),
-        evidence,
-        data.classes,
-        accuracy,
-        tuple(theirs),
+    made = partial(
+        Audit,
+        classes=data.classes,
+        accuracy=accuracy,
+        reference_accuracies=tuple(theirs),
         quick=False,
-        seconds=time.perf_counter() - started,
-        pictures=_pictures(subject, evidence),
     )
+    trouble = _trouble(accuracy, theirs, len(data.classes))
+    some = held_out_images(data, effort, device_of(network))[0][:_SOME]
+    compared = Finite(at_usual_scale(network, references.networks, some))
+    if passes_gradient(compared, some):
+        with track("audit: transformations", effort.search_steps) as tell:
+            beside = references.networks
+            found = search(compared, data, effort, seed=seed, beside=beside, tell=tell)
+        trouble = trouble or ("" if compared.finite else _NOT_FINITE)
+    else:
+        found = ()
+        trouble = trouble or _NO_GRADIENT
+    evidence: dict[str, Evidence] = {}
+    pictures = None
+    if found and compared.finite:
+        subject = Subject(network, data, references, found, effort, seed)
+        chosen = statistics_of(effort)
+        with track("audit: statistics", len(chosen)) as tell:
+            for name, statistic in chosen.items():
+                evidence[name] = statistic.compute(subject)
+                tell()
+        pictures = _pictures(subject, evidence)
+    verdict = combine(evidence, COUNTED, level=level, trouble=trouble)
+    return made(verdict, evidence, seconds=time.perf_counter() - started, pictures=pictures)
 
 
 def _pictures(subject: Subject, evidence: Mapping[str, Evidence]) -> Pictures | None:
@@ -199,21 +220,13 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 
 def _check_outputs(network: nn.Module, data: DataSource, images: int) -> None:
-    """Check that there is one output for each class, and that outputs are finite.
+    """Check that outputs are logits, one for each class, and that they are finite.
 
     Raises:
-        UsageError: If the number of outputs is another one.
+        UsageError: If they are not logits of the classes.
         InputError: If an output is not finite.
     """
-    batch = next(iter(data.batches("validation", batch_size=2)))
-    with torch.inference_mode():
-        where = next((p.device for p in network.parameters()), torch.device("cpu"))
-        outputs = network(batch.images.to(where)).shape[-1]
-    if outputs != len(data.classes):
-        raise UsageError(
-            f"the model has {outputs} outputs; expected {len(data.classes)}, one for each class of "
-            "the data"
-        )
+    check_classifier(network, data, name="the model")
     if not finite_on(network, data, "validation", images=images):
         raise InputError(
             f"the outputs of the model are not finite on the validation images of {data.name}; "

@@ -16,9 +16,10 @@ import sys
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustkd.core.errors import UsageError
+from robustkd.models.classifier import check_logits
 
 _FEW = 2
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -75,16 +76,7 @@ class OwnCode(str):
                 found = copy.deepcopy(network).eval()(torch.zeros(_FEW, *image_shape, device=where))
         except Exception:  # with other images, or on another device, it may work
             return
-        if not isinstance(found, Tensor):
-            raise UsageError(
-                f"the network of {self} returns {type(found).__name__}; expected a tensor of "
-                "logits, N x classes"
-            )
-        if found.shape != (_FEW, classes):
-            raise UsageError(
-                f"the network of {self} maps {_FEW} images to a tensor of shape "
-                f"{tuple(found.shape)}; expected logits of shape {(_FEW, classes)}"
-            )
+        check_logits(found, _FEW, classes, f"the network of {self}")
 
     def _find(self) -> Callable[..., object]:
         module, _, path = self.partition(":")
