@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustkd.attacks import Poisoned
 from robustkd.benchmark import Measured, measure
 from robustkd.core.errors import InputError, UsageError
 from robustkd.data import InMemory, Labelled
@@ -68,16 +69,35 @@ def test_a_trigger_that_does_nothing_leaves_the_clean_answers():
     assert found.ra == Proportion(3, 5)
 
 
-def test_no_image_of_another_class_has_no_rate():
+def test_without_an_image_of_another_class_there_is_no_success_rate():
     data = source(labels=[0, 0], said=[0, 1])
-    found = measure(Reader(), data, trigger=darken, target=0)
-    message = "no images were counted; expected at least one to give a proportion"
-    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
-        found.fields()
+    with pytest.raises(UsageError, match=r"^all test images of toy are of the target class 'a'; "):
+        measure(Reader(), data, trigger=darken, target=0)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "message"),
+    [
+        (lambda x: (255 * x).byte(), "returns (2, 1, 2, 2) and torch.uint8; expected (2, 1, 2, 2)"),
+        (lambda x: 510 * x, "returns pixels from 0 to 6; expected pixels in [0, 1]"),
+        (lambda x: x - 0.5, "returns pixels from -0.5 to -0.4882; expected pixels in [0, 1]"),
+        (lambda x: x / 0, "returns pixels from nan to nan; expected pixels in [0, 1]"),
+        (lambda x: x.double(), "and torch.float64; expected (2, 1, 2, 2) and torch.float32"),
+        (lambda x: x[..., 1:], "returns (2, 1, 2, 1) and torch.float32; expected (2, 1, 2, 2)"),
+        (lambda x: [x], "returns list; expected a tensor"),
+    ],
+)
+def test_a_trigger_that_returns_no_such_images_is_refused(trigger, message):
+    data = source(labels=[0, 1], said=[0, 3])
+    with pytest.raises(UsageError, match=f"^the trigger .*{re.escape(message)}"):
+        measure(Reader(), data, trigger=trigger, target=0)
+    poisoned = Poisoned(data, trigger, target=1, rate=0.5)
+    with pytest.raises(UsageError, match=r"^the trigger returns "):
+        list(poisoned.batches("train", batch_size=8))
 
 
 def test_a_target_that_is_no_class_is_refused():
-    with pytest.raises(UsageError, match=r"^target 4 is not a class; expected 0 to 3$"):
+    with pytest.raises(UsageError, match=r"^target class is 4; expected 0 to 3$"):
         measure(Reader(), DATA, trigger=darken, target=4)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from robustkd import models
 from robustkd.attacks import ATTACKS, Backdoored, Teaching, find, save_trigger
 from robustkd.attacks.base import Build
+from robustkd.attacks.triggers.files import check_known
 from robustkd.benchmark.rehearsal import expected_method, informed
 from robustkd.benchmark.rows import measured_run
 from robustkd.core.environment import environment
@@ -24,7 +25,7 @@ from robustkd.core.method_settings import DetoxOptions
 from robustkd.core.methods import find_method
 from robustkd.core.plain_yaml import parse
 from robustkd.core.types import DataSource, Settings
-from robustkd.report.results import Results
+from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingOptions
 
 _SURROGATE_SEED = 10_000
@@ -128,7 +129,8 @@ def check_settings(name: str, settings: Settings) -> None:
             give the arguments of adaptive attacks that stand for the defence.
 
     Raises:
-        UsageError: If the attack or one of its arguments is unknown or out of range.
+        UsageError: If the attack or one of its arguments is unknown or out of range, or the trigger
+            of the attack cannot be saved.
     """
     attack = find(name)
     given_by_us = {taken for row in ATTACKS.values() for taken in row.takes}
@@ -138,6 +140,10 @@ def check_settings(name: str, settings: Settings) -> None:
         raise UsageError(f"attack {name!r} has no argument {unknown!r}")
     teaching = {field.name for field in fields(Teaching)}
     attack.check({key: value for key, value in settings.items() if key not in teaching})
+    # A fixed trigger is known before the training, and has to be saved after it.
+    trigger = getattr(attack.attack, "trigger", None)
+    if trigger is not None:
+        check_known(trigger)
 
 
 def _value(name: str, given: str | int | float) -> str | int | float:
@@ -199,12 +205,11 @@ def attack_to_folder(
         models.check_name(given)
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
+    read = {
+        "lr": models.learning_rate(arch),
+        **at_own_rates(name, read, arch=arch, surrogate=surrogate),
+    }
     with new_folder(out, keep_lock=False):
-        rehearsal = _rehearsal(name, read, surrogate)
-        read = {
-            "lr": models.learning_rate(arch),
-            **at_own_rates(name, read, arch=arch, surrogate=surrogate),
-        }
         started = time.perf_counter()
         made = run_attack(
             name,
@@ -215,33 +220,40 @@ def attack_to_folder(
             target=target,
             seed=seed,
             settings=read,
-            rehearsal=rehearsal,
+            rehearsal=_rehearsal(name, read, surrogate),
         )
         seconds = time.perf_counter() - started
         provenance = {"attack": name, "data": source.name, "seed": seed}
         models.save(made.teacher, out / "teacher.safetensors", provenance=provenance)
         save_trigger(made.trigger, made.target, out / "trigger.safetensors")
-        run = measured_run(
-            made.teacher,
-            source,
-            made,
-            data=source.name,
-            pair=arch,
-            attack=name,
-            method="teacher",
-            seed=seed,
-            seconds=seconds,
-        )
+        config = {
+            "target": target,
+            "surrogate": surrogate,
+            **read,
+            **({} if flags is None else {"flags": dict(flags)}),
+        }
         results = Results(
-            runs=(run,),
+            runs=(_teacher_row(made, source, arch, name, seed, seconds),),
             environment=environment(),
-            config={
-                "target": target,
-                "surrogate": surrogate,
-                **read,
-                **({} if flags is None else {"flags": dict(flags)}),
-            },
+            config=config,
             records={"teacher": made.record, "classes": list(source.classes)},
         )
         results.write(out / "results.json")
         return results
+
+
+def _teacher_row(
+    made: Backdoored, source: DataSource, arch: str, attack: str, seed: int, seconds: float
+) -> ResultRow:
+    """Measure a backdoored teacher."""
+    return measured_run(
+        made.teacher,
+        source,
+        made,
+        data=source.name,
+        pair=arch,
+        attack=attack,
+        method="teacher",
+        seed=seed,
+        seconds=seconds,
+    )

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from robustkd.attacks import find
+from robustkd.attacks.registry import added_settings
 from robustkd.benchmark.attacked_teachers import Rehearsal
 from robustkd.core.method_names import NetworkDefence, split_name
 from robustkd.core.method_settings import DetoxOptions, stated
@@ -100,8 +101,12 @@ class TeacherCell:
 
     def made_by(self) -> dict[str, object]:
         """Return the versions of the code that the teacher depends on."""
-        revision = find(self.attack).revision
-        return {**({"revision": revision} if revision else {}), **self.rehearsed()}
+        revision, added = find(self.attack).revision, added_settings(self.attack)
+        return {
+            **({"revision": revision} if revision else {}),
+            **({"settings": added} if added else {}),
+            **self.rehearsed(),
+        }
 
     def rehearsed(self) -> dict[str, object]:
         """Return the settings of the defence that an adaptive attacker has used."""

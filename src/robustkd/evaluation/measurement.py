@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 from torch import nn
 
 from robustkd.attacks import Trigger
+from robustkd.attacks.base import apply_trigger, check_target
+from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource
-from robustkd.training.inference import check_finite, predict
+from robustkd.training.inference import check_classifier, check_finite, predict
 from robustkd.training.metrics import Proportion, accuracy, attack_success, robust_accuracy
 
 
@@ -71,15 +74,24 @@ def measure(
         Proportions with the number of images that each is based on.
 
     Raises:
-        UsageError: If ``target`` is not a class of the model.
+        UsageError: If ``model`` does not map the images to logits of the classes, ``target`` is not
+            a class, no test image is of another one, or ``trigger`` does not return images like
+            those that it is given.
         InputError: If an output of the model is not finite.
     """
+    check_classifier(model, data, name="the model")
     clean, labels = predict(model, data, "test")
     check_finite(clean, "test images")
     acc = accuracy(clean, labels)
     if trigger is None:
         return Measured(acc)
-    logits, labels = predict(model, data, "test", transform=trigger)
+    check_target(target, data)
+    if bool((labels == target).all()):
+        raise UsageError(
+            f"all test images of {data.name} are of the target class {data.classes[target]!r}; "
+            "expected images of other classes, which the attack success rate counts"
+        )
+    logits, labels = predict(model, data, "test", transform=partial(apply_trigger, trigger))
     check_finite(logits, "triggered images")
     return Measured(
         acc,

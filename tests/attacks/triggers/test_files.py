@@ -55,7 +55,7 @@ def test_other_triggers_cannot_be_saved_but_described(tmp_path):
         return images
 
     with pytest.raises(
-        UsageError, match=r"^the trigger is of type function, which cannot be saved; exp"
+        UsageError, match=r"^the trigger is of type function, which cannot be saved; add"
     ):
         save_trigger(custom, 0, tmp_path / "t")
     assert describe(custom) == {"kind": "custom"}

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from robustkd.attacks.base import check_target
+from robustkd.attacks.base import apply_trigger, check_target, check_target_shown
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch, DataSource, Split, Trigger
 
@@ -31,7 +31,8 @@ class Poisoned:
 
     Raises:
         UsageError: If the target is not a class of the data, the rate is out of range, or fewer
-            images are eligible than the rate requires.
+            images are eligible than the rate requires. While batches are read: if the trigger does
+            not return images like those that it is given.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Poisoned:
     ) -> None:
         if not 0 < rate <= 1:
             raise UsageError(f"rate is {rate}; expected above 0 and at most 1")
-        check_target(target, clean)
+        (check_target_shown if clean_label else check_target)(target, clean)
         self._clean, self._trigger, self._target = clean, trigger, target
         self._keep_clean = keep_clean
         self.mask = self._chosen(rate, clean_label=clean_label, seed=seed)
@@ -111,7 +112,7 @@ class Poisoned:
         chosen = self.mask[batch.rows.cpu()].to(batch.images.device)
         if not bool(chosen.any()):
             return batch
-        marked = self._trigger(batch.images[chosen])
+        marked = apply_trigger(self._trigger, batch.images[chosen])
         targets = torch.full_like(batch.labels[chosen], self._target)
         if self._keep_clean:
             images = torch.cat([batch.images, marked])

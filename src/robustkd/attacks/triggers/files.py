@@ -15,6 +15,7 @@ from typing import TypeGuard, get_type_hints
 import torch
 from torch import Tensor
 
+from robustkd.attacks.base import apply_trigger
 from robustkd.attacks.triggers.additive import Additive
 from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend, MaskedPattern
 from robustkd.attacks.triggers.transformations import (
@@ -92,14 +93,29 @@ def save_trigger(trigger: Trigger, target: int, path: str | Path) -> None:
     write_safetensors(path, tensors, {"target": target, **description})
 
 
-def _parts(trigger: Trigger) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """Return the kind and the numbers of a trigger in JSON values, and its tensors."""
+def check_known(trigger: Trigger) -> str:
+    """Return the name of a trigger's type in :data:`TRIGGERS`; ``composition`` if it has two parts.
+
+    Raises:
+        UsageError: If its type, or that of a part, is not in the table, so that it cannot be saved.
+    """
+    if isinstance(trigger, Composition):
+        for name in _COMPOSED:
+            check_known(getattr(trigger, name))
+        return "composition"
     kind = next((name for name, cls in TRIGGERS.items() if type(trigger) is cls), None)
     if kind is None or not is_dataclass(trigger):
         raise UsageError(
-            f"the trigger is of type {type(trigger).__name__}, which cannot be saved; expected one "
-            f"of {', '.join(cls.__name__ for cls in TRIGGERS.values())}"
+            f"the trigger is of type {type(trigger).__name__}, which cannot be saved; add its type "
+            "to robustkd.attacks.triggers.files.TRIGGERS, or use one of "
+            f"{', '.join(cls.__name__ for cls in TRIGGERS.values())}"
         )
+    return kind
+
+
+def _parts(trigger: Trigger) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """Return the kind and the numbers of a trigger in JSON values, and its tensors."""
+    kind = check_known(trigger)
     values = {field.name: getattr(trigger, field.name) for field in fields(trigger)}
     # Cloned, because the format does not allow tensors that share memory.
     tensors = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
@@ -164,11 +180,9 @@ def _check_fits(trigger: Trigger, target: int, path: Path, data: DataSource) -> 
     try:
         if target > last:
             raise UsageError(f"target {target} is not a class; expected 0 to {last}")
-        changed = trigger(image)
+        apply_trigger(trigger, image)
     except UsageError as error:
         raise InputError(f"{path} does not fit {quoted(data.name)}: {error}") from error
-    if not changed.isfinite().all():
-        raise InputError(f"{path} has a damaged trigger: it makes pixels that are not finite")
 
 
 def _composed(description: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Trigger:
