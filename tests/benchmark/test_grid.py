@@ -11,8 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from robustkd.attacks import ATTACKS
+from robustkd import data
+from robustkd.attacks import ATTACKS, Blend
+from robustkd.attacks.data_poisoning import DirtyLabel
+from robustkd.attacks.registry import Row as AttackRow
 from robustkd.benchmark import Cell, load_grid
+from robustkd.benchmark.attacked_teachers import attack_to_folder
 from robustkd.benchmark.cells import TEACHER
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.method_settings import DetoxSettings, HardeningSettings
@@ -217,6 +221,37 @@ def test_a_method_that_cleans_nothing_does_not_depend_on_how_others_clean(tmp_pa
 def test_what_a_name_follows_from_can_be_written_down(tmp_path):
     for cell in load(tmp_path, BLOCK | {"methods": list(METHODS)}):
         assert json.loads(json.dumps(cell.configuration()))["method"] == cell.method
+
+
+def test_an_attack_of_ones_own_is_named_by_its_settings(tmp_path, monkeypatch):
+    plain = load(tmp_path, BLOCK)[0]
+    names = [plain.name]
+    for alpha in (0.1, 0.9):
+        own = AttackRow(DirtyLabel(Blend(alpha)), "own")
+        monkeypatch.setitem(ATTACKS, plain.teacher.attack, own)
+        names.append(plain.name)
+        assert repr(own.attack) in str(plain.configuration())
+    assert len(set(names)) == 3
+
+
+def test_a_trigger_that_cannot_be_saved_is_refused_before_the_training(tmp_path, monkeypatch):
+    own = AttackRow(DirtyLabel(lambda images: images), "own")
+    monkeypatch.setitem(ATTACKS, "own", own)
+    message = "^the trigger is of type function, which cannot be saved; add its type to robustkd"
+    with pytest.raises(UsageError, match=message):
+        attack_to_folder(
+            "own",
+            arch="wrn-10-1",
+            surrogate="wrn-10-1",
+            source=data.load("digits", train=20, validation=20, test=20),
+            out=tmp_path / "own",
+            target=1,
+            seed=0,
+            settings={},
+        )
+    assert not (tmp_path / "own").exists()
+    with pytest.raises(InputError, match="which cannot be saved"):
+        load(tmp_path, BLOCK | {"attacks": ["own"]})
 
 
 def test_a_preset_that_changes_is_another_cell(tmp_path, monkeypatch):
