@@ -49,17 +49,18 @@ format: setup
 
 docs: setup
 	$(BIN)/python -m tools.docs_tables
+	$(BIN)/python -m tools.docs_figures
 	$(BIN)/python -m tools.cli_reference
 
 site: setup
 	$(SITE)
 
-# In one thread, in about five minutes; best on a machine that does nothing else.
+# In one thread, in a few minutes; best on a machine that does nothing else.
 bench-speed: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --settings wrn10-28 wrn10-32 wrn16-32 \
 		--precisions no bf16 --out benchmarks/results/speed-ratio
 
-# One process after another, in about thirteen minutes; on Linux.
+# One process after another, in some minutes; on Linux.
 bench-growth: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --out benchmarks/results/growth
 

@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 import robustkd
-from robustkd import cli, data, models
+from robustkd import cli, models
+from robustkd.data import open_source
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
+from tests.data.images.image_files import write_splits
+from tools.default_table import default_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,9 +38,21 @@ def test_every_command_of_the_readme_exists():
 def test_the_readme_is_short_and_has_its_parts():
     assert len(README.splitlines()) <= 90
     assert README.count("<!-- table: ") == 1
-    assert "benchmarks/results/compact/acc-asr.svg" in README
+    assert "docs/assets/acc-asr.svg" in README
     for command in ("make demo", "make test", "pip install ."):
         assert f"\n{command}\n" in README
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_claims_of_the_first_page_are_those_of_the_results(page):
+    text = " ".join((ROOT / page).read_text().split())
+    lines = default_table(ROOT / "benchmarks/results").splitlines()[2:]
+    fashion, _, cifar = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    _, attacks, seeds, ordinary, ours, worst, lost = fashion
+    assert (attacks, seeds) == ("13", "3")
+    assert f"{attacks} attacks on Fashion-MNIST" in text
+    for share in (f"{ordinary} %", f"{ours} %", f"{worst} %", f"{lost} points", f"{cifar[5]} %"):
+        assert share in text
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
@@ -62,10 +77,14 @@ def test_the_citation_names_the_version_and_the_paper():
 @pytest.mark.slow
 def test_the_snippet_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    digits = data.load("digits")
-    teacher = models.build(models.Spec("wrn-10-2", 10, digits.image_shape), seed=0)
-    fit(Supervised(teacher), digits, epochs=3)
+    counts = dict.fromkeys(("ash", "elm", "oak"), 12)
+    write_splits(tmp_path / "images", dict.fromkeys(("train", "val", "test"), counts))
+    source = open_source("./images")
+    teacher = models.build(models.Spec("wrn-16-2", 3, source.image_shape), seed=0)
+    fit(Supervised(teacher), source, epochs=3, lr=0.02)
     models.save(teacher, tmp_path / "teacher.safetensors")
-    exec(SNIPPET, {})  # noqa: S102 (our own README)
-    student = tmp_path / "from-python" / "student.safetensors"
+    short = SNIPPET.replace('"wrn-10-1", ', '"wrn-10-1", epochs=1, audit=False, ')
+    assert short != SNIPPET
+    exec(short, {})  # noqa: S102 (our own README)
+    student = tmp_path / "python-run" / "student.safetensors"
     assert models.load(student).spec.arch == "wrn-10-1"

@@ -4,7 +4,8 @@ A table is the text between ``<!-- table: PLACE -->`` and ``<!-- end -->``. PLAC
 ``results.json``, a JSON file with a list of rows that all have the same keys, or a Markdown file
 that a benchmark wrote, which is copied. A folder can be followed by the kind of the table:
 ``methods`` (default), ``headline``, ``attacks``, ``summary`` or ``ablation``. A file can be
-followed by ``pairs``, for the tables of architectures.
+followed by ``pairs``, for the tables of architectures, and the folder of all results by
+``default``, for the table of the default method.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from robustkd.report.aggregate import aggregate
 from robustkd.report.comparison import ablation_table, attack_table, headline_table, summary_table
 from robustkd.report.results import read
 from robustkd.report.tables import markdown_table
+from tools.default_table import default_table
 from tools.pairs_table import pairs_tables
 
 _TABLE = re.compile(r"(<!-- table: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -50,6 +52,8 @@ def fill_tables(page: Path, root: Path) -> bool:
         place, kind = root / found[2], found[3] or "methods"
         if kind == "pairs":
             made = pairs_tables(place)
+        elif kind == "default":
+            made = default_table(place)
         elif place.suffix == ".json":
             made = plain_table(place)
         elif place.suffix == ".md":

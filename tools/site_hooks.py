@@ -11,10 +11,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[1]
-FIGURES = {
-    "assets/acc-asr.svg": "benchmarks/results/compact/acc-asr.svg",
-    "assets/growth.svg": "benchmarks/results/growth/growth.svg",
-}
+FIGURES = {"assets/growth.svg": "benchmarks/results/growth/growth.svg"}
 """Files of the repository by their address on the site."""
 _SHORT = re.compile(r"<code>([^<\s]{1,26}|--[\w-]{1,18} [^<\s]{1,12})</code>")
 

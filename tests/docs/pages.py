@@ -17,11 +17,13 @@ FOLLOWED = [
     *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs/guides").glob("*.md")),
     "docs/contributing.md",
     "docs/results/benchmark.md",
+    "docs/results/performance.md",
 ]
 """Pages in the order in which they are read; later ones use the files of earlier ones."""
 
 _BLOCK = re.compile(
-    r"^(?P<run><!-- run -->\n)?(?P<indent> *)```(?P<language>\w+)\n(?P<code>.*?)^(?P=indent)```$",
+    r"^(?: *(?P<run><!-- run -->)\n)?"
+    r"(?P<indent> *)```(?P<language>\w+)\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 

@@ -1,4 +1,4 @@
-"""The page *Load the student without robustkd*: its code runs as it stands there."""
+"""The page *Export and deploy*: its code runs as it stands there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustkd.export import FILES, OnnxClassifier
 from robustkd.export.onnx import stamp, trace
 from robustkd.export.weights import write_program, write_state_dict
 
-PAGE = (Path(__file__).parents[2] / "docs" / "load-without-robustkd.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "export.md").read_text()
 CODE = dict(re.findall(r'```python title="([\w.]+)"\n(.*?)```', PAGE, re.DOTALL))
 BARE = ("onnxruntime", "numpy", "pillow")
 

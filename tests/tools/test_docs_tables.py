@@ -11,6 +11,7 @@ import pytest
 from robustkd.core.errors import InputError, UsageError
 from robustkd.report import aggregate, markdown_table, read
 from robustkd.report.comparison import ablation_table, attack_table, headline_table, summary_table
+from tools.default_table import SETTINGS
 from tools.docs_tables import fill_tables
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,23 @@ def test_other_tables_of_a_folder_go_by_their_names(kind, table, page):
     assert fill_tables(page, page.parent)
     text = table(aggregate(read(page.parent / "some").runs))
     assert page.read_text() == f"<!-- table: some {kind} -->\n{text}<!-- end -->\n"
+
+
+def test_the_table_of_the_default_method_has_a_line_for_each_setting(page):
+    runs = [
+        RUN | {"method": "mix", "acc": 0.9, "asr": 0.8},
+        RUN | {"method": "mix", "acc": 0.9, "asr": 0.6, "seed": 1},
+        RUN | {"method": "default", "acc": 0.88, "asr": 0.1},
+        RUN | {"method": "default", "acc": 0.88, "asr": 0.3, "seed": 1},
+    ]
+    for folder in SETTINGS:
+        (page.parent / folder).mkdir()
+        (page.parent / folder / "results.json").write_text(json.dumps({"runs": runs}))
+    page.write_text("<!-- table: . default -->\nold\n<!-- end -->\n")
+    assert fill_tables(page, page.parent)
+    lines = page.read_text().splitlines()[3:-1]
+    figures = "wrn-10-2 to wrn-10-1 | 1 | 2 | 70.0 | 20.0 | 30.0 | 2.0 |"
+    assert lines == [f"| {data}, {figures}" for data in SETTINGS.values()]
 
 
 def test_an_unknown_table_is_refused(page):

@@ -34,7 +34,7 @@ def demo(
     out: Path | None = None,
     data_root: Path | None = None,
 ) -> None:
-    """Demonstrate attack and defence on real images, in about two minutes on two cores.
+    """Demonstrate attack and defence on real images, in a few minutes.
 
     A teacher is trained with a backdoor. Students are distilled from it by ordinary distillation
     and by RobustKD, one more student never meets the teacher, and all networks are measured on

@@ -93,10 +93,14 @@ def scatter(rows: Sequence[Row]) -> str:
         if row.asr is not None and row.method != "teacher":
             shown.setdefault(row.method, []).append(row)
     with own_settings():
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        # The legend is below the plot, so that a narrow screen shows both.
+        lines = (len(shown) + 1) // 2
+        figure = Figure(figsize=(4.8, 3.4 + 0.2 * lines), layout="constrained")
         axes = figure.add_subplot()
-        for method, style in zip(sorted(shown, key=place), cycle(_STYLES), strict=False):
+        others, ours = cycle(_STYLES), cycle(_STYLES[4:] + _STYLES[:4])
+        for method in sorted(shown, key=place):
             members = shown[method]
+            style = next(ours if members[0].ours else others)
             axes.errorbar(
                 [100 * row.asr.mean for row in members if row.asr],
                 [100 * row.acc.mean for row in members],
@@ -107,11 +111,11 @@ def scatter(rows: Sequence[Row]) -> str:
                 alpha=0.85,
                 label=members[0].words,
             )
-        axes.set(xlabel="ASR %", ylabel="ACC %", xlim=(-3, 103))
+        axes.set(xlabel="attack success rate (ASR) %", ylabel="accuracy (ACC) %", xlim=(-3, 103))
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if shown:
-            axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+            figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", facecolor="white", metadata=nothing)
