@@ -250,8 +250,8 @@ def test_a_trigger_that_cannot_be_saved_is_refused_before_the_training(tmp_path,
             settings={},
         )
     assert not (tmp_path / "own").exists()
-    with pytest.raises(InputError, match="which cannot be saved"):
-        load(tmp_path, BLOCK | {"attacks": ["own"]})
+    with pytest.raises(UsageError, match="which cannot be saved"):
+        load(tmp_path, BLOCK | {"attacks": {"own": {}}})
 
 
 def test_a_preset_that_changes_is_another_cell(tmp_path, monkeypatch):
