@@ -98,3 +98,72 @@ def test_what_does_not_fit_is_one_line(dataset, error, message):
 
 def test_labels_name_the_classes_where_nothing_else_does():
     assert from_dataset(TensorDataset(BYTES, LABELS)).classes == ("0", "1", "2", "3")
+
+
+class Items(Dataset):
+    """Items of any kind."""
+
+    def __init__(self, items, classes=()) -> None:
+        self.items, self.classes = items, classes
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, row):
+        return self.items[row]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ((BYTES[0], 1, 7), "is a tuple of 3; expected a pair of an image and a label"),
+        ({"image": BYTES[0], "label": 1}, "is a dict; expected a pair of an image and a label"),
+        ((BYTES[0], 1.0), "has the label 1.0 of type float; expected a class number"),
+        ((BYTES[0], torch.tensor(1.5)), "has the label 1.5 of type float; expected a class number"),
+        ((BYTES[0], True), "has the label True of type bool; expected a class number"),
+        ((BYTES[0], "cat"), "has the label 'cat' of type str; expected a class number"),
+        ((BYTES[0], torch.tensor([0, 1])), "has a label of shape (2,); expected one class number"),
+        ((BYTES[0], np.eye(3)[1]), "has a label of shape (3,); expected one class number"),
+    ],
+)
+def test_an_item_that_is_no_image_with_a_class_is_named(item, message):
+    items = [*((BYTES[k], k % 2) for k in range(10)), item]
+    with pytest.raises(InputError, match=f"^train item 10 {re.escape(message)}"):
+        from_dataset(Items(items))
+
+
+@pytest.mark.parametrize("label", [int, np.int64, np.uint8, torch.tensor])
+def test_class_numbers_of_any_integer_type_are_read(label):
+    data = from_dataset(Items([(BYTES[k], label(k % 2)) for k in range(20)]))
+    assert data.classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["a", "", "c"], "class name '' is not usable; expected a printable name"),
+        (["a\n", "b", "c"], "class name 'a\\n' is not usable; expected a printable name"),
+        (["a", "b", "a"], "class name 'a' is given twice; expected one name for each class"),
+    ],
+)
+def test_class_names_that_results_cannot_contain_are_refused(classes, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        from_dataset(Items([(BYTES[k], k % 3) for k in range(30)]), classes=classes)
+
+
+def test_class_names_of_a_dataset_are_texts():
+    with pytest.raises(UsageError, match=r"^class name 0 is not usable; expected a printable name"):
+        from_dataset(Items([(BYTES[k], k % 2) for k in range(20)], classes=(0, 1)))
+
+
+def test_class_numbers_with_a_gap_need_names():
+    items = Items([(BYTES[k], 1 + k % 3) for k in range(30)])
+    message = "class 0 has no training image; expected labels from 0 without a gap, or the names"
+    with pytest.raises(UsageError, match=f"^{message}"):
+        from_dataset(items)
+    assert from_dataset(items, classes=["none", "a", "b", "c"]).classes[0] == "none"
+
+
+def test_the_first_of_several_names_of_a_class_is_used():
+    items = Items([(BYTES[k], k % 2) for k in range(20)], [("tench", "Tinca tinca"), ("shark",)])
+    assert from_dataset(items).classes == ("tench", "shark")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.names import unfit
 from robustkd.data.augment import CropFlip
 from robustkd.data.in_memory import InMemory
 from robustkd.data.labelled import Labelled, stratified_order
@@ -39,7 +40,8 @@ def from_dataset(
         train: Training images, for example a data set of torchvision.
         validation: Validation images; if None, a fixed tenth of every class of ``train``.
         test: Test images; if None, a fixed tenth of every class of ``train``.
-        classes: Names of the classes; if empty, ``train.classes``, or the class numbers.
+        classes: Names of the classes, printable and without repetition; if empty,
+            ``train.classes``, or the class numbers.
         name: Name of the data in results.
         augmentation: Augmentation of training images; by default random crops and flips.
 
@@ -48,8 +50,10 @@ def from_dataset(
         :func:`robustkd.run`.
 
     Raises:
-        UsageError: If a dataset has no length, or names of classes are missing.
-        InputError: If an image has another type, size or range than described.
+        UsageError: If a dataset has no length, names of classes are not usable, or there are none
+            and a class number has no image.
+        InputError: If an item is no pair, a label is no class number, or an image has another type,
+            size or range than described.
 
     >>> images = torch.zeros(30, 1, 8, 8)
     >>> pairs = torch.utils.data.TensorDataset(images, torch.arange(30) % 3)
@@ -66,9 +70,7 @@ def from_dataset(
         count = max(1, len(whole.labels) // _HELD_OUT)
         parts[split] = whole.take(order[:count])
         order = order[count:]
-    names = tuple(classes) or tuple(getattr(train, "classes", ()))
-    if not names:
-        names = tuple(str(k) for k in range(1 + int(whole.labels.max())))
+    names = _class_names(classes, train, whole)
     return InMemory(
         name=name,
         classes=names,
@@ -79,13 +81,43 @@ def from_dataset(
     )
 
 
+def _class_names(given: Sequence[str], train: object, whole: Labelled) -> tuple[str, ...]:
+    """Return the names of the classes that the user, the dataset or the labels give.
+
+    Raises:
+        UsageError: If a name is no printable text or is given twice, or there are no names and a
+            class number has no image.
+    """
+    # ImageNet of torchvision has several names for a class; the first one is used.
+    stated = (
+        each[0] if isinstance(each, tuple | list) and each else each
+        for each in getattr(train, "classes", ())
+    )
+    names = tuple(given) or tuple(stated)
+    if not names:
+        missing = set(range(1 + int(whole.labels.max()))) - set(whole.labels.tolist())
+        if missing:
+            raise UsageError(
+                f"class {min(missing)} has no training image; expected labels from 0 without a "
+                "gap, or the names of all classes in classes"
+            )
+        return tuple(str(k) for k in range(1 + int(whole.labels.max())))
+    for name in names:
+        if (expected := unfit(name)) is not None:
+            raise UsageError(f"class name {name!a} is not usable; expected {expected}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"class name {twice!a} is given twice; expected one name for each class")
+    return names
+
+
 def _read(dataset: Dataset[tuple[object, int]], split: str) -> Labelled:
     if not isinstance(dataset, Sized):
         raise UsageError(f"{split}: the dataset has no length; expected a map-style dataset")
     images: list[Tensor] = []
     labels: list[int] = []
     for row in range(len(dataset)):
-        image, label = cast(Dataset[tuple[object, int]], dataset)[row]
+        image, label = _pair(cast(Dataset[object], dataset)[row], f"{split} item {row}")
         pixels = _bytes(image, f"{split} image {row}")
         if images and pixels.shape != images[0].shape:
             raise InputError(
@@ -93,12 +125,35 @@ def _read(dataset: Dataset[tuple[object, int]], split: str) -> Labelled:
                 "as the first; resize and convert all images alike"
             )
         images.append(pixels)
-        labels.append(int(label))
+        labels.append(label)
     if not images:
         raise InputError(f"{split}: no images, expected at least one; check the dataset")
     if min(labels) < 0:
         raise InputError(f"{split}: the label {min(labels)} is below 0; expected class numbers")
     return Labelled(torch.stack(images), torch.tensor(labels, dtype=torch.int64))
+
+
+def _pair(item: object, where: str) -> tuple[object, int]:
+    """Return the image and the class number of an item of a dataset."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        found = f"a {type(item).__name__}"
+        if isinstance(item, tuple | list):
+            found += f" of {len(item)}"
+        raise InputError(f"{where} is {found}; expected a pair of an image and a label")
+    image, label = item
+    if isinstance(label, Tensor | np.ndarray | np.generic):
+        if label.ndim:
+            raise InputError(
+                f"{where} has a label of shape {tuple(label.shape)}; expected one class number: "
+                "several labels of an image are not supported, and one-hot labels need argmax"
+            )
+        label = label.item()
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise InputError(
+            f"{where} has the label {label!r} of type {type(label).__name__}; expected a class "
+            "number"
+        )
+    return image, label
 
 
 def _bytes(image: object, where: str) -> Tensor:
