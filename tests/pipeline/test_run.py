@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from robustkd.pipeline import student as making
 from robustkd.pipeline.facts import measure, operations
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import identity
-from robustkd.pipeline.run import _flags, distill_file
+from robustkd.pipeline.run import distill_file
 from robustkd.pipeline.student import make_student
 from robustkd.student import distillation
 from robustkd.student.distillation import distill
@@ -33,6 +34,7 @@ from robustkd.training.config import TrainingConfig
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
+from tests.data.images.image_files import write_splits
 from tests.marks import slow
 
 CLEAN = data.load("digits", train=200, validation=60, test=50)
@@ -518,9 +520,43 @@ def test_python_and_the_command_make_the_same_student(teacher_file, tmp_path, mo
 )
 def test_the_recorded_data_can_be_found_from_any_folder(data, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    flags = _flags(DistillJob(Path("t"), "wrn-10-1", "wrn-10-1"), data)
-    assert flags["data"] == expected.replace("PLACE", str(tmp_path))
+    write_splits(
+        tmp_path / "photos", {split: {"a": 2, "b": 2} for split in ("train", "val", "test")}
+    )
+    (tmp_path / "t.safetensors").touch()
+    told = {}
+
+    def begun(*_, config, **__):
+        told.update(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_line, "distill_file", begun)
+    with pytest.raises(KeyboardInterrupt):
+        robustkd.run("t.safetensors", data, "wrn-10-1", arch="wrn-10-1", out="run")
+    assert told["data"] == expected.replace("PLACE", str(tmp_path))
+
+
+def test_python_takes_every_setting_of_a_run():
+    settings = {setting.name for setting in fields(DistillJob)} - {"training"}
+    assert settings <= inspect.signature(robustkd.run).parameters.keys()
+
+
+@pytest.mark.parametrize("which", ["teacher_taps", "student_taps"])
+def test_python_names_stages(which, teacher_file, tmp_path):
+    options = {"arch": "wrn-10-1", "out": tmp_path / "run", which: ("network.group",)}
+    message = "no module 'network.group' in Classifier; did you mean 'network.groups'?"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        robustkd.run(teacher_file, CLEAN, "wrn-10-1", **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "nearest"),
+    [("epoch", "epochs"), ("bach_size", "batch_size"), ("defense", "defence")],
+)
+def test_an_unknown_option_is_refused_and_the_nearest_suggested(option, nearest):
+    message = f"unknown option {option!r}; did you mean {nearest!r}?"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        robustkd.run("teacher.pt", "digits", "wrn-10-1", arch="wrn-10-1", **{option: 1})
 
 
 def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_path, monkeypatch):

@@ -438,6 +438,7 @@ def test_a_transformers_tokens_are_masked_saved_and_read_again(tmp_path):
             {"growth": 1.0},
             "growth is 1.0; expected a finite number above 1",
         ),
+        ({"step": 5}, "unknown option 'step'; did you mean 'steps'?"),
         ({"stages": ("stag",)}, "no module 'stag' in Level; did you mean 'stage'?"),
     ],
 )

@@ -6,10 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import robustkd
 from robustkd.core.errors import InputError
 from robustkd.teacher.read import load_teacher
 from robustkd.teacher.untrusted import quarantine, sandbox
@@ -54,8 +56,13 @@ def test_the_user_may_allow_it(no_seccomp, teacher, tmp_path):
     options = {"arch": SPEC.arch, "classes": SPEC.classes, "image_shape": SPEC.image_shape}
     load_teacher(teacher, **options, mean=(0.5,), std=(0.5,), allow_weak_sandbox=True)
     ending = distil(teacher, tmp_path, flags=["--allow-weak-sandbox"])
-    # Read, and refused for what it knows: it is not trained.
+    # The file is read, and then refused, since the network in it is not trained.
     assert (ending.code, "near chance" in ending.err) == (3, True)
+    run = partial(robustkd.run, teacher, "digits", "wrn-10-1", arch="wrn-10-1", out=tmp_path / "py")
+    with pytest.raises(InputError, match="near chance"):
+        run(allow_weak_sandbox=True)
+    with pytest.raises(InputError, match="this system has no seccomp"):
+        run()
 
 
 @pytest.mark.parametrize("key", ["allow_weak_sandbox", "allow-weak-sandbox", "Allow_Weak-Sandbox"])
