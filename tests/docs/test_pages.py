@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -104,6 +105,29 @@ def test_modules_and_files_that_the_pages_name_exist():
 def test_the_api_page_has_every_public_name():
     text = (ROOT / "docs/reference/api.md").read_text()
     assert set(re.findall(r"^::: robustkd\.(\w+)$", text, re.MULTILINE)) == set(robustkd.__all__)
+
+
+INTERNAL = {"Keeper", "Processes", "Safeguard"}
+"""Types of arguments of ``distill`` that only the package itself passes."""
+AS_SETTINGS = {"DetoxOptions"}
+"""Keyword arguments whose documentation is that of a dataclass with the same fields."""
+
+
+def test_the_api_page_has_every_type_of_an_argument_and_of_a_result():
+    text = (ROOT / "docs/reference/api.md").read_text()
+    described = set(re.findall(r"^::: robustkd\.(?:[\w.]+\.)?(\w+)$", text, re.MULTILINE))
+    functions = [getattr(robustkd, name) for name in robustkd.__all__ if name.islower()]
+    hints = [hint for each in functions for hint in get_type_hints(each).values()]
+    named = {name for hint in hints for name in _own_types(hint)}
+    assert named - INTERNAL - AS_SETTINGS <= described
+
+
+def _own_types(hint: object) -> set[str]:
+    """Names of the classes of this package in an annotation."""
+    if isinstance(hint, type) and hint.__module__.startswith("robustkd."):
+        return {hint.__name__}
+    parts = hint if isinstance(hint, list) else get_args(hint)
+    return {name for part in parts for name in _own_types(part)}
 
 
 @pytest.mark.slow
