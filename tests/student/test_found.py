@@ -211,5 +211,5 @@ def test_a_teacher_may_change_its_input_in_place():
 
 
 def test_an_unknown_family_is_named():
-    with pytest.raises(UsageError, match="tone"):
+    with pytest.raises(UsageError, match=r"^unknown family 'tones'; did you mean 'tone'\?$"):
         find_perturbations(Teacher(), source(), ("tones",), steps=1)

@@ -185,8 +185,7 @@ def test_no_images_give_no_values(loss, shape):
     assert loss(empty, empty).shape == (0,)
 
 
-def test_table_names_the_five_losses_in_a_line_each():
-    assert list(LOSSES) == ["ofd", "kd", "at", "fitnet", "rkd"]
+def test_every_loss_has_a_summary_of_one_line():
     assert all(line and "\n" not in line for line in LOSSES.values())
 
 

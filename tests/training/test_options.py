@@ -84,7 +84,8 @@ def test_clipping_bounds_the_step():
 def test_warm_up_begins_at_zero():
     made = learner()
     before = weights(made)
-    fit(made, DATA, epochs=2, batch_size=48, lr=1.0, weight_decay=0.0, warmup_epochs=1.0)
+    records = fit(made, DATA, epochs=2, batch_size=48, lr=1.0, weight_decay=0.0, warmup_epochs=1.0)
+    assert [record["lr"] for record in records] == [0.0, 1.0]
     one, two = learner(), weights(made)
     fit(one, DATA, epochs=1, batch_size=48, lr=1.0, weight_decay=0.0)
     assert not torch.equal(two, before)
