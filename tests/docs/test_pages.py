@@ -84,7 +84,7 @@ def test_every_grid_is_accepted(block, tmp_path):
     assert load_grid(file)
 
 
-def test_every_command_of_a_line_of_text_exists():
+def test_commands_in_prose_exist():
     """In prose as well: `robustkd something`."""
     for page in FOLLOWED:
         text = (ROOT / page).read_text()
@@ -130,7 +130,7 @@ def _own_types(hint: object) -> set[str]:
 
 
 @pytest.mark.slow
-def test_what_the_pages_run_runs(tmp_path, monkeypatch):
+def test_commands_and_snippets_of_the_pages_run(tmp_path, monkeypatch):
     """Quickstart and guides from above to below, in one folder, with short trainings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -167,7 +167,7 @@ def test_every_command_is_run_by_a_test_or_installs_and_checks():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", OWN_FILES, ids=str)
-def test_what_the_pages_run_on_files_of_a_reader_runs(block, tmp_path, monkeypatch):
+def test_commands_on_files_of_the_reader_run(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = block.commands()[0]
     flags = dict(pairwise(words))

@@ -1,4 +1,4 @@
-"""The perturbations that a detoxification needs: reproducible, and the teacher stays unchanged."""
+"""Perturbations for a detoxification are reproducible and do not change the teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each loss against a naive loop over single numbers, and the truths that it must keep."""
+"""Each loss compared with a naive loop, and its invariances."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_partial_l2_in_pieces_is_the_same_to_the_last_bit(elements, form, monkey
     assert torch.equal(teacher.grad, torch.where(teacher > margin[:, None, None], -2 * gap, 0.0))
 
 
-def test_partial_l2_leaves_its_arguments_alone():
+def test_partial_l2_does_not_change_its_arguments():
     student, teacher = normal(4, 3, 5), normal(4, 3, 5, seed=1)
     before = student.clone(), teacher.clone()
     partial_l2(student, teacher, MARGIN)

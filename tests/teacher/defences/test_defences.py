@@ -1,4 +1,4 @@
-"""What every defence of the table keeps to."""
+"""The contract of every defence of the table."""
 
 from __future__ import annotations
 
