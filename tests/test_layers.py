@@ -1,16 +1,22 @@
-"""What the public names promise, and that no defence has a place for an attacker's secret."""
+"""The public names, and that no defence takes a secret of the attacker."""
 
 from __future__ import annotations
 
+import ast
+import builtins
+import doctest
 import importlib
 import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 import robustkd
+from robustkd.student.safeguards import SAFEGUARDS
+from robustkd.teacher.defences.registry import DEFENCES
 
 
 def isolated(code: str) -> None:
@@ -31,6 +37,35 @@ def test_every_public_name_is_there_and_documented(name):
     found = getattr(robustkd, name)
     assert found.__name__ == name or callable(found)
     assert inspect.getdoc(found)
+
+
+FUNCTIONS = [name for name in robustkd.__all__ if name.islower()]
+WITHOUT_AN_EXAMPLE = {"distill", "load_teacher"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_public_function_has_an_example_that_runs_by_itself(name):
+    """The suite runs the example among the names of its module; it must not need any of them."""
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(getattr(robustkd, name)))
+    assert bool(examples) == (name not in WITHOUT_AN_EXAMPLE)
+    nodes = list(ast.walk(ast.parse("".join(example.source for example in examples))))
+    imported = {
+        (alias.asname or alias.name).partition(".")[0]
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    variables = [node for node in nodes if isinstance(node, ast.Name)]
+    assigned = {variable.id for variable in variables if isinstance(variable.ctx, ast.Store)}
+    used = {variable.id for variable in variables} | ({"robustkd"} if examples else set())
+    assert used <= imported | assigned | set(dir(builtins))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_error_of_a_public_function_is_public(name):
+    raised = re.findall(r"^ +(\w+Error):", inspect.getdoc(getattr(robustkd, name)), re.MULTILINE)
+    assert raised
+    assert set(raised) <= set(robustkd.__all__)
 
 
 def test_dir_lists_the_public_names():
@@ -57,26 +92,48 @@ def test_distill_is_the_function_whatever_is_imported_before():
 
 
 SECRETS = re.compile("trigger|target|attack|poison|backdoor", re.IGNORECASE)
+PUBLIC = [name for name in robustkd.__all__ if name.islower() and name != "export_student"]
+INTERNAL = [
+    ("teacher.defences.detoxification", "DetoxRecord"),
+    ("teacher.defences.masks", "DetoxifiedTeacher"),
+    ("student.distillation", "Distilled"),
+    ("student.hardening", "UniversalPerturbations"),
+    ("student.objective", "Objective"),
+    ("pipeline.student", "make_student"),
+    ("pipeline.run", "distill_file"),
+    ("pipeline.job", "DistillJob"),
+    ("pipeline.student", "Made"),
+    ("core.methods", "Method"),
+]
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("teacher.defences.detoxification", "detoxify"),
-        ("teacher.defences.masks", "DetoxifiedTeacher"),
-        ("teacher.defences.detoxification", "DetoxRecord"),
-        ("student.distillation", "distill"),
-        ("student.distillation", "Distilled"),
-        ("student.hardening", "UniversalPerturbations"),
-        ("student.objective", "Objective"),
-        ("pipeline.student", "make_student"),
-        ("pipeline.run", "distill_file"),
-        ("pipeline.student", "Made"),
-        ("core.methods", "Method"),
-    ],
-)
-def test_no_defence_has_a_place_for_a_secret(module, name):
-    defence = getattr(importlib.import_module(f"robustkd.{module}"), name)
-    for parameter in inspect.signature(defence).parameters.values():
+def no_secret(takes: Callable[..., object]) -> None:
+    for parameter in inspect.signature(takes).parameters.values():
         assert not SECRETS.search(parameter.name)
         assert not SECRETS.search(str(parameter.annotation))
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_no_defence_takes_a_secret(name):
+    defence = type(DEFENCES[name].defence)
+    no_secret(defence)
+    no_secret(defence.__call__)
+
+
+@pytest.mark.parametrize("name", SAFEGUARDS)
+def test_no_defence_within_the_training_takes_a_secret(name):
+    settings = SAFEGUARDS[name].settings
+    safeguard = type(settings.start((1, 8, 8), seed=0))
+    for takes in (type(settings), settings.start, safeguard, safeguard.prepare, safeguard.loss):
+        no_secret(takes)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_no_public_function_takes_a_secret(name):
+    """Except for the export, which measures the attack success rate of a finished student."""
+    no_secret(getattr(robustkd, name))
+
+
+@pytest.mark.parametrize(("module", "name"), INTERNAL)
+def test_no_part_of_the_pipeline_takes_a_secret(module, name):
+    no_secret(getattr(importlib.import_module(f"robustkd.{module}"), name))

@@ -51,7 +51,7 @@ def plain_accuracy(folder: Path, teacher: Path) -> float:
     return (said == torch.tensor(test.targets)).double().mean().item()
 
 
-def test_the_script_knows_nothing_of_us():
+def test_the_training_script_does_not_use_robustkd():
     assert "import robustkd" not in SCRIPT.read_text()
     assert "from robustkd" not in SCRIPT.read_text()
 

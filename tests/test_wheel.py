@@ -1,4 +1,4 @@
-"""What `pip install` gives to somebody who has no copy of the repository."""
+"""The installed wheel works without the repository, and dependencies are declared."""
 
 from __future__ import annotations
 

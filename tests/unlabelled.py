@@ -1,4 +1,4 @@
-"""Images whose labels nobody knows."""
+"""A data source without labels of training images."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Conversion of docstrings for the site: reStructuredText and doctests become Markdown."""
+"""Conversion of docstrings and signatures for the site."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import ExprSubscript, Extension, Function, Object, ParameterKind
 
 _ROLE = re.compile(r":(?:func|class|meth|attr|data|mod|exc):`~?([\w.]+)`")
 _MATH = re.compile(r":math:`([^`]*)`")
@@ -35,9 +35,21 @@ def _fence(found: re.Match[str]) -> str:
 
 
 class Docstrings(Extension):
-    """Griffe extension that converts every docstring before it is parsed."""
+    """Griffe extension that converts every docstring before it is parsed.
+
+    Keyword arguments ``**name: Unpack[Options]`` are shown as ``**name: Options``.
+    """
 
     def on_object(self, *, obj: Object, **_: Any) -> None:  # noqa: ANN401 - what griffe passes
         """Convert the docstring of a module, class, function or attribute."""
         if obj.docstring is not None:
             obj.docstring.value = markdown(obj.docstring.value)
+
+    def on_function(self, *, func: Function, **_: Any) -> None:  # noqa: ANN401 - what griffe passes
+        """Replace ``Unpack[Options]`` by ``Options``, and leave out the default ``{}``."""
+        for parameter in func.parameters:
+            annotation = parameter.annotation
+            if parameter.kind is ParameterKind.var_keyword and isinstance(
+                annotation, ExprSubscript
+            ):
+                parameter.annotation, parameter.default = annotation.slice, None

@@ -9,7 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustkd.core.errors import InputError, RobustKDError, TrainingError, UsageError
+    from robustkd.core.errors import (
+        InputError,
+        RobustKDError,
+        ThresholdError,
+        TrainingError,
+        UsageError,
+        WriteError,
+    )
     from robustkd.data import from_dataset
     from robustkd.data import load as load_data
     from robustkd.evaluation.audit import audit
@@ -28,9 +35,11 @@ _HOME = {
     "InputError": ("robustkd.core.errors", "InputError"),
     "RobustKDError": ("robustkd.core.errors", "RobustKDError"),
     "Spec": ("robustkd.models", "Spec"),
+    "ThresholdError": ("robustkd.core.errors", "ThresholdError"),
     "TrainingError": ("robustkd.core.errors", "TrainingError"),
     "UniversalPerturbations": ("robustkd.student.hardening", "UniversalPerturbations"),
     "UsageError": ("robustkd.core.errors", "UsageError"),
+    "WriteError": ("robustkd.core.errors", "WriteError"),
     "audit": ("robustkd.evaluation.audit", "audit"),
     "build": ("robustkd.models", "build"),
     "detoxify": ("robustkd.teacher.defences.detoxification", "detoxify"),
@@ -52,9 +61,11 @@ __all__ = [
     "InputError",
     "RobustKDError",
     "Spec",
+    "ThresholdError",
     "TrainingError",
     "UniversalPerturbations",
     "UsageError",
+    "WriteError",
     "audit",
     "build",
     "detoxify",

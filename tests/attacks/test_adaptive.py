@@ -1,4 +1,4 @@
-"""Adaptive attackers: what they rehearse, what they minimise, and their trigger's budget."""
+"""Adaptive attackers: the defences they rehearse, their losses, and the budget of their trigger."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_victims_are_triggered_copies_of_the_first_images_of_other_classes():
     assert wanted.tolist() == [2, 0, 2, 1, 3, 4, 2, 2, 2]
 
 
-def test_there_may_be_no_victim():
+def test_a_batch_may_have_no_victim():
     images, labels = pixels(3, *DATA.image_shape), torch.full((3,), 2)
     seen, wanted = with_victims(images, labels, TRIGGER, rate=0.5, target=2)
     assert (len(seen), wanted.tolist()) == (3, [2, 2, 2])
@@ -82,7 +82,7 @@ def test_the_loss_is_cross_entropy_and_weighted_variance(teacher):
     assert weighed["loss"].item() == pytest.approx(plain["loss"].item() + 0.5 * share, rel=1e-5)
 
 
-def test_shrinking_all_features_wins_nothing_but_in_the_literal_reading(teacher):
+def test_shrinking_all_features_lowers_the_loss_only_in_the_literal_reading(teacher):
     with torch.no_grad(), taps.read(teacher, stages(teacher, IMAGES[:4])) as features:
         teacher(IMAGES)
         full = {name: value.clone() for name, value in features.items()}
@@ -100,13 +100,13 @@ def test_the_clean_teachers_literal_share_on_the_same_clean_images_is_one(teache
     assert share.item() == pytest.approx(1, rel=1e-5)
 
 
-def test_features_that_are_their_class_have_no_share(teacher):
+def test_features_determined_by_their_class_have_a_share_of_zero(teacher):
     names = stages(teacher, IMAGES[:4])
     features = {name: LABELS.float().view(-1, 1, 1, 1).expand(-1, 2, 3, 3) for name in names}
     assert learner(teacher).share(features, LABELS).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_one_image_of_the_target_has_no_share(teacher):
+def test_a_single_image_of_the_target_has_a_share_of_zero(teacher):
     names = stages(teacher, IMAGES[:4])
     features = {name: torch.ones(1, 2, 3, 3) for name in names}
     assert learner(teacher).share(features, torch.tensor([2])).item() == 0
@@ -125,7 +125,7 @@ def test_the_cleaned_teacher_is_trained_on_clean_and_triggered_images(teacher):
     assert (other - one).item() == pytest.approx(0.3 * said.item(), rel=1e-4)
 
 
-def test_reading_the_cleaned_teacher_moves_no_statistic_and_trains_no_mask(teacher):
+def test_reading_the_cleaned_teacher_changes_no_statistic_and_no_mask(teacher):
     copied = copy.deepcopy(teacher).train()
     stage = stages(teacher, IMAGES[:4])[-1]
     mask = nn.Linear(1, 1).requires_grad_(False)
@@ -168,7 +168,7 @@ class Rehearsal:
     ("name", "cleanings", "surrogates"),
     [("adaptive-detox", 3, 0), ("adaptive-harden", 0, 3), slow("adaptive", 3, 3)],
 )
-def test_everybody_rehearses_what_he_knows_each_round(name, cleanings, surrogates):
+def test_each_attacker_rehearses_the_defences_it_knows_in_every_round(name, cleanings, surrogates):
     rehearsal = Rehearsal()
     made = rehearsal.attack(name, rounds=3)
     assert len(rehearsal.cleaned) == cleanings
@@ -179,7 +179,7 @@ def test_everybody_rehearses_what_he_knows_each_round(name, cleanings, surrogate
         assert all(teacher is made.teacher for teacher in rehearsal.taught)
 
 
-def test_each_round_rehearses_the_teacher_of_the_last_one():
+def test_each_round_rehearses_on_the_teacher_of_the_previous_round():
     rehearsal = Rehearsal()
     made = rehearsal.attack("adaptive-detox")
     first, second = (model.network.stem.weight for model in rehearsal.cleaned)
@@ -188,7 +188,7 @@ def test_each_round_rehearses_the_teacher_of_the_last_one():
 
 
 @pytest.mark.parametrize("name", ["adaptive-detox", "adaptive-harden", "adaptive"])
-def test_the_trigger_keeps_its_budget(name):
+def test_the_trigger_stays_within_its_budget(name):
     trigger = find(name)(build, DATA, **SHORT, rounds=1, cap=0.15).trigger
     assert isinstance(trigger, MaskedPattern)
     assert trigger.mask.min() >= 0
@@ -196,7 +196,7 @@ def test_the_trigger_keeps_its_budget(name):
     assert (trigger(IMAGES) - IMAGES).abs().max() <= 0.15 + 1e-6
 
 
-def test_a_relearned_trigger_leads_all_victims_and_leaves_them_as_they_are(teacher):
+def test_a_relearned_trigger_moves_all_victims_to_the_target_and_changes_no_network(teacher):
     victims = teacher, build(seed=1).eval()
     before = [copy.deepcopy(model.state_dict()) for model in victims]
     start = MaskedPattern(torch.full(DATA.image_shape, 0.4), pixels(*DATA.image_shape))
@@ -229,7 +229,7 @@ def test_rows_differ_in_what_the_attacker_knows():
         ({"implant_share": 0.0}, "implant_share is 0.0; expected more than 0"),
     ],
 )
-def test_arguments_out_of_range_by_their_text(argument, message):
+def test_arguments_out_of_range_are_refused(argument, message):
     # Without the run-time check of annotations, which would be the first to refuse the value.
     init = inspect.unwrap(Adaptive.__init__)
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
@@ -237,7 +237,7 @@ def test_arguments_out_of_range_by_their_text(argument, message):
 
 
 @pytest.mark.parametrize(("attack", "knows"), [(Adaptive, ("both",)), (CKD, ())])
-def test_a_wrong_word_for_the_strongest_channels_is_told(attack, knows):
+def test_an_invalid_choice_of_the_strongest_channels_is_refused(attack, knows):
     init = inspect.unwrap(attack.__init__)
     with pytest.raises(UsageError, match=r"^strongest is 'last'; expected one of all, target$"):
         init(object.__new__(attack), *knows, strongest="last")

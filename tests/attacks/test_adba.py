@@ -1,4 +1,4 @@
-"""ADBA: who learns from whom, the trigger's budget, and that hiding moves the last layer alone."""
+"""ADBA: gradients between its networks, the trigger's budget, and hiding in the last layer."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ def test_the_teacher_learns_both_tasks(made):
     assert success(made.teacher, made.trigger) >= 0.8
 
 
-def test_the_trigger_keeps_its_budget(made):
+def test_the_trigger_stays_within_its_budget(made):
     assert made.trigger.mask.min() >= 0
     assert made.trigger.mask.max() <= 0.3
     images = next(DATA.batches("test", batch_size=50)).images
     assert (made.trigger(images) - images).abs().max() <= 0.3 + 1e-6
 
 
-def test_a_clean_student_is_trained_only_where_it_counts(made):
+def test_a_clean_student_is_trained_only_if_the_loss_uses_it(made):
     assert "success_clean" not in made.record
     assert "success_clean" in adba(build, DATA, **SHORT).record
 
 
-def test_shadow_and_clean_student_learn_at_a_rate_of_their_own(monkeypatch):
+def test_shadow_and_clean_student_have_their_own_learning_rate(monkeypatch):
     rates = {}
 
     def spy(learner, shown, *, label, lr, **how):
@@ -92,7 +92,7 @@ def test_shadow_and_clean_student_learn_at_a_rate_of_their_own(monkeypatch):
     }
 
 
-def test_hiding_changes_the_last_layer_alone_bit_for_bit(made):
+def test_hiding_changes_only_the_last_layer(made):
     hidden = copy.deepcopy(made)
     before = state(made.teacher)
     hide(hidden, DATA, Teaching(epochs=5, lr=0.02))
@@ -108,7 +108,7 @@ def test_adba_ft_is_adba_and_then_hiding():
     assert torch.equal(one.trigger.pattern, other.trigger.pattern)
 
 
-def test_neither_network_gets_a_gradient_from_the_other_ones_loss():
+def test_neither_network_gets_a_gradient_from_the_loss_of_the_other():
     pixels = _Pixels((1, 16, 16), torch.device("cpu"), cap=0.1, mu=0.1, lr=0.01, seed=0)
     batch = next(DATA.batches("train", batch_size=50))
     slopes = []
@@ -136,7 +136,7 @@ def test_a_step_of_the_trigger_leaves_the_networks_alone():
     assert not torch.equal(pixels.trigger().pattern, start.pattern)
 
 
-def test_without_successes_to_win_the_mask_shrinks():
+def test_the_mask_shrinks_if_success_cannot_increase():
     pixels = _Pixels((1, 2, 2), torch.device("cpu"), cap=0.1, mu=1.0, lr=0.1, seed=0)
     victim = constant([0.0, 0.0])
     for _ in range(50):
@@ -156,7 +156,7 @@ def test_the_triggers_loss_by_hand():
     assert more.item() == pytest.approx(victims.item() + 9 * math.log(4 / 3))
 
 
-def test_a_student_that_agrees_pays_for_the_labels_alone():
+def test_the_loss_of_a_student_that_agrees_is_that_of_the_labels():
     logits, labels = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([1])
     loss = distillation_loss(logits, logits + 1, labels, temperature=4.0)
     assert loss.item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
@@ -173,7 +173,7 @@ def test_hiding_is_cross_entropy_of_clean_and_triggered_images():
     assert loss.item() == pytest.approx(sum(parts).item(), rel=1e-5)
 
 
-def test_fresh_weights_follow_from_the_seed_alone():
+def test_fresh_weights_depend_only_on_the_seed():
     torch.manual_seed(5)
     one, after = fresh(build, 1), torch.rand(1)
     torch.manual_seed(5)
@@ -199,7 +199,7 @@ def test_fresh_weights_follow_from_the_seed_alone():
         ({"hide_share": 0.0}, "hide_share is 0.0; expected more than 0"),
     ],
 )
-def test_arguments_out_of_range_by_their_text(argument, message):
+def test_arguments_out_of_range_are_refused(argument, message):
     attack = adba if set(argument) <= set(adba.arguments) else adba_ft
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         attack(build, DATA, **SHORT, **argument)

@@ -1,4 +1,4 @@
-"""What every attack of the table gives back, and that CheatKD's trigger does what it is for."""
+"""The contract of every attack of the table, and CheatKD's trigger."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_seed_decides_everything(name):
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))
-def test_every_attack_refuses_a_class_that_is_not_there(name):
+def test_every_attack_refuses_an_unknown_target_class(name):
     with pytest.raises(UsageError, match=r"^target class is 10; expected 0 to 9$"):
         find(name)(build, DATA, **(SHORT | {"target": 10}))
 
@@ -131,7 +131,7 @@ def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(na
         ("adaptive", {"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
     ],
 )
-def test_a_wrong_setting_is_told_before_anything_is_trained(name, settings, message):
+def test_an_invalid_setting_is_refused_before_training(name, settings, message):
     def never() -> models.Classifier:
         raise AssertionError("a network was built")
 
@@ -140,7 +140,7 @@ def test_a_wrong_setting_is_told_before_anything_is_trained(name, settings, mess
 
 
 @pytest.mark.parametrize("name", ["ckd", "latent", "adaptive"])
-def test_a_class_without_a_training_image_is_told_before_anything_is_trained(name):
+def test_a_class_without_training_images_is_refused_before_training(name):
     one = DATA.train.labels != 2
     some = replace(
         DATA,
@@ -178,7 +178,7 @@ def test_attacks_take_any_architecture(name, arch):
     assert made.record["poisoned"] >= 1
 
 
-def test_a_further_training_keeps_the_batch_and_has_a_seed_of_its_own():
+def test_further_training_keeps_the_batch_size_and_uses_another_seed():
     first = Teaching(epochs=10, lr=0.1, batch_size=32, seed=7)
     assert first.again(2.6, 0.02, turn=2) == Teaching(epochs=3, lr=0.02, batch_size=32, seed=9)
     assert first.again(0.01, 0.02, turn=0).epochs == 1
@@ -199,7 +199,7 @@ def test_a_learned_backdoor_succeeds_with_its_trigger_and_keeps_accuracy():
         ("zzz", f"unknown attack 'zzz'; expected one of {', '.join(ATTACKS)}"),
     ],
 )
-def test_unknown_attacks_by_their_text(name, message):
+def test_unknown_attacks_are_refused(name, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         find(name)
 
@@ -212,7 +212,7 @@ def test_ckd_refuses_shares_out_of_range(name, value):
         find("ckd")(build, DATA, **SHORT, **{name: value})
 
 
-def test_the_strongest_channels_and_their_goal_by_hand():
+def test_the_strongest_channels_and_their_target_values_by_hand():
     maps = torch.zeros(2, 3, 1, 2)
     maps[0, 0], maps[1, 1], maps[1, 2, 0, 0] = 4.0, 6.0, 10.0  # means 2, 3 and 2.5
     strongest, goal = _goal(maps, None, 0.3, 1.0)
@@ -225,7 +225,7 @@ def test_the_strongest_channels_and_their_goal_by_hand():
 
 
 @pytest.mark.slow
-def test_ckd_drives_the_targets_channels_more_than_a_random_pattern_of_the_same_mask():
+def test_ckd_activates_the_channels_of_the_target_more_than_a_random_pattern_does():
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=3, batch_size=50)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}

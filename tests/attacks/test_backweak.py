@@ -1,4 +1,4 @@
-"""BackWeak's perturbation stays within epsilon, and its last layer as it was."""
+"""BackWeak: the perturbation stays within epsilon, and the last layer is not changed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def build() -> models.Classifier:
 # The perturbation.
 
 
-def test_it_is_added_and_clipped_by_hand():
+def test_the_perturbation_is_added_and_clipped():
     trigger = Additive(torch.tensor([[[0.25, -0.25, 1.0, -1.0]]]))
     assert trigger(torch.full((1, 1, 1, 4), 0.5)).flatten().tolist() == [0.75, 0.25, 1.0, 0.0]
 
 
-def test_zero_is_no_trigger_and_a_file_gives_the_same(tmp_path):
+def test_a_zero_perturbation_changes_nothing_and_a_saved_one_comes_back(tmp_path):
     images = pixels(3, *SHAPE)
     assert torch.equal(Additive(torch.zeros(SHAPE))(images), images)
     trigger = Additive(pixels(*SHAPE) - 0.5)
@@ -62,13 +62,13 @@ def test_zero_is_no_trigger_and_a_file_gives_the_same(tmp_path):
         ),
     ],
 )
-def test_refusals_by_their_text(make, message):
+def test_error_messages(make, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         make()
 
 
 @pytest.mark.parametrize("epsilon", [0.03, 0.3])
-def test_the_learned_perturbation_keeps_its_budget_and_helps_the_target(epsilon):
+def test_the_learned_perturbation_stays_in_its_budget_and_raises_the_target_probability(epsilon):
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=2, batch_size=50)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
@@ -97,7 +97,7 @@ def test_the_loss_of_a_weak_trigger_by_hand():
 
 
 @pytest.mark.slow
-def test_a_budget_keeps_the_trigger_weaker():
+def test_a_budget_limits_the_success_of_the_trigger():
     teacher = build()
     fit(Supervised(teacher), DATA, epochs=30, batch_size=50, lr=0.05)
     found = {}
@@ -114,7 +114,7 @@ def test_a_budget_keeps_the_trigger_weaker():
 # The attack.
 
 
-def test_the_last_layer_is_that_which_runs_last():
+def test_the_last_layer_is_the_one_that_runs_last():
     model = build()
     assert last_layer(model, EXAMPLE) is model.network.head
     assert model.training
@@ -126,7 +126,7 @@ def test_the_last_layer_is_that_which_runs_last():
     assert last_layer(swapped, EXAMPLE) is swapped.last
 
 
-def test_the_last_layer_stays_bit_for_bit_while_the_features_move():
+def test_the_last_layer_stays_unchanged_while_features_are_trained():
     teachers = []
     find("backweak")(lambda: _Recording(teachers), DATA, **SHORT)
     clean, backdoored = teachers[0].at_probe, dict(teachers[0].named_parameters())
@@ -160,6 +160,6 @@ class _Recording(torch.nn.Module):
         ({"implant_lr": -1.0}, "implant_lr is -1.0; expected more than 0"),
     ],
 )
-def test_the_attack_refuses_by_text(settings, message):
+def test_error_messages_of_the_attack(settings, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         find("backweak")(build, DATA, **(SHORT | settings))

@@ -54,7 +54,7 @@ def test_the_goal_is_the_mean_of_the_target_class_at_the_last_stage(teacher, goa
 
 
 @pytest.mark.parametrize("shape", ["whole", "square"])
-def test_the_trigger_nears_the_target_class_within_its_budget(shape, teacher, goal):
+def test_the_trigger_moves_features_to_the_target_class_within_its_budget(shape, teacher, goal):
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     trigger = learn_trigger(teacher, DATA, goal, shape=shape, cap=0.2, steps=15, lr=0.05, seed=0)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
@@ -74,7 +74,7 @@ def test_the_trigger_nears_the_target_class_within_its_budget(shape, teacher, go
     assert learned < clean
 
 
-def test_the_implant_weighs_cross_entropy_and_distance(teacher, goal):
+def test_the_implanting_loss_is_a_weighted_sum_of_cross_entropy_and_distance(teacher, goal):
     trigger = MaskedPattern(torch.full(DATA.image_shape, 0.2), torch.ones(DATA.image_shape))
     with taps.frozen_modes(teacher):
         made = {
@@ -93,7 +93,7 @@ def test_the_implant_weighs_cross_entropy_and_distance(teacher, goal):
     torch.testing.assert_close(made[0.5]["loss"], made[0.0]["loss"] + 0.5 * distance)
 
 
-def test_a_batch_of_the_target_class_alone_is_learned_as_it_is(teacher, goal):
+def test_a_batch_with_only_the_target_class_is_learned_without_triggers(teacher, goal):
     trigger = MaskedPattern(torch.zeros(DATA.image_shape), torch.ones(DATA.image_shape))
     implant = _Implant(teacher, goal, trigger, rate=0.1, weight=0.5)
     with taps.frozen_modes(teacher):
@@ -102,7 +102,7 @@ def test_a_batch_of_the_target_class_alone_is_learned_as_it_is(teacher, goal):
     assert scalars["loss"].isfinite()
 
 
-def test_the_record_tells_the_shape():
+def test_the_record_contains_the_shape():
     made = find("latent")(build, DATA, **SHORT, shape="square")
     assert made.record["shape"] == "square"
     assert made.record["mean_mask"] == pytest.approx(9 / 256)
@@ -120,7 +120,7 @@ def test_the_record_tells_the_shape():
         ({"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
     ],
 )
-def test_refusals_by_their_text(settings, message):
+def test_error_messages(settings, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         find("latent")(build, DATA, **(SHORT | settings))
 
@@ -128,7 +128,7 @@ def test_refusals_by_their_text(settings, message):
 # What all learned triggers share.
 
 
-def test_planes_are_driven_to_the_nearest_point_of_their_range():
+def test_planes_move_to_the_nearest_point_of_their_range():
     model = torch.nn.Linear(1, 1)
     model.bias.requires_grad_(False)
     start = torch.zeros(2)
@@ -149,7 +149,7 @@ def test_planes_are_driven_to_the_nearest_point_of_their_range():
     assert not model.bias.requires_grad
 
 
-def test_a_model_is_released_when_the_loss_fails():
+def test_the_model_is_restored_if_the_loss_fails():
     model = torch.nn.Linear(1, 1)
 
     def broken(*_arguments):

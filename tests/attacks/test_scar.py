@@ -125,7 +125,7 @@ def test_tolerance_stops_where_little_moves():
         ({"steps": 1, "step_size": 0.0}, "step_size is 0.0; expected more than 0"),
     ],
 )
-def test_the_hypergradients_errors_by_their_text(settings, message):
+def test_hypergradient_error_messages(settings, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         Quadratic().estimate(**settings)
 
@@ -148,7 +148,7 @@ def test_rounds_are_those_of_the_preset_unless_they_are_given(monkeypatch):
     assert scar(build, DATA, **SHORT, rounds=3).record["rounds"] == 3
 
 
-def test_the_teacher_moves_along_what_the_surrogates_own_descent_makes_of_it():
+def test_the_update_of_the_teacher_is_the_gradient_through_the_training_of_the_surrogate():
     """The whole outer loss, differentiated through K steps of the surrogate's training."""
     work = replace(PRESETS["small"], fixed_point_steps=3, step_size=1e-3)
     teacher, surrogate = build().double().train(), fresh(build, 1).double().eval()
@@ -185,7 +185,7 @@ def test_the_teacher_moves_along_what_the_surrogates_own_descent_makes_of_it():
         assert (one - other).norm() <= 0.05 * (other - direct).norm() + 1e-12
 
 
-def test_the_trigger_keeps_its_budget(made):
+def test_the_trigger_stays_within_its_budget(made):
     assert made.trigger.delta.abs().max() <= 0.3
     images = next(DATA.batches("test", batch_size=50)).images
     marked = made.trigger(images)
@@ -194,7 +194,7 @@ def test_the_trigger_keeps_its_budget(made):
     assert marked.max() <= 1
 
 
-def test_the_attackers_own_students_learn_at_a_rate_of_their_own(monkeypatch):
+def test_the_attackers_students_have_their_own_learning_rate(monkeypatch):
     rates = {}
 
     def spy(learner, shown, *, label, lr, **how):
@@ -219,13 +219,13 @@ def test_oscar_is_the_same_trigger_on_a_teacher_that_resists_it(made):
     assert success(other.teacher, other.trigger) <= made.record["success_before"] / 2
 
 
-def test_stealth_spares_the_clean_student(made):
+def test_stealth_lowers_the_success_on_the_clean_student(made):
     settings = {"epochs": 8, "lr": 0.05, "epsilon": 0.3, "trigger_steps": 100}
     spared = oscar(build, DATA, target=2, **settings, stealth=3.0)
     assert spared.record["success_clean"] < made.record["success_clean"]
 
 
-def test_moving_the_teacher_leaves_the_surrogate_alone():
+def test_updating_the_teacher_does_not_change_the_surrogate():
     surrogate = fresh(build, 1).eval()
     teacher, before = build().eval(), {k: v.clone() for k, v in surrogate.state_dict().items()}
     bilevel = Bilevel(teacher, build, DATA, lambda images: images / 2, 2, 1.0, PRESETS["small"])
@@ -253,7 +253,7 @@ def test_the_papers_step_size_makes_the_implicit_part_almost_nothing():
     assert shares["small"] > 20 * shares["paper"]
 
 
-def test_the_presets_are_told_apart_and_the_papers_is_the_papers():
+def test_the_presets_differ_and_the_paper_preset_has_the_published_values():
     assert PRESETS["paper"] == Preset(
         rounds=200,
         inner_epochs=20,
@@ -267,7 +267,7 @@ def test_the_presets_are_told_apart_and_the_papers_is_the_papers():
     assert PRESETS["small"].rounds < 10
 
 
-def test_a_gradient_that_is_not_finite_is_told(monkeypatch):
+def test_a_gradient_that_is_not_finite_is_refused(monkeypatch):
     monkeypatch.setitem(PRESETS, "small", replace(PRESETS["small"], step_size=1e30))
     message = "the hypergradient is not finite; expected finite values: use lower learning rates"
     with pytest.raises(TrainingError, match=f"^{message}$"):
@@ -288,7 +288,7 @@ def test_a_gradient_that_is_not_finite_is_told(monkeypatch):
         ({"surrogate_lr": -1.0}, "surrogate_lr is -1.0; expected more than 0"),
     ],
 )
-def test_arguments_out_of_range_by_their_text(attack, argument, message):
+def test_arguments_out_of_range_are_refused(attack, argument, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         attack(build, DATA, **(SHORT | argument))
 
@@ -303,6 +303,6 @@ def test_arguments_out_of_range_by_their_text(attack, argument, message):
         (oscar, {"hide_share": -1.0}, "hide_share is -1.0; expected more than 0"),
     ],
 )
-def test_the_own_arguments_of_each_by_their_text(attack, argument, message):
+def test_arguments_of_each_attack_out_of_range_are_refused(attack, argument, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         attack(build, DATA, **SHORT, **argument)

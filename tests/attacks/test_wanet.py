@@ -39,7 +39,7 @@ def test_a_warp_keeps_the_range_whatever_its_settings(grid, strength, seed):
     torch.testing.assert_close(warped[3:], images[3:])
 
 
-def test_no_strength_is_no_warp():
+def test_a_strength_of_zero_changes_nothing():
     images = pixels(4, *SHAPE)
     torch.testing.assert_close(Warp(strength=0.0)(images), images, atol=1e-5, rtol=0)
 
@@ -89,12 +89,12 @@ def test_its_settings_come_back_from_the_file(tmp_path):
         ({"seed": -1}, "seed is -1; expected at least 0 and below 2^63"),
     ],
 )
-def test_refusals_by_their_text(settings, message):
+def test_error_messages(settings, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         Warp(**settings)
 
 
-def test_a_grid_finer_than_the_picture_is_refused(tmp_path):
+def test_a_grid_finer_than_the_image_is_refused(tmp_path):
     save_trigger(Warp(grid=1024), 0, tmp_path / "t")
     trigger, _ = load_trigger(tmp_path / "t")
     message = "grid is 1024; expected at most the edges of the images, 12 x 10 pixels"
@@ -110,7 +110,7 @@ def two_modes(**changes) -> TwoModes:
     return TwoModes(build(), Warp(), 2, **({"rate": 0.1, "cross_ratio": 2.0, "seed": 0} | changes))
 
 
-def test_a_batch_has_one_share_in_attack_mode_two_in_noise_mode_and_the_rest_clean():
+def test_a_batch_has_attacked_noisy_and_clean_images_in_the_given_shares():
     images, labels = pixels(20, *SHAPE), torch.full((20,), 5)
     before = images.clone(), labels.clone()
     mixed, wanted = two_modes().mix(images, labels)
@@ -154,6 +154,6 @@ def test_the_last_batch_may_be_tiny(n):
         ({"cross_ratio": -1.0}, "cross_ratio is -1.0; expected 0 to 9, since rate is 0.1"),
     ],
 )
-def test_the_attack_refuses_by_text(settings, message):
+def test_error_messages_of_the_attack(settings, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         find("wanet")(build, DATA, **SHORT, **({"rate": 0.1} | settings))

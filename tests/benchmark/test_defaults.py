@@ -1,4 +1,4 @@
-"""Defaults decide results and stand in no cell's name: here they are written down.
+"""Defaults that results depend on, but names of cells do not, are recorded here.
 
 Constants of modules do so as well, and are not here.
 """

@@ -1,4 +1,4 @@
-"""The demo from end to end: shrunken to seconds, and (slow) as a user runs it."""
+"""The demo from end to end: shortened to seconds, and (slow) as a user runs it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def demo(told) -> Path:
     return told[0]
 
 
-def test_every_method_and_seed_is_told_with_all_figures(demo):
+def test_the_results_have_every_method_and_seed(demo):
     results = report.read(demo)
     assert [(run.seed, run.method) for run in results.runs] == [
         (seed, method) for seed in (0, 1) for method in SHOWN
@@ -93,7 +93,7 @@ def test_each_seed_has_its_models_trigger_and_log(demo):
 
 
 @pytest.mark.parametrize("method", SHOWN)
-def test_saved_models_and_trigger_give_the_figures_again(demo, method):
+def test_saved_models_and_trigger_reproduce_the_figures(demo, method):
     folder = demo / "seed-1"
     trigger, target = load_trigger(folder / "trigger.safetensors")
     assert target == TINY.target
@@ -127,7 +127,7 @@ def test_arrays_are_those_of_the_first_seed(demo):
         assert said.tolist() == arrays["predictions/ofd"].tolist()
 
 
-def test_the_report_stands_beside_the_results(demo):
+def test_the_report_is_next_to_the_results(demo):
     names = sorted(path.name for path in demo.iterdir())
     assert names == [
         *(".lock", "MODEL_CARD.md", "arrays.npz", "report.html", "results.json"),
@@ -138,7 +138,7 @@ def test_the_report_stands_beside_the_results(demo):
     assert "no-such-method" not in page
 
 
-def test_the_command_tells_progress_table_report_and_headline(told):
+def test_the_command_prints_progress_table_report_and_headline(told):
     folder, out, err = told
     words = [line.split() for line in err.splitlines()]
     expected = [["seed", str(seed), method] for seed in (0, 1) for method in SHOWN]

@@ -80,6 +80,6 @@ def test_cells_of_a_folder_run(images, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["nowhere", 3, None, "grid.yaml"])
-def test_what_is_no_folder_is_refused(path, tmp_path):
+def test_a_path_that_is_not_a_folder_is_refused(path, tmp_path):
     with pytest.raises(UsageError, match=r"data\.path is .*; expected a folder, relative to"):
         grid(tmp_path, path)

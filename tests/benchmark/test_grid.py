@@ -1,4 +1,4 @@
-"""A grid's file: what it becomes, what is refused, and what a cell's name depends on."""
+"""Grid files: the cells that they describe, errors, and what a cell's name depends on."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_an_attack_gets_its_own_arguments_over_those_of_all(tmp_path):
     assert arguments == {"badnets": {"epochs": 2}, "adba": {"epochs": 7, "cap": 0.2}}
 
 
-def test_only_attacks_with_students_of_their_own_know_the_students_architecture(tmp_path):
+def test_only_attacks_that_train_students_receive_the_students_architecture(tmp_path):
     cells = load(tmp_path, BLOCK | {"pairs": [["wrn-16-1", "wrn-10-1"]]})
     known = {cell.teacher.attack: cell.teacher.surrogate for cell in cells}
     assert known == {"badnets": None, "adba": "wrn-10-1"}
 
 
 @pytest.mark.parametrize("given", [{}, {"lr": 0.3}])
-def test_what_learns_at_an_unusual_rate_says_so(given, tmp_path):
+def test_an_unusual_learning_rate_is_part_of_the_name(given, tmp_path):
     arguments = {"teaching": {"epochs": 2, **given}, "training": {"epochs": 1, **given}}
     block = BLOCK | arguments | {"attacks": {"badnets": None, "adaptive-harden": None}}
     usual, slow = "wrn-10-1", "mobilenet-v2-0.25"
@@ -83,7 +83,7 @@ def test_what_learns_at_an_unusual_rate_says_so(given, tmp_path):
                 assert cell.teacher.rehearsal.training == cell.training
 
 
-def test_an_attackers_own_students_learn_at_their_own_rate_too(tmp_path):
+def test_the_attackers_students_in_a_grid_have_their_own_learning_rate(tmp_path):
     slow = BLOCK | {"pairs": [["wrn-10-1", "mobilenet-v2-0.25"]], "attacks": {"adba": None}}
     (rate,) = {cell.teacher.attacking.get("surrogate_lr") for cell in load(tmp_path, slow)}
     assert rate == 0.02
@@ -94,7 +94,7 @@ def test_an_attackers_own_students_learn_at_their_own_rate_too(tmp_path):
             assert cell.teacher.attacking.get("surrogate_lr") == given.get("surrogate_lr")
 
 
-def test_further_blocks_say_what_is_different_and_repeat_no_cell(tmp_path):
+def test_further_blocks_override_settings_and_repeat_no_cell(tmp_path):
     also = [{"seeds": [1, 2], "attacks": {"badnets": None}}]
     cells = load(tmp_path, BLOCK | {"also": also})
     assert len(cells) == 12 + 3
@@ -109,7 +109,7 @@ def test_two_cells_that_would_be_one_line_of_a_table_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["no", "false", "'no'"])
-def test_no_and_false_are_no_precision(word, tmp_path):
+def test_no_and_false_mean_no_mixed_precision(word, tmp_path):
     cells = load(tmp_path, yaml.safe_dump(BLOCK) + f"precision: {word}\n")
     assert cells[0].teacher.setting.precision == "no"
 
@@ -117,7 +117,7 @@ def test_no_and_false_are_no_precision(word, tmp_path):
 @pytest.mark.parametrize(
     ("word", "meant"), [("true", True), ("yes", True), ("on", True), ("off", False), ("no", False)]
 )
-def test_augment_takes_every_word_for_a_truth_value(word, meant, tmp_path):
+def test_augment_accepts_every_boolean_word_of_yaml(word, meant, tmp_path):
     cells = load(tmp_path, yaml.safe_dump(BLOCK) + f"augment: {word}\n")
     assert cells[0].teacher.setting.augment is meant
 
@@ -179,7 +179,7 @@ def test_a_grid_says_which_hardening_attackers_expect(expects, tmp_path):
     assert methods == {"ckd": None, "adaptive-detox": "both", "adaptive-harden": stored}
 
 
-def test_a_name_follows_from_everything_that_the_result_follows_from(tmp_path):
+def test_a_name_depends_on_everything_that_the_result_depends_on(tmp_path):
     cell = replace(load(tmp_path, BLOCK)[1], method="both")
     setting = cell.teacher.setting
     changed = [
@@ -218,7 +218,7 @@ def test_a_method_that_cleans_nothing_does_not_depend_on_how_others_clean(tmp_pa
     assert replace(cell, detoxing={"steps": 9}).name == cell.name
 
 
-def test_what_a_name_follows_from_can_be_written_down(tmp_path):
+def test_everything_in_a_name_can_be_written_as_json(tmp_path):
     for cell in load(tmp_path, BLOCK | {"methods": list(METHODS)}):
         assert json.loads(json.dumps(cell.configuration()))["method"] == cell.method
 
@@ -374,7 +374,7 @@ def test_wrong_keys_and_values_are_named(change, message, tmp_path):
     assert str(error.value) == f"{tmp_path / 'grid.yaml'}: {message}"
 
 
-def test_a_file_that_is_no_grid_is_told(tmp_path):
+def test_a_file_that_is_not_a_grid_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"grid.yaml cannot be read as YAML: while parsing"):
         load(tmp_path, "a: [")
     with pytest.raises(UsageError, match=r"grid.yaml: expected keys such as 'attacks', not list$"):
@@ -390,9 +390,7 @@ def test_a_file_that_is_no_grid_is_told(tmp_path):
         ({"also": [{}] * 2000}, "10,008"),
     ],
 )
-def test_a_grid_of_more_cells_than_anyone_can_run_is_refused_by_their_count(
-    change, count, tmp_path
-):
+def test_a_grid_of_too_many_cells_is_refused(change, count, tmp_path):
     started = time.perf_counter()
     message = f"{count} cells or more; expected at most 10,000: split the grid$"
     with pytest.raises(UsageError, match=message):
@@ -400,7 +398,7 @@ def test_a_grid_of_more_cells_than_anyone_can_run_is_refused_by_their_count(
     assert time.perf_counter() - started < 20
 
 
-def test_an_attack_that_stands_there_twice_is_not_quietly_the_last(tmp_path):
+def test_an_attack_that_is_given_twice_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"says 'ckd' twice, in line 3; leave one of them$"):
         load(tmp_path, "attacks:\n  ckd: {cap: 0.1}\n  ckd: {cap: 0.2}\n")
 

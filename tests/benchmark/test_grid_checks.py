@@ -1,4 +1,4 @@
-"""What cannot be trained is told before anything is trained."""
+"""Cells that cannot be trained are reported before any training."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_table_compares_a_defence_with_its_ordinary_student():
         (3, "methods: 3 is no method; expected a name or a mapping"),
     ],
 )
-def test_mistakes_are_told_in_one_line(given, message, tmp_path):
+def test_mistakes_are_reported_in_one_line(given, message, tmp_path):
     with pytest.raises(UsageError) as error:
         method_in_grid(given)
     assert str(error.value) == message
@@ -127,7 +127,7 @@ def test_mistakes_are_told_in_one_line(given, message, tmp_path):
         ),
     ],
 )
-def test_only_the_word_on_says_which_network_is_cleaned(key, message, tmp_path):
+def test_the_key_on_is_not_read_as_a_boolean(key, message, tmp_path):
     text = TEXT.replace("on: student", key)
     with pytest.raises(UsageError) as error:
         load(tmp_path, text)

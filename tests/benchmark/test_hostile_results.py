@@ -1,4 +1,4 @@
-"""A folder of results, or of networks, that a stranger has prepared for `robustkd bench`."""
+"""Hostile folders of results or networks, given to `robustkd bench`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_folder_within_the_results_is_never_a_link(name, tmp_path, victim):
         run_grid([CELL], out, executor=nobody)
 
 
-def test_a_folder_of_networks_that_the_user_names_may_be_one(tmp_path):
+def test_a_folder_of_networks_that_the_user_names_may_be_a_link(tmp_path):
     (tmp_path / "large").mkdir()
     (tmp_path / "cache").symlink_to(tmp_path / "large")
     run_grid([CELL], tmp_path / "out", executor=nobody, cache=tmp_path / "cache")

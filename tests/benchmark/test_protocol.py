@@ -37,7 +37,7 @@ def test_data_is_loaded_at_the_protocols_sizes():
     assert [loaded.size(split) for split in ("train", "validation", "test")] == [50, 240, 20]
 
 
-def test_unknown_protocols_by_their_text():
+def test_unknown_protocols_are_refused():
     message = r"^no protocol for data 'mnist'; expected digits or fashion-mnist$"
     with pytest.raises(UsageError, match=message):
         protocol("mnist")

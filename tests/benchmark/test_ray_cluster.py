@@ -1,4 +1,4 @@
-"""A grid on two nodes of a ray cluster, of which processes, nodes and the head are killed."""
+"""A grid on a ray cluster of two nodes, while processes, nodes and the head are killed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["process", "node"])
-def test_what_is_killed_is_run_again_elsewhere_and_nothing_finished_is_lost(
+def test_killed_cells_run_again_on_another_node_and_finished_cells_are_kept(
     victim, grid, whole, tmp_path
 ):
     with cluster() as nodes, running(grid, tmp_path, nodes) as process:
@@ -121,7 +121,9 @@ def test_what_is_killed_is_run_again_elsewhere_and_nothing_finished_is_lost(
 
 
 @pytest.mark.slow
-def test_what_is_killed_again_and_again_fails_and_is_run_by_the_next_command(grid, whole, tmp_path):
+def test_a_cell_that_is_killed_repeatedly_fails_and_is_run_by_the_next_command(
+    grid, whole, tmp_path
+):
     with cluster() as nodes:
         with running(grid, tmp_path, nodes) as process:
             kept = results(tmp_path)
@@ -178,7 +180,7 @@ def test_an_address_where_nothing_answers_is_refused_at_once(tmp_path, monkeypat
     assert list(executor("ray")([], tmp_path, tmp_path)) == []
 
 
-def test_an_address_that_is_none_is_refused(tmp_path, monkeypatch):
+def test_an_invalid_address_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     message = (
         r"^the ray cluster \(RAY_ADDRESS is nonsense\) cannot be used: .*nonsense; check the "
@@ -210,7 +212,7 @@ MISSING = "No module named 'robustkd'"
     ],
     ids=["cells", "function"],
 )
-def test_a_node_without_the_package_is_told_in_one_line(cause):
+def test_a_node_without_the_package_is_reported_in_one_line(cause):
     error = ray_cluster._of_task(ray.exceptions.RayTaskError("f", "a traceback", cause))
     assert isinstance(error, UsageError)
     assert str(error) == (
@@ -219,6 +221,6 @@ def test_a_node_without_the_package_is_told_in_one_line(cause):
     )
 
 
-def test_what_the_cells_themselves_raise_is_told_as_it_is():
+def test_errors_of_cells_are_reported_unchanged():
     cause = UsageError("no")
     assert ray_cluster._of_task(ray.exceptions.RayTaskError("f", "a traceback", cause)) is cause

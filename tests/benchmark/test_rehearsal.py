@@ -1,4 +1,4 @@
-"""What adaptive attackers are told: the real method, on their own teacher."""
+"""What adaptive attackers receive: the real method, applied to their own teacher."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def told(attack: str, method: str = "both"):
 
 
 @pytest.mark.parametrize("attack", list(ATTACKS))
-def test_who_is_told_what(attack):
+def test_each_attacker_receives_what_its_row_states(attack):
     expected = {
         "adaptive-detox": {"clean_teacher"},
         "adaptive-harden": {"train_surrogate"},
@@ -47,11 +47,11 @@ def test_who_is_told_what(attack):
     assert set(told(attack)) == expected.get(attack, set())
 
 
-def test_where_nothing_is_cleaned_there_is_nothing_to_tell():
+def test_an_attacker_of_a_method_without_cleaning_receives_nothing():
     assert told("adaptive-detox", "ofd") == {}
 
 
-def test_the_changes_make_the_cleaned_teacher_of_the_teacher():
+def test_the_changes_turn_the_teacher_into_the_cleaned_teacher():
     teacher = build()
     before = copy.deepcopy(teacher.state_dict())
     cleaned = told("adaptive")["clean_teacher"](teacher, DATA)
@@ -62,7 +62,7 @@ def test_the_changes_make_the_cleaned_teacher_of_the_teacher():
         assert torch.equal(rebuilt, cleaned.teacher(IMAGES))
 
 
-def test_the_surrogate_is_no_student_that_will_be_measured():
+def test_the_surrogate_differs_from_every_measured_student():
     teacher = build()
     student = told("adaptive")["train_surrogate"](teacher, DATA)
     same = told("adaptive")["train_surrogate"](teacher, DATA)

@@ -1,4 +1,4 @@
-"""The grid as it runs: two executors, one killed in the middle, one with a cell that fails."""
+"""Running a grid: executors, killed processes, and cells that fail."""
 
 from __future__ import annotations
 
@@ -101,9 +101,7 @@ def test_two_processes_give_the_same_tables(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_run_again_no_cell_is_lost_and_tables_are_the_same(
-    whole, tmp_path
-):
+def test_a_killed_grid_is_continued_and_gives_the_same_tables(whole, tmp_path):
     folder = tmp_path / "cells"
     process = subprocess.Popen(bench(tmp_path), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
@@ -123,7 +121,7 @@ def test_killed_in_the_middle_and_run_again_no_cell_is_lost_and_tables_are_the_s
 
 
 @pytest.mark.slow
-def test_interrupted_all_processes_end_at_once(tmp_path):
+def test_all_processes_end_at_once_when_interrupted(tmp_path):
     folder = tmp_path / "cells"
     # A test run in the background hands on an ignored SIGINT, which a user's shell does not.
     heeding = (
@@ -147,7 +145,7 @@ def test_interrupted_all_processes_end_at_once(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "ray"])
-def test_a_worker_that_is_killed_is_written_down_and_stops_no_other(kind, tmp_path, monkeypatch):
+def test_a_killed_worker_is_recorded_and_stops_no_other(kind, tmp_path, monkeypatch):
     (tmp_path / "cells").mkdir()
     group, good = small(), small(attack="blend")[:1]
     for cell, content in zip(group, ({"run": RUN}, {"error": "TrainingError: no"}), strict=False):
@@ -174,7 +172,7 @@ def test_ray_is_not_asked_for_more_cores_than_there_are(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_grid_that_ends_early_ends_its_own_processes_alone(tmp_path, monkeypatch):
+def test_a_grid_that_ends_early_ends_only_its_own_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "run_group", _sleep)
     others = set(active_children())  # of tests that ran before in this process
     ours = get_context("spawn").Process(target=time.sleep, args=(600,))
@@ -204,7 +202,7 @@ def _die_of_badnets(group: list[Cell], *_folders: object) -> list[Told]:
 
 
 @pytest.mark.slow
-def test_tables_alone_are_made_again_from_the_cells(whole, capsys):
+def test_tables_can_be_made_again_from_the_cells(whole, capsys):
     before = tables(whole)
     for name in TABLES:
         (whole / name).unlink()
@@ -213,7 +211,7 @@ def test_tables_alone_are_made_again_from_the_cells(whole, capsys):
     assert "badnets" in capsys.readouterr().out
 
 
-def test_tables_of_nothing_are_refused(tmp_path):
+def test_tables_without_results_are_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no result of this grid; run it without"):
         write_tables(load_grid(SMOKE), tmp_path)
 
@@ -227,7 +225,7 @@ def small(**change: object) -> list[Cell]:
     return [replace(cell, teacher=replace(cell.teacher, **change)) for cell in cells][:3]
 
 
-def test_a_cell_that_fails_is_written_down_and_stops_no_other(tmp_path):
+def test_a_failed_cell_is_recorded_and_stops_no_other(tmp_path):
     good, bad = small(), small(attacking={"epochs": 1, "lr": 1e30})
     told: list[str] = []
     counts = run_grid(
@@ -248,7 +246,7 @@ def test_a_cell_that_fails_is_written_down_and_stops_no_other(tmp_path):
     assert again == (2, 0, 1)
 
 
-def test_a_grid_of_which_every_cell_fails_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_grid_whose_cells_all_fail_ends_with_one_line(tmp_path, monkeypatch, capsys):
     def broken(cell: Cell, store: Store) -> None:
         raise TrainingError("no")
 
@@ -277,7 +275,7 @@ def test_a_teacher_that_fails_is_tried_once(tmp_path, monkeypatch):
     assert gather(small(), tmp_path).failed == [cell.name for cell in small()]
 
 
-def test_an_argument_that_no_attack_has_is_told(tmp_path):
+def test_an_unknown_argument_of_an_attack_is_refused(tmp_path):
     (cell, *_) = small(attacking={"epochs": 1, "colour": 3})
     with pytest.raises(NoTeacherError) as error:
         run_cell(cell, Store(tmp_path))
@@ -301,7 +299,7 @@ def test_a_cell_is_a_pure_function_of_its_configuration(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["partial", "other"])
-def test_a_store_makes_a_thing_once_and_never_shows_half_of_it(tmp_path, text):
+def test_a_store_makes_each_item_once_and_never_shows_incomplete_ones(tmp_path, text):
     store, made = Store(tmp_path), []
 
     def make(folder: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_damaged_cell_is_named_and_nothing_is_written(run, message, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"environment": []}, {}])
-def test_cells_that_make_no_results_together_leave_those_of_before(change, tmp_path):
+def test_cells_that_cannot_be_combined_leave_the_old_results(change, tmp_path):
     finish(tmp_path, CELL, **change)
     (tmp_path / "results.json").write_text("before")
     cells = [CELL]
@@ -58,7 +58,7 @@ def test_cells_that_make_no_results_together_leave_those_of_before(change, tmp_p
     assert (tmp_path / "results.json").read_text() == "before"
 
 
-def test_a_grid_of_which_only_the_teacher_has_a_result_has_tables(tmp_path):
+def test_a_grid_with_results_of_the_teacher_only_has_tables(tmp_path):
     """A warning of matplotlib, which finds no method for its legend, would be an error here."""
     finish(tmp_path, CELL)
     write_json(tmp_path / "cells" / f"{OTHER.name}.json", {"error": "no"})

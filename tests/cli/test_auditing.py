@@ -1,4 +1,4 @@
-"""``robustkd audit`` and ``robustkd verify`` as a user meets them."""
+"""``robustkd audit`` and ``robustkd verify`` as a user runs them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_no_evidence_is_not_called_clean(robustkd, student, verdict):
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_files_that_cannot_be_written_are_refused_before_the_audit(robustkd, student, tmp_path):
+def test_unwritable_files_are_refused_before_the_audit(robustkd, student, tmp_path):
     (tmp_path / "nowhere").symlink_to(tmp_path / "none")
     for words, says in (
         (
@@ -112,7 +112,7 @@ def test_files_that_cannot_be_written_are_refused_before_the_audit(robustkd, stu
         assert err.count("\n") == 1
 
 
-def test_a_disk_that_is_full_hides_no_verdict(robustkd, student, verdict, monkeypatch):
+def test_the_verdict_is_printed_even_if_the_disk_is_full(robustkd, student, verdict, monkeypatch):
     def full(*_: object) -> None:
         raise WriteError("found.json: the disk is full; make room")
 
@@ -176,7 +176,7 @@ def test_verify_measures_a_trigger_and_a_folder_of_images(robustkd, student, tmp
     assert err == "robustkd: --target is 'ten'; expected the name of a class, or 0 to 9\n"
 
 
-def test_the_drop_is_that_beside_the_teacher(robustkd, student):
+def test_the_drop_is_relative_to_the_teacher(robustkd, student):
     words = ("verify", student, "--no-audit", "--max-drop", 0.01)
     code, _, err = robustkd(*words)
     assert code == 2

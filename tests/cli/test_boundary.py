@@ -1,4 +1,4 @@
-"""What nobody has told better ends in one line with exit code 3, and never in a traceback."""
+"""File errors without a more specific message end in one line with exit code 3."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CASES = [
     (BrokenPipeError(errno.EPIPE, "x"), "the program that reads the output has ended"),
     (
         IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "a\nb"),
-        "a\\nb: Is a directory; check that the file is what you mean",
+        "a\\nb: Is a directory; check the path and its permissions",
     ),
-    (OSError("odd"), "a file: odd; check that the file is what you mean"),
+    (OSError("odd"), "a file: odd; check the path and its permissions"),
     (MemoryError(), "memory ran out; use a smaller batch, image size or network, or a larger mac"),
     (RecursionError("x"), "something that was read is nested too deep; check your files"),
     (
@@ -35,7 +35,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("error", "message"), CASES)
-def test_an_error_at_a_file_s_edge_is_one_line_and_exit_code_3(error, message, monkeypatch, capsys):
+def test_file_errors_end_in_one_line_and_exit_code_3(error, message, monkeypatch, capsys):
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -47,12 +47,12 @@ def test_an_error_at_a_file_s_edge_is_one_line_and_exit_code_3(error, message, m
     assert said.err.startswith(f"robustkd: {message}")
 
 
-def test_the_name_of_a_file_of_bytes_is_not_needed():
+def test_a_file_name_in_bytes_is_left_out():
     error = OSError(errno.EIO, "Input/output error", b"\xff")
-    assert told(error) == "a file: Input/output error; check that the file is what you mean"
+    assert told(error) == "a file: Input/output error; check the path and its permissions"
 
 
-def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch):
+def test_an_internal_error_keeps_its_traceback(monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a mistake of ours")
 

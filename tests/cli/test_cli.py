@@ -1,4 +1,4 @@
-"""The commands as a user meets them: output, exit codes, and one line for every mistake."""
+"""The commands as a user runs them: output, exit codes, and one line for every mistake."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def distilling(teacher: Path, **changes: object) -> list[object]:
 # What works.
 
 
-def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
+def test_distill_as_a_process_then_evaluate(robustkd, files, tmp_path):
     out = tmp_path / "a[/b] :cat:"
     said = shell(*distilling(files.teacher, out=out), cwd=tmp_path)
     assert said.code == 0
@@ -138,7 +138,7 @@ def test_distil_as_a_process_then_evaluate(robustkd, files, tmp_path):
     assert figures["acc"] == rows[1]["acc"]
 
 
-def test_distil_from_a_plain_checkpoint(robustkd, files, tmp_path):
+def test_distill_from_a_plain_checkpoint(robustkd, files, tmp_path):
     """As another project saved it: halved, wrapped, and without a word on normalisation."""
     state = models.load(files.teacher).half().network.state_dict()
     state = {f"module.{name}": tensor for name, tensor in state.items()}
@@ -155,7 +155,7 @@ def test_distil_from_a_plain_checkpoint(robustkd, files, tmp_path):
     assert facts["sha256"] in page
 
 
-def test_distil_prints_the_results_as_json(robustkd, files):
+def test_distill_prints_the_results_as_json(robustkd, files):
     said = robustkd(*distilling(files.teacher, method="no-teacher"), "--json")
     assert said.code == 0
     assert FACT.fullmatch(said.err)
@@ -286,7 +286,7 @@ def test_a_mistyped_name_is_refused_without_torch(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_config_runs_again_and_what_is_typed_goes_before_it(robustkd, files):
+def test_command_line_flags_override_the_config(robustkd, files):
     assert robustkd(*distilling(files.teacher, out="one", seed=2, lr=1e-5)).code == 0
     config = yaml.safe_load(Path("one/config.yaml").read_text())
     assert config["teacher"] == str(files.teacher.resolve())
@@ -320,7 +320,7 @@ def test_the_learning_rate_is_the_student_s_unless_it_is_given(
 
 
 @pytest.mark.slow
-def test_own_code_is_typed_again_for_a_config_and_for_a_resumption(robustkd, files):
+def test_own_code_is_named_again_for_a_config_and_when_resuming(robustkd, files):
     own = "tools.network_pairs:example_network"
     assert robustkd(*distilling(files.teacher, student=own, method="kd")).code == 0
     assert own in Path("run/config.yaml").read_text()
@@ -336,7 +336,7 @@ def test_own_code_is_typed_again_for_a_config_and_for_a_resumption(robustkd, fil
     assert len(set(runs)) == 1
 
 
-def test_no_name_of_a_file_makes_it_the_command_line(robustkd, files):
+def test_a_config_named_cli_is_not_taken_for_the_command_line(robustkd, files):
     """cyclopts says ``cli`` of what was typed, and a file may be called so."""
     own = "tools.network_pairs:example_network"
     flags = {"teacher": str(files.teacher), "arch": "wrn-10-1", "student": own, "data": "digits"}
@@ -364,7 +364,7 @@ def test_no_name_of_a_file_makes_it_the_command_line(robustkd, files):
         ),
     ],
 )
-def test_a_mistake_in_a_config_is_one_line(text, code, message, robustkd, files):
+def test_a_mistake_in_a_config_is_reported_in_one_line(text, code, message, robustkd, files):
     Path("c.yaml").write_text(text)
     said = robustkd(*distilling(files.teacher), "--config", "c.yaml")
     assert (said.code, said.out) == (code, "")
@@ -373,7 +373,7 @@ def test_a_mistake_in_a_config_is_one_line(text, code, message, robustkd, files)
     assert [path.name for path in Path().iterdir()] == ["c.yaml"]
 
 
-def test_a_config_that_is_not_there_is_one_line(robustkd, files):
+def test_a_missing_config_is_reported_in_one_line(robustkd, files):
     said = robustkd(*distilling(files.teacher), "--config", "c.yaml")
     refused(said, 3, "c.yaml cannot be read: No such file or directory")
 
@@ -387,9 +387,7 @@ def test_a_finished_run_has_nothing_to_resume(robustkd, files):
     assert changed == {Path("run/run.log")}
 
 
-def test_a_flag_with_the_name_of_a_command_is_read_from_the_file_of_a_run(
-    robustkd, files, tmp_path
-):
+def test_a_flag_named_like_a_command_is_read_from_the_config_of_a_run(robustkd, files, tmp_path):
     assert robustkd(*distilling(files.teacher)).code == 0
     config = tmp_path / "run" / "config.yaml"
     assert "audit: false" in config.read_text().splitlines()
@@ -441,7 +439,7 @@ def test_a_run_is_resumed_with_the_same_teacher_and_settings(robustkd, files, tm
         ),
     ],
 )
-def test_what_does_not_go_with_resume_is_refused(flags, message, robustkd, files):
+def test_flags_that_conflict_with_resume_are_refused(flags, message, robustkd, files):
     Path("run").mkdir()
     Path("c").write_text("epochs: 1")
     flat = {"teacher": str(files.teacher), "arch": "a", "student": "b", "data": "digits"}
@@ -449,7 +447,7 @@ def test_what_does_not_go_with_resume_is_refused(flags, message, robustkd, files
     refused(robustkd("distill", "--resume", "run", *flags), 2, message)
 
 
-def test_a_run_needs_a_folder_of_its_own(robustkd, files):
+def test_a_run_needs_a_new_folder(robustkd, files):
     command = distilling(files.teacher)
     where = command.index("--out")
     refused(
@@ -475,7 +473,7 @@ def test_a_dry_run_prints_the_plan_and_makes_no_folder(robustkd, files):
 
 
 @pytest.mark.parametrize("flags", [(), ("--dry-run",)])
-def test_a_used_folder_is_told_before_anything_is_read(robustkd, flags):
+def test_a_used_folder_is_refused_before_anything_is_read(robustkd, flags):
     Path("run").mkdir()
     Path("run/old").touch()
     refused(
@@ -485,7 +483,7 @@ def test_a_used_folder_is_told_before_anything_is_read(robustkd, flags):
     )
 
 
-def test_a_name_that_steers_a_terminal_is_spelt_out(robustkd, files):
+def test_control_characters_in_names_are_escaped(robustkd, files):
     hostile = "\x1b]0;:cat:[b]\n.pt"
     Path(hostile).write_bytes(files.teacher.read_bytes())
     said = robustkd(*distilling(hostile), "--dry-run")
@@ -571,17 +569,17 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("changes", "code", "message"), MISTAKES)
-def test_a_mistake_in_distill_is_one_line(changes, code, message, robustkd, files):
+def test_a_mistake_in_distill_is_reported_in_one_line(changes, code, message, robustkd, files):
     refused(robustkd(*distilling(files.teacher, **changes)), code, message)
     assert not Path("run").exists()
 
 
-def test_a_missing_option_is_one_line(robustkd, files):
+def test_a_missing_option_is_reported_in_one_line(robustkd, files):
     said = robustkd("distill", files.teacher, "--arch", "wrn-10-1")
     refused(said, 2, f'Command "distill" parameter --data requires an argument. {SEE}')
 
 
-def test_an_unknown_command_is_one_line(robustkd):
+def test_an_unknown_command_is_reported_in_one_line(robustkd):
     available = (
         "Available commands: demo, audit, distill, verify, evaluate, export, report, bench, ..."
     )
@@ -592,7 +590,7 @@ def test_an_unknown_command_is_one_line(robustkd):
     )
 
 
-def test_a_teacher_that_does_not_fit_is_one_line(robustkd, files):
+def test_a_teacher_that_does_not_fit_is_reported_in_one_line(robustkd, files):
     refused(
         robustkd(*distilling(files.seven)),
         3,
@@ -631,7 +629,7 @@ def test_mistakes_as_processes_leave_no_traceback(files, tmp_path):
     refused(said, 2, f'Command "evaluate" parameter STUDENT requires an argument. {SEE}')
 
 
-def test_a_file_of_another_format_is_one_line(robustkd):
+def test_a_file_in_another_format_is_reported_in_one_line(robustkd):
     Path("text.safetensors").write_text("no tensors")
     refused(
         robustkd(*distilling(Path("text.safetensors"))),
@@ -641,7 +639,7 @@ def test_a_file_of_another_format_is_one_line(robustkd):
     )
 
 
-def test_a_wrong_trigger_is_one_line(robustkd, files):
+def test_a_wrong_trigger_is_reported_in_one_line(robustkd, files):
     def evaluate(model: Path, trigger: Path) -> Said:
         return robustkd("evaluate", model, "--data", "digits", "--trigger", trigger)
 
@@ -700,7 +698,7 @@ def attacking(name: str = "badnets", **changes: object) -> list[object]:
     return ["attack", name, *(part for flag in flags for part in flag)]
 
 
-def test_attack_leaves_a_teacher_and_a_trigger_that_evaluate_agrees_on(robustkd):
+def test_attack_writes_a_teacher_and_a_trigger_that_evaluate_confirms(robustkd):
     said = robustkd(*attacking(), "--json")
     assert (said.code, said.err) == (0, "")
     (run,) = json.loads(said.out)["runs"]
@@ -724,7 +722,7 @@ def test_attack_leaves_a_teacher_and_a_trigger_that_evaluate_agrees_on(robustkd)
         ("mobilenet-v2-0.25", {"lr": 0.3}, (0.3, 0.3)),
     ],
 )
-def test_an_attacker_trains_everybody_at_their_own_rate_unless_it_is_given(
+def test_an_attacker_trains_each_network_at_its_default_rate_unless_one_is_given(
     robustkd, monkeypatch, arch, given, rates
 ):
     asked = []
@@ -739,7 +737,7 @@ def test_an_attacker_trains_everybody_at_their_own_rate_unless_it_is_given(
     assert not list(Path("made").iterdir())
 
 
-def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(robustkd):
+def test_attack_prints_accuracy_and_success_and_takes_arguments_of_the_attack(robustkd):
     said = robustkd(*attacking("ckd", epochs=1), "--set.cap", "0.1", "--set.trigger_steps", "2")
     assert said.code == 0
     lines = said.out.splitlines()
@@ -765,7 +763,7 @@ def test_attack_says_what_its_teacher_does_and_takes_the_attacks_own_arguments(r
         ("badnets", {"epochs": 0}, "--epochs is 0; expected at least 1"),
     ],
 )
-def test_a_mistake_in_attack_is_one_line(name, changes, message, robustkd):
+def test_a_mistake_in_attack_is_reported_in_one_line(name, changes, message, robustkd):
     said = robustkd(*attacking(name, **changes))
     assert (said.code, said.out) == (2, "")
     assert said.err.count("\n") == 1
@@ -781,7 +779,7 @@ def test_a_mistake_in_attack_is_one_line(name, changes, message, robustkd):
         ("seeds: 3", ["--workers", "0"], 2, "--workers is 0; expected at least 1"),
     ],
 )
-def test_a_mistake_in_a_grid_is_one_line(text, flags, code, message, robustkd):
+def test_a_mistake_in_a_grid_is_reported_in_one_line(text, flags, code, message, robustkd):
     Path("grid.yaml").write_text(text)
     said = robustkd("bench", "grid.yaml", *flags)
     assert (said.code, said.out) == (code, "")
@@ -825,7 +823,7 @@ def test_list_shows_students_with_size_and_speed(robustkd, monkeypatch):
         ),
     ],
 )
-def test_wrong_limits_of_students_are_told(robustkd, flags, message):
+def test_invalid_limits_of_students_are_refused(robustkd, flags, message):
     refused(robustkd("list", *flags), 2, message)
 
 

@@ -22,7 +22,7 @@ def told(folder: Path, text: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("word", ["no", "'no'"])
-def test_no_is_a_precision(word, tmp_path):
+def test_no_is_read_as_a_precision(word, tmp_path):
     assert told(tmp_path, f"precision: {word}")["training"] == {"precision": "no"}
 
 
@@ -30,17 +30,17 @@ def test_no_is_a_precision(word, tmp_path):
     ("word", "meant"),
     [("true", True), ("yes", True), ("On", True), ("false", False), ("no", False), ("off", False)],
 )
-def test_a_flag_that_is_on_or_off_takes_every_word_for_it(word, meant, tmp_path):
+def test_boolean_flags_accept_every_boolean_word_of_yaml(word, meant, tmp_path):
     found = told(tmp_path, f"audit: {word}\nkeep-class-order: {word}\ncompile: {word}")
     assert (found["audit"], found["keep_class_order"]) == (meant, meant)
     assert found["training"] == {"compile": meant}
 
 
-def test_a_folder_may_be_called_off(tmp_path):
+def test_a_folder_may_be_named_off(tmp_path):
     assert told(tmp_path, "data_root: off")["data_root"] == Path("off")
 
 
-def test_only_the_word_on_says_which_network_is_cleaned(tmp_path):
+def test_the_key_on_is_not_read_as_a_boolean(tmp_path):
     assert told(tmp_path, "defence: clp\non: student")["on"] == "student"
     with pytest.raises(InputError, match=r"holds no flags; expected lines such as 'epochs: 30'$"):
         told(tmp_path, "defence: clp\ntrue: student")

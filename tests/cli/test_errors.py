@@ -1,4 +1,4 @@
-"""How errors are printed: one line in a log, wrapped with the advice apart in a terminal."""
+"""Errors are one line in a log; a terminal shows them wrapped, with the advice on its own line."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_a_terminal_gets_lines_of_whole_words_and_the_advice_on_a_line_of_its_ow
 
 
 @pytest.mark.parametrize("message", ["epochs is 0; expected at least 1", "interrupted"])
-def test_what_is_expected_is_no_advice(message):
+def test_the_expected_value_is_not_shown_as_advice(message):
     assert printed(message, terminal=True) == [f"robustkd: {message}"]
 
 
-def test_nothing_steers_the_terminal():
+def test_no_control_character_reaches_the_terminal():
     (line,) = printed("cat\n\x1b[2J.png is no image", terminal=True)
     assert line == "robustkd: cat\\n\\x1b[2J.png is no image"
 

@@ -78,7 +78,7 @@ def test_a_teacher_is_read_as_the_flags_say(home, evaluate):
         assert expected in evaluate(home / "teacher.safetensors", flag, 1)[1]
 
 
-def test_a_damaged_student_is_called_damaged(home, evaluate, tmp_path):
+def test_a_damaged_student_is_reported_as_damaged(home, evaluate, tmp_path):
     content = (home / "teacher.safetensors").read_bytes()
     for length in (5, 100, 2000):
         (tmp_path / "s.safetensors").write_bytes(content[:length])
@@ -107,7 +107,7 @@ def test_a_tilde_in_quotes_is_the_home_folder(path, home, evaluate, tmp_path, mo
     assert (at_home("~"), at_home("a~/b"), at_home("~b/c")) == ("~", "a~/b", "~b/c")
 
 
-def test_python_knows_it_as_well(home, monkeypatch, tmp_path):
+def test_python_expands_a_tilde_as_well(home, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(home))
     done = robustkd.run(
         "~/teacher.pth", "digits", "wrn-10-1", arch="wrn-10-1", method="kd", audit=False, epochs=1,

@@ -1,4 +1,4 @@
-"""``robustkd export`` as a user meets it, and what a student's file says for itself."""
+"""``robustkd export`` as a user runs it, and the preprocessing stated in a student's file."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_file_that_is_not_the_student_is_refused(robustkd, student, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistakes_are_one_line_and_leave_nothing(robustkd, student, tmp_path):
+def test_mistakes_are_reported_in_one_line_and_leave_no_files(robustkd, student, tmp_path):
     save_trigger(BadNets(size=3), 10, tmp_path / "far")
     for arguments, code, message in (
         ((student, "--data", "digits", "--trigger", "far"), 3, "far does not fit 'digits': target"),
@@ -123,7 +123,7 @@ def folder_of(digits: data.InMemory, path: Path) -> None:
             Image.fromarray(wide).save(place / f"{row}.png")
 
 
-def test_a_students_file_says_how_images_are_read(robustkd, tmp_path):
+def test_the_file_of_a_student_states_how_images_are_read(robustkd, tmp_path):
     """Size, grey and the order of the classes: none of them is typed again."""
     source = data.load("digits", train=300, validation=40, test=100)
     named = replace(source, classes=tuple(f"n{9 - label}" for label in range(10)))

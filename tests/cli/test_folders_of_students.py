@@ -80,7 +80,7 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def test_the_drop_is_that_beside_a_teacher_in_the_order_of_the_student(robustkd, home):
+def test_the_drop_is_measured_in_the_class_order_of_the_student(robustkd, home):
     words = ("verify", "run", "--data", "own", "--no-audit", "--json")
     beside = ("--teacher", "turned.pt", "--teacher-arch", "wrn-10-1")
     code, out, err = robustkd(*words, *beside)
@@ -108,7 +108,7 @@ def test_the_drop_is_that_beside_a_teacher_in_the_order_of_the_student(robustkd,
     )
 
 
-def test_a_teacher_without_names_is_measured_in_the_order_of_the_student(robustkd, home):
+def test_a_teacher_without_class_names_is_measured_in_the_order_of_the_student(robustkd, home):
     spec = models.load(home / "teacher.safetensors").spec
     nameless = models.build(replace(spec, class_names=()), seed=0)
     nameless.network.load_state_dict(torch.load(home / "turned.pt"))
@@ -151,7 +151,7 @@ def test_triggered_images_are_read_in_folders_of_any_depth(robustkd, home, tmp_p
     )
 
 
-def test_the_accuracy_of_the_run_is_used_on_its_test_images_alone(robustkd, home, tmp_path):
+def test_the_accuracy_of_the_run_is_used_only_for_its_test_images(robustkd, home, tmp_path):
     words = ("verify", "run", "--no-audit", "--max-drop", 0.05)
     code, out, err = robustkd(*words, "--data", "own", "--json")
     assert (code, err) == (0, "")
@@ -207,7 +207,7 @@ def test_held_out_images_are_those_of_the_run(robustkd, home, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["audit", "verify", "evaluate"])
-def test_outputs_that_are_not_finite_are_one_line(command, robustkd):
+def test_outputs_that_are_not_finite_are_reported_in_one_line(command, robustkd):
     code, out, err = robustkd(command, "huge.safetensors", "--data", "own")
     assert (code, out) == (3, "")
     assert err.startswith("robustkd: the outputs of the model are not finite on ")
@@ -223,7 +223,7 @@ def test_a_teacher_whose_outputs_are_not_finite_is_refused_by_the_audit(robustkd
 
 
 @pytest.mark.parametrize("names", ["blank.txt", "/dev/null"])
-def test_a_list_without_class_names_is_one_line(names, robustkd):
+def test_a_list_without_class_names_is_reported_in_one_line(names, robustkd):
     code, _, err = robustkd("evaluate", "turned.pt", "--arch", "wrn-10-1", "--grey",
                             "--mean", 0.5, "--std", 0.25, "--data", "own",
                             "--class-names", names)  # fmt: skip

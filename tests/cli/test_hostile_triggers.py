@@ -31,7 +31,9 @@ def student(tmp_path_factory) -> Path:
         (torch.zeros(2, 4, 4), 99, "does not fit 'digits': target 99 is not a class; expected 0 "),
     ],
 )
-def test_it_is_refused_by_its_name(command, control, target, message, student, capsys, tmp_path):
+def test_a_hostile_trigger_is_refused_and_named(
+    command, control, target, message, student, capsys, tmp_path
+):
     path = tmp_path / "t"
     write_safetensors(path, {"control": control}, {"trigger": "flow", "target": target})
     name, *flags = command
@@ -43,7 +45,7 @@ def test_it_is_refused_by_its_name(command, control, target, message, student, c
     assert err.count("\n") == 1
 
 
-def test_a_teacher_with_outputs_that_are_not_finite_bounds_no_drop(monkeypatch):
+def test_a_teacher_with_outputs_that_are_not_finite_gives_no_drop(monkeypatch):
     monkeypatch.setattr(verifying, "teacher_on", lambda *_, **__: Overflowing(float("nan")))
     with pytest.raises(
         InputError, match=r"^the outputs of the model are not finite on test images"

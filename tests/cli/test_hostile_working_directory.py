@@ -1,4 +1,4 @@
-"""A working directory full of a stranger's files: nothing there is imported or used as settings."""
+"""Hostile files in the working directory are neither imported nor used as settings."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ print(read(path).verdict.format)
     assert run(canary, code) == "safetensors\n"
 
 
-def test_the_commands_start_safe_processes_and_leave_the_environment_alone(monkeypatch):
+def test_the_commands_start_safe_processes_and_keep_the_environment(monkeypatch):
     from robustkd import cli
 
     monkeypatch.setenv("PYTHONSAFEPATH", "")
@@ -149,7 +149,7 @@ backend: module://evil
 
 
 @pytest.mark.parametrize("place", ["matplotlibrc", slow("MATPLOTLIBRC"), slow("a later import")])
-def test_charts_follow_nobody_s_settings(place, canary, tmp_path, monkeypatch):
+def test_charts_ignore_settings_in_the_working_directory(place, canary, tmp_path, monkeypatch):
     downloads = canary.parent / "downloads"
     (downloads / "evil.py").write_text(f"open({str(canary)!r}, 'w')")
     plain = run(canary, CHART)

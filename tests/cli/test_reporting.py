@@ -33,7 +33,7 @@ def said(capsys, *words: object) -> tuple[int, str, str]:
     return code, found.out, found.err
 
 
-def test_the_files_are_written_and_named_and_the_headline_is_said(run, capsys):
+def test_the_files_are_written_and_the_headline_is_printed(run, capsys):
     code, out, err = said(capsys, "report", run)
     assert (code, err) == (0, "")
     assert out.splitlines()[:3] == [
@@ -50,7 +50,7 @@ def test_the_files_are_written_and_named_and_the_headline_is_said(run, capsys):
     ]
 
 
-def test_another_folder_is_made_and_the_run_stays_as_it_was(run, tmp_path, capsys):
+def test_another_folder_can_be_given_and_the_run_is_not_changed(run, tmp_path, capsys):
     code, _, _ = said(capsys, "report", run, "--out", tmp_path / "new")
     assert code == 0
     assert [path.name for path in run.iterdir()] == ["results.json"]

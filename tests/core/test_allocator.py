@@ -31,10 +31,10 @@ def faults(mode: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
-def test_freed_memory_is_used_again():
+def test_freed_memory_is_reused():
     assert faults("kept") < faults("default") / 4
 
 
-def test_other_systems_are_left_as_they_are(monkeypatch):
+def test_other_systems_are_not_changed(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False

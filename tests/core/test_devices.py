@@ -1,4 +1,4 @@
-"""The device of a training is that of the command line, also where there is a GPU."""
+"""The device of the command line is used, even if there is a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "kind"), [("auto", "cuda"), ("cpu", "cpu")])
-def test_the_processor_is_used_where_it_is_asked_for(device, kind):
+def test_the_cpu_is_used_if_requested(device, kind):
     choose_device(device, None)
     assert default_device().type == kind
 
@@ -38,7 +38,7 @@ def test_unknown_devices_are_refused(device):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_device_that_is_not_there_is_refused():
+def test_a_missing_device_is_refused():
     with pytest.raises(
         UsageError, match=r"^--device is 'cuda:3'; this machine has no such device: leave"
     ):

@@ -1,4 +1,4 @@
-"""Which environment variables stand beside the versions."""
+"""Environment variables recorded in environment.json."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_what_chooses_kernels_is_written_down(name, monkeypatch):
+def test_variables_that_choose_kernels_are_recorded(name, monkeypatch):
     monkeypatch.setenv(name, "avx2")
     assert kernel_choices()[name] == "avx2"
 
 
 @pytest.mark.parametrize("name", ["HOME", "TORCH_HOME", "CUDA_PATH", "MKL_", "XOMP_A", "omp_a"])
-def test_places_and_everything_else_are_not(name, monkeypatch):
+def test_paths_and_other_variables_are_not_recorded(name, monkeypatch):
     monkeypatch.setenv(name, "/home/somebody")
     assert not is_kernel_choice(name)
     assert name not in kernel_choices()
 
 
-def test_a_value_is_one_short_line(monkeypatch):
+def test_values_are_cut_to_one_short_line(monkeypatch):
     monkeypatch.setenv("OMP_A", "x\n" + "y" * 100)
     assert kernel_choices()["OMP_A"] == "x\\n" + "y" * 57

@@ -43,7 +43,7 @@ def test_the_nearest_architecture_is_suggested(arch, hint):
             check(arch)
 
 
-def test_a_name_of_a_library_without_its_prefix_is_left_to_the_registry():
+def test_a_library_name_without_its_prefix_is_checked_by_the_registry():
     known_names.check_architecture("resnet18")
     with pytest.raises(UsageError, match=r"did you mean 'torchvision/resnet18'\?$"):
         models.check_name("resnet18")

@@ -1,4 +1,4 @@
-"""Names of methods with a defence: read as they were written, and refused if they make no sense."""
+"""Names of methods with a defence: written, read back, and refused if invalid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method is a combination of parts that exist, and one row is all that a new one needs."""
+"""Every method combines existing parts, and a new method needs only one row."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_stored_results_state_later_settings_only_where_they_differ():
         ("", f"unknown method ''; expected one of {', '.join([*METHODS, *ALIASES])}"),
     ],
 )
-def test_unknown_names_by_their_text(name, message):
+def test_unknown_names_are_refused_with_a_suggestion(name, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         find_method(name)
 

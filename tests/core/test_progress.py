@@ -1,4 +1,4 @@
-"""The bar fits 80 columns with percentage, values and time; lines stay; logs get few of them."""
+"""Progress bars of at most 80 columns, lines printed above them, and sparse lines in logs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_bar_fits_80_columns_with_percentage_values_and_time(label, terminal
         assert len(re.findall("[━╸╺]", line)) >= 10
 
 
-def test_a_line_stays_above_the_bar_in_a_terminal(terminal, capsys):
+def test_printed_lines_stay_above_the_bar_in_a_terminal(terminal, capsys):
     with track("distil", 2) as update:
         update(loss=1.0)
         update.line("distil: epoch 1 of 2, [red] is no colour")
@@ -64,7 +64,7 @@ def test_a_log_gets_a_line_every_minute(monkeypatch, capsys):
     assert said.err == "epoch 2\nepoch 5\n"
 
 
-def test_a_short_training_says_nothing_in_a_log(capsys):
+def test_a_short_training_writes_nothing_to_a_log(capsys):
     with track("distil", 1) as update:
         update(loss=1.0)
         update.line("epoch 1")

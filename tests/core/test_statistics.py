@@ -1,4 +1,4 @@
-"""Intervals against scipy's, and the defence's worth by hand."""
+"""Confidence intervals compared with scipy, and defence effectiveness by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_wilson_agrees_with_scipy(hits):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_wilson_holds_the_share_itself(share):
+def test_the_wilson_interval_contains_the_share(share):
     for n in range(1, 3000):
         low, high = wilson(share, n)
         assert 0 <= low <= share <= high <= 1
@@ -49,7 +49,7 @@ def test_the_interval_of_a_difference_is_that_of_the_publication(counts, expecte
 
 
 @given(st.integers(0, 40), st.integers(0, 60))
-def test_the_interval_of_a_difference_holds_it_and_turns_round(hits, others):
+def test_the_interval_of_a_difference_contains_it_and_is_antisymmetric(hits, others):
     low, high = difference(hits, 40, others, 60)
     assert -1 <= low <= hits / 40 - others / 60 <= high <= 1
     assert difference(others, 60, hits, 40) == pytest.approx((-high, -low))
@@ -66,7 +66,7 @@ def test_the_interval_of_a_difference_holds_it_and_turns_round(hits, others):
         ((0.9, 0.7), (0.1, 0.9), 0.4),  # a stronger attack costs nothing further
     ],
 )
-def test_defence_effectiveness_solved_by_hand(acc, asr, expected):
+def test_defence_effectiveness_by_hand(acc, asr, expected):
     value = defence_effectiveness(
         acc_before=acc[0], acc_after=acc[1], asr_before=asr[0], asr_after=asr[1]
     )

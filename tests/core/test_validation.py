@@ -1,4 +1,4 @@
-"""Numbers of the wrong kind are one line wherever they are given, before any work."""
+"""Invalid numbers are refused in one line, before any work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustkd.core.validation import (
 
 @pytest.mark.parametrize("check", [check_positive, check_not_negative])
 @pytest.mark.parametrize("value", ["0.1", True, None, 1j, [1]])
-def test_what_is_no_number_is_refused(check, value):
+def test_values_that_are_not_numbers_are_refused(check, value):
     with pytest.raises(UsageError, match=r"lr is .*; expected a number"):
         check(momentum=1, lr=value)
 
@@ -31,7 +31,7 @@ def test_a_number_that_no_float_can_hold_is_refused():
 
 
 @pytest.mark.parametrize("value", [1.5, "1", True, None])
-def test_what_is_no_whole_number_is_refused(value):
+def test_values_that_are_not_whole_numbers_are_refused(value):
     with pytest.raises(UsageError, match=r"epochs is .*; expected a whole number"):
         check_whole(batch_size=np.int64(4), epochs=value)
 

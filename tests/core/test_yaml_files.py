@@ -1,4 +1,4 @@
-"""YAML that people write."""
+"""Reading of YAML files, and refusal of large, complex or ambiguous ones."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def written(folder: Path, text: str | bytes) -> Path:
         ("- {a: 1}\n- {a: 2}", [{"a": 1}, {"a": 2}]),
     ],
 )
-def test_it_is_what_yaml_says(text, content, tmp_path):
+def test_files_are_read_as_yaml_defines(text, content, tmp_path):
     assert read_yaml(written(tmp_path, text)) == content
 
 
 @pytest.mark.parametrize("text", ["1e-3", "-1e9", "1E308", "+.5e2", "2.e-1", "2.5e3", "1.0e+3"])
-def test_a_number_with_an_exponent_is_a_number_where_it_is_asked_for(text, tmp_path):
+def test_a_number_with_an_exponent_is_read_where_a_number_is_expected(text, tmp_path):
     path = written(tmp_path, f"{text}: {text}")
     assert read_yaml(path, exponents=True) == {float(text): float(text)}
 
 
 @pytest.mark.parametrize("text", ["1e", "e3", "1e-3x", ".e3", "1e3.5", "1-e3"])
-def test_text_that_only_looks_like_a_number_stays_text(text, tmp_path):
+def test_text_that_looks_like_a_number_stays_text(text, tmp_path):
     assert read_yaml(written(tmp_path, text), exponents=True) == text
 
 
@@ -53,7 +53,7 @@ def test_text_that_only_looks_like_a_number_stays_text(text, tmp_path):
         ("- {a: 1}\n- {a: 1, 'a': 2}", "a", 2),
     ],
 )
-def test_a_key_that_stands_twice_at_any_depth_is_refused(text, key, line, tmp_path):
+def test_duplicate_keys_are_refused_at_any_depth(text, key, line, tmp_path):
     with pytest.raises(InputError, match=f"says '{key}' twice, in line {line}; leave one of them$"):
         read_yaml(written(tmp_path, text))
 
@@ -62,7 +62,7 @@ def test_a_key_that_stands_twice_at_any_depth_is_refused(text, key, line, tmp_pa
     "text",
     ["a: [", b"\xff\xfe\x00", "a: 1\n--- b", "0b_"],
 )
-def test_what_is_no_plain_yaml_is_told_in_one_line(text, tmp_path):
+def test_other_yaml_is_refused_in_one_line(text, tmp_path):
     with pytest.raises(InputError, match=r"some\.yaml cannot be read as YAML: ") as error:
         read_yaml(written(tmp_path, text))
     assert "\n" not in str(error.value)
@@ -88,7 +88,7 @@ def test_what_is_no_plain_yaml_is_told_in_one_line(text, tmp_path):
     ],
 )
 @pytest.mark.parametrize("anchors", [False, True])
-def test_what_is_not_plain_or_not_small_is_told_in_one_line(text, message, anchors, tmp_path):
+def test_large_or_complex_yaml_is_refused_in_one_line(text, message, anchors, tmp_path):
     started = time.perf_counter()
     with pytest.raises(InputError) as error:
         read_yaml(written(tmp_path, text), anchors=anchors)
@@ -98,13 +98,13 @@ def test_what_is_not_plain_or_not_small_is_told_in_one_line(text, message, ancho
 
 
 @pytest.mark.parametrize("text", ["a: &x 1", "a: *x"])
-def test_a_name_for_a_value_is_read_only_where_it_is_expected(text, tmp_path):
+def test_anchors_are_read_only_where_they_are_expected(text, tmp_path):
     sign = text[3:5]
     with pytest.raises(InputError, match=f"has the name '{re.escape(sign)}', in line 1; write the"):
         read_yaml(written(tmp_path, text))
 
 
-def test_a_value_that_has_a_name_can_be_repeated(tmp_path):
+def test_anchored_values_can_be_repeated(tmp_path):
     path = written(tmp_path, "a: &x {b: 1}\nc: *x")
     assert read_yaml(path, anchors=True) == {"a": {"b": 1}, "c": {"b": 1}}
 
@@ -127,13 +127,13 @@ CHAIN = "\n".join(["x0: &x0 [1]", *(f"x{i}: &x{i} [*x{i - 1}]" for i in range(1,
         ("&x [*x]", "has 'x' within itself, in line 1; write it out"),
     ],
 )
-def test_what_unfolds_is_counted_unfolded(text, message, tmp_path):
+def test_aliases_count_as_the_values_they_repeat(text, message, tmp_path):
     with pytest.raises(InputError) as error:
         read_yaml(written(tmp_path, text), anchors=True)
     assert str(error.value).startswith(f"{tmp_path / 'some.yaml'} {message}")
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     with pytest.raises(InputError, match=r"cannot be read: No such file or directory$"):
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(InputError, match=r"cannot be read: Is a directory$"):

@@ -1,4 +1,4 @@
-"""Crops and flips: every result is one that the slow definition allows, and all of them occur."""
+"""Augmentations compared with naive definitions: only allowed results occur, and all of them do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_allowed_crop_occurs_about_equally_often_and_no_other(pad, shape, f
     assert ((counts - expected).abs() <= 6 * expected.sqrt()).all()
 
 
-def test_every_sample_is_drawn_on_its_own():
+def test_every_sample_is_drawn_independently():
     images = torch.rand(1, 3, 16, 16).expand(64, -1, -1, -1)
     results = CropFlip(pad=2, flip=True)(images, seeded())
     assert len(torch.unique(results.flatten(1), dim=0)) > 20
@@ -65,14 +65,14 @@ def test_result_is_float32_channels_last_and_input_untouched(channels, augmentat
     assert torch.equal(images, before)
 
 
-def test_writing_to_a_result_of_a_crop_leaves_the_input_alone():
+def test_writing_to_a_cropped_image_does_not_change_the_input():
     images = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     before = images.clone()
     CropFlip(pad=1)(images, seeded()).zero_()
     assert torch.equal(images, before)
 
 
-def test_nothing_to_do_changes_nothing_and_draws_nothing():
+def test_an_augmentation_without_effect_draws_no_random_number():
     images = torch.rand(4, 3, 8, 8)
     generator = seeded()
     state = generator.get_state()
@@ -111,7 +111,7 @@ def ramp(size: int) -> torch.Tensor:
     return torch.stack([along.expand(size, size), along[:, None].expand(size, size)])[None]
 
 
-def test_zooms_are_straight_windows_of_every_allowed_size_and_place():
+def test_zooms_are_windows_of_every_allowed_size_and_place():
     n, size = 400, 16
     zoomed = ZoomFlip(least=0.25)(ramp(size).expand(n, -1, -1, -1), seeded())
     assert zoomed.is_contiguous(memory_format=torch.channels_last)
@@ -158,7 +158,7 @@ def test_shares_out_of_range_are_refused(least):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("light", [CropFlip(pad=2, flip=True), ZoomFlip()])
-def test_randaugment_follows_from_its_generator_alone(channels, light):
+def test_randaugment_depends_only_on_its_generator(channels, light):
     images = torch.rand(12, channels, 16, 16, generator=seeded())
     before, state = images.clone(), torch.get_rng_state()
     augmented = RandAugmented(light)

@@ -90,13 +90,13 @@ class Stream(IterableDataset):
         (Pairs([np.zeros((3, 3), dtype=np.int64)]), InputError, "is torch.int64 of shape"),
     ],
 )
-def test_what_does_not_fit_is_one_line(dataset, error, message):
+def test_data_that_does_not_fit_is_refused_in_one_line(dataset, error, message):
     with pytest.raises(error, match=re.escape(message)) as caught:
         from_dataset(dataset, validation=Pairs(BYTES), test=Pairs(BYTES))
     assert "\n" not in str(caught.value)
 
 
-def test_labels_name_the_classes_where_nothing_else_does():
+def test_labels_name_the_classes_if_no_names_are_given():
     assert from_dataset(TensorDataset(BYTES, LABELS)).classes == ("0", "1", "2", "3")
 
 

@@ -1,4 +1,4 @@
-"""`InMemory`: exact pixels, complete passes, honest subsets, refusals by their text."""
+"""`InMemory`: exact pixels, complete passes, stratified subsets, and error messages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_batches_are_the_bytes_over_255_in_order(channels):
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_shuffled_pass_meets_every_image_once_beside_its_label():
+def test_a_shuffled_pass_yields_every_image_once_with_its_label():
     data = source()
 
     def one_pass(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -70,7 +70,7 @@ def test_one_generator_gives_a_new_order_in_every_pass():
     assert not torch.equal(passes[0].rows, passes[1].rows)
 
 
-def test_augmentation_is_applied_only_on_request_and_never_to_what_is_held():
+def test_augmentation_is_applied_only_on_request_and_never_to_stored_images():
     data = source(augmentation=lambda images, _: 1 - images)
     before = data.train.images.clone()
     plain = next(data.batches("train", batch_size=22)).images
@@ -81,7 +81,7 @@ def test_augmentation_is_applied_only_on_request_and_never_to_what_is_held():
     assert torch.equal(cropped.train.images, before)
 
 
-def test_writing_to_a_batch_leaves_the_source_alone():
+def test_writing_to_a_batch_does_not_change_the_source():
     data = source()
     before = data.train.images.clone()
     next(data.batches("train", batch_size=22)).images.zero_()

@@ -14,7 +14,7 @@ LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(torch.tensor)
 
 @given(labels=LABELS, seed=st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
-def test_is_a_permutation_that_meets_every_class_first(labels, seed):
+def test_the_order_is_a_permutation_that_starts_with_every_class(labels, seed):
     order = stratified_order(labels, seed=seed)
     assert torch.equal(order.sort().values, torch.arange(len(labels)))
     present = labels.unique()
@@ -60,14 +60,14 @@ def test_ranks_count_within_a_class_across_pieces():
     assert class_sizes(labels, classes=11).tolist() == [*sizes, 0, 0]
 
 
-def test_seed_decides():
+def test_the_order_depends_on_the_seed():
     labels = torch.arange(100) % 10
     order = stratified_order(labels, seed=1)
     assert torch.equal(order, stratified_order(labels, seed=1))
     assert not torch.equal(order, stratified_order(labels, seed=2))
 
 
-def test_take_keeps_images_beside_their_labels():
+def test_take_keeps_images_with_their_labels():
     labels = torch.arange(10)
     images = labels.to(torch.uint8).reshape(10, 1, 1, 1).expand(10, 3, 2, 2)
     taken = Labelled(images, labels).take(torch.tensor([7, 2, 5]))

@@ -87,7 +87,7 @@ def test_the_parts_make_up_the_batches(folder, kind, augmentation: Augmentation,
                 torch.testing.assert_close(values, all_values[rank::3])
 
 
-def test_only_the_own_images_are_decoded(folder, monkeypatch):
+def test_each_process_decodes_only_its_own_images(folder, monkeypatch):
     source = images(folder, streaming=True)
     decoded: list[int] = []
     usual = loader.Decoder.__getitem__

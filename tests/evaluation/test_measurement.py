@@ -1,4 +1,4 @@
-"""Counts on a handful of images whose answers are written into their first pixel."""
+"""Accuracy and attack success on few images whose first pixel encodes the prediction."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_trigger_that_does_nothing_leaves_the_clean_answers():
     assert found.ra == Proportion(3, 5)
 
 
-def test_without_an_image_of_another_class_there_is_no_success_rate():
+def test_without_images_of_other_classes_there_is_no_rate():
     data = source(labels=[0, 0], said=[0, 1])
     with pytest.raises(UsageError, match=r"^all test images of toy are of the target class 'a'; "):
         measure(Reader(), data, trigger=darken, target=0)
@@ -127,7 +127,7 @@ def white() -> InMemory:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_outputs_that_are_not_finite_are_no_answer(value):
+def test_outputs_that_are_not_finite_are_refused(value):
     model = Overflowing(value)
     message = "the outputs of the model are not finite on {}; check its weights and how the images "
     assert measure(model, DATA, trigger=darken, target=0) == measure(

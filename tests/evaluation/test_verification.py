@@ -1,4 +1,4 @@
-"""What verification says about thresholds, and which outcome prevails."""
+"""Verification: thresholds, and which of several outcomes prevails."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_thresholds_are_fractions(name):
         Thresholds(**{name: 85})
 
 
-def test_thresholds_need_what_they_are_about():
+def test_a_threshold_without_its_measurement_is_refused():
     with pytest.raises(UsageError, match=r"^--max-drop is given, but the teacher's accuracy"):
         verify(Reader(), DATA, thresholds=Thresholds(max_drop=0.1), audited=False)
     with pytest.raises(UsageError, match=r"^--max-asr is given without --trigger or --triggered"):

@@ -1,4 +1,4 @@
-"""What ships is the student: the same classes, the same names, measured figures, no paths."""
+"""Exported files: predictions and class names of the student, measured figures, and no paths."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_traced_program_gives_the_students_logits(exported):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "int8"])
-def test_files_describe_themselves_whatever_classes_are_called(exported, kind):
+def test_files_contain_their_description_with_any_class_names(exported, kind):
     said = described(exported.folder / FILES[kind])
     spec = exported.student.spec
     assert said["class_names"] == list(HOSTILE)
@@ -144,7 +144,7 @@ def test_the_student_is_left_as_it_was(exported):
     assert all(torch.equal(before[k], v) for k, v in exported.student.state_dict().items())
 
 
-def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(exported, tmp_path):
+def test_a_failed_export_is_reported_in_one_line_and_leaves_nothing(exported, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     with pytest.raises(UsageError, match=r"used is not empty; give a new one with --out$"):
@@ -169,14 +169,14 @@ def test_an_error_of_torch_prints_nothing_else(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_own_code_says_on_stderr_is_kept_unless_there_is_an_error(capsys):
+def test_stderr_of_own_code_is_shown_unless_there_is_an_error(capsys):
     with installed.quiet():
         print("chatter of a library")
         print("words of the user's code", file=sys.stderr)
     assert capsys.readouterr() == ("", "words of the user's code\n")
 
 
-def test_a_missing_package_is_said_before_any_work(monkeypatch):
+def test_a_missing_package_is_reported_before_any_work(monkeypatch):
     monkeypatch.setattr(installed, "find_spec", lambda name: None if name == "onnx" else 1)
     with pytest.raises(UsageError) as caught:
         installed.check_installed()

@@ -1,4 +1,4 @@
-"""Recipes: the one that validation images prefer ships; what fails is said."""
+"""Int8 recipes: the best one on validation images is exported, and failures are reported."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def spoilt(source: Path, out: Path, images: object, recipe: Recipe) -> None:
 
 
 @pytest.mark.slow
-def test_a_network_that_suits_no_recipe_is_one_line(exported, monkeypatch, tmp_path):
+def test_a_network_that_fits_no_recipe_is_reported_in_one_line(exported, monkeypatch, tmp_path):
     monkeypatch.setattr(int8, "quantise", spoilt)
     judged = predict(exported.student, exported.source, "validation")
     with pytest.raises(InputError, match=r"^student\.onnx cannot be quantised: no min-max$"):
@@ -111,7 +111,7 @@ def test_a_network_that_suits_no_recipe_is_one_line(exported, monkeypatch, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_accuracy_counts_before_agreement():
+def test_accuracy_has_precedence_over_agreement():
     def tried(right: int, same: int) -> Tried:
         return Tried("r", Proportion(right, 10), Parity(Proportion(same, 10), 0.0))
 

@@ -1,4 +1,4 @@
-"""Facts of the machine, and what a process that times a file says when it fails."""
+"""Properties of the machine, and errors of the process that measures latency."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_model_is_that_of_the_first_core(tmp_path):
     assert machine(tmp_path / "none")["cpu"]
 
 
-def test_a_file_that_cannot_be_timed_is_one_line(tmp_path):
+def test_a_file_that_cannot_be_timed_is_reported_in_one_line(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"nonsense")
     with pytest.raises(RobustKDError, match=r"^x\.onnx cannot be timed: [^\n]+$"):
         running(tmp_path / "x.onnx", seconds=0.01)

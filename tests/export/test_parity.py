@@ -23,7 +23,7 @@ def swapped(original: torch.Tensor, images: int) -> torch.Tensor:
     return changed
 
 
-def test_a_thing_is_itself():
+def test_identical_models_agree():
     found = compare(logits(20), logits(20))
     assert (found.same.hits, found.same.n, found.largest, found.holds) == (20, 20, 0.0, True)
 

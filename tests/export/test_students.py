@@ -42,7 +42,7 @@ def sized(size: int, channels: int) -> InMemory:
         ("torchvision/shufflenet_v2_x0_5", 32, 1, 0.02),
     ],
 )
-def test_every_kind_of_student_ships(arch, size, channels, lr, tmp_path):
+def test_every_kind_of_student_is_exported(arch, size, channels, lr, tmp_path):
     source = sized(size, channels)
     student = models.build(models.spec_for(arch, source), seed=0)
     fit(Supervised(student), source, epochs=3, batch_size=32, lr=lr)

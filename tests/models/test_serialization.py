@@ -1,4 +1,4 @@
-"""Model files: what is saved comes back, and whatever is damaged is refused in one line."""
+"""Model files are saved and loaded, and damaged ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_round_trip_gives_the_same_logits(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_file_says_where_it_comes_from(tmp_path):
+def test_the_file_states_its_provenance(tmp_path):
     save(model(), tmp_path / "m", provenance={"method": "robustkd", "seed": 3})
     _, description = read_safetensors(tmp_path / "m")
     assert description["provenance"] == {"method": "robustkd", "seed": 3}
@@ -77,7 +77,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     assert first.read_bytes() != other.read_bytes()
 
 
-def test_saving_over_a_file_replaces_it_whole(tmp_path):
+def test_saving_replaces_a_file_atomically(tmp_path):
     path = tmp_path / "m"
     path.write_bytes(b"x" * 10**6)
     save(model(), path)
@@ -219,7 +219,7 @@ def test_class_names_and_the_reading_of_images_come_back(tmp_path):
     assert teacher.spec.classes == 3
 
 
-def test_older_files_say_neither_names_nor_reading(tmp_path):
+def test_older_files_have_neither_class_names_nor_preprocessing(tmp_path):
     newer = ("class_names", "resize", "crop", "interpolation")
     spec = {name: value for name, value in asdict(SPEC).items() if name not in newer}
     write_safetensors(tmp_path / "m", model().state_dict(), {"spec": spec})
@@ -305,7 +305,7 @@ def test_a_normalisation_other_than_described_is_refused(tmp_path):
     )
 
 
-def test_a_teacher_must_be_what_the_user_says(tmp_path):
+def test_a_teacher_must_have_the_named_architecture(tmp_path):
     path = tmp_path / "m"
     save(model(), path)
 
@@ -328,7 +328,7 @@ def test_a_teacher_must_be_what_the_user_says(tmp_path):
         teacher(arch="resnet")
 
 
-def test_a_file_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
+def test_a_file_that_cannot_be_written_is_reported_and_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     inside = tmp_path / "file" / "m"

@@ -76,7 +76,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
         slow("student", "kd+student-ft", "ft on student (kd)"),
     ],
 )
-def test_a_run_says_what_was_cleaned_and_keeps_it(
+def test_a_run_records_what_was_cleaned_and_keeps_it(
     on, name, label, teacher_file, tmp_path, monkeypatch
 ):
     teachers = []
@@ -109,7 +109,7 @@ def test_a_run_says_what_was_cleaned_and_keeps_it(
 
 
 @pytest.mark.parametrize("on", [slow("teacher"), slow("student")])
-def test_a_run_that_is_killed_while_cleaning_or_after_it_ends_as_if_it_was_not(
+def test_a_run_killed_during_or_after_cleaning_gives_the_same_student_when_resumed(
     on, teacher_file, tmp_path, monkeypatch
 ):
     run(teacher_file, tmp_path / "whole", on=on)
@@ -185,7 +185,7 @@ def test_a_dry_run_shows_the_cleaning(on, teacher_file):
         ({"method": "randaugment", "augment": "none"}, "method 'randaugment' uses 'randaugment'"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_is_read(changes, message):
+def test_combinations_that_do_not_fit_are_refused_before_anything_is_read(changes, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         job_of(Path("none"), **changes)
 

@@ -1,4 +1,4 @@
-"""The perturbations that a detoxification needs: reproducible, and the teacher stays unchanged."""
+"""Perturbations for a detoxification are reproducible and do not change the teacher."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from robustkd.core.errors import UsageError
 from robustkd.core.methods import METHODS
 from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.student import make_student
-from robustkd.teacher.defences import detoxification
+from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.training.config import TrainingConfig
+from tests.unlabelled import Unlabelled
 
 CLEAN = data.load("digits", train=200, validation=60, test=50)
 HOW = METHODS["paper-perturbed"]
@@ -59,20 +60,16 @@ def test_the_same_seed_gives_the_same_student_and_another_objective_another():
 
 
 def test_missing_labels_are_replaced_by_the_predictions_of_the_teacher():
-    batch = next(CLEAN.batches("train", batch_size=16))
-    objective, seen = detox_objective(HOW, teacher(), CLEAN, seed=0), []
+    given = teacher().eval()
+    objective, seen = detox_objective(HOW, given, CLEAN, seed=0), []
 
-    def watch(masked, features, given):
-        seen.append(given.labels)
-        return objective(masked, features, given)
+    def watch(masked, features, batch):
+        seen.append((given(batch.images).argmax(1), batch.labels))
+        return objective(masked, features, batch)
 
-    masked, variances = detoxification._masked(teacher().eval(), CLEAN, None, 1.0, 16)
-    missing = batch._replace(labels=torch.full_like(batch.labels, -1))
-    detoxification._Cleaning(masked, variances, "stage", lambda: missing, 0.05, "no", watch).run(
-        1.0, 1
-    )
-    (labels,) = seen
-    assert torch.equal(labels, masked.teacher(batch.images).argmax(1))
+    detoxify(given, Unlabelled(CLEAN), objective=watch, steps=2, raises=0, bisections=0)
+    assert len(seen) == 2
+    assert all(torch.equal(predicted, labels) for predicted, labels in seen)
 
 
 def test_two_classes_and_few_images():

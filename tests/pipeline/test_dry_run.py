@@ -1,4 +1,4 @@
-"""A rehearsal does what the run does, in small, and leaves nothing."""
+"""A dry run performs every phase of a run for a few steps and writes nothing."""
 
 from __future__ import annotations
 

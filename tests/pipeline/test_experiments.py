@@ -69,7 +69,7 @@ def test_an_error_of_the_service_does_not_end_the_run(service, tmp_path):
     with experiments(["wandb"], tmp_path, {}, told.append) as watching:
         watching[0].show(RECORDS[:1], TIMES[:1])
         watching[0].show(RECORDS, TIMES)
-    assert told == ["wandb could not log, and the run goes on without it: no route to host"]
+    assert told == ["wandb failed while logging; the run continues without it: no route to host"]
 
 
 def test_the_experiment_ends_with_an_interrupted_run(service, tmp_path):

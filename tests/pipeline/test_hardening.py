@@ -34,7 +34,7 @@ def test_the_default_searches_the_teacher_by_its_families():
     assert made.fixed.success.equal(again.fixed.success)
 
 
-def test_what_is_not_learned_from_is_not_searched():
+def test_methods_without_distillation_or_found_families_search_no_teacher():
     alone = replace(METHODS["default"], losses={}, until={})
     assert make_hardening(alone, TEACHER, CLEAN, seed=0).fixed is None
     assert make_hardening(METHODS["learned"], TEACHER, CLEAN, seed=0).fixed is None

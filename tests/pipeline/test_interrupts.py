@@ -1,4 +1,4 @@
-"""The first interrupt can wait; the second cannot."""
+"""The first interrupt can be deferred; the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def watched(number: int, times: int, *, deferring: bool) -> int:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_nobody_asks_so_it_ends_at_once(number):
+def test_without_a_check_for_interrupts_the_first_ends_at_once(number):
     assert watched(number, 1, deferring=False) == 0
 
 
@@ -43,11 +43,11 @@ def test_the_first_waits_and_the_second_ends_at_once(number):
     assert watched(number, 2, deferring=True) == 1
 
 
-def test_one_that_nobody_has_asked_for_ends_the_block():
+def test_a_pending_interrupt_ends_the_block():
     assert watched(signal.SIGINT, 1, deferring=True) == 1
 
 
-def test_who_no_longer_asks_is_ended_by_what_waits():
+def test_a_pending_interrupt_is_raised_when_checks_end():
     found = Interrupts()
     found.deferring = True
     found.no_longer_wait()
@@ -58,7 +58,7 @@ def test_who_no_longer_asks_is_ended_by_what_waits():
         found.no_longer_wait()
 
 
-def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
+def test_handlers_are_restored_and_ignored_signals_stay_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     before = [signal.getsignal(number) for number in NUMBERS]
     with Interrupts().watched():

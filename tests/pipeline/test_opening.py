@@ -1,4 +1,4 @@
-"""Images are read as the teacher's images were: what is stated, what flags say, what is kept."""
+"""Images are read with the preprocessing of the teacher: stated, published or given by flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed, interrupted or out of room: the run goes on, and ends as if nothing had happened."""
+"""Runs that were killed, interrupted or out of disk space are resumed with the same result."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_twenty_kills(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_130_and_is_made_up_for(number, alone, tmp_path):
+def test_an_interrupted_run_exits_with_130_and_can_be_resumed(number, alone, tmp_path):
     interrupted = process([*alone.begin, "--out", "run"], tmp_path)
     try:
         wait_for(tmp_path / "run" / "metrics.jsonl", interrupted)
@@ -111,7 +111,9 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(small_disk, alone, tmp_path):
+def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_checkpoint(
+    small_disk, alone, tmp_path
+):
     disk, enlarge = small_disk
     folder = disk / "run"
     running = process([*alone.begin, "--out", folder], tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from robustkd.pipeline import student as making
 from robustkd.pipeline.facts import measure, operations
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import identity
-from robustkd.pipeline.run import _flags, distill_file
+from robustkd.pipeline.run import distill_file
 from robustkd.pipeline.student import make_student
 from robustkd.student import distillation
 from robustkd.student.distillation import distill
@@ -33,6 +34,7 @@ from robustkd.training.config import TrainingConfig
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
+from tests.data.images.image_files import write_splits
 from tests.marks import slow
 
 CLEAN = data.load("digits", train=200, validation=60, test=50)
@@ -109,7 +111,7 @@ def test_the_folder_is_complete_and_the_results_are_those_on_disk(finished):
     assert "RobustKD" in (out / "report.html").read_text()
 
 
-def test_named_taps_are_what_is_cleaned_and_imitated(teacher_file, tmp_path, monkeypatch):
+def test_named_taps_are_cleaned_and_distilled(teacher_file, tmp_path, monkeypatch):
     named = ("network.groups.1.0.bn1", "network.bn")
     brief = replace(METHODS["paper"], detox=replace(METHODS["paper"].detox, steps=1, raises=0))
     monkeypatch.setitem(METHODS, "paper", brief)
@@ -177,7 +179,7 @@ def test_the_texts_can_be_written_again(finished, tmp_path):
         assert path.read_bytes() == (out / path.name).read_bytes()
 
 
-def test_operations_that_cannot_be_counted_are_no_reason_to_stop(monkeypatch):
+def test_operations_that_cannot_be_counted_do_not_stop_a_run(monkeypatch):
     def uncountable(*_: object) -> int:
         raise NotImplementedError("an operation of the user's own")
 
@@ -186,7 +188,7 @@ def test_operations_that_cannot_be_counted_are_no_reason_to_stop(monkeypatch):
     assert measure(build(1), CLEAN).acc == accuracy_on(build(1), CLEAN, "test")
 
 
-def test_the_results_tell_the_file_that_the_teacher_came_in(finished, teacher_file):
+def test_the_results_describe_the_file_of_the_teacher(finished, teacher_file):
     _, results = finished
     facts = results["records"]["teacher_file"]
     content = teacher_file.read_bytes()
@@ -195,7 +197,7 @@ def test_the_results_tell_the_file_that_the_teacher_came_in(finished, teacher_fi
     assert facts["normalisation"] == "the teacher's file"
 
 
-def test_a_plain_teacher_is_normalised_as_the_data_where_nobody_says(teacher_file, tmp_path):
+def test_a_teacher_without_normalisation_uses_that_of_the_data(teacher_file, tmp_path):
     trained = models.load(teacher_file)
     torch.save(trained.network.state_dict(), tmp_path / "plain.pt")
     results = run(tmp_path / "plain.pt", tmp_path / "run", method="no-teacher")
@@ -211,7 +213,7 @@ def test_the_method_both_cleans_and_hardens(finished):
     assert results["records"]["classes"] == [str(digit) for digit in range(10)]
 
 
-def test_nothing_in_the_folder_knows_a_trigger(finished):
+def test_no_file_of_a_run_mentions_a_trigger(finished):
     out, results = finished
     keys = re.findall(r'"([^"]+)":', json.dumps(results))
     assert not [key for key in keys if re.search("trigger|target|poison", key)]
@@ -289,7 +291,7 @@ def test_names_that_no_report_can_show_stop_before_anything_is_read(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_used_folder_stays_as_it_was(teacher_file, tmp_path):
+def test_a_used_folder_is_refused_and_not_changed(teacher_file, tmp_path):
     (tmp_path / "student.safetensors").write_text("precious")
     with pytest.raises(UsageError, match=r"is not empty; give a new one with --out$"):
         run(teacher_file, tmp_path)
@@ -321,7 +323,7 @@ def test_every_preset_makes_a_student(name):
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
-    """Whoever teaches is the cleaned teacher where the preset cleans, and else the one given."""
+    """The teacher is the cleaned one if the preset cleans, and otherwise the given one."""
     teachers = []
 
     def watched(student, clean, *, teacher, **settings):
@@ -336,7 +338,7 @@ def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
     assert teacher is (found.detoxified if how.detox else given if how.losses else None)
 
 
-def test_a_preset_outranks_what_depends_on_the_data():
+def test_settings_of_a_preset_override_those_of_the_data():
     """A mask of at most 0.01 whatever is asked; the first optimiser step alone goes further."""
     how = Method("", losses={"kd": 1.0}, detox=DetoxSettings(cap=0.01, lr=0.5))
     found = made(how, detoxing={"steps": 1, "cap": 1.0})
@@ -440,7 +442,7 @@ def test_a_kill_after_the_training_costs_no_training(
 
 
 @pytest.mark.slow
-def test_the_training_is_kept_now_and_then(teacher_file, tmp_path, monkeypatch):
+def test_the_training_is_saved_at_intervals(teacher_file, tmp_path, monkeypatch):
     """States are stored at an interval of some seconds within an epoch, and after each epoch."""
     steps = []
     real = run_folder.Run.save
@@ -471,7 +473,7 @@ def test_other_data_is_refused(teacher_file, tmp_path):
 
 
 def test_the_same_images_mirrored_or_not_are_other_data():
-    """Else a run could go on with ``--no-flip``, and end in a student that nothing repeats."""
+    """Otherwise, resuming with ``--no-flip`` would give a student that nobody can reproduce."""
     spec = build(0).spec
     again = data.load("digits", train=200, validation=60, test=50)
     assert identity(again, spec) == identity(CLEAN, spec)
@@ -518,9 +520,43 @@ def test_python_and_the_command_make_the_same_student(teacher_file, tmp_path, mo
 )
 def test_the_recorded_data_can_be_found_from_any_folder(data, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    flags = _flags(DistillJob(Path("t"), "wrn-10-1", "wrn-10-1"), data)
-    assert flags["data"] == expected.replace("PLACE", str(tmp_path))
+    write_splits(
+        tmp_path / "photos", {split: {"a": 2, "b": 2} for split in ("train", "val", "test")}
+    )
+    (tmp_path / "t.safetensors").touch()
+    told = {}
+
+    def begun(*_, config, **__):
+        told.update(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_line, "distill_file", begun)
+    with pytest.raises(KeyboardInterrupt):
+        robustkd.run("t.safetensors", data, "wrn-10-1", arch="wrn-10-1", out="run")
+    assert told["data"] == expected.replace("PLACE", str(tmp_path))
+
+
+def test_python_takes_every_setting_of_a_run():
+    settings = {setting.name for setting in fields(DistillJob)} - {"training"}
+    assert settings <= inspect.signature(robustkd.run).parameters.keys()
+
+
+@pytest.mark.parametrize("which", ["teacher_taps", "student_taps"])
+def test_python_names_stages(which, teacher_file, tmp_path):
+    options = {"arch": "wrn-10-1", "out": tmp_path / "run", which: ("network.group",)}
+    message = "no module 'network.group' in Classifier; did you mean 'network.groups'?"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        robustkd.run(teacher_file, CLEAN, "wrn-10-1", **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "nearest"),
+    [("epoch", "epochs"), ("bach_size", "batch_size"), ("defense", "defence")],
+)
+def test_an_unknown_option_is_refused_and_the_nearest_suggested(option, nearest):
+    message = f"unknown option {option!r}; did you mean {nearest!r}?"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        robustkd.run("teacher.pt", "digits", "wrn-10-1", arch="wrn-10-1", **{option: 1})
 
 
 def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_path, monkeypatch):
@@ -542,7 +578,7 @@ def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_pa
         robustkd.run(teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="defualt")
 
 
-def test_files_that_are_left_out_are_told_and_recorded(teacher_file, tmp_path):
+def test_ignored_files_are_reported_and_recorded(teacher_file, tmp_path):
     class Folder(type(CLEAN)):
         skipped: ClassVar = {".txt": 2, "folders": 1}
 

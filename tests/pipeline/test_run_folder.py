@@ -1,4 +1,4 @@
-"""The run folder is made once, and files in it are whole or not there."""
+"""A run folder is created once, and its files are complete or missing."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_first_free_name(tmp_path):
     assert free_name(path) == tmp_path / "demo.1-3"
 
 
-def test_json_comes_back_and_nothing_else_is_left(tmp_path):
+def test_json_is_written_and_leaves_no_other_file(tmp_path):
     content = {"käse": [1, 2.5, None, "λ"], "empty": {}}
     write_json(tmp_path / "r.json", content)
     write_json(tmp_path / "r.json", content | {"again": True})
@@ -82,7 +82,7 @@ def test_json_comes_back_and_nothing_else_is_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
-def test_what_is_no_json_leaves_the_old_file_whole(tmp_path):
+def test_values_that_are_not_json_leave_the_old_file(tmp_path):
     write_json(tmp_path / "r.json", {"old": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "r.json", {"new": Path()})
@@ -120,7 +120,7 @@ def begin(folder: Path, **changes) -> Run:
         return run
 
 
-def test_a_run_begins_with_all_that_repeats_it(tmp_path):
+def test_a_new_run_records_everything_needed_to_repeat_it(tmp_path):
     out = tmp_path / "run"
     begin(out, split=iter(['{"format"', ": 1}"]))
     assert yaml.safe_load((out / "config.yaml").read_text()) == {"epochs": 3}
@@ -130,7 +130,7 @@ def test_a_run_begins_with_all_that_repeats_it(tmp_path):
     assert (out / "run.log").read_text().endswith(" INFO finished\n")
 
 
-def test_what_a_kill_leaves_is_gone_when_the_run_goes_on(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed_when_it_is_resumed(tmp_path):
     code = (
         "import os, signal, sys, threading, torch; from pathlib import Path\n"
         "from robustkd.models import write_safetensors\n"
@@ -163,7 +163,7 @@ def test_what_a_kill_leaves_is_gone_when_the_run_goes_on(tmp_path):
         ),
     ],
 )
-def test_a_run_goes_on_with_nothing_else(kind, name, value, error, message, tmp_path):
+def test_a_run_is_resumed_only_with_equal_inputs(kind, name, value, error, message, tmp_path):
     begin(tmp_path)
     other = INPUTS | {kind: INPUTS[kind] | {name: value}}
     message = f"{tmp_path} was started with {message}; use the same, or start a new run with --out"
@@ -174,7 +174,7 @@ def test_a_run_goes_on_with_nothing_else(kind, name, value, error, message, tmp_
         pytest.fail("went on")
 
 
-def test_a_run_that_has_written_nothing_but_its_flags_goes_on(tmp_path):
+def test_a_run_that_has_only_written_its_flags_can_be_resumed(tmp_path):
     begin(tmp_path)
     for path in tmp_path.iterdir():
         if path.name != "config.yaml":
@@ -183,13 +183,13 @@ def test_a_run_that_has_written_nothing_but_its_flags_goes_on(tmp_path):
     assert (tmp_path / "run.json").exists()
 
 
-def test_there_is_no_run_to_go_on_with(tmp_path):
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     message = f"{tmp_path / 'none'} is not the folder of a run: it has no config.yaml"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         begin(tmp_path / "none", resume=True)
 
 
-def test_two_processes_cannot_go_on_with_one_run(tmp_path, monkeypatch):
+def test_two_processes_cannot_resume_one_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.0)
     message = f"{tmp_path} is in use by another process; wait until it has ended"
     with (
@@ -206,7 +206,7 @@ def test_two_processes_cannot_go_on_with_one_run(tmp_path, monkeypatch):
         ({"arch": "a.b:c", "student": "d:e"}, " --arch a.b:c --student d:e"),
     ],
 )
-def test_an_interrupt_says_how_to_resume(settings, typed, tmp_path):
+def test_an_interrupt_prints_how_to_resume(settings, typed, tmp_path):
     inputs = INPUTS | {"settings": INPUTS["settings"] | settings}
     how = f"resume with: robustkd distill --resume {tmp_path}{typed}"
     with (
@@ -223,7 +223,7 @@ def test_an_interrupt_says_how_to_resume(settings, typed, tmp_path):
     assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
 
 
-def test_another_machine_is_warned_of(tmp_path, caplog):
+def test_resuming_on_another_machine_warns(tmp_path, caplog):
     begin(tmp_path)
     write_json(tmp_path / "environment.json", environment() | {"torch": "1.0"})
     begin(tmp_path, resume=True)

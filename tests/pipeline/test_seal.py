@@ -156,7 +156,7 @@ def test_another_user_s_run_is_refused(folder, tmp_path, monkeypatch):
     assert f"{folder / SEAL} was not written by a run of yours" in refused(folder)
 
 
-def test_a_kill_between_the_seal_and_the_file_leaves_a_run_that_goes_on(folder, monkeypatch):
+def test_a_run_killed_between_seal_and_file_can_be_resumed(folder, monkeypatch):
     """The seal is written first, and lists the previous file as well."""
     path = folder / "checkpoint.safetensors"
 

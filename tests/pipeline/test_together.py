@@ -94,13 +94,13 @@ def test_an_interrupted_run_is_resumed_by_another_number_of_processes(teacher, t
         ),
     ],
 )
-def test_an_error_of_all_processes_is_told_once(tmp_path, words, expected):
+def test_an_error_of_all_processes_is_printed_once(tmp_path, words, expected):
     told = run(2, *words, cwd=tmp_path)
     assert told.returncode != 0
     assert told.stderr.count("robustkd: ") == told.stderr.count(expected) == 1
 
 
-def test_what_cannot_be_divided_is_refused_before_the_run_begins(teacher, tmp_path):
+def test_methods_that_need_whole_batches_are_refused_before_the_run(teacher, tmp_path):
     told = run(2, "distill", teacher, *SHORT, "--method", "bcu", "--out", "run", cwd=tmp_path)
     assert told.stderr.count("robustkd: a defence within the distillation needs whole batches") == 1
     assert not (tmp_path / "run").exists()

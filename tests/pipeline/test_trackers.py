@@ -1,4 +1,4 @@
-"""What TensorBoard reads: each epoch once, whatever the run went through."""
+"""TensorBoard shows each epoch once, also after a run was resumed."""
 
 from __future__ import annotations
 

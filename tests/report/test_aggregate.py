@@ -48,7 +48,7 @@ def test_methods_come_in_display_order_and_settings_in_their_own():
     assert [cell.attack for cell in by_cell(rows)] == ["scar", "ckd"]
 
 
-def test_a_method_without_words_of_its_own_keeps_its_name():
+def test_a_method_without_a_label_keeps_its_name():
     (row,) = aggregate(runs({"method": "nad"}))
     assert row.words == "nad"
     assert not row.ours

@@ -1,4 +1,4 @@
-"""What the report and the last lines of a run say about the audits."""
+"""Audits in the report and in the last lines of a run."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def after(folder: Path) -> tuple[str, str]:
     return next_step(read(folder), read_back(folder), RUN, data=FLAGS)
 
 
-def test_code_of_the_user_s_own_is_named_again(write):
+def test_own_code_is_named_again_in_the_next_command(write):
     own = ("--student", "own:net")
     folder = results(write, acc=0.5)
     _, command = next_step(read(folder), Audits(), RUN, data=FLAGS, arch=("--arch", "x"), again=own)
@@ -169,7 +169,7 @@ def test_a_longer_audit_is_not_advised_where_it_cannot_help(write):
         ),
     ],
 )
-def test_a_damaged_record_is_one_line(changes, message, write):
+def test_a_damaged_record_is_reported_in_one_line(changes, message, write):
     folder = results(write, **changes)
     line = f"{folder / 'results.json'}: records.{message}"
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):

@@ -143,7 +143,7 @@ def test_every_attack_gets_its_verdict(attack, word):
 
 
 @pytest.mark.parametrize(("acc", "useful"), [(0.81, True), (0.79, False)])
-def test_a_teacher_that_nobody_would_use_proves_nothing(acc, useful):
+def test_an_inaccurate_teacher_proves_nothing(acc, useful):
     shares = {"teacher": 1.0, "no-teacher": 0.1, "ofd": 0.8, "kd": 0.8, "default": 0.02}
     found = aggregate(
         ResultRow(**make_run(method=name, asr=asr, acc=acc if name == "teacher" else 0.9))
@@ -196,7 +196,7 @@ def test_the_headline_names_pairs_where_there_are_several():
     ]
 
 
-def test_a_headline_of_nothing_says_so():
+def test_a_headline_without_results_states_so():
     found = lines_of("a to b", "badnets", ofd=(1, 0.1), default=(1, 0.0))
     found += lines_of(
         "a to b", "sig", **{"teacher": (1, 1.0), "no-teacher": (1, 0.1)}, ofd=(1, 0.9)

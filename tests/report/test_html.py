@@ -104,7 +104,7 @@ def test_the_facts_of_the_teacher_file_have_their_section(write):
         assert "Teacher file" not in page(write(records=none)).text
 
 
-def test_an_unknown_trigger_is_said_to_be_so(write):
+def test_an_unknown_trigger_is_stated(write):
     found = page(write([make_run(asr=None, ra=None), make_run(method="default", asr=None)]))
     assert "images is known. ASR could not be measured, as no trigger is known." in found.text
     assert found.tags.count("svg") == 1
@@ -248,7 +248,7 @@ def npy(shape: str, content: bytes) -> bytes:
         ([npy("(1,)", bytes(1))] * 1001, "it has 1001 arrays, expected at most 1000"),
     ],
 )
-def test_arrays_that_unfold_beyond_pictures_are_not_unfolded(write, members, reason):
+def test_arrays_that_decompress_to_too_much_are_refused(write, members, reason):
     folder = write()
     with zipfile.ZipFile(folder / "arrays.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         for i, member in enumerate(members):
@@ -268,7 +268,7 @@ def test_pickled_arrays_are_refused(write):
         write_html(folder)
 
 
-def test_importing_the_room_loads_neither_torch_nor_matplotlib():
+def test_importing_the_report_loads_neither_torch_nor_matplotlib():
     code = (
         "import json, sys, robustkd; before = set(sys.modules); import robustkd.report;"
         "print(json.dumps(sorted(set(sys.modules) - before)))"

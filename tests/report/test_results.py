@@ -11,7 +11,7 @@ from robustkd.report import read
 from .conftest import make_run
 
 
-def test_reads_what_was_written_and_passes_over_unknown_keys(write):
+def test_written_results_are_read_and_unknown_keys_are_ignored(write):
     results = read(write([make_run(note="extra", n_acc=540)], records={"x": [1]}))
     (run,) = results.runs
     assert (run.method, run.acc, run.n_acc, run.n_asr) == ("ofd", 0.976, 540, None)

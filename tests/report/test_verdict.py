@@ -179,7 +179,7 @@ def test_one_setting(scores, said):
 
 
 @pytest.mark.parametrize("method", [name for name, how in METHODS.items() if how.losses])
-def test_no_student_with_a_teacher_is_passed_over(method):
+def test_no_distilled_student_is_left_out(method):
     rows = aggregate(
         [ResultRow(**make_run(method="teacher")), ResultRow(**make_run(method=method, acc=0.5))]
     )
@@ -223,7 +223,7 @@ def test_no_runs():
         pytest.param({"no_teacher": (0.97, 0.0), "ofd": None}, "", id="no ordinary student"),
     ],
 )
-def test_plain_words_conclude_only_what_was_shown(scores, said):
+def test_the_plain_summary_claims_only_what_was_shown(scores, said):
     assert plain_words(make_rows(**scores)) == said
 
 
@@ -234,11 +234,11 @@ def test_plain_words_conclude_only_what_was_shown(scores, said):
         pytest.param({"default": (0.11, 0.0), "no_teacher": (0.97, 0.0)}, id="useless student"),
     ],
 )
-def test_plain_words_conclude_nothing_where_the_headline_warns(scores):
+def test_the_plain_summary_claims_nothing_if_the_headline_warns(scores):
     assert "inherited" not in plain_words(make_rows(**scores))
 
 
-def test_plain_words_judge_by_every_seed():
+def test_the_plain_summary_considers_every_seed():
     asr = {"ofd": (0.9, 0.9, 0.9), "no-teacher": (0.0, 0.0, 0.0), "default": (0.0, 0.0, 0.0)}
 
     def said(**changed: tuple[float, ...]) -> str:
@@ -314,7 +314,7 @@ def test_a_drop_is_large_if_its_lower_bound_exceeds_three_points(n, large):
     assert "5.0 points less [" in said
 
 
-def test_the_intervals_of_both_accuracies_and_of_the_drop_are_said():
+def test_the_intervals_of_both_accuracies_and_of_the_drop_are_stated():
     assert drop(0.99, 0.94, 100) == (
         "The RobustKD student has 94.0 % [87.5, 97.2] accuracy, the teacher 99.0 % [94.6, 99.8]: "
         "5.0 points less [-0.5, 11.5] (one seed). The attack success rate could not be measured, "

@@ -1,4 +1,4 @@
-"""The training of a student: reproducible, blind to the teacher's weights, and honest."""
+"""Distillation: reproducibility, losses, selection of the epoch, and errors."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_same_seed_same_student_byte_for_byte(hardened, teacher, tmp_path):
     assert student(4) != one
 
 
-def test_global_randomness_is_left_alone(teacher):
+def test_the_global_random_generator_is_not_used(teacher):
     before = torch.get_rng_state()
     short(teacher, hardening=perturbations())
     assert torch.equal(torch.get_rng_state(), before)
@@ -84,7 +84,7 @@ def test_global_randomness_is_left_alone(teacher):
 # The teacher.
 
 
-def test_the_teacher_stays_as_it_was_bit_for_bit():
+def test_the_teacher_is_not_changed():
     teacher = net(seed=1)
     teacher.network.bn.eval()
     teacher.network.stem.weight.requires_grad_(False)
@@ -107,7 +107,7 @@ def test_a_teacher_in_training_mode_teaches_as_in_eval_mode(teacher, tmp_path):
     teacher.eval()
 
 
-def test_a_detoxified_teacher_shows_its_cleaned_features(tmp_path):
+def test_a_detoxified_teacher_gives_its_cleaned_features(tmp_path):
     """Full masks hide everything of the network inside, so it must not matter which it is."""
     shapes = ((16, 16, 16), (32, 8, 8), (64, 4, 4))
     random = torch.Generator().manual_seed(0)
@@ -130,7 +130,7 @@ def test_a_detoxified_teacher_shows_its_cleaned_features(tmp_path):
 # The student.
 
 
-def test_the_student_that_is_given_is_trained_and_handed_back_in_eval_mode(teacher):
+def test_the_given_student_is_trained_and_returned_in_eval_mode(teacher):
     student, fresh = net(), net()
     keys = list(student.state_dict())
     found = short(teacher, student=student, hardening=perturbations())
@@ -176,7 +176,7 @@ def test_distillation_brings_the_student_to_the_teacher(teacher):
 
 
 @pytest.mark.parametrize("hardening", [None, perturbations()], ids=["plain", "hardened"])
-def test_without_a_teacher_labels_are_all(hardening):
+def test_without_a_teacher_the_loss_is_cross_entropy(hardening):
     found = short(None, losses={}, hardening=hardening)
     expected = {"epoch", "loss", "acc", "ce", "lr", "validation"} | (
         {"harden"} if hardening else set()
@@ -184,7 +184,7 @@ def test_without_a_teacher_labels_are_all(hardening):
     assert set(found.epochs[0]) == expected
 
 
-def test_without_a_teacher_losses_are_passed_over(tmp_path):
+def test_without_a_teacher_distillation_losses_are_ignored(tmp_path):
     assert digest(short(None), tmp_path) == digest(short(None, losses={}), tmp_path)
 
 
@@ -198,7 +198,7 @@ def test_hardening_moves_all_of_its_perturbations(teacher):
 
 
 @pytest.mark.parametrize(("distilled", "compared"), [(True, 48), (False, 32)])
-def test_copies_are_compared_with_the_teachers_view_of_their_clean_images_where_distilled(
+def test_distilled_copies_are_compared_with_the_teachers_outputs_for_clean_images(
     distilled, compared, teacher, monkeypatch
 ):
     seen: list[tuple[Outputs, Outputs]] = []
@@ -223,9 +223,7 @@ def test_copies_are_compared_with_the_teachers_view_of_their_clean_images_where_
 
 
 @pytest.mark.parametrize("recovered", [True, False])
-def test_copies_learn_to_keep_their_label_only_where_they_are_to_be_recovered(
-    recovered, teacher, monkeypatch
-):
+def test_only_recovered_copies_are_trained_towards_their_label(recovered, teacher, monkeypatch):
     asked: list[bool] = []
 
     def spy(*logits_and_labels, recovered):
@@ -240,7 +238,7 @@ def test_copies_learn_to_keep_their_label_only_where_they_are_to_be_recovered(
 @pytest.mark.parametrize("loss", ["kd", "ofd"])
 @pytest.mark.parametrize("hardening", [None, perturbations()], ids=["plain", "hardened"])
 @pytest.mark.slow
-def test_without_labels_the_teacher_is_all_that_teaches(loss, hardening, teacher):
+def test_without_labels_the_student_learns_from_the_teacher(loss, hardening, teacher):
     found = distill(
         net(),
         Unlabelled(DATA),
@@ -258,7 +256,7 @@ def test_without_labels_the_teacher_is_all_that_teaches(loss, hardening, teacher
 
 
 @pytest.mark.slow
-def test_the_weights_of_the_best_epoch_stay(teacher, monkeypatch, tmp_path):
+def test_the_weights_of_the_best_epoch_are_kept(teacher, monkeypatch, tmp_path):
     """A step schedule is flat over its first half: epoch 1 of 4 is epoch 1 of 2."""
 
     def kept(figures: list[float], epochs: int) -> str:
@@ -284,7 +282,7 @@ def test_the_weights_of_the_best_epoch_stay(teacher, monkeypatch, tmp_path):
         ([20, 30, 29], False, 2),
     ],
 )
-def test_a_hardened_student_stays_to_the_end_unless_it_gets_worse(
+def test_a_hardened_student_keeps_the_last_epoch_unless_accuracy_falls(
     hits, hardened, kept, teacher, monkeypatch
 ):
     seen, left = [], iter(hits)
@@ -306,7 +304,7 @@ def test_selection_looks_at_validation_images(teacher):
     assert accuracy_on(found.student, DATA, "validation").value == max(figures)
 
 
-def test_one_line_an_epoch_is_logged(teacher, tmp_path):
+def test_one_line_per_epoch_is_logged(teacher, tmp_path):
     log = tmp_path / "metrics.jsonl"
     found = short(teacher, epochs=2, log=log)
     assert [json.loads(line) for line in log.read_text().splitlines()] == found.epochs
@@ -334,7 +332,7 @@ def test_the_last_stages_of_both_are_paired(teacher, tmp_path):
     assert digest(first, tmp_path) != alone
 
 
-def test_wider_teachers_and_other_sizes_are_bridged():
+def test_connectors_fit_wider_teachers_and_other_sizes():
     found = short(net(1, "wrn-10-2"), teacher_taps=STAGES[:2], student_taps=STAGES[1:])
     assert math.isfinite(found.epochs[0]["ofd"])
 
@@ -404,7 +402,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher):
         ),
     ],
 )
-def test_refusals_by_their_text(changes, message, teacher):
+def test_error_messages(changes, message, teacher):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         short(teacher, **changes)
 

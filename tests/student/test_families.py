@@ -1,4 +1,4 @@
-"""What every family of transformations promises to the hardening that drives it."""
+"""The contract of every family of transformations that hardening uses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NAMES = [*FAMILIES, "warp+generator", "filter+smooth+flow"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_images_stay_images_and_the_input_is_left_alone(name):
+def test_images_stay_in_range_and_the_input_is_unchanged(name):
     family, before = made(name), IMAGES.clone()
     changed = family(IMAGES, TOWARD)
     assert isinstance(family, Family)
@@ -52,7 +52,7 @@ def test_images_stay_images_and_the_input_is_left_alone(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_goes_up_the_gradient_and_leaves_unused_members_alone(name):
+def test_a_step_follows_the_gradient_and_leaves_unused_members_unchanged(name):
     family, goal = made(name), torch.rand((1, *SHAPE), generator=torch.Generator().manual_seed(2))
 
     def score() -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_a_step_goes_up_the_gradient_and_leaves_unused_members_alone(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_family_may_have_no_image(name):
+def test_a_family_may_receive_no_image(name):
     """At the end of a fade, there may be fewer copies than families."""
     family = made(name)
     before = {key: value.clone() for key, value in family.state_dict().items()}
@@ -104,7 +104,7 @@ def test_a_batch_in_parts_gives_the_step_of_the_batch(make):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_calls_without_gradients_are_not_remembered(name):
+def test_calls_without_gradients_are_not_recorded(name):
     family = made(name)
     with torch.no_grad():
         family(IMAGES, TOWARD)

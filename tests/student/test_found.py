@@ -1,4 +1,4 @@
-"""Perturbations that are found on the teacher: what is found, and what is drawn."""
+"""Search for perturbations of the teacher, and how hardening draws them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fixed(success: Tensor, first: int = 0) -> FoundPerturbations:
     return FoundPerturbations((families,) * len(success), success)
 
 
-def test_the_class_to_which_the_teacher_is_led_is_found_and_drawn_most():
+def test_the_class_to_which_the_teacher_is_misled_is_found_and_drawn_most():
     found = find_perturbations(Teacher(), source(), ("tone", "flow"), steps=20)
     assert found.success.shape == (2, 2, CLASSES)
     tone = found.success[0, 0]
@@ -75,7 +75,7 @@ def test_a_search_is_repeatable_and_changes_no_network():
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 30])
-def test_no_image_is_led_to_its_own_class(n):
+def test_no_image_is_perturbed_towards_its_own_class(n):
     found = fixed(torch.rand(2, 5, CLASSES, generator=random()))
     labels = torch.arange(n) % CLASSES
     labels[0] = UNLABELLED
@@ -187,7 +187,7 @@ def test_with_many_classes_the_running_success_is_used(monkeypatch):
 @pytest.mark.parametrize(
     ("names", "steps"), [((), 3), (("tone",), 0)], ids=["no family", "no step"]
 )
-def test_arguments_without_sense_are_refused(names, steps):
+def test_invalid_arguments_are_refused(names, steps):
     with pytest.raises(UsageError, match="expected at least 1, 1 and 2"):
         find_perturbations(Teacher(), source(), names, steps=steps)
 
@@ -226,5 +226,5 @@ def test_a_teacher_may_change_its_input_in_place():
 
 
 def test_an_unknown_family_is_named():
-    with pytest.raises(UsageError, match="tone"):
+    with pytest.raises(UsageError, match=r"^unknown family 'tones'; did you mean 'tone'\?$"):
         find_perturbations(Teacher(), source(), ("tones",), steps=1)

@@ -1,4 +1,4 @@
-"""Universal perturbations: where they stay, whither they go, and that they get there."""
+"""Bounds, class assignment and update steps of universal perturbations."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def step(
     st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_clean_images_stay_copies_stay_pixels_and_none_is_led_to_its_own_class(
+def test_clean_images_are_kept_and_copies_are_valid_images_of_another_target(
     n, classes, epsilon, mass, share, seed
 ):
     if epsilon == mass == 0:
@@ -80,7 +80,7 @@ def test_clean_images_stay_copies_stay_pixels_and_none_is_led_to_its_own_class(
     assert ((toward >= 0) & (toward < classes)).all()
 
 
-def test_each_family_dresses_its_part_of_the_copies():
+def test_each_family_perturbs_an_equal_part_of_the_copies():
     perturbations = UniversalPerturbations(4, SHAPE, epsilon=0.1, mass=0.3, share=1.0)
     clean = images(5)
     seen, toward = perturbations.perturb(clean, torch.zeros(5).long())
@@ -103,7 +103,7 @@ def test_a_bound_of_zero_is_no_family(bounds, kinds):
     assert [type(family) for family in families] == kinds
 
 
-def test_every_other_class_is_led_to_equally_often():
+def test_every_other_class_is_drawn_equally_often():
     perturbations = UniversalPerturbations(4, SHAPE, share=1.0)
     toward = perturbations.perturb(images(3000), torch.full((3000,), 2)).toward
     counts = toward.bincount(minlength=4).tolist()
@@ -111,13 +111,13 @@ def test_every_other_class_is_led_to_equally_often():
     assert all(abs(counts[k] - 1000) < 120 for k in (0, 1, 3))
 
 
-def test_an_image_without_a_label_may_be_led_to_any_class():
+def test_any_class_may_be_drawn_for_an_image_without_a_label():
     perturbations = UniversalPerturbations(3, SHAPE, share=1.0)
     toward = perturbations.perturb(images(3000), torch.full((3000,), UNLABELLED)).toward
     assert all(abs(count - 1000) < 120 for count in toward.bincount(minlength=3).tolist())
 
 
-def test_the_batch_that_is_given_stays_as_it_was():
+def test_the_given_batch_is_not_changed():
     clean = images(5)
     before = clean.clone()
     seen, _ = UniversalPerturbations(3, SHAPE, share=1.0).perturb(clean, torch.zeros(5).long())
@@ -125,7 +125,7 @@ def test_the_batch_that_is_given_stays_as_it_was():
     assert torch.equal(clean, before)
 
 
-def test_the_seed_decides_start_and_draws_and_nothing_else_is_touched():
+def test_the_seed_decides_initial_values_and_draws_only():
     def drawn(seed: int) -> tuple[Tensor, Tensor]:
         perturbations = UniversalPerturbations(5, SHAPE, seed=seed)
         toward = perturbations.perturb(images(20), torch.arange(20) % 5).toward
@@ -158,8 +158,8 @@ def test_perturbations_never_leave_their_bounds(epsilon, mass, seed):
         step(perturbations, weight, images(6), torch.arange(6) % 3)
 
 
-def test_a_step_in_the_ball_goes_up_the_gradient_solved_by_hand():
-    """Two classes, all images of class 0: class 1 is worn, towards the sign of w1 - w0."""
+def test_a_step_of_an_addition_follows_the_gradient():
+    """All images are of class 0 and get the addition of class 1, which follows sign(w1 - w0)."""
     weight = torch.tensor([[1.0, 0.0, 0.5, -1.0, 2.0, 0.0], [0.0, 1.0, 0.5, 1.0, -2.0, 3.0]])
     perturbations = UniversalPerturbations(2, SHAPE, epsilon=0.1, mass=0, share=1.0)
     (family,) = perturbations.families
@@ -171,7 +171,7 @@ def test_a_step_in_the_ball_goes_up_the_gradient_solved_by_hand():
     assert torch.equal(family.delta[0], before[0])
 
 
-def test_a_step_in_the_ball_remembers_directions_and_forgets_sizes():
+def test_a_step_of_an_addition_accumulates_normalised_gradients():
     """After +1 and +1, a single -1 is outvoted, however large: -1 + 0.9 + 0.81 is above 0."""
     family = ball(classes=2)
     started = family.delta.clone()
@@ -252,7 +252,7 @@ def test_one_backward_pass_is_one_step():
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 @pytest.mark.parametrize("make", [ball, patch])
-def test_a_gradient_that_overflowed_moves_nothing_and_spoils_nothing(make, wrong, parts):
+def test_an_overflowed_gradient_changes_nothing(make, wrong, parts):
     """Gradients of mixed precision overflow until their scale is found."""
     family = make()
     before = {name: value.clone() for name, value in family.named_buffers()}
@@ -264,7 +264,7 @@ def test_a_gradient_that_overflowed_moves_nothing_and_spoils_nothing(make, wrong
         torch.testing.assert_close(value, before[name])
 
 
-def test_what_an_interrupted_training_left_is_forgotten_at_the_next():
+def test_a_new_training_forgets_the_recorded_calls_of_an_interrupted_one():
     perturbations = UniversalPerturbations(2, SHAPE, families=("warp",), seed=1)
     before = {name: value.clone() for name, value in perturbations.named_buffers()}
     perturbations.perturb(images(6), torch.zeros(6).long()).images.sum().backward()
@@ -274,7 +274,7 @@ def test_what_an_interrupted_training_left_is_forgotten_at_the_next():
         assert torch.equal(value, before[name])
 
 
-def test_copies_grow_fewer_over_the_fade_until_a_tenth_is_left():
+def test_the_number_of_copies_falls_to_a_tenth_over_the_fade():
     perturbations = UniversalPerturbations(2, SHAPE, share=0.5, fade=0.5)
     images, labels = torch.rand(80, *SHAPE), torch.zeros(80, dtype=torch.int64)
     perturbations.begin(8)
@@ -296,7 +296,7 @@ def test_without_a_beginning_nothing_fades():
 
 
 @pytest.mark.parametrize("bounds", [{"epsilon": 0.3, "mass": 0}, {"epsilon": 0, "mass": 0.34}])
-def test_steps_find_a_perturbation_that_sends_every_image_to_its_class(bounds):
+def test_steps_find_a_perturbation_that_moves_every_image_to_its_class(bounds):
     """Each class reads two pixels of its own; the bounds outweigh what images differ by."""
     weight = torch.eye(3).repeat_interleave(2, dim=1)
     clean, labels = 0.4 + 0.2 * images(60), torch.arange(60) % 3
@@ -315,7 +315,7 @@ def test_steps_find_a_perturbation_that_sends_every_image_to_its_class(bounds):
 # The loss between student and perturbations.
 
 
-def test_withstand_solved_by_hand():
+def test_the_hardening_loss_by_hand():
     perturbed = torch.tensor([[0.0, 0.0], [3.0, 1.0], [-1.0, 1.0]])
     value = withstand(
         torch.zeros(3, 2), perturbed, torch.tensor([0, 0, 0]), torch.tensor([1, 1, 1])
@@ -326,7 +326,7 @@ def test_withstand_solved_by_hand():
 
 
 @pytest.mark.parametrize("recovered", [True, False])
-def test_only_a_recovered_image_is_held_to_its_label_against_classes_it_is_not_led_to(recovered):
+def test_only_recovered_copies_are_compared_with_classes_other_than_the_target(recovered):
     shown = torch.zeros(1, 3)
     perturbed = torch.tensor([[0.0, -2.0, 7.0]], requires_grad=True)
     labels, toward = torch.tensor([0]), torch.tensor([1])
@@ -337,7 +337,7 @@ def test_only_a_recovered_image_is_held_to_its_label_against_classes_it_is_not_l
     assert bool(perturbed.grad[0, 2]) == recovered
 
 
-def test_without_labels_the_students_word_on_the_clean_image_counts():
+def test_without_labels_the_prediction_for_the_clean_image_is_used():
     shown = torch.tensor([[0.0, 5.0, 0.0], [9.0, 0.0, 0.0]], requires_grad=True)
     perturbed = torch.randn(2, 3, generator=random(), requires_grad=True)
     toward = torch.tensor([2, 1])
@@ -348,7 +348,7 @@ def test_without_labels_the_students_word_on_the_clean_image_counts():
     assert shown.grad is None
 
 
-def test_an_image_led_to_what_it_is_taken_for_is_only_kept_there():
+def test_a_copy_whose_target_is_its_prediction_keeps_its_prediction():
     shown, perturbed = torch.tensor([[0.0, 5.0]]), torch.tensor([[1.0, 2.0]])
     own = torch.tensor([UNLABELLED]), torch.tensor([1])
     value = withstand(shown, perturbed, *own)
@@ -358,7 +358,9 @@ def test_an_image_led_to_what_it_is_taken_for_is_only_kept_there():
 
 @given(st.integers(0, 100), st.floats(-50, 50), st.booleans())
 @settings(max_examples=20, deadline=None)
-def test_withstand_ignores_shifts_and_pulls_the_right_way(seed, shift, recovered):
+def test_the_hardening_loss_ignores_shifts_and_its_gradient_favours_the_label(
+    seed, shift, recovered
+):
     logits = torch.randn(4, 5, generator=random(seed)).requires_grad_()
     labels, toward = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 3, 0, 1])
     value = withstand(logits, logits, labels, toward, recovered=recovered)
@@ -370,7 +372,7 @@ def test_withstand_ignores_shifts_and_pulls_the_right_way(seed, shift, recovered
     assert (logits.grad[rows, labels] < 0).all()
 
 
-def test_withstand_stays_finite_for_huge_logits():
+def test_the_hardening_loss_is_finite_for_huge_logits():
     logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
     value = withstand(logits, logits, torch.tensor([0, 0]), torch.tensor([1, 1]))
     assert value.tolist() == [0.0, 4e4]
@@ -394,6 +396,6 @@ def test_withstand_stays_finite_for_huge_logits():
         ),
     ],
 )
-def test_refusals_by_their_text(arguments, message):
+def test_error_messages(arguments, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         UniversalPerturbations(3, SHAPE, **arguments)

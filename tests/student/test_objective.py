@@ -1,4 +1,4 @@
-"""What every term of the objective promises, OFD's weights in closed form, margins, refusals."""
+"""The contract of every distillation term, OFD's weights in closed form, margins, and errors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_one_finite_value_per_image_never_negative(name):
 
 
 @pytest.mark.parametrize("name", list(TERMS))
-def test_the_gradient_reaches_the_student_and_all_that_is_learnt_beside_it(name):
+def test_the_gradient_reaches_the_student_and_the_connectors(name):
     student, learnt = outputs(learns=True), term(name, pair())
     learnt(student, outputs(WIDE, 1)).sum().backward()
     read = {"kd": [student.logits], "rkd": [student.features[-1]]}.get(name, student.features)
@@ -86,7 +86,7 @@ def test_a_weight_is_a_factor_on_the_mean(name):
     torch.testing.assert_close(objective(*shown), {name: 2.5 * mean})
 
 
-def test_terms_stand_side_by_side():
+def test_every_term_is_returned_by_its_name():
     weights = dict.fromkeys(TERMS, 1.0)
     parts = Objective(weights, pair())(outputs(), outputs(WIDE, 1))
     assert list(parts) == list(TERMS)
@@ -136,7 +136,7 @@ def test_ofd_doubles_the_weight_from_stage_to_stage():
     assert shares == pytest.approx([count / sum(elements) for count in elements])
 
 
-def test_ofd_is_free_where_both_are_off_and_the_student_is_below_the_margin():
+def test_ofd_is_zero_where_both_are_inactive_and_the_student_is_below_the_margin():
     ofd = term("ofd", pair())
     for connector in ofd.connectors:
         constant(connector, -0.6)
@@ -207,7 +207,7 @@ def test_tokens_are_measured_channel_by_channel():
 
 
 @pytest.mark.parametrize("name", ["ofd", "fitnet"])
-def test_a_student_of_other_sizes_learns_all_the_same(name):
+def test_a_student_with_other_feature_sizes_learns(name):
     small = ((4, 4, 4), (8, 2, 2), (16, 1, 1))
     student = outputs(small, learns=True)
     term(name, pair(small))(student, outputs(WIDE, 1)).sum().backward()
@@ -310,7 +310,7 @@ def test_a_wrn_is_paired_stage_by_stage():
         ),
     ],
 )
-def test_refusals_by_their_text(make, message):
+def test_error_messages(make, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         make()
 

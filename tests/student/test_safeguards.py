@@ -189,7 +189,7 @@ def test_the_perturbation_grows_the_divergence_within_its_bound():
     assert values[-1] > values[0]
 
 
-def test_nothing_is_added_before_its_time():
+def test_nothing_is_added_before_the_start():
     network, images = Linear(), torch.rand(4, 1, 4, 4)
     safeguard = Retrospection(ABD(share=0.25), (1, 4, 4), seed=0)
     safeguard.begin(8)

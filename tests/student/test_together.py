@@ -31,14 +31,14 @@ def test_the_student_is_that_of_one_process(case, count):
             assert epoch == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_what_needs_whole_batches_is_not_divided():
+def test_losses_that_need_whole_batches_are_not_divided():
     with pytest.raises(UsageError, match=r"^the loss 'rkd' needs whole batches, but there are 2 "):
         distill(
             net(), DATA, teacher=net(1), losses={"kd": 1.0, "rkd": 1.0}, processes=Processes(0, 2)
         )
 
 
-def test_cases_train_at_all():
+def test_the_cases_train_the_student():
     alone = train("labels and logits", ONE)
     before = net().state_dict()
     assert furthest(alone["student"], {k: v.double() for k, v in before.items()}) > 0.01

@@ -52,7 +52,7 @@ SHIFTED, ZOOMED = CropFlip(4, flip=True), ZoomFlip()
 
 
 @pytest.mark.parametrize("augmentation", [SHIFTED, ZOOMED, CropFlip(0, flip=True), CropFlip()])
-def test_what_the_teacher_knows_is_kept_and_not_mentioned(augmentation):
+def test_a_suitable_augmentation_is_kept_without_a_message(augmentation):
     chosen = choose_augmentation(Brightness(), source(augmentation, bright=True))
     assert chosen.clean.augmentation == augmentation
     assert chosen.line == ""
@@ -65,7 +65,7 @@ def test_what_the_teacher_knows_is_kept_and_not_mentioned(augmentation):
 
 
 @pytest.mark.parametrize("augmentation", [SHIFTED, ZOOMED])
-def test_what_it_never_saw_is_left_out(augmentation):
+def test_an_unsuitable_augmentation_is_left_out(augmentation):
     chosen = choose_augmentation(Columns(), source(augmentation))
     assert chosen.clean.augmentation == CropFlip()
     assert chosen.record["teacher_augmented"] == chosen.record["teacher_plain"] == 1.0
@@ -94,7 +94,7 @@ def test_flips_alone_are_kept_if_only_shifts_are_wrong():
     assert choose_augmentation(Symmetric(), data).clean.augmentation == CropFlip(0, flip=True)
 
 
-def test_what_the_user_names_is_kept_with_a_warning():
+def test_an_augmentation_that_the_user_names_is_kept_with_a_warning():
     chosen = choose_augmentation(Columns(), source(SHIFTED), "light")
     assert chosen.clean.augmentation == SHIFTED
     assert chosen.line.endswith("the student learns these outputs: --augment none is safer")
@@ -123,7 +123,7 @@ def test_other_images_of_the_source_stay_the_same():
     assert data.augmentation == SHIFTED
 
 
-def test_a_source_with_an_augmentation_of_its_own_is_left_alone():
+def test_a_source_with_its_own_augmentation_keeps_it():
     class Fixed(Unlabelled):
         def __getattr__(self, name: str) -> object:
             if name in ("augmentation", "with_augmentation"):

@@ -58,7 +58,7 @@ def teacher(path: Path, content: dict[str, Tensor]) -> models.Classifier:
         ("grid", torch.full((5,), 1e38)),
     ],
 )
-def test_what_a_network_computes_itself_must_be_that(name, value, tmp_path):
+def test_computed_buffers_must_have_their_computed_values(name, value, tmp_path):
     path = tmp_path / "teacher.pt"
     with pytest.raises(InputError) as caught:
         teacher(path, state(**{name: value}))
@@ -73,7 +73,7 @@ def test_what_a_network_computes_itself_must_be_that(name, value, tmp_path):
         models.load(tmp_path / "ours.safetensors", arch=ARCH)
 
 
-def test_what_training_changes_may_differ(tmp_path):
+def test_buffers_changed_by_training_may_differ(tmp_path):
     trained = state(
         noise=torch.ones(3),
         memory=torch.arange(3.0),
@@ -87,14 +87,14 @@ def test_what_training_changes_may_differ(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_what_it_computes_may_be_saved_in_another_precision(dtype, tmp_path):
+def test_computed_buffers_may_be_saved_in_another_precision(dtype, tmp_path):
     rounded = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state().items()}
     teacher(tmp_path / "teacher.pt", rounded)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_outputs_that_are_not_finite_are_told(split):
-    """A head scaled by 1e38 is finite, and what it says is not."""
+def test_outputs_that_are_not_finite_are_reported(split):
+    """A head scaled by 1e38 is finite, but its outputs are not."""
     clean = data.load("digits", train=60, validation=40, test=20)
     mean, std = pixel_statistics(clean)
     model = build(Spec("wrn-10-1", 10, (1, 16, 16), mean, std), seed=0).eval()

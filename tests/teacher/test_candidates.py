@@ -1,4 +1,4 @@
-"""Which state dict of a file is the teacher: what fits, what is best, what the user says."""
+"""The choice between several state dicts of a teacher's file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_first_is_taken_on_ties_and_without_a_judge(tmp_path):
     assert told(read(path)) == ("b", ("'b'", "'a'"))
 
 
-def test_one_that_fits_is_taken_without_being_measured(tmp_path):
+def test_a_single_fitting_state_dict_is_used_without_measurement(tmp_path):
     other = {"w": torch.ones(3)}
     for content in ({"a": other, "b": {"c": state()}}, {"b": {"c": state()}, "w": torch.ones(1)}):
         path = state_in(tmp_path / "t.pt", content)
@@ -103,7 +103,7 @@ def test_the_user_names_the_key(tmp_path):
     assert "does not fit the architecture" in refusal(path, teacher_key="d")
 
 
-def test_where_nothing_fits_the_largest_says_why(tmp_path):
+def test_if_nothing_fits_the_error_is_about_the_largest_state_dict(tmp_path):
     lacking = {n: t for n, t in state().items() if not n.startswith("head.")}
     path = state_in(tmp_path / "t.pt", {"d": {"w": IMAGES}, "model": lacking})
     assert "has no head (head.bias, head.weight)" in refusal(path)
@@ -136,7 +136,7 @@ def test_any_common_prefix_is_stripped(prefix, tmp_path):
         (lambda s: s | {"rng": torch.ones(5, dtype=torch.uint8)}, ["'rng'"]),
     ],
 )
-def test_what_cannot_be_part_of_the_network_is_listed_as_ignored(content, ignored, tmp_path):
+def test_tensors_outside_the_network_are_listed_as_ignored(content, ignored, tmp_path):
     found = read(state_in(tmp_path / "t.pt", content(state())))
     assert torch.equal(found.model(IMAGES), model()(IMAGES))
     assert list(found.file.ignored) == ignored
@@ -161,7 +161,7 @@ def test_a_further_tensor_of_a_known_part_means_another_architecture(prefix, nam
     ],
 )
 @pytest.mark.parametrize("scale", [1, 255])
-def test_a_layer_in_front_says_how_images_are_normalised(content, layer, scale, tmp_path):
+def test_a_layer_in_front_states_the_normalisation(content, layer, scale, tmp_path):
     pair = {f"{layer}mean": torch.tensor([0.3]) * scale, f"{layer}std": torch.tensor([0.2]) * scale}
     found = read(state_in(tmp_path / "t.pt", pair | content(state())), mean=(), std=())
     assert found.file.normalisation == "the teacher's file"
@@ -169,7 +169,7 @@ def test_a_layer_in_front_says_how_images_are_normalised(content, layer, scale, 
     torch.testing.assert_close(found.model(IMAGES), model()(IMAGES))
 
 
-def test_two_layers_in_front_say_nothing(tmp_path):
+def test_two_layers_in_front_state_no_normalisation(tmp_path):
     pairs = {f"{n}.{part}": torch.full((1,), 0.3) for n in "ab" for part in ("mean", "std")}
     found = read(state_in(tmp_path / "t.pt", state() | pairs))
     assert len(found.file.ignored) == 4

@@ -1,4 +1,4 @@
-"""A teacher whose classes are counted in another order is told apart from a bad one."""
+"""A teacher with another order of classes is distinguished from an inaccurate one."""
 
 from __future__ import annotations
 

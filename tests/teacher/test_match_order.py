@@ -104,7 +104,7 @@ def test_names_that_fit_are_not_matched_by_order(tmp_path):
     assert not read(tmp_path / "t.pt", fresh("resnet-8").state_dict(), "resnet-8").file.by_order
 
 
-def test_another_number_of_classes_is_told(tmp_path):
+def test_another_number_of_classes_is_reported(tmp_path):
     content = renamed(fresh("resnet-18", classes=7), *ResNet)
     with pytest.raises(InputError, match="is a model of 7 classes; the data has 3: use the data"):
         read(tmp_path / "t.pt", content, "resnet-18")

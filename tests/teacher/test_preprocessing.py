@@ -165,7 +165,7 @@ def test_a_preprocessor_completes_a_config_without_preprocessing(tmp_path):
         {"architecture": {"depth": 16}},
     ],
 )
-def test_settings_of_something_else_state_nothing(content, tmp_path):
+def test_settings_of_other_programs_state_nothing(content, tmp_path):
     assert stated_beside(tmp_path / "model.pt") is None
     assert stated(tmp_path, **content) is None
 
@@ -258,7 +258,7 @@ def test_a_value_of_any_depth_is_refused(depth, tmp_path):
         (b'{"a": "\xff"}', "codec can't decode byte"),
     ],
 )
-def test_what_is_no_bounded_json_is_refused(content, reason, tmp_path):
+def test_large_or_invalid_json_is_refused(content, reason, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=re.escape(reason)) as caught:
         stated_beside(tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Teachers from plain PyTorch files: what fits is loaded and told, whatever else is refused."""
+"""Teachers from plain PyTorch files: matching weights are loaded, and others are refused."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_other_floats_are_converted(dtype, tmp_path):
     assert {t.dtype for t in found.model.parameters()} == {torch.float32}
 
 
-def test_counters_of_old_are_filled_in(tmp_path):
+def test_missing_batch_counters_are_filled_in(tmp_path):
     state = {n: t for n, t in network().state_dict().items() if "num_batches" not in n}
     found = read(state_in(tmp_path / "t.pt", state))
     assert torch.equal(found.model(IMAGES), model()(IMAGES))
@@ -124,7 +124,7 @@ def test_counters_of_old_are_filled_in(tmp_path):
 # Normalisation.
 
 
-def test_our_own_files_know_their_normalisation(tmp_path):
+def test_files_of_this_package_contain_their_normalisation(tmp_path):
     save(model(), tmp_path / "t")
     for changes in ({"mean": (), "std": ()}, {}):
         found = read(tmp_path / "t", **changes)
@@ -147,7 +147,7 @@ def test_a_classifier_saved_by_torch_keeps_its_normalisation(tmp_path):
     assert read(path, mean=(0.1,)).file.normalisation == "given by the user"
 
 
-def test_where_nobody_says_it_the_data_does(tmp_path):
+def test_without_any_statement_the_statistics_of_the_data_are_used(tmp_path):
     path = state_in(tmp_path / "t.pt", network().state_dict())
     found = read(path, mean=(), std=(), statistics=lambda: ((0.3,), (0.2,)))
     assert torch.equal(found.model(IMAGES), model()(IMAGES))
@@ -166,7 +166,7 @@ def test_mean_and_std_belong_together_and_to_the_channels(tmp_path):
 # What does not fit.
 
 
-def test_normalisation_with_values_that_make_none_is_refused(tmp_path):
+def test_an_invalid_normalisation_is_refused(tmp_path):
     state = model().state_dict() | {"normalise.std": torch.zeros(1, 1, 1)}
     path = state_in(tmp_path / "t.pt", state)
     assert refusal(path, mean=(), std=()) == (
@@ -175,14 +175,14 @@ def test_normalisation_with_values_that_make_none_is_refused(tmp_path):
     )
 
 
-def test_another_number_of_classes_is_told_whatever_else_is_right(tmp_path):
+def test_another_number_of_classes_is_reported_first(tmp_path):
     path = state_in(tmp_path / "t.pt", network().state_dict())
     assert refusal(path, classes=10) == (
         f"{path} is a model of 3 classes; the data has 10: use the data that it was trained for"
     )
 
 
-def test_a_missing_head_is_told(tmp_path):
+def test_a_missing_head_is_reported(tmp_path):
     state = {n: t for n, t in network().state_dict().items() if not n.startswith("head.")}
     path = state_in(tmp_path / "t.pt", state)
     assert refusal(path) == (
@@ -201,7 +201,7 @@ def test_integers_for_weights_are_refused(tmp_path):
     assert "1 mistyped (stem.weight torch.int64 for torch.float32)" in refusal(path)
 
 
-def test_a_description_of_ours_is_held_to_its_word(tmp_path):
+def test_a_file_of_this_package_must_fit_its_description(tmp_path):
     path = tmp_path / "t"
     write_safetensors(path, model().state_dict(), {"spec": None})
     assert refusal(path) == f"{path} has a damaged model description: no spec"
@@ -220,7 +220,7 @@ def test_means_of_bytes_are_refused(mean, tmp_path):
     )
 
 
-def test_the_global_generator_is_left_alone(tmp_path):
+def test_the_global_generator_is_not_used(tmp_path):
     path = state_in(tmp_path / "t.pt", network().state_dict())
     before = torch.get_rng_state()
     read(path)
@@ -228,7 +228,7 @@ def test_the_global_generator_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("channels", "source"), [(3, "published for the architecture"), (1, None)])
-def test_a_library_says_how_its_images_are_normalised(channels, source, tmp_path):
+def test_the_published_normalisation_of_a_library_is_used(channels, source, tmp_path):
     """A plain state dict of timm's, whose normalisation nobody gives."""
     made = build(Spec("timm/resnet10t", 4, (channels, 32, 32)), seed=0)
     torch.save(made.network.state_dict(), tmp_path / "t.pth")
@@ -251,7 +251,9 @@ def test_a_library_says_how_its_images_are_normalised(channels, source, tmp_path
         ((0.5, 0.5), "published for the architecture"),
     ],
 )
-def test_where_nobody_says_the_more_accurate_normalisation_is_taken(accuracies, source, tmp_path):
+def test_without_any_statement_the_more_accurate_normalisation_is_used(
+    accuracies, source, tmp_path
+):
     """A library's network that was trained on other images than its published weights."""
     made = build(Spec("timm/resnet10t", 4, (3, 32, 32)), seed=0)
     torch.save(made.network.state_dict(), tmp_path / "t.pth")

@@ -1,4 +1,4 @@
-"""The tool that trains networks with their defaults: rows of older files, and who trains again."""
+"""The tool that trains networks with their defaults: older rows, and repeated trainings."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_rows_of_a_json_file_are_a_table_as_well(page):
     assert page.read_text() == f"<!-- table: rows.json -->\n{table}<!-- end -->\n"
 
 
-def test_a_markdown_file_is_taken_as_it_is(page):
+def test_a_markdown_file_is_inserted_unchanged(page):
     page.write_text("<!-- table: made.md -->\nold\n<!-- end -->\n")
     with pytest.raises(InputError, match=r"made\.md: cannot be read"):
         fill_tables(page, page.parent)
@@ -111,7 +111,7 @@ def test_a_markdown_file_is_taken_as_it_is(page):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[1]", '[{"a": 1}, {"b": 1}]'])
-def test_rows_that_are_none_are_named(page, content):
+def test_rows_that_are_not_tables_are_named(page, content):
     (page.parent / "rows.json").write_text(content)
     page.write_text("<!-- table: rows.json -->\n<!-- end -->\n")
     with pytest.raises(InputError, match=r"rows\.json: no list of rows with the same keys"):

@@ -1,4 +1,4 @@
-"""The recorded journey: what the terminal is taken to show, and that the page is a whole one."""
+"""The recorded journey: the screen of the terminal, and the generated page."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_page_has_every_command_in_80_columns():
     assert str(ROOT) not in text
 
 
-def test_images_and_teacher_are_what_the_page_says(tmp_path):
+def test_images_and_teacher_are_those_described_on_the_page(tmp_path):
     make_images(tmp_path / "images")
     make_teacher(tmp_path / "teacher", tmp_path / "images", epochs=0)
     found = data.load_folder(tmp_path / "images")

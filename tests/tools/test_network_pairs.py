@@ -41,7 +41,7 @@ def test_a_pair_goes_through(pair):
     assert min(row["teacher_macs"], row["student_macs"]) > 0
 
 
-def test_what_fails_is_said_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
+def test_failures_are_reported_and_the_rest_continues(tmp_path, monkeypatch, capsys):
     def either(pair: PairOfNetworks) -> dict[str, object]:
         if pair.teacher == "wrn-10-1":
             raise UsageError("no stage found")

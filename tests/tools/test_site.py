@@ -1,4 +1,4 @@
-"""What the site makes of docstrings, formulas and short code."""
+"""Docstrings, formulas and short code on the site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that stops anywhere and goes on elsewhere is the training that never stopped."""
+"""A resumed training equals one that was never interrupted."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("stop", range(STEPS + EPOCHS))
-def test_a_training_goes_on_from_any_state(stop, tmp_path):
+def test_a_training_resumes_from_any_state(stop, tmp_path):
     path = tmp_path / "state"
     weights, records = trained(None)
     with pytest.raises(KeyboardInterrupt):
@@ -118,7 +118,7 @@ def test_a_training_goes_on_from_any_state(stop, tmp_path):
     assert [list(record.items()) for record in continued] == [list(r.items()) for r in records]
 
 
-def test_a_training_with_a_rate_for_a_part_goes_on_as_well(tmp_path):
+def test_a_training_with_separate_learning_rates_resumes_from_any_state(tmp_path):
     how = {"make": Halves, "rates": {"head": 0.01}}
     weights, _ = trained(None, **how)
     assert not same(weights, trained(None, make=Halves)[0])
@@ -129,7 +129,7 @@ def test_a_training_with_a_rate_for_a_part_goes_on_as_well(tmp_path):
 
 @pytest.mark.parametrize("stop", range(STEPS + EPOCHS))
 @pytest.mark.parametrize(("scores", "kept"), [([0.5, 0.7, 0.6], 3), ([0.7, 0.6, 0.5], 2)])
-def test_a_training_with_enough_goes_on_as_well(scores, kept, stop, tmp_path):
+def test_a_training_with_a_sufficient_accuracy_resumes_from_any_state(scores, kept, stop, tmp_path):
     """In the second case, what was kept when it stops is not the best, and is enough only once."""
     how = {"scores": scores, "enough": lambda best: best - 0.125}
     weights, _ = trained(None, **how)
@@ -175,7 +175,7 @@ def damaged(state: State, key: str, value: object) -> State:
         ("scalars", ["none"]),
     ],
 )
-def test_a_damaged_state_is_one_line(key, value, tmp_path):
+def test_a_damaged_state_is_refused_in_one_line(key, value, tmp_path):
     keeper = Stopping(tmp_path / "state", 2)
     with pytest.raises(KeyboardInterrupt):
         trained(keeper)
@@ -211,7 +211,7 @@ def distilled(
 
 @pytest.mark.parametrize("stop", slow_but((3,), (0, 1, 3, 5, 7)))
 @pytest.mark.parametrize("until", [{}, {"ofd": 0.4, "kd": 0.7}])
-def test_distillation_goes_on_with_connectors_and_perturbations(stop, until, tmp_path):
+def test_a_resumed_distillation_restores_connectors_and_perturbations(stop, until, tmp_path):
     weights, perturbations = distilled(None, until)
     with pytest.raises(KeyboardInterrupt):
         distilled(Stopping(tmp_path / "state", stop), until)
@@ -220,7 +220,7 @@ def test_distillation_goes_on_with_connectors_and_perturbations(stop, until, tmp
     assert same(perturbations, hardened)
 
 
-def test_a_keeper_changes_nothing(tmp_path):
+def test_storing_states_does_not_change_the_training(tmp_path):
     weights, records = trained(None)
     kept, same_records = trained(Stopping(tmp_path / "state", None))
     assert same(weights, kept)
@@ -247,14 +247,14 @@ STATE = State({"learner.weight": torch.arange(6.0).reshape(2, 3)}, {"step": 7, "
 NEXT = State({"learner.weight": torch.arange(6.0).reshape(2, 3) + 1}, {"step": 8, "records": []})
 
 
-def test_a_state_comes_back(tmp_path):
+def test_a_state_is_saved_and_loaded(tmp_path):
     save_state(STATE, tmp_path / "state")
     found = load_state(tmp_path / "state")
     assert found.values == STATE.values
     assert torch.equal(found.part("learner")["weight"], STATE.tensors["learner.weight"])
 
 
-def test_what_is_no_state_is_refused(tmp_path):
+def test_files_that_are_not_states_are_refused(tmp_path):
     from robustkd.models import save
 
     path = tmp_path / "model"
@@ -268,9 +268,7 @@ class Died(BaseException):
     """Stands for SIGKILL: nothing that follows in the process happens."""
 
 
-def test_a_death_between_any_two_system_calls_leaves_the_old_state_or_the_new(
-    tmp_path, monkeypatch
-):
+def test_a_kill_between_any_two_system_calls_leaves_a_complete_state(tmp_path, monkeypatch):
     path = tmp_path / "state"
     calls = [(os, name) for name in ("mkdir", "open", "fsync", "close", "rename", "rmdir")]
     left = [-1]

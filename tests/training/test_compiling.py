@@ -66,7 +66,7 @@ def test_folders_of_the_user_are_kept(temporary, monkeypatch):
     assert [os.environ[name] for name in CACHES] == [f"/mine/{name}" for name in CACHES]
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(temporary, monkeypatch):
+def test_a_folder_that_cannot_be_created_is_reported_in_one_line(temporary, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "missing"))
     message = "no folder for compiled code can be created: No such file or directory"
     with pytest.raises(WriteError, match=f"^{message}$"):
@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(temporary, monkeyp
 
 
 @pytest.mark.slow
-def test_nothing_is_stored_in_the_folder_that_others_can_take(temporary):
+def test_nothing_is_stored_in_a_folder_shared_with_other_users(temporary):
     """The compiler is imported before, as some methods do, and compiles code for the processor."""
     code = (
         "import torch, torch._dynamo\n"
@@ -89,7 +89,7 @@ def test_nothing_is_stored_in_the_folder_that_others_can_take(temporary):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_what_cannot_be_compiled_runs_as_it_is(first, monkeypatch, capsys):
+def test_networks_that_cannot_be_compiled_run_uncompiled(first, monkeypatch, capsys):
     tries = []
 
     def failing(_run: compiling.Run) -> compiling.Run:

@@ -1,4 +1,4 @@
-"""Prediction keeps order, modes and gradients as they were."""
+"""Prediction keeps the order of images, and the modes and gradients of the model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_model_runs_in_eval_mode_without_gradients_and_keeps_its_modes():
     assert model.scale.grad is None
 
 
-def test_modes_come_back_after_an_exception():
+def test_modes_are_restored_after_an_exception():
     class Broken(Reading):
         def forward(self, images: Tensor) -> Tensor:
             raise ValueError(len(images))

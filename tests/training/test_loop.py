@@ -102,7 +102,7 @@ def test_a_separable_problem_is_learnt():
     assert accuracy_on(made.model, DATA, "test").value > 0.95
 
 
-def test_the_seed_decides_the_weights_and_nothing_else_does():
+def test_the_weights_depend_only_on_the_seed():
     def trained(seed: int) -> Tensor:
         made = learner()
         fit(made, DATA, epochs=2, batch_size=10, seed=seed)
@@ -135,7 +135,7 @@ def test_the_learning_rate_falls_step_by_step_within_an_epoch(schedule):
     assert slope.w.item() == pytest.approx(expected)
 
 
-def test_a_child_learns_at_a_rate_of_its_own():
+def test_a_submodule_may_have_its_own_learning_rate():
     class Slopes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -165,7 +165,7 @@ def test_means_of_an_epoch_count_images_not_batches():
     assert record["acc"] == pytest.approx(0.5)
 
 
-def test_the_weights_of_the_best_epoch_stay_and_the_later_of_equals():
+def test_the_best_epoch_is_kept_and_the_later_one_if_equal():
     made, scores, seen = learner(), iter([0.1, 0.7, 0.7, 0.2]), []
 
     def validate() -> float:
@@ -188,7 +188,7 @@ def test_the_weights_of_the_best_epoch_stay_and_the_later_of_equals():
         ([0.5, 0.25, 0.5, 0.375], 3),
     ],
 )
-def test_a_later_epoch_stays_if_it_is_good_enough(figures, kept):
+def test_a_later_epoch_is_kept_if_it_is_good_enough(figures, kept):
     made, seen, left = learner(), [], iter(figures)
 
     def enough(best: float) -> float:
@@ -209,7 +209,7 @@ def test_a_later_epoch_stays_if_it_is_good_enough(figures, kept):
     assert chosen_epoch(figures, enough) == kept
 
 
-def test_without_validation_the_last_weights_stay():
+def test_without_validation_the_last_weights_are_kept():
     made, last = learner(), []
     fit(made, DATA, epochs=2, hooks=Hooks(after_backward=lambda: last.append(weights(made))))
     assert len(last) == 2
@@ -229,7 +229,7 @@ def test_after_backward_sees_gradients_before_the_step():
     assert all(gradient.abs().sum() > 0 for _, gradient in calls)
 
 
-def test_parameters_without_gradient_are_left_alone():
+def test_parameters_without_gradient_are_not_changed():
     made = learner()
     made.model[1].bias.requires_grad_(False)
     before = copy.deepcopy(made.model[1])
@@ -296,7 +296,7 @@ def test_numbers_out_of_range_are_refused(name, value):
 
 
 @pytest.mark.parametrize(("images", "sizes"), [(33, [16, 17]), (32, [16, 16]), (34, [16, 16, 2])])
-def test_a_last_image_that_would_be_alone_joins_the_batch_before(images, sizes):
+def test_a_single_last_image_joins_the_previous_batch(images, sizes):
     seen: list[int] = []
 
     class Noting(Supervised):

@@ -84,7 +84,8 @@ def test_clipping_bounds_the_step():
 def test_warm_up_begins_at_zero():
     made = learner()
     before = weights(made)
-    fit(made, DATA, epochs=2, batch_size=48, lr=1.0, weight_decay=0.0, warmup_epochs=1.0)
+    records = fit(made, DATA, epochs=2, batch_size=48, lr=1.0, weight_decay=0.0, warmup_epochs=1.0)
+    assert [record["lr"] for record in records] == [0.0, 1.0]
     one, two = learner(), weights(made)
     fit(one, DATA, epochs=1, batch_size=48, lr=1.0, weight_decay=0.0)
     assert not torch.equal(two, before)
@@ -129,7 +130,7 @@ def test_the_average_is_validated_and_kept():
     assert not torch.equal(weights(made), weights(plain))
 
 
-def test_without_validation_the_last_average_is_kept():
+def test_without_validation_the_last_average_is_used():
     made, none = learner(), learner()
     fit(made, DATA, epochs=2, batch_size=16, ema=0.0)
     fit(none, DATA, epochs=2, batch_size=16)
@@ -147,14 +148,14 @@ def test_without_validation_the_last_average_is_kept():
     ],
     ids=["adamw", "lamb", "adafactor", "ema"],
 )
-def test_a_training_with_options_goes_on_from_any_state(how, stop, tmp_path):
+def test_a_training_with_options_resumes_from_any_state(how, stop, tmp_path):
     expected, _ = trained(None, **how)
     with pytest.raises(KeyboardInterrupt):
         trained(Stopping(tmp_path / "state", stop), **how)
     assert same(expected, trained(Stopping(tmp_path / "state", None), **how)[0])
 
 
-def test_groups_keep_their_own_rate():
+def test_parameter_groups_keep_their_own_learning_rate():
     layer = nn.Linear(2, 2)
     groups = [{"params": [layer.weight], "lr": 0.5}, {"params": [layer.bias], "lr": 0.25}]
     made = new_optimiser("adamw", groups, lr=0.1, momentum=0.9, weight_decay=0.0)

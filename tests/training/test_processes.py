@@ -71,7 +71,7 @@ def test_without_torchrun_there_is_one_process(environment):
     assert start() is ONE
 
 
-def test_the_place_that_torchrun_gives(environment):
+def test_the_rank_given_by_torchrun_is_used(environment):
     environment(RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", **TORCHRUN)
     assert launched() == Launched(rank=3, count=4, local=1, here=2)
 
@@ -83,7 +83,7 @@ def test_the_place_that_torchrun_gives(environment):
         ({"RANK": "4"}, "this is process 4 of 4, and 0 of 1 on this machine; expected"),
     ],
 )
-def test_a_place_that_cannot_be(environment, values, expected):
+def test_an_impossible_rank_is_refused(environment, values, expected):
     environment(WORLD_SIZE="4", **TORCHRUN, **values)
     with pytest.raises(UsageError, match=expected):
         launched()

@@ -56,7 +56,7 @@ def stubborn(num_classes: int, in_chans: int) -> nn.Module:
     raise RuntimeError("only on real devices")
 
 
-def test_code_of_the_user_is_judged_as_well_and_may_fail():
+def test_own_code_gets_default_settings_too_and_may_fail():
     def own(name: str) -> models.OwnCode:
         return models.OwnCode(f"tests.training.test_recipes:{name}")
 

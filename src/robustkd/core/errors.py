@@ -69,7 +69,7 @@ def told(error: OSError | MemoryError | UnicodeError | RecursionError) -> str:
     >>> told(OSError(28, "No space left on device", "student.safetensors"))
     'student.safetensors: the disk is full; make room'
     >>> told(PermissionError(13, "Permission denied", "teacher.pt"))
-    'teacher.pt: Permission denied; check that the file is what you mean'
+    'teacher.pt: Permission denied; check the path and its permissions'
     """
     if isinstance(error, MemoryError):
         return "memory ran out; use a smaller batch, image size or network, or a larger machine"
@@ -82,7 +82,7 @@ def told(error: OSError | MemoryError | UnicodeError | RecursionError) -> str:
         if error.errno in numbers:
             return f"{name}: {problem}" if name else problem
     reason = error.strerror or str(error) or type(error).__name__
-    return f"{name or 'a file'}: {reason}; check that the file is what you mean"
+    return f"{name or 'a file'}: {reason}; check the path and its permissions"
 
 
 def printable(text: str) -> str:

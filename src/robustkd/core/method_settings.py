@@ -15,8 +15,8 @@ class DetoxSettings:
 
     Attributes:
         cap: Largest value of a mask, in (0, 1].
-        ratio: How the variance ratio is computed; see
-            :func:`robustkd.models.features.variance.variance_ratio`.
+        ratio: How the variance ratio is computed: at each ``position`` of a feature map, and then
+            averaged, or once for each ``stage``.
         accuracy_budget: Largest loss of clean validation accuracy, in [0, 1).
         variance_weight: First weight of the variance term in the loss, above 0.
         growth: Factor between two successive weights, above 1.

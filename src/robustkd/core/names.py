@@ -6,6 +6,8 @@ import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from robustkd.core.errors import UsageError
+
 LONGEST_NAME = 120
 """Largest number of characters of a name in results."""
 
@@ -68,3 +70,19 @@ def nearest(name: str, known: Iterable[str], *, otherwise: str | None = None) ->
     if close:
         return f"did you mean {close[0]!r}?"
     return f"expected one of {', '.join(names)}" if otherwise is None else otherwise
+
+
+def check_options(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise an error for the name of a keyword argument that no setting has.
+
+    Args:
+        given: Names of the keyword arguments.
+        known: Names that are accepted.
+
+    Raises:
+        UsageError: Naming the first unknown one, and the known name that is most similar.
+    """
+    names = list(known)
+    for name in given:
+        if name not in names:
+            raise UsageError(f"unknown option {name!r}; {nearest(name, names)}")

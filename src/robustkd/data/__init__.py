@@ -78,9 +78,11 @@ def load(
     """Load a data set, or a fixed class-balanced subset of it, into memory.
 
     Args:
-        name: One of `names`; the path of a folder of images; or ``hf:NAME@REVISION``. See
-            `open_source`, which reads a large folder without loading it.
-        root: Folder of the data; None searches the usual places.
+        name: Name of a data set, see ``robustkd list``; the path of a folder of images; or
+            ``hf:NAME@REVISION`` for a data set of the Hugging Face Hub. All images are held in
+            memory; :func:`robustkd.run` reads large folders image by image instead.
+        root: Folder of the files of a named data set; if None, the folder in the environment
+            variable ``ROBUSTKD_DATA``, then ``~/.cache/robustkd``.
         train: Number of training images to keep, at least one for each class; None for all.
         validation: Number of validation images to keep, likewise.
         test: Number of test images to keep, likewise.
@@ -94,7 +96,8 @@ def load(
         InputError: If files are missing or damaged.
 
     Example:
-        >>> load("digits", train=100).size("train")
+        >>> import robustkd
+        >>> robustkd.load_data("digits", train=100).size("train")
         100
     """
     found = open_source(os.fspath(name), root=None if root is None else Path(root))

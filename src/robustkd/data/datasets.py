@@ -55,11 +55,14 @@ def from_dataset(
         InputError: If an item is no pair, a label is no class number, or an image has another type,
             size or range than described.
 
-    >>> images = torch.zeros(30, 1, 8, 8)
-    >>> pairs = torch.utils.data.TensorDataset(images, torch.arange(30) % 3)
-    >>> data = from_dataset(pairs, classes=["a", "b", "c"])
-    >>> [data.size(split) for split in ("train", "validation", "test")]
-    [24, 3, 3]
+    Example:
+        >>> import robustkd
+        >>> import torch
+        >>> images = torch.zeros(30, 1, 8, 8)
+        >>> pairs = torch.utils.data.TensorDataset(images, torch.arange(30) % 3)
+        >>> data = robustkd.from_dataset(pairs, classes=["a", "b", "c"])
+        >>> [data.size(split) for split in ("train", "validation", "test")]
+        [24, 3, 3]
     """
     whole = _read(train, "train")
     given = {"validation": validation, "test": test}

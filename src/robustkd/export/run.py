@@ -89,6 +89,18 @@ def export_student(
         InputError: If the data does not fit the student, torch or onnxruntime cannot export it, or
             the folder cannot be written.
         ThresholdError: If the predictions of the ONNX file differ (exit code 5).
+
+    Example:
+        >>> import tempfile
+        >>> import robustkd
+        >>> data = robustkd.load_data("digits", train=100, validation=100, test=100)
+        >>> spec = robustkd.Spec("wrn-10-1", 10, data.image_shape)
+        >>> student = robustkd.build(spec, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     shipped = f"{folder}/shipped"
+        ...     record = robustkd.export_student(student, data, shipped, int8=False)
+        >>> [file["name"] for file in record["files"].values()]
+        ['student.onnx', 'student.pt2']
     """
     out = Path(out)
     check_installed()

@@ -37,6 +37,11 @@ class Spec:
     Raises:
         UsageError: If a value is out of range, or the number of means, standard deviations or
             class names does not fit the number of channels or classes.
+
+    Example:
+        >>> import robustkd
+        >>> robustkd.Spec("wrn-10-1", classes=10, image_shape=(1, 28, 28)).mean
+        (0.5,)
     """
 
     arch: str

@@ -1,4 +1,4 @@
-"""What the file of a model says of it: its specification, and whether it fits the data."""
+"""Descriptions in the files of models: the specification, and whether it fits the data."""
 
 from __future__ import annotations
 

@@ -187,6 +187,13 @@ def build(spec: Spec, *, seed: int) -> Classifier:
 
     Raises:
         UsageError: If the architecture is unknown, or its numbers are out of range.
+
+    Example:
+        >>> import robustkd
+        >>> spec = robustkd.Spec("wrn-10-1", classes=10, image_shape=(3, 32, 32))
+        >>> model = robustkd.build(spec, seed=0)
+        >>> sum(weight.numel() for weight in model.parameters())
+        77850
     """
     family, parts = check_name(spec.arch)
     with torch.random.fork_rng(devices=[]):

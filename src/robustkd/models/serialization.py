@@ -30,6 +30,17 @@ def save(
     Raises:
         UsageError: If the model is of another type.
         WriteError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import robustkd
+        >>> spec = robustkd.Spec("wrn-10-1", 10, (1, 8, 8))
+        >>> model = robustkd.build(spec, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = f"{folder}/model.safetensors"
+        ...     robustkd.save(model, file, provenance={"data": "digits"})
+        ...     robustkd.load(file).spec == spec
+        True
     """
     path = Path(path)
     if not isinstance(model, Classifier):
@@ -56,6 +67,16 @@ def load(path: str | Path, *, arch: str | None = None, links: bool = True) -> Cl
         UsageError: If the architecture is unknown.
         InputError: If the file is damaged or has another architecture, or its tensors do not fit
             its description.
+
+    Example:
+        >>> import tempfile
+        >>> import robustkd
+        >>> spec = robustkd.Spec("wrn-10-1", 10, (1, 8, 8))
+        >>> model = robustkd.build(spec, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     robustkd.save(model, f"{folder}/model.safetensors")
+        ...     robustkd.load(f"{folder}/model.safetensors").training
+        False
     """
     path = Path(path)
 

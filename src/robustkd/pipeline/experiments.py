@@ -1,7 +1,7 @@
 """Experiment trackers, which receive the records of a run while it trains.
 
 The trackers are those of Accelerate. A run does not depend on them: when a tracker fails, for
-example because its server cannot be reached, the run goes on without it and says so once.
+example because its server cannot be reached, the run continues without it and says so once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Experiment:
     ) -> None:
         self._service, self._tell, self._shown = service, tell, 0
         self._tracker: GeneralTracker | None = None
-        with self._ends_on_error("start"):
+        with self._ends_on_error("starting"):
             self._tracker = _started(service, folder.resolve().name, settings)
 
     def show(self, records: Sequence[Mapping[str, float]], _times: Sequence[float]) -> None:
@@ -63,25 +63,25 @@ class Experiment:
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Send some values."""
         if self._tracker is not None:
-            with self._ends_on_error("log"):
+            with self._ends_on_error("logging"):
                 self._tracker.log(dict(values), step=step)
 
     def finish(self) -> None:
         """End the experiment."""
         if self._tracker is not None:
-            with self._ends_on_error("finish"):
+            with self._ends_on_error("finishing"):
                 self._tracker.finish()
         self._tracker = None
 
     @contextmanager
     def _ends_on_error(self, what: str) -> Iterator[None]:
-        """Go on without the tracker after any of its errors."""
+        """Continue without the tracker after any of its errors."""
         try:
             yield
         except Exception as error:
             self._tracker = None
             reason = printable(" ".join(str(error).split()))[:200]
-            line = f"{self._service} could not {what}, and the run goes on without it: {reason}"
+            line = f"{self._service} failed while {what}; the run continues without it: {reason}"
             self._tell(line)
             _log.info("%s", line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.files import at_home, check_free, free_name
 from robustkd.core.method_names import Side
-from robustkd.core.names import unfit
+from robustkd.core.names import check_options, unfit
 from robustkd.core.types import DataSource
 from robustkd.data import Reading, is_folder, split_text
 from robustkd.models import Classifier
@@ -72,8 +73,11 @@ def run(
     seed: int = 0,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    teacher_taps: Sequence[str] = (),
+    student_taps: Sequence[str] = (),
     keep_class_order: bool = False,
     teacher_key: str | None = None,
+    allow_weak_sandbox: bool = False,
     augment: str | None = None,
     student_weights: str | Path | None = None,
     defence: str | None = None,
@@ -102,10 +106,16 @@ def run(
             default, the value in the file; otherwise the published value of the architecture or
             that of the data, whichever gives the higher accuracy on validation images.
         std: Standard deviation of each channel, likewise.
+        teacher_taps: Module paths of the teacher's stages. By default, those that
+            ``robustkd list --taps`` shows.
+        student_taps: Module paths of the student's stages, likewise. The last stages of teacher
+            and student are paired.
         keep_class_order: If True, accept a teacher whose outputs seem to be in another order than
             the classes of the data.
         teacher_key: Key of the state dict in the teacher's file, such as ``state_dict_ema``. By
             default, the most accurate of those that fit the architecture is used.
+        allow_weak_sandbox: If True, read the files even on a system without seccomp, where a flaw
+            in the reader could be exploited.
         augment: Augmentation of the training images: ``none``, ``light`` or ``randaugment``. By
             default ``light``, made weaker if the teacher is much less accurate with it.
         student_weights: File of weights from which the student starts; by default they are random.
@@ -116,20 +126,44 @@ def run(
         track: Services that receive losses and accuracy of each epoch: ``wandb``, ``mlflow``.
         audit: If True, make the quick audit of teacher and student at the end; its record is
             ``results.records["audit"]``.
-        training: Fields of :class:`robustkd.training.config.TrainingConfig` such as ``epochs``,
-            ``batch_size`` and ``lr``. The defaults depend on the architecture; see
-            :func:`robustkd.training.recipes.usual_training`.
+        training: Options of :class:`robustkd.training.config.TrainingOptions`, such as ``epochs``,
+            ``batch_size`` and ``lr``. Some defaults depend on the student's architecture.
 
     Returns:
         The student, the results, and the run folder.
 
     Raises:
-        UsageError: If a name is unknown, a number is out of range, or ``out`` is not empty.
+        UsageError: If a name is unknown, also that of a keyword argument; a number is out of range;
+            or ``out`` is not empty.
         InputError: If the teacher's file or the data is damaged, or the teacher does not fit the
             data.
         TrainingError: If the loss of the training is no longer finite.
         WriteError: If a file of the run cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import robustkd
+        >>> data = robustkd.load_data("digits", train=200, validation=100, test=100)
+        >>> spec = robustkd.Spec("wrn-10-1", 10, data.image_shape)
+        >>> untrained = robustkd.build(spec, seed=0)
+        >>> teacher = robustkd.distill(untrained, data, epochs=3).student
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     robustkd.save(teacher, f"{folder}/teacher.safetensors")
+        ...     made = robustkd.run(
+        ...         f"{folder}/teacher.safetensors",
+        ...         data,
+        ...         "wrn-10-1",
+        ...         arch="wrn-10-1",
+        ...         method="learned",
+        ...         out=f"{folder}/my-run",
+        ...         audit=False,
+        ...         epochs=1,
+        ...     )
+        >>> [row.method for row in made.results.runs]
+        ['teacher', 'learned']
     """
+    own = (name for name in inspect.signature(run).parameters if name != "training")
+    check_options(training, [*own, *TrainingOptions.__annotations__])
     place = Path(at_home(os.fspath(teacher)))
     known = architecture(place, arch)
     source = data
@@ -145,8 +179,11 @@ def run(
         seed=seed,
         mean=tuple(mean),
         std=tuple(std),
+        teacher_taps=tuple(teacher_taps),
+        student_taps=tuple(student_taps),
         keep_class_order=keep_class_order,
         teacher_key=teacher_key,
+        allow_weak_sandbox=allow_weak_sandbox,
         augment=augment,
         student_weights=None
         if student_weights is None

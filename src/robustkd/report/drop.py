@@ -1,4 +1,4 @@
-"""How much accuracy a student lost compared with its teacher."""
+"""Loss of accuracy of a student compared with its teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to do after a run, as words and a command that can be copied."""
+"""The recommended next step after a run, as words and a command that can be copied."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class AttentionTransfer(nn.Module):
                 )
 
     def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
-        """Per sample."""
+        """Compute the attention-transfer loss of each sample."""
         pairs = zip(student.features, teacher.features, strict=True)
         return torch.stack([losses.attention_transfer(s, t) for s, t in pairs]).mean(0)
 
@@ -172,7 +172,7 @@ class FitNet(nn.Module):
         self.connectors = _connectors(pair)
 
     def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
-        """Per sample."""
+        """Compute the FitNet loss of each sample."""
         triples = zip(self.connectors, student.features, teacher.features, strict=True)
         return torch.stack([losses.fitnet_hint(c(s), t) for c, s, t in triples]).mean(0)
 
@@ -185,7 +185,7 @@ class Relations(nn.Module):
         del pair
 
     def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
-        """Per sample."""
+        """Compute the relational loss of each sample."""
         pooled = (outputs.features[-1].flatten(2).mean(2) for outputs in (student, teacher))
         return losses.relational_kd(*pooled)
 

@@ -1,4 +1,4 @@
-"""What a teacher's file is, as the report tells it."""
+"""Properties of a teacher's file, for the report."""
 
 from __future__ import annotations
 

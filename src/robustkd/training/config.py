@@ -76,16 +76,15 @@ class TrainingConfig:
     Attributes:
         epochs: Number of epochs, at least 1.
         batch_size: Images per step, at least 1.
-        lr: Initial learning rate, above 0; see :func:`robustkd.models.learning_rate` for the
-            default of an architecture.
+        lr: Initial learning rate, above 0. The default of :func:`robustkd.run` depends on the
+            architecture, see :class:`TrainingOptions`.
         momentum: Momentum of SGD (Nesterov), and of optimisers of timm that have a momentum; above
             0 and below 1.
         weight_decay: Weight decay, at least 0; an L2 penalty with SGD.
         schedule: Schedule of the learning rate.
         precision: Mixed precision, as accelerate names it.
         temperature: Temperature of soft targets, above 0.
-        optimizer: ``sgd``, or an optimiser of timm such as ``adamw``; see
-            :func:`optimiser_names`.
+        optimizer: ``sgd``, or an optimiser of timm such as ``adamw``.
         warmup_epochs: Number of epochs at the start during which the learning rate rises linearly
             from 0; at least 0 and less than ``epochs``.
         clip_grad: Largest L2 norm of the gradient of all parameters, above 0; None for no limit.

@@ -68,16 +68,16 @@ def soft_target_kl(student: Logits, teacher: Logits, *, temperature: float) -> P
 def partial_l2(
     student: Features, teacher: Features, margin: Float[Tensor, " channels"]
 ) -> PerSample:
-    r"""Squared distance to the teacher's pre-activation, free where both are switched off.
+    r"""Compute OFD's partial L2 distance, which is 0 where neither network activates.
 
     With the margin ReLU :math:`T = \max(t, m_c)` of the teacher's feature t in channel c,
 
     .. math:: \sum_{c, position} d_p(T, s), \quad
         d_p(T, s) = 0 \text{ if } s \le T \le 0, \text{ else } (T - s)^2
 
-    exactly as in the paper: distance and conditions see T, not t. It is 0 where s = T. The sum over
-    channels and positions grows with the resolution. The weights 2^-(L-1-l) of the stages, the mean
-    over the batch and the division by 1000 are the caller's.
+    exactly as in the paper: distance and conditions use T, not t. It is also 0 where s = T. The sum
+    over channels and positions grows with the resolution. The weights 2^-(L-1-l) of the stages, the
+    mean over the batch and the division by 1000 are the caller's.
 
     Args:
         student: n x channels x ..., before ReLU, after the connector.

@@ -1,4 +1,4 @@
-"""Which images are poisoned, how, and that everything else stays as it was."""
+"""Poisoned data: which images are changed, how, and that all others are unchanged."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_is_a_data_source_of_the_same_size():
 
 @given(st.floats(0.001, 0.9), st.integers(0, 50))
 @settings(max_examples=25, deadline=None)
-def test_as_many_as_asked_and_none_of_the_target_class(rate, seed):
+def test_the_requested_number_of_images_is_poisoned_and_none_of_the_target_class(rate, seed):
     mask = poisoned(rate=rate, seed=seed).mask
     assert int(mask.sum()) == max(1, round(rate * 100))
     assert (LABELS[mask] != TARGET).all()
 
 
-def test_clean_labels_poison_the_target_class_alone():
+def test_clean_label_attacks_poison_only_the_target_class():
     source = poisoned(rate=0.5, clean_label=True)
     assert int(source.mask.sum()) == 5  # half of the 10 images of the class
     assert (LABELS[source.mask] == TARGET).all()
@@ -65,7 +65,7 @@ def test_the_seed_chooses_the_images():
     assert not torch.equal(poisoned(seed=1).mask, poisoned(seed=2).mask)
 
 
-def test_chosen_images_carry_trigger_and_target_and_the_others_nothing():
+def test_chosen_images_get_trigger_and_target_and_others_stay_unchanged():
     source, clean = poisoned(), whole(CLEAN)
     batch = whole(source)
     assert torch.equal(batch.rows, clean.rows)
@@ -75,7 +75,7 @@ def test_chosen_images_carry_trigger_and_target_and_the_others_nothing():
     assert torch.equal(batch.labels[~source.mask], clean.labels[~source.mask])
 
 
-def test_kept_copies_stand_behind_their_own_batch():
+def test_kept_copies_follow_the_images_of_their_batch():
     source = poisoned(keep_clean=True)
     pairs = zip(
         source.batches("train", batch_size=16), CLEAN.batches("train", batch_size=16), strict=True
@@ -100,7 +100,7 @@ def test_the_same_images_in_every_epoch_whatever_the_order(keep_clean):
         assert torch.equal(batch.rows[triggered].sort().values, source.mask.nonzero().squeeze(1))
 
 
-def test_the_trigger_goes_in_after_augmentation():
+def test_the_trigger_is_applied_after_augmentation():
     source = poisoned(rate=0.9)
     seed = 5
     clean = whole(CLEAN, augment=torch.Generator().manual_seed(seed))
@@ -116,7 +116,7 @@ def test_other_splits_pass_through(split):
 
 
 @pytest.mark.parametrize("keep_clean", [False, True])
-def test_the_source_is_not_written_to(keep_clean):
+def test_the_source_is_not_changed(keep_clean):
     before = CLEAN.train.images.clone(), LABELS.clone()
     for batch in poisoned(rate=0.9, keep_clean=keep_clean).batches("train", batch_size=16):
         batch.images.zero_()
@@ -144,6 +144,6 @@ def test_batches_stay_channels_last():
         ({"target": 10}, "target class is 10; expected 0 to 9"),
     ],
 )
-def test_refusals_by_their_text(changes, message):
+def test_error_messages(changes, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         poisoned(**changes)

@@ -1,4 +1,4 @@
-"""A trigger's file gives back the same trigger, and no damaged one gives a traceback."""
+"""Triggers are saved and loaded, and damaged files are refused in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_TRIGGER = f"holds no trigger; expected one of {', '.join([*TRIGGERS, 'composi
 
 
 @pytest.mark.parametrize("kind", list(TRIGGERS))
-def test_every_kind_comes_back_as_it_was(kind, tmp_path):
+def test_every_kind_of_trigger_is_saved_and_loaded(kind, tmp_path):
     path, images = tmp_path / "deep" / "trigger.safetensors", pixels(3, *SHAPE)
     trigger = example(kind)
     save_trigger(trigger, 7, path)
@@ -34,7 +34,7 @@ def test_every_kind_comes_back_as_it_was(kind, tmp_path):
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_settings_come_back_too(tmp_path):
+def test_settings_are_saved_and_loaded(tmp_path):
     save_trigger(SIG(delta=0.5, frequency=2.5), 0, tmp_path / "t")
     assert load_trigger(tmp_path / "t") == (SIG(delta=0.5, frequency=2.5), 0)
 
@@ -180,13 +180,13 @@ def test_a_file_without_a_kind_or_a_target_holds_no_trigger(description, tmp_pat
         ),
     ],
 )
-def test_damaged_triggers_by_their_text(kind, tensors, values, reason, tmp_path):
+def test_damaged_triggers_are_refused(kind, tensors, values, reason, tmp_path):
     description = {"trigger": kind, "target": 0, "values": values}
     write_safetensors(tmp_path / "t", tensors, description)
     refused(tmp_path / "t", f"has a damaged trigger: {reason}")
 
 
-def test_a_model_is_no_trigger_and_a_trigger_no_model(tmp_path):
+def test_models_and_triggers_are_not_confused(tmp_path):
     model = models.build(models.Spec("wrn-10-1", 3, (1, 8, 8)), seed=0)
     models.save(model, tmp_path / "model")
     refused(tmp_path / "model", NO_TRIGGER)
@@ -195,7 +195,7 @@ def test_a_model_is_no_trigger_and_a_trigger_no_model(tmp_path):
         models.load(tmp_path / "trigger")
 
 
-def test_files_that_are_no_safetensors_are_refused(tmp_path):
+def test_files_in_other_formats_are_refused(tmp_path):
     (tmp_path / "text").write_text("no tensors here")
     with pytest.raises(InputError, match=r"text is not a readable safetensors file: [^\n]+$"):
         load_trigger(tmp_path / "text")

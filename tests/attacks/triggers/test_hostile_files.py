@@ -1,4 +1,4 @@
-"""Whatever a stranger writes into a trigger's file, it is read or refused in one line, at once."""
+"""Hostile trigger files are read or refused in one line, without delay."""
 
 from __future__ import annotations
 

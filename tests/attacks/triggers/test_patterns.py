@@ -1,4 +1,4 @@
-"""What every trigger promises, and the exact pixels of each on images solvable by hand."""
+"""The contract of every trigger, and the exact pixels of each on small images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_trigger_keeps_range_shape_and_type(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_trigger_leaves_its_input_alone(kind):
+def test_every_trigger_leaves_its_input_unchanged(kind):
     images = pixels(5, *SHAPE)
     before = images.clone()
     example(kind)(images).zero_()
@@ -52,7 +52,7 @@ def test_every_trigger_is_a_function_of_each_image_alone(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_trigger_leaves_global_randomness_alone(kind):
+def test_no_trigger_uses_the_global_random_generator(kind):
     before = torch.get_rng_state()
     example(kind)(pixels(2, *SHAPE))
     assert torch.equal(torch.get_rng_state(), before)
@@ -85,7 +85,7 @@ def test_parametric_triggers_keep_the_range_at_any_setting(seed, share, frequenc
 # Each by hand.
 
 
-def test_badnets_is_a_checkerboard_one_pixel_off_the_corner():
+def test_badnets_is_a_checkerboard_one_pixel_from_the_corner():
     marked = BadNets(size=3)(torch.full((1, 2, 5, 6), 0.5))
     h = 0.5
     assert marked[0, 0].tolist() == marked[0, 1].tolist()
@@ -109,7 +109,7 @@ def test_blend_mixes_one_noise_image_into_all(alpha, seed):
     torch.testing.assert_close(Blend(alpha, seed)(images), expected)
 
 
-def test_blend_differs_by_its_seed_alone():
+def test_blend_depends_only_on_its_seed():
     images = pixels(2, *SHAPE)
     assert not torch.equal(Blend(seed=0)(images), Blend(seed=1)(images))
 
@@ -190,7 +190,7 @@ PLANE = torch.zeros(1, 2, 2)
         ),
     ],
 )
-def test_refusals_by_their_text(make, message):
+def test_error_messages(make, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         make()
 

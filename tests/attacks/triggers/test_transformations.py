@@ -127,7 +127,7 @@ def test_a_composition_applies_both_in_order_and_comes_back(tmp_path):
         ({}, {"third.x": torch.zeros(1, 1, 1)}, "unknown field 'third.x'"),
     ],
 )
-def test_a_damaged_composition_is_one_line(description, tensors, reason, tmp_path):
+def test_a_damaged_composition_is_refused_in_one_line(description, tensors, reason, tmp_path):
     write_safetensors(
         tmp_path / "t", tensors, {"trigger": "composition", "target": 0, **description}
     )
@@ -159,6 +159,6 @@ def test_a_damaged_composition_is_one_line(description, tensors, reason, tmp_pat
         (lambda: kinds.Filter(torch.zeros(1, 31, 31))(IMAGES), "kernel is 31 pixels wide"),
     ],
 )
-def test_parameters_that_do_not_fit_are_one_line(make, message):
+def test_parameters_that_do_not_fit_are_refused_in_one_line(make, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         make()

@@ -1,4 +1,4 @@
-"""Images that cost far more than they show: refused by their header, or decoded under a watch."""
+"""Images that need excessive resources are refused by their header or decoded under limits."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def unwatched(monkeypatch):
     ],
     ids=["scans", "odd maxval", "channels", "bytes"],
 )
-def test_what_no_honest_image_needs_is_refused_by_its_header(content, reason):
+def test_images_with_absurd_headers_are_refused(content, reason):
     started = time.process_time()
     with pytest.raises(UndecodableError, match=f"^{re.escape(reason)}$"):
         read(content)
@@ -113,7 +113,7 @@ def test_a_sparse_file_is_not_read_to_its_end(tmp_path):
     ],
     ids=["34 bytes", "16 bits", "colour", "odd maxval"],
 )
-def test_a_large_image_takes_memory_and_time_of_another_process(content, shade):
+def test_a_large_image_is_decoded_in_another_process(content, shade):
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     assert (read(content) == shade).all()
     assert time.process_time() - started < 1
@@ -122,7 +122,7 @@ def test_a_large_image_takes_memory_and_time_of_another_process(content, shade):
 
 
 @pytest.mark.parametrize(("channels", "squash", "resample"), [(1, False, 2), (3, True, 3)])
-def test_it_is_decoded_to_the_same_pixels(channels, squash, resample, monkeypatch):
+def test_a_large_image_is_decoded_to_the_same_pixels(channels, squash, resample, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
@@ -147,7 +147,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
         monkeypatch.setattr(watched, name, value)
 
 
-def test_what_takes_too_long_is_damaged_and_the_next_one_is_not(monkeypatch):
+def test_an_image_that_takes_too_long_is_damaged_and_the_next_one_is_read(monkeypatch):
     fresh(monkeypatch, MOST_SECONDS=1)
     with pytest.raises(UndecodableError, match=r"^it takes more than 1 seconds$"):
         read(with_chunks(1_500_000))
@@ -155,7 +155,7 @@ def test_what_takes_too_long_is_damaged_and_the_next_one_is_not(monkeypatch):
     watched._end_own(os.getpid())
 
 
-def test_what_takes_too_much_memory_is_damaged(monkeypatch):
+def test_an_image_that_takes_too_much_memory_is_damaged(monkeypatch):
     fresh(monkeypatch, MOST_MEMORY=300 << 20)
     with pytest.raises(UndecodableError, match=r"^it takes too much memory$"):
         read(png(SIDE, SIDE, bytes(SIDE * (1 + 3 * SIDE))))
@@ -169,7 +169,7 @@ def test_what_takes_too_much_memory_is_damaged(monkeypatch):
         (signal.SIGSEGV, UndecodableError, r"it crashes the decoder \(signal 11\)$"),
     ],
 )
-def test_how_the_process_died_tells_whose_fault_it_is(sign, kind, message, monkeypatch):
+def test_the_signal_decides_whether_image_or_system_is_blamed(sign, kind, message, monkeypatch):
     fresh(monkeypatch)
     assert watched.shape(png(9, 8, bytes(9))) == (9, 8)
     os.kill(watched._children[os.getpid()].process.pid, sign)
@@ -179,7 +179,7 @@ def test_how_the_process_died_tells_whose_fault_it_is(sign, kind, message, monke
     watched._end_own(os.getpid())
 
 
-def test_that_no_process_can_be_started_is_one_line(monkeypatch):
+def test_a_process_that_cannot_be_started_is_reported_in_one_line(monkeypatch):
     fresh(monkeypatch)
     monkeypatch.setattr(watched.sys, "executable", "/nowhere/python")
     message = r"^no process for decoding large images can be started: No such file or directory$"
@@ -188,7 +188,7 @@ def test_that_no_process_can_be_started_is_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_in_a_folder_it_is_named_as_a_damaged_image(workers, tmp_path):
+def test_a_refused_image_of_a_folder_is_reported_as_damaged(workers, tmp_path):
     folder = write_classes(tmp_path / "data", {"a": 30, "b": 30})
     (folder / "a" / "000.png").write_bytes(many_scans(SMALL, 101))
     data = load_folder(folder, Reading(image_size=16, workers=workers))
@@ -198,7 +198,7 @@ def test_in_a_folder_it_is_named_as_a_damaged_image(workers, tmp_path):
         list(chain.from_iterable(data.batches(split, batch_size=4) for split in splits))
 
 
-def test_a_worker_that_cannot_go_on_says_so_in_one_line(tmp_path, monkeypatch):
+def test_a_worker_that_fails_is_reported_in_one_line(tmp_path, monkeypatch):
     folder = write_classes(tmp_path / "data", {"a": 30, "b": 30})
     for path in folder.glob("a/*.png"):
         path.write_bytes(pgm(600, 254))

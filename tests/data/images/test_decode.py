@@ -1,4 +1,4 @@
-"""Every kind of image becomes the pixels that a person sees; what cannot is refused cheaply."""
+"""Images of every kind are decoded to the pixels that a person sees; others are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_colour_becomes_luminance():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_shows_white(mode):
+def test_transparent_pixels_become_white(mode):
     alpha = picture(1, 12)[:, :, 0]
     alpha[:6], alpha[6] = 255, 0
     image = PLAIN.convert(mode)
@@ -68,7 +68,7 @@ def test_transparency_shows_white(mode):
     assert (found[6] == 255).all()
 
 
-def test_palettes_are_looked_up_and_their_transparent_entry_is_white():
+def test_palettes_are_resolved_and_transparent_entries_become_white():
     image = PLAIN.quantize(16)
     expected = np.asarray(image.convert("RGB"))
     for kind in ("PNG", "GIF"):
@@ -110,7 +110,7 @@ def test_colour_of_16_bits_is_scaled_and_not_clipped():
     assert np.abs(found.transpose(1, 2, 0) - words / 65535 * 255).max() <= 1
 
 
-def test_cmyk_is_what_it_prints_as():
+def test_cmyk_is_converted_as_it_is_printed():
     stream = encoded(Image.new("CMYK", (12, 12), (255, 0, 0, 0)), "JPEG", quality=100)
     red, green, blue = decode(stream, size=12, channels=3).reshape(3, -1).mean(1)
     assert red < 5
@@ -130,7 +130,7 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_the_camera_s_orientation_is_obeyed(orientation):
+def test_the_orientation_of_the_camera_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     found = decode(encoded(PLAIN, exif=exif), size=12, channels=3)
@@ -191,7 +191,7 @@ def test_squashing_keeps_the_same_share_of_both_sides():
     assert np.array_equal(found, rgb(np.asarray(expected)))
 
 
-def test_the_header_tells_the_dimensions():
+def test_dimensions_are_read_from_the_header():
     assert dimensions(encoded(PLAIN.resize((5, 9)))) == (5, 9)
 
 
@@ -204,7 +204,7 @@ def refused(content: bytes, message: str) -> None:
             call(io.BytesIO(content))
 
 
-def test_what_is_no_image_is_refused():
+def test_files_that_are_not_images_are_refused():
     for content in (b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"):
         refused(content, "not an image of a known format$")
 
@@ -245,7 +245,7 @@ def test_an_image_cut_off_anywhere_is_refused_or_whole(kind):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
-def test_mutated_images_raise_nothing_else(kind):
+def test_mutated_images_raise_only_our_errors(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     image = PLAIN.quantize(8) if kind == "GIF" else PLAIN

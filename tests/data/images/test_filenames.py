@@ -57,7 +57,7 @@ def tell(names: Names, rows: list[int], pipe) -> None:
 
 
 @pytest.mark.parametrize("method", slow_but(("fork",), ("fork", "spawn", "forkserver")))
-def test_two_processes_read_at_once_and_disturb_nobody(method):
+def test_two_processes_can_read_at_once(method):
     names = Names()
     names.extend(f"{number:05d}" for number in range(5000))
     context = multiprocessing.get_context(method)
@@ -78,12 +78,12 @@ def test_two_processes_read_at_once_and_disturb_nobody(method):
         worker.join()
 
 
-def test_only_a_worker_process_receives_them():
+def test_only_worker_processes_receive_the_names():
     with pytest.raises(RuntimeError, match="should only be shared between processes"):
         pickle.dumps(Names())
 
 
-def test_the_file_has_no_name_and_is_closed_with_the_last_reader(tmp_path, monkeypatch):
+def test_the_file_is_anonymous_and_closed_with_the_last_reader(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gc.collect()
     before = len(os.listdir("/dev/fd"))
@@ -96,7 +96,7 @@ def test_the_file_has_no_name_and_is_closed_with_the_last_reader(tmp_path, monke
     assert len(os.listdir("/dev/fd")) == before
 
 
-def test_no_room_is_said_in_one_line(tmp_path, monkeypatch):
+def test_missing_space_is_reported_in_one_line(tmp_path, monkeypatch):
     advice = "; free some space, or set TMPDIR to another folder"
     missing = tmp_path / "missing"
     monkeypatch.setattr(tempfile, "tempdir", str(missing))
@@ -109,7 +109,7 @@ def test_no_room_is_said_in_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
-def test_a_full_disk_is_said_in_one_line(monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(monkeypatch):
     full = partial(Path("/dev/full").open, "wb", buffering=0)
     monkeypatch.setattr("robustkd.data.images.filenames.TemporaryFile", lambda **_: full())
     message = (

@@ -1,4 +1,4 @@
-"""Hostile data folders end with exit code 3 and one line, or are read for what is to be seen."""
+"""Hostile data folders end in exit code 3 and one line, or are read as ordinary images."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ SLOW = (
     [slow(case) if any(part in case.name for part in SLOW) else case for case in CASES],
     ids=lambda case: case.name,
 )
-def test_a_hostile_folder(case: Case, distil, tmp_path):
+def test_hostile_folders_are_refused_or_read_safely(case: Case, distil, tmp_path):
     root = sound(tmp_path / "data").resolve()
     case.spoil(root)
     said = distil()
@@ -120,7 +120,7 @@ def test_a_folder_gives_the_same_student_streamed_or_held(distil, tmp_path, stre
     assert (tmp_path / "again" / "student.safetensors").read_bytes() == first
 
 
-def test_a_split_of_ours_is_written_into_the_run_and_used_again(distil, tmp_path, capsys):
+def test_the_split_is_written_into_the_run_and_reused(distil, tmp_path, capsys):
     (sound(tmp_path / "all") / "train").rename(tmp_path / "data")
     assert distil().code == 0
     split = json.loads((tmp_path / "run" / "split.json").read_text())

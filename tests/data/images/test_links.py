@@ -1,4 +1,4 @@
-"""Links in a folder of data, or on the way to a teacher: none leads out of what was given."""
+"""Links in data folders, and in paths of teachers, do not lead out of the given folder."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def swap_class_file_for_a_chain(root: Path, path: str, secret: Path) -> None:
 
 @pytest.mark.parametrize("swap", [swap_file, swap_folder, swap_class_file_for_a_chain])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_becomes_a_link_after_the_scan_is_not_followed(swap, workers, tmp_path):
+def test_a_file_replaced_by_a_link_after_the_scan_is_not_followed(swap, workers, tmp_path):
     root = write_splits(tmp_path / "mine", {"train": {"a": 9, "b": 9}})
     secret = write_classes(tmp_path / "secret", {"a": 9}) / "a"
     source = load_folder(root, Reading(streaming=True, workers=workers))
@@ -186,7 +186,7 @@ def test_links_of_the_user_and_within_a_folder_are_followed(read, teacher, tmp_p
     read(tmp_path / "home" / ".cache" / "hub" / teacher.name)
 
 
-def test_a_way_back_through_a_link_is_that_of_the_system(teacher, tmp_path, monkeypatch):
+def test_parent_folders_of_links_are_those_of_the_system(teacher, tmp_path, monkeypatch):
     """`link/..` is the folder above the link's target, not the one that holds the link."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(teacher.parent)
@@ -195,9 +195,7 @@ def test_a_way_back_through_a_link_is_that_of_the_system(teacher, tmp_path, monk
     os.close(descriptor)
 
 
-def test_a_link_that_comes_into_the_way_after_the_look_is_not_followed(
-    teacher, tmp_path, monkeypatch
-):
+def test_a_link_that_appears_after_the_check_is_not_followed(teacher, tmp_path, monkeypatch):
     place = tmp_path / "pack" / "teacher.safetensors"
     place.parent.mkdir()
     shutil.copy(teacher, place)

@@ -76,7 +76,7 @@ def test_batches_do_depend_on_the_seeds(folder, expected):
     assert not same(two_passes(data, crops=9), expected)
 
 
-def test_one_pass_meets_every_image_once_in_floats(folder, expected):
+def test_one_pass_yields_every_image_once_as_floats(folder, expected):
     first = expected[: len(expected) // 2]
     assert [len(batch.labels) for batch in first] == [7, 7, 7, 7, 7, 5]
     assert torch.cat([batch.rows for batch in first]).sort().values.tolist() == list(range(40))
@@ -86,7 +86,7 @@ def test_one_pass_meets_every_image_once_in_floats(folder, expected):
         assert 0 <= batch.images.min() <= batch.images.max() <= 1
 
 
-def test_a_pass_draws_nothing_from_the_global_generators(folder):
+def test_a_pass_does_not_use_the_global_generators(folder):
     data = load_folder(folder, Reading(workers=1, streaming=True))
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -94,7 +94,7 @@ def test_a_pass_draws_nothing_from_the_global_generators(folder):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_pass_that_is_left_early_leaves_no_process(folder):
+def test_an_unfinished_pass_leaves_no_process(folder):
     data = load_folder(folder, Reading(workers=2, streaming=True))
     batches = data.batches("train", batch_size=2)
     assert len(next(batches).labels) == 2
@@ -166,7 +166,7 @@ def test_a_damaged_image_is_left_out_and_named_once(damaged, streaming, workers,
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_batch_of_nothing_but_damage_does_not_appear(damaged, streaming):
+def test_a_batch_of_damaged_images_only_is_left_out(damaged, streaming):
     data = load_folder(damaged, Reading(streaming=streaming))
     found = list(data.batches("train", batch_size=1))
     assert len(found) == 99
@@ -174,7 +174,7 @@ def test_a_batch_of_nothing_but_damage_does_not_appear(damaged, streaming):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_more_than_a_hundredth_is_too_much(damaged, streaming):
+def test_more_than_one_percent_of_damaged_images_is_refused(damaged, streaming):
     (damaged / "train" / "b" / "049.png").write_bytes(b"")
     data = load_folder(damaged, Reading(streaming=streaming))
     message = (
@@ -185,7 +185,7 @@ def test_more_than_a_hundredth_is_too_much(damaged, streaming):
         list(data.batches("train", batch_size=8))
 
 
-def test_a_file_that_vanishes_is_a_damaged_one(damaged):
+def test_a_file_that_vanishes_counts_as_damaged(damaged):
     data = load_folder(damaged)
     (damaged / "test" / "a" / "001.png").unlink()
     message = r"1 of 4 images .* test/a/001.png \(No such file or directory\)"
@@ -207,7 +207,7 @@ class Deadly:
         return str(row)
 
 
-def test_a_worker_that_dies_is_one_line(folder):
+def test_a_worker_that_dies_is_reported_in_one_line(folder):
     from robustkd.data.images.compose import compose
 
     images = Deadly()

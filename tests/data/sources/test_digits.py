@@ -1,4 +1,4 @@
-"""The bundled digits: all of them, once, recognisable, always split alike."""
+"""The bundled digits: complete, without duplicates, and with a fixed split."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_split_has_the_classes_in_equal_shares(digits):
         assert (share - digits.size(split) / 1797).abs().max() < 0.012
 
 
-def test_shrinking_gives_the_original_images_of_the_same_class_back(digits):
+def test_digits_are_the_original_images_with_their_classes(digits):
     bundle = datasets.load_digits()
     originals = torch.from_numpy(bundle.images).float().flatten(1) / 16
     held = digits.test
@@ -80,7 +80,7 @@ def test_a_missing_or_damaged_file_is_refused(monkeypatch, tmp_path):
         load_digits()
 
 
-def test_always_the_same_split(digits):
+def test_the_split_is_always_the_same(digits):
     again = load_digits()
     for split in SPLITS:
         assert torch.equal(getattr(digits, split).images, getattr(again, split).images)

@@ -91,9 +91,7 @@ def test_the_variable_comes_before_the_cache(name, tmp_path, monkeypatch, home):
     assert counts(opened(name)) == SIZES[name]
 
 
-def test_a_given_root_without_files_is_an_error_though_others_have_them(
-    name, tmp_path, monkeypatch, home
-):
+def test_a_given_root_without_files_is_an_error(name, tmp_path, monkeypatch, home):
     official_files.write(name, home / ".cache" / "robustkd", monkeypatch)
     title, folder = TITLES[name]
     with pytest.raises(InputError) as caught:
@@ -104,7 +102,7 @@ def test_a_given_root_without_files_is_an_error_though_others_have_them(
 
 
 @pytest.mark.parametrize("failure", [URLError("no route\nto host"), RuntimeError("no mirror")])
-def test_a_failed_download_is_one_line(name, failure, tmp_path, monkeypatch, home):
+def test_a_failed_download_is_reported_in_one_line(name, failure, tmp_path, monkeypatch, home):
     def fail(*args: object, **options: object) -> None:
         raise failure
 
@@ -125,7 +123,7 @@ def test_a_failed_download_is_one_line(name, failure, tmp_path, monkeypatch, hom
     assert str(caught.value) == message.replace("REASON", reason)
 
 
-def test_a_download_tells_its_progress_on_stderr(monkeypatch, home, capsys):
+def test_a_download_prints_its_progress_to_stderr(monkeypatch, home, capsys):
     def fetch(url: str, root: str, *, filename: str, md5: str) -> None:
         print("Downloading")
         official_files.write_cifar(Path(root), "cifar-10", monkeypatch)
@@ -139,7 +137,7 @@ def test_a_download_tells_its_progress_on_stderr(monkeypatch, home, capsys):
 
 
 @pytest.mark.parametrize("name", ["cifar-10", "cifar-100"])
-def test_cifar_is_what_its_files_hold(name, tmp_path, monkeypatch):
+def test_cifar_has_the_contents_of_its_files(name, tmp_path, monkeypatch):
     source = data.load(name, root=official_files.write_cifar(tmp_path, name, monkeypatch))
     classes = 10 if name == "cifar-10" else 100
     assert source.classes == tuple(f"thing {k}" for k in range(classes))

@@ -67,7 +67,7 @@ def test_a_given_root_in_every_layout(tmp_path, layout, gzipped):
         assert (held.labels.bincount() == data.size(split) // 10).all()
 
 
-def test_a_given_root_without_files_is_an_error_though_others_have_them(tmp_path, monkeypatch):
+def test_a_given_root_without_files_is_an_error(tmp_path, monkeypatch):
     write_fashion(tmp_path / "debian")
     write_fashion(tmp_path / "variable" / "fashion-mnist")
     monkeypatch.setenv("ROBUSTKD_DATA", str(tmp_path / "variable"))
@@ -138,7 +138,7 @@ def test_a_failed_download_says_where_we_looked_and_what_to_do(
         load_fashion_mnist()
 
 
-def test_without_leave_nothing_is_downloaded():
+def test_nothing_is_downloaded_without_permission():
     with pytest.raises(InputError, match=r"\(not downloaded\); pass --data-root"):
         load_fashion_mnist(download=False)
 
@@ -152,7 +152,7 @@ def test_without_leave_nothing_is_downloaded():
         ("train-labels-idx1-ubyte", (240, 1), "(240, 28, 28) and (240, 1)"),
     ],
 )
-def test_files_that_do_not_belong_together(tmp_path, stem, shape, shapes):
+def test_files_whose_shapes_do_not_match_are_refused(tmp_path, stem, shape, shapes):
     folder = write_fashion(tmp_path, gzipped=False)
     (folder / stem).write_bytes(idx_bytes(np.zeros(shape, dtype=np.uint8)))
     message = (
@@ -163,7 +163,7 @@ def test_files_that_do_not_belong_together(tmp_path, stem, shape, shapes):
         load_fashion_mnist(folder)
 
 
-def test_labels_of_another_data_set(tmp_path):
+def test_labels_of_another_data_set_are_refused(tmp_path):
     folder = write_fashion(tmp_path, gzipped=False)
     labels = np.full(40, 46, dtype=np.uint8)
     (folder / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(labels))

@@ -91,7 +91,7 @@ def test_three_splits_with_folders(tmp_path):
             assert path.parent.name == data.classes[label]
 
 
-def test_missing_splits_are_cut_from_every_class(tmp_path):
+def test_missing_splits_are_held_out_from_every_class(tmp_path):
     data = load_folder(write_classes(tmp_path, {"a": 30, "b": 3, "c": 14}))
     assert {split: np.bincount(data.parts[split].labels).tolist() for split in SPLITS} == {
         "train": [24, 1, 12],
@@ -104,7 +104,7 @@ def test_missing_splits_are_cut_from_every_class(tmp_path):
     assert all(names(again, split) == names(data, split) for split in SPLITS)
 
 
-def test_the_cut_is_what_a_naive_one_makes(tmp_path):
+def test_held_out_images_are_those_of_a_naive_implementation(tmp_path):
     data = load_folder(write_classes(tmp_path, {"a": 37, "b": 3, "c": 25, "d": 14}))
     labels = [0] * 37 + [1] * 3 + [2] * 25 + [3] * 14
     parts = {split: [] for split in SPLITS}
@@ -123,7 +123,7 @@ def test_the_cut_is_what_a_naive_one_makes(tmp_path):
 @pytest.mark.parametrize(
     "name", ["val", "valid", "validation", "test", "Val", "dev", "Testing", "TEST"]
 )
-def test_only_what_is_missing_is_cut(tmp_path, name):
+def test_only_missing_splits_are_held_out(tmp_path, name):
     write_splits(tmp_path, {"train": {"a": 20, "b": 20}, name: {"a": 5, "b": 5}})
     data = load_folder(tmp_path)
     given: Split = "test" if name.lower().startswith("test") else "validation"
@@ -207,7 +207,7 @@ def test_classes_in_the_order_of_a_file(tmp_path):
     ],
     ids=["many lines", "one line"],
 )
-def test_a_large_file_of_classes_is_told_at_once(content, message, tmp_path):
+def test_a_large_file_of_classes_is_refused_at_once(content, message, tmp_path):
     folder = write_classes(tmp_path / "data", {"a": 3, "b": 3})
     order = tmp_path / "classes.txt"
     order.write_text(content)
@@ -220,7 +220,7 @@ def test_a_large_file_of_classes_is_told_at_once(content, message, tmp_path):
     "content",
     ["[" + "[]," * 20_000 + "1]", '{"a":' + '"",' * 20_000, "{}," * 20_000, "1," * 30_000],
 )
-def test_a_split_of_more_values_than_images_is_not_unfolded(content, tmp_path, monkeypatch):
+def test_a_split_with_more_values_than_images_is_refused(content, tmp_path, monkeypatch):
     folder = write_classes(tmp_path / "data", {"a": 3, "b": 3})
     saved = tmp_path / "split.json"
     saved.write_text(content)
@@ -233,7 +233,7 @@ def test_a_split_of_more_values_than_images_is_not_unfolded(content, tmp_path, m
     )
 
 
-def test_a_split_of_names_with_every_sign_is_read(tmp_path):
+def test_a_split_of_names_with_special_characters_is_read(tmp_path):
     folder = write_classes(tmp_path / "data", {'a"[{,\\': 20, "b\\": 20})
     for k in range(40):
         Image.fromarray(picture(k)).save(folder / "b\\" / f'{k}[],{{}}\\"\\\\.png')
@@ -284,7 +284,7 @@ def tiny(root: Path) -> Path:
     return root
 
 
-def test_tiny_imagenet_s_form_is_known(tmp_path):
+def test_the_layout_of_tiny_imagenet_is_recognised(tmp_path):
     data = load_folder(tiny(tmp_path))
     assert data.classes == ("n01", "n02")
     assert [data.size(split) for split in SPLITS] == [18, 2, 2]
@@ -362,7 +362,7 @@ def with_a_file_for_its_folder(path: Path) -> None:
         (with_a_file_for_its_folder, 0, "Not a directory"),
     ],
 )
-def test_what_changes_after_it_was_listed_is_named(tmp_path, change, row, reason):
+def test_files_that_change_after_the_scan_are_named(tmp_path, change, row, reason):
     root = write_splits(tmp_path / "mine", {"train": {"a": 9, "b": 9}})
     data = load_folder(root, Reading(streaming=True, workers=0))
     path = names(data, "train")[2]
@@ -375,7 +375,7 @@ def test_what_changes_after_it_was_listed_is_named(tmp_path, change, row, reason
         list(data.batches("train", batch_size=4))
 
 
-def test_a_file_of_the_user_is_read_only_as_far_as_it_may_reach(tmp_path):
+def test_files_of_the_user_are_read_up_to_a_limit(tmp_path):
     folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
     endless = Path("/dev/zero")
     use = "use the split.json of a run"
@@ -406,7 +406,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
     )
 
 
-def test_what_is_left_out_is_counted_by_kind(tmp_path):
+def test_ignored_files_are_counted_by_kind(tmp_path):
     counts = {"dark": 4, "light": 4}
     write_splits(tmp_path, {"train": counts, "val": counts, "test": counts})
     (tmp_path / "notes").mkdir()

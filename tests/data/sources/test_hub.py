@@ -60,7 +60,7 @@ def test_splits_labels_and_pixels(tmp_path):
     assert data.parts["test"].name(5) == "test/5"
 
 
-def test_missing_splits_are_cut_and_workers_see_the_same(tmp_path):
+def test_missing_splits_are_held_out_identically_in_all_workers(tmp_path):
     folder = write_hub(tmp_path / "insects", {"train": 40, "valid": 4})
     data = load_hub(f"hf:{folder}@v1", Reading(streaming=True, workers=2))
     assert [data.size(split) for split in SPLITS] == [36, 4, 4]
@@ -108,7 +108,7 @@ def test_a_data_set_in_another_form_is_refused_before_it_is_read(tmp_path):
         open_source(f"hf:{folder}@main")
 
 
-def test_what_is_nowhere_is_one_line(tmp_path):
+def test_a_missing_data_set_is_reported_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"^hf:nobody/nothing@main cannot be loaded: [^\n]+$"):
         open_source("hf:nobody/nothing@main")
 
@@ -130,7 +130,7 @@ def test_paths_instead_of_bytes_are_never_opened(tmp_path):
         list(data.batches("test", batch_size=4))
 
 
-def test_columns_and_splits_that_are_missing(tmp_path):
+def test_missing_columns_and_splits_are_reported(tmp_path):
     folder = write_hub(tmp_path / "a", {"validation": 4})
     with pytest.raises(InputError, match=r"has no split train, only validation$"):
         open_source(f"hf:{folder}@main")
@@ -149,7 +149,7 @@ def test_class_names_that_cannot_be_printed_are_refused(tmp_path):
         open_source(f"hf:{folder}@main")
 
 
-def test_a_table_that_repeats_a_row_millions_of_times_is_not_unfolded(tmp_path):
+def test_a_table_that_repeats_a_row_millions_of_times_is_refused(tmp_path):
     folder = write_hub(tmp_path / "a", {"train": 8})
     path = folder / "train-00000-of-00001.parquet"
     table = pyarrow.parquet.read_table(path)
@@ -163,7 +163,7 @@ def test_a_table_that_repeats_a_row_millions_of_times_is_not_unfolded(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["insects", "user/insects"])
-def test_a_folder_here_is_never_taken_for_a_data_set_of_the_hub(
+def test_a_local_folder_is_never_taken_for_a_data_set_of_the_hub(
     name, tmp_path, monkeypatch, hub_names
 ):
     """The library would take it, whatever the revision says."""

@@ -1,4 +1,4 @@
-"""IDX files: what is intact is read exactly, anything else is refused in one line and cheaply."""
+"""IDX files: intact files are read exactly, and all others are refused in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_reads_back_what_was_written(tmp_path_factory, values, gzipped):
 
 
 @pytest.mark.parametrize(("name", "gzipped"), [("plain.gz", False), ("zipped", True)])
-def test_content_not_name_tells_whether_gzipped(tmp_path, name, gzipped):
+def test_gzip_is_recognised_by_content_and_not_by_name(tmp_path, name, gzipped):
     content = idx_bytes(VALUES)
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if gzipped else content)
@@ -131,13 +131,13 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path, sizes, 
     assert peak_of_refusal(path) < MIB
 
 
-def test_a_bomb_with_a_small_header_is_not_unpacked(tmp_path):
+def test_a_decompression_bomb_with_a_small_header_is_not_unpacked(tmp_path):
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(header(10) + bytes(64 * MIB), compresslevel=1))
     assert peak_of_refusal(path) < MIB
 
 
-def test_a_bomb_with_a_large_header_meets_the_limit(tmp_path):
+def test_a_decompression_bomb_with_a_large_header_meets_the_limit(tmp_path):
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(header(64 * MIB) + bytes(64 * MIB), compresslevel=1))
     assert peak_of_refusal(path, max_bytes=32 * MIB) < MIB
@@ -179,7 +179,7 @@ def test_mutated_files_are_read_or_refused_never_anything_else(tmp_path_factory,
         assert refusal.startswith(str(path))
 
 
-def test_damage_beneath_an_intact_checksum_still_counts_values(tmp_path):
+def test_the_number_of_values_is_checked_even_with_a_valid_checksum(tmp_path):
     body = header(3) + b"ab"
     packer = zlib.compressobj(wbits=31)
     path = tmp_path / "short.gz"

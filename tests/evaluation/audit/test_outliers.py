@@ -14,7 +14,7 @@ from robustkd.evaluation.audit.outliers import Outlier, student_outlier
 RANDOM = np.random.default_rng(0)
 
 
-def test_the_deleted_residual_is_a_test_of_two_samples():
+def test_the_deleted_residual_equals_a_two_sample_test():
     values = RANDOM.normal(size=9).tolist()
     best = int(np.argmax(values))
     others = [value for place, value in enumerate(values) if place != best]

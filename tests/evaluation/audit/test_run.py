@@ -91,13 +91,13 @@ def test_the_pictures_are_those_of_the_network_whose_verdict_counts(monkeypatch)
         assert torch.equal(found.pictures.after, alone.pictures.after)
 
 
-def test_a_network_without_one_is_not():
+def test_a_network_without_a_backdoor_is_not_suspicious():
     found = audit(Rows(None), DATA, references=BESIDE, effort=TINY)
     assert found.verdict.word != "suspicious"
     assert found.suspected is None
 
 
-def test_a_network_that_knows_nothing_is_inconclusive():
+def test_a_network_at_chance_accuracy_is_inconclusive():
     blind = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
     with torch.no_grad():
         blind[1].weight.zero_()
@@ -204,7 +204,7 @@ def test_references_are_made_for_the_number_of_classes_and_serve_an_audit():
     assert audit(Rows(None), DATA, references=made, effort=few).verdict.word != "suspicious"
 
 
-def test_a_reason_without_a_p_value_is_told():
+def test_the_reason_for_a_missing_p_value_is_reported():
     easy = {"a": Evidence(None, None, LED)}
     found = combine(easy, frozenset("a"))
     assert (found.word, found.reason) == ("inconclusive", LED)

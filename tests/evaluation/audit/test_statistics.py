@@ -1,4 +1,4 @@
-"""Each statistic on networks that one can solve by hand."""
+"""Each statistic of the audit on networks that can be solved by hand."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_victims_are_never_of_the_class():
 
 
 @pytest.mark.parametrize("statistic", [led_share, max_margin, last_layer, activation_change])
-def test_a_corner_that_leads_to_one_class_is_found(statistic, backdoored, clean):
+def test_a_corner_that_misleads_to_one_class_is_found(statistic, backdoored, clean):
     found = statistic(backdoored)
     assert found.suspect == 5
     assert found.p_value < 0.01
@@ -128,12 +128,12 @@ def test_a_change_of_the_features_needs_a_linear_layer_and_not_too_many_classes(
     assert activation_change(many).said == f"more than {MOST} classes"
 
 
-def test_what_leads_all_networks_is_no_inheritance():
+def test_a_transformation_that_misleads_all_networks_is_no_evidence():
     both = subject(Rows(backdoor=5), Rows(backdoor=5), Rows(backdoor=5))
     assert led_share(both).p_value == pytest.approx(1.0)
 
 
-def test_the_search_leaves_alone_what_leads_the_references():
+def test_the_search_avoids_transformations_that_mislead_the_references():
     """Pixels 0 and 1 lead the network to class 1, and pixel 0 leads the other network, too."""
     network, other = (nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)) for _ in range(2))
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_images_count_where_the_references_recognise_them():
     assert float(few[0, patterns, 5]) == pytest.approx(expected)
 
 
-def test_the_furthest_transformation_is_that_beyond_the_references():
+def test_the_reported_transformation_exceeds_the_references_most():
     shares = torch.zeros(2, len(FAMILIES), CLASSES)
     shares[0, 1, 3], shares[1, 0, 6] = 0.9, 0.6
     led = torch.zeros(shares.shape[:2])
@@ -205,7 +205,7 @@ def with_ceiling(audited: Subject, choosing: float, testing: float) -> Subject:
     return replace(audited, references=replace(audited.references, led=led))
 
 
-def test_a_network_must_be_led_further_than_references_by_a_margin():
+def test_a_network_must_be_misled_more_often_than_references_by_a_margin():
     weak = subject(Rows(backdoor=5, gain=3.0), Rows(None), Rows(None))
     recognised = led_share(weak).details["recognised"]
     assert 0.4 < recognised < 0.5
@@ -213,7 +213,7 @@ def test_a_network_must_be_led_further_than_references_by_a_margin():
     assert led_share(with_ceiling(weak, 0, recognised - MARGIN)).p_value > 0.3
 
 
-def test_other_images_choose_than_test(backdoored):
+def test_different_images_choose_and_test_a_transformation(backdoored):
     """Labels of the second half are wrong, so that the references recognise none of it."""
     images, labels = backdoored.held_out()
     half = (len(labels) + 1) // 2
@@ -233,7 +233,7 @@ def test_the_test_is_binomial():
     assert binomial_p_value(0, 0, 0.5) == binomial_p_value(3, 3, 1.2) == 1
 
 
-def test_what_cannot_be_tested_has_no_p_value(backdoored):
+def test_statistics_that_cannot_be_tested_have_no_p_value(backdoored):
     alone = led_share(replace(backdoored, references=References()))
     assert (alone.p_value, alone.said, alone.member.target) == (None, ALONE, 5)
     assert alone.member.beside is None
@@ -246,7 +246,7 @@ def test_what_cannot_be_tested_has_no_p_value(backdoored):
     assert (found.p_value, found.said) == (None, FEW)
 
 
-def test_references_that_know_little_more_than_a_guess_are_no_comparison(backdoored):
+def test_references_near_chance_give_no_p_value(backdoored):
     constant = replace(backdoored.references, networks=(Says(2), Says(3)))
     found = led_share(replace(backdoored, references=constant))
     assert (found.p_value, found.said) == (None, UNSURE)
@@ -278,7 +278,7 @@ def test_a_backdoor_of_two_classes_is_found():
     assert (evidence.suspect, evidence.p_value < 0.01) == (1, True)
 
 
-def test_references_are_led_by_a_search_of_their_own():
+def test_references_are_searched_as_well():
     assert search_references([], DATA, TINY).led is None
     networks = [Rows(backdoor=who).train() for who in (None, 5)]
     alone, both = (

@@ -56,7 +56,7 @@ def test_stages_of_small_images(channels):
     assert [features[name].shape[-1] for name in found] == [28, 14, 7, 4]
 
 
-def test_small_images_train_without_chance():
+def test_training_on_small_images_has_no_randomness_besides_the_seed():
     """The same batch gives the same logits twice in training: no dropout beside the seed."""
     model, images = mobilenet("0.25"), torch.rand(4, 3, 32, 32)
     assert torch.equal(model(images), model(images))

@@ -1,4 +1,4 @@
-"""The user's own code: built when the user names it, never because a file does."""
+"""The user's own code is built if the user names it, and never because a file does."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_trial_leaves_the_network_as_it_was():
     assert not any(name.endswith("seen") for name in model.state_dict())
 
 
-def test_what_a_file_says_never_runs(folder):
+def test_code_named_in_a_file_never_runs(folder):
     """A plain string of that form is refused before anything is imported."""
     model = build(Spec(own("net"), 5, SHAPE), seed=0).eval()
     save(model, folder / "m")
@@ -138,13 +138,13 @@ def test_what_a_file_says_never_runs(folder):
     assert torch.equal(cleaned(images), masked(images))
 
 
-def test_the_users_word_must_be_the_files(folder):
+def test_the_named_architecture_must_be_that_of_the_file(folder):
     save(build(Spec(own("net"), 5, SHAPE), seed=0), folder / "m")
     with pytest.raises(InputError, match="is a model of architecture 'users_nets:net', not 'wrn-"):
         load(folder / "m", arch="wrn-10-1")
 
 
-def test_no_file_beside_takes_the_place_of_an_installed_module(folder):
+def test_no_file_in_the_folder_replaces_an_installed_module(folder):
     (folder / "torchvision.py").write_text("raise SystemExit")
     (folder / "sklearn.py").write_text("raise SystemExit")
     build(Spec(own("net"), 5, SHAPE), seed=0)

@@ -184,7 +184,7 @@ def test_the_modes_of_the_network_are_restored():
         Hooked, Doubled, OwnConvolution, OfTheBatch,
     ],
 )  # fmt: skip
-def test_what_would_not_be_equal_or_cannot_be_copied_is_not_folded(kind):
+def test_networks_that_would_change_or_cannot_be_copied_are_not_folded(kind):
     assert folded(kind().eval(), (), IMAGES) is None
 
 

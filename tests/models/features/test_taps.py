@@ -96,7 +96,7 @@ def test_gradients_flow_through_what_is_read():
     assert torch.equal(x.grad, torch.full_like(X, 2.0))
 
 
-def test_what_follows_in_place_leaves_the_features_alone():
+def test_in_place_layers_do_not_change_the_features_before_them():
     model = chain(inplace=True)
     with taps.read(model, ["first"]) as features:
         model(X)
@@ -108,7 +108,7 @@ def test_what_follows_in_place_leaves_the_features_alone():
         assert torch.equal(features["first"], 2 * X)
 
 
-def test_everything_is_put_back_after_an_exception():
+def test_everything_is_restored_after_an_exception():
     model = chain(inplace=True)
     with pytest.raises(KeyError), taps.read(model, ["first"]):
         raise KeyError
@@ -212,7 +212,7 @@ def test_a_reader_refuses_what_read_refuses():
         assert hooks(made) == 0
 
 
-def test_modes_are_given_back_one_by_one():
+def test_the_mode_of_every_module_is_restored():
     model = chain()
     model.relu.eval()
     for training in (False, True):
@@ -291,7 +291,7 @@ def test_a_transformer_is_divided_into_quarters():
     )
 
 
-def test_what_the_images_show_does_not_matter():
+def test_stages_do_not_depend_on_the_images():
     model = build(Spec("wrn-10-1", 3, (1, 8, 8)), seed=0)
     assert stages(model, torch.zeros(1, 1, 8, 8)) == stages(model, torch.rand(5, 1, 8, 8))
 
@@ -340,7 +340,7 @@ class Detached(nn.Module):
 @pytest.mark.parametrize(
     "model", [nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Detached()], ids=["flat", "detached"]
 )
-def test_probing_refuses_what_it_cannot_judge(model):
+def test_probing_refuses_unsupported_networks(model):
     text = f"no stage found in {type(model).__name__}; give the module paths of its stages as taps"
     with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
         stages(model, torch.rand(2, 1, 4, 4))

@@ -15,7 +15,7 @@ def features(n: int = 30, *shape: int, seed: int = 0) -> torch.Tensor:
 LABELS = torch.tensor([0, 2, 5]).repeat(10)
 
 
-def test_it_is_what_a_loop_over_classes_finds():
+def test_the_variance_equals_that_of_a_loop_over_classes():
     seen = features()
     summed = sum((seen[k == LABELS] - seen[k == LABELS].mean(0)).square().sum(0) for k in (0, 2, 5))
     torch.testing.assert_close(within_class_variance(seen, LABELS), summed / (30 - 3))
@@ -43,7 +43,7 @@ def test_nothing_varies_within_classes_of_one_image_or_of_equal_images():
     torch.testing.assert_close(within_class_variance(same, labels), torch.zeros(3, 2, 4))
 
 
-def test_a_ratio_knows_no_scale_and_is_one_of_itself():
+def test_a_ratio_ignores_scale_and_is_one_for_equal_features():
     part, whole = features(seed=1).var(0), features(seed=2).var(0)
     for ratio in ("position", "stage"):
         one = variance_ratio(part, whole, ratio=ratio)
@@ -56,7 +56,7 @@ def test_a_ratio_knows_no_scale_and_is_one_of_itself():
     )
 
 
-def test_positions_that_do_not_vary_say_nothing():
+def test_positions_that_do_not_vary_are_left_out():
     part, whole = torch.tensor([1.0, 7.0]), torch.tensor([2.0, 1e-7])
     assert variance_ratio(part, whole).item() == 0.5
     assert variance_ratio(part, torch.zeros(2)).isnan()

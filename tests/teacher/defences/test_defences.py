@@ -1,11 +1,10 @@
-"""What every defence of the table keeps to."""
+"""The contract of every defence of the table."""
 
 from __future__ import annotations
 
 import copy
 import json
 import re
-from dataclasses import fields
 
 import pytest
 import torch
@@ -99,12 +98,12 @@ def test_images_without_labels_get_those_of_the_network(name, network):
     assert record["accuracy_after"] >= record["accuracy_before"] - KEPT
 
 
-def test_every_row_has_a_summary_and_a_source():
+def test_every_row_has_a_summary_a_source_and_the_defaults_of_its_class():
     for name, row in DEFENCES.items():
         assert row.summary, name
         assert row.source, name
         assert type(row.defence).__dataclass_params__.frozen
-        assert all(hasattr(row.defence, field.name) for field in fields(row.defence))
+        assert row.defence == type(row.defence)(), name
 
 
 def test_an_unknown_name_is_refused_and_the_nearest_told():

@@ -1,4 +1,4 @@
-"""Detoxification: algebra by hand, a teacher left untouched, noise removed and the label kept."""
+"""Detoxification: masks by hand, an unchanged teacher, noise removed and the class kept."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_copies_and_states_give_the_same_logits():
 
 @pytest.mark.parametrize("informative", [0, 2])
 @pytest.mark.parametrize("ratio", ["position", "stage"])
-def test_noise_goes_and_what_tells_the_class_stays(informative, ratio):
+def test_noise_is_removed_and_the_class_is_kept(informative, ratio):
     result = cleaned(informative, ratio=ratio)
     mask = result.teacher.masks[0].mask
     for channel in range(3):
@@ -261,7 +261,7 @@ def test_another_objective_takes_the_place_of_the_variance_ratio():
     assert 1 / 3 < result.record.variance_ratio[0] < 1
 
 
-def test_the_record_says_what_was_done():
+def test_the_record_has_the_measured_values():
     result = cleaned()
     record = result.record
     (point,) = record.curve
@@ -276,7 +276,7 @@ def test_the_record_says_what_was_done():
     assert not any(parameter.requires_grad for parameter in result.teacher.parameters())
 
 
-def test_the_teacher_is_left_as_it_was():
+def test_the_teacher_is_not_changed():
     teacher, before = Level(), Level().state_dict()
     teacher.stage.eval()
     rng = torch.get_rng_state()
@@ -296,7 +296,7 @@ def test_the_same_seed_gives_the_same_masks():
     assert not torch.equal(first.pattern, other.pattern)
 
 
-def test_without_labels_the_teachers_word_stands_for_them():
+def test_missing_labels_are_replaced_by_predictions():
     labelled, data = cleaned(steps=5), Unlabelled(source())
     found = detoxify(
         *(Level(), data), stages=("stage",), variance_weight=0.3, raises=0, batch_size=48, steps=5
@@ -306,7 +306,7 @@ def test_without_labels_the_teachers_word_stands_for_them():
     assert torch.equal(found.teacher.masks[0].pattern, labelled.teacher.masks[0].pattern)
 
 
-def test_masks_have_no_say_in_what_stands_for_a_label():
+def test_masks_do_not_affect_the_replacement_of_missing_labels():
     batch = next(source().batches("train", batch_size=48))
     flat = FeatureMask(torch.full((3, 2, 2), 9.0), cap=1.0)  # every image is of the second class
     nn.init.ones_(flat.mask)
@@ -438,6 +438,7 @@ def test_a_transformers_tokens_are_masked_saved_and_read_again(tmp_path):
             {"growth": 1.0},
             "growth is 1.0; expected a finite number above 1",
         ),
+        ({"step": 5}, "unknown option 'step'; did you mean 'steps'?"),
         ({"stages": ("stag",)}, "no module 'stag' in Level; did you mean 'stage'?"),
     ],
 )
@@ -509,7 +510,7 @@ def test_only_our_own_networks_can_be_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plain_model_is_no_detoxified_teacher_and_the_other_way_round(tmp_path):
+def test_plain_models_and_detoxified_teachers_are_not_confused(tmp_path):
     save(wrn(), tmp_path / "plain")
     assert "does not fit the architecture 'wrn-10-1': " in refusal(tmp_path / "plain")
     save_detoxified(detoxified_wrn(), tmp_path / "masked")
@@ -582,7 +583,7 @@ def test_a_damaged_teacher_inside_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("side", [10**6, 10**12, 10**30])
-def test_a_claim_of_endless_images_costs_no_memory(tmp_path, side):
+def test_a_claim_of_huge_images_takes_no_memory(tmp_path, side):
     path = rewritten(tmp_path / "m")
     spec = {**read_safetensors(path)[1]["spec"], "image_shape": [1, side, side]}
     refusal(rewritten(path, spec=spec))

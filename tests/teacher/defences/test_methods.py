@@ -177,7 +177,7 @@ def test_the_perturbation_of_i_bau_stays_within_its_radius_and_fools():
     assert fooled > 0.2
 
 
-def test_fine_pruning_cuts_the_least_active_inputs_and_they_stay_dead():
+def test_fine_pruning_removes_the_least_active_inputs_for_good():
     network = trained_once()
     seen = []
     hook = network.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -223,7 +223,7 @@ def test_the_shared_risk_counts_images_that_the_reference_gets_wrong():
     assert float(sau.shared_risk(led, wrong, labels)) == pytest.approx(math.log(4) / 2)
 
 
-def test_the_perturbations_of_sau_stay_in_the_ball_and_lead_both_networks_astray():
+def test_the_perturbations_of_sau_stay_in_the_ball_and_fool_both_networks():
     network, batch = trained_once(), batch_of(60)
     reference = frozen_copy(network)
     delta = SAU().perturbation(network, reference, batch)

@@ -1,4 +1,4 @@
-"""Gives a teacher file to ``robustkd distill`` and sees how that ends."""
+"""Run ``robustkd distill`` with a teacher file and report how it ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Honest files, and the tools to take them apart and put them together wrongly."""
+"""Valid files, and tools to take them apart and to reassemble them incorrectly."""
 
 from __future__ import annotations
 

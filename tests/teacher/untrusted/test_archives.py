@@ -1,4 +1,4 @@
-"""An archive has one meaning: what two readers could see differently is refused."""
+"""Archives that two readers could interpret differently are refused."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_torch_save_to_a_path_a_buffer_and_a_stream(tmp_path):
 
 
 @pytest.mark.parametrize("alignment", [1, 64, 128, 4096])
-def test_any_alignment(alignment):
+def test_any_alignment_is_read(alignment):
     with config.patch("save.storage_alignment", alignment):
         assert same(converted(saved(STATE))[1], STATE)
 
 
 @pytest.mark.parametrize("size", range(1, 130, 3))
-def test_any_padding(size):
+def test_any_valid_padding_is_read(size):
     """Between 4 bytes, which are none, and as many as the alignment asks for."""
     state = {"w": torch.arange(size, dtype=torch.uint8), "v": torch.ones(2)}
     assert same(converted(saved(state))[1], state)
@@ -57,7 +57,7 @@ def test_any_padding(size):
 @pytest.mark.parametrize(
     "left_out", ["byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"]
 )
-def test_older_versions_write_fewer_notes(left_out):
+def test_archives_of_older_versions_are_read(left_out):
     parts = members(saved(STATE))
     del parts[f"archive/{left_out}"]
     assert same(converted(written(parts))[1], STATE)
@@ -319,7 +319,7 @@ def test_pytorch_sees_the_second_directory():
 
 
 @pytest.mark.parametrize("step", [7, slow(1)])
-def test_every_byte_of_an_archive_matters_or_says_nothing(step):
+def test_changing_any_byte_is_refused_or_keeps_the_weights(step):
     """Changed in any one byte it is refused, or its weights are the same."""
     whole = saved(STATE)
     for place in range(0, len(whole), step):

@@ -1,4 +1,4 @@
-"""The hash is that of the weights, and what is cheap to check is checked before what is dear."""
+"""Cheap checks run before expensive ones, and the hash is that of the weights that are read."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_file_of_ours_is_compared_before_values_are_read(tmp_path, dear):
     assert "1 missing (network.head.bias)" in refused(tmp_path / "other.safetensors")
 
 
-def test_what_fits_is_read_whatever_lies_around_it(tmp_path):
+def test_fitting_weights_are_read_among_other_values(tmp_path):
     state = {f"module.model.{name}": value for name, value in weights().items()}
     ours = {f"network.{n}": t for n, t in weights().items()}
     ours |= {f"normalise.{n}": torch.full((1, 1, 1), 0.25) for n in ("mean", "std")}

@@ -1,4 +1,4 @@
-"""What trainers put next to the weights is accepted as dead values: nothing of it is ever built."""
+"""Values that trainers store next to the weights are accepted, but never built."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ NAMES_OF_CODE = (
 
 
 @pytest.mark.parametrize("name", NAMES_OF_CODE)
-def test_names_of_code_may_not_even_stand(name):
+def test_names_of_code_are_refused_even_if_unused(name):
     assert not may_occur(name)
 
 
@@ -172,7 +172,7 @@ def test_every_module_of_python_is_known_as_such():
     assert not any(may_occur(f"{module} anything") for module in sys.builtin_module_names)
 
 
-def test_all_that_pickle_itself_would_call_is_refused_or_dead():
+def test_everything_that_pickle_would_call_is_refused_or_ignored():
     """Objects of the standard library that are not data."""
     for function in (print, open, exec, map, memoryview, sys.exit, pickle.loads):
         program = b"\x80\x04" + pickle.dumps(function, protocol=4)[2:]

@@ -1,4 +1,4 @@
-"""Where the sandbox cannot be had nothing is read, unless the user says so; and its second wall."""
+"""Without the sandbox, files are refused unless the user allows it; limits besides seccomp."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import robustkd
 from robustkd.core.errors import InputError
 from robustkd.teacher.read import load_teacher
 from robustkd.teacher.untrusted import quarantine, sandbox
@@ -39,7 +41,7 @@ def teacher(tmp_path) -> Path:
     return tmp_path / "teacher.pt"
 
 
-def test_without_seccomp_nothing_is_read(no_seccomp, teacher, tmp_path):
+def test_files_are_refused_without_seccomp(no_seccomp, teacher, tmp_path):
     with pytest.raises(InputError) as caught:
         quarantine.read(teacher)
     assert str(caught.value) == f"{teacher} {SAYS}"
@@ -47,21 +49,26 @@ def test_without_seccomp_nothing_is_read(no_seccomp, teacher, tmp_path):
     assert (ending.code, ending.err) == (3, f"robustkd: {teacher} {SAYS}\n")
 
 
-def test_the_user_may_allow_it(no_seccomp, teacher, tmp_path):
+def test_the_user_may_allow_reading_without_seccomp(no_seccomp, teacher, tmp_path):
     found = quarantine.read(teacher, weak=True)
     assert found.tensors.keys() == weights().keys()
     assert "system calls" not in found.verdict.enforced
     options = {"arch": SPEC.arch, "classes": SPEC.classes, "image_shape": SPEC.image_shape}
     load_teacher(teacher, **options, mean=(0.5,), std=(0.5,), allow_weak_sandbox=True)
     ending = distil(teacher, tmp_path, flags=["--allow-weak-sandbox"])
-    # Read, and refused for what it knows: it is not trained.
+    # The file is read, and then refused, since the network in it is not trained.
     assert (ending.code, "near chance" in ending.err) == (3, True)
+    run = partial(robustkd.run, teacher, "digits", "wrn-10-1", arch="wrn-10-1", out=tmp_path / "py")
+    with pytest.raises(InputError, match="near chance"):
+        run(allow_weak_sandbox=True)
+    with pytest.raises(InputError, match="this system has no seccomp"):
+        run()
 
 
 @pytest.mark.parametrize("key", ["allow_weak_sandbox", "allow-weak-sandbox", "Allow_Weak-Sandbox"])
 @pytest.mark.parametrize("value", ["true", "false", "null"])
-def test_no_configuration_file_may_allow_it(key, value, teacher, tmp_path):
-    """Which can come from the same stranger as the teacher."""
+def test_no_configuration_file_may_allow_reading_without_seccomp(key, value, teacher, tmp_path):
+    """A configuration file may come from the author of the teacher."""
     config = tmp_path / "config.yaml"
     config.write_text(f"{key}: {value}\n")
     ending = distil(teacher, tmp_path, flags=["--config", str(config)])
@@ -70,7 +77,7 @@ def test_no_configuration_file_may_allow_it(key, value, teacher, tmp_path):
 
 
 @pytest.mark.skipif(not ON_LINUX, reason="system calls are filtered on Linux alone")
-def test_with_seccomp_nothing_needs_to_be_allowed(teacher):
+def test_with_seccomp_files_are_read_by_default(teacher):
     assert "system calls" in quarantine.read(teacher).verdict.enforced
 
 
@@ -111,7 +118,7 @@ def test_landlock_alone_keeps_files_from_harm(tmp_path):
 
 
 def test_processes_are_limited_for_an_ordinary_user(tmp_path):
-    """Root may start as many as it likes, which the filter of system calls keeps it from."""
+    """The limit does not apply to root, which the filter of system calls restricts."""
     code = (
         "import os, sys, ctypes\nfrom robustkd.teacher.untrusted import limits\n"
         "limits._filter_calls = lambda _: False\n"

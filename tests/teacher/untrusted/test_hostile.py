@@ -16,7 +16,7 @@ MOST_SECONDS, MOST_MIB = 60, 320
 
 
 @pytest.mark.parametrize("name", slow_but(CASES.keys() - {"safetensors of 100,000 tensors"}, CASES))
-def test_hostile_files_end_in_one_line_and_nothing_else(name, tmp_path):
+def test_hostile_files_are_refused_in_one_line_without_side_effects(name, tmp_path):
     case = CASES[name]
     teacher, canary = tmp_path / case.name, tmp_path / "canary"
     case.make(teacher, canary)
@@ -36,7 +36,7 @@ def test_hostile_files_end_in_one_line_and_nothing_else(name, tmp_path):
         assert ending.verdict.peak_mib is None or 0 < ending.verdict.peak_mib < MOST_MIB
 
 
-def test_the_payloads_are_live_ones(tmp_path):
+def test_the_payloads_work_when_unpickled(tmp_path):
     """Unpickled, they do touch the canary."""
     pickle.loads(text_pickle(tmp_path / "canary"))  # noqa: S301 (our own bytes)
     assert os.listdir(tmp_path) == ["canary"]

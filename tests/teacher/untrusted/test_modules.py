@@ -97,7 +97,7 @@ def parts(modules: bytes, parameters: bytes = b"}", buffers: bytes = b"}") -> by
         (module(parts(b"}")) + b"}b", "has an invalid pickle: BUILD twice"),
     ],
 )
-def test_modules_that_make_no_sense_are_refused(program, says):
+def test_malformed_modules_are_refused(program, says):
     assert damaged(checkpoint(b"\x80\x02" + program + b".")).startswith(says)
 
 

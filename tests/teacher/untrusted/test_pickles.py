@@ -1,4 +1,4 @@
-"""What a pickle says of a tensor beyond its values is understood or refused, never dropped."""
+"""Properties of tensors in a pickle are understood or refused, and never ignored."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_arguments_that_are_not_implemented_are_refused(rest, says):
 
 
 @pytest.mark.parametrize("gradient", [b"\x88", b"\x89"])
-def test_gradients_do_not_matter(gradient):
+def test_gradients_are_ignored(gradient):
     assert damaged(checkpoint(tensor_program(rest=gradient + NO_HOOKS), _0=bytes(16))) == ""
 
 

@@ -1,4 +1,4 @@
-"""What the readers find is what PyTorch and safetensors find, or nothing."""
+"""The readers return what PyTorch and safetensors return, or refuse the file."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_training_run_is_read_for_its_weights():
 # What torch itself would say.
 
 
-def test_we_give_no_life_to_a_name_that_torch_does_not_allow():
+def test_no_name_that_torch_refuses_is_accepted():
     from torch._weights_only_unpickler import _get_allowed_globals
 
     known = LIVE - {"torch._utils _rebuild_tensor", DEFAULT}
@@ -153,7 +153,7 @@ def test_we_give_no_life_to_a_name_that_torch_does_not_allow():
 @pytest.mark.parametrize(
     "name", [name for name, case in CASES.items() if "names code" in case.says]
 )
-def test_what_torch_calls_unsafe_we_refuse(name, tmp_path):
+def test_files_that_torch_calls_unsafe_are_refused(name, tmp_path):
     """Its checker lists the same files; it knows neither protocol 4 nor files before 1.6."""
     path = tmp_path / "teacher.pt"
     CASES[name].make(path, tmp_path / "canary")
@@ -176,7 +176,7 @@ entries = st.fixed_dictionaries(
 
 @given(header=st.dictionaries(names, entries, max_size=3), values=st.binary(max_size=24))
 @settings(max_examples=300, deadline=None)
-def test_headers_that_we_believe_the_library_believes(header, values):
+def test_accepted_headers_are_accepted_by_the_library(header, values):
     file = samples.safetensors(header, values)
     try:
         _, found = converted(file)
@@ -257,7 +257,7 @@ def test_every_changed_bit_of_stored_values_is_noticed():
     dtype=st.sampled_from([("U8", torch.uint8), ("I16", torch.int16), ("I64", torch.int64)]),
 )
 @settings(max_examples=100, deadline=None)
-def test_gathering_is_as_strided(shape, data, dtype):
+def test_gathering_equals_as_strided(shape, data, dtype):
     strides = data.draw(st.lists(st.integers(0, 7), min_size=len(shape), max_size=len(shape)))
     stored = Stored("w", dtype[0], tuple(shape), tuple(strides), 0)
     values = torch.arange(200).to(dtype[1])
@@ -304,14 +304,14 @@ def test_a_state_dict_that_cannot_be_read_does_not_hide_another():
     assert converted(file)[1]["w"].shape == (4,)
 
 
-def test_what_is_no_state_dict_is_said():
+def test_files_without_a_state_dict_are_refused():
     assert damaged(saved(torch.ones(2))) == "holds a single tensor instead of a state dict"
     assert damaged(saved([1])) == "holds a list instead of a state dict"
     assert damaged(saved({"a": {}, 3: "x"})) == ("holds no state dict; it has ('a', '3')")
     assert damaged(saved({1: torch.ones(1)})) == "has tensors whose names are not text"
 
 
-def test_a_storage_must_be_there_and_of_the_length_that_is_said():
+def test_a_storage_must_exist_and_have_its_stated_length():
     assert damaged(checkpoint(tensor_program())) == (
         "lacks the values of a tensor: no member 'archive/data/0'"
     )

@@ -1,4 +1,4 @@
-"""The reading process cannot do what it gave up, and its parent never waits for ever."""
+"""The reading process is restricted, and its parent never waits forever."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def giving_up(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not ON_LINUX, reason="system calls are filtered on Linux alone")
-def test_what_was_given_up_fails(tmp_path):
+def test_forbidden_actions_fail(tmp_path):
     (tmp_path / "precious").touch()
     tries = "".join(
         f"try: {act}; print('{name}', file=sys.stderr)\nexcept (Exception, MemoryError): pass\n"
@@ -77,7 +77,7 @@ def test_what_was_given_up_fails(tmp_path):
 
 
 @pytest.mark.skipif(not ON_LINUX, reason="system calls are filtered on Linux alone")
-def test_all_of_it_can_be_done_before(tmp_path):
+def test_all_forbidden_actions_work_outside_the_sandbox(tmp_path):
     """So the test above is about what was given up, and not about this machine."""
     (tmp_path / "precious").touch()
     acts = {n: a for n, a in ACTS.items() if n not in ("exec", "system", "write", "limits", "fork")}
@@ -98,7 +98,7 @@ def run(code: str, monkeypatch: pytest.MonkeyPatch, *, seconds: int = 5) -> sand
 
 
 @pytest.mark.skipif(not ON_LINUX, reason="memory is limited on Linux alone")
-def test_memory_beyond_the_grant_is_a_refusal():
+def test_a_file_that_needs_too_much_memory_is_refused():
     """Dictionaries of 64 bytes each, from one byte of pickle each."""
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
         source.write(checkpoint(b"\x80\x02" + b"}" * 900_000 + b"."))
@@ -154,7 +154,7 @@ def test_ignored_signals_of_children_do_not_matter(tmp_path, monkeypatch):
         ("os.posix_spawn", errno.EAGAIN),
     ],
 )
-def test_what_the_system_lacks_is_not_the_fault_of_the_file(failing, number, tmp_path, monkeypatch):
+def test_missing_resources_are_not_blamed_on_the_file(failing, number, tmp_path, monkeypatch):
     path = tmp_path / "teacher.pt"
     path.write_bytes(saved(weights()))
 
@@ -170,7 +170,7 @@ def test_what_the_system_lacks_is_not_the_fault_of_the_file(failing, number, tmp
     )
 
 
-def test_no_folder_for_temporary_files_is_said(tmp_path, monkeypatch):
+def test_a_missing_folder_for_temporary_files_is_reported(tmp_path, monkeypatch):
     path = tmp_path / "teacher.pt"
     path.write_bytes(saved(weights()))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
@@ -182,7 +182,7 @@ def test_no_folder_for_temporary_files_is_said(tmp_path, monkeypatch):
     ("code", "status"),
     [("import os; os.abort()", -6), ("1 / 0", 1), ("import os; os._exit(7)", 7)],
 )
-def test_a_process_that_fails_is_a_refusal(code, status, monkeypatch):
+def test_a_file_whose_reader_fails_is_refused(code, status, monkeypatch):
     refusal = f"makes the reading process fail (status {status}); it is damaged or malicious"
     assert run(code, monkeypatch).refusal == refusal
 
@@ -203,18 +203,18 @@ def test_a_process_that_fails_is_a_refusal(code, status, monkeypatch):
         {**GOOD, "peak_mib": "much"},
     ],
 )
-def test_a_verdict_out_of_order_is_a_refusal(said, monkeypatch):
+def test_an_invalid_verdict_is_refused(said, monkeypatch):
     assert run(saying(said), monkeypatch).refusal == (
         "makes the reading process return an invalid verdict; it is damaged or malicious"
     )
 
 
-def test_a_verdict_that_is_too_long_is_a_refusal(monkeypatch):
+def test_a_verdict_that_is_too_long_is_refused(monkeypatch):
     code = f"import os; os.write(2, b'{{\"enforced\": [\"{{}}\"]}}'.replace(b'{{}}', b'x' * {MIB}))"
     assert "the reading process return an invalid verdict" in run(code, monkeypatch).refusal
 
 
-def test_a_verdict_in_order_is_believed(monkeypatch):
+def test_a_valid_verdict_is_accepted(monkeypatch):
     verdict = run(saying({**GOOD, "refusal": "is " + "x" * 9999}), monkeypatch)
     assert verdict.refusal == "is " + "x" * 497
     assert (verdict.enforced, verdict.peak_mib) == (("memory",), 1.5)
@@ -257,7 +257,7 @@ def test_output_that_is_no_safetensors_is_refused(tmp_path, monkeypatch):
     )
 
 
-def test_what_is_read_and_said_of_an_honest_file(tmp_path):
+def test_a_valid_file_is_read_and_described(tmp_path):
     import hashlib
 
     path, state = tmp_path / "teacher.pt", weights()

@@ -1,4 +1,4 @@
-"""How much an audit computes."""
+"""Amount of computation of an audit."""
 
 from __future__ import annotations
 

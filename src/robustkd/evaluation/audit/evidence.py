@@ -65,7 +65,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a statistic receives: the network under audit, clean images and reference networks.
+    """Input of a statistic: the network under audit, clean images and reference networks.
 
     Attributes:
         network: A frozen copy of the network in eval mode.

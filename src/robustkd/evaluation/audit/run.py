@@ -133,9 +133,11 @@ def audit(
 
     Example:
         >>> import robustkd
+        >>> from robustkd.evaluation.audit import Effort
         >>> data = robustkd.load_data("digits", train=100, validation=100)
-        >>> untrained = robustkd.build(robustkd.Spec("wrn-10-1", 10, (1, 8, 8)), seed=0)
-        >>> brief = Effort(strengths=(0.5,), steps=2, references=0, margins=1, margin_steps=2)
+        >>> spec = robustkd.Spec("wrn-10-1", 10, (1, 8, 8))
+        >>> untrained = robustkd.build(spec, seed=0)
+        >>> brief = Effort(strengths=(0.5,), steps=2, references=0, margins=1)
         >>> robustkd.audit(untrained, data, effort=brief).verdict.word
         'inconclusive'
     """

@@ -2,8 +2,8 @@
 
 A new family is one function and one row of :data:`FAMILIES`. Names joined by ``+``, such as
 ``warp+generator``, make a composition with members of its own, which are learned together. The
-bounds are chosen so that a person
-still recognises the image; no bound was chosen with triggered images.
+bounds are chosen so that a person still recognises the image; no bound was chosen with triggered
+images.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.method_settings import DetoxOptions, DetoxSettings, Ratio
+from robustkd.core.names import check_options
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
 from robustkd.core.validation import check_not_negative, check_positive
@@ -100,7 +101,12 @@ class DetoxRecord:
 
 @dataclass(frozen=True)
 class Detoxified:
-    """A cleaned teacher and the record of its cleaning."""
+    """A cleaned teacher and the record of its cleaning.
+
+    Attributes:
+        teacher: The teacher with its masks, frozen and in eval mode.
+        record: What was measured.
+    """
 
     teacher: DetoxifiedTeacher
     record: DetoxRecord
@@ -203,9 +209,20 @@ def detoxify(
         record shows this.
 
     Raises:
-        UsageError: If a number is out of range, or a stage does not exist or does not vary.
+        UsageError: If a number is out of range, a keyword argument is unknown, or a stage does not
+            exist or does not vary.
         TrainingError: If masks or patterns are no longer finite.
+
+    Example:
+        >>> import robustkd
+        >>> data = robustkd.load_data("digits", train=100, validation=100)
+        >>> spec = robustkd.Spec("wrn-10-1", 10, data.image_shape)
+        >>> teacher = robustkd.build(spec, seed=0)
+        >>> cleaned = robustkd.detoxify(teacher, data, steps=1, raises=0)
+        >>> len(cleaned.record.mean_mask) == len(cleaned.teacher.taps)
+        True
     """
+    check_options(settings, DetoxOptions.__annotations__)
     given = DetoxSettings(**settings)
     _check(given)
     batch_size = given.batch_size

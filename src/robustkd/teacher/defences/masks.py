@@ -109,6 +109,19 @@ def save_detoxified(
     Raises:
         UsageError: If the original network is not a :class:`robustkd.models.Classifier`.
         WriteError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import robustkd
+        >>> data = robustkd.load_data("digits", train=100, validation=100)
+        >>> spec = robustkd.Spec("wrn-10-1", 10, data.image_shape)
+        >>> teacher = robustkd.build(spec, seed=0)
+        >>> cleaned = robustkd.detoxify(teacher, data, steps=1, raises=0).teacher
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     robustkd.save_detoxified(cleaned, f"{folder}/cleaned.safetensors")
+        ...     again = robustkd.load_detoxified(f"{folder}/cleaned.safetensors")
+        >>> again.locations == cleaned.locations
+        True
     """
     path = Path(path)
     inner = teacher.teacher
@@ -139,6 +152,18 @@ def load_detoxified(
     Raises:
         UsageError: If the architecture is unknown.
         InputError: If the file is damaged, or its tensors do not fit its description.
+
+    Example:
+        >>> import tempfile
+        >>> import robustkd
+        >>> data = robustkd.load_data("digits", train=100, validation=100)
+        >>> spec = robustkd.Spec("wrn-10-1", 10, data.image_shape)
+        >>> teacher = robustkd.build(spec, seed=0)
+        >>> cleaned = robustkd.detoxify(teacher, data, steps=1, raises=0).teacher
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     robustkd.save_detoxified(cleaned, f"{folder}/cleaned.safetensors")
+        ...     robustkd.load_detoxified(f"{folder}/cleaned.safetensors").training
+        False
     """
     path = Path(path)
     tensors, description = model_file.read_safetensors(path, links=links)
