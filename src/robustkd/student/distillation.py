@@ -249,6 +249,16 @@ def distill(
             the images to logits of the classes.
         TrainingError: If the loss is no longer finite, or a distillation loss gives the student
             no gradient.
+
+    Example:
+        >>> import robustkd
+        >>> data = robustkd.load_data("digits", train=100, validation=100)
+        >>> spec = robustkd.Spec("wrn-10-1", 10, data.image_shape)
+        >>> teacher = robustkd.build(spec, seed=0)
+        >>> student = robustkd.build(spec, seed=1)
+        >>> made = robustkd.distill(student, data, teacher=teacher, epochs=1)
+        >>> made.student is student, made.kept
+        (True, 1)
     """
     started = time.perf_counter()
     check_seed(seed)

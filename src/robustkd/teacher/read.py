@@ -65,6 +65,20 @@ def load_teacher(
             conflict with the file.
         InputError: If the file is refused or damaged, or has another architecture, number of
             classes or input.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> import robustkd
+        >>> network = robustkd.build(robustkd.Spec("wrn-10-1", 10, (1, 8, 8)), seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = f"{folder}/teacher.pt"
+        ...     torch.save({"state_dict": network.state_dict()}, file)
+        ...     teacher = robustkd.load_teacher(
+        ...         file, arch="wrn-10-1", classes=10, image_shape=(1, 8, 8)
+        ...     )
+        >>> teacher.training
+        False
     """
     path = Path(path)
     found = read_teacher(
