@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         UsageError,
         WriteError,
     )
-    from robustkd.data import from_dataset
+    from robustkd.data import Reading, from_dataset
     from robustkd.data import load as load_data
     from robustkd.evaluation.audit import audit
     from robustkd.export import export_student
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _HOME = {
     "DetoxifiedTeacher": ("robustkd.teacher.defences.masks", "DetoxifiedTeacher"),
     "InputError": ("robustkd.core.errors", "InputError"),
+    "Reading": ("robustkd.data", "Reading"),
     "RobustKDError": ("robustkd.core.errors", "RobustKDError"),
     "Spec": ("robustkd.models", "Spec"),
     "ThresholdError": ("robustkd.core.errors", "ThresholdError"),
@@ -59,6 +60,7 @@ _HOME = {
 __all__ = [
     "DetoxifiedTeacher",
     "InputError",
+    "Reading",
     "RobustKDError",
     "Spec",
     "ThresholdError",

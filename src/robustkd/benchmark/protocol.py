@@ -49,7 +49,7 @@ class Protocol:
 
     def load(self, root: Path | None = None) -> InMemory:
         """Load the data with the protocol's sizes."""
-        loaded = data.load(self.data, root=root, **self.sizes)
+        loaded = data.load(self.data, root=root).subset(**self.sizes)
         return loaded if self.augment else replace(loaded, augmentation=data.CropFlip())
 
     def settings(self) -> dict[str, object]:

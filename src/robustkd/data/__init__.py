@@ -74,6 +74,7 @@ def load(
     train: int | None = None,
     validation: int | None = None,
     test: int | None = None,
+    reading: Reading | None = None,
 ) -> InMemory:
     """Load a data set, or a fixed class-balanced subset of it, into memory.
 
@@ -86,6 +87,8 @@ def load(
         train: Number of training images to keep, at least one for each class; None for all.
         validation: Number of validation images to keep, likewise.
         test: Number of test images to keep, likewise.
+        reading: How the images of a folder or of the hub are read; by default, the size is that
+            of the images, and colours are kept.
 
     Returns:
         A data source in memory.
@@ -100,7 +103,8 @@ def load(
         >>> robustkd.load_data("digits", train=100).size("train")
         100
     """
-    found = open_source(os.fspath(name), root=None if root is None else Path(root))
+    place = None if root is None else Path(root)
+    found = open_source(os.fspath(name), root=place, reading=reading)
     chosen = found.subset(train=train, validation=validation, test=test)
     return chosen if isinstance(chosen, InMemory) else chosen.in_memory()
 

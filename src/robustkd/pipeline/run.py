@@ -162,6 +162,12 @@ def run(
         >>> [row.method for row in made.results.runs]
         ['teacher', 'learned']
     """
+    for name, path in (("teacher", teacher), ("student", student)):
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(
+                f"{name} is of type {type(path).__name__}; expected a text, since run reads the "
+                "teacher from a file and builds the student: distill takes networks"
+            )
     own = (name for name in inspect.signature(run).parameters if name != "training")
     check_options(training, [*own, *TrainingOptions.__annotations__])
     place = Path(at_home(os.fspath(teacher)))
@@ -170,6 +176,8 @@ def run(
     if isinstance(source, str | Path):
         named = at_home(os.fspath(source))
         source = open_as_taught(place, known, named, None, Reading(), ())
+    if isinstance(track, str):
+        track = (track,)
     job = DistillJob(
         teacher=place,
         arch=known,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.names import check_options
 from robustkd.core.statistics import wilson
 from robustkd.core.types import UNLABELLED, DataSource, Images, Labels, Logits
 from robustkd.core.validation import check_seed
@@ -262,7 +263,13 @@ def distill(
     """
     started = time.perf_counter()
     check_seed(seed)
+    check_classifier(student, data, name="the student")
+    if teacher is not None:
+        check_classifier(teacher, data, name="the teacher")
+    check_options(training, TrainingOptions.__annotations__)
     how = TrainingConfig(**training)
+    if losses is not None and not isinstance(losses, Mapping):
+        raise UsageError(f"losses is {losses!r}; expected weights by name, such as {{'kd': 1.0}}")
     weights = {"ofd": 1.0} if losses is None else dict(losses)
     check_weights(weights)
     _check_stops(until or {}, weights)
@@ -275,9 +282,6 @@ def distill(
         hardening.begin(steps)
     if safeguard is not None:
         safeguard.to(device_of(student)).begin(steps)
-    check_classifier(student, data, name="the student")
-    if teacher is not None:
-        check_classifier(teacher, data, name="the teacher")
     enough = _enough(data, hardening, safeguard)
     compiled = True if how.compile else None  # in training mode
     with ExitStack() as closing:

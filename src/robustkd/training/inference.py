@@ -128,6 +128,16 @@ def check_classifier(model: nn.Module, data: DataSource, *, name: str) -> None:
     Raises:
         UsageError: If it is no such model, or does not work with the images.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"{name} is of type {type(model).__name__}; expected an nn.Module: load and "
+            "load_teacher read files"
+        )
+    if not isinstance(data, DataSource):
+        raise UsageError(
+            f"data is of type {type(data).__name__}; expected a data source, such as load_data and "
+            "from_dataset return"
+        )
     batch = next(iter(data.batches("validation", batch_size=_FEW, device=device_of(model))))
     try:
         with torch.inference_mode(), frozen_modes(model):

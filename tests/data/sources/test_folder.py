@@ -315,7 +315,7 @@ def test_images_of_several_sizes_need_a_choice(tmp_path):
     Image.fromarray(picture(0, 20)[:12]).save(folder / "b" / "009.png")
     message = (
         "data train: images of 16x16 and 20x12 pixels, so the model's input size cannot be "
-        "guessed; give it with --image-size"
+        "guessed; give it with --image-size, or Reading(image_size=...) in Python"
     )
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         load_folder(folder)

@@ -116,7 +116,7 @@ def check_known(trigger: Trigger) -> str:
 def _parts(trigger: Trigger) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Return the kind and the numbers of a trigger in JSON values, and its tensors."""
     kind = check_known(trigger)
-    values = {field.name: getattr(trigger, field.name) for field in fields(trigger)}
+    values = {field.name: getattr(trigger, field.name) for field in fields(TRIGGERS[kind])}
     # Cloned, because the format does not allow tensors that share memory.
     tensors = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
     for name, tensor in tensors.items():

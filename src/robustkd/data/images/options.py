@@ -34,7 +34,7 @@ class UnknownSizeError(UsageError):
 
 @dataclass(frozen=True)
 class Reading:
-    """Options for reading encoded images.
+    """Options for reading encoded images, for :func:`robustkd.load_data`.
 
     Args:
         image_size: Height and width in pixels; None if all images are squares of one size.
@@ -56,6 +56,12 @@ class Reading:
 
     Raises:
         UsageError: If a number is out of range.
+
+    Example:
+        >>> import robustkd
+        >>> reading = robustkd.Reading(image_size=64, crop=0.875, interpolation="bicubic")
+        >>> reading.channels
+        3
     """
 
     image_size: int | None = None
@@ -158,6 +164,6 @@ def guess_size(files: Encoded, where: str) -> int:
         sizes = " and ".join(f"{width}x{height}" for width, height in sorted(found)[:2])
         raise UnknownSizeError(
             f"{shown(where)}: images of {sizes} pixels, so the model's input size cannot be "
-            "guessed; give it with --image-size"
+            "guessed; give it with --image-size, or Reading(image_size=...) in Python"
         )
     return width

@@ -144,10 +144,15 @@ def audit(
     if not 0 < level < 1:
         raise UsageError(f"level is {level}; expected a fraction between 0 and 1")
     check_seed(seed)
+    check_classifier(model, data, name="the model")
     started = time.perf_counter()
     effort = (effort or (QUICK if quick else FULL)).for_classes(len(data.classes))
     network = _frozen(model)
-    _check_outputs(network, data, effort.accuracy_images)
+    if not finite_on(network, data, "validation", images=effort.accuracy_images):
+        raise InputError(
+            f"the outputs of the model are not finite on the validation images of {data.name}; "
+            "expected weights that were trained on such images"
+        )
     if references is None:
         references = make_references(data, effort, seed=seed)
     references = references.for_audit(effort, device_of(network))
@@ -219,21 +224,6 @@ def _pictures(subject: Subject, evidence: Mapping[str, Evidence]) -> Pictures | 
 
 def _frozen(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-def _check_outputs(network: nn.Module, data: DataSource, images: int) -> None:
-    """Check that outputs are logits, one for each class, and that they are finite.
-
-    Raises:
-        UsageError: If they are not logits of the classes.
-        InputError: If an output is not finite.
-    """
-    check_classifier(network, data, name="the model")
-    if not finite_on(network, data, "validation", images=images):
-        raise InputError(
-            f"the outputs of the model are not finite on the validation images of {data.name}; "
-            "expected weights that were trained on such images"
-        )
 
 
 def _trouble(accuracy: Proportion, references: Sequence[Proportion], classes: int) -> str:
