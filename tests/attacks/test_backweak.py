@@ -155,7 +155,7 @@ class _Recording(torch.nn.Module):
         ({"epsilon": 1.5}, "epsilon is 1.5; expected above 0 and at most 1"),
         ({"budget": 0.0}, "budget is 0.0; expected above 0 and at most 1"),
         ({"rate": 2.0}, "rate is 2.0; expected above 0 and at most 1"),
-        ({"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
+        ({"trigger_steps": 0}, "trigger_steps is 0; expected at least 1"),
         ({"implant_share": 0.0}, "implant_share is 0.0; expected more than 0"),
         ({"implant_lr": -1.0}, "implant_lr is -1.0; expected more than 0"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -185,11 +187,17 @@ def test_with_many_classes_the_running_success_is_used(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("names", "steps"), [((), 3), (("tone",), 0)], ids=["no family", "no step"]
+    ("names", "settings", "message"),
+    [
+        ((), {}, "names is empty; expected at least one family"),
+        ("tone", {}, "names is 'tone'; expected a list of names"),
+        (("tone",), {"steps": 0}, "steps is 0; expected at least 1"),
+        (("tone",), {"seed": -1}, "seed is -1; expected at least 0"),
+    ],
 )
-def test_arguments_without_sense_are_refused(names, steps):
-    with pytest.raises(UsageError, match="expected at least 1, 1 and 2"):
-        find_perturbations(Teacher(), source(), names, steps=steps)
+def test_arguments_out_of_range_are_refused(names, settings, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        find_perturbations(Teacher(), source(), names, **settings)
 
 
 def test_a_teacher_without_gradients_is_refused_in_one_line():

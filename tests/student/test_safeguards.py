@@ -119,8 +119,8 @@ def test_weights_are_renewed_once_and_in_the_middle():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"at": 1.0}, "at is 1.0; expected more than 0 and less than 1"),
-        ({"last": 0.0}, "last is 0.0; expected more than 0 and at most 1"),
+        ({"at": 1.0}, "at is 1.0; expected above 0 and below 1"),
+        ({"last": 0.0}, "last is 0.0; expected above 0 and at most 1"),
     ],
 )
 def test_shares_out_of_range_are_refused(change, message):
@@ -201,5 +201,5 @@ def test_nothing_is_added_before_its_time():
 
 
 def test_a_portion_out_of_range_is_refused():
-    with pytest.raises(UsageError, match=re.escape("portion is 2.0; expected more than 0")):
+    with pytest.raises(UsageError, match=re.escape("portion is 2.0; expected above 0")):
         ABD(portion=2.0)

@@ -48,11 +48,10 @@ from robustkd.attacks.parts.surrogate import (
     toward,
     trigger_loss,
 )
-from robustkd.attacks.parts.trigger_search import check_shares
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import default_device, device_of
 from robustkd.core.types import DataSource, Images, Labels
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.validation import check_not_negative, check_positive, check_share
 from robustkd.models.features import taps
 from robustkd.training.hooks import Hooks
 from robustkd.training.learners import Supervised, hit_rate
@@ -85,7 +84,7 @@ class ADBA:
     trigger_lr: float = 0.01
 
     def __post_init__(self) -> None:
-        check_shares(cap=self.cap)
+        check_share(cap=self.cap)
         check_not_negative(beta=self.beta, mu=self.mu, stealth=self.stealth)
         check_positive(temperature=self.temperature, trigger_lr=self.trigger_lr)
         if self.surrogate_lr is not None:

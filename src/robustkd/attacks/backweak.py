@@ -34,11 +34,11 @@ from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import toward
-from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Images, Labels, Logits
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.learners import Supervised
 
@@ -70,12 +70,9 @@ class BackWeak:
     implant_lr: float = 0.001
 
     def __post_init__(self) -> None:
-        check_shares(epsilon=self.epsilon, budget=self.budget, rate=self.rate)
-        check_positive(
-            trigger_steps=self.trigger_steps,
-            implant_share=self.implant_share,
-            implant_lr=self.implant_lr,
-        )
+        check_share(epsilon=self.epsilon, budget=self.budget, rate=self.rate)
+        check_count(trigger_steps=self.trigger_steps)
+        check_positive(implant_share=self.implant_share, implant_lr=self.implant_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images, Labels
+from robustkd.core.validation import check_count, check_names, check_seed
 from robustkd.student.families import make_family, members_of
 from robustkd.student.families.search import Found, endless, images_at_once, led_shares
 from robustkd.training.processes import Portion
@@ -146,7 +147,7 @@ def find_perturbations(
         teacher: The untrusted network; it is not changed.
         data: Clean images; the search uses ``train``.
         names: Families, names of :data:`robustkd.student.families.FAMILIES`.
-        seed: Seed of everything random.
+        seed: Seed of everything random, at least 0.
         steps: Optimiser steps at the first strength, at least 1; half as many, and at least one,
             follow at each further one.
         tell: Called after each step.
@@ -155,8 +156,8 @@ def find_perturbations(
         The perturbations with their success.
 
     Raises:
-        UsageError: If a family is unknown, there is none, ``steps`` is below 1, there are fewer
-            than two classes, or no gradient passes through the teacher.
+        UsageError: If a family is unknown or there is none, ``steps`` or ``seed`` is out of range,
+            there are fewer than two classes, or no gradient passes through the teacher.
 
     Example:
         >>> import robustkd
@@ -165,11 +166,12 @@ def find_perturbations(
         >>> found = robustkd.find_perturbations(teacher, data, ("tone", "flow"), steps=1)
         >>> hardening = robustkd.UniversalPerturbations(10, data.image_shape, fixed=found)
     """
-    if not names or steps < 1 or len(data.classes) < 2:
-        raise UsageError(
-            f"there are {len(names)} families, {steps} steps and {len(data.classes)} classes; "
-            "expected at least 1, 1 and 2"
-        )
+    check_names(names=names)
+    if not names:
+        raise UsageError("names is empty; expected at least one family")
+    check_count(steps=steps)
+    check_count(least=2, classes=len(data.classes))
+    check_seed(seed)
     frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
     classes, device = len(data.classes), device_of(frozen)
     random = torch.Generator().manual_seed(seed)

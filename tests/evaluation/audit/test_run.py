@@ -105,7 +105,7 @@ def test_a_network_that_knows_nothing_is_inconclusive():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(UsageError, match=r"^level is 1.5; expected a fraction between 0 and 1$"):
+    with pytest.raises(UsageError, match=r"^level is 1.5; expected above 0 and below 1$"):
         audit(Rows(None), DATA, level=1.5)
     with pytest.raises(UsageError, match=r"^the model has 3 outputs; expected 8, one for each"):
         audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=References())

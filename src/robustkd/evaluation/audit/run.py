@@ -14,7 +14,7 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_seed
+from robustkd.core.validation import check_seed, check_share
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.pictures import Pictures, pictures_of
@@ -128,8 +128,7 @@ def audit(
         >>> robustkd.audit(untrained, data, effort=brief).verdict.word
         'inconclusive'
     """
-    if not 0 < level < 1:
-        raise UsageError(f"level is {level}; expected a fraction between 0 and 1")
+    check_share(one=False, level=level)
     check_seed(seed)
     started = time.perf_counter()
     effort = (effort or (QUICK if quick else FULL)).for_classes(len(data.classes))

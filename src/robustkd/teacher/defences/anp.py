@@ -23,10 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.channels import norms, scaled
@@ -60,11 +59,11 @@ class ANP:
     budget: float = 0.03
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon, steps=self.steps, lr=self.lr)
-        if not 0 <= self.alpha <= 1 or not 0 <= self.budget < 1:
-            raise UsageError(
-                f"alpha is {self.alpha} and budget {self.budget}; expected shares in [0, 1]"
-            )
+        check_positive(epsilon=self.epsilon, lr=self.lr)
+        check_share(zero=True, alpha=self.alpha)
+        check_count(steps=self.steps)
+        check_count(least=2, batch_size=self.batch_size)
+        check_share(zero=True, one=False, budget=self.budget)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""

@@ -29,6 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images
+from robustkd.core.validation import check_not_negative, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.channels import last_within
@@ -40,7 +41,8 @@ class CLP:
     """Prune the channels with an unusually large Lipschitz constant.
 
     Attributes:
-        factors: Values of u to try, in decreasing order, so that more and more channels are pruned.
+        factors: Values of u to try, at least 0 and in decreasing order, so that more and more
+            channels are pruned.
         budget: Share of clean validation accuracy that pruning may cost, in [0, 1).
     """
 
@@ -48,10 +50,13 @@ class CLP:
     budget: float = 0.03
 
     def __post_init__(self) -> None:
+        for factor in self.factors:
+            check_not_negative(factors=factor)
         if not self.factors or list(self.factors) != sorted(self.factors, reverse=True):
-            raise UsageError(f"factors are {self.factors}; expected at least one, falling")
-        if not 0 <= self.budget < 1:
-            raise UsageError(f"budget is {self.budget}; expected in [0, 1)")
+            raise UsageError(
+                f"factors are {self.factors}; expected at least one, in decreasing order"
+            )
+        check_share(zero=True, one=False, budget=self.budget)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""

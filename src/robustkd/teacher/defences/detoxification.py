@@ -30,10 +30,9 @@ which a trigger depends on. Choices that the paper leaves open, and differences:
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, Unpack, get_args
+from typing import TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.method_settings import DetoxOptions, DetoxSettings, Ratio
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.validation import check_names, check_seed
 from robustkd.models.features import taps
 from robustkd.models.features.collect import features_on
 from robustkd.models.features.stages import stages
@@ -193,7 +192,7 @@ def detoxify(
             Its weight is lambda.
         precision: Mixed precision while masks and patterns are learned; variances and accuracy
             are measured in full precision.
-        seed: Seed of the order and the augmentation of images.
+        seed: Seed of the order and the augmentation of images, at least 0.
         settings: Fields of :class:`robustkd.core.method_settings.DetoxSettings`, such as ``cap``
             and ``steps``.
 
@@ -207,7 +206,9 @@ def detoxify(
         TrainingError: If masks or patterns are no longer finite.
     """
     given = DetoxSettings(**settings)
-    _check(given)
+    check_seed(seed)
+    if stages is not None:
+        check_names(stages=stages)
     batch_size = given.batch_size
     masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
     batches = endless(clean, batch_size, device_of(teacher), seed)
@@ -230,49 +231,6 @@ def detoxify(
         curve=tuple(curve),
     )
     return Detoxified(masked.requires_grad_(False), record)
-
-
-def _check(given: DetoxSettings) -> None:
-    check_positive(cap=given.cap)
-    if given.cap > 1 or not 0 <= given.accuracy_budget < 1:
-        raise UsageError(
-            f"cap is {given.cap} and accuracy_budget {given.accuracy_budget}; expected at most 1 "
-            "and in [0, 1)"
-        )
-    if given.ratio not in get_args(Ratio):
-        raise UsageError(f"ratio is {given.ratio!r}; expected one of {', '.join(get_args(Ratio))}")
-    check_search(
-        variance_weight=given.variance_weight,
-        growth=given.growth,
-        raises=given.raises,
-        bisections=given.bisections,
-        steps=given.steps,
-        batch_size=given.batch_size,
-        lr=given.lr,
-    )
-
-
-def check_search(
-    *,
-    variance_weight: float | int = 1.0,
-    growth: float | int = 4.0,
-    raises: float | int = 3,
-    bisections: float | int = 2,
-    steps: float | int = 60,
-    batch_size: float | int = 128,
-    lr: float | int = 0.05,
-) -> None:
-    """Check the arguments of the search for lambda in :func:`detoxify`.
-
-    Raises:
-        UsageError: If an argument is out of range; the message names the first one.
-    """
-    check_positive(variance_weight=variance_weight, steps=steps, lr=lr)
-    check_not_negative(raises=raises, bisections=bisections)
-    if not 1 < growth < math.inf:
-        raise UsageError(f"growth is {growth}; expected a finite number above 1")
-    if batch_size < 2:
-        raise UsageError(f"batch_size is {batch_size}; a variance needs at least 2 images")
 
 
 def _masked(

@@ -23,10 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.anp import THRESHOLDS, clamp, detached
 from robustkd.teacher.defences.base import Defended
@@ -62,16 +61,11 @@ class RNP:
     budget: float = 0.03
 
     def __post_init__(self) -> None:
-        check_positive(
-            unlearn_lr=self.unlearn_lr,
-            unlearn_epochs=self.unlearn_epochs,
-            lr=self.lr,
-            steps=self.steps,
-        )
-        if not 0 < self.floor < 1 or not 0 <= self.budget < 1:
-            raise UsageError(
-                f"floor is {self.floor} and budget {self.budget}; expected shares in [0, 1)"
-            )
+        check_share(one=False, floor=self.floor)
+        check_positive(unlearn_lr=self.unlearn_lr, lr=self.lr)
+        check_count(unlearn_epochs=self.unlearn_epochs, steps=self.steps)
+        check_count(least=2, batch_size=self.batch_size)
+        check_share(zero=True, one=False, budget=self.budget)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
