@@ -31,7 +31,9 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.core.validation import check_count, check_names, check_seed
 from robustkd.student.families import make_family, members_of
-from robustkd.student.families.search import Found, endless, images_at_once, led_shares
+from robustkd.student.families.search import AT_ONCE, Found, led_shares
+from robustkd.training.batches import endless
+from robustkd.training.inference import batch_size_for
 from robustkd.training.processes import Portion
 
 STRENGTHS = (1.0, 0.5)
@@ -210,7 +212,8 @@ def _learn(
     """
     classes, count = len(data.classes), len(families)
     size = count * min(_MOST, max(_FEWEST, _PER_CLASS * classes))
-    batches = endless(data, size, count, device_of(network), random)
+    batches = endless(data, size, device_of(network), shuffle=random, least=count)
+    at_once = batch_size_for(data.image_shape, AT_ONCE)
     success = torch.full((count, classes), _START)
     found: list[nn.ModuleList] = []
     reached = []
@@ -224,7 +227,7 @@ def _learn(
                 _others(own, chances, random)
                 for own, chances in zip(labels.tensor_split(count), success, strict=True)
             ]
-            hits = _ascend(families, network, images, parts, images_at_once(data.image_shape))
+            hits = _ascend(families, network, images, parts, at_once)
             with torch.no_grad():
                 for family in members_of(families):
                     family.advance(strength)

@@ -43,7 +43,8 @@ from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
 from robustkd.evaluation.audit.search import FAMILIES, halves
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.student.families import members_of
-from robustkd.student.families.search import images_at_once, led_shares, recognised
+from robustkd.student.families.search import AT_ONCE, led_shares, recognised
+from robustkd.training.inference import batch_size_for
 
 LED = "the references are led as well"
 """What is said if the references are led so far that no network could be led further."""
@@ -175,7 +176,7 @@ def _moved(subject: Subject, place: Place, images: Images, labels: Labels) -> Mo
     others = labels != place.target
     images, labels = images[others], labels[others]
     led = beside = known = still = 0
-    at_once = images_at_once((images.shape[1], images.shape[2], images.shape[3]))
+    at_once = batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
     for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
         target = torch.full_like(truth, place.target)
         seen = family(some, target)
