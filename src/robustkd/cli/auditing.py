@@ -153,7 +153,6 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
         found: The audit.
         of_student: Whether the model is a finished student, which is not distilled again.
     """
-    from robustkd.report.audits import LED
     from robustkd.report.audits import verdict as told
 
     verdict = found.verdict
@@ -173,9 +172,7 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
         return [line, *advice]
     if verdict.word == "inconclusive":
         longer = "run robustkd audit STUDENT" if of_student else "repeat without --quick"
-        # With a p-value, the verdict is inconclusive because it is near the level.
-        helps = verdict.p_value is not None or verdict.reason == LED
-        more = [f"Next: {longer}."] if found.quick and helps else []
+        more = [f"Next: {longer}."] if found.quick and verdict.longer_helps else []
         return [line, *more]
     if of_student:
         return [line]

@@ -24,7 +24,6 @@ from robustkd.evaluation.audit import (
 from robustkd.evaluation.audit.led_share import LED
 from robustkd.evaluation.audit.references import Limited, References, train_references
 from robustkd.evaluation.audit.verdict import combine
-from robustkd.report import audits
 from robustkd.training.inference import accuracy_on
 from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
 from tests.unlabelled import Unlabelled
@@ -135,10 +134,13 @@ def test_references_are_made_for_the_number_of_classes_and_serve_an_audit():
 
 
 def test_a_reason_without_a_p_value_is_told():
-    easy = {"a": Evidence(None, None, LED)}
+    easy = {"a": Evidence(None, None, LED, longer_helps=True)}
     found = combine(easy, frozenset("a"))
-    assert (found.word, found.reason) == ("inconclusive", LED)
-    assert LED == audits.LED
+    assert (found.word, found.reason, found.longer_helps) == ("inconclusive", LED, True)
+    assert not combine({"a": Evidence(None, None, "x")}, frozenset("a")).longer_helps
+    assert not combine(easy, frozenset("a"), trouble="x").longer_helps
+    near = combine(of(a=0.03), frozenset("a"), level=0.01)
+    assert (near.word, near.longer_helps) == ("inconclusive", True)
 
 
 def test_a_limited_source_has_fewer_images_and_no_augmentation():

@@ -47,7 +47,10 @@ from robustkd.student.families.search import AT_ONCE, led_shares, recognised
 from robustkd.training.inference import batch_size_for
 
 LED = "the references are led as well"
-"""What is said if the references are led so far that no network could be led further."""
+"""What is said if the references are led so far that no network could be led further.
+
+A longer search may find what the references do not follow.
+"""
 ALONE = "no reference networks to compare with"
 """What is said without references."""
 FEW = "too few validation images that the references recognise"
@@ -117,7 +120,8 @@ def led_share(subject: Subject) -> Evidence:
     }
     trouble = ALONE if alone else _trouble(moved, testing[1], ceiling + MARGIN)
     if trouble:
-        return Evidence(None, None, trouble, details=details, member=member)
+        helps = trouble == LED
+        return Evidence(None, None, trouble, details=details, member=member, longer_helps=helps)
     said = (
         f"{member.family}: {share:.0%} of the images of other classes move to this class "
         f"(references: {beside:.0%}, by a search of their own {ceiling:.0%})"
