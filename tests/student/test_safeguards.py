@@ -15,6 +15,7 @@ from robustkd.core.methods import METHODS
 from robustkd.student.distillation import distill
 from robustkd.student.renewal import BCU, Renewal, renew
 from robustkd.student.retrospection import ABD, Retrospection, divergence
+from robustkd.student.safeguard import Safeguard
 from robustkd.student.safeguards import SAFEGUARDS, start_safeguard
 from robustkd.training.hypergradient import hypergradient
 
@@ -31,6 +32,15 @@ def learned(name: str, seed: int = 0):
     return distill(
         net(0), DATA, teacher=net(1), losses={"kd": 1.0}, safeguard=safeguard, **settings
     )
+
+
+def test_a_safeguard_defines_all_methods():
+    class Unfinished(Safeguard):
+        def begin(self, steps: int) -> None:
+            del steps
+
+    with pytest.raises(TypeError, match="abstract methods 'advance', 'loss', 'prepare'"):
+        Unfinished()
 
 
 def test_every_safeguard_has_a_method_and_every_method_a_safeguard():
