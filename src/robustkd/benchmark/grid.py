@@ -28,7 +28,7 @@ from robustkd.benchmark.folder_data import folder_name
 from robustkd.benchmark.grid_methods import method_in_grid
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError, printable
-from robustkd.core.method_settings import DetoxOptions, DetoxSettings
+from robustkd.core.method_settings import BY_DATA, DetoxOptions, DetoxSettings
 from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.core.yaml_files import read_yaml
@@ -44,7 +44,6 @@ Sizes = dict[Split, Annotated[StrictInt, Field(ge=1)]]
 _TRAINING = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "temperature")
 _WHOLE = ("epochs", "batch_size", "steps", "raises", "bisections")
 _NUMBERS = ("lr", "momentum", "weight_decay", "temperature", "variance_weight", "growth")
-_DETOXING = ("variance_weight", "growth", "raises", "bisections", "steps", "batch_size", "lr")
 
 
 class Block(BaseModel):
@@ -112,7 +111,7 @@ class Block(BaseModel):
 
     @model_validator(mode="after")
     def _known_arguments(self) -> Block:
-        for key, known in (("training", _TRAINING), ("detoxing", _DETOXING)):
+        for key, known in (("training", _TRAINING), ("detoxing", BY_DATA)):
             for name in getattr(self, key):
                 if name not in known:
                     raise UsageError(f"{key} has no {name!r}; expected {', '.join(known)}")
@@ -192,7 +191,7 @@ def _check_arguments(key: str, given: Arguments) -> None:
             raise UsageError(f"{key}.{name} is {value!r}; expected a whole number")
         if name in _NUMBERS and isinstance(value, str):
             raise UsageError(f"{key}.{name} is {value!r}; expected a number")
-    its = _DETOXING if key == "detoxing" else _TRAINING
+    its = BY_DATA if key == "detoxing" else _TRAINING
     known: dict[str, Any] = {name: value for name, value in given.items() if name in its}
     try:
         if key == "detoxing":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Literal, TypeAlias, TypedDict, get_args
 
 from robustkd.core.errors import UsageError
@@ -72,6 +72,30 @@ class DetoxOptions(TypedDict, total=False):
     steps: int
     batch_size: int
     lr: float
+
+
+BY_DATA = ("variance_weight", "growth", "raises", "bisections", "steps", "batch_size", "lr")
+"""Settings of detoxification that may depend on the data; the others define the method."""
+
+
+def detox_for_data(method: DetoxSettings, options: DetoxOptions | None) -> DetoxSettings:
+    """Return the settings of a method with those that depend on the size of the data.
+
+    Args:
+        method: Settings of the method.
+        options: Some of the settings in :data:`BY_DATA`; None for none.
+
+    Raises:
+        UsageError: If another setting is given, or a number is out of range.
+
+    >>> detox_for_data(DetoxSettings(cap=0.2), {"steps": 9}) == DetoxSettings(cap=0.2, steps=9)
+    True
+    """
+    given = DetoxOptions() if options is None else options
+    for name in given:
+        if name not in BY_DATA:
+            raise UsageError(f"{name} is set by the method; expected one of {', '.join(BY_DATA)}")
+    return replace(method, **given)
 
 
 @dataclass(frozen=True)
