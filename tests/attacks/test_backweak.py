@@ -10,7 +10,7 @@ from torch import nn
 
 from robustkd import data, models
 from robustkd.attacks import Additive, find, load_trigger, save_trigger
-from robustkd.attacks.backweak import last_layer, learn_trigger, weak_loss
+from robustkd.attacks.backweak import learn_trigger, weak_loss
 from robustkd.core.errors import UsageError
 from robustkd.training.inference import predict
 from robustkd.training.learners import Supervised
@@ -20,7 +20,6 @@ from tests.attacks.examples import SHAPE, pixels
 
 DATA = data.load("digits", train=100, validation=20, test=100)
 SHORT = {"target": 2, "epochs": 1, "lr": 0.05, "batch_size": 50, "trigger_steps": 3}
-EXAMPLE = next(DATA.batches("test", batch_size=4)).images
 
 
 def build() -> models.Classifier:
@@ -112,18 +111,6 @@ def test_a_budget_keeps_the_trigger_weaker():
 
 
 # The attack.
-
-
-def test_the_last_layer_is_that_which_runs_last():
-    model = build()
-    assert last_layer(model, EXAMPLE) is model.network.head
-    assert model.training
-    vit = models.build(models.Spec("timm/test_vit", 10, (1, 32, 32)), seed=0)
-    assert last_layer(vit, torch.zeros(2, 1, 32, 32)) is vit.network.head
-    swapped = torch.nn.Module()
-    swapped.last, swapped.first = torch.nn.Conv2d(2, 3, 1), torch.nn.Conv2d(1, 2, 1)
-    swapped.forward = lambda images: swapped.last(swapped.first(images))
-    assert last_layer(swapped, EXAMPLE) is swapped.last
 
 
 def test_the_last_layer_stays_bit_for_bit_while_the_features_move():

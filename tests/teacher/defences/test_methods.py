@@ -14,6 +14,7 @@ from torch import nn
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch
 from robustkd.data import InMemory, Labelled
+from robustkd.models.features.probing import batchnorm_after
 from robustkd.teacher.defences import anp, channels, clp, fine_pruning, fst, ft_sam, nad, sau
 from robustkd.teacher.defences.anp import ANP
 from robustkd.teacher.defences.fine_pruning import FinePruning
@@ -96,7 +97,7 @@ def test_the_channel_bound_of_clp_by_hand():
 
 def test_clp_pairs_a_convolution_with_the_batchnorm_that_reads_it_and_silences_outliers():
     network = Small().eval()
-    pairs = clp.followed(network, batch_of().images)
+    pairs = batchnorm_after(network, batch_of().images)
     assert pairs == [(network.conv1, network.bn1), (network.conv2, network.bn2)]
     with torch.no_grad():
         network.conv2.weight.normal_(generator=torch.Generator().manual_seed(0))

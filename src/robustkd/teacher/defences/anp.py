@@ -17,7 +17,7 @@ largest whose clean validation accuracy stays within a budget, where the paper f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,9 @@ from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.channels import norms, scaled
-from robustkd.teacher.defences.masked_pruning import prune_within
+from robustkd.teacher.defences.pruning import prune_by_masks
 from robustkd.teacher.defences.tuning import begin, frozen_copy
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(20))
@@ -53,7 +53,7 @@ class ANP:
 
     epsilon: float = 0.4
     alpha: float = 0.2
-    steps: int = 500
+    steps: int = field(default=500, metadata=ONCE)
     lr: float = 0.2
     batch_size: int = 64
     budget: float = 0.03
@@ -85,7 +85,7 @@ class ANP:
                 optimiser.step()
                 clamp(masks)
                 update(loss=float(loss.detach()))
-        return prune_within(work, detached(masks), THRESHOLDS, self.budget)
+        return prune_by_masks(work, detached(masks), THRESHOLDS, self.budget)
 
     def batches(self, images: int) -> int:
         """Return the number of training batches for a number of images."""

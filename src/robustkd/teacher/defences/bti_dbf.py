@@ -42,7 +42,7 @@ Features of a network without global average pooling are the inputs of its class
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Features, Labels
 from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.ending import Ending, ending_of
 from robustkd.teacher.defences.generator import Generator
 from robustkd.teacher.defences.tuning import (
@@ -90,10 +90,10 @@ class BTIDBF:
         tuning: Optimiser and number of epochs of the network in each round.
     """
 
-    rounds: int = 3
-    mask_steps: int = 400
+    rounds: int = field(default=3, metadata=ONCE)
+    mask_steps: int = field(default=400, metadata=ONCE)
     mask_lr: float = 0.01
-    generator_steps: int = 600
+    generator_steps: int = field(default=600, metadata=ONCE)
     generator_lr: float = 1e-3
     benign: float = 0.01
     radius: float = 0.1

@@ -18,9 +18,7 @@ validation accuracy stays within a budget, where the paper uses 3.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +26,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
-from robustkd.core.types import DataSource, Images
+from robustkd.core.types import DataSource
 from robustkd.core.validation import check_not_negative, check_share
-from robustkd.models.features.taps import frozen_modes
+from robustkd.models.features.probing import Layers, batchnorm_after
 from robustkd.teacher.defences.base import Defended
-from robustkd.teacher.defences.channels import last_within
+from robustkd.teacher.defences.pruning import prune_within
 from robustkd.teacher.defences.tuning import begin
 
 
@@ -63,59 +61,21 @@ class CLP:
         work = begin(network, clean, batch_size=2, seed=seed)
         where = device_of(network)
         images = next(iter(clean.batches("validation", batch_size=2, device=where))).images
-        layers = followed(work.network, images)
+        layers = batchnorm_after(work.network, images)
         if not layers:
             raise UsageError(f"{type(network).__name__} has no convolution; choose another defence")
-        before = {name: value.clone() for name, value in work.network.state_dict().items()}
-
-        def accuracy(u: float) -> float:
-            work.network.load_state_dict(before)
-            prune(layers, u)
-            return work.accuracy()
-
-        u, curve = last_within(self.factors, accuracy, work.accuracy_before - self.budget)
-        work.network.load_state_dict(before)
-        pruned = 0 if u is None else prune(layers, u)
+        found = prune_within(work, self.factors, lambda u: prune(layers, u), self.budget)
         return work.finish(
-            factor=u,
-            pruned=pruned,
+            factor=found.strength,
+            pruned=found.pruned,
             channels=sum(conv.out_channels for conv, _ in layers),
-            curve=[list(point) for point in curve],
+            curve=found.curve,
         )
 
     def batches(self, images: int) -> int:
         """Return 0, since nothing is trained."""
         del images
         return 0
-
-
-Layers = list[tuple[nn.Conv2d, _BatchNorm | None]]
-
-
-@torch.no_grad()
-def followed(network: nn.Module, images: Images) -> Layers:
-    """Return each convolution with the BatchNorm that reads its output, or None."""
-    made: dict[int, nn.Conv2d] = {}
-    pairs: dict[nn.Conv2d, _BatchNorm | None] = {}
-    alive: list[Tensor] = []  # so that no address is used twice
-
-    def leaves(module: nn.Conv2d, _inputs: Any, output: Tensor) -> None:  # noqa: ANN401
-        made[id(output)] = module
-        alive.append(output)
-        pairs.setdefault(module, None)
-
-    def enters(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        if (conv := made.get(id(inputs[0]))) is not None and pairs[conv] is None:
-            pairs[conv] = module
-
-    with ExitStack() as stack, frozen_modes(network):
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                stack.callback(module.register_forward_hook(leaves).remove)
-            elif isinstance(module, _BatchNorm):
-                stack.callback(module.register_forward_pre_hook(enters).remove)
-        network(images)
-    return list(pairs.items())
 
 
 @torch.no_grad()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from torch import nn
 
 from robustkd.core.method_settings import DetoxSettings, Ratio
 from robustkd.core.types import DataSource
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.detoxification import detoxify
 
 
@@ -29,7 +29,7 @@ class Detoxification:
     cap: float = DetoxSettings.cap
     ratio: Ratio = DetoxSettings.ratio
     accuracy_budget: float = DetoxSettings.accuracy_budget
-    steps: int = DetoxSettings.steps
+    steps: int = field(default=DetoxSettings.steps, metadata=ONCE)
     batch_size: int = DetoxSettings.batch_size
     lr: float = DetoxSettings.lr
 

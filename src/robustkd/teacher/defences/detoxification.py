@@ -41,13 +41,13 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.method_settings import DetoxOptions, DetoxSettings, Ratio
 from robustkd.core.progress import track
-from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
+from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import check_names, check_seed
 from robustkd.models.features import taps
 from robustkd.models.features.collect import features_on
 from robustkd.models.features.stages import stages
 from robustkd.models.features.variance import ALIVE, variance_ratio
-from robustkd.teacher.defences.batches import endless
+from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training.config import Precision
 from robustkd.training.inference import accuracy_on
@@ -131,17 +131,6 @@ class _Cleaning:
                 return self.objective(self.teacher, features, batch)
         return torch.stack(self.ratios([stage.var(dim=0) for stage in features])).mean()
 
-    @torch.no_grad()
-    def truth(self, batch: Batch) -> Labels:
-        """Return the labels; for an image without one, the prediction of the original teacher."""
-        missing = batch.labels == UNLABELLED
-        if not missing.any():
-            return batch.labels
-        # The masks are applied only in forward passes of the whole network.
-        with mixed(self.precision, batch.images.device):
-            said = self.teacher.teacher(batch.images).argmax(1)
-        return torch.where(missing, said, batch.labels)
-
     def run(self, variance_weight: float, steps: int, label: str = "cleaning") -> None:
         """Train masks and patterns for a number of steps with one lambda."""
         optimiser = torch.optim.Adam(self.teacher.masks.parameters(), lr=self.lr)
@@ -151,8 +140,9 @@ class _Cleaning:
         ):
             for _ in range(steps):
                 batch = self.batches()
-                batch = batch._replace(labels=self.truth(batch))
                 with mixed(self.precision, batch.images.device):
+                    # The masks are applied only in forward passes of the whole network.
+                    batch = with_predicted_labels(batch, self.teacher.teacher)
                     logits = self.teacher(batch.images)
                 task = nn.functional.cross_entropy(logits.float(), batch.labels)
                 term = self.term([features[name].float() for name in self.teacher.taps], batch)
@@ -211,7 +201,7 @@ def detoxify(
         check_names(stages=stages)
     batch_size = given.batch_size
     masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
-    batches = endless(clean, batch_size, device_of(teacher), seed)
+    batches = training_batches(clean, batch_size, device_of(teacher), seed)
     cleaning = _Cleaning(masked, variances, given.ratio, batches, given.lr, precision, objective)
     before = accuracy_on(teacher, clean, "validation").value
 

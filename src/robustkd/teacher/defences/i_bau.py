@@ -19,7 +19,7 @@ iteration stops if it diverges (the inner problem has no minimum there).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from robustkd.core.types import Batch, DataSource, Images, Labels
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.tuning import Cleaning, Tuning, begin, full_batches, tune
 from robustkd.training.hypergradient import hypergradient
 
@@ -51,7 +51,7 @@ class IBAU:
         tuning: Optimiser and number of epochs of each round.
     """
 
-    rounds: int = 5
+    rounds: int = field(default=5, metadata=ONCE)
     radius: float = 0.1
     inner_lr: float = 10.0
     products: int = 5

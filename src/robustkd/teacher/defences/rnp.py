@@ -17,7 +17,7 @@ the masks is 0.02, since at 0.2 no threshold meets that budget on small networks
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,9 @@ from robustkd.core.types import DataSource
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.anp import THRESHOLDS, clamp, detached
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.channels import norms, scaled
-from robustkd.teacher.defences.masked_pruning import prune_within
+from robustkd.teacher.defences.pruning import prune_by_masks
 from robustkd.teacher.defences.tuning import Cleaning, begin, frozen_copy, full_batches
 from robustkd.training.learners import hit_rate
 
@@ -54,9 +54,9 @@ class RNP:
 
     floor: float = 0.2
     unlearn_lr: float = 0.01
-    unlearn_epochs: int = 20
+    unlearn_epochs: int = field(default=20, metadata=ONCE)
     lr: float = 0.02
-    steps: int = 40
+    steps: int = field(default=40, metadata=ONCE)
     batch_size: int = 128
     budget: float = 0.03
 
@@ -74,7 +74,7 @@ class RNP:
         norms(scratch)
         self._unlearn(work, scratch.requires_grad_(True))
         masks = self._recover(work, scratch.requires_grad_(False))
-        return prune_within(work, masks, THRESHOLDS, self.budget)
+        return prune_by_masks(work, masks, THRESHOLDS, self.budget)
 
     def batches(self, images: int) -> int:
         """Return the largest number of training batches for a number of images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError
 from robustkd.core.progress import track
-from robustkd.core.types import UNLABELLED, Batch, DataSource
+from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import (
     check_count,
     check_not_negative,
@@ -23,7 +24,7 @@ from robustkd.core.validation import (
 )
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
-from robustkd.teacher.defences.batches import endless
+from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
 from robustkd.training.inference import accuracy_on
 from robustkd.training.schedule import schedule_factor
 
@@ -146,22 +147,12 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
         UsageError: If the seed is out of range.
     """
     check_seed(seed)
-    following = endless(clean, batch_size, device_of(network), seed)
-
-    def labelled() -> Batch:
-        batch = following()
-        missing = batch.labels == UNLABELLED
-        if not bool(missing.any()):
-            return batch
-        with torch.no_grad(), frozen_modes(network):
-            said = network(batch.images).argmax(1)
-        return batch._replace(labels=torch.where(missing, said, batch.labels))
-
+    following = training_batches(clean, batch_size, device_of(network), seed)
     return Cleaning(
         given=network,
         network=frozen_copy(network).requires_grad_(True),
         clean=clean,
-        batches=labelled,
+        batches=lambda: with_predicted_labels(following(), network),
         epoch=full_batches(clean.size("train"), batch_size),
         accuracy_before=accuracy_on(network, clean, "validation").value,
     )
@@ -215,7 +206,7 @@ def tune(
                 group["lr"] = tuning.lr * schedule_factor("cosine", step / steps)
             optimiser.zero_grad(set_to_none=True)
             loss = float(gradients(work.batches()).detach())
-            if loss - loss != 0:
+            if not math.isfinite(loss):
                 raise TrainingError(f"{label}: the loss is {loss}; try a smaller learning rate")
             optimiser.step()
             if after_step is not None:
