@@ -39,7 +39,7 @@ def test_a_safeguard_defines_all_methods():
         def begin(self, steps: int) -> None:
             del steps
 
-    with pytest.raises(TypeError, match="abstract methods 'advance', 'loss', 'prepare'"):
+    with pytest.raises(TypeError, match=r"abstract .*advance.*loss.*prepare"):
         Unfinished()
 
 

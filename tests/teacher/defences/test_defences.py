@@ -93,6 +93,12 @@ def test_a_brief_form_shortens_trainings_and_what_is_marked():
         passes: int = field(default=7, metadata=ONCE)
         tuning: Tuning = FINE_TUNING
 
+        def __call__(self, network, clean, *, seed):
+            raise NotImplementedError
+
+        def batches(self, images):
+            return self.passes + self.tuning.batches(images)
+
     assert brief(Own()) == Own(passes=1, tuning=replace(FINE_TUNING, epochs=1))
 
 

@@ -312,12 +312,21 @@ def test_masks_have_no_say_in_what_stands_for_a_label():
     nn.init.ones_(flat.mask)
     worn = DetoxifiedTeacher(Level(), {"stage": flat})
     assert bool((worn(batch.images).argmax(1) == 1).all())
-    cleaning = detoxification._Cleaning(worn, [], "position", lambda: batch, 0.05, "no")
     some = torch.where(batch.labels == 0, UNLABELLED, batch.labels)
-    for labels in (torch.full_like(some, UNLABELLED), some):
-        assert torch.equal(cleaning.truth(batch._replace(labels=labels)), batch.labels)
     wrong = 1 - batch.labels
-    assert torch.equal(cleaning.truth(batch._replace(labels=wrong)), wrong)
+    seen = []
+    for labels in (torch.full_like(some, UNLABELLED), some, wrong):
+        given = batch._replace(labels=labels)
+
+        def watch(_masked, features, shown):
+            seen.append(shown.labels)
+            return features[0].sum()
+
+        cleaning = detoxification._Cleaning(
+            worn, [], "position", lambda given=given: given, 0.05, "no", watch
+        )
+        cleaning.run(1.0, 1)
+    assert all(map(torch.equal, seen, (batch.labels, batch.labels, wrong)))
 
 
 def test_no_mask_exceeds_the_cap():
