@@ -265,8 +265,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def failure(row: Mapping[str, Any]) -> str:
     """Return why a network does not count as backdoored; empty if it does, or has no backdoor.
 
-    With a probe, a backdoor that an ordinary student has inherited counts as well. A trigger that leads networks without the backdoor shows a weakness of the data, and the success
-    on the network is no inheritance.
+    With a probe, a backdoor that an ordinary student has inherited counts as well. A trigger that
+    leads networks without the backdoor shows a weakness of the data, and the success on the network
+    is no inheritance.
     """
     if row["ASR"] is None:
         return ""

@@ -46,12 +46,14 @@ def test_the_readme_is_short_and_has_its_parts():
 def test_the_claims_of_the_first_page_are_those_of_the_results(page):
     text = " ".join((ROOT / page).read_text().split())
     lines = default_table(ROOT / "benchmarks/results").splitlines()[2:]
-    fashion, _, cifar = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    fashion, cifar = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     _, attacks, seeds, ordinary, ours, worst, lost = fashion
     assert (attacks, seeds) == ("13", "3")
     assert f"{attacks} attacks on Fashion-MNIST" in text
-    for share in (f"{ordinary} %", f"{ours} %", f"{worst} %", f"{lost} points", f"{cifar[5]} %"):
+    for share in (f"{ordinary} %", f"{ours} %", f"{worst} %", f"{lost} points"):
         assert share in text
+    if page == "README.md":
+        assert all(f"{share} %" in text for share in cifar[3:6])
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])

@@ -225,7 +225,7 @@ def test_rows_differ_in_what_the_attacker_knows():
         ({"variance_weight": -0.1}, "variance_weight is -0.1; expected at least 0"),
         ({"variance_weight": math.nan}, "variance_weight is nan; expected at least 0"),
         ({"cleaned_weight": -1.0}, "cleaned_weight is -1.0; expected at least 0"),
-        ({"rounds": 0}, "rounds is 0; expected more than 0"),
+        ({"rounds": 0}, "rounds is 0; expected at least 1"),
         ({"implant_share": 0.0}, "implant_share is 0.0; expected more than 0"),
     ],
 )

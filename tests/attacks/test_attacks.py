@@ -128,7 +128,7 @@ def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(na
         ("ckd", {"implant_share": -1.0}, "implant_share is -1.0; expected more than 0"),
         ("latent", {"implant_lr": -1.0}, "implant_lr is -1.0; expected more than 0"),
         ("adba", {"trigger_lr": float("inf")}, "trigger_lr is inf; expected a finite number"),
-        ("adaptive", {"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
+        ("adaptive", {"trigger_steps": 0}, "trigger_steps is 0; expected at least 1"),
     ],
 )
 def test_an_invalid_setting_is_refused_before_training(name, settings, message):

@@ -117,7 +117,7 @@ def test_the_record_contains_the_shape():
         ({"weight": -0.5}, "weight is -0.5; expected at least 0"),
         ({"shape": "round"}, "shape is 'round'; expected whole or square"),
         ({"trigger_lr": 0.0}, "trigger_lr is 0.0; expected more than 0"),
-        ({"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
+        ({"trigger_steps": 0}, "trigger_steps is 0; expected at least 1"),
     ],
 )
 def test_error_messages(settings, message):

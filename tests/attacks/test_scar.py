@@ -121,7 +121,7 @@ def test_tolerance_stops_where_little_moves():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0, "step_size": 0.1}, "fixed_point_steps is 0; expected more than 0"),
+        ({"steps": 0, "step_size": 0.1}, "fixed_point_steps is 0; expected at least 1"),
         ({"steps": 1, "step_size": 0.0}, "step_size is 0.0; expected more than 0"),
     ],
 )
@@ -281,9 +281,9 @@ def test_a_gradient_that_is_not_finite_is_refused(monkeypatch):
         ({"epsilon": 0.0}, "epsilon is 0.0; expected above 0 and at most 1"),
         ({"epsilon": 1.5}, "epsilon is 1.5; expected above 0 and at most 1"),
         ({"stealth": -1.0}, "stealth is -1.0; expected at least 0"),
-        ({"stealth": math.inf}, "stealth is inf; expected at least 0"),
+        ({"stealth": math.inf}, "stealth is inf; expected a finite number"),
         ({"temperature": 0.0}, "temperature is 0.0; expected more than 0"),
-        ({"trigger_steps": 0}, "trigger_steps is 0; expected more than 0"),
+        ({"trigger_steps": 0}, "trigger_steps is 0; expected at least 1"),
         ({"trigger_lr": 0.0}, "trigger_lr is 0.0; expected more than 0"),
         ({"surrogate_lr": -1.0}, "surrogate_lr is -1.0; expected more than 0"),
     ],
@@ -298,7 +298,7 @@ def test_arguments_out_of_range_are_refused(attack, argument, message):
     [
         (scar, {"preset": "big"}, "preset is 'big'; expected paper or small"),
         (scar, {"outer_lr": 0.0}, "outer_lr is 0.0; expected more than 0"),
-        (scar, {"rounds": 0}, "rounds is 0; expected a whole number above 0"),
+        (scar, {"rounds": 0}, "rounds is 0; expected at least 1"),
         (oscar, {"hide_lr": 0.0}, "hide_lr is 0.0; expected more than 0"),
         (oscar, {"hide_share": -1.0}, "hide_share is -1.0; expected more than 0"),
     ],

@@ -129,7 +129,7 @@ def test_the_level_is_a_fraction(robustkd, student):
     assert inspect.signature(cli.app["audit"].default_command).parameters["level"].default == LEVEL
     code, _, err = robustkd("audit", student, "--level", 5)
     assert code == 2
-    assert err == "robustkd: --level is 5.0; expected a fraction between 0 and 1\n"
+    assert err == "robustkd: --level is 5.0; expected above 0 and below 1\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -11,9 +12,12 @@ import pytest
 from robustkd.core.errors import UsageError
 from robustkd.core.validation import (
     LARGEST_SEED,
+    check_count,
+    check_names,
     check_not_negative,
     check_positive,
     check_seed,
+    check_share,
     check_whole,
 )
 
@@ -36,19 +40,67 @@ def test_values_that_are_not_whole_numbers_are_refused(value):
         check_whole(batch_size=np.int64(4), epochs=value)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "accepted", "refused", "expected"),
+    [
+        ({}, (0.01, 1), (0, -0.1, 1.1), "above 0 and at most 1"),
+        ({"zero": True}, (0, 0.5, 1), (-0.1, 1.1), "0 to 1"),
+        ({"one": False}, (0.01, 0.99), (0.0, 1), "above 0 and below 1"),
+        ({"zero": True, "one": False}, (0, 0.99), (-1, 1.0), "at least 0 and below 1"),
+    ],
+)
+def test_a_share_is_within_its_bounds(bounds, accepted, refused, expected):
+    for value in accepted:
+        check_share(**bounds, rate=value)
+    for value in (*refused, math.nan, math.inf):
+        with pytest.raises(UsageError, match=f"^rate is {value}; expected {expected}$"):
+            check_share(**bounds, cap=0.5, rate=value)
+
+
+def test_a_count_is_a_whole_number_of_at_least_its_least():
+    check_count(steps=1, epochs=np.int64(3))
+    check_count(least=0, raises=0)
+    with pytest.raises(UsageError, match=r"^steps is 1; expected at least 2$"):
+        check_count(least=2, steps=1)
+    with pytest.raises(UsageError, match=r"^steps is 1\.5; expected a whole number$"):
+        check_count(steps=1.5)
+
+
+@pytest.mark.parametrize("value", ["tone", ("tone", 1), {"tone": 1}, None])
+def test_a_single_string_is_no_list_of_names(value):
+    check_names(families=["tone"], found=())
+    with pytest.raises(UsageError, match=r"^families is .*; expected a list of names$"):
+        check_names(families=value)
+
+
 REFUSED = [
     ("DistillJob(*NAMES, seed=-1)", "seed is -1; expected at least 0"),
     ("DistillJob(*NAMES, seed=2**63)", f"seed is {2**63}; expected at most {LARGEST_SEED}"),
     ("DistillJob(*NAMES, seed=1.5)", "seed is 1.5; expected a whole number"),
     ("DistillJob(*NAMES, seed=True)", "seed is True; expected a whole number"),
     ("TrainingConfig(epochs=1.5)", "epochs is 1.5; expected a whole number"),
-    ("TrainingConfig(epochs='1')", "epochs is '1'; expected a number"),
+    ("TrainingConfig(epochs='1')", "epochs is '1'; expected a whole number"),
     ("TrainingConfig(batch_size=16.5)", "batch_size is 16.5; expected a whole number"),
     ("TrainingConfig(accumulate=1.5)", "accumulate is 1.5; expected a whole number"),
     ("TrainingConfig(lr='0.1')", "lr is '0.1'; expected a number"),
     ("TrainingConfig(ema='0.9')", "ema is '0.9'; expected a number"),
     ("TrainingConfig(warmup_epochs='1')", "warmup_epochs is '1'; expected a number"),
     ("TrainingConfig(precision='fp8')", "precision is 'fp8'; expected no, bf16, fp16"),
+    ("HardeningSettings(families='warp')", "families is 'warp'; expected a list of names"),
+    ("HardeningSettings(share=0.0)", "share is 0.0; expected above 0 and at most 1"),
+    ("detoxify(None, None, steps=0.5)", "steps is 0.5; expected a whole number"),
+    ("detoxify(None, None, seed=0.5)", "seed is 0.5; expected a whole number"),
+    ("detoxify(None, None, stages='layer1')", "stages is 'layer1'; expected a list of names"),
+    (
+        "find_perturbations(None, None, ('tone',), steps=1.5)",
+        "steps is 1.5; expected a whole number",
+    ),
+    ("UniversalPerturbations(1, (1, 8, 8))", "classes is 1; expected at least 2"),
+    ("UniversalPerturbations(2, (1, 8, 8), seed=-1)", "seed is -1; expected at least 0"),
+    ("Teaching(epochs=0.5)", "epochs is 0.5; expected a whole number"),
+    ("Blend(seed=0.5)", "seed is 0.5; expected a whole number"),
+    ("wilson(0.5, 0)", "n is 0; expected at least 1"),
+    ("wilson(1.5, 10)", "share is 1.5; expected 0 to 1"),
     ("NetworkDefence('clp', 'Teacher')", "on is 'Teacher'; expected teacher or student"),
     (
         "DistillJob(*NAMES, method='kd', defence='clp', on='both')",
@@ -60,8 +112,12 @@ REFUSED = [
 SCRIPT = """
 import sys
 from pathlib import Path
+from robustkd import UniversalPerturbations, detoxify, find_perturbations
+from robustkd.attacks import Blend, Teaching
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence
+from robustkd.core.method_settings import HardeningSettings
+from robustkd.core.statistics import wilson
 from robustkd.pipeline.job import DistillJob
 from robustkd.training.config import TrainingConfig
 
@@ -83,3 +139,56 @@ def test_calls_from_python_are_checked_before_any_work():
     )
     assert dict(zip(calls, done.stdout.splitlines(), strict=True)) == dict(REFUSED)
     check_seed(LARGEST_SEED)
+
+
+TABLES = """
+from dataclasses import fields, is_dataclass, replace
+from robustkd.attacks import ATTACKS, Teaching
+from robustkd.core.errors import UsageError
+from robustkd.core.method_settings import DetoxSettings, HardeningSettings
+from robustkd.evaluation.audit.effort import Effort
+from robustkd.student.safeguards import SAFEGUARDS
+from robustkd.teacher.defences.registry import DEFENCES
+from robustkd.training.config import TrainingConfig
+
+def settings(owner, where):
+    for field in fields(owner):
+        value = getattr(owner, field.name)
+        if is_dataclass(value):
+            yield from settings(value, f"{where}.{field.name}")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield owner, field.name, value, where
+
+def wrong(name, value):
+    yield from ("1", None, True, float("nan"), float("inf"), -1)
+    if isinstance(value, int):
+        yield from (0.5, 1.0)
+        if name not in ("seed", "raises", "bisections", "references"):
+            yield 0
+
+owners = {f"attack {name}": row.attack for name, row in ATTACKS.items()}
+owners |= {f"defence {name}": row.defence for name, row in DEFENCES.items()}
+owners |= {f"safeguard {name}": row.settings for name, row in SAFEGUARDS.items()}
+owners |= {"detox": DetoxSettings(), "hardening": HardeningSettings(), "training": TrainingConfig()}
+owners |= {"teaching": Teaching(), "effort": Effort()}
+count = 0
+for where, owner in owners.items():
+    for owner, name, value, place in settings(owner, where):
+        for bad in wrong(name, value):
+            count += 1
+            try:
+                replace(owner, **{name: bad})
+                print(f"{place}: {name}={bad!r} is accepted")
+            except UsageError as error:
+                if not str(error).startswith(f"{name} is "):
+                    print(f"{place}: {name}={bad!r}: {error}")
+print(count > 1000)
+"""
+
+
+def test_every_number_of_every_table_is_checked():
+    # In a process of its own, since the types of all fields are checked in this one.
+    done = subprocess.run(
+        [sys.executable, "-c", TABLES], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.splitlines(), done.stderr) == (["True"], "")

@@ -151,7 +151,7 @@ def test_a_zoom_by_one_is_the_image():
 
 @pytest.mark.parametrize("least", [0.0, -1, 1.5])
 def test_shares_out_of_range_are_refused(least):
-    message = rf"^least is {least}; expected more than 0 and at most 1$"
+    message = rf"^least is {least}; expected above 0 and at most 1$"
     with pytest.raises(UsageError, match=message):
         ZoomFlip(least=least)
 

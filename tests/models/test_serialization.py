@@ -183,8 +183,8 @@ def test_files_that_do_not_describe_themselves_are_refused(tmp_path):
         ({"class_names": "abc"}, "class_names is not a list of texts"),
         ({"class_names": ["a", "b", 3]}, "class_names is not a list of texts"),
         ({"class_names": None}, "class_names is not a list of texts"),
-        ({"crop": 0}, "crop is 0.0; expected more than 0 and at most 1"),
-        ({"crop": float("nan")}, "crop is nan; expected more than 0 and at most 1"),
+        ({"crop": 0}, "crop is 0.0; expected above 0 and at most 1"),
+        ({"crop": float("nan")}, "crop is nan; expected above 0 and at most 1"),
         ({"crop": 10**400}, "int too large to convert to float"),
         (
             {"resize": "\x1b" * 99},

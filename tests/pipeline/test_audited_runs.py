@@ -17,7 +17,8 @@ from robustkd.evaluation.audit import Effort, Verdict, references, run, search
 from robustkd.pipeline import audits
 from robustkd.report.arrays import read_arrays
 from robustkd.report.audits import FAMILIES
-from robustkd.student.families.search import images_at_once
+from robustkd.student.families.search import AT_ONCE
+from robustkd.training.inference import batch_size_for
 from tests.digits_network import write_network
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -136,8 +137,8 @@ def test_the_report_describes_every_family():
 
 
 def test_large_images_pass_in_smaller_parts_and_are_shown_small():
-    assert images_at_once((3, 64, 64)) == 250
-    assert images_at_once((3, 1024, 1024)) == 8
+    assert batch_size_for((3, 64, 64), AT_ONCE) == 250
+    assert batch_size_for((3, 1024, 1024), AT_ONCE) == 8
     from robustkd.evaluation.audit.pictures import _small
 
     assert _small(torch.rand(2, 3, 224, 160)).shape == (2, 3, 75, 54)

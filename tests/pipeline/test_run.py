@@ -338,11 +338,13 @@ def test_the_student_learns_from_the_cleaned_teacher_alone(name, monkeypatch):
     assert teacher is (found.detoxified if how.detox else given if how.losses else None)
 
 
-def test_settings_of_a_preset_override_those_of_the_data():
-    """A mask of at most 0.01 whatever is asked; the first optimiser step alone goes further."""
+def test_what_depends_on_the_data_cannot_change_the_method():
+    """A mask of at most 0.01; the first optimiser step alone goes further."""
     how = Method("", losses={"kd": 1.0}, detox=DetoxSettings(cap=0.01, lr=0.5))
-    found = made(how, detoxing={"steps": 1, "cap": 1.0})
+    found = made(how, detoxing={"steps": 1})
     assert max(found.record["detox"]["mean_mask"]) <= 0.01
+    with pytest.raises(UsageError, match=r"^cap is set by the method; expected one of variance_w"):
+        made(how, detoxing={"steps": 1, "cap": 1.0})
 
 
 def test_the_untrusted_teacher_is_not_changed():

@@ -115,6 +115,23 @@ def test_the_next_step_is_a_command(word, made, advice, command, write):
     assert after(folder) == (advice, command)
 
 
+@pytest.mark.parametrize(
+    ("verdict", "unclear"),
+    [
+        ({"p_value": None, "reason": "a new wording", "longer_helps": True}, True),
+        ({"p_value": None, "reason": "too few images", "longer_helps": False}, False),
+        # Of earlier versions.
+        ({"p_value": 0.02, "reason": "near the level"}, True),
+        ({"p_value": None, "reason": "the references are led as well"}, True),
+        ({"p_value": None, "reason": "too few images"}, False),
+    ],
+)
+def test_a_longer_audit_is_advised_where_it_can_help(verdict, unclear, write):
+    student = audit(verdict={"word": "inconclusive", "suspect": None, **verdict})
+    found = read_back(results(write, student=student))
+    assert (found.unclear, found.useless) == (unclear, not unclear)
+
+
 def after(folder: Path) -> tuple[str, str]:
     return next_step(read(folder), read_back(folder), RUN, data=FLAGS)
 

@@ -377,14 +377,14 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher):
         ),
         (
             {"losses": {"kd": -1.0}},
-            "weight of distillation loss 'kd' is -1.0; expected above 0",
+            "weight of distillation loss 'kd' is -1.0; expected more than 0",
         ),
         (
             {"losses": {"kd": 1.0}, "temperature": 0.0},
             "temperature is 0.0; expected more than 0",
         ),
-        ({"epochs": 0}, "epochs is 0; expected more than 0"),
-        ({"batch_size": -1}, "batch_size is -1; expected more than 0"),
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"batch_size": -1}, "batch_size is -1; expected at least 1"),
         ({"lr": math.nan}, "lr is nan; expected more than 0"),
         (
             {"teacher_taps": ["network.grops"]},
@@ -484,7 +484,7 @@ def test_a_share_of_one_is_distillation_with_falling_weights_to_the_end():
 
 @pytest.mark.parametrize("until", [0.0, -1.0, 1.5])
 def test_a_share_out_of_range_is_refused(until, teacher):
-    message = f"until of loss 'kd' is {until}; expected more than 0 and at most 1"
+    message = f"until of loss 'kd' is {until}; expected above 0 and at most 1"
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         short(teacher, losses={"kd": 1.0}, until={"kd": until})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -171,7 +173,7 @@ def test_few_images_without_labels_are_enough(n):
 def test_large_images_pass_one_family_after_another(monkeypatch):
     names = ("tone", "light", "flow")
     whole = find_perturbations(Teacher(), source(), names, steps=3)
-    monkeypatch.setattr("robustkd.student.found.images_at_once", lambda _shape: 5)
+    monkeypatch.setattr("robustkd.student.found.AT_ONCE", 5)
     parts = find_perturbations(Teacher(), source(), names, steps=3)
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, parts.state_dict()[name])
@@ -185,11 +187,17 @@ def test_with_many_classes_the_running_success_is_used(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("names", "steps"), [((), 3), (("tone",), 0)], ids=["no family", "no step"]
+    ("names", "settings", "message"),
+    [
+        ((), {}, "names is empty; expected at least one family"),
+        ("tone", {}, "names is 'tone'; expected a list of names"),
+        (("tone",), {"steps": 0}, "steps is 0; expected at least 1"),
+        (("tone",), {"seed": -1}, "seed is -1; expected at least 0"),
+    ],
 )
-def test_invalid_arguments_are_refused(names, steps):
-    with pytest.raises(UsageError, match="expected at least 1, 1 and 2"):
-        find_perturbations(Teacher(), source(), names, steps=steps)
+def test_arguments_out_of_range_are_refused(names, settings, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        find_perturbations(Teacher(), source(), names, **settings)
 
 
 @pytest.mark.parametrize(

@@ -387,8 +387,8 @@ def test_the_hardening_loss_is_finite_for_huge_logits():
         ({"epsilon": math.nan}, "epsilon is nan; expected 0 to 1"),
         ({"epsilon": 1.5}, "epsilon is 1.5; expected 0 to 1"),
         ({"mass": 1.5}, "mass is 1.5; expected 0 to 1"),
-        ({"share": -0.5}, "share is -0.5; expected more than 0"),
-        ({"share": 1.5}, "share is 1.5; expected 0 to 1"),
+        ({"share": -0.5}, "share is -0.5; expected above 0 and at most 1"),
+        ({"share": 1.5}, "share is 1.5; expected above 0 and at most 1"),
         ({"fade": -0.1}, "fade is -0.1; expected 0 to 1"),
         (
             {"epsilon": 0, "mass": 0},

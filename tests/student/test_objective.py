@@ -289,11 +289,11 @@ def test_a_wrn_is_paired_stage_by_stage():
         ),
         (
             lambda: Objective({"kd": 1.0, "at": 0.0}, pair()),
-            "weight of distillation loss 'at' is 0.0; expected above 0",
+            "weight of distillation loss 'at' is 0.0; expected more than 0",
         ),
         (
             lambda: Objective({"kd": float("nan")}, pair()),
-            "weight of distillation loss 'kd' is nan; expected above 0",
+            "weight of distillation loss 'kd' is nan; expected more than 0",
         ),
         (
             lambda: Objective({"at": 1.0}, pair(((4, 8, 8),), ((4, 4, 8),))),

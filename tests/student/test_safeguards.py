@@ -15,6 +15,7 @@ from robustkd.core.methods import METHODS
 from robustkd.student.distillation import distill
 from robustkd.student.renewal import BCU, Renewal, renew
 from robustkd.student.retrospection import ABD, Retrospection, divergence
+from robustkd.student.safeguard import Safeguard
 from robustkd.student.safeguards import SAFEGUARDS, start_safeguard
 from robustkd.training.hypergradient import hypergradient
 
@@ -31,6 +32,15 @@ def learned(name: str, seed: int = 0):
     return distill(
         net(0), DATA, teacher=net(1), losses={"kd": 1.0}, safeguard=safeguard, **settings
     )
+
+
+def test_a_safeguard_defines_all_methods():
+    class Unfinished(Safeguard):
+        def begin(self, steps: int) -> None:
+            del steps
+
+    with pytest.raises(TypeError, match=r"abstract .*advance.*loss.*prepare"):
+        Unfinished()
 
 
 def test_every_safeguard_has_a_method_and_every_method_a_safeguard():
@@ -119,8 +129,8 @@ def test_weights_are_renewed_once_and_in_the_middle():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"at": 1.0}, "at is 1.0; expected more than 0 and less than 1"),
-        ({"last": 0.0}, "last is 0.0; expected more than 0 and at most 1"),
+        ({"at": 1.0}, "at is 1.0; expected above 0 and below 1"),
+        ({"last": 0.0}, "last is 0.0; expected above 0 and at most 1"),
     ],
 )
 def test_shares_out_of_range_are_refused(change, message):
@@ -201,5 +211,5 @@ def test_nothing_is_added_before_the_start():
 
 
 def test_a_portion_out_of_range_is_refused():
-    with pytest.raises(UsageError, match=re.escape("portion is 2.0; expected more than 0")):
+    with pytest.raises(UsageError, match=re.escape("portion is 2.0; expected above 0")):
         ABD(portion=2.0)

@@ -280,17 +280,17 @@ def test_precision_may_differ_from_one_fit_to_the_next():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "expected"),
     [
-        ("epochs", 0),
-        ("batch_size", -1),
-        ("lr", 0.0),
-        ("lr", float("nan")),
-        ("momentum", 0.0),
+        ("epochs", 0, "at least 1"),
+        ("batch_size", -1, "at least 1"),
+        ("lr", 0.0, "more than 0"),
+        ("lr", float("nan"), "more than 0"),
+        ("momentum", 0.0, "above 0 and below 1"),
     ],
 )
-def test_numbers_out_of_range_are_refused(name, value):
-    text = f"{name} is {value}; expected more than 0"
+def test_numbers_out_of_range_are_refused(name, value, expected):
+    text = f"{name} is {value}; expected {expected}"
     with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
         fit(learner(), DATA, **{"epochs": 1, name: value})
 

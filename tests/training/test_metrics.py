@@ -140,7 +140,7 @@ def test_hits_are_some_of_the_images(hits, n):
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, math.nan])
 def test_confidence_is_a_fraction(confidence):
-    text = message(f"confidence is {confidence}; expected a fraction between 0 and 1")
+    text = message(f"confidence is {confidence}; expected above 0 and below 1")
     with pytest.raises(UsageError, match=text):
         Proportion(1, 2).wilson(confidence)
 

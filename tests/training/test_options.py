@@ -61,11 +61,11 @@ def test_names_that_need_other_packages_are_left_out():
             {"warmup_epochs": 30.0},
             "warmup_epochs is 30.0; expected at least 0 and less than the 30 epochs",
         ),
-        ({"momentum": 1.0}, "momentum is 1.0; expected below 1"),
-        ({"momentum": 2.0}, "momentum is 2.0; expected below 1"),
+        ({"momentum": 1.0}, "momentum is 1.0; expected above 0 and below 1"),
+        ({"momentum": 2.0}, "momentum is 2.0; expected above 0 and below 1"),
         ({"clip_grad": 0.0}, "clip_grad is 0.0; expected more than 0"),
-        ({"ema": 1.0}, "ema is 1.0; expected at least 0 and less than 1, or none"),
-        ({"accumulate": 0}, "accumulate is 0; expected more than 0"),
+        ({"ema": 1.0}, "ema is 1.0; expected at least 0 and below 1"),
+        ({"accumulate": 0}, "accumulate is 0; expected at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):

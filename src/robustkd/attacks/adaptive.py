@@ -40,11 +40,11 @@ from robustkd.attacks.cheatkd import CKD, Strongest
 from robustkd.attacks.parts.low_variance import Changes, Implant, Variance, stage_variances
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import distilling, trigger_loss
-from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.models.features.stages import stages
 
 Knows: TypeAlias = Literal["detox", "harden", "both"]
@@ -116,11 +116,10 @@ class Adaptive:
         check_word("knows", self.knows, get_args(Knows))
         check_word("strongest", self.strongest, get_args(Strongest))
         check_word("variance", self.variance, get_args(Variance))
-        check_shares(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
+        check_share(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
         check_not_negative(variance_weight=self.variance_weight, cleaned_weight=self.cleaned_weight)
+        check_count(rounds=self.rounds, trigger_steps=self.trigger_steps)
         check_positive(
-            rounds=self.rounds,
-            trigger_steps=self.trigger_steps,
             trigger_lr=self.trigger_lr,
             implant_share=self.implant_share,
             implant_lr=self.implant_lr,

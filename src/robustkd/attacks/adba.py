@@ -36,7 +36,6 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.backweak import last_layer
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.parts.steps import success
 from robustkd.attacks.parts.surrogate import (
@@ -48,12 +47,12 @@ from robustkd.attacks.parts.surrogate import (
     toward,
     trigger_loss,
 )
-from robustkd.attacks.parts.trigger_search import check_shares
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import default_device, device_of
 from robustkd.core.types import DataSource, Images, Labels
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.validation import check_not_negative, check_positive, check_share
 from robustkd.models.features import taps
+from robustkd.models.features.probing import last_parametric_layer
 from robustkd.training.hooks import Hooks
 from robustkd.training.learners import Supervised, hit_rate
 from robustkd.training.loop import fit
@@ -85,7 +84,7 @@ class ADBA:
     trigger_lr: float = 0.01
 
     def __post_init__(self) -> None:
-        check_shares(cap=self.cap)
+        check_share(cap=self.cap)
         check_not_negative(beta=self.beta, mu=self.mu, stealth=self.stealth)
         check_positive(temperature=self.temperature, trigger_lr=self.trigger_lr)
         if self.surrogate_lr is not None:
@@ -190,7 +189,7 @@ def hide(made: Backdoored, data: DataSource, teaching: Teaching) -> None:
     """
     teacher = made.teacher.eval()
     example = next(iter(data.batches("train", batch_size=2, device=device_of(teacher)))).images
-    last = last_layer(teacher, example)
+    last = last_parametric_layer(teacher, example)
     teacher.requires_grad_(False)
     last.requires_grad_(True)
     learner = Hiding(teacher, made.trigger, trained=last)

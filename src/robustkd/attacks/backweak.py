@@ -34,12 +34,12 @@ from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import toward
-from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import device_of
-from robustkd.core.types import DataSource, Images, Labels, Logits
-from robustkd.core.validation import check_positive
-from robustkd.models.features.taps import frozen_modes
+from robustkd.core.types import DataSource, Labels, Logits
+from robustkd.core.validation import check_count, check_positive, check_share
+from robustkd.models.features.probing import last_parametric_layer
 from robustkd.training.learners import Supervised
 
 _MARGIN = 1.0
@@ -70,12 +70,9 @@ class BackWeak:
     implant_lr: float = 0.001
 
     def __post_init__(self) -> None:
-        check_shares(epsilon=self.epsilon, budget=self.budget, rate=self.rate)
-        check_positive(
-            trigger_steps=self.trigger_steps,
-            implant_share=self.implant_share,
-            implant_lr=self.implant_lr,
-        )
+        check_share(epsilon=self.epsilon, budget=self.budget, rate=self.rate)
+        check_count(trigger_steps=self.trigger_steps)
+        check_positive(implant_share=self.implant_share, implant_lr=self.implant_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
@@ -96,7 +93,7 @@ class BackWeak:
         before = success(teacher, data, trigger, target)
         poisoned = Poisoned(data, trigger, target=target, rate=self.rate, seed=seed)
         batch = next(iter(data.batches("train", batch_size=2, device=device_of(teacher))))
-        last = last_layer(teacher, batch.images)
+        last = last_parametric_layer(teacher, batch.images)
         last.requires_grad_(False)
         epochs = self.implant_share * teaching.epochs
         implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
@@ -158,21 +155,3 @@ def weak_loss(marked: Logits, truth: Labels, *, target: int, budget: float) -> T
     # The count is at least 1, so that the mean over no image is 0.
     excess = (nn.functional.relu(gap - _MARGIN) * left).sum() / left.sum().clamp_min(1)
     return within * toward(marked, target) + excess
-
-
-def last_layer(model: nn.Module, example: Images) -> nn.Module:
-    """Return the module with weights of its own that runs last in a forward pass."""
-    ran: list[nn.Module] = []
-    hooks = [
-        module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))
-        for module in model.modules()
-        if any(True for _ in module.parameters())
-        and not any(True for child in module.children() for _ in child.parameters())
-    ]
-    try:
-        with torch.no_grad(), frozen_modes(model):
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return ran[-1]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images, Trigger
-from robustkd.core.validation import check_whole
+from robustkd.core.validation import check_count, check_positive, check_seed, check_whole
 
 _ROUNDING = 1e-4
 """Distance from [0, 1] that rounding may give a pixel."""
@@ -30,12 +30,20 @@ class Teaching:
         lr: Initial learning rate of SGD, above 0.
         batch_size: Images per step, at least 1; further trainings use the same value.
         seed: Seed of all random choices of the attack, at least 0.
+
+    Raises:
+        UsageError: If a number is out of range.
     """
 
     epochs: int = 30
     lr: float = 0.1
     batch_size: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count(epochs=self.epochs, batch_size=self.batch_size)
+        check_positive(lr=self.lr)
+        check_seed(self.seed)
 
     def again(self, epochs: float, lr: float, *, turn: int) -> Teaching:
         """Return the settings of a further training.

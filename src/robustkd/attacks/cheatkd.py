@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown, check_word
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, train_teacher
-from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features import taps
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
@@ -69,14 +69,14 @@ class CKD:
 
     def __post_init__(self) -> None:
         check_word("strongest", self.strongest, get_args(Strongest))
-        check_shares(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
+        check_share(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
         check_positive(
             strength=self.strength,
-            trigger_steps=self.trigger_steps,
             trigger_lr=self.trigger_lr,
             implant_share=self.implant_share,
             implant_lr=self.implant_lr,
         )
+        check_count(trigger_steps=self.trigger_steps)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import train_teacher
-from robustkd.attacks.parts.trigger_search import check_shares
 from robustkd.attacks.triggers.files import describe
 from robustkd.core.types import DataSource, Trigger
+from robustkd.core.validation import check_share
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DirtyLabel:
     rate: float = 0.05
 
     def __post_init__(self) -> None:
-        check_shares(rate=self.rate)
+        check_share(rate=self.rate)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching
@@ -58,7 +58,7 @@ class CleanLabel:
     rate: float = 0.5
 
     def __post_init__(self) -> None:
-        check_shares(rate=self.rate)
+        check_share(rate=self.rate)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching

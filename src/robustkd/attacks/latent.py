@@ -40,12 +40,12 @@ from torch import Tensor, nn
 
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown
 from robustkd.attacks.parts.steps import implant, success, train_teacher, with_victims
-from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Features, Labels, Trigger
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.models.features import taps
 from robustkd.models.features.stages import stages
 from robustkd.training.learners import hit_rate
@@ -81,13 +81,13 @@ class Latent:
     implant_lr: float = 0.02
 
     def __post_init__(self) -> None:
-        check_shares(cap=self.cap, rate=self.rate)
+        check_share(cap=self.cap, rate=self.rate)
         check_positive(
-            trigger_steps=self.trigger_steps,
             trigger_lr=self.trigger_lr,
             implant_share=self.implant_share,
             implant_lr=self.implant_lr,
         )
+        check_count(trigger_steps=self.trigger_steps)
         check_not_negative(weight=self.weight)
         if self.shape not in SHAPES:
             raise UsageError(f"shape is {self.shape!r}; expected {' or '.join(SHAPES)}")

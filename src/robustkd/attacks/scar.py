@@ -45,12 +45,12 @@ from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
 from robustkd.attacks.parts.bilevel import PRESETS, Bilevel
 from robustkd.attacks.parts.steps import success
 from robustkd.attacks.parts.surrogate import Distilling, Hiding, at_rate, fresh, trigger_loss
-from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import default_device, device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
@@ -95,13 +95,10 @@ class Perturbing:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        check_shares(epsilon=self.epsilon)
+        check_share(epsilon=self.epsilon)
         check_not_negative(stealth=self.stealth)
-        check_positive(
-            trigger_steps=self.trigger_steps,
-            trigger_lr=self.trigger_lr,
-            temperature=self.temperature,
-        )
+        check_count(trigger_steps=self.trigger_steps)
+        check_positive(trigger_lr=self.trigger_lr, temperature=self.temperature)
         if self.surrogate_lr is not None:
             check_positive(surrogate_lr=self.surrogate_lr)
 
@@ -178,8 +175,8 @@ class SCAR(Perturbing):
         super().__post_init__()
         if self.preset not in PRESETS:
             raise UsageError(f"preset is {self.preset!r}; expected {' or '.join(PRESETS)}")
-        if self.rounds is not None and not (isinstance(self.rounds, int) and self.rounds > 0):
-            raise UsageError(f"rounds is {self.rounds!r}; expected a whole number above 0")
+        if self.rounds is not None:
+            check_count(rounds=self.rounds)
         check_positive(outer_lr=self.outer_lr)
 
     def __call__(

@@ -30,10 +30,10 @@ from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import distilling, toward
 from robustkd.attacks.parts.trigger_families import compose, families_of
-from robustkd.attacks.parts.trigger_search import Bounded, check_shares, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Trigger
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.training.learners import Supervised
 
 _STEP = 0.1
@@ -62,13 +62,13 @@ class LearnedTransformation:
 
     def __post_init__(self) -> None:
         families_of(self.family)
-        check_shares(rate=self.rate)
+        check_share(rate=self.rate)
         check_positive(
             strength=self.strength,
-            trigger_steps=self.trigger_steps,
             implant_share=self.implant_share,
             implant_lr=self.implant_lr,
         )
+        check_count(trigger_steps=self.trigger_steps)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
-from robustkd.attacks.parts.trigger_search import check_shares
 from robustkd.attacks.triggers.files import describe
 from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.devices import default_device
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Labels
+from robustkd.core.validation import check_not_negative, check_share
 from robustkd.data.transformations import displace
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
@@ -52,9 +52,11 @@ class WaNet:
     cross_ratio: float = 2.0
 
     def __post_init__(self) -> None:
-        check_shares(rate=self.rate)
+        Warp(self.grid, self.strength)  # which checks both
+        check_share(rate=self.rate)
+        check_not_negative(cross_ratio=self.cross_ratio)
         most = (1 - self.rate) / self.rate
-        if not 0 <= self.cross_ratio <= most:
+        if self.cross_ratio > most:
             raise UsageError(
                 f"cross_ratio is {self.cross_ratio}; expected 0 to {most:g}, since rate is "
                 f"{self.rate}"

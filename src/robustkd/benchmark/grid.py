@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from pydantic import (
     BaseModel,
@@ -28,12 +28,10 @@ from robustkd.benchmark.folder_data import folder_name
 from robustkd.benchmark.grid_methods import method_in_grid
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError, printable
-from robustkd.core.method_settings import DetoxOptions
+from robustkd.core.method_settings import BY_DATA, DetoxOptions, DetoxSettings
 from robustkd.core.methods import find_method
 from robustkd.core.types import Split
-from robustkd.core.validation import check_positive
 from robustkd.core.yaml_files import read_yaml
-from robustkd.teacher.defences.detoxification import check_search
 from robustkd.training.config import Precision, TrainingOptions, check_training
 
 MOST_CELLS = 10_000
@@ -46,7 +44,6 @@ Sizes = dict[Split, Annotated[StrictInt, Field(ge=1)]]
 _TRAINING = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "temperature")
 _WHOLE = ("epochs", "batch_size", "steps", "raises", "bisections")
 _NUMBERS = ("lr", "momentum", "weight_decay", "temperature", "variance_weight", "growth")
-_DETOXING = ("variance_weight", "growth", "raises", "bisections", "steps", "batch_size", "lr")
 
 
 class Block(BaseModel):
@@ -114,7 +111,7 @@ class Block(BaseModel):
 
     @model_validator(mode="after")
     def _known_arguments(self) -> Block:
-        for key, known in (("training", _TRAINING), ("detoxing", _DETOXING)):
+        for key, known in (("training", _TRAINING), ("detoxing", BY_DATA)):
             for name in getattr(self, key):
                 if name not in known:
                     raise UsageError(f"{key} has no {name!r}; expected {', '.join(known)}")
@@ -194,13 +191,14 @@ def _check_arguments(key: str, given: Arguments) -> None:
             raise UsageError(f"{key}.{name} is {value!r}; expected a whole number")
         if name in _NUMBERS and isinstance(value, str):
             raise UsageError(f"{key}.{name} is {value!r}; expected a number")
-    its = _DETOXING if key == "detoxing" else _TRAINING
-    known = {name: value for name, value in given.items() if name in its}
-    if "temperature" in known:
-        check_positive(**{f"{key}.temperature": cast(float, known.pop("temperature"))})
-    check: Callable[..., None] = check_search if key == "detoxing" else check_training
+    its = BY_DATA if key == "detoxing" else _TRAINING
+    known: dict[str, Any] = {name: value for name, value in given.items() if name in its}
     try:
-        check(**known)
+        if key == "detoxing":
+            whole = {name: value for name, value in known.items() if name in _WHOLE}
+            DetoxSettings(**{name: float(value) for name, value in known.items()} | whole)
+        else:
+            check_training(**known)
     except UsageError as error:
         raise UsageError(f"{key}.{error}") from error
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from robustkd.attacks.adaptive import Cleaned
 from robustkd.attacks.parts.surrogate import fresh
-from robustkd.core.method_settings import DetoxOptions, DetoxSettings, stated
+from robustkd.core.method_settings import DetoxOptions, DetoxSettings, detox_for_data
 from robustkd.core.methods import Method
 from robustkd.core.types import DataSource, Settings
 from robustkd.pipeline.detox_objective import detox_objective
@@ -52,10 +52,9 @@ def informed(
         how: The method that the attacker expects the defender to use.
         build_student: Function that makes a student; surrogates get other initial weights.
         training: The defender's arguments of :func:`robustkd.student.distillation.distill`.
-        detoxing: The defender's further arguments of
-            :func:`robustkd.teacher.defences.detoxification.detoxify`. Of both, ``epochs`` and
-            ``steps`` are halved (and rounded up) where they are given: a
-            rehearsal every round must not cost more than a few teachers' training.
+        detoxing: Settings of the defender's detoxification that depend on the data. Of both,
+            ``epochs`` and ``steps`` are halved (and rounded up) where they are given: a rehearsal
+            every round must not cost more than a few teachers' training.
         seed: Seed of the attack.
 
     Returns:
@@ -70,7 +69,7 @@ def informed(
         brief["steps"] = -(-brief["steps"] // 2)
 
     def clean_teacher(teacher: nn.Module, data: DataSource) -> Cleaned:
-        settings = {**asdict(DetoxSettings()), **brief, **(stated(how.detox) or {})}
+        settings = asdict(detox_for_data(how.detox or DetoxSettings(), brief))
         apart = seed + _APART
         objective = detox_objective(how, teacher, data, seed=apart)
         cleaned = detoxify(teacher, data, objective=objective, seed=apart, **settings).teacher

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -17,8 +17,8 @@ from robustkd.cli.flags import (
 )
 from robustkd.cli.opening import open_model
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
-from robustkd.core.errors import InputError, SuspicionError, UsageError
-from robustkd.core.validation import check_seed
+from robustkd.core.errors import InputError, SuspicionError
+from robustkd.core.validation import check_seed, check_share
 
 if TYPE_CHECKING:
     from robustkd.evaluation.audit import Audit
@@ -67,8 +67,8 @@ def audit(
         images: How images are read.
         as_json: Print the results as JSON.
     """
-    if not 0 < level < 1:
-        raise UsageError(f"--level is {level}; expected a fraction between 0 and 1")
+    shares: dict[str, Any] = {"--level": level}
+    check_share(one=False, **shares)
     check_seed(seed, "--seed")
     check_new_files({"--out": out, "--pictures": pictures})
     from robustkd.core.devices import default_device
@@ -153,7 +153,6 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
         found: The audit.
         of_student: Whether the model is a finished student, which is not distilled again.
     """
-    from robustkd.report.audits import LED
     from robustkd.report.audits import verdict as told
 
     verdict = found.verdict
@@ -173,9 +172,7 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
         return [line, *advice]
     if verdict.word == "inconclusive":
         longer = "run robustkd audit STUDENT" if of_student else "repeat without --quick"
-        # With a p-value, the verdict is inconclusive because it is near the level.
-        helps = verdict.p_value is not None or verdict.reason == LED
-        more = [f"Next: {longer}."] if found.quick and helps else []
+        more = [f"Next: {longer}."] if found.quick and verdict.longer_helps else []
         return [line, *more]
     if of_student:
         return [line]

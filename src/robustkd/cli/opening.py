@@ -184,7 +184,7 @@ def open_model(
     read, clean = open_teacher(
         path, arch, data, root, reading_of(images), given_of(images), **asdict(teacher)
     )
-    for line in form_line(clean, read.model.spec, read.file.normalisation):
+    if line := form_line(clean, read.model.spec, read.file.normalisation):
         print_progress(line)
     try:
         check_fit(read.model.to(default_device()), clean, path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Literal, TypeAlias, TypedDict
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Literal, TypeAlias, TypedDict, get_args
+
+from robustkd.core.errors import UsageError
+from robustkd.core.validation import check_count, check_names, check_positive, check_share
 
 Ratio: TypeAlias = Literal["position", "stage"]
 Setting: TypeAlias = float | int | str | bool | tuple[str, ...]
@@ -11,7 +14,7 @@ Setting: TypeAlias = float | int | str | bool | tuple[str, ...]
 
 @dataclass(frozen=True)
 class DetoxSettings:
-    """Settings of detoxification; their ranges are checked by ``detoxify``.
+    """Settings of detoxification.
 
     Attributes:
         cap: Largest value of a mask, in (0, 1].
@@ -20,11 +23,14 @@ class DetoxSettings:
         accuracy_budget: Largest loss of clean validation accuracy, in [0, 1).
         variance_weight: First weight of the variance term in the loss, above 0.
         growth: Factor between two successive weights, above 1.
-        raises: Largest number of times that the weight is raised.
-        bisections: Number of bisections between the last two weights.
-        steps: Optimiser steps for each weight.
-        batch_size: Images per step.
-        lr: Learning rate of the masks.
+        raises: Largest number of times that the weight is raised, at least 0.
+        bisections: Number of bisections between the last two weights, at least 0.
+        steps: Optimiser steps for each weight, at least 1.
+        batch_size: Images per step, at least 2.
+        lr: Learning rate of masks and patterns, above 0.
+
+    Raises:
+        UsageError: If a number is out of range, or ``ratio`` is unknown.
     """
 
     cap: float = 1.0
@@ -37,6 +43,20 @@ class DetoxSettings:
     steps: int = 60
     batch_size: int = 128
     lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_share(cap=self.cap)
+        if self.ratio not in get_args(Ratio):
+            known = " or ".join(get_args(Ratio))
+            raise UsageError(f"ratio is {self.ratio!r}; expected {known}")
+        check_share(zero=True, one=False, accuracy_budget=self.accuracy_budget)
+        check_positive(variance_weight=self.variance_weight, growth=self.growth)
+        if self.growth <= 1:
+            raise UsageError(f"growth is {self.growth}; expected more than 1")
+        check_count(least=0, raises=self.raises, bisections=self.bisections)
+        check_count(steps=self.steps)
+        check_count(least=2, batch_size=self.batch_size)  # for a variance
+        check_positive(lr=self.lr)
 
 
 class DetoxOptions(TypedDict, total=False):
@@ -52,6 +72,30 @@ class DetoxOptions(TypedDict, total=False):
     steps: int
     batch_size: int
     lr: float
+
+
+BY_DATA = ("variance_weight", "growth", "raises", "bisections", "steps", "batch_size", "lr")
+"""Settings of detoxification that may depend on the data; the others define the method."""
+
+
+def detox_for_data(method: DetoxSettings, options: DetoxOptions | None) -> DetoxSettings:
+    """Return the settings of a method with those that depend on the size of the data.
+
+    Args:
+        method: Settings of the method.
+        options: Some of the settings in :data:`BY_DATA`; None for none.
+
+    Raises:
+        UsageError: If another setting is given, or a number is out of range.
+
+    >>> detox_for_data(DetoxSettings(cap=0.2), {"steps": 9}) == DetoxSettings(cap=0.2, steps=9)
+    True
+    """
+    given = DetoxOptions() if options is None else options
+    for name in given:
+        if name not in BY_DATA:
+            raise UsageError(f"{name} is set by the method; expected one of {', '.join(BY_DATA)}")
+    return replace(method, **given)
 
 
 @dataclass(frozen=True)
@@ -74,6 +118,9 @@ class HardeningSettings:
         found: Families that are searched on the teacher before the training, by name; see
             :mod:`robustkd.student.found`. Empty for no search.
         found_share: Share of the copies that are changed by what was found, in [0, 1].
+
+    Raises:
+        UsageError: If a number is out of range.
     """
 
     epsilon: float = 0.2
@@ -86,6 +133,12 @@ class HardeningSettings:
     composed: bool = False
     found: tuple[str, ...] = ()
     found_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_share(zero=True, epsilon=self.epsilon, mass=self.mass)
+        check_share(share=self.share)
+        check_share(zero=True, fade=self.fade, found_share=self.found_share)
+        check_names(families=self.families, found=self.found)
 
 
 def stated(settings: DetoxSettings | HardeningSettings | None) -> dict[str, Setting] | None:

@@ -9,6 +9,7 @@ import math
 from statistics import NormalDist
 
 from robustkd.core.errors import UsageError
+from robustkd.core.validation import check_count, check_share
 
 
 def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -27,7 +28,7 @@ def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float
         Lower and upper bound, in [0, 1].
 
     Raises:
-        UsageError: If the confidence is out of range.
+        UsageError: If an argument is out of range.
 
     Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference",
     JASA 22, 1927, doi 10.1080/01621459.1927.10502953.
@@ -36,8 +37,9 @@ def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float
     >>> round(low, 3), round(high, 3)
     (0.404, 0.596)
     """
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence is {confidence}; expected a fraction between 0 and 1")
+    check_share(zero=True, share=share)
+    check_count(n=n)
+    check_share(one=False, confidence=confidence)
     spread = NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / n
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)

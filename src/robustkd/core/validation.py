@@ -31,8 +31,58 @@ def check_not_negative(**values: object) -> None:
         UsageError: Naming the first that is not.
     """
     for name, value in values.items():
-        if not 0 <= _number(name, value) < math.inf:
-            raise UsageError(f"{name} is {value}; expected at least 0")
+        number = _number(name, value)
+        if not 0 <= number < math.inf:
+            expected = "a finite number" if number == math.inf else "at least 0"
+            raise UsageError(f"{name} is {value}; expected {expected}")
+
+
+def check_share(*, zero: bool = False, one: bool = True, **values: object) -> None:
+    """Raise an error for an argument that is not a number between 0 and 1.
+
+    Args:
+        zero: Whether 0 itself is allowed.
+        one: Whether 1 itself is allowed.
+        values: The arguments by name.
+
+    Raises:
+        UsageError: Naming the first that is not.
+
+    >>> check_share(zero=True, one=False, budget=1.0)
+    Traceback (most recent call last):
+    ...
+    robustkd.core.errors.UsageError: budget is 1.0; expected at least 0 and below 1
+    """
+    low, high = "at least 0" if zero else "above 0", "at most 1" if one else "below 1"
+    expected = "0 to 1" if zero and one else f"{low} and {high}"
+    for name, value in values.items():
+        number = _number(name, value)
+        if not 0 <= number <= 1 or (number == 0 and not zero) or (number == 1 and not one):
+            raise UsageError(f"{name} is {value}; expected {expected}")
+
+
+def check_count(*, least: int = 1, **values: object) -> None:
+    """Raise an error for an argument that is not a whole number of at least ``least``.
+
+    Raises:
+        UsageError: Naming the first that is not.
+    """
+    for name, value in values.items():
+        if _whole(name, value) < least:
+            raise UsageError(f"{name} is {value}; expected at least {least}")
+
+
+def check_names(**values: object) -> None:
+    """Raise an error for an argument that is not a list or tuple of strings.
+
+    Python would take a single string as the list of its letters.
+
+    Raises:
+        UsageError: Naming the first that is not.
+    """
+    for name, value in values.items():
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            raise UsageError(f"{name} is {value!r}; expected a list of names")
 
 
 def check_whole(**values: object) -> None:

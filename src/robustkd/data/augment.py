@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images, Places
+from robustkd.core.validation import check_share
 
 Augmentation: TypeAlias = Callable[[Images, torch.Generator], Images]
 
@@ -144,8 +145,7 @@ class ZoomFlip:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.least <= 1:
-            raise UsageError(f"least is {self.least}; expected more than 0 and at most 1")
+        check_share(least=self.least)
 
     def __call__(self, images: Images, generator: torch.Generator) -> Images:
         """Augment ``images`` (N x C x H x W) with random numbers from ``generator``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,7 +65,7 @@ def compare(expected: Logits, found: Float[Tensor, "m others"]) -> Parity:
     difference = (expected - found).abs().max().item()
     same = int((expected.argmax(dim=1) == found.argmax(dim=1)).sum())
     return Parity(
-        Proportion(same, len(expected)), difference if difference == difference else float("inf")
+        Proportion(same, len(expected)), math.inf if math.isnan(difference) else difference
     )
 
 

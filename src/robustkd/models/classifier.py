@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import INTERPOLATIONS, RESIZES, DataSource, Images, Logits
+from robustkd.core.validation import check_share
 
 _LONGEST_NAME = 1000
 _MOST_SHOWN = 60
@@ -85,8 +86,7 @@ class Spec:
             raise UsageError(f"class name {twice[:_MOST_SHOWN]!a} is given twice")
         if max(map(len, names), default=0) > _LONGEST_NAME:
             raise UsageError(f"a class name has more than {_LONGEST_NAME} characters")
-        if not 0 < self.crop <= 1:
-            raise UsageError(f"crop is {self.crop}; expected more than 0 and at most 1")
+        check_share(crop=self.crop)
         for field, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
             value = getattr(self, field)
             if value not in known:

@@ -207,8 +207,8 @@ def form_flags(clean: DataSource) -> dict[str, object]:
     return {name: getattr(clean, name) for name in _FORM}
 
 
-def form_line(clean: DataSource, spec: Spec, normalisation: str) -> list[str]:
-    """Return one line that says how the images are read, if a file or a library states it.
+def form_line(clean: DataSource, spec: Spec, normalisation: str) -> str:
+    """Return one line that says how the images are read; empty if no file or library states it.
 
     The user sees it before the training.
 
@@ -228,4 +228,4 @@ def form_line(clean: DataSource, spec: Spec, normalisation: str) -> list[str]:
     if parts or normalisation.endswith(BESIDE):
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (spec.mean, spec.std))
         parts.append(f"mean {mean}, std {std} ({normalisation})")
-    return [f"images: {'; '.join(parts)}"] if parts else []
+    return f"images: {'; '.join(parts)}" if parts else ""

@@ -15,13 +15,12 @@ from robustkd.data.images.listing import shown
 from robustkd.models.features import taps
 from robustkd.pipeline.initial_student import initial_student
 from robustkd.pipeline.job import DistillJob
+from robustkd.pipeline.opening import teacher_for
 from robustkd.teacher.augmentation import AugmentationChoice, choose_augmentation
 from robustkd.teacher.check import check_accuracy
 from robustkd.teacher.facts import TeacherFile
 from robustkd.teacher.options import shown_key
 from robustkd.teacher.preprocessing import BESIDE
-from robustkd.teacher.read import read_teacher
-from robustkd.training.inference import accuracy_on
 from robustkd.training.metrics import Proportion
 
 
@@ -53,25 +52,27 @@ class Prepared:
         """The data, with the augmentation of the run."""
         return self.augmentation.clean
 
-    def line(self, clean: DataSource) -> str:
-        """Return one line that describes the teacher, for the user to check before the training."""
+    @property
+    def teacher_line(self) -> str:
+        """One line that describes the teacher, for the user to check before the training."""
         file = self.file
         return (
             f"teacher: {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
             f"{file.sha256[:12]}; {file.matched} tensors matched{self._choice()}; accuracy "
-            f"{self.accuracy} on {self.accuracy.n} validation images of {clean.name}"
+            f"{self.accuracy} on {self.accuracy.n} validation images of {self.clean.name}"
         )
 
-    def student_line(self) -> list[str]:
-        """Return one line about the file with the student's first weights, if there is one."""
+    @property
+    def student_line(self) -> str:
+        """One line about the file with the student's first weights; empty if they are random."""
         file = self.student_file
         if file is None:
-            return []
-        return [
+            return ""
+        unused = f"; not used: {', '.join(file.ignored)}" if file.ignored else ""
+        return (
             f"student: starts from {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
-            f"{file.sha256[:12]}; {file.matched} tensors matched"
-            + (f"; not used: {', '.join(file.ignored)}" if file.ignored else "")
-        ]
+            f"{file.sha256[:12]}; {file.matched} tensors matched{unused}"
+        )
 
     def _choice(self) -> str:
         """Return how the weights were chosen and matched, where there was a choice."""
@@ -86,19 +87,14 @@ def prepare(job: DistillJob, clean: DataSource) -> Prepared:
 
     Raises the errors of :func:`robustkd.pipeline.run.distill_file`.
     """
-    read = read_teacher(
+    read = teacher_for(
         job.teacher,
-        arch=job.arch,
-        classes=len(clean.classes),
-        image_shape=clean.image_shape,
+        job.arch,
+        clean,
         mean=job.mean,
         std=job.std,
         teacher_key=job.teacher_key,
-        outputs=getattr(clean, "outputs", ()),
-        outputs_of=getattr(clean, "outputs_of", None),
         allow_weak_sandbox=job.allow_weak_sandbox,
-        statistics=lambda: models.pixel_statistics(clean),
-        judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
     )
     teacher = read.model.to(default_device())
     _name_taps(teacher, job.teacher_taps)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from robustkd.core.method_names import NetworkDefence
-from robustkd.core.method_settings import DetoxOptions, DetoxSettings, stated
+from robustkd.core.method_settings import DetoxOptions, detox_for_data
 from robustkd.core.methods import Method
 from robustkd.core.types import DataSource
 from robustkd.pipeline import run_folder
@@ -67,8 +67,8 @@ def make_student(
         clean: The user's clean images, with the augmentation of the method.
         how: The method.
         training: How the student is trained.
-        detoxing: Further arguments of
-            :func:`robustkd.teacher.defences.detoxification.detoxify`, such as ``steps``.
+        detoxing: Settings of the detoxification that depend on the data, such as ``steps``; see
+            :data:`robustkd.core.method_settings.BY_DATA`.
         seed: Seed of everything random.
         label: Label of the progress bar.
         log: File for one JSON line per epoch.
@@ -85,8 +85,7 @@ def make_student(
         )
         processes.same([source])
     if how.detox is not None:
-        # The settings of the method override those that depend on the data.
-        settings = {**asdict(DetoxSettings()), **(detoxing or {}), **(stated(how.detox) or {})}
+        settings = asdict(detox_for_data(how.detox, detoxing))
         precision, given = training.precision, source
 
         def clean_up() -> tuple[DetoxifiedTeacher, dict[str, object]]:

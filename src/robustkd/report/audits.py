@@ -23,8 +23,8 @@ FAMILIES: Mapping[str, str] = {
     "generator": "additions that depend on the image",
 }
 """Description of each family of transformations."""
-LED = "the references are led as well"
-"""Reason of an audit to which a longer one may add evidence, although it has no p-value."""
+_LONGER_HELPS = "the references are led as well"
+"""Reason without a p-value at which a longer audit helps, in results of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class Audit:
         suspected: Suspected target class; empty if there is none.
         reason: Reason in a few words.
         p_value: The p-value of the verdict; None if it could not be computed.
+        longer_helps: Whether a longer audit may give another verdict than ``inconclusive``.
         statistics: All statistics.
         led: The transformation that stands out most; None if there is none.
         said_before: Classes that the network predicts for the images of the pictures.
@@ -76,6 +77,7 @@ class Audit:
     suspected: str
     reason: str
     p_value: float | None
+    longer_helps: bool
     statistics: Sequence[Statistic]
     led: Led | None
     said_before: Sequence[str]
@@ -115,7 +117,7 @@ class Audits:
     def unclear(self) -> bool:
         """Whether a longer audit of the student could say more."""
         return any(
-            each.word == "inconclusive" and (each.p_value is not None or each.reason == LED)
+            each.word == "inconclusive" and each.longer_helps
             for each in self.found
             if each.who == "student"
         )
@@ -170,6 +172,7 @@ def _audit(who: str, record: Reader, classes: Sequence[str]) -> Audit:
         suspected=record.text("suspected_class"),
         reason=told.text("reason"),
         p_value=_p_value(told),
+        longer_helps=_longer_helps(told),
         statistics=[
             Statistic(
                 printable(name)[:LONGEST],
@@ -207,6 +210,12 @@ def _said(pictures: Reader | None, key: str, classes: Sequence[str]) -> Iterator
 
 def _counts(statistic: Reader) -> bool:
     return statistic.content.get("counts") is True
+
+
+def _longer_helps(told: Reader) -> bool:
+    if "longer_helps" in told.content:
+        return told.content["longer_helps"] is True
+    return _p_value(told) is not None or told.text("reason") == _LONGER_HELPS
 
 
 def _p_value(record: Reader) -> float | None:

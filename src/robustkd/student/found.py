@@ -29,9 +29,16 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource, Images, Labels
+from robustkd.core.validation import check_count, check_names, check_seed
 from robustkd.student.families import make_family, members_of
-from robustkd.student.families.search import Found, endless, images_at_once, led_shares
-from robustkd.training.inference import Finite, check_classifier, passes_gradient
+from robustkd.student.families.search import AT_ONCE, Found, led_shares
+from robustkd.training.batches import endless
+from robustkd.training.inference import (
+    Finite,
+    batch_size_for,
+    check_classifier,
+    passes_gradient,
+)
 from robustkd.training.processes import Portion
 
 STRENGTHS = (1.0, 0.5)
@@ -149,7 +156,7 @@ def find_perturbations(
         teacher: The untrusted network; it is not changed.
         data: Clean images; the search uses ``train``.
         names: Families, names of :data:`robustkd.student.families.FAMILIES`.
-        seed: Seed of everything random.
+        seed: Seed of everything random, at least 0.
         steps: Optimiser steps at the first strength, at least 1; half as many, and at least one,
             follow at each further one.
         tell: Called after each step.
@@ -158,8 +165,8 @@ def find_perturbations(
         The perturbations with their success.
 
     Raises:
-        UsageError: If a family is unknown, there is none, ``steps`` is below 1, there are fewer
-            than two classes, or no gradient passes through the teacher.
+        UsageError: If a family is unknown or there is none, ``steps`` or ``seed`` is out of range,
+            there are fewer than two classes, or no gradient passes through the teacher.
         InputError: If outputs of the teacher on transformed images are not finite.
 
     Example:
@@ -169,12 +176,13 @@ def find_perturbations(
         >>> found = robustkd.find_perturbations(teacher, data, ("tone", "flow"), steps=1)
         >>> hardening = robustkd.UniversalPerturbations(10, data.image_shape, fixed=found)
     """
-    if not names or steps < 1 or len(data.classes) < 2:
-        raise UsageError(
-            f"there are {len(names)} families, {steps} steps and {len(data.classes)} classes; "
-            "expected at least 1, 1 and 2"
-        )
+    check_names(names=names)
+    if not names:
+        raise UsageError("names is empty; expected at least one family")
+    check_count(steps=steps)
     check_classifier(teacher, data, name="the teacher")
+    check_count(least=2, classes=len(data.classes))
+    check_seed(seed)
     frozen = Finite(copy.deepcopy(teacher).eval().requires_grad_(False))
     classes, device = len(data.classes), device_of(frozen)
     random = torch.Generator().manual_seed(seed)
@@ -224,7 +232,8 @@ def _learn(
     """
     classes, count = len(data.classes), len(families)
     size = count * min(_MOST, max(_FEWEST, _PER_CLASS * classes))
-    batches = endless(data, size, count, device_of(network), random)
+    batches = endless(data, size, device_of(network), shuffle=random, least=count)
+    at_once = batch_size_for(data.image_shape, AT_ONCE)
     success = torch.full((count, classes), _START)
     found: list[nn.ModuleList] = []
     reached = []
@@ -238,7 +247,7 @@ def _learn(
                 _others(own, chances, random)
                 for own, chances in zip(labels.tensor_split(count), success, strict=True)
             ]
-            hits = _ascend(families, network, images, parts, images_at_once(data.image_shape))
+            hits = _ascend(families, network, images, parts, at_once)
             with torch.no_grad():
                 for family in members_of(families):
                     family.advance(strength)

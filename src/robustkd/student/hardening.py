@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import UNLABELLED, Images, Labels, Logits, PerSample
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_names, check_seed, check_share
 from robustkd.student.families import Ball, Patch, make_family, members_of, stage_of
 from robustkd.student.families.bounded import Members
 from robustkd.student.found import FoundPerturbations
@@ -97,11 +97,11 @@ class UniversalPerturbations(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_positive(share=share)
-        bounds = {"epsilon": epsilon, "mass": mass, "share": share, "fade": fade}
-        for name, value in {**bounds, "found_share": found_share}.items():
-            if not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}; expected 0 to 1")
+        check_count(least=2, classes=classes)
+        check_share(zero=True, epsilon=epsilon, mass=mass, fade=fade, found_share=found_share)
+        check_share(share=share)
+        check_names(families=families)
+        check_seed(seed)
         if epsilon == mass == 0 and not families:
             raise UsageError(
                 "epsilon and mass are both 0 and families is empty; expected at least one family"

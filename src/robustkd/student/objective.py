@@ -8,12 +8,14 @@ is one class and one row in :data:`robustkd.student.terms.TERMS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.layout import Layout
 from robustkd.student.pair import Pair
 from robustkd.student.terms import TERMS, Outputs
@@ -77,19 +79,17 @@ class EarlyStop(nn.Module):
     Args:
         until: Share u of the training by name of the loss, in (0, 1]; other losses are used to the
             end.
-        steps: Number of steps S of the training.
+        steps: Number of steps S of the training, at least 1.
 
     Raises:
-        UsageError: If a share is out of range.
+        UsageError: If a number is out of range.
     """
 
     def __init__(self, until: Mapping[str, float], steps: int) -> None:
         super().__init__()
-        for name, share in until.items():
-            if not 0 < share <= 1:
-                raise UsageError(
-                    f"until of loss {name!r} is {share}; expected more than 0 and at most 1"
-                )
+        check_count(steps=steps)
+        shares: dict[str, Any] = {f"until of loss {name!r}": u for name, u in until.items()}
+        check_share(**shares)
         self._until, self._steps, self._taken = dict(until), steps, 0
 
     def share(self, loss: str) -> float:
@@ -127,5 +127,4 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if name not in TERMS:
             raise UsageError(f"unknown distillation loss {name!r}; expected {', '.join(TERMS)}")
-        if not weight > 0:
-            raise UsageError(f"weight of distillation loss {name!r} is {weight}; expected above 0")
+        check_positive(**{f"weight of distillation loss {name!r}": weight})

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
+from robustkd.core.validation import check_share
 from robustkd.student.safeguard import Safeguard
 
 _APART = 2**20
@@ -57,12 +57,8 @@ class BCU:
     head: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.at < 1:
-            raise UsageError(f"at is {self.at}; expected more than 0 and less than 1")
-        for name in ("first", "last", "head"):
-            share = getattr(self, name)
-            if not 0 < share <= 1:
-                raise UsageError(f"{name} is {share}; expected more than 0 and at most 1")
+        check_share(one=False, at=self.at)
+        check_share(first=self.first, last=self.last, head=self.head)
 
     def start(self, image_shape: tuple[int, int, int], *, seed: int) -> Renewal:
         """Make the safeguard; it does not depend on the shape of the images."""

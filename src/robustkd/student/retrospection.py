@@ -35,9 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.types import Images, Logits
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.student.safeguard import Safeguard
 from robustkd.training.hypergradient import hypergradient, norm
@@ -71,11 +70,9 @@ class ABD:
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(steps=self.steps, products=self.products, limit=self.limit)
-        for name in ("share", "radius", "portion"):
-            value = getattr(self, name)
-            if not 0 < value <= 1:
-                raise UsageError(f"{name} is {value}; expected more than 0 and at most 1")
+        check_share(share=self.share, radius=self.radius, portion=self.portion)
+        check_count(steps=self.steps, products=self.products)
+        check_positive(limit=self.limit)
 
     def start(self, image_shape: tuple[int, int, int], *, seed: int) -> Retrospection:
         """Make the safeguard for images of a shape (channels, height, width)."""

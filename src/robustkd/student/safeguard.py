@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
 from robustkd.core.types import Images
 
 
-class Safeguard(nn.Module):
+class Safeguard(nn.Module, ABC):
     """Part of a training that changes the student's weights or adds a loss.
 
     Its state is in ``state_dict``, so that an interrupted training can be continued. Since a

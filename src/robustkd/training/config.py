@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, TypedDict, get_args
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
-from robustkd.core.validation import check_not_negative, check_positive, check_whole
+from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.training.schedule import Schedule
 
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
@@ -121,15 +121,15 @@ class TrainingConfig:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             schedule=self.schedule,
+            temperature=self.temperature,
         )
-        check_whole(epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
-        check_positive(temperature=self.temperature, accumulate=self.accumulate)
+        check_count(accumulate=self.accumulate)
         check_not_negative(warmup_epochs=self.warmup_epochs)
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise UsageError(f"precision is {self.precision!r}; expected {known}")
         check_optimiser(self.optimizer)
-        if not 0 <= self.warmup_epochs < self.epochs:
+        if self.warmup_epochs >= self.epochs:
             raise UsageError(
                 f"warmup_epochs is {self.warmup_epochs}; expected at least 0 and less than the "
                 f"{self.epochs} epochs"
@@ -137,9 +137,7 @@ class TrainingConfig:
         if self.clip_grad is not None:
             check_positive(clip_grad=self.clip_grad)
         if self.ema is not None:
-            check_not_negative(ema=self.ema)
-        if self.ema is not None and not self.ema < 1:
-            raise UsageError(f"ema is {self.ema}; expected at least 0 and less than 1, or none")
+            check_share(zero=True, one=False, ema=self.ema)
 
     def stated(self) -> dict[str, int | float | str | None]:
         """Return epochs, batch size, learning rate, and all other values that are not defaults."""
@@ -174,22 +172,24 @@ def check_optimiser(name: str) -> None:
 
 def check_training(
     *,
-    epochs: float | int = 1,
-    batch_size: float | int = 64,
-    lr: float | int = 0.1,
-    momentum: float | int = 0.9,
-    weight_decay: float | int = 5e-4,
-    schedule: str = "cosine",
+    epochs: float | int = TrainingConfig.epochs,
+    batch_size: float | int = TrainingConfig.batch_size,
+    lr: float | int = TrainingConfig.lr,
+    momentum: float | int = TrainingConfig.momentum,
+    weight_decay: float | int = TrainingConfig.weight_decay,
+    schedule: str = TrainingConfig.schedule,
+    temperature: float | int = TrainingConfig.temperature,
 ) -> None:
     """Raise an error for settings that are out of range.
 
     Raises:
         UsageError: If an argument is out of range; the message names the first one.
     """
-    check_positive(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)
-    if momentum >= 1:
-        raise UsageError(f"momentum is {momentum}; expected below 1")
+    check_count(epochs=epochs, batch_size=batch_size)
+    check_positive(lr=lr)
+    check_share(one=False, momentum=momentum)
     check_not_negative(weight_decay=weight_decay)
     if schedule not in get_args(Schedule):
         known = " or ".join(get_args(Schedule))
         raise UsageError(f"schedule is {schedule!r}; expected {known}")
+    check_positive(temperature=temperature)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive
 
 
 class Hypergradient(NamedTuple):
@@ -75,14 +75,15 @@ def hypergradient(
         The direct and the implicit part.
 
     Raises:
-        UsageError: If ``steps`` or ``step_size`` is not above 0.
+        UsageError: If ``steps`` or ``step_size`` is out of range.
 
     >>> follower, leader = torch.tensor(3.0, requires_grad=True), torch.tensor(3.0).requires_grad_()
     >>> inner, outer = (follower - leader).square(), follower.square()
     >>> hypergradient(inner, outer, [follower], [leader], steps=50, step_size=0.25).implicit
     (tensor(6.),)
     """
-    check_positive(fixed_point_steps=steps, step_size=step_size)
+    check_count(fixed_point_steps=steps)
+    check_positive(step_size=step_size)
     follower, leader = list(followers), list(leaders)
     parts = _gradients(outer, follower + leader)
     goal, direct = parts[: len(follower)], parts[len(follower) :]

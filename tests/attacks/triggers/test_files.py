@@ -96,7 +96,7 @@ def test_a_file_without_a_kind_or_a_target_holds_no_trigger(description, tmp_pat
         ("badnets", {}, {"size": 2.5}, "size is of type float; expected a whole number"),
         ("badnets", {}, {"size": True}, "size is of type bool; expected a whole number"),
         ("badnets", {}, {"size": math.nan}, "size is of type float; expected a whole number"),
-        ("badnets", {}, {"size": 0}, "size is 0; expected at least 1 pixel"),
+        ("badnets", {}, {"size": 0}, "size is 0; expected at least 1"),
         ("badnets", {"size": PLANE}, {}, "size is of type Tensor; expected a whole number"),
         ("badnets", {}, {"size": 3, "edge": 1}, "unknown field 'edge'; expected size"),
         ("badnets", {}, {"size": 3, "self": 1}, "unknown field 'self'; expected size"),

@@ -153,7 +153,7 @@ PLANE = torch.zeros(1, 2, 2)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BadNets(0), "size is 0; expected at least 1 pixel"),
+        (lambda: BadNets(0), "size is 0; expected at least 1"),
         (lambda: Blend(0.0), "alpha is 0.0; expected above 0 and at most 1"),
         (lambda: Blend(1.5), "alpha is 1.5; expected above 0 and at most 1"),
         (lambda: Blend(float("nan")), "alpha is nan; expected above 0 and at most 1"),
@@ -162,7 +162,7 @@ PLANE = torch.zeros(1, 2, 2)
         (lambda: SIG(-0.1), "delta is -0.1; expected above 0 and at most 1"),
         (
             lambda: SIG(frequency=1e308),
-            "frequency is 1e+308; expected above 0 and at most 1000",
+            "frequency is 1e+308; expected at most 1000 periods",
         ),
         (
             lambda: MaskedPattern(PLANE, torch.zeros(1, 2, 3)),

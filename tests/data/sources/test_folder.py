@@ -325,7 +325,7 @@ def test_images_of_several_sizes_need_a_choice(tmp_path):
     ("choice", "message"),
     [
         ({"image_size": 0}, "image_size is 0; expected 1 to 4096 pixels"),
-        ({"channels": 1, "crop": 0.0}, "crop is 0.0; expected more than 0 and at most 1"),
+        ({"channels": 1, "crop": 0.0}, "crop is 0.0; expected above 0 and at most 1"),
         ({"workers": -1}, "workers is -1; expected at least 0"),
     ],
 )

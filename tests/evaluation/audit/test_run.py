@@ -27,7 +27,6 @@ from robustkd.evaluation.audit.logit_scale import Scaled, at_usual_scale
 from robustkd.evaluation.audit.references import Limited, References, train_references
 from robustkd.evaluation.audit.search import held_out_images
 from robustkd.evaluation.audit.verdict import combine
-from robustkd.report import audits
 from robustkd.training.inference import accuracy_on
 from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
 from tests.unlabelled import Unlabelled
@@ -175,7 +174,7 @@ def test_a_network_that_hides_its_gradients_is_inconclusive():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(UsageError, match=r"^level is 1.5; expected a fraction between 0 and 1$"):
+    with pytest.raises(UsageError, match=r"^level is 1.5; expected above 0 and below 1$"):
         audit(Rows(None), DATA, level=1.5)
     with pytest.raises(UsageError, match=r"^the model maps 2 images to a tensor of shape \(2, 3\)"):
         audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, references=References())
@@ -205,10 +204,13 @@ def test_references_are_made_for_the_number_of_classes_and_serve_an_audit():
 
 
 def test_the_reason_for_a_missing_p_value_is_reported():
-    easy = {"a": Evidence(None, None, LED)}
+    easy = {"a": Evidence(None, None, LED, longer_helps=True)}
     found = combine(easy, frozenset("a"))
-    assert (found.word, found.reason) == ("inconclusive", LED)
-    assert LED == audits.LED
+    assert (found.word, found.reason, found.longer_helps) == ("inconclusive", LED, True)
+    assert not combine({"a": Evidence(None, None, "x")}, frozenset("a")).longer_helps
+    assert not combine(easy, frozenset("a"), trouble="x").longer_helps
+    near = combine(of(a=0.03), frozenset("a"), level=0.01)
+    assert (near.word, near.longer_helps) == ("inconclusive", True)
 
 
 def test_a_limited_source_has_fewer_images_and_no_augmentation():

@@ -239,6 +239,7 @@ def test_statistics_that_cannot_be_tested_have_no_p_value(backdoored):
     assert alone.member.beside is None
     led = led_share(with_ceiling(backdoored, 0.9, 0.9))
     assert (led.p_value, led.said, led.member.target) == (None, LED, 5)
+    assert (led.longer_helps, alone.longer_helps) == (True, False)
     images, labels = backdoored.held_out()
     few = replace(backdoored)
     few.__dict__["_held_out"] = (images[:4], labels[:4])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import nn
 
 from robustkd.core.errors import UsageError
-from robustkd.teacher.defences.base import Defence
+from robustkd.teacher.defences.base import ONCE, Defence
 from robustkd.teacher.defences.brief import brief
 from robustkd.teacher.defences.registry import DEFENCES, find
+from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning
 from robustkd.training.inference import accuracy_on
 from tests.marks import slow_but
 from tests.teacher.defences.networks import DIGITS, quick, trained
@@ -82,6 +84,22 @@ def test_a_brief_form_takes_few_batches(name):
     assert type(short) is type(find(name).defence)
     assert short.batches(384) <= 60
     assert short.batches(384) < max(1, find(name).defence.batches(384))
+
+
+def test_a_brief_form_shortens_trainings_and_what_is_marked():
+    @dataclass(frozen=True)
+    class Own:
+        inner_steps: int = 9
+        passes: int = field(default=7, metadata=ONCE)
+        tuning: Tuning = FINE_TUNING
+
+        def __call__(self, network, clean, *, seed):
+            raise NotImplementedError
+
+        def batches(self, images):
+            return self.passes + self.tuning.batches(images)
+
+    assert brief(Own()) == Own(passes=1, tuning=replace(FINE_TUNING, epochs=1))
 
 
 @pytest.mark.parametrize("name", slow_but(("ft", "anp", "detox"), DEFENCES))

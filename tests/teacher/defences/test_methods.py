@@ -14,6 +14,7 @@ from torch import nn
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch
 from robustkd.data import InMemory, Labelled
+from robustkd.models.features.probing import batchnorm_after
 from robustkd.teacher.defences import anp, channels, clp, fine_pruning, fst, ft_sam, nad, sau
 from robustkd.teacher.defences.anp import ANP
 from robustkd.teacher.defences.fine_pruning import FinePruning
@@ -96,7 +97,7 @@ def test_the_channel_bound_of_clp_by_hand():
 
 def test_clp_pairs_a_convolution_with_the_batchnorm_that_reads_it_and_silences_outliers():
     network = Small().eval()
-    pairs = clp.followed(network, batch_of().images)
+    pairs = batchnorm_after(network, batch_of().images)
     assert pairs == [(network.conv1, network.bn1), (network.conv2, network.bn2)]
     with torch.no_grad():
         network.conv2.weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -294,12 +295,12 @@ def test_universal_training_leaves_the_pixel_that_a_small_change_can_fake():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Tuning(epochs=0), "epochs is 0; expected more than 0"),
-        (lambda: Tuning(batch_size=1), "batch_size is 1; BatchNorm needs at least 2 images"),
-        (lambda: Tuning(momentum=1.0), "momentum is 1.0; expected below 1"),
-        (lambda: ANP(alpha=1.5), "alpha is 1.5 and budget 0.03; expected shares in"),
-        (lambda: SAU(radius=1.5), "radius is 1.5; expected at most 1"),
-        (lambda: clp.CLP(factors=(1.0, 2.0)), "expected at least one, falling"),
+        (lambda: Tuning(epochs=0), "epochs is 0; expected at least 1"),
+        (lambda: Tuning(batch_size=1), "batch_size is 1; expected at least 2"),
+        (lambda: Tuning(momentum=1.0), "momentum is 1.0; expected at least 0 and below 1"),
+        (lambda: ANP(alpha=1.5), "alpha is 1.5; expected 0 to 1"),
+        (lambda: SAU(radius=1.5), "radius is 1.5; expected above 0 and at most 1"),
+        (lambda: clp.CLP(factors=(1.0, 2.0)), "expected at least one, in decreasing order"),
         (lambda: ft_sam.FTSAM(smoothing=1.0), "smoothing is 1.0; expected at least 0 and below 1"),
     ],
 )

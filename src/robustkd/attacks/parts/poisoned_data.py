@@ -11,6 +11,7 @@ from torch import Tensor
 from robustkd.attacks.base import apply_trigger, check_target, check_target_shown
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch, DataSource, Split, Trigger
+from robustkd.core.validation import check_share
 
 
 class Poisoned:
@@ -46,8 +47,7 @@ class Poisoned:
         clean_label: bool = False,
         seed: int = 0,
     ) -> None:
-        if not 0 < rate <= 1:
-            raise UsageError(f"rate is {rate}; expected above 0 and at most 1")
+        check_share(rate=rate)
         (check_target_shown if clean_label else check_target)(target, clean)
         self._clean, self._trigger, self._target = clean, trigger, target
         self._keep_clean = keep_clean

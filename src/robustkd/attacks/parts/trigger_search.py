@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Images
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive
 from robustkd.models.features import taps
 
 _BATCH = 128
@@ -56,9 +55,10 @@ def optimise_planes(
         The learned planes in the given order, on the CPU.
 
     Raises:
-        UsageError: If ``steps`` or ``lr`` is not above 0.
+        UsageError: If ``steps`` or ``lr`` is out of range.
     """
-    check_positive(trigger_steps=steps, trigger_lr=lr)
+    check_count(trigger_steps=steps)
+    check_positive(trigger_lr=lr)
     learned = [plane.start.detach().clone().to(images.device).requires_grad_() for plane in planes]
     optimiser = torch.optim.Adam(learned, lr=lr)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -79,14 +79,3 @@ def optimise_planes(
         for parameter in trainable:
             parameter.requires_grad_(True)
     return tuple(plane.detach().cpu() for plane in learned)
-
-
-def check_shares(**values: float) -> None:
-    """Check that arguments are shares in (0, 1].
-
-    Raises:
-        UsageError: If one is not; the message names the first.
-    """
-    for name, value in values.items():
-        if not 0 < value <= 1:
-            raise UsageError(f"{name} is {value}; expected above 0 and at most 1")

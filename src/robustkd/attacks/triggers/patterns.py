@@ -15,16 +15,12 @@ from torch import Tensor
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
+from robustkd.core.validation import check_count, check_positive, check_share, check_whole
 
 Plane = Float[Tensor, "_ _ _"]
 """A tensor of shape C x H x W. The annotation does not check that two planes have equal shapes."""
 
 _MOST_PERIODS = 1000
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise UsageError(f"{name} is {value}; expected above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -35,14 +31,13 @@ class BadNets:
     from the border, so that cropping by one pixel does not cut it.
 
     Attributes:
-        size: Edge of the square in pixels.
+        size: Edge of the square in pixels, at least 1.
     """
 
     size: int = 3
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UsageError(f"size is {self.size}; expected at least 1 pixel")
+        check_count(size=self.size)
 
     def __call__(self, images: Images) -> Images:
         """Return copies of the images with the checkerboard."""
@@ -74,7 +69,8 @@ class Blend:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_share("alpha", self.alpha)
+        check_share(alpha=self.alpha)
+        check_whole(seed=self.seed)
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; expected at least 0 and below 2^63")
 
@@ -100,10 +96,11 @@ class SIG:
     frequency: float = 6.0
 
     def __post_init__(self) -> None:
-        _check_share("delta", self.delta)
-        if not 0 < self.frequency <= _MOST_PERIODS:
+        check_share(delta=self.delta)
+        check_positive(frequency=self.frequency)
+        if self.frequency > _MOST_PERIODS:
             raise UsageError(
-                f"frequency is {self.frequency}; expected above 0 and at most {_MOST_PERIODS}"
+                f"frequency is {self.frequency}; expected at most {_MOST_PERIODS} periods"
             )
 
     def __call__(self, images: Images) -> Images:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
+from robustkd.core.validation import check_count, check_not_negative, check_whole
 from robustkd.data.transformations import displace
 
 _FINEST = 1024
@@ -46,14 +47,13 @@ class Warp:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.grid < 2:
-            raise UsageError(f"grid is {self.grid}; expected at least 2 points")
+        check_count(least=2, grid=self.grid)
         if self.grid > _FINEST:
             raise UsageError(f"grid is {self.grid}; expected at most {_FINEST} points")
-        if not 0 <= self.strength < float("inf"):
-            raise UsageError(f"strength is {self.strength}; expected a finite number of at least 0")
+        check_not_negative(strength=self.strength)
         if self.strength > _STRONGEST:
             raise UsageError(f"strength is {self.strength}; expected at most {_STRONGEST:g} pixels")
+        check_whole(seed=self.seed)
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; expected at least 0 and below 2^63")
 

@@ -13,6 +13,7 @@ import numpy as np
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.launch import launched
 from robustkd.core.types import INTERPOLATIONS, RESIZES
+from robustkd.core.validation import check_share
 from robustkd.data.augment import Augmentation, CropFlip, ZoomFlip
 from robustkd.data.images.decode import Channels, UndecodableError, dimensions
 from robustkd.data.images.listing import Encoded, shown
@@ -83,8 +84,7 @@ class Reading:
             )
         if self.channels not in get_args(Channels):
             raise UsageError(f"channels is {self.channels}; expected 3 (colour) or 1 (grey)")
-        if not 0 < self.crop <= 1:
-            raise UsageError(f"crop is {self.crop}; expected more than 0 and at most 1")
+        check_share(crop=self.crop)
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"workers is {self.workers}; expected at least 0")
         for field, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):

@@ -21,7 +21,8 @@ from statistics import NormalDist
 import torch
 
 from robustkd.evaluation.audit.evidence import Evidence, Subject
-from robustkd.teacher.defences.clp import followed, lipschitz
+from robustkd.models.features.probing import batchnorm_after
+from robustkd.teacher.defences.clp import lipschitz
 
 _FEWEST = 8
 _LEAST = 1e-3
@@ -31,7 +32,7 @@ def channel_lipschitz(subject: Subject) -> Evidence:
     """Find the channel that stands out most in its layer."""
     images, _ = subject.held_out()
     largest, tested, layer = 0.0, 0, -1
-    for place, (conv, norm) in enumerate(followed(subject.network, images[:2])):
+    for place, (conv, norm) in enumerate(batchnorm_after(subject.network, images[:2])):
         bounds = lipschitz(conv, norm)
         alive = bounds[bounds > _LEAST * bounds.amax()]
         if len(alive) < _FEWEST:

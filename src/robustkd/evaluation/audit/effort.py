@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from robustkd.core.validation import check_count, check_share
+
 
 @dataclass(frozen=True)
 class Effort:
     """Numbers that decide how long an audit takes.
 
     Attributes:
-        strengths: Bounds of the learned transformations as shares of the full bounds, in decreasing
-            order.
+        strengths: Bounds of the learned transformations as shares of the full bounds, in (0, 1] and
+            in decreasing order.
         steps: Optimiser steps at each strength.
         batch: Images per step and class, over all families.
         held_out: Held-out images per class, family and strength.
         validation: Largest number of validation images that are used.
-        references: Number of reference networks.
+        references: Number of reference networks; possibly 0.
         reference_images: Number of training images, over all epochs, that a reference sees.
         margins: Random images from which the margin of each class is maximised.
         margin_steps: Optimiser steps on each of them.
         accuracy_images: Number of validation images on which accuracies are measured.
         brief: Whether statistics that take long and are not part of the verdict are left out.
+
+    Raises:
+        UsageError: If a number is out of range.
     """
 
     strengths: tuple[float, ...] = (1.0, 0.5)
@@ -35,6 +40,21 @@ class Effort:
     margin_steps: int = 50
     accuracy_images: int = 1000
     brief: bool = False
+
+    def __post_init__(self) -> None:
+        for strength in self.strengths:
+            check_share(strengths=strength)
+        check_count(
+            steps=self.steps,
+            batch=self.batch,
+            held_out=self.held_out,
+            validation=self.validation,
+            reference_images=self.reference_images,
+            margins=self.margins,
+            margin_steps=self.margin_steps,
+            accuracy_images=self.accuracy_images,
+        )
+        check_count(least=0, references=self.references)
 
     @property
     def search_steps(self) -> int:

@@ -49,6 +49,7 @@ class Evidence:
         scores: Value of each class; empty if the statistic has none.
         details: Further measurements, as JSON values.
         member: Learned transformation that stands out most, if the statistic is about one.
+        longer_helps: Whether a longer audit may compute the statistic, if it has no p-value.
     """
 
     p_value: float | None
@@ -57,6 +58,7 @@ class Evidence:
     scores: tuple[float, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)
     member: Member | None = None
+    longer_helps: bool = False
 
     def record(self) -> dict[str, object]:
         """Return the evidence as JSON values."""

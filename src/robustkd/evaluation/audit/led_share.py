@@ -43,10 +43,14 @@ from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
 from robustkd.evaluation.audit.search import FAMILIES, halves
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.student.families import members_of
-from robustkd.student.families.search import images_at_once, led_shares, recognised
+from robustkd.student.families.search import AT_ONCE, led_shares, recognised
+from robustkd.training.inference import batch_size_for
 
 LED = "the references are led as well"
-"""What is said if the references are led so far that no network could be led further."""
+"""What is said if the references are led so far that no network could be led further.
+
+A longer search may find what the references do not follow.
+"""
 ALONE = "no reference networks to compare with"
 """What is said without references."""
 FEW = "too few validation images that the references recognise"
@@ -116,7 +120,8 @@ def led_share(subject: Subject) -> Evidence:
     }
     trouble = ALONE if alone else _trouble(moved, testing[1], ceiling + MARGIN)
     if trouble:
-        return Evidence(None, None, trouble, details=details, member=member)
+        helps = trouble == LED
+        return Evidence(None, None, trouble, details=details, member=member, longer_helps=helps)
     said = (
         f"{member.family}: {share:.0%} of the images of other classes move to this class "
         f"(references: {beside:.0%}, by a search of their own {ceiling:.0%})"
@@ -175,7 +180,7 @@ def _moved(subject: Subject, place: Place, images: Images, labels: Labels) -> Mo
     others = labels != place.target
     images, labels = images[others], labels[others]
     led = beside = known = still = 0
-    at_once = images_at_once((images.shape[1], images.shape[2], images.shape[3]))
+    at_once = batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
     for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
         target = torch.full_like(truth, place.target)
         seen = family(some, target)

@@ -11,12 +11,13 @@ from __future__ import annotations
 from torch import nn
 
 from robustkd.core.errors import UsageError
+from robustkd.core.methods import METHODS
 from robustkd.core.types import DataSource
 from robustkd.evaluation.audit.references import Limited, epoch_size, reference_architecture
 from robustkd.models import builder, learning_rate
 from robustkd.student.distillation import distill
 
-_LOSSES = {"kd": 1.0, "ofd": 0.3}
+_LOSSES = dict(METHODS["mix"].losses)
 _BY_LOGITS = {"kd": 1.0}
 
 

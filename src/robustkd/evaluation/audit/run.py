@@ -11,10 +11,10 @@ from functools import partial
 from torch import nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.errors import InputError, UsageError
+from robustkd.core.errors import InputError
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_seed
+from robustkd.core.validation import check_seed, check_share
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.logit_scale import at_usual_scale
@@ -141,8 +141,7 @@ def audit(
         >>> robustkd.audit(untrained, data, effort=brief).verdict.word
         'inconclusive'
     """
-    if not 0 < level < 1:
-        raise UsageError(f"level is {level}; expected a fraction between 0 and 1")
+    check_share(one=False, level=level)
     check_seed(seed)
     check_classifier(model, data, name="the model")
     started = time.perf_counter()

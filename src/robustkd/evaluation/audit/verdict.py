@@ -31,12 +31,14 @@ class Verdict:
         p_value: Smallest p-value after Bonferroni's correction; None if none was computed, or if
             the statistics mean nothing.
         reason: Explanation in a few words.
+        longer_helps: Whether a longer audit may give another verdict than ``inconclusive``.
     """
 
     word: Word
     suspect: int | None
     p_value: float | None
     reason: str
+    longer_helps: bool = False
 
 
 def combine(
@@ -68,13 +70,15 @@ def combine(
         if name in counted and each.p_value is not None
     }
     if trouble or not known:
-        said = next((each.said for name, each in evidence.items() if name in counted), "")
+        first = next((each for name, each in evidence.items() if name in counted), None)
+        said, helps = ("", False) if first is None or trouble else (first.said, first.longer_helps)
         reason = trouble or said or "no statistic could be computed"
-        return Verdict("inconclusive", None, None, reason)
+        return Verdict("inconclusive", None, None, reason, helps)
     name = min(known, key=known.__getitem__)
     p_value = min(1.0, len(known) * known[name])
     if p_value <= level:
         return Verdict("suspicious", evidence[name].suspect, p_value, name)
     if p_value <= DOUBTFUL * level:
-        return Verdict("inconclusive", None, p_value, f"{name} is near the level of {level:g}")
+        reason = f"{name} is near the level of {level:g}"
+        return Verdict("inconclusive", None, p_value, reason, longer_helps=True)
     return Verdict("no evidence", None, p_value, "no p-value is near the level")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.types import UNLABELLED, Batch, DataSource, Images, Labels
+from robustkd.core.types import UNLABELLED, DataSource, Images, Labels
 from robustkd.student.families import members_of
+from robustkd.training.batches import endless
+from robustkd.training.inference import batch_size_for
 
-_BATCH, _LARGEST = 250, 64 * 64
-_FEWEST = 8
+AT_ONCE = 250
+"""Number of images of up to 64 x 64 pixels that pass a network at once."""
 
 Found: TypeAlias = tuple[nn.ModuleList, ...]
 """Families with learned members, at each strength."""
@@ -62,8 +64,8 @@ def learn_towards(
         Copies of the families for each strength.
     """
     classes = len(data.classes)
-    batches = endless(data, batch_size, len(families), device_of(network), random)
-    at_once = images_at_once(data.image_shape)
+    batches = endless(data, batch_size, device_of(network), shuffle=random, least=len(families))
+    at_once = batch_size_for(data.image_shape, AT_ONCE)
     others = itertools.cycle(beside or (None,))
     found = []
     for strength in strengths:
@@ -92,16 +94,6 @@ def learn_towards(
 def _recognised(logits: Tensor, labels: Labels) -> Tensor:
     """Return the summed cross-entropy to the labels; images without a label count nothing."""
     return F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-
-
-def images_at_once(image_shape: tuple[int, int, int]) -> int:
-    """Return how many images pass a network at once, so that large ones fit into memory.
-
-    >>> images_at_once((3, 32, 32)), images_at_once((3, 224, 224))
-    (250, 20)
-    """
-    _, height, width = image_shape
-    return max(_FEWEST, _BATCH * _LARGEST // max(_LARGEST, height * width))
 
 
 def transformed(families: nn.ModuleList, images: Images, toward: Labels) -> Images:
@@ -180,7 +172,7 @@ def led_shares(
     beside = list(networks)
     random = torch.Generator().manual_seed(seed)
     rows, toward = victims(labels, classes, held_out, random)
-    at_once = images_at_once((images.shape[1], images.shape[2], images.shape[3]))
+    at_once = batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
     parts = list(zip(rows.split(at_once), toward.split(at_once), strict=True))
     known = [recognised(recognised_by, images[some], labels[some]) for some, _ in parts]
     counts = torch.zeros(classes)
@@ -219,17 +211,3 @@ def recognised(networks: Sequence[nn.Module], images: Images, labels: Labels) ->
 def _by_class(toward: Labels, hits: Tensor, classes: int) -> Tensor:
     """Count the hits, networks x N, of each class, over all networks; on the CPU."""
     return toward.expand(len(hits), -1)[hits].bincount(minlength=classes).cpu()
-
-
-def endless(
-    data: DataSource, batch_size: int, families: int, device: torch.device, random: torch.Generator
-) -> Iterator[Batch]:
-    """Yield shuffled batches of training images without end.
-
-    Batches with fewer images than families are left out.
-    """
-    size = min(batch_size, data.size("train"))
-    while True:
-        for batch in data.batches("train", batch_size=size, device=device, shuffle=random):
-            if len(batch.labels) >= min(families, size):
-                yield batch

@@ -17,20 +17,19 @@ largest whose clean validation accuracy stays within a budget, where the paper f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.channels import norms, scaled
-from robustkd.teacher.defences.masked_pruning import prune_within
+from robustkd.teacher.defences.pruning import prune_by_masks
 from robustkd.teacher.defences.tuning import begin, frozen_copy
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(20))
@@ -54,17 +53,17 @@ class ANP:
 
     epsilon: float = 0.4
     alpha: float = 0.2
-    steps: int = 500
+    steps: int = field(default=500, metadata=ONCE)
     lr: float = 0.2
     batch_size: int = 64
     budget: float = 0.03
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon, steps=self.steps, lr=self.lr)
-        if not 0 <= self.alpha <= 1 or not 0 <= self.budget < 1:
-            raise UsageError(
-                f"alpha is {self.alpha} and budget {self.budget}; expected shares in [0, 1]"
-            )
+        check_positive(epsilon=self.epsilon, lr=self.lr)
+        check_share(zero=True, alpha=self.alpha)
+        check_count(steps=self.steps)
+        check_count(least=2, batch_size=self.batch_size)
+        check_share(zero=True, one=False, budget=self.budget)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
@@ -86,7 +85,7 @@ class ANP:
                 optimiser.step()
                 clamp(masks)
                 update(loss=float(loss.detach()))
-        return prune_within(work, detached(masks), THRESHOLDS, self.budget)
+        return prune_by_masks(work, detached(masks), THRESHOLDS, self.budget)
 
     def batches(self, images: int) -> int:
         """Return the number of training batches for a number of images."""

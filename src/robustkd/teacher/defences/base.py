@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 
 from robustkd.core.types import DataSource
+
+ONCE: Mapping[str, int] = MappingProxyType({"brief": 1})
+"""Metadata of a field of a defence: a number of batches, epochs or rounds that a dry run sets to 1.
+
+A dry run measures the time of a training batch. A number of steps within each batch is not marked,
+since the batch would then take less time.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,8 @@ class Defended:
 class Defence(Protocol):
     """A defence that cleans a teacher before distillation, or a finished student.
 
-    A defence is a frozen dataclass whose fields are its hyper-parameters. It receives clean images
+    A defence is a frozen dataclass whose fields are its hyper-parameters; numbers of batches have
+    the metadata :data:`ONCE`. It receives clean images
     and a network, and never a trigger, a target class, or the indices of poisoned images.
     """
 

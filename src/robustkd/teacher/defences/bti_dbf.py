@@ -42,19 +42,18 @@ Features of a network without global average pooling are the inputs of its class
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Features, Labels
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.ending import Ending, ending_of
 from robustkd.teacher.defences.generator import Generator
 from robustkd.teacher.defences.tuning import (
@@ -91,10 +90,10 @@ class BTIDBF:
         tuning: Optimiser and number of epochs of the network in each round.
     """
 
-    rounds: int = 3
-    mask_steps: int = 400
+    rounds: int = field(default=3, metadata=ONCE)
+    mask_steps: int = field(default=400, metadata=ONCE)
     mask_lr: float = 0.01
-    generator_steps: int = 600
+    generator_steps: int = field(default=600, metadata=ONCE)
     generator_lr: float = 1e-3
     benign: float = 0.01
     radius: float = 0.1
@@ -102,20 +101,14 @@ class BTIDBF:
     tuning: Tuning = _TUNING
 
     def __post_init__(self) -> None:
-        check_positive(
+        check_count(
             rounds=self.rounds,
             mask_steps=self.mask_steps,
-            mask_lr=self.mask_lr,
             generator_steps=self.generator_steps,
-            generator_lr=self.generator_lr,
-            radius=self.radius,
-            share=self.share,
         )
+        check_positive(mask_lr=self.mask_lr, generator_lr=self.generator_lr)
         check_not_negative(benign=self.benign)
-        if self.radius > 1 or self.share > 1:
-            raise UsageError(
-                f"radius is {self.radius} and share {self.share}; expected at most 1 of both"
-            )
+        check_share(radius=self.radius, share=self.share)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`.

@@ -18,9 +18,7 @@ validation accuracy stays within a budget, where the paper uses 3.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +26,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
-from robustkd.core.types import DataSource, Images
-from robustkd.models.features.taps import frozen_modes
+from robustkd.core.types import DataSource
+from robustkd.core.validation import check_not_negative, check_share
+from robustkd.models.features.probing import Layers, batchnorm_after
 from robustkd.teacher.defences.base import Defended
-from robustkd.teacher.defences.channels import last_within
+from robustkd.teacher.defences.pruning import prune_within
 from robustkd.teacher.defences.tuning import begin
 
 
@@ -40,7 +39,8 @@ class CLP:
     """Prune the channels with an unusually large Lipschitz constant.
 
     Attributes:
-        factors: Values of u to try, in decreasing order, so that more and more channels are pruned.
+        factors: Values of u to try, at least 0 and in decreasing order, so that more and more
+            channels are pruned.
         budget: Share of clean validation accuracy that pruning may cost, in [0, 1).
     """
 
@@ -48,69 +48,34 @@ class CLP:
     budget: float = 0.03
 
     def __post_init__(self) -> None:
+        for factor in self.factors:
+            check_not_negative(factors=factor)
         if not self.factors or list(self.factors) != sorted(self.factors, reverse=True):
-            raise UsageError(f"factors are {self.factors}; expected at least one, falling")
-        if not 0 <= self.budget < 1:
-            raise UsageError(f"budget is {self.budget}; expected in [0, 1)")
+            raise UsageError(
+                f"factors are {self.factors}; expected at least one, in decreasing order"
+            )
+        check_share(zero=True, one=False, budget=self.budget)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=2, seed=seed)
         where = device_of(network)
         images = next(iter(clean.batches("validation", batch_size=2, device=where))).images
-        layers = followed(work.network, images)
+        layers = batchnorm_after(work.network, images)
         if not layers:
             raise UsageError(f"{type(network).__name__} has no convolution; choose another defence")
-        before = {name: value.clone() for name, value in work.network.state_dict().items()}
-
-        def accuracy(u: float) -> float:
-            work.network.load_state_dict(before)
-            prune(layers, u)
-            return work.accuracy()
-
-        u, curve = last_within(self.factors, accuracy, work.accuracy_before - self.budget)
-        work.network.load_state_dict(before)
-        pruned = 0 if u is None else prune(layers, u)
+        found = prune_within(work, self.factors, lambda u: prune(layers, u), self.budget)
         return work.finish(
-            factor=u,
-            pruned=pruned,
+            factor=found.strength,
+            pruned=found.pruned,
             channels=sum(conv.out_channels for conv, _ in layers),
-            curve=[list(point) for point in curve],
+            curve=found.curve,
         )
 
     def batches(self, images: int) -> int:
         """Return 0, since nothing is trained."""
         del images
         return 0
-
-
-Layers = list[tuple[nn.Conv2d, _BatchNorm | None]]
-
-
-@torch.no_grad()
-def followed(network: nn.Module, images: Images) -> Layers:
-    """Return each convolution with the BatchNorm that reads its output, or None."""
-    made: dict[int, nn.Conv2d] = {}
-    pairs: dict[nn.Conv2d, _BatchNorm | None] = {}
-    alive: list[Tensor] = []  # so that no address is used twice
-
-    def leaves(module: nn.Conv2d, _inputs: Any, output: Tensor) -> None:  # noqa: ANN401
-        made[id(output)] = module
-        alive.append(output)
-        pairs.setdefault(module, None)
-
-    def enters(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        if (conv := made.get(id(inputs[0]))) is not None and pairs[conv] is None:
-            pairs[conv] = module
-
-    with ExitStack() as stack, frozen_modes(network):
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                stack.callback(module.register_forward_hook(leaves).remove)
-            elif isinstance(module, _BatchNorm):
-                stack.callback(module.register_forward_pre_hook(enters).remove)
-        network(images)
-    return list(pairs.items())
 
 
 @torch.no_grad()

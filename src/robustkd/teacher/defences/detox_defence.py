@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 
 from torch import nn
 
 from robustkd.core.method_settings import DetoxSettings, Ratio
 from robustkd.core.types import DataSource
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.detoxification import detoxify
 
 
@@ -26,21 +26,27 @@ class Detoxification:
         lr: Learning rate of masks and patterns, above 0.
     """
 
-    cap: float = 1.0
-    ratio: Ratio = "position"
-    accuracy_budget: float = 0.02
-    steps: int = 60
-    batch_size: int = 128
-    lr: float = 0.05
+    cap: float = DetoxSettings.cap
+    ratio: Ratio = DetoxSettings.ratio
+    accuracy_budget: float = DetoxSettings.accuracy_budget
+    steps: int = field(default=DetoxSettings.steps, metadata=ONCE)
+    batch_size: int = DetoxSettings.batch_size
+    lr: float = DetoxSettings.lr
+
+    def __post_init__(self) -> None:
+        self._search()
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        done = detoxify(network, clean, seed=seed, **settings)
+        done = detoxify(network, clean, seed=seed, **asdict(self))
         return Defended(done.teacher.eval(), json.loads(json.dumps(asdict(done.record))))
 
     def batches(self, images: int) -> int:
         """Return the largest number of training batches for a number of images."""
         del images
-        search = DetoxSettings()
-        return self.steps * (1 + search.raises + search.bisections)
+        search = self._search()
+        return search.steps * (1 + search.raises + search.bisections)
+
+    def _search(self) -> DetoxSettings:
+        """Return all settings, after a check of their ranges."""
+        return DetoxSettings(**asdict(self))

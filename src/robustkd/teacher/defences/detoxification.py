@@ -30,10 +30,9 @@ which a trigger depends on. Choices that the paper leaves open, and differences:
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, Unpack, get_args
+from typing import TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +42,13 @@ from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.method_settings import DetoxOptions, DetoxSettings, Ratio
 from robustkd.core.names import check_options
 from robustkd.core.progress import track
-from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.types import Batch, DataSource
+from robustkd.core.validation import check_names, check_seed
 from robustkd.models.features import taps
 from robustkd.models.features.collect import features_on
 from robustkd.models.features.stages import stages
 from robustkd.models.features.variance import ALIVE, variance_ratio
-from robustkd.teacher.defences.batches import endless
+from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training.config import Precision
 from robustkd.training.inference import accuracy_on
@@ -138,17 +137,6 @@ class _Cleaning:
                 return self.objective(self.teacher, features, batch)
         return torch.stack(self.ratios([stage.var(dim=0) for stage in features])).mean()
 
-    @torch.no_grad()
-    def truth(self, batch: Batch) -> Labels:
-        """Return the labels; for an image without one, the prediction of the original teacher."""
-        missing = batch.labels == UNLABELLED
-        if not missing.any():
-            return batch.labels
-        # The masks are applied only in forward passes of the whole network.
-        with mixed(self.precision, batch.images.device):
-            said = self.teacher.teacher(batch.images).argmax(1)
-        return torch.where(missing, said, batch.labels)
-
     def run(self, variance_weight: float, steps: int, label: str = "cleaning") -> None:
         """Train masks and patterns for a number of steps with one lambda."""
         optimiser = torch.optim.Adam(self.teacher.masks.parameters(), lr=self.lr)
@@ -158,8 +146,9 @@ class _Cleaning:
         ):
             for _ in range(steps):
                 batch = self.batches()
-                batch = batch._replace(labels=self.truth(batch))
                 with mixed(self.precision, batch.images.device):
+                    # The masks are applied only in forward passes of the whole network.
+                    batch = with_predicted_labels(batch, self.teacher.teacher)
                     logits = self.teacher(batch.images)
                 task = nn.functional.cross_entropy(logits.float(), batch.labels)
                 term = self.term([features[name].float() for name in self.teacher.taps], batch)
@@ -199,7 +188,7 @@ def detoxify(
             Its weight is lambda.
         precision: Mixed precision while masks and patterns are learned; variances and accuracy
             are measured in full precision.
-        seed: Seed of the order and the augmentation of images.
+        seed: Seed of the order and the augmentation of images, at least 0.
         settings: Fields of :class:`robustkd.core.method_settings.DetoxSettings`, such as ``cap``
             and ``steps``.
 
@@ -224,10 +213,12 @@ def detoxify(
     """
     check_options(settings, DetoxOptions.__annotations__)
     given = DetoxSettings(**settings)
-    _check(given)
+    check_seed(seed)
+    if stages is not None:
+        check_names(stages=stages)
     batch_size = given.batch_size
     masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
-    batches = endless(clean, batch_size, device_of(teacher), seed)
+    batches = training_batches(clean, batch_size, device_of(teacher), seed)
     cleaning = _Cleaning(masked, variances, given.ratio, batches, given.lr, precision, objective)
     before = accuracy_on(teacher, clean, "validation").value
 
@@ -247,49 +238,6 @@ def detoxify(
         curve=tuple(curve),
     )
     return Detoxified(masked.requires_grad_(False), record)
-
-
-def _check(given: DetoxSettings) -> None:
-    check_positive(cap=given.cap)
-    if given.cap > 1 or not 0 <= given.accuracy_budget < 1:
-        raise UsageError(
-            f"cap is {given.cap} and accuracy_budget {given.accuracy_budget}; expected at most 1 "
-            "and in [0, 1)"
-        )
-    if given.ratio not in get_args(Ratio):
-        raise UsageError(f"ratio is {given.ratio!r}; expected one of {', '.join(get_args(Ratio))}")
-    check_search(
-        variance_weight=given.variance_weight,
-        growth=given.growth,
-        raises=given.raises,
-        bisections=given.bisections,
-        steps=given.steps,
-        batch_size=given.batch_size,
-        lr=given.lr,
-    )
-
-
-def check_search(
-    *,
-    variance_weight: float | int = 1.0,
-    growth: float | int = 4.0,
-    raises: float | int = 3,
-    bisections: float | int = 2,
-    steps: float | int = 60,
-    batch_size: float | int = 128,
-    lr: float | int = 0.05,
-) -> None:
-    """Check the arguments of the search for lambda in :func:`detoxify`.
-
-    Raises:
-        UsageError: If an argument is out of range; the message names the first one.
-    """
-    check_positive(variance_weight=variance_weight, steps=steps, lr=lr)
-    check_not_negative(raises=raises, bisections=bisections)
-    if not 1 < growth < math.inf:
-        raise UsageError(f"growth is {growth}; expected a finite number above 1")
-    if batch_size < 2:
-        raise UsageError(f"batch_size is {batch_size}; a variance needs at least 2 images")
 
 
 def _masked(

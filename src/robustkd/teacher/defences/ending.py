@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Features, Images, Logits
-from robustkd.models.features.taps import frozen_modes
-from robustkd.teacher.defences.head import head_of
+from robustkd.models.features.probing import calls, linear_head
 
 
 class Ending(NamedTuple):
@@ -82,27 +81,17 @@ def ending_of(network: nn.Module, clean: DataSource) -> Ending:
     Raises:
         UsageError: If the logits are not the output of a linear layer.
     """
-    head = head_of(network, clean)
     images = next(iter(clean.batches("validation", batch_size=2, device=device_of(network)))).images
-    made: list[tuple[nn.Module, Tensor]] = []
-    entered: list[Tensor] = []
+    head = linear_head(network, images)
+    made, _ = calls(network, images)
+    pooled = [inputs[0] for module, inputs, _ in made if module is head][-1]
 
-    def keep(module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
-            made.append((module, output))
+    def is_averaged(output: object) -> bool:
+        """Whether the classifier reads the means of these maps."""
+        if not isinstance(output, Tensor) or output.ndim != 4 or output[0, 0].numel() <= 1:
+            return False
+        means = output.mean((2, 3))
+        return means.shape == pooled.shape and torch.allclose(means, pooled, atol=1e-5)
 
-    def enter(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        entered.append(inputs[0])
-
-    with ExitStack() as stack, frozen_modes(network):
-        stack.callback(head.register_forward_pre_hook(enter).remove)
-        for module in network.modules():
-            stack.callback(module.register_forward_hook(keep).remove)
-        network(images)
-
-    def is_averaged(maps: Tensor) -> bool:
-        pooled = maps.mean((2, 3))
-        return pooled.shape == entered[-1].shape and torch.allclose(pooled, entered[-1], atol=1e-5)
-
-    maps = next((module for module, output in reversed(made) if is_averaged(output)), None)
+    maps = next((module for module, _, output in reversed(made) if is_averaged(output)), None)
     return Ending(network, head, maps)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource
+from robustkd.core.validation import check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.channels import last_within
@@ -44,8 +44,7 @@ class FinePruning:
     tuning: Tuning = FINE_TUNING
 
     def __post_init__(self) -> None:
-        if not 0 <= self.budget < 1:
-            raise UsageError(f"budget is {self.budget}; expected in [0, 1)")
+        check_share(zero=True, one=False, budget=self.budget)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""

@@ -24,9 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch, DataSource
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_positive, check_share
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning, begin, tune
 
@@ -49,8 +48,7 @@ class FTSAM:
 
     def __post_init__(self) -> None:
         check_positive(rho=self.rho)
-        if not 0 <= self.smoothing < 1:
-            raise UsageError(f"smoothing is {self.smoothing}; expected at least 0 and below 1")
+        check_share(zero=True, one=False, smoothing=self.smoothing)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""

@@ -19,18 +19,17 @@ iteration stops if it diverges (the inner problem has no minimum there).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch, DataSource, Images, Labels
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.tuning import Cleaning, Tuning, begin, full_batches, tune
 from robustkd.training.hypergradient import hypergradient
 
@@ -52,7 +51,7 @@ class IBAU:
         tuning: Optimiser and number of epochs of each round.
     """
 
-    rounds: int = 5
+    rounds: int = field(default=5, metadata=ONCE)
     radius: float = 0.1
     inner_lr: float = 10.0
     products: int = 5
@@ -60,17 +59,9 @@ class IBAU:
     tuning: Tuning = _TUNING
 
     def __post_init__(self) -> None:
-        check_positive(
-            rounds=self.rounds,
-            radius=self.radius,
-            inner_lr=self.inner_lr,
-            products=self.products,
-            share=self.share,
-        )
-        if self.share > 1 or self.radius > 1:
-            raise UsageError(
-                f"share is {self.share} and radius {self.radius}; expected at most 1 of both"
-            )
+        check_count(rounds=self.rounds, products=self.products)
+        check_share(radius=self.radius, share=self.share)
+        check_positive(inner_lr=self.inner_lr)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""

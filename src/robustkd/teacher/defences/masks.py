@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustkd.core.errors import InputError, UsageError, first_line
 from robustkd.core.types import Features, Images, Logits
+from robustkd.core.validation import check_share
 from robustkd.models import Classifier, model_file
 from robustkd.models.checks import check_keys
 from robustkd.models.features import taps
@@ -36,8 +37,7 @@ class FeatureMask(nn.Module):
     """
 
     def __init__(self, pattern: Tensor, *, cap: float) -> None:
-        if not 0 < cap <= 1:
-            raise UsageError(f"cap is {cap}; expected above 0 and at most 1")
+        check_share(cap=cap)
         super().__init__()
         self.cap = cap
         self.pattern = nn.Parameter(pattern.clone())

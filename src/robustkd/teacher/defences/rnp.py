@@ -17,21 +17,20 @@ the masks is 0.02, since at 0.2 no threshold meets that budget on small networks
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.anp import THRESHOLDS, clamp, detached
-from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.channels import norms, scaled
-from robustkd.teacher.defences.masked_pruning import prune_within
+from robustkd.teacher.defences.pruning import prune_by_masks
 from robustkd.teacher.defences.tuning import Cleaning, begin, frozen_copy, full_batches
 from robustkd.training.learners import hit_rate
 
@@ -55,23 +54,18 @@ class RNP:
 
     floor: float = 0.2
     unlearn_lr: float = 0.01
-    unlearn_epochs: int = 20
+    unlearn_epochs: int = field(default=20, metadata=ONCE)
     lr: float = 0.02
-    steps: int = 40
+    steps: int = field(default=40, metadata=ONCE)
     batch_size: int = 128
     budget: float = 0.03
 
     def __post_init__(self) -> None:
-        check_positive(
-            unlearn_lr=self.unlearn_lr,
-            unlearn_epochs=self.unlearn_epochs,
-            lr=self.lr,
-            steps=self.steps,
-        )
-        if not 0 < self.floor < 1 or not 0 <= self.budget < 1:
-            raise UsageError(
-                f"floor is {self.floor} and budget {self.budget}; expected shares in [0, 1)"
-            )
+        check_share(one=False, floor=self.floor)
+        check_positive(unlearn_lr=self.unlearn_lr, lr=self.lr)
+        check_count(unlearn_epochs=self.unlearn_epochs, steps=self.steps)
+        check_count(least=2, batch_size=self.batch_size)
+        check_share(zero=True, one=False, budget=self.budget)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
@@ -80,7 +74,7 @@ class RNP:
         norms(scratch)
         self._unlearn(work, scratch.requires_grad_(True))
         masks = self._recover(work, scratch.requires_grad_(False))
-        return prune_within(work, masks, THRESHOLDS, self.budget)
+        return prune_by_masks(work, masks, THRESHOLDS, self.budget)
 
     def batches(self, images: int) -> int:
         """Return the largest number of training batches for a number of images."""

@@ -28,9 +28,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch, DataSource, Images, Labels, Logits, PerSample
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.tuning import Tuning, begin, frozen_copy, tune
 
@@ -61,10 +60,10 @@ class SAU:
     tuning: Tuning = _TUNING
 
     def __post_init__(self) -> None:
-        check_positive(radius=self.radius, steps=self.steps, step_size=self.step_size)
+        check_share(radius=self.radius)
+        check_count(steps=self.steps)
+        check_positive(step_size=self.step_size)
         check_not_negative(adversarial=self.adversarial, shared=self.shared, unlearn=self.unlearn)
-        if self.radius > 1:
-            raise UsageError(f"radius is {self.radius}; expected at most 1")
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,13 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.errors import TrainingError
 from robustkd.core.progress import track
-from robustkd.core.types import UNLABELLED, Batch, DataSource
-from robustkd.core.validation import check_not_negative, check_positive
+from robustkd.core.types import Batch, DataSource
+from robustkd.core.validation import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    check_share,
+)
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
-from robustkd.teacher.defences.batches import endless
+from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
 from robustkd.training.inference import accuracy_on
 from robustkd.training.schedule import schedule_factor
 
@@ -53,12 +60,11 @@ class Tuning:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        check_positive(epochs=self.epochs, lr=self.lr)
-        check_not_negative(momentum=self.momentum, weight_decay=self.weight_decay)
-        if self.momentum >= 1:
-            raise UsageError(f"momentum is {self.momentum}; expected below 1")
-        if self.batch_size < 2:
-            raise UsageError(f"batch_size is {self.batch_size}; BatchNorm needs at least 2 images")
+        check_count(epochs=self.epochs)
+        check_positive(lr=self.lr)
+        check_count(least=2, batch_size=self.batch_size)  # for BatchNorm
+        check_share(zero=True, one=False, momentum=self.momentum)
+        check_not_negative(weight_decay=self.weight_decay)
 
     def batches(self, images: int) -> int:
         """Return the number of training batches for a number of images."""
@@ -135,24 +141,18 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
         network: The network to clean; it is not changed.
         clean: Clean images.
         batch_size: Images per batch.
-        seed: Seed of order and augmentation.
+        seed: Seed of order and augmentation, at least 0.
+
+    Raises:
+        UsageError: If the seed is out of range.
     """
-    following = endless(clean, batch_size, device_of(network), seed)
-
-    def labelled() -> Batch:
-        batch = following()
-        missing = batch.labels == UNLABELLED
-        if not bool(missing.any()):
-            return batch
-        with torch.no_grad(), frozen_modes(network):
-            said = network(batch.images).argmax(1)
-        return batch._replace(labels=torch.where(missing, said, batch.labels))
-
+    check_seed(seed)
+    following = training_batches(clean, batch_size, device_of(network), seed)
     return Cleaning(
         given=network,
         network=frozen_copy(network).requires_grad_(True),
         clean=clean,
-        batches=labelled,
+        batches=lambda: with_predicted_labels(following(), network),
         epoch=full_batches(clean.size("train"), batch_size),
         accuracy_before=accuracy_on(network, clean, "validation").value,
     )
@@ -206,7 +206,7 @@ def tune(
                 group["lr"] = tuning.lr * schedule_factor("cosine", step / steps)
             optimiser.zero_grad(set_to_none=True)
             loss = float(gradients(work.batches()).detach())
-            if loss - loss != 0:
+            if not math.isfinite(loss):
                 raise TrainingError(f"{label}: the loss is {loss}; try a smaller learning rate")
             optimiser.step()
             if after_step is not None:

@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch, DataSource
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_positive, check_share
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning, begin, tune
 
@@ -44,9 +43,8 @@ class UniversalTraining:
     tuning: Tuning = FINE_TUNING
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon, step_size=self.step_size, ceiling=self.ceiling)
-        if self.epsilon > 1:
-            raise UsageError(f"epsilon is {self.epsilon}; expected at most 1")
+        check_share(epsilon=self.epsilon)
+        check_positive(step_size=self.step_size, ceiling=self.ceiling)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""

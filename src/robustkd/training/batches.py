@@ -1,0 +1,39 @@
+"""Training batches without end, for trainings of a number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from robustkd.core.types import Batch, DataSource
+
+
+def endless(
+    data: DataSource,
+    batch_size: int,
+    device: torch.device,
+    *,
+    shuffle: torch.Generator,
+    augment: torch.Generator | None = None,
+    least: int | None = None,
+) -> Iterator[Batch]:
+    """Yield shuffled batches of training images, epoch after epoch.
+
+    Args:
+        data: The images.
+        batch_size: Images per batch; all of them if there are fewer.
+        device: Device of the batches.
+        shuffle: Generator of the order.
+        augment: Generator of the augmentation; None for no augmentation.
+        least: Smaller batches, such as the last one of an epoch, are left out; None to leave out
+            all that are not full.
+    """
+    size = min(batch_size, data.size("train"))
+    least = size if least is None else min(least, size)
+    while True:
+        for batch in data.batches(
+            "train", batch_size=size, device=device, shuffle=shuffle, augment=augment
+        ):
+            if len(batch.labels) >= least:
+                yield batch
