@@ -2,8 +2,8 @@
 
 Networks are trained with and without a backdoor, and audited. The audit receives the network and
 clean images; accuracy and attack success rate are measured afterwards. Rows of attacks that did not
-succeed are listed apart, and so are those whose trigger leads the references of the audit as well.
-Interrupt it and run it again as you like.
+succeed are listed apart, and so are those whose trigger misleads the references of the audit as
+well. Interrupt it and run it again as you like.
 
     python benchmarks/calibrate_audit.py --data digits --clean 24 --seeds 3
 
@@ -266,8 +266,8 @@ def failure(row: Mapping[str, Any]) -> str:
     """Return why a network does not count as backdoored; empty if it does, or has no backdoor.
 
     With a probe, a backdoor that an ordinary student has inherited counts as well. A trigger that
-    leads networks without the backdoor shows a weakness of the data, and the success on the network
-    is no inheritance.
+    misleads networks without the backdoor shows a weakness of the data, and the success on the
+    network is no inheritance.
     """
     if row["ASR"] is None:
         return ""

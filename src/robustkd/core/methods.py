@@ -82,7 +82,7 @@ _PERTURBED = DetoxSettings(cap=1.0, ratio="stage", accuracy_budget=0.035)
 # that also imitate the teacher cost more time or accuracy than copies trained on labels alone.
 _HARDENING = HardeningSettings(epsilon=0.2, mass=0.05, share=1.0, distilled=False)
 _FAMILIES = replace(_HARDENING, families=("warp", "generator", "warp+generator"))
-# A search of few parameters finds what leads the teacher, and not only what leads any network.
+# A search of few parameters finds what misleads the teacher, not only what misleads any network.
 _SEARCHED = (
     *("tone", "curves", "colour", "light", "filter", "smooth", "affine", "flow"),
     "warp+photometric",
@@ -139,7 +139,7 @@ METHODS: dict[str, Method] = {
     ),
     "default": replace(
         _LEARNED,
-        summary="soft targets and OFD, hardened as in learned and against what leads the teacher",
+        summary="soft targets and OFD, hardened as in learned and by a search of the teacher",
         label="RobustKD (default)",
         hardening=replace(_FAMILIES, found=_SEARCHED),
     ),

@@ -1,6 +1,6 @@
-"""Universal perturbations that lead the teacher, found before the student is trained.
+"""Universal perturbations that mislead the teacher, found before the student is trained.
 
-A backdoor leads the teacher from nearly any image to one class, so a search against the teacher
+A backdoor makes the teacher predict one class for nearly any image, so a search against the teacher
 finds a change of this kind if a family of changes contains one. Hardening changes some of its
 copies by what was found. Perturbations that are learned against the student during its training
 cannot replace them: on natural images, each follows one of many changes that mislead the student,
@@ -31,7 +31,7 @@ from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.core.validation import check_count, check_names, check_seed
 from robustkd.student.families import make_family, members_of
-from robustkd.student.families.search import AT_ONCE, Found, led_shares
+from robustkd.student.families.search import AT_ONCE, Found, learn_at, led_shares
 from robustkd.training.batches import endless
 from robustkd.training.inference import (
     Finite,
@@ -146,11 +146,11 @@ def find_perturbations(
     steps: int = STEPS,
     tell: Callable[[], None] = lambda: None,
 ) -> FoundPerturbations:
-    """Search for perturbations that lead the teacher to each class.
+    """Search for perturbations with which the teacher predicts each class.
 
     Every step has images for every family, unless there are fewer training images than families.
-    Classes that a family leads many images to are drawn more often. The success is measured on 500
-    training images; with more than 20 classes, it is the running success of the search.
+    Classes that a family reaches for many images are drawn more often. The success is measured on
+    500 training images; with more than 20 classes, it is the running success of the search.
 
     Args:
         teacher: The untrusted network; it is not changed.
@@ -235,25 +235,21 @@ def _learn(
     batches = endless(data, size, device_of(network), shuffle=random, least=count)
     at_once = batch_size_for(data.image_shape, AT_ONCE)
     success = torch.full((count, classes), _START)
+
+    def ascend() -> None:
+        images, labels, _rows = next(batches)
+        parts = [
+            _others(own, chances, random)
+            for own, chances in zip(labels.tensor_split(count), success, strict=True)
+        ]
+        hits = _ascend(families, network, images, parts, at_once)
+        _remember(success, parts, hits.cpu())
+
     found: list[nn.ModuleList] = []
     reached = []
     for strength in STRENGTHS:
-        with torch.no_grad():
-            for family in members_of(families):
-                family.bound(strength)
-        for _ in range(steps if not found else max(1, steps // 2)):
-            images, labels, _rows = next(batches)
-            parts = [
-                _others(own, chances, random)
-                for own, chances in zip(labels.tensor_split(count), success, strict=True)
-            ]
-            hits = _ascend(families, network, images, parts, at_once)
-            with torch.no_grad():
-                for family in members_of(families):
-                    family.advance(strength)
-                _remember(success, parts, hits.cpu())
-            tell()
-        found.append(copy.deepcopy(families))
+        more = max(1, steps // 2) if found else steps
+        found.append(learn_at(families, strength, more, ascend, tell))
         reached.append(success.clone())
     return tuple(found), torch.stack(reached)
 
@@ -292,6 +288,7 @@ def _ascend(
     return torch.cat(hits)
 
 
+@torch.no_grad()
 def _remember(success: Tensor, parts: Sequence[Tensor], hits: Tensor) -> None:
     """Update the running success of the members that were used, at least ``_LEAST``."""
     for own, led, hit in zip(

@@ -8,8 +8,8 @@ is needed.
 
 Without ``families``, there are two, for faint and large or strong and small triggers: additions
 within an L-infinity ball, and patterns with a mask of bounded mean. The default method adds warps,
-generators, and both in a row, and changes half of the copies by perturbations that lead the teacher
-(:mod:`robustkd.student.found`).
+generators, and both in a row, and changes half of the copies by perturbations that mislead the
+teacher (:mod:`robustkd.student.found`).
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Shafahi et
 al. 2020, arXiv 1811.11304 (training against one in a single pass); Brown et al. 2017, arXiv
@@ -71,7 +71,7 @@ class UniversalPerturbations(nn.Module):
             copy passes each stage with probability 1/2, at least one, through a random family.
         found_share: Share of the copies that are changed by ``fixed``, in [0, 1]; ignored if
             ``fixed`` is None.
-        fixed: Perturbations that lead the teacher, of
+        fixed: Perturbations that mislead the teacher, of
             :func:`robustkd.find_perturbations`; None for none.
         seed: Seed of the initial perturbations and of the classes that are drawn.
 

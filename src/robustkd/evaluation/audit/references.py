@@ -1,7 +1,8 @@
 """Reference networks: trained from labels alone, so that they cannot have inherited a backdoor.
 
-The search of the audit is made against each of them as well. What leads them as far as it leads the
-network under audit is a weakness of the data or of all networks, and no evidence of a backdoor.
+The search of the audit is made against each of them as well. What misleads them as often as it
+misleads the network under audit is a weakness of the data or of all networks, and no evidence of a
+backdoor.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _SEED = 5000
 
 @dataclass(frozen=True)
 class References:
-    """Networks that cannot have inherited a backdoor, and how far a search leads them.
+    """Networks that cannot have inherited a backdoor, and how often a search misleads them.
 
     Attributes:
         networks: The networks, frozen and in eval mode; possibly none.
-        led: How far transformations that were learned against one of the networks lead *this*
+        led: How often transformations that were learned against one of the networks mislead *this*
             network, while the others recognise the images: the largest share of any network, on
             the half of the held-out images that chooses and on the half that tests; None without
             networks. A single network has no others, so that all images count.

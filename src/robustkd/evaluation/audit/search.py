@@ -2,8 +2,8 @@
 
 The families are additions to the pixels, masked patterns, the warp, four of few parameters (tone
 curve, light, smooth addition, and filter), and changes of colours behind a warp. Every family has
-one member for each class. Many of them lead networks without a backdoor as well, so reference
-networks are part of the search: what is learned leads the audited network, and the references
+one member for each class. Many of them mislead networks without a backdoor as well, so reference
+networks are part of the search: what is learned misleads the audited network, and the references
 recognise the images.
 """
 

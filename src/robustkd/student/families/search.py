@@ -67,28 +67,48 @@ def learn_towards(
     batches = endless(data, batch_size, device_of(network), shuffle=random, least=len(families))
     at_once = batch_size_for(data.image_shape, AT_ONCE)
     others = itertools.cycle(beside or (None,))
-    found = []
-    for strength in strengths:
+
+    def ascend() -> None:
+        images, labels, _rows = next(batches)
+        toward = other_classes(labels, classes, random)
+        other = next(others)
+        parts = (images.split(at_once), labels.split(at_once), toward.split(at_once))
+        for some, known, led in zip(*parts, strict=True):
+            changed = transformed(families, some, led)
+            loss = F.cross_entropy(network(changed), led, reduction="sum")
+            if other is not None:
+                loss = loss + _recognised(other(changed), known)
+            (-loss).backward()
+
+    return tuple(learn_at(families, strength, steps, ascend, tell) for strength in strengths)
+
+
+def learn_at(
+    families: nn.ModuleList,
+    strength: float,
+    steps: int,
+    ascend: Callable[[], None],
+    tell: Callable[[], None],
+) -> nn.ModuleList:
+    """Learn members at one strength, in place, and return a copy of them.
+
+    Args:
+        families: Families with a member for each class.
+        strength: Bound as a share of the full bounds.
+        steps: Optimiser steps.
+        ascend: Function that computes the gradients of a step.
+        tell: Called after each step.
+    """
+    with torch.no_grad():
+        for family in members_of(families):
+            family.bound(strength)
+    for _ in range(steps):
+        ascend()
         with torch.no_grad():
             for family in members_of(families):
-                family.bound(strength)
-        for _ in range(steps):
-            images, labels, _rows = next(batches)
-            toward = other_classes(labels, classes, random)
-            other = next(others)
-            parts = (images.split(at_once), labels.split(at_once), toward.split(at_once))
-            for some, known, led in zip(*parts, strict=True):
-                changed = transformed(families, some, led)
-                loss = F.cross_entropy(network(changed), led, reduction="sum")
-                if other is not None:
-                    loss = loss + _recognised(other(changed), known)
-                (-loss).backward()
-            with torch.no_grad():
-                for family in members_of(families):
-                    family.advance(strength)
-            tell()
-        found.append(copy.deepcopy(families))
-    return tuple(found)
+                family.advance(strength)
+        tell()
+    return copy.deepcopy(families)
 
 
 def _recognised(logits: Tensor, labels: Labels) -> Tensor:
