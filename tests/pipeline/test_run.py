@@ -259,6 +259,32 @@ def test_a_teacher_near_chance_stops_before_anything_is_made(tmp_path):
     assert not out.exists()
 
 
+def refusing(*_arguments: object, **_settings: object) -> None:
+    raise UsageError("refused")
+
+
+def test_a_run_that_is_refused_by_its_training_leaves_no_folder(
+    teacher_file, tmp_path, monkeypatch
+):
+    """A second attempt needs no other folder; an empty folder that was there stays."""
+    there = tmp_path / "there"
+    there.mkdir()
+    for out in (tmp_path / "out", there):
+        with monkeypatch.context() as patch:
+            patch.setattr(making, "make_hardening", refusing)
+            with pytest.raises(UsageError, match=r"^refused$"):
+                run(teacher_file, out)
+    assert not (tmp_path / "out").exists()
+    assert not any(there.iterdir())
+
+
+def test_a_run_that_is_refused_after_an_epoch_keeps_its_folder(teacher_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(main_line, "_write_results", refusing)
+    with pytest.raises(UsageError, match=r"^refused"):
+        run(teacher_file, tmp_path / "out", method="no-teacher")
+    assert (tmp_path / "out" / "config.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -17,8 +17,8 @@ from robustkd.core import user_key as keys
 from robustkd.core.errors import InputError
 from robustkd.core.user_key import KEY, state_folder, user_key
 from robustkd.models import Spec, build, save
+from robustkd.pipeline.run_files import SEAL
 from robustkd.pipeline.run_folder import Run, opened
-from robustkd.pipeline.seal import SEAL
 from robustkd.report.results import ResultRow, Results
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.checkpoint import State, save_state

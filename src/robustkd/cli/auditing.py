@@ -142,7 +142,8 @@ def _print_evidence(found: Audit) -> None:
         mark = "" if name in COUNTED else " *"
         suspect = "-" if each.suspect is None else found.classes[each.suspect]
         table.add_row(f"{name}{mark}", p_value(each.p_value), Text(suspect), each.said)
-    Console(highlight=False, emoji=False).print(table)
+    if found.evidence:
+        Console(highlight=False, emoji=False).print(table)
     print_words(f"accuracy: {found.accuracy} of {found.accuracy.n} validation images")
 
 

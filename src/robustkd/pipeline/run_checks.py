@@ -12,8 +12,8 @@ from robustkd.core.environment import environment, is_kernel_choice
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.files import read_json, write_json
 from robustkd.core.user_key import user_key
-from robustkd.pipeline.run_files import INPUTS, LAST, SEALED, has
-from robustkd.pipeline.seal import SEAL, TRUST, Seal
+from robustkd.pipeline.run_files import INPUTS, LAST, SEAL, SEALED, has
+from robustkd.pipeline.seal import TRUST, Seal
 
 _VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
 """Pattern of the environment values that are shown in messages."""

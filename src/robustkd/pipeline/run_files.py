@@ -16,8 +16,13 @@ ENVIRONMENT = "environment.json"
 DETOXIFIED = "detoxified.safetensors"
 CLEANED = {"teacher": "cleaned-teacher.safetensors", "student": "cleaned-student.safetensors"}
 LAST = "report.html"
+LOG = "run.log"
+SPLIT = "split.json"
+SEAL = "seal.json"
 SEALED = (CHECKPOINT, DETOXIFIED, *CLEANED.values(), STUDENT, RESULTS)
 """Files that a resumed run relies on and the seal covers; see `robustkd.pipeline.seal`."""
+FIRST = (CONFIG, INPUTS, ENVIRONMENT, SPLIT, SEAL, LOG)
+"""Files of a run that has computed nothing yet."""
 
 
 def has(folder: Path, name: str) -> bool:

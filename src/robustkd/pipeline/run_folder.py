@@ -8,11 +8,11 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from robustkd.core.errors import InputError, WriteError
+from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.files import (
     locked,
     new_folder,
@@ -21,7 +21,7 @@ from robustkd.core.files import (
     write_lines,
     write_text,
 )
-from robustkd.core.folders import Folder
+from robustkd.core.folders import LOCK, Folder
 from robustkd.pipeline.run_checks import (
     check_same,
     check_seal,
@@ -35,10 +35,12 @@ from robustkd.pipeline.run_files import (
     CONFIG,
     DETOXIFIED,
     ENVIRONMENT,
+    FIRST,
     INPUTS,
     LAST,
     METRICS,
     RESULTS,
+    SPLIT,
     has,
 )
 from robustkd.pipeline.run_log import logged
@@ -268,7 +270,8 @@ def opened(
     key = key_of_user(resuming=resume and not trust)
     seal = Seal(folder, key, json.loads(json.dumps(inputs)))
     run = Run(folder, seal, watching)
-    with _old_folder(folder) if resume else new_folder(folder) as held:
+    start = _old_folder(folder) if resume else _new_folder(folder)
+    with start as held:
         if resume:
             check_same(folder, inputs)
             check_seal(folder, seal, trust=trust)
@@ -280,10 +283,33 @@ def opened(
         with logged(held), _resume_command_added(folder, inputs), run.interrupts.watched():
             note_environment(folder / ENVIRONMENT)
             if split is not None:
-                write_lines(folder / "split.json", split)
+                write_lines(folder / SPLIT, split)
             if not held.has(INPUTS):
                 write_json(folder / INPUTS, inputs)
             yield run
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Folder]:
+    """Create and lock a folder; a run that is refused before it has computed anything leaves none.
+
+    A mistake that only the networks show would otherwise block the folder for the next attempt.
+    """
+    known = path.exists()
+    try:
+        with new_folder(path) as folder:
+            try:
+                yield folder
+            except (UsageError, InputError):
+                if set(folder.names()) <= {*FIRST, LOCK}:
+                    for name in (*FIRST, LOCK):
+                        folder.remove(name)
+                raise
+    except (UsageError, InputError):
+        if not known:
+            with suppress(OSError):
+                path.rmdir()  # unless it has files
+        raise
 
 
 @contextmanager

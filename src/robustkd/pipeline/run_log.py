@@ -10,8 +10,7 @@ from typing import TextIO
 
 from robustkd.core.errors import printable
 from robustkd.core.folders import Folder, refusal
-
-_LOG = "run.log"
+from robustkd.pipeline.run_files import LOG
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +30,9 @@ class _LogFile(logging.StreamHandler[TextIO]):
 def logged(folder: Folder) -> Iterator[None]:
     """Write log messages of the package, and how the block ends, to the log in a folder."""
     try:
-        descriptor = folder.append(_LOG)
+        descriptor = folder.append(LOG)
     except OSError as error:
-        raise refusal(folder.path / _LOG, error) from error
+        raise refusal(folder.path / LOG, error) from error
     file = _LogFile(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handlers: list[logging.Handler] = [file]

@@ -22,8 +22,8 @@ from typing import BinaryIO
 from robustkd.core.errors import InputError
 from robustkd.core.files import read_json, replacing, write_json
 from robustkd.core.folders import Folder
+from robustkd.pipeline.run_files import SEAL
 
-SEAL = "seal.json"
 TRUST = "pass --trust-run if you trust the person who wrote it"
 """Advice in messages about a run that somebody else may have written."""
 _PIECE = 1 << 20

@@ -192,14 +192,14 @@ def find_perturbations(
     some = next(iter(data.batches("train", batch_size=_SOME, device=device))).images
     if not passes_gradient(frozen, some):
         raise UsageError(
-            "no gradient passes through the teacher, so it cannot be searched; the method learned "
-            "does without"
+            "no gradient passes through the teacher, so it cannot be searched; choose the method "
+            "learned, which does without"
         )
     found, running = _learn(families, frozen, data, random, steps, tell)
     if not frozen.finite:
         raise InputError(
             "outputs of the teacher on transformed images are not finite, so it cannot be "
-            "searched; the method learned does without"
+            "searched; choose the method learned, which does without"
         )
     if classes > _FEW_CLASSES:
         return FoundPerturbations(found, running)
