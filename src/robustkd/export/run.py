@@ -105,6 +105,11 @@ def export_student(
     out = Path(out)
     check_installed()
     check_free(out)
+    if not isinstance(student, Classifier):
+        raise UsageError(
+            f"the student is of type {type(student).__name__}; expected a Classifier, such as load "
+            "and run return"
+        )
     check_fits(
         student.spec,
         Path("the student"),

@@ -51,7 +51,7 @@ from robustkd.models.features.variance import ALIVE, variance_ratio
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training.config import Precision
-from robustkd.training.inference import accuracy_on
+from robustkd.training.inference import accuracy_on, check_classifier
 from robustkd.training.precision import mixed
 
 _STATISTICS_BATCHES = 8
@@ -198,8 +198,8 @@ def detoxify(
         record shows this.
 
     Raises:
-        UsageError: If a number is out of range, a keyword argument is unknown, or a stage does not
-            exist or does not vary.
+        UsageError: If a number is out of range, a keyword argument is unknown, the teacher does not
+            map the images to logits of the classes, or a stage does not exist or does not vary.
         TrainingError: If masks or patterns are no longer finite.
 
     Example:
@@ -216,6 +216,7 @@ def detoxify(
     check_seed(seed)
     if stages is not None:
         check_names(stages=stages)
+    check_classifier(teacher, clean, name="the teacher")
     batch_size = given.batch_size
     masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
     batches = training_batches(clean, batch_size, device_of(teacher), seed)
