@@ -205,6 +205,7 @@ def attack_to_folder(
         models.check_name(given)
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
+    rehearsal = _rehearsal(name, read, surrogate)
     read = {
         "lr": models.learning_rate(arch),
         **at_own_rates(name, read, arch=arch, surrogate=surrogate),
@@ -220,7 +221,7 @@ def attack_to_folder(
             target=target,
             seed=seed,
             settings=read,
-            rehearsal=_rehearsal(name, read, surrogate),
+            rehearsal=rehearsal,
         )
         seconds = time.perf_counter() - started
         provenance = {"attack": name, "data": source.name, "seed": seed}
