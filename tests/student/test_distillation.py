@@ -492,3 +492,14 @@ def test_a_share_out_of_range_is_refused(until, teacher):
 def test_a_stop_of_a_loss_that_is_not_used_is_refused(teacher):
     with pytest.raises(UsageError, match=r"^until has loss 'ofd'; the losses in use are: kd$"):
         short(teacher, losses={"kd": 1.0}, until={"ofd": 0.5})
+
+
+@pytest.mark.parametrize("loss", ["ofd", "kd"])
+def test_features_of_a_teacher_for_other_classes_can_be_distilled_and_its_logits_cannot(loss):
+    teacher = models.build(models.Spec("wrn-10-1", 7, DATA.image_shape), seed=1)
+    if loss == "ofd":
+        assert short(teacher, losses={loss: 1.0}).epochs
+        return
+    message = r"^the teacher maps 2 images to a tensor of shape \(2, 7\); expected logits of shape"
+    with pytest.raises(UsageError, match=message):
+        short(teacher, losses={loss: 1.0})

@@ -137,13 +137,13 @@ class Classifier(nn.Module):
         return logits
 
 
-def check_logits(outputs: object, images: int, classes: int, network: str) -> None:
+def check_logits(outputs: object, images: int, classes: int | None, network: str) -> None:
     """Raise an error for outputs of a network that are not logits.
 
     Args:
         outputs: What the network returned.
         images: Number of images that it was given.
-        classes: Number of classes.
+        classes: Number of classes; None for any.
         network: What the network is, for the message, such as "the teacher".
 
     Raises:
@@ -153,10 +153,10 @@ def check_logits(outputs: object, images: int, classes: int, network: str) -> No
         raise UsageError(
             f"{network} returns {type(outputs).__name__}; expected a tensor of logits, N x classes"
         )
-    if outputs.shape != (images, classes):
+    if outputs.ndim != 2 or len(outputs) != images or classes not in (None, outputs.shape[1]):
         raise UsageError(
             f"{network} maps {images} images to a tensor of shape {tuple(outputs.shape)}; expected "
-            f"logits of shape {(images, classes)}"
+            f"logits of shape {(images, 'classes' if classes is None else classes)}"
         )
     if not outputs.is_floating_point():
         raise UsageError(

@@ -264,8 +264,6 @@ def distill(
     started = time.perf_counter()
     check_seed(seed)
     check_classifier(student, data, name="the student")
-    if teacher is not None:
-        check_classifier(teacher, data, name="the teacher")
     check_options(training, TrainingOptions.__annotations__)
     how = TrainingConfig(**training)
     if losses is not None and not isinstance(losses, Mapping):
@@ -273,8 +271,13 @@ def distill(
     weights = {"ofd": 1.0} if losses is None else dict(losses)
     check_weights(weights)
     _check_stops(until or {}, weights)
-    if teacher is not None and not weights:
-        raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
+    if teacher is not None:
+        # Features can be those of a network for other classes.
+        check_classifier(
+            teacher, data, name="the teacher", any_classes=NEEDS_FEATURES.issuperset(weights)
+        )
+        if not weights:
+            raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
     _check_fits(hardening, data)
     check_divisible(weights, safeguard, processes)
     steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)

@@ -117,13 +117,16 @@ def accuracy_by_class(model: nn.Module, data: DataSource, split: Split) -> tuple
     return tuple(map(Proportion, hits.tolist(), images.tolist()))
 
 
-def check_classifier(model: nn.Module, data: DataSource, *, name: str) -> None:
+def check_classifier(
+    model: nn.Module, data: DataSource, *, name: str, any_classes: bool = False
+) -> None:
     """Check, with a few validation images, that a model maps images to logits of the classes.
 
     Args:
         model: The model.
         data: The images.
         name: What the model is, for the message, such as "the teacher".
+        any_classes: If True, it may have been trained for other classes.
 
     Raises:
         UsageError: If it is no such model, or does not work with the images.
@@ -148,7 +151,7 @@ def check_classifier(model: nn.Module, data: DataSource, *, name: str) -> None:
             f"{name} does not work with images of shape {shape} and type float32: "
             f"{first_line(error)}"
         ) from error
-    check_logits(outputs, len(batch.images), len(data.classes), name)
+    check_logits(outputs, len(batch.images), None if any_classes else len(data.classes), name)
 
 
 class Finite(nn.Module):
