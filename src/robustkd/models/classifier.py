@@ -156,7 +156,7 @@ def check_logits(outputs: object, images: int, classes: int | None, network: str
     if outputs.ndim != 2 or len(outputs) != images or classes not in (None, outputs.shape[1]):
         raise UsageError(
             f"{network} maps {images} images to a tensor of shape {tuple(outputs.shape)}; expected "
-            f"logits of shape {(images, 'classes' if classes is None else classes)}"
+            f"logits of shape ({images}, {classes or 'classes'})"
         )
     if not outputs.is_floating_point():
         raise UsageError(
