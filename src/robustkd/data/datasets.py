@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.names import unfit
+from robustkd.core.types import Labels
 from robustkd.data.augment import CropFlip
 from robustkd.data.in_memory import InMemory
 from robustkd.data.labelled import Labelled, stratified_order
@@ -64,6 +65,8 @@ def from_dataset(
         >>> [data.size(split) for split in ("train", "validation", "test")]
         [24, 3, 3]
     """
+    names = tuple(classes) or _stated_names(train)
+    _check_names(names)
     whole = _read(train, "train")
     given = {"validation": validation, "test": test}
     missing = [split for split, dataset in given.items() if dataset is None]
@@ -73,10 +76,9 @@ def from_dataset(
         count = max(1, len(whole.labels) // _HELD_OUT)
         parts[split] = whole.take(order[:count])
         order = order[count:]
-    names = _class_names(classes, train, whole)
     return InMemory(
         name=name,
-        classes=names,
+        classes=names or _numbers(whole.labels),
         train=whole.take(order) if missing else whole,
         validation=parts["validation"],
         test=parts["test"],
@@ -84,34 +86,46 @@ def from_dataset(
     )
 
 
-def _class_names(given: Sequence[str], train: object, whole: Labelled) -> tuple[str, ...]:
-    """Return the names of the classes that the user, the dataset or the labels give.
+def _stated_names(train: object) -> tuple[str, ...]:
+    """Return the names of the classes in a dataset of torchvision; empty if it has none.
 
-    Raises:
-        UsageError: If a name is no printable text or is given twice, or there are no names and a
-            class number has no image.
+    ImageNet has several names for a class, of which the first is used, and two classes of one name,
+    which get their numbers.
     """
-    # ImageNet of torchvision has several names for a class; the first one is used.
-    stated = (
-        each[0] if isinstance(each, tuple | list) and each else each
+    stated = [
+        str(each[0] if isinstance(each, tuple | list) and each else each)
         for each in getattr(train, "classes", ())
+    ]
+    return tuple(
+        f"{name} ({number})" if stated.count(name) > 1 else name
+        for number, name in enumerate(stated)
     )
-    names = tuple(given) or tuple(stated)
-    if not names:
-        missing = set(range(1 + int(whole.labels.max()))) - set(whole.labels.tolist())
-        if missing:
-            raise UsageError(
-                f"class {min(missing)} has no training image; expected labels from 0 without a "
-                "gap, or the names of all classes in classes"
-            )
-        return tuple(str(k) for k in range(1 + int(whole.labels.max())))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise an error for names that results cannot contain, or that are given twice."""
     for name in names:
         if (expected := unfit(name)) is not None:
             raise UsageError(f"class name {name!a} is not usable; expected {expected}")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name in names if list(names).count(name) > 1)
         raise UsageError(f"class name {twice!a} is given twice; expected one name for each class")
-    return names
+
+
+def _numbers(labels: Labels) -> tuple[str, ...]:
+    """Return the class numbers as names.
+
+    Raises:
+        UsageError: If a class number has no image.
+    """
+    count = 1 + int(labels.max())
+    missing = set(range(count)) - set(labels.tolist())
+    if missing:
+        raise UsageError(
+            f"class {min(missing)} has no training image; expected labels from 0 without a gap, or "
+            "the names of all classes in classes"
+        )
+    return tuple(map(str, range(count)))
 
 
 def _read(dataset: Dataset[tuple[object, int]], split: str) -> Labelled:
@@ -145,7 +159,7 @@ def _pair(item: object, where: str) -> tuple[object, int]:
         raise InputError(f"{where} is {found}; expected a pair of an image and a label")
     image, label = item
     if isinstance(label, Tensor | np.ndarray | np.generic):
-        if label.ndim:
+        if (label.numel() if isinstance(label, Tensor) else label.size) != 1:
             raise InputError(
                 f"{where} has a label of shape {tuple(label.shape)}; expected one class number: "
                 "several labels of an image are not supported, and one-hot labels need argmax"

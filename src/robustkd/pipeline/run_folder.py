@@ -293,15 +293,16 @@ def opened(
 def _new_folder(path: Path) -> Iterator[Folder]:
     """Create and lock a folder; a run that is refused before it has computed anything leaves none.
 
-    A mistake that only the networks show would otherwise block the folder for the next attempt.
+    A mistake that only the networks show would otherwise block the folder for the next attempt. If
+    the disk is full, the folder stays, since the run can be resumed.
     """
     known = path.exists()
     try:
         with new_folder(path) as folder:
             try:
                 yield folder
-            except (UsageError, InputError):
-                if set(folder.names()) <= {*FIRST, LOCK}:
+            except (UsageError, InputError) as error:
+                if not isinstance(error, WriteError) and set(folder.names()) <= {*FIRST, LOCK}:
                     for name in (*FIRST, LOCK):
                         folder.remove(name)
                 raise

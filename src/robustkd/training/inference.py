@@ -136,14 +136,15 @@ def check_classifier(
             f"{name} is of type {type(model).__name__}; expected an nn.Module: load and "
             "load_teacher read files"
         )
-    if not isinstance(data, DataSource):
+    if not hasattr(data, "batches"):
         raise UsageError(
             f"data is of type {type(data).__name__}; expected a data source, such as load_data and "
             "from_dataset return"
         )
     batch = next(iter(data.batches("validation", batch_size=_FEW, device=device_of(model))))
     try:
-        with torch.inference_mode(), frozen_modes(model):
+        # Not in inference mode: what the model keeps of this call may be needed for gradients.
+        with torch.no_grad(), frozen_modes(model):
             outputs: object = model(batch.images)
     except RuntimeError as error:  # of a shape or type
         shape = " x ".join(map(str, batch.images.shape))
