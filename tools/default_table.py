@@ -1,4 +1,4 @@
-"""Table of the default method: one line for each pair of networks and data set in the benchmark."""
+"""Table of the default method: one line for each pair of networks that inherits backdoors."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ _HEAD = (
 
 def default_table(results: Path) -> str:
     """Markdown table of the default method over the attacks that an ordinary student inherits.
+
+    A pair whose ordinary students inherit none of the measured backdoors has no line.
 
     Args:
         results: Folder with the folders of :data:`SETTINGS`.

@@ -17,7 +17,7 @@ import yaml
 
 import robustkd
 from robustkd import cli, data, models, report
-from robustkd.core.errors import InputError, UsageError
+from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import METHODS, Method
 from robustkd.pipeline import run as main_line
@@ -276,6 +276,18 @@ def test_a_run_that_is_refused_by_its_training_leaves_no_folder(
                 run(teacher_file, out)
     assert not (tmp_path / "out").exists()
     assert not any(there.iterdir())
+
+
+def test_a_full_disk_leaves_the_folder_since_the_run_can_be_resumed(
+    teacher_file, tmp_path, monkeypatch
+):
+    def full(*_arguments: object, **_settings: object) -> None:
+        raise WriteError("no space left")
+
+    monkeypatch.setattr(making, "make_hardening", full)
+    with pytest.raises(WriteError, match="--resume"):
+        run(teacher_file, tmp_path / "out")
+    assert (tmp_path / "out" / "config.yaml").exists()
 
 
 def test_a_run_that_is_refused_after_an_epoch_keeps_its_folder(teacher_file, tmp_path, monkeypatch):

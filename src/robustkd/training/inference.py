@@ -146,6 +146,8 @@ def check_classifier(
         # Not in inference mode: what the model keeps of this call may be needed for gradients.
         with torch.no_grad(), frozen_modes(model):
             outputs: object = model(batch.images)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # of a shape or type
         shape = " x ".join(map(str, batch.images.shape))
         raise UsageError(
