@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import UNLABELLED
 from robustkd.data import InMemory, Labelled
 from robustkd.student.families import Ball
@@ -215,6 +215,34 @@ def test_a_teacher_without_gradients_is_refused_in_one_line(hidden):
 
     with pytest.raises(UsageError, match="no gradient passes through the teacher"):
         find_perturbations(Frozen(), source(), ("tone",), steps=1)
+
+
+class _Broken(torch.autograd.Function):
+    """Identity whose gradient is not finite."""
+
+    @staticmethod
+    def forward(_context, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(_context, gradient):
+        return gradient.where(torch.arange(gradient.shape[-1]) > 0, torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_Broken.apply, "its gradients are not finite"),
+        (lambda x: x / torch.isclose(255 * x, (255 * x).round()).all(), "its outputs on transform"),
+    ],
+)
+def test_a_teacher_whose_gradients_or_outputs_break_is_refused(change, message):
+    class Breaking(Teacher):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(change(images))
+
+    with pytest.raises(InputError, match=f"^the teacher cannot be searched, since {message}"):
+        find_perturbations(Breaking(), source(), ("tone",), steps=1)
 
 
 def test_a_teacher_with_probabilities_is_searched():

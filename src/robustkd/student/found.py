@@ -34,7 +34,7 @@ from robustkd.student.families import make_family, members_of
 from robustkd.student.families.search import AT_ONCE, Found, learn_at, led_shares
 from robustkd.training.batches import endless
 from robustkd.training.inference import (
-    Finite,
+    Searched,
     batch_size_for,
     check_classifier,
     passes_gradient,
@@ -167,7 +167,7 @@ def find_perturbations(
     Raises:
         UsageError: If a family is unknown or there is none, ``steps`` or ``seed`` is out of range,
             there are fewer than two classes, or no gradient passes through the teacher.
-        InputError: If outputs of the teacher on transformed images are not finite.
+        InputError: If outputs or gradients of the teacher on transformed images are not finite.
 
     Example:
         >>> import robustkd
@@ -183,7 +183,7 @@ def find_perturbations(
     check_classifier(teacher, data, name="the teacher")
     check_count(least=2, classes=len(data.classes))
     check_seed(seed)
-    frozen = Finite(copy.deepcopy(teacher).eval().requires_grad_(False))
+    frozen = Searched(copy.deepcopy(teacher).eval().requires_grad_(False))
     classes, device = len(data.classes), device_of(frozen)
     random = torch.Generator().manual_seed(seed)
     families = nn.ModuleList(
@@ -196,10 +196,10 @@ def find_perturbations(
             "learned, which does without"
         )
     found, running = _learn(families, frozen, data, random, steps, tell)
-    if not frozen.finite:
+    if frozen.trouble:
         raise InputError(
-            "outputs of the teacher on transformed images are not finite, so it cannot be "
-            "searched; choose the method learned, which does without"
+            f"the teacher cannot be searched, since {frozen.trouble}; choose the method learned, "
+            "which does without"
         )
     if classes > _FEW_CLASSES:
         return FoundPerturbations(found, running)

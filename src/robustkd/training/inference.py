@@ -21,6 +21,8 @@ _BATCH, _LARGEST = 256, 64 * 64
 _FEWEST = 8
 _SOME = 64
 _FEW = 2
+_MOST_BROKEN = 0.1
+"""Share of images whose gradients may be broken; the others are enough for a search."""
 _SEED = 0
 
 
@@ -157,8 +159,8 @@ def check_classifier(
     check_logits(outputs, len(batch.images), None if any_classes else len(data.classes), name)
 
 
-class Finite(nn.Module):
-    """Network that notes whether all of its outputs were finite.
+class Searched(nn.Module):
+    """Network that notes what makes a search by its gradients mean nothing.
 
     Args:
         network: The network.
@@ -167,20 +169,37 @@ class Finite(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self._noted: Tensor | None = None
+        # On the device of the network, so that no call waits for it.
+        self._broken_outputs: Tensor | int = 0
+        self._broken_gradients: Tensor | int = 0
+        self._gradients = 0
 
     def forward(self, images: Images) -> Logits:
         """Return the logits."""
+        if images.requires_grad:
+            images = images.view_as(images)  # whose gradient is that of this network alone
+            images.register_hook(self._look_at)
         logits: Logits = self.network(images)
-        finite = logits.detach().isfinite().all()
-        # On the device, so that no call waits for it.
-        self._noted = finite if self._noted is None else self._noted & finite
+        self._broken_outputs = self._broken_outputs + _broken(logits.detach())
         return logits
 
+    def _look_at(self, gradient: Tensor) -> None:
+        self._gradients += len(gradient)
+        self._broken_gradients = self._broken_gradients + _broken(gradient)
+
     @property
-    def finite(self) -> bool:
-        """Whether all outputs so far were finite."""
-        return self._noted is None or bool(self._noted)
+    def trouble(self) -> str:
+        """Why the search so far means nothing; empty if it means something."""
+        if self._broken_outputs:
+            return "its outputs on transformed images are not finite"
+        if self._broken_gradients > _MOST_BROKEN * self._gradients:
+            return "its gradients are not finite"
+        return ""
+
+
+def _broken(values: Tensor) -> Tensor:
+    """Return the number of rows with a value that is not finite."""
+    return (~values.isfinite()).flatten(1).any(1).sum()
 
 
 def check_finite(logits: Logits, images: str) -> None:
@@ -251,7 +270,7 @@ def passes_gradient(network: nn.Module, images: Images) -> bool:
         weights = torch.rand(logits.shape, generator=torch.Generator().manual_seed(_SEED))
         total = (logits * weights.to(logits.device)).sum()
         (gradient,) = torch.autograd.grad(total, seen, allow_unused=True)
-    return gradient is not None and bool(gradient.any())
+    return gradient is not None and bool(gradient.nan_to_num(0.0, 0.0, 0.0).any())
 
 
 def batch_size_for(image_shape: tuple[int, int, int], most: int = _BATCH) -> int:

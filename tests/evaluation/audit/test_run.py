@@ -28,7 +28,7 @@ from robustkd.evaluation.audit.references import Limited, References, train_refe
 from robustkd.evaluation.audit.search import held_out_images
 from robustkd.evaluation.audit.verdict import combine
 from robustkd.training.inference import accuracy_on
-from tests.evaluation.audit.networks import CLASSES, Rows, rows_data
+from tests.evaluation.audit.networks import CLASSES, SIDE, Rows, rows_data
 from tests.unlabelled import Unlabelled
 
 TINY = Effort(
@@ -114,7 +114,28 @@ def test_outputs_that_are_not_finite_on_transformed_images_are_inconclusive():
 
     found = audit(Overflowing(5), DATA, references=BESIDE, effort=TINY)
     assert found.verdict.word == "inconclusive"
-    assert found.verdict.reason == "outputs of the model on transformed images are not finite"
+    assert found.verdict.reason == (
+        "the model cannot be searched: its outputs on transformed images are not finite"
+    )
+
+
+def test_gradients_that_are_not_finite_are_inconclusive():
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(_context, images):
+            return images.clone()
+
+        @staticmethod
+        def backward(_context, gradient):
+            return gradient * torch.where(torch.arange(SIDE) % 2 == 0, torch.nan, 1.0)
+
+    class Hidden(Rows):
+        def forward(self, images):
+            return super().forward(Broken.apply(images))
+
+    found = audit(Hidden(5), DATA, references=BESIDE, effort=TINY)
+    assert found.verdict.word == "inconclusive"
+    assert found.verdict.reason == "the model cannot be searched: its gradients are not finite"
 
 
 @pytest.mark.parametrize(

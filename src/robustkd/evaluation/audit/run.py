@@ -25,7 +25,7 @@ from robustkd.evaluation.audit.registry import COUNTED, statistics_of
 from robustkd.evaluation.audit.search import held_out_images, search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
 from robustkd.training.inference import (
-    Finite,
+    Searched,
     accuracy_on_some,
     check_classifier,
     finite_on,
@@ -35,7 +35,6 @@ from robustkd.training.metrics import Proportion
 
 _PROBE = 7000
 """Added to the seed of the probe student, so that no network of the user has the same weights."""
-_NOT_FINITE = "outputs of the model on transformed images are not finite"
 _FAR_BELOW = 0.5
 _NO_GRADIENT = "no gradient passes through the model, so it cannot be searched"
 _SOME = 64
@@ -191,18 +190,19 @@ def _audited(
     )
     trouble = _trouble(accuracy, theirs, len(data.classes))
     some = held_out_images(data, effort, device_of(network))[0][:_SOME]
-    compared = Finite(at_usual_scale(network, references.networks, some))
+    compared = Searched(at_usual_scale(network, references.networks, some))
     if passes_gradient(compared, some):
         with track("audit: transformations", effort.search_steps) as tell:
             beside = references.networks
             found = search(compared, data, effort, seed=seed, beside=beside, tell=tell)
-        trouble = trouble or ("" if compared.finite else _NOT_FINITE)
+        if not trouble and compared.trouble:
+            trouble = f"the model cannot be searched: {compared.trouble}"
     else:
         found = ()
         trouble = trouble or _NO_GRADIENT
     evidence: dict[str, Evidence] = {}
     pictures = None
-    if found and compared.finite:
+    if found and not compared.trouble:
         subject = Subject(network, data, references, found, effort, seed)
         chosen = statistics_of(effort)
         with track("audit: statistics", len(chosen)) as tell:
