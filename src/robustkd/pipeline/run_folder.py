@@ -321,7 +321,9 @@ def _resume_command_added(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; resume with: {command}") from None
     except WriteError as error:
-        raise WriteError(f"{error}; free some space, then resume with: {command}") from error
+        # A message with advice says what else to do.
+        advice = "" if "; " in str(error) else "free some space, "
+        raise WriteError(f"{error}; {advice}then resume with: {command}") from error
 
 
 def _times(found: object, count: int) -> list[float]:
