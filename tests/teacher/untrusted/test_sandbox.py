@@ -265,14 +265,14 @@ def test_a_full_disk_is_told_even_if_the_verdict_is_on_it(monkeypatch):
     said: list[int] = []
     made = tempfile.TemporaryFile
 
-    def noted(*_: object, **__: object):  # noqa: ANN202 (an open file)
+    def noted(*_: object, **__: object):
         file = made()
         said.append(file.fileno())
         return file
 
     spawn = os.posix_spawn
 
-    def checked(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202 (those of os)
+    def checked(*args, **kwargs):
         assert os.fstat(said[0]).st_size == 1 << 17
         return spawn(*args, **kwargs)
 
