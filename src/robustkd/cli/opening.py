@@ -123,12 +123,15 @@ def student_of(path: Path) -> Path:
     """Return the student's file in the folder of a run; any other path as it is.
 
     Raises:
-        InputError: If the path is the folder of an export, or one of its ONNX files or programs,
+        InputError: If the run is not finished, or the path is the folder of an export, or one of its ONNX files or programs,
             which are never loaded.
     """
-    inner = path / "student.safetensors"
+    from robustkd.pipeline.run_files import STUDENT, check_finished
+
+    inner = path / STUDENT
     if os.path.lexists(inner):
         return inner
+    check_finished(path, STUDENT)
     exported = path.suffix in _EXPORTED and path.is_file()
     if exported or os.path.lexists(path / "export.json"):
         raise InputError(
@@ -193,12 +196,15 @@ def open_model(
     return read.model, clean
 
 
-def teacher_on(path: Path, arch: str | None, source: DataSource, *, strict: bool) -> nn.Module:
+def teacher_on(
+    path: Path, arch: str | None, source: DataSource, *, strict: bool, flag: str
+) -> nn.Module:
     """Load a teacher to measure it on the data of its student, as these are read for the student.
 
     Args:
         path: A teacher's file of any kind, or a folder with one.
         arch: Its architecture.
+        flag: Flag that names its architecture, for messages.
         source: Data of the student.
         strict: If True, a teacher that does not seem to fit the data is refused; otherwise, a line
             on stderr says so.
@@ -220,7 +226,7 @@ def teacher_on(path: Path, arch: str | None, source: DataSource, *, strict: bool
     if not os.path.exists(path) or is_described(path):
         model = _in_order_of(models.load(path, arch=arch), path, source)
     else:
-        model = teacher_for(path, architecture(path, arch), source).model
+        model = teacher_for(path, architecture(path, arch, flag=flag), source).model
     try:
         check_fit(model.to(default_device()), source, path, advice=_OF_THE_STUDENT)
     except UnfitError as error:

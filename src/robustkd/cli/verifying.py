@@ -188,7 +188,7 @@ def _accuracy_of(
     from robustkd.training.inference import accuracy_by_class
     from robustkd.training.metrics import Proportion
 
-    network = teacher_on(teacher, arch, source, strict=strict)
+    network = teacher_on(teacher, arch, source, strict=strict, flag="--teacher-arch")
     return sum(accuracy_by_class(network, source, "test"), start=Proportion(0, 0))
 
 

@@ -158,8 +158,12 @@ def of_timm(config: ForeignObject) -> Stated | None:
     )
 
 
-def stated_architecture(weights: Path) -> str:
+def stated_architecture(weights: Path, *, flag: str = "--arch") -> str:
     """Return the architecture that ``config.json`` next to the weights states; empty if none.
+
+    Args:
+        weights: The weights.
+        flag: Flag with which the user names another one, for messages.
 
     Raises:
         InputError: If timm has no such classifier, or if a file is damaged.
@@ -171,7 +175,7 @@ def stated_architecture(weights: Path) -> str:
     if not _is_of_timm(name):
         raise InputError(
             f"{weights.parent / CONFIG}: architecture is {quoted(name, 60)}; expected a classifier "
-            "of timm: name the architecture with --arch"
+            f"of timm: name the architecture with {flag}"
         )
     return stated.arch
 

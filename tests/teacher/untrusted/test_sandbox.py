@@ -198,7 +198,7 @@ def test_a_limit_of_the_system_is_named(failing, number, limit, tmp_path, monkey
 
 
 def under(kind: int, most: int, tmp_path: Path) -> str:
-    """Read a teacher of 1 MiB, or 2 MiB as written, in a process with a limit; return the message."""
+    """Read a teacher of 1 MiB, written as 2 MiB, in a process with a limit; return the message."""
     path = tmp_path / "teacher.pt"
     tied = torch.zeros(MIB // 4)
     path.write_bytes(saved({"weight": tied, "again": tied}))
