@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ def open_student(
         InputError: If the student's file is damaged, or the student was made for other data.
     """
     from robustkd import models
+    from robustkd.data.images.left_out import skipped_files
 
     run, path = path, student_of(path)
     model = models.load(path, arch=arch)
@@ -77,7 +79,22 @@ def open_student(
         image_shape=source.image_shape,
         names=source.classes,
     )
+    tell_left_out(source.name, skipped_files(source))
     return model, source
+
+
+def tell_left_out(name: str, skipped: Mapping[str, int]) -> None:
+    """Print on stderr which files of the data are left out, and why.
+
+    Args:
+        name: Name of the data.
+        skipped: Number of files and folders by kind.
+    """
+    from robustkd.cli.output import print_progress
+    from robustkd.data.images.left_out import left_out_lines
+
+    for line in left_out_lines(name, skipped):
+        print_progress(line)
 
 
 def _data_as_in_run(
@@ -123,8 +140,8 @@ def student_of(path: Path) -> Path:
     """Return the student's file in the folder of a run; any other path as it is.
 
     Raises:
-        InputError: If the run is not finished, or the path is the folder of an export, or one of its ONNX files or programs,
-            which are never loaded.
+        InputError: If the run is not finished, or the path is the folder of an export, or one of
+            its ONNX files or programs, which are never loaded.
     """
     from robustkd.pipeline.run_files import STUDENT, check_finished
 
@@ -181,6 +198,7 @@ def open_model(
         return open_student(path, arch, data, root, images)
     from robustkd.cli.output import print_progress
     from robustkd.core.devices import default_device
+    from robustkd.data.images.left_out import skipped_files
     from robustkd.pipeline.opening import form_line, open_teacher
     from robustkd.teacher.check import UnfitError, check_fit
 
@@ -189,6 +207,7 @@ def open_model(
     )
     for line in form_line(clean, read.model.spec, read.file.normalisation):
         print_progress(line)
+    tell_left_out(clean.name, skipped_files(clean))
     try:
         check_fit(read.model.to(default_device()), clean, path)
     except UnfitError as error:

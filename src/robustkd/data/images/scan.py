@@ -17,6 +17,7 @@ from robustkd.core import folders, trees
 from robustkd.core.errors import InputError
 from robustkd.core.names import as_found, unfit
 from robustkd.data.images.filenames import SortedNames
+from robustkd.data.images.left_out import counted
 from robustkd.data.images.listing import Folder, Listing, list_files, shown
 
 EXTENSIONS = (
@@ -212,26 +213,35 @@ def scan(
     Raises:
         InputError: If a class has no image, or an entry is refused.
     """
-    counter = Counter() if skipped is None else skipped
-    return list_files(root, _walk(root, part, classes, counter), classes=len(classes))
+    walk = _walk(root, part, classes, _counter(skipped))
+    return list_files(root, walk, classes=len(classes))
 
 
-def image_names(root: Path, path: str) -> list[str]:
+def image_names(root: Path, path: str, skipped: Counter[str] | None = None) -> list[str]:
     """Return the sorted names of the images directly in ``root / path``.
 
+    Args:
+        root: The data set's folder, with no link in its path.
+        path: Folder below it.
+        skipped: As in `scan`.
+
     Raises:
         InputError: As `scan`.
     """
-    return list(_sorted_entries(root, path, Counter())[0])
+    return list(_sorted_entries(root, path, _counter(skipped))[0])
 
 
-def images_below(root: Path, path: str) -> list[str]:
+def images_below(root: Path, path: str, skipped: Counter[str] | None = None) -> list[str]:
     """Return the names, relative to ``root``, of the images in ``root / path`` and its folders.
 
-    Raises:
-        InputError: As `scan`.
+    Arguments and errors are those of :func:`image_names`.
     """
-    return [f"{place}/{name}" for place, files in _below(root, path, Counter()) for name in files]
+    found = _below(root, path, _counter(skipped))
+    return [f"{place}/{name}" for place, files in found for name in files]
+
+
+def _counter(skipped: Counter[str] | None) -> Counter[str]:
+    return Counter() if skipped is None else skipped
 
 
 def _below(root: Path, top: str, skipped: Counter[str]) -> Iterator[tuple[str, SortedNames]]:
@@ -248,13 +258,15 @@ def _below(root: Path, top: str, skipped: Counter[str]) -> Iterator[tuple[str, S
 def _walk(root: Path, part: str, classes: Sequence[str], skipped: Counter[str]) -> Iterator[Folder]:
     for label, name in enumerate(classes):
         top = f"{part}/{name}" if part else name
-        empty = True
+        empty, before = True, Counter(skipped)
         for path, files in _below(root, top, skipped):
             empty = False
             yield Folder(path, files, label)
         if empty:
+            other = skipped - before
+            has = f"it has {counted(other)}; " if other else ""
             raise InputError(
-                f"{shown(root / top)}: no images ({', '.join(EXTENSIONS)}); add some, or "
+                f"{shown(root / top)}: no images ({', '.join(EXTENSIONS)}); {has}add some, or "
                 "remove the folder"
             )
 
