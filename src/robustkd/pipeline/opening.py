@@ -23,6 +23,7 @@ from robustkd.teacher.preprocessing import (
     published,
     stated_architecture,
     stated_beside,
+    transformers_advice,
     weights_in,
 )
 from robustkd.teacher.read import read_teacher
@@ -51,6 +52,8 @@ def architecture(teacher: Path, arch: str | None, *, flag: str = "--arch") -> st
         raise InputError(f"{teacher} does not exist; expected the teacher's file or folder")
     stated = stated_architecture(weights, flag=flag)
     if not stated:
+        if advice := transformers_advice(weights):
+            raise UsageError(f"{flag} is missing; {advice.replace('--arch', flag)}")
         raise UsageError(
             f"{flag} is missing; expected the architecture of the teacher, which no config.json "
             "next to its weights states: see robustkd list"

@@ -180,6 +180,30 @@ def stated_architecture(weights: Path, *, flag: str = "--arch") -> str:
     return stated.arch
 
 
+def transformers_advice(weights: Path) -> str:
+    """Return what to do about weights next to a ``config.json`` of transformers; empty if none.
+
+    Models of transformers have other names of tensors than those of timm and torchvision.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    path = weights.parent / CONFIG
+    if not os.path.lexists(path):
+        return ""
+    content = read_foreign_json(path).content
+    named = content.get("architectures")
+    first = named[0] if isinstance(named, list) and named else content.get("model_type")
+    if not {"model_type", "transformers_version"} & content.keys() or not isinstance(first, str):
+        return ""
+    shown = first if _NAME.fullmatch(first) else quoted(first, 60)
+    return (
+        f"{path} is one of transformers ({shown}), whose names of tensors are not read: give "
+        "--arch MODULE:FUNCTION with a function that builds this network, as 'Models of "
+        "transformers' in docs/guides/networks.md shows"
+    )
+
+
 def _is_of_timm(name: object) -> bool:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         return False
