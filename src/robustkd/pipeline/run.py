@@ -34,6 +34,7 @@ from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, open_as_taught
 from robustkd.pipeline.opening_lines import opening_lines
 from robustkd.pipeline.prepare import Prepared, inputs_of, prepare
+from robustkd.pipeline.run_checks import named_as_before
 from robustkd.pipeline.student import Made, make_student
 from robustkd.report.arrays import write_arrays
 from robustkd.report.results import ResultRow, Results
@@ -230,6 +231,8 @@ def distill_file(
     processes = start()
     if job.training.compile:
         check_compiler()
+    if resume:
+        clean = named_as_before(out, clean)
     if not processes.first:
         return follow(job, clean, processes)
     check_divisible(job.how.losses, job.how.safeguard, processes)

@@ -23,6 +23,7 @@ from robustkd.core.files import (
 )
 from robustkd.core.folders import Folder
 from robustkd.pipeline.run_checks import (
+    as_recorded,
     check_same,
     check_seal,
     key_of_user,
@@ -266,9 +267,10 @@ def opened(
         KeyboardInterrupt: With the command that resumes the run.
     """
     key = key_of_user(resuming=resume and not trust)
-    seal = Seal(folder, key, json.loads(json.dumps(inputs)))
-    run = Run(folder, seal, watching)
     with _old_folder(folder) if resume else new_folder(folder) as held:
+        inputs = as_recorded(folder, inputs) if resume else inputs
+        seal = Seal(folder, key, json.loads(json.dumps(inputs)))
+        run = Run(folder, seal, watching)
         if resume:
             check_same(folder, inputs)
             check_seal(folder, seal, trust=trust)
