@@ -58,7 +58,7 @@ class Pictures:
         made: The held-out split, if the data set does not have its own.
         skipped: Number of files and folders that were left out, by kind.
         outputs: Number of the teacher's output for each class, if the teacher has more classes;
-            see :func:`robustkd.data.images.scan.read_class_names`.
+            see :func:`robustkd.data.images.class_names.read_class_names`.
         outputs_of: Number of the teacher's outputs, if it has more and their number is known.
 
     Raises:
