@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from robustkd import data, models
 from tests.cli.test_folders_of_students import call
@@ -58,7 +59,7 @@ def test_verify_names_the_flag_of_the_teacher(killed, tmp_path, capsys):
     source = data.load("digits", train=300)
     model = models.build(models.spec_for("wrn-10-1", source), seed=0)
     models.save(model, student)
-    teacher.write_bytes(b"not looked at yet")
+    torch.save(model.network.state_dict(), teacher)
     words = ("verify", student, "--data", "digits", "--no-audit", "--teacher", teacher)
     code, _, err = call(capsys, *words)
     assert code == 2

@@ -68,8 +68,12 @@ def open_student(
     """
     from robustkd import models
     from robustkd.data.images.left_out import skipped_files
+    from robustkd.models.model_file import is_described
+    from robustkd.teacher.untrusted.quarantine import check_format
 
     run, path = path, student_of(path)
+    if os.path.isfile(path) and not is_described(path):
+        check_format(path)
     model = models.load(path, arch=arch)
     source = _data_as_in_run(run, model.spec, data, root, images)
     models.check_fits(
@@ -149,8 +153,8 @@ def student_of(path: Path) -> Path:
     if os.path.lexists(inner):
         return inner
     check_finished(path, STUDENT)
-    exported = path.suffix in _EXPORTED and path.is_file()
-    if exported or os.path.lexists(path / "export.json"):
+    beside = path.suffix in _EXPORTED and os.path.lexists(path.with_name("export.json"))
+    if beside or os.path.lexists(path / "export.json"):
         raise InputError(
             f"{path} is an exported model, which only robustkd export measures; give the "
             "student.safetensors that was exported, or the folder of its run"

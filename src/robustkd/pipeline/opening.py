@@ -27,6 +27,7 @@ from robustkd.teacher.preprocessing import (
     weights_in,
 )
 from robustkd.teacher.read import read_teacher
+from robustkd.teacher.untrusted.quarantine import check_format
 from robustkd.training.inference import accuracy_on
 
 _FORM = ("image_size", "crop", "resize", "interpolation")
@@ -52,6 +53,7 @@ def architecture(teacher: Path, arch: str | None, *, flag: str = "--arch") -> st
         raise InputError(f"{teacher} does not exist; expected the teacher's file or folder")
     stated = stated_architecture(weights, flag=flag)
     if not stated:
+        check_format(weights)
         if advice := transformers_advice(weights):
             raise UsageError(f"{flag} is missing; {advice.replace('--arch', flag)}")
         raise UsageError(

@@ -129,6 +129,16 @@ def read_each(
             yield Quarantined(tensors, description, path.name, state[0], sha256, verdict, choice)
 
 
+def check_format(path: Path) -> None:
+    """Check that a file begins as one that :func:`read_each` accepts.
+
+    Raises:
+        InputError: If it cannot be opened, or begins as another kind of file.
+    """
+    with _open(path) as file, _system(path):
+        _check_cheaply(file, path, size=0, most=None)
+
+
 def _values(
     folder: Path, path: Path, size: int, choice: int, *, weak: bool
 ) -> tuple[dict[str, Tensor], str, sandbox.Verdict]:
