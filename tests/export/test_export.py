@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,10 +16,11 @@ import pytest
 import torch
 
 from robustkd import models
-from robustkd.core.errors import InputError, ThresholdError, UsageError
+from robustkd.core.errors import InputError, ThresholdError, UsageError, WriteError
 from robustkd.core.files import read_json
 from robustkd.evaluation.measurement import measure
 from robustkd.export import FILES, OnnxClassifier, export_student, installed, run
+from robustkd.export import int8 as quantisation
 from robustkd.export import onnx as onnx_files
 from robustkd.training.inference import predict
 from tests.export.conftest import HOSTILE, TRIGGER, digits
@@ -119,6 +121,42 @@ def broken(model, program, path):
     values[3] += 50
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     onnx.save(content, path)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_limit_on_file_sizes_is_not_a_fault_of_the_architecture(
+    wrapped, exported, monkeypatch, tmp_path
+):
+    def limited(*_: object) -> None:
+        error = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if wrapped:
+            raise RuntimeError("the exporter failed") from error
+        raise error
+
+    monkeypatch.setattr(onnx_files, "stamp", limited)
+    out = tmp_path / "out"
+    message = f"{out} cannot be written: File too large; raise the limit (ulimit -f)"
+    with pytest.raises(WriteError, match=f"^{re.escape(message)}$"):
+        export_student(exported.student, exported.source, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.ENOSPC])
+def test_a_recipe_without_room_is_not_one_that_cannot_be_applied(
+    number, exported, monkeypatch, tmp_path
+):
+    def limited(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(quantisation, "quantise", limited)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        quantisation.quantise_best(
+            exported.folder / FILES["onnx"],
+            tmp_path / "out.onnx",
+            exported.student.spec,
+            exported.source,
+            student=predict(exported.student, exported.source, "validation"),
+        )
 
 
 def test_a_broken_export_is_refused_and_leaves_nothing(exported, monkeypatch, tmp_path):

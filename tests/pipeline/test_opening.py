@@ -154,7 +154,7 @@ def test_the_architecture_is_that_of_the_folder_or_of_the_user(hub, alone):
     assert architecture(hub, None) == "timm/test_resnet"
     assert architecture(hub / "model.safetensors", None) == "timm/test_resnet"
     assert architecture(hub, "wrn-10-1") == "wrn-10-1"
-    alone.touch()
+    torch.save({}, alone)
     with pytest.raises(UsageError, match=r"^--arch is missing; expected the architecture"):
         architecture(alone, None)
 

@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_whole_events(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
     try:
-        message = f"{file} cannot be written: File too large"
+        message = f"{file} cannot be written: File too large; raise the limit (ulimit -f)"
         with pytest.raises(WriteError, match=f"^{re.escape(message)}$"):
             events.show(RECORDS[:3], TIMES[:3])
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -31,8 +32,8 @@ from robustkd.cli.output import (
     print_sections,
     print_words,
 )
-from robustkd.core.errors import UsageError
-from robustkd.core.known_names import check_data, check_defence
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.known_names import check_data, check_defence, is_folder
 from robustkd.core.launch import launched
 from robustkd.core.methods import find_method
 
@@ -158,6 +159,8 @@ def distill(
     if trust_run and resume is None:
         raise UsageError("--trust-run is given without --resume; add --resume RUN, or leave it out")
     find_method(method)
+    if resume is not None:
+        _check_places(teacher, data)
     check_data(data)
     if defence is not None:
         check_defence(defence)
@@ -216,6 +219,22 @@ def distill(
     }
     how = ProcessOptions(resume=resume is not None, trust=trust_run, track=track, audit=audit)
     _run(job, source, folder, flags, how, as_json=as_json)
+
+
+def _check_places(teacher: Path, data: str) -> None:
+    """Check that teacher and images of a run are still where they were when it was started.
+
+    Raises:
+        InputError: If they are not; the message says how to name the new place.
+    """
+    if not os.path.lexists(teacher):
+        raise InputError(
+            f"{teacher} is not there any more; give the new place of the teacher before --resume"
+        )
+    if is_folder(data) and not os.path.isdir(data):
+        raise InputError(
+            f"{data} is not a folder any more; give the new place of the images with --data"
+        )
 
 
 def _opened(open_data: Callable[[], DataSource]) -> DataSource:

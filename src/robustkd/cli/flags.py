@@ -76,7 +76,8 @@ class ImageFlags:
         flip: Mirror images in training.
         class_names: Text file with the names of the class folders, in the order of the teacher's
             outputs. If the teacher has more classes: the names of all its outputs, or lines such
-            as ``309 bee`` that begin with the number of an output.
+            as ``309 bee`` that begin with the number of an output. JSON is read as well: a list of
+            names, ``class_to_idx``, ``id2label``, or a config.json with one of them.
         split: File split.json of an earlier run on the same folder.
         workers: Number of processes that decode images.
         streaming: Decode the images again in every epoch, or keep all in memory. Default: by size.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +67,13 @@ def open_student(
         InputError: If the student's file is damaged, or the student was made for other data.
     """
     from robustkd import models
+    from robustkd.data.images.left_out import skipped_files
+    from robustkd.models.model_file import is_described
+    from robustkd.teacher.untrusted.quarantine import check_format
 
     run, path = path, student_of(path)
+    if os.path.isfile(path) and not is_described(path):
+        check_format(path)
     model = models.load(path, arch=arch)
     source = _data_as_in_run(run, model.spec, data, root, images)
     models.check_fits(
@@ -77,7 +83,22 @@ def open_student(
         image_shape=source.image_shape,
         names=source.classes,
     )
+    tell_left_out(source.name, skipped_files(source))
     return model, source
+
+
+def tell_left_out(name: str, skipped: Mapping[str, int]) -> None:
+    """Print on stderr which files of the data are left out, and why.
+
+    Args:
+        name: Name of the data.
+        skipped: Number of files and folders by kind.
+    """
+    from robustkd.cli.output import print_progress
+    from robustkd.data.images.left_out import left_out_lines
+
+    for line in left_out_lines(name, skipped):
+        print_progress(line)
 
 
 def _data_as_in_run(
@@ -123,14 +144,17 @@ def student_of(path: Path) -> Path:
     """Return the student's file in the folder of a run; any other path as it is.
 
     Raises:
-        InputError: If the path is the folder of an export, or one of its ONNX files or programs,
-            which are never loaded.
+        InputError: If the run is not finished, or the path is the folder of an export, or one of
+            its ONNX files or programs, which are never loaded.
     """
-    inner = path / "student.safetensors"
+    from robustkd.pipeline.run_files import STUDENT, check_finished
+
+    inner = path / STUDENT
     if os.path.lexists(inner):
         return inner
-    exported = path.suffix in _EXPORTED and path.is_file()
-    if exported or os.path.lexists(path / "export.json"):
+    check_finished(path, STUDENT)
+    beside = path.suffix in _EXPORTED and os.path.lexists(path.with_name("export.json"))
+    if beside or os.path.lexists(path / "export.json"):
         raise InputError(
             f"{path} is an exported model, which only robustkd export measures; give the "
             "student.safetensors that was exported, or the folder of its run"
@@ -178,6 +202,7 @@ def open_model(
         return open_student(path, arch, data, root, images)
     from robustkd.cli.output import print_progress
     from robustkd.core.devices import default_device
+    from robustkd.data.images.left_out import skipped_files
     from robustkd.pipeline.opening import form_line, open_teacher
     from robustkd.teacher.check import UnfitError, check_fit
 
@@ -186,6 +211,7 @@ def open_model(
     )
     if line := form_line(clean, read.model.spec, read.file.normalisation):
         print_progress(line)
+    tell_left_out(clean.name, skipped_files(clean))
     try:
         check_fit(read.model.to(default_device()), clean, path)
     except UnfitError as error:
@@ -193,12 +219,15 @@ def open_model(
     return read.model, clean
 
 
-def teacher_on(path: Path, arch: str | None, source: DataSource, *, strict: bool) -> nn.Module:
+def teacher_on(
+    path: Path, arch: str | None, source: DataSource, *, strict: bool, flag: str
+) -> nn.Module:
     """Load a teacher to measure it on the data of its student, as these are read for the student.
 
     Args:
         path: A teacher's file of any kind, or a folder with one.
         arch: Its architecture.
+        flag: Flag that names its architecture, for messages.
         source: Data of the student.
         strict: If True, a teacher that does not seem to fit the data is refused; otherwise, a line
             on stderr says so.
@@ -220,7 +249,7 @@ def teacher_on(path: Path, arch: str | None, source: DataSource, *, strict: bool
     if not os.path.exists(path) or is_described(path):
         model = _in_order_of(models.load(path, arch=arch), path, source)
     else:
-        model = teacher_for(path, architecture(path, arch), source).model
+        model = teacher_for(path, architecture(path, arch, flag=flag), source).model
     try:
         check_fit(model.to(default_device()), source, path, advice=_OF_THE_STUDENT)
     except UnfitError as error:

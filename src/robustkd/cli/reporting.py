@@ -25,7 +25,10 @@ def report(
         out: New folder for the three files. Default: the folder of the run.
     """
     from robustkd import report as reports
+    from robustkd.pipeline.run_files import RESULTS, check_finished, has
 
+    if not has(run, RESULTS):
+        check_finished(run, RESULTS)
     page, card, summary = reports.write_report(run, out)
     print_plain(f"Report: {page}")
     print_plain(f"Model card: {card}")

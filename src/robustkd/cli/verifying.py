@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from cyclopts import Parameter
 
 from robustkd.cli.auditing import suspicion, verdict_lines
 from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_new_files
-from robustkd.cli.opening import open_student, teacher_on
+from robustkd.cli.opening import open_student, teacher_on, tell_left_out
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
 from robustkd.core.errors import (
     InconclusiveError,
@@ -157,6 +158,7 @@ def class_number(name: str, classes: tuple[str, ...]) -> int:
 def _images(folder: Path, spec: Spec, classes: tuple[str, ...], target: int) -> Tensor:
     """Read triggered images of other classes than the target as the student reads its images."""
     from robustkd.data import Reading
+    from robustkd.data.images.listing import shown
     from robustkd.data.images.unlabelled import read_images
 
     reading = Reading(
@@ -165,13 +167,16 @@ def _images(folder: Path, spec: Spec, classes: tuple[str, ...], target: int) -> 
         resize=spec.resize,
         interpolation=spec.interpolation,
     )
+    skipped = Counter[str]()
     found, damaged = read_images(
         folder,
         size=spec.image_shape[1],
         reading=reading,
         classes=classes,
         without=classes[target],
+        skipped=skipped,
     )
+    tell_left_out(shown(folder), skipped)
     if damaged:
         print_progress(f"{damaged} files in {folder} are left out: they cannot be decoded")
     return found
@@ -188,7 +193,7 @@ def _accuracy_of(
     from robustkd.training.inference import accuracy_by_class
     from robustkd.training.metrics import Proportion
 
-    network = teacher_on(teacher, arch, source, strict=strict)
+    network = teacher_on(teacher, arch, source, strict=strict, flag="--teacher-arch")
     return sum(accuracy_by_class(network, source, "test"), start=Proportion(0, 0))
 
 

@@ -6,6 +6,7 @@ A message is one line with the wrong value, the expected values, and what to do.
 from __future__ import annotations
 
 import errno
+import os
 from typing import ClassVar
 
 _OF_THE_MACHINE = {
@@ -13,6 +14,7 @@ _OF_THE_MACHINE = {
     (errno.ENOMEM,): "memory ran out; end other programs, or use a larger machine",
     (errno.EMFILE, errno.ENFILE): "too many files are open; raise the limit (ulimit -n)",
     (errno.EAGAIN,): "no more processes can be started; raise the limit (ulimit -u)",
+    (errno.EFBIG,): "files may not be as large as this one; raise the limit (ulimit -f)",
     (errno.EPIPE,): "the program that reads the output has ended",
 }
 
@@ -78,11 +80,29 @@ def told(error: OSError | MemoryError | UnicodeError | RecursionError) -> str:
     if isinstance(error, UnicodeError):
         return "a file or a name is not in UTF-8; convert or rename it"
     name = error.filename if isinstance(error.filename, str) else ""
-    for numbers, problem in _OF_THE_MACHINE.items():
-        if error.errno in numbers:
-            return f"{name}: {problem}" if name else problem
+    if problem := _of_the_machine(error):
+        return f"{name}: {problem}" if name else problem
     reason = error.strerror or str(error) or type(error).__name__
     return f"{name or 'a file'}: {reason}; check the path and its permissions"
+
+
+def limit_to_raise(error: OSError) -> str:
+    """Return what to do about an error of the system if it is not a lack of space; empty if it is.
+
+    >>> limit_to_raise(OSError(27, "File too large")), limit_to_raise(OSError(28, "No space left"))
+    ('raise the limit (ulimit -f)', '')
+    """
+    room = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "" if room else _of_the_machine(error).partition("; ")[2]
+
+
+def _of_the_machine(error: OSError) -> str:
+    """Return a problem of the machine and what to do; empty for other errors."""
+    # Readers use the number of a too large file for a limit of their own, with their own words.
+    if error.errno == errno.EFBIG and error.strerror != os.strerror(errno.EFBIG):
+        return ""
+    problems = (text for numbers, text in _OF_THE_MACHINE.items() if error.errno in numbers)
+    return next(problems, "")
 
 
 def printable(text: str) -> str:

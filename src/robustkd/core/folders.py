@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from robustkd.core.errors import InputError, WriteError
+from robustkd.core.errors import InputError, WriteError, limit_to_raise
 
 LOCK = ".lock"
 """Name of the file that marks a folder as being in use."""
@@ -295,7 +295,8 @@ def refusal(path: Path, error: OSError) -> InputError:
     """Return the error for a file that could not be written or that is unsafe."""
     if isinstance(error, UnsafeError):
         return InputError(f"{path} is refused: {error.strerror}; remove it")
-    return WriteError(f"{path} cannot be written: {error.strerror or error}")
+    advice = f"; {limit_to_raise(error)}" if error.errno == errno.EFBIG else ""
+    return WriteError(f"{path} cannot be written: {error.strerror or error}{advice}")
 
 
 def _is_link(name: str, folder: int) -> bool:

@@ -141,12 +141,7 @@ def read_foreign_json(path: Path) -> ForeignObject:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        found = json.loads(
-            content.decode("utf-8-sig"),
-            object_pairs_hook=_once,
-            parse_constant=_no_constant,
-            parse_int=_short_int,
-        )
+        found = parse_foreign_json(content.decode("utf-8-sig"))
         if not isinstance(found, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError, RuntimeError) as error:
@@ -157,6 +152,19 @@ def read_foreign_json(path: Path) -> ForeignObject:
             "or move it away and give flags instead"
         ) from error
     return ForeignObject(str(path), found)
+
+
+def parse_foreign_json(text: str) -> object:
+    """Parse JSON of unknown origin.
+
+    Raises:
+        ValueError: If it is no JSON, repeats a key, or has numbers that JSON does not allow.
+        RecursionError: If it is nested too deep.
+    """
+    found: object = json.loads(
+        text, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_short_int
+    )
+    return found
 
 
 def _once(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:

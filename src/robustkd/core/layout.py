@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+from robustkd.core.errors import quoted
 
 _DTYPES = {
     "F64": torch.float64,
@@ -20,6 +22,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_DAMAGED = "a damaged header"
 LONGEST_HEADER = 64 << 20
 """In bytes: enough for ten thousand names in which every character is escaped."""
 
@@ -36,16 +39,37 @@ def read_layout(
     Raises:
         ValueError: If the file does not begin with a header of safetensors.
     """
-    length = int.from_bytes(file.read(8), "little")
-    if length > longest:
-        raise ValueError(f"a header of {length} bytes; expected at most {longest}")
+    header, metadata = read_header(file, longest=longest)
     try:
-        header = json.loads(file.read(length))
-        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
+        types = {str(entry["dtype"]) for entry in header.values()}
+        if unread := sorted(types - _DTYPES.keys()):
+            raise ValueError(f"values of the type {quoted(unread[0], 20)}, which is not read")
         tensors = {
             name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
             for name, entry in header.items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ValueError("a damaged header, or values of a type that is not read") from error
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(_DAMAGED) from error
     return tensors, metadata
+
+
+def read_header(
+    file: BinaryIO, *, longest: int = LONGEST_HEADER
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the entries of the tensors, unchecked, and the metadata; see :func:`read_layout`.
+
+    Raises:
+        ValueError: If the file does not begin with a header of safetensors.
+    """
+    start = file.read(8)
+    begins, length = file.read(1), int.from_bytes(start, "little")
+    if begins != b"{":
+        raise ValueError("it does not begin as one")
+    if length > longest:
+        raise ValueError(f"a header of {length} bytes; expected at most {longest}")
+    try:
+        header = json.loads(begins + file.read(length - 1))
+        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(_DAMAGED) from error
+    return header, metadata

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from robustkd.core.errors import InputError, first_line, printable
 from robustkd.core.types import DataSource, Labels, Logits
 from robustkd.export.installed import quiet
-from robustkd.export.onnx import INPUT, stamp
+from robustkd.export.onnx import INPUT, of_the_system, stamp
 from robustkd.export.parity import Parity, compare
 from robustkd.export.session import OnnxClassifier
 from robustkd.models.classifier import Spec
@@ -196,6 +196,8 @@ def _try(
         found, labels = predict(OnnxClassifier(out), data, "validation")
     # The errors of onnxruntime have no common base class.
     except Exception as error:
+        if (cause := of_the_system(error)) is not None:
+            raise cause from error
         return Tried(recipe.name, None, None, first_line(error))
     return Tried(recipe.name, accuracy(found, labels), compare(student[0], found))
 

@@ -7,6 +7,7 @@ character.
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -22,6 +23,8 @@ OPSET = 18
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 KEY = "robustkd"
 _FORMAT = 1
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Errors of the system while a file is written, which are not those of an architecture."""
 
 
 def description(spec: Spec) -> dict[str, object]:
@@ -74,6 +77,7 @@ def write_onnx(model: Classifier, program: ExportedProgram, path: Path) -> None:
 
     Raises:
         InputError: If an operation has no counterpart in ONNX, or the file would be too large.
+        OSError: If the file cannot be written.
     """
     try:
         with quiet():
@@ -90,7 +94,7 @@ def write_onnx(model: Classifier, program: ExportedProgram, path: Path) -> None:
             written.save(path, external_data=False)
             stamp(path, model.spec)
     except Exception as error:  # as in `trace`
-        raise _refusal(model, error) from error
+        raise of_the_system(error) or _refusal(model, error) from error
 
 
 def stamp(path: Path, spec: Spec) -> None:
@@ -109,6 +113,13 @@ def stamp(path: Path, spec: Spec) -> None:
         node.doc_string = ""
     onnx.checker.check_model(content)
     onnx.save(content, path)
+
+
+def of_the_system(error: BaseException | None) -> OSError | None:
+    """Return the error of the system, such as a full disk, that led to another error, if any."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in _WRITING):
+        error = error.__cause__
+    return error
 
 
 def _refusal(model: Classifier, error: Exception) -> InputError:

@@ -18,11 +18,14 @@ from torch import Tensor
 from robustkd.core.errors import InputError, WriteError, first_line
 from robustkd.core.files import replacing
 from robustkd.core.folders import Folder, refusal
-from robustkd.core.layout import LONGEST_HEADER, read_layout
+from robustkd.core.layout import LONGEST_HEADER, read_header, read_layout
 from robustkd.core.trees import open_named, readable_path
 
 _KEY = "robustkd"
 _FORMAT = 1
+_HEAD = 64
+_LFS = b"version https://git-lfs.github.com/spec/"
+_CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 Fits: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, object]], object]
 """Function that raises an error if tensors, without their values, or a description do not fit."""
@@ -108,13 +111,32 @@ def read_safetensors(
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     except KeyError as error:
         raise InputError(
-            f"{path} has no {_KEY!r} metadata; expected a file written by robustkd"
+            f"{path} has no {_KEY!r} metadata; expected a file written by robustkd, or read the "
+            "file of a teacher with robustkd.load_teacher"
         ) from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        kind = _other_kind(path, links=links)
         raise InputError(
-            f"{path} is not a readable safetensors file: {first_line(error)}"
+            kind or f"{path} is not a readable safetensors file: {first_line(error)}"
         ) from error
     return tensors, description
+
+
+def _other_kind(path: Path, *, links: bool) -> str:
+    """Return what a file is that is usually given in place of a model; empty for other files."""
+    try:
+        with _opened(path, links=links) as opened:
+            head = opened.read(_HEAD)
+    except (InputError, OSError):
+        return ""
+    if head.startswith(_LFS):
+        return f"{path} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull"
+    if head.startswith(_CHECKPOINTS) and head[8:9] != b"{":
+        return (
+            f"{path} is no model that robustkd wrote, but a torch checkpoint, or another pickle or "
+            "archive; read the file of a teacher with robustkd.load_teacher"
+        )
+    return ""
 
 
 def _opened(path: Path, *, links: bool) -> BinaryIO:
@@ -133,11 +155,17 @@ def is_described(path: Path) -> bool:
     says what is wrong.
     """
     try:
-        return _description_in(path) is not None
+        with _opened(path, links=True) as opened:
+            return _KEY in read_header(opened)[1]
     except ValueError:
-        return path.suffix == ".safetensors"
+        return path.suffix == ".safetensors" and _begins_as_one(path)
     except (InputError, OSError):
         return False
+
+
+def _begins_as_one(path: Path) -> bool:
+    with _opened(path, links=True) as opened:
+        return opened.read(_HEAD)[8:9] in (b"{", b"")
 
 
 def read_description(path: Path) -> dict[str, object] | None:

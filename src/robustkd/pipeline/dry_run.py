@@ -21,6 +21,7 @@ from robustkd.core.method_names import Side
 from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import Method
 from robustkd.core.types import Batch, DataSource, Split
+from robustkd.data.images.left_out import counted, skipped_files
 from robustkd.pipeline import detox_objective as perturbing
 from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.hardening import find_for
@@ -144,6 +145,7 @@ def rehearse(
             "shape": list(clean.image_shape),
             **{split: clean.size(split) for split in ("train", "validation", "test")},
             **form(clean),
+            **({"left out": counted(skipped)} if (skipped := skipped_files(clean)) else {}),
             **({"augmentation": used} if (used := ready.augmentation.record.get("used")) else {}),
         },
         **phases,

@@ -23,20 +23,23 @@ from robustkd.teacher.preprocessing import (
     published,
     stated_architecture,
     stated_beside,
+    transformers_advice,
     weights_in,
 )
 from robustkd.teacher.read import read_teacher
+from robustkd.teacher.untrusted.quarantine import check_format
 from robustkd.training.inference import accuracy_on
 
 _FORM = ("image_size", "crop", "resize", "interpolation")
 
 
-def architecture(teacher: Path, arch: str | None) -> str:
+def architecture(teacher: Path, arch: str | None, *, flag: str = "--arch") -> str:
     """Return the architecture of a teacher: the one that the user names, or that of its folder.
 
     Args:
         teacher: The teacher's file, or a folder of the Hugging Face Hub.
         arch: Architecture that the user names; None to take it from ``config.json``.
+        flag: Flag that names it, for messages.
 
     Raises:
         UsageError: If the user names none, and there is no ``config.json`` of timm.
@@ -48,10 +51,13 @@ def architecture(teacher: Path, arch: str | None) -> str:
     weights = weights_in(teacher)
     if not os.path.lexists(weights):
         raise InputError(f"{teacher} does not exist; expected the teacher's file or folder")
-    stated = stated_architecture(weights)
+    stated = stated_architecture(weights, flag=flag)
     if not stated:
+        check_format(weights)
+        if advice := transformers_advice(weights):
+            raise UsageError(f"{flag} is missing; {advice.replace('--arch', flag)}")
         raise UsageError(
-            "--arch is missing; expected the architecture of the teacher, which no config.json "
+            f"{flag} is missing; expected the architecture of the teacher, which no config.json "
             "next to its weights states: see robustkd list"
         )
     return stated

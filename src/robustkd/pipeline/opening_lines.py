@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustkd.core.types import DataSource
+from robustkd.data.images.left_out import left_out_lines, skipped_files
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import form_line
 from robustkd.pipeline.prepare import Prepared
@@ -15,7 +15,7 @@ def opening_lines(job: DistillJob, ready: Prepared) -> list[str]:
         form_line(clean, ready.teacher.spec, ready.file.normalisation),
         ready.teacher_line,
         ready.student_line,
-        _left_out(clean),
+        *left_out_lines(clean.name, skipped_files(clean)),
         choice.line,
         _method_line(job),
     ]
@@ -25,17 +25,3 @@ def opening_lines(job: DistillJob, ready: Prepared) -> list[str]:
 def _method_line(job: DistillJob) -> str:
     """Return a line about the order of steps; empty if no defence is added to the method."""
     return "" if job.defence is None else f"method: {job.how.summary}"
-
-
-def skipped_files(clean: DataSource) -> dict[str, int]:
-    """Return the number of files and folders of the data that were left out, by kind."""
-    return dict(getattr(clean, "skipped", {}))
-
-
-def _left_out(clean: DataSource) -> str:
-    """Return a line about files that were left out; empty if there are none."""
-    skipped = skipped_files(clean)
-    if not skipped:
-        return ""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-    return f"data: left out of {clean.name}, since they are not images of a class: {kinds}"

@@ -10,7 +10,7 @@ from typing import get_args
 from robustkd import models
 from robustkd.core.devices import default_device
 from robustkd.core.types import DataSource, Split
-from robustkd.data import split_text
+from robustkd.data import Pictures, split_text
 from robustkd.data.images.listing import shown
 from robustkd.models.features import taps
 from robustkd.pipeline.initial_student import initial_student
@@ -125,17 +125,19 @@ def inputs_of(job: DistillJob, ready: Prepared) -> dict[str, Mapping[str, object
 
 
 def identity(clean: DataSource, spec: models.Spec) -> dict[str, object]:
-    """Return properties that identify the data without reading all images again."""
+    """Return properties that identify the data: for a folder, with a hash of its content."""
     split = hashlib.sha256()
     for text in split_text(clean) or ():
         split.update(text.encode())
     augmentation = getattr(clean, "augmentation", None)
+    content = clean.content() if isinstance(clean, Pictures) else None
     return {
-        "name": clean.name,
         "classes": list(clean.classes),
         "shape": list(clean.image_shape),
         "sizes": {part: clean.size(part) for part in get_args(Split)},
         "split": split.hexdigest(),
+        **({} if content is None else {"content": content}),
+        "name": clean.name,
         # Other sources have no property that is the same in another process.
         "augmentation": repr(augmentation) if is_dataclass(augmentation) else None,
         "mean": list(spec.mean),

@@ -18,6 +18,7 @@ from robustkd.core.method_names import Side
 from robustkd.core.names import check_options, unfit
 from robustkd.core.types import DataSource
 from robustkd.data import Reading, is_folder, split_text
+from robustkd.data.images.left_out import skipped_files
 from robustkd.models import Classifier
 from robustkd.pipeline import run_files, run_folder
 from robustkd.pipeline.audits import audit_both
@@ -32,8 +33,9 @@ from robustkd.pipeline.following import (
 )
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import architecture, form, form_flags, open_as_taught
-from robustkd.pipeline.opening_lines import opening_lines, skipped_files
+from robustkd.pipeline.opening_lines import opening_lines
 from robustkd.pipeline.prepare import Prepared, inputs_of, prepare
+from robustkd.pipeline.run_checks import named_as_before
 from robustkd.pipeline.student import Made, make_student
 from robustkd.report.arrays import write_arrays
 from robustkd.report.results import ResultRow, Results
@@ -274,6 +276,8 @@ def distill_file(
     processes = start()
     if job.training.compile:
         check_compiler()
+    if resume:
+        clean = named_as_before(out, clean)
     if not processes.first:
         return follow(job, clean, processes)
     check_divisible(job.how.losses, job.how.safeguard, processes)

@@ -11,7 +11,9 @@ from pathlib import Path
 from robustkd.core.environment import environment, is_kernel_choice
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.files import read_json, write_json
+from robustkd.core.types import DataSource
 from robustkd.core.user_key import user_key
+from robustkd.data import Pictures
 from robustkd.pipeline.run_files import INPUTS, LAST, SEAL, SEALED, has
 from robustkd.pipeline.seal import TRUST, Seal
 
@@ -40,6 +42,39 @@ def check_same(folder: Path, inputs: Mapping[str, Mapping[str, object]]) -> None
                     f"{folder} was started with {kind} {name} {_brief(was)}, now it is "
                     f"{_brief(value)}; use the same, or start a new run with --out"
                 )
+
+
+def named_as_before(folder: Path, clean: DataSource) -> DataSource:
+    """Return the data with the name that it had when a run was started, if it has been moved.
+
+    The name is part of the results and of the student's file. Data counts as moved if it is a
+    folder of the same content.
+    """
+    before = _data_before(folder)
+    name, content = before.get("name"), before.get("content")
+    if not isinstance(clean, Pictures) or not isinstance(name, str) or content is None:
+        return clean
+    if name == clean.name or clean.content() != content:
+        return clean
+    return clean.renamed(name)
+
+
+def as_recorded(
+    folder: Path, inputs: Mapping[str, Mapping[str, object]]
+) -> Mapping[str, Mapping[str, object]]:
+    """Return the inputs of a resumed run, without the hash that older versions did not record."""
+    before, now = _data_before(folder), dict(inputs.get("data", {}))
+    if before and "content" not in before:
+        now.pop("content", None)
+    return {**inputs, "data": now} if "data" in inputs else inputs
+
+
+def _data_before(folder: Path) -> Mapping[str, object]:
+    """Return the properties of the data of a run; empty if they are not recorded."""
+    if not has(folder, INPUTS):
+        return {}
+    found = read_json(folder / INPUTS).get("data")
+    return found if isinstance(found, dict) else {}
 
 
 def key_of_user(*, resuming: bool) -> bytes | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
+
+from robustkd.core.errors import InputError
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -28,3 +31,21 @@ FIRST = (CONFIG, INPUTS, ENVIRONMENT, SPLIT, SEAL, LOG)
 def has(folder: Path, name: str) -> bool:
     """Return whether a folder has an entry of that name; its reader checks the kind."""
     return os.path.lexists(folder / name)
+
+
+def check_finished(folder: Path, needed: str) -> None:
+    """Raise an error for the folder of a run that is not finished.
+
+    Args:
+        folder: A folder, which may be something else.
+        needed: Name of the file that the run has not written yet.
+
+    Raises:
+        InputError: With the command that resumes the run.
+    """
+    begun = has(folder, CONFIG) and any(has(folder, name) for name in (INPUTS, ENVIRONMENT))
+    if begun and not has(folder, LAST):
+        raise InputError(
+            f"{folder} is a run that is not finished and has no {needed} yet; finish it with: "
+            f"robustkd distill --resume {shlex.quote(str(folder))}"
+        )

@@ -23,6 +23,7 @@ from robustkd.core.files import (
 )
 from robustkd.core.folders import LOCK, Folder
 from robustkd.pipeline.run_checks import (
+    as_recorded,
     check_same,
     check_seal,
     key_of_user,
@@ -268,10 +269,10 @@ def opened(
         KeyboardInterrupt: With the command that resumes the run.
     """
     key = key_of_user(resuming=resume and not trust)
-    seal = Seal(folder, key, json.loads(json.dumps(inputs)))
-    run = Run(folder, seal, watching)
-    start = _old_folder(folder) if resume else _new_folder(folder)
-    with start as held:
+    with _old_folder(folder) if resume else _new_folder(folder) as held:
+        inputs = as_recorded(folder, inputs) if resume else inputs
+        seal = Seal(folder, key, json.loads(json.dumps(inputs)))
+        run = Run(folder, seal, watching)
         if resume:
             check_same(folder, inputs)
             check_seal(folder, seal, trust=trust)
@@ -348,7 +349,9 @@ def _resume_command_added(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; resume with: {command}") from None
     except WriteError as error:
-        raise WriteError(f"{error}; free some space, then resume with: {command}") from error
+        # A message with advice says what else to do.
+        advice = "" if "; " in str(error) else "free some space, "
+        raise WriteError(f"{error}; {advice}then resume with: {command}") from error
 
 
 def _times(found: object, count: int) -> list[float]:

@@ -100,6 +100,11 @@ class Options:
         named = [option for option in self._options if option.label == self._key]
         whole = [option for option in self._options if keys[option.number] == self._key]
         if self._key not in labels:
+            if not any(labels):
+                raise UsageError(
+                    f"teacher key is {quoted(str(self._key))}; {self._path} has one state dict, "
+                    "which is under no key: leave it out"
+                )
             known = ", ".join(shown_key(label) for label in dict.fromkeys(labels))
             raise UsageError(
                 f"teacher key is {quoted(str(self._key))}; {self._path} has {known}: give one of "

@@ -158,8 +158,12 @@ def of_timm(config: ForeignObject) -> Stated | None:
     )
 
 
-def stated_architecture(weights: Path) -> str:
+def stated_architecture(weights: Path, *, flag: str = "--arch") -> str:
     """Return the architecture that ``config.json`` next to the weights states; empty if none.
+
+    Args:
+        weights: The weights.
+        flag: Flag with which the user names another one, for messages.
 
     Raises:
         InputError: If timm has no such classifier, or if a file is damaged.
@@ -171,9 +175,33 @@ def stated_architecture(weights: Path) -> str:
     if not _is_of_timm(name):
         raise InputError(
             f"{weights.parent / CONFIG}: architecture is {quoted(name, 60)}; expected a classifier "
-            "of timm: name the architecture with --arch"
+            f"of timm: name the architecture with {flag}"
         )
     return stated.arch
+
+
+def transformers_advice(weights: Path) -> str:
+    """Return what to do about weights next to a ``config.json`` of transformers; empty if none.
+
+    Models of transformers have other names of tensors than those of timm and torchvision.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    path = weights.parent / CONFIG
+    if not os.path.lexists(path):
+        return ""
+    content = read_foreign_json(path).content
+    named = content.get("architectures")
+    first = named[0] if isinstance(named, list) and named else content.get("model_type")
+    if not {"model_type", "transformers_version"} & content.keys() or not isinstance(first, str):
+        return ""
+    shown = first if _NAME.fullmatch(first) else quoted(first, 60)
+    return (
+        f"{path} is one of transformers ({shown}), whose names of tensors are not read: give "
+        "--arch MODULE:FUNCTION with a function that builds this network, as 'Models of "
+        "transformers' in docs/guides/networks.md shows"
+    )
 
 
 def _is_of_timm(name: object) -> bool:

@@ -23,7 +23,14 @@ from robustkd.teacher.best import Best
 from robustkd.teacher.facts import Teacher, facts_of
 from robustkd.teacher.options import Option, Options
 from robustkd.teacher.own_files import OWN_FILE, check_ours, ours, with_fresh_head
-from robustkd.teacher.preprocessing import BESIDE, Stated, published, stated_beside, weights_in
+from robustkd.teacher.preprocessing import (
+    BESIDE,
+    Stated,
+    published,
+    stated_beside,
+    transformers_advice,
+    weights_in,
+)
 from robustkd.teacher.untrusted import quarantine
 
 _FEWEST_CLASSES = 2
@@ -215,7 +222,14 @@ class _Asked:
             if self.head is not None and of < _FEWEST_CLASSES:
                 of = self.spec.classes
             options.wanted = match.Wanted.by(replace(self.spec, classes=of))
-        return options.choose(layouts)
+        try:
+            return options.choose(layouts)
+        except InputError as error:
+            names = options.wanted.tensors.keys()
+            strange = all(names.isdisjoint(layout.tensors) for layout in layouts)
+            if not strange or not (advice := transformers_advice(self.path)):
+                raise
+            raise InputError(f"{error}; {advice}") from error
 
     def own_file(self, read: quarantine.Quarantined, wanted: match.Wanted) -> Teacher:
         """Return the teacher in a file of this package, with a fresh head if one is needed."""

@@ -19,6 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource, Split
 from robustkd.data import CropFlip, Pictures, Reading, ZoomFlip, load_folder, split_text
+from robustkd.data.images.class_names import _FORM
 from robustkd.data.images.listing import Folder, list_files
 from robustkd.data.images.scan import EXTENSIONS, folder_names, scan
 from tests.data.images.image_files import picture, write_classes, write_splits
@@ -203,9 +204,13 @@ def test_classes_in_the_order_of_a_file(tmp_path):
             "".join(f"{i}\n" for i in range(200_000)) + "0\n",
             "names the class '0' twice; remove one",
         ),
-        ("x" * 1_500_000, "lacks the class 'a', 'b' that the folder has; add it"),
+        ("x" * 1_500_000, f"lacks the class 'a', 'b' that the folder has; add it: {_FORM}"),
+        (
+            f"1{' ' * 1_500_000}",
+            f"lacks the class 'a', 'b' that the folder has; add it: {_FORM}",
+        ),
     ],
-    ids=["many lines", "one line"],
+    ids=["many lines", "one line", "spaces"],
 )
 def test_a_large_file_of_classes_is_refused_at_once(content, message, tmp_path):
     folder = write_classes(tmp_path / "data", {"a": 3, "b": 3})

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -89,8 +90,11 @@ def test_processor_time_is_limited(tmp_path):
     assert giving_up("while True: pass", tmp_path).returncode < 0
 
 
-def run(code: str, monkeypatch: pytest.MonkeyPatch, *, seconds: int = 5) -> sandbox.Verdict:
-    """A reading process that does something else."""
+def run(
+    code: str, monkeypatch: pytest.MonkeyPatch, *, seconds: int = 5, begun: bool = True
+) -> sandbox.Verdict:
+    """A reading process that does something else, after it began to read."""
+    code = f"import os; os.write(2, b' '); {code}" if begun else code
     monkeypatch.setattr(sandbox, "_START", code.replace("{", "{{").replace("}", "}}"))
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
         grant = sandbox.Grant(memory=512 * MIB, seconds=seconds, written=MIB)
@@ -151,7 +155,6 @@ def test_ignored_signals_of_children_do_not_matter(tmp_path, monkeypatch):
         ("tempfile.TemporaryDirectory", errno.ENOSPC),
         ("tempfile.TemporaryFile", errno.ENOSPC),
         ("tempfile.TemporaryDirectory", errno.EDQUOT),
-        ("os.posix_spawn", errno.EAGAIN),
     ],
 )
 def test_missing_resources_are_not_blamed_on_the_file(failing, number, tmp_path, monkeypatch):
@@ -167,6 +170,121 @@ def test_missing_resources_are_not_blamed_on_the_file(failing, number, tmp_path,
     assert str(caught.value) == (
         f"{path} cannot be read because of the system: {os.strerror(number)}; free space in the "
         "folder for temporary files, or set TMPDIR to one that has room for two copies of the file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("failing", "number", "limit"),
+    [
+        ("os.posix_spawn", errno.EAGAIN, "-u"),
+        ("tempfile.TemporaryDirectory", errno.EMFILE, "-n"),
+        ("tempfile.TemporaryFile", errno.EFBIG, "-f"),
+    ],
+)
+def test_a_limit_of_the_system_is_named(failing, number, limit, tmp_path, monkeypatch):
+    path = tmp_path / "teacher.pt"
+    path.write_bytes(saved(weights()))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(failing, full)
+    with pytest.raises(InputError) as caught:
+        quarantine.read(path)
+    assert str(caught.value) == (
+        f"{path} cannot be read because of the system: {os.strerror(number)}; raise the limit "
+        f"(ulimit {limit})"
+    )
+
+
+def under(kind: int, most: int, tmp_path: Path) -> str:
+    """Read a teacher of 1 MiB, written as 2 MiB, in a process with a limit; return the message."""
+    path = tmp_path / "teacher.pt"
+    tied = torch.zeros(MIB // 4)
+    path.write_bytes(saved({"weight": tied, "again": tied}))
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from robustkd.core.errors import InputError\n"
+        "from robustkd.teacher.untrusted import quarantine\n"
+        f"resource.setrlimit({kind}, ({most}, {most}))\n"
+        "try: quarantine.read(Path(sys.argv[1]))\n"
+        "except InputError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip().removeprefix(f"{path} ")
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="the limits are those of Linux")
+@pytest.mark.parametrize("most", [0, 100_000, 900_000, 3 * MIB // 2])
+def test_a_limit_on_file_sizes_is_not_the_fault_of_the_file(most, tmp_path):
+    """It strikes the verdict, the copy, or what the reading process writes."""
+    assert under(resource.RLIMIT_FSIZE, most, tmp_path).endswith("raise the limit (ulimit -f)")
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="the limits are those of Linux")
+def test_a_low_limit_that_suffices_stays(tmp_path):
+    assert under(resource.RLIMIT_FSIZE, 3 * MIB, tmp_path) == ""
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="the limits are those of Linux")
+def test_a_limit_on_memory_is_not_the_fault_of_the_file(monkeypatch):
+    """The limit is one of the reading process alone, since torch needs more than that process."""
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
+        source.write(checkpoint(b"\x80\x02" + b"}" * 900_000 + b"."))
+        source.seek(0)
+        lower = "import resource; resource.setrlimit(resource.RLIMIT_AS, ({0}, {0})); "
+        monkeypatch.setattr(sandbox, "_START", lower.format(64 * MIB) + sandbox._START)
+        grant = sandbox.Grant(memory=512 * MIB, seconds=30, written=MIB)
+        verdict = sandbox.run(source.fileno(), target.fileno(), grant)
+    assert verdict.refusal == (
+        "cannot be read: it needs more memory than this process may use; raise the limit "
+        "(ulimit -v)"
+    )
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "import os; os._exit(7)"])
+def test_a_process_that_fails_before_it_reads_is_not_the_fault_of_the_file(code, monkeypatch):
+    refusal = run(code, monkeypatch, begun=False).refusal
+    assert refusal.startswith("cannot be read: the reading process could not start (status ")
+    assert refusal.endswith("(ulimit -a); raise them")
+
+
+def test_a_signal_for_a_large_file_is_not_the_fault_of_the_file(monkeypatch):
+    verdict = run(f"os.kill(os.getpid(), {int(signal.SIGXFSZ)})", monkeypatch)
+    # Python ignores this signal; a system may not.
+    lifted = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); "
+    assert "return an invalid verdict" in verdict.refusal
+    verdict = run(f"{lifted}os.kill(os.getpid(), {int(signal.SIGXFSZ)})", monkeypatch)
+    assert verdict.refusal.endswith("raise the limit (ulimit -f)")
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="/dev/full is on Linux")
+def test_a_full_disk_is_told_even_if_the_verdict_is_on_it(monkeypatch):
+    """The verdict has its room before the process starts."""
+    said: list[int] = []
+    made = tempfile.TemporaryFile
+
+    def noted(*_: object, **__: object):
+        file = made()
+        said.append(file.fileno())
+        return file
+
+    spawn = os.posix_spawn
+
+    def checked(*args, **kwargs):
+        assert os.fstat(said[0]).st_size == 1 << 17
+        return spawn(*args, **kwargs)
+
+    with made() as source, Path("/dev/full").open("wb") as full:
+        source.write(saved(weights()))
+        monkeypatch.setattr(tempfile, "TemporaryFile", noted)
+        monkeypatch.setattr(os, "posix_spawn", checked)
+        grant = sandbox.Grant(memory=512 * MIB, seconds=30, written=MIB)
+        verdict = sandbox.run(source.fileno(), full.fileno(), grant)
+    assert verdict.refusal == (
+        "cannot be converted: No space left on device; make sure that the folder for temporary "
+        "files (TMPDIR) has room for two copies of it"
     )
 
 
@@ -248,7 +366,8 @@ def test_the_process_sees_no_secrets_of_ours(monkeypatch):
 def test_output_that_is_no_safetensors_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "teacher.pt"
     path.write_bytes(saved(weights()))
-    monkeypatch.setattr(sandbox, "_START", saying(GOOD).replace("{", "{{").replace("}", "}}"))
+    code = f"import os; os.write(2, b' '); {saying(GOOD)}"
+    monkeypatch.setattr(sandbox, "_START", code.replace("{", "{{").replace("}", "}}"))
     with pytest.raises(InputError) as caught:
         quarantine.read(path)
     assert (

@@ -5,18 +5,18 @@ The classes are numbered in the order of their sorted names, as in torchvision's
 
 from __future__ import annotations
 
+import codecs
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from heapq import nsmallest
 from pathlib import Path
-from typing import NamedTuple
 
 from robustkd.core import folders, trees
 from robustkd.core.errors import InputError
-from robustkd.core.names import as_found, unfit
+from robustkd.core.names import unfit
 from robustkd.data.images.filenames import SortedNames
+from robustkd.data.images.left_out import counted
 from robustkd.data.images.listing import Folder, Listing, list_files, shown
 
 EXTENSIONS = (
@@ -26,7 +26,9 @@ EXTENSIONS = (
 """Extensions of the formats that are read: those of torchvision's ImageFolder and others."""
 
 _MOST_LISTED = 5
-_MOST_TEXT = 1 << 24
+MOST_TEXT = 1 << 24
+"""Largest size in bytes of a text file such as a list of class names."""
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LONGEST_SHOWN = 200
 _LONGEST_KIND = 12
 
@@ -52,7 +54,7 @@ def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
         expected = unfit(name)
         if expected is not None:
             raise InputError(
-                f"{shown(root / part)}: the name of the folder {_quoted(name)} has "
+                f"{shown(root / part)}: the name of the folder {quoted_name(name)} has "
                 f"{len(name)} characters; expected {expected}: rename it"
             )
     return tuple(sorted(names))
@@ -73,7 +75,15 @@ def read_text(path: Path, *, most: int) -> str:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError("it is too large")
-    return content.decode("utf-8-sig")
+    return _decoded(content)
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = "in UTF-16" if content.startswith(_UTF_16) else "not in UTF-8"
+        raise ValueError(f"it is {found}; save it in UTF-8") from error
 
 
 def read_lines(path: Path, *, links: bool = True) -> tuple[str, ...]:
@@ -91,90 +101,24 @@ def read_lines(path: Path, *, links: bool = True) -> tuple[str, ...]:
     """
     try:
         if links:
-            return _lines(read_text(path, most=_MOST_TEXT))
+            return text_lines(read_text(path, most=MOST_TEXT))
         with folders.Folder.at(path.parent) as folder:
-            return _lines(folder.read(path.name, most=_MOST_TEXT).decode("utf-8-sig"))
+            return text_lines(_decoded(folder.read(path.name, most=MOST_TEXT)))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{shown(path)} cannot be read as text ({reason(error)}); correct it"
-        ) from error
+        raise unreadable(path, error) from error
 
 
-def _lines(text: str) -> tuple[str, ...]:
+def unreadable(path: Path, error: Exception) -> InputError:
+    """Return the error for a file that cannot be read as text."""
+    return InputError(f"{shown(path)} cannot be read as text ({reason(error)}); correct it")
+
+
+def text_lines(text: str) -> tuple[str, ...]:
+    """Return the lines of a text, without empty lines at its end."""
     lines = text.splitlines()
     while lines and not lines[-1].strip():
         lines.pop()
     return tuple(lines)
-
-
-_NUMBERED = re.compile(r"(\d{1,9})[ \t]*[ \t,:][ \t]*(\S.*)")
-"""Line of a number and a name."""
-
-
-class ClassNames(NamedTuple):
-    """Classes of the data, and the outputs of the teacher that belong to them.
-
-    Attributes:
-        names: Names of the class folders, in the order of the teacher's outputs.
-        outputs: Number of the teacher's output for each class, from 0; empty if the teacher has
-            exactly these classes.
-        of: Number of the teacher's outputs; None if it is not known.
-    """
-
-    names: tuple[str, ...]
-    outputs: tuple[int, ...] = ()
-    of: int | None = None
-
-
-def read_class_names(path: Path, found: Sequence[str]) -> ClassNames:
-    """Read the order of the classes from a text file with one name per line.
-
-    If the teacher has more classes than the data, the lines are either the names of all its
-    outputs in their order, or the number of an output, from 0, followed by the name of the class
-    folder, for the classes of the data alone.
-
-    Args:
-        path: The file.
-        found: Names of the class folders.
-
-    Raises:
-        InputError: If the file cannot be read, or its lines do not name all class folders.
-    """
-    lines = as_found(read_lines(path), found)
-    numbered = _numbered(lines, path) if set(lines) != set(found) else {}
-    numbered = dict(zip(numbered, as_found(numbered.values(), found), strict=True))
-    if set(numbered.values()) == set(found):
-        outputs = tuple(sorted(numbered))
-        return ClassNames(tuple(numbered[output] for output in outputs), outputs)
-    if len(set(lines)) == len(lines) and set(found) < set(lines):
-        outputs = tuple(place for place, name in enumerate(lines) if name in set(found))
-        return ClassNames(tuple(lines[output] for output in outputs), outputs, len(lines))
-    met: set[str] = set()
-    for name in lines:
-        if name in met:
-            raise InputError(f"{shown(path)} names the class {_quoted(name)} twice; remove one")
-        met.add(name)
-    check_same_classes(lines, found, it=shown(path), other="the folder", advice="")
-    return ClassNames(lines)
-
-
-def _numbered(lines: Sequence[str], path: Path) -> dict[int, str]:
-    """Return the names by number if every line is a number and a name; otherwise nothing.
-
-    Raises:
-        InputError: If a number or a name occurs twice.
-    """
-    parts = [_NUMBERED.fullmatch(line) for line in lines]
-    pairs = [(int(part[1]), part[2]) for part in parts if part is not None]
-    if not pairs or len(pairs) != len(lines):
-        return {}
-    for kind, values in zip(("output", "class"), zip(*pairs, strict=True), strict=True):
-        twice = next((value for value, n in Counter(values).items() if n > 1), None)
-        if twice is not None:
-            raise InputError(
-                f"{shown(path)} has the {kind} {_quoted(str(twice))} twice; remove one"
-            )
-    return dict(pairs)
 
 
 def check_same_classes(
@@ -212,26 +156,35 @@ def scan(
     Raises:
         InputError: If a class has no image, or an entry is refused.
     """
-    counter = Counter() if skipped is None else skipped
-    return list_files(root, _walk(root, part, classes, counter), classes=len(classes))
+    walk = _walk(root, part, classes, _counter(skipped))
+    return list_files(root, walk, classes=len(classes))
 
 
-def image_names(root: Path, path: str) -> list[str]:
+def image_names(root: Path, path: str, skipped: Counter[str] | None = None) -> list[str]:
     """Return the sorted names of the images directly in ``root / path``.
 
+    Args:
+        root: The data set's folder, with no link in its path.
+        path: Folder below it.
+        skipped: As in `scan`.
+
     Raises:
         InputError: As `scan`.
     """
-    return list(_sorted_entries(root, path, Counter())[0])
+    return list(_sorted_entries(root, path, _counter(skipped))[0])
 
 
-def images_below(root: Path, path: str) -> list[str]:
+def images_below(root: Path, path: str, skipped: Counter[str] | None = None) -> list[str]:
     """Return the names, relative to ``root``, of the images in ``root / path`` and its folders.
 
-    Raises:
-        InputError: As `scan`.
+    Arguments and errors are those of :func:`image_names`.
     """
-    return [f"{place}/{name}" for place, files in _below(root, path, Counter()) for name in files]
+    found = _below(root, path, _counter(skipped))
+    return [f"{place}/{name}" for place, files in found for name in files]
+
+
+def _counter(skipped: Counter[str] | None) -> Counter[str]:
+    return Counter() if skipped is None else skipped
 
 
 def _below(root: Path, top: str, skipped: Counter[str]) -> Iterator[tuple[str, SortedNames]]:
@@ -248,13 +201,15 @@ def _below(root: Path, top: str, skipped: Counter[str]) -> Iterator[tuple[str, S
 def _walk(root: Path, part: str, classes: Sequence[str], skipped: Counter[str]) -> Iterator[Folder]:
     for label, name in enumerate(classes):
         top = f"{part}/{name}" if part else name
-        empty = True
+        empty, before = True, Counter(skipped)
         for path, files in _below(root, top, skipped):
             empty = False
             yield Folder(path, files, label)
         if empty:
+            other = skipped - before
+            has = f"it has {counted(other)}; " if other else ""
             raise InputError(
-                f"{shown(root / top)}: no images ({', '.join(EXTENSIONS)}); add some, or "
+                f"{shown(root / top)}: no images ({', '.join(EXTENSIONS)}); {has}add some, or "
                 "remove the folder"
             )
 
@@ -343,8 +298,9 @@ def _some(names: set[str]) -> str:
     """Return some of the names in quotes, for one line."""
     first = nsmallest(_MOST_LISTED, names)
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
-    return ", ".join(map(_quoted, first)) + more
+    return ", ".join(map(quoted_name, first)) + more
 
 
-def _quoted(name: str) -> str:
+def quoted_name(name: str) -> str:
+    """Return the name of a class in quotes; a very long one is cut."""
     return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")

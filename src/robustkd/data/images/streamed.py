@@ -17,8 +17,9 @@ from robustkd.core.names import unfit
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Places, Plan, Split
 from robustkd.data.augment import Augmentation, part_of
+from robustkd.data.images.content import content_sha256
 from robustkd.data.images.holdout import Cut, as_json
-from robustkd.data.images.listing import shown
+from robustkd.data.images.listing import Listing, shown
 from robustkd.data.images.loader import Decoded, Form, Part, SomeRows, cut, decoded
 from robustkd.data.images.options import Reading
 from robustkd.data.in_memory import InMemory, pass_order, to_floats
@@ -57,7 +58,7 @@ class Pictures:
         made: The held-out split, if the data set does not have its own.
         skipped: Number of files and folders that were left out, by kind.
         outputs: Number of the teacher's output for each class, if the teacher has more classes;
-            see :func:`robustkd.data.images.scan.read_class_names`.
+            see :func:`robustkd.data.images.class_names.read_class_names`.
         outputs_of: Number of the teacher's outputs, if it has more and their number is known.
 
     Raises:
@@ -77,6 +78,7 @@ class Pictures:
     outputs_of: int | None = None
     _held: dict[Split, Held] = field(default_factory=dict, init=False, repr=False)
     _failed: dict[Split, dict[int, str]] = field(default_factory=dict, init=False, repr=False)
+    _content: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if (expected := unfit(self.name)) is not None:
@@ -197,9 +199,27 @@ class Pictures:
 
     def with_augmentation(self, augmentation: Augmentation) -> Pictures:
         """Return a source of the same images with another augmentation; decoded ones are shared."""
-        made = replace(self, augmentation=augmentation)
+        return self._sharing(replace(self, augmentation=augmentation))
+
+    def renamed(self, name: str) -> Pictures:
+        """Return a source of the same images with another name; decoded ones are shared."""
+        return self._sharing(replace(self, name=name))
+
+    def content(self) -> str | None:
+        """Return the hash of names, classes and bytes of all images; None without a folder.
+
+        It does not depend on the place and the name of the folder.
+        """
+        if not all(isinstance(part.files, Listing) for part in self.parts.values()):
+            return None
+        if not self._content:
+            self._content.append(content_sha256(self.parts))
+        return self._content[0]
+
+    def _sharing(self, made: Pictures) -> Pictures:
         made._held.update(self._held)
         made._failed.update(self._failed)
+        made._content.extend(self._content)
         return made
 
     def in_memory(self) -> InMemory:

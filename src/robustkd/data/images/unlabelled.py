@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def read_images(
     reading: Reading,
     classes: Sequence[str] = (),
     without: str = "",
+    skipped: Counter[str] | None = None,
 ) -> tuple[Tensor, int]:
     """Decode all images of a folder and of the folders in it, of any depth.
 
@@ -38,6 +40,7 @@ def read_images(
             folders in it have to be.
         without: Name of the class whose folder is left out. Names in Unicode's composed and
             decomposed forms are equal.
+        skipped: Gets the number of files that are not images in a known format, by extension.
 
     Returns:
         Bytes, n x channels x size x size, with n at least 1; and the number of files that could not
@@ -53,10 +56,10 @@ def read_images(
     root = Path(os.path.realpath(folder))
     parts = folder_names(root)
     _check_classes(parts, classes, folder)
-    names = list(image_names(root, ""))
+    names = image_names(root, "", skipped)
     for part in parts:
         if composed(part) != composed(without):
-            names += images_below(root, part)
+            names += images_below(root, part, skipped)
     _check_depth(names, without, folder)
     if len(names) > _MOST:
         raise InputError(f"{shown(folder)} has {len(names)} images; expected at most {_MOST}")

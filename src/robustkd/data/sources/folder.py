@@ -12,16 +12,15 @@ from typing import get_args
 from robustkd.core.errors import InputError
 from robustkd.core.names import as_found
 from robustkd.core.types import Split
+from robustkd.data.images.class_names import ClassNames, read_class_names
 from robustkd.data.images.compose import compose
 from robustkd.data.images.holdout import HeldOut
 from robustkd.data.images.listing import Encoded, Folder, Listing, list_files, shown
 from robustkd.data.images.options import Reading
 from robustkd.data.images.scan import (
-    ClassNames,
     check_same_classes,
     folder_names,
     image_names,
-    read_class_names,
     read_lines,
     scan,
 )

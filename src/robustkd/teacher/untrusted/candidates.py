@@ -167,7 +167,16 @@ def _text(key: object) -> str:
     return key.name if isinstance(key, Name) else type(key).__name__
 
 
+def _is_array(value: object) -> bool:
+    return isinstance(value, Dead) and value.name.startswith(("numpy.", "numpy "))
+
+
 def _without_any(saved: object) -> str:
+    if isinstance(saved, dict) and any(map(_is_array, saved.values())):
+        return (
+            "holds arrays of NumPy instead of tensors; save them as tensors: "
+            "{name: torch.from_numpy(array)}"
+        )
     if isinstance(saved, dict):
         keys = (quoted(_text(key)) for key in saved)
         return f"holds no state dict; it has {shown(keys)}"

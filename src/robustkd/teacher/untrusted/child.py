@@ -4,16 +4,20 @@ Standard input is the file, standard output the safetensors file to write, and s
 file for one JSON object, the verdict. The arguments are five numbers: bytes of memory, seconds of
 processor time, largest number of bytes to write, the number of the state dict whose values to write
 (or -1 for names, types and shapes of all), and whether the file may be read without a filter of
-system calls (1).
+system calls (1). The verdict follows a space, which is written before the file is read: a process
+that fails without it has failed for a reason of the system.
 """
 
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import os
+import resource
 import sys
 from io import BufferedIOBase
+from typing import NamedTuple
 
 from robustkd.teacher.untrusted import limits
 from robustkd.teacher.untrusted.contents import Contents, Refusal, quoted
@@ -23,12 +27,32 @@ from robustkd.teacher.untrusted.read_legacy import FORMAT, read_legacy
 from robustkd.teacher.untrusted.read_safetensors import read_safetensors
 from robustkd.teacher.untrusted.write_safetensors import write_layout, write_plain
 
+BEGUN = b" "
+"""First byte of the verdict, written when the file is about to be read."""
 _MOST_IGNORED = 20
 _TOO_WEAK = (
     "is not read: this system has no seccomp, so a flaw in the reader could be exploited; use "
     "Linux on x86-64 or arm64, or accept the risk with --allow-weak-sandbox"
 )
+_NO_ROOM = "make sure that the folder for temporary files (TMPDIR) has room for two copies of it"
 _READERS = {"safetensors": read_safetensors, "torch zip": read_checkpoint, FORMAT: read_legacy}
+
+
+class Lower(NamedTuple):
+    """Limits in bytes that the system sets this process, where they are lower than the granted.
+
+    They are determined before the file is read, when system calls are not filtered yet.
+    """
+
+    memory: int | None = None
+    written: int | None = None
+
+    @classmethod
+    def than(cls, *, memory: int, written: int) -> Lower:
+        """Compare the limits of this process with those that the parent process grants."""
+        allowed = limits.allowed(resource.RLIMIT_AS), limits.allowed(resource.RLIMIT_FSIZE)
+        pairs = zip(allowed, (memory, written), strict=True)
+        return cls(*(most if most < granted else None for most, granted in pairs))
 
 
 def load_codecs() -> None:
@@ -49,7 +73,12 @@ def find_tensors(file: BufferedIOBase, size: int, *, choice: int | None = None) 
 
 
 def convert(
-    file: BufferedIOBase, out: BufferedIOBase, size: int, *, choice: int | None = 0
+    file: BufferedIOBase,
+    out: BufferedIOBase,
+    size: int,
+    *,
+    choice: int | None = 0,
+    lower: Lower = Lower(),  # noqa: B008 (immutable)
 ) -> list[Contents]:
     """Write the tensors of one state dict of ``file``, or only the layout of all, to ``out``.
 
@@ -69,16 +98,31 @@ def convert(
             raise Refusal("has fewer state dicts than before; it changed while it was read")
         out.flush()
     except OSError as error:
-        raise Refusal(
-            f"cannot be converted: {error.strerror or 'I/O error'}; make sure that the folder for "
-            "temporary files (TMPDIR) has room for two copies of it"
-        ) from error
+        raise _not_written(error, lower) from error
     except MemoryError:
         # The refusal is raised outside of the handler: the frames of the error keep memory in use.
         pass
     else:
         return contents
+    if lower.memory is not None:
+        raise Refusal(
+            "cannot be read: it needs more memory than this process may use; raise the limit "
+            "(ulimit -v)"
+        )
     raise Refusal("needs more memory than is granted for a file of its size")
+
+
+def _not_written(error: OSError, lower: Lower) -> Refusal:
+    """Return the refusal of a file whose tensors cannot be written, with the cause."""
+    if error.errno != errno.EFBIG:
+        reason, advice = error.strerror or "I/O error", _NO_ROOM
+    elif lower.written is not None:
+        reason = f"this process may not write a file of more than {lower.written} bytes"
+        advice = "raise the limit (ulimit -f)"
+    else:
+        reason = "its tensors take more bytes than are granted for a file of its size"
+        advice = "save its state dict alone"
+    return Refusal(f"cannot be converted: {reason}; {advice}")
 
 
 def main() -> None:
@@ -88,11 +132,19 @@ def main() -> None:
     size = os.fstat(0).st_size
     load_codecs()
     with open(0, "rb") as file, open(1, "wb") as out, _Peak() as peak:
+        lower = Lower.than(memory=memory, written=written)
         enforced = limits.give_up(memory=memory, seconds=seconds, written=written)
+        os.write(2, BEGUN)
         try:
             if not weak and limits.SYSTEM_CALLS not in enforced:
                 raise Refusal(_TOO_WEAK)
-            found = convert(file, out, size, choice=None if choice < 0 else choice)
+            found = convert(
+                file,
+                out,
+                size,
+                choice=None if choice < 0 else choice,
+                lower=lower,
+            )
             said = {
                 "format": found[0].format,
                 "ordered": found[0].ordered,

@@ -75,13 +75,15 @@ def give_up(*, memory: int, seconds: int, written: int) -> list[str]:
         memory: Largest address space in bytes.
         seconds: Largest processor time in seconds.
         written: Largest file that may be written, in bytes.
+
+    A lower limit that the process already has, such as one of ulimit, stays.
     """
     enforced = ["processor time", "file size", "no further files"]
     if os.geteuid():
         enforced.append("no further processes")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (written, written))
+    _lower(resource.RLIMIT_CPU, seconds, seconds + 1)
+    _lower(resource.RLIMIT_FSIZE, written, written)
     if sys.platform != "linux":
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
@@ -95,11 +97,24 @@ def give_up(*, memory: int, seconds: int, written: int) -> list[str]:
         enforced.append("file system")
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        _lower(resource.RLIMIT_AS, memory, memory)
         enforced.append("memory")
     if _filter_calls(library):
         enforced.append(SYSTEM_CALLS)
     return enforced
+
+
+def allowed(kind: int) -> int:
+    """Return the limit of this process of a kind such as ``resource.RLIMIT_FSIZE``, in bytes."""
+    found = resource.getrlimit(kind)[0]
+    return sys.maxsize if found == resource.RLIM_INFINITY else found
+
+
+def _lower(kind: int, soft: int, hard: int) -> None:
+    """Set a limit, but never raise one: neither that of the user nor that of the system."""
+    had = (sys.maxsize if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(kind))
+    soft, hard = (min(pair) for pair in zip((soft, hard), had, strict=True))
+    resource.setrlimit(kind, (soft, hard))
 
 
 def _leave_files(library: ctypes.CDLL) -> bool:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, limit_to_raise
 from robustkd.core.folders import UnsafeError
 from robustkd.core.layout import read_layout
 from robustkd.core.trees import open_named
@@ -24,6 +24,10 @@ from robustkd.teacher.untrusted.formats import HEAD, recognise
 from robustkd.teacher.untrusted.read_safetensors import OWN_KEY
 
 _CHUNK = 1 << 20
+_ROOM = (
+    "free space in the folder for temporary files, or set TMPDIR to one that has room for two "
+    "copies of the file"
+)
 _EXPECTED = "expected a safetensors file or a torch checkpoint"
 
 
@@ -125,6 +129,16 @@ def read_each(
             yield Quarantined(tensors, description, path.name, state[0], sha256, verdict, choice)
 
 
+def check_format(path: Path) -> None:
+    """Check that a file begins as one that :func:`read_each` accepts.
+
+    Raises:
+        InputError: If it cannot be opened, or begins as another kind of file.
+    """
+    with _open(path) as file, _system(path):
+        _check_cheaply(file, path, size=0, most=None)
+
+
 def _values(
     folder: Path, path: Path, size: int, choice: int, *, weak: bool
 ) -> tuple[dict[str, Tensor], str, sandbox.Verdict]:
@@ -169,8 +183,8 @@ def _system(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
-            f"{path} cannot be read because of the system: {reason}; free space in the folder for "
-            "temporary files, or set TMPDIR to one that has room for two copies of the file"
+            f"{path} cannot be read because of the system: {reason}; "
+            f"{limit_to_raise(error) or _ROOM}"
         ) from error
 
 
@@ -257,5 +271,5 @@ def _load(plain: Path, path: Path) -> tuple[dict[str, Tensor], str]:
         with safe_open(plain, framework="pt") as file:
             description = (file.metadata() or {}).get(OWN_KEY, "")
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise _invalid_output(path) from error

@@ -24,6 +24,8 @@ from robustkd.teacher.untrusted.zip_layout import (
 )
 
 _CHUNK = 1 << 20
+_HEAD, _LONGEST = 30, 300
+"""Bytes of a member before its name, and of the longest name that is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,11 @@ def read_members(file: BufferedIOBase) -> Mapping[str, Member]:
     Raises:
         Refusal: If the archive differs from those that torch.save writes.
     """
-    entries, directory = read_directory(file)
+    try:
+        entries, directory = read_directory(file)
+    except Refusal as refusal:
+        # Ordinary tools add fields that torch.save does not write.
+        raise (_no_checkpoint() if _packs_files(file) else refusal) from refusal
     _check_kind([entry.name for entry in entries])
     for entry in entries:
         _check_entry(entry)
@@ -88,6 +94,8 @@ def _chunks(file: BufferedIOBase, member: Member) -> Iterator[bytes]:
 def _check_kind(names: Sequence[str]) -> None:
     """Recognise other formats that are zip archives."""
     inner = {name.partition("/")[2] for name in names}
+    if {"config.json", "model.weights.h5"} <= set(names):
+        raise Refusal("is a Keras model (.keras); if you trust it, save its weights as safetensors")
     if any(name.endswith(".npy") for name in names):
         raise Refusal("is an archive of NumPy arrays (.npz); save the weights as safetensors")
     if "archive_format" in inner or any(name.startswith("models/") for name in inner):
@@ -95,7 +103,24 @@ def _check_kind(names: Sequence[str]) -> None:
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         raise Refusal("is a TorchScript archive, which holds code; save its state dict")
     if "data.pkl" not in inner:
-        raise Refusal("is a zip archive without data.pkl, and therefore not a torch checkpoint")
+        raise _no_checkpoint()
+
+
+def _no_checkpoint() -> Refusal:
+    return Refusal(
+        "is a zip archive without data.pkl, and therefore not a torch checkpoint; if the weights "
+        "are in it, unpack it first"
+    )
+
+
+def _packs_files(file: BufferedIOBase) -> bool:
+    """Return whether the first member is a file or folder by itself, unlike those of torch.save."""
+    file.seek(0)
+    head = file.read(_HEAD + _LONGEST)
+    length = int.from_bytes(head[_HEAD - 4 : _HEAD - 2], "little")
+    name = head[_HEAD : _HEAD + length]
+    plain = name.isascii() and name.decode("latin-1").isprintable()
+    return 0 < length == len(name) and plain and b"/" not in name[:-1]
 
 
 def _check_entry(entry: Entry) -> None:

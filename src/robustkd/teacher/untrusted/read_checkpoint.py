@@ -39,7 +39,14 @@ def read_checkpoint(
     root = next(name for name in members if name.endswith("/data.pkl")).partition("/")[0]
     _check_members(members, root)
     _check_byte_order(file, members.get(f"{root}/byteorder"))
-    pickle = _bytes(file, members[f"{root}/data.pkl"], most=read_pickle.LARGEST)
+    described = members[f"{root}/data.pkl"]
+    if described.size > read_pickle.LARGEST:
+        raise Refusal(
+            f"has {described.size} bytes in {quoted(described.name)}; expected at most "
+            f"{read_pickle.LARGEST}: save the state dict alone, with tensors instead of arrays of "
+            "NumPy or other objects"
+        )
+    pickle = _bytes(file, described, most=read_pickle.LARGEST)
     read_pickle.scan(pickle)
     found = candidates(read_pickle.run(pickle).result())
 

@@ -90,7 +90,9 @@ def _tensor(name: str, entry: object, start: int) -> Stored:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in WIDTHS:
         said = quoted(dtype) if isinstance(dtype, str) else type(dtype).__name__
-        raise Refusal(f"gives {quoted(name)} the unknown type {said}")
+        raise Refusal(
+            f"gives {quoted(name)} the type {said}, which is not read; save float32 weights"
+        )
     if not isinstance(shape, list) or not isinstance(offsets, list):
         raise Refusal(f"gives {quoted(name)} a shape or offsets that are not lists")
     begin, end = _offsets(name, offsets)

@@ -6,6 +6,17 @@ from robustkd.teacher.untrusted import allowed_names
 from robustkd.teacher.untrusted.contents import MOST_AXES, Refusal, checked_shape, quoted, shown
 from robustkd.teacher.untrusted.values import Dead, Name, Ordered, StorageRef, TensorRef
 
+_FLOATS = "save its weights as dense tensors of float32, before any quantisation"
+_UNREAD = {
+    "torch._utils _rebuild_qtensor": "quantised tensors",
+    "torch._utils _rebuild_sparse_tensor": "sparse tensors",
+    "torch._utils _rebuild_sparse_csr_tensor": "sparse tensors",
+    "torch._utils _rebuild_nested_tensor": "nested tensors",
+    "torch._utils _rebuild_tensor_v3": "tensors of a type such as float8",
+    "torch._utils _rebuild_wrapper_subclass": "tensors of a class of their own",
+}
+"""Functions that build tensors of kinds that are not read."""
+
 
 def misfit(what: str) -> Refusal:
     """Return the refusal of an invalid pickle."""
@@ -37,6 +48,8 @@ def called(name: str, arguments: tuple[object, ...]) -> object:
         return {}
     if name in allowed_names.STORAGES:
         raise misfit(f"a call of {name.replace(' ', '.')}")
+    if name in _UNREAD:
+        raise Refusal(f"has {_UNREAD[name]}, which are not read; {_FLOATS}")
     if not allowed_names.may_be_called(name):
         raise names_code([name])
     return Dead(name, arguments)
@@ -130,10 +143,25 @@ def storage(reference: object, *, legacy: bool) -> StorageRef | Name:
         raise misfit("a reference that is not a storage")
     _, kind, key, device, length = reference
     if not isinstance(kind, Name) or kind.name not in allowed_names.STORAGES:
-        raise misfit("a storage of an unknown type")
+        raise _unread_type(kind)
     if not isinstance(key, str) or not isinstance(device, str):
         raise misfit("a storage without a key or a device")
     if device.startswith("meta"):
         raise Refusal("has a tensor on the device 'meta', which has no values; save real weights")
     (checked_length,) = checked_shape(key, [length])
     return StorageRef(allowed_names.STORAGES[kind.name], key, checked_length)
+
+
+def _unread_type(kind: object) -> Refusal:
+    """Return the refusal of a storage whose values have a type that is not read."""
+    module, _, name = kind.name.partition(" ") if isinstance(kind, Name) else ("", "", "")
+    if module not in ("torch", "torch.storage") or not name.endswith("Storage"):
+        return misfit("a storage of an unknown type")
+    stated = name.removesuffix("Storage")
+    if stated == "Untyped":
+        what = "values of a type such as float8"
+    elif stated.startswith(("QInt", "QUInt")):
+        what = f"quantised values of the type {quoted(stated)}"
+    else:
+        what = f"values of the type {quoted(stated)}"
+    return Refusal(f"has {what}, which are not read; {_FLOATS}")

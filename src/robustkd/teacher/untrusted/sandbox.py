@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -11,6 +12,9 @@ import time
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
+
+from robustkd.teacher.untrusted.child import BEGUN
+from robustkd.teacher.untrusted.limits import allowed
 
 _MIB = 1 << 20
 _START = (
@@ -86,17 +90,25 @@ class Grant:
 
 
 def run(source: int, target: int, grant: Grant) -> Verdict:
-    """Convert the open file ``source`` to the open file ``target`` in a child process."""
+    """Convert the open file ``source`` to the open file ``target`` in a child process.
+
+    Raises:
+        OSError: If the system has no room for the verdict, or starts no process.
+    """
     started = time.monotonic()
     with tempfile.TemporaryFile() as said:
+        # Room for the verdict, so that the process can say that the disk is full.
+        said.write(bytes(_LONGEST_VERDICT))
+        said.seek(0)
         process = _spawn(source, target, said.fileno(), grant)
         # Wall time is limited as well, because a hanging process uses no processor time.
         status = _wait(process, deadline=started + 4 * grant.seconds)
         said.seek(0)
-        verdict = said.read(_LONGEST_VERDICT)
+        verdict = said.read(_LONGEST_VERDICT).rstrip(b"\0")
     seconds = time.monotonic() - started
-    if status != 0:
-        return Verdict(_failure(status, grant), seconds=seconds)
+    begun = verdict.startswith(BEGUN)
+    if status != 0 or not begun:
+        return Verdict(_failure(status, grant, begun=begun), seconds=seconds)
     return _parsed(verdict, seconds)
 
 
@@ -132,13 +144,29 @@ def _wait(process: int, *, deadline: float) -> int:
     return _TOO_LATE if late else os.waitstatus_to_exitcode(status)
 
 
-def _failure(status: int, grant: Grant) -> str:
+def _failure(status: int, grant: Grant, *, begun: bool) -> str:
+    """Return why the process failed; before it begins to read, the file cannot be the cause."""
+    if status == -signal.SIGXCPU and allowed(resource.RLIMIT_CPU) < grant.seconds:
+        return (
+            "cannot be read: the reading process had less processor time than it needs; raise the "
+            "limit (ulimit -t)"
+        )
+    if status == -signal.SIGXFSZ:
+        return (
+            "cannot be read: the reading process may not write a file of the size that it needs; "
+            "raise the limit (ulimit -f)"
+        )
     if status in (-signal.SIGXCPU, _TOO_LATE):
         return f"takes longer than {grant.seconds} s to read; it is damaged or malicious"
     if status == -signal.SIGKILL:
         return (
             "cannot be read: the system killed the reading process, most likely because memory "
             "ran out"
+        )
+    if not begun:
+        return (
+            f"cannot be read: the reading process could not start (status {status}), most likely "
+            "because of limits on memory or processes (ulimit -a); raise them"
         )
     return f"makes the reading process fail (status {status}); it is damaged or malicious"
 

@@ -1,0 +1,130 @@
+"""Teacher and images may be moved between the start of a run and its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from robustkd import data, models
+from robustkd.core.errors import InputError
+from robustkd.data.images.content import content_sha256
+from robustkd.pipeline.run_checks import as_recorded, check_same, named_as_before
+from robustkd.training.learners import Supervised
+from robustkd.training.loop import fit
+from tests.cli.test_folders_of_students import call, write_images
+
+READING = data.Reading(channels=1, flip=False)
+
+
+def opened(folder: Path) -> data.Pictures:
+    return data.open_source(str(folder), reading=READING)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    for label, name in enumerate("ab"):
+        write_images(tmp_path / "own" / name, 60 + 120 * label, 20, label)
+    return tmp_path / "own"
+
+
+def test_the_hash_is_that_of_names_classes_and_bytes_alone(images, tmp_path):
+    before = opened(images).content()
+    assert before == opened(images.rename(tmp_path / "moved")).content()
+    file = tmp_path / "moved" / "a" / "03.png"
+    content = file.read_bytes()
+    file.write_bytes(content + b"\0")
+    assert opened(tmp_path / "moved").content() != before
+    file.write_bytes(content)
+    assert opened(tmp_path / "moved").content() == before
+    renamed = file.rename(file.with_name("03a.png"))
+    assert opened(tmp_path / "moved").content() != before
+    renamed.rename(file)
+    file.unlink()
+    assert opened(tmp_path / "moved").content() != before
+
+
+def test_labels_and_splits_are_part_of_the_hash(images):
+    source = opened(images)
+    parts = source.parts
+    swapped = {"train": parts["train"], "validation": parts["test"], "test": parts["validation"]}
+    assert content_sha256(swapped) != content_sha256(parts)
+    before = source.content()
+    parts["train"].files.labels[:] = 1 - parts["train"].files.labels
+    assert content_sha256(parts) != before
+
+
+def test_a_file_that_cannot_be_read_counts_as_such(images):
+    source = opened(images)
+    (images / "a" / "03.png").unlink()
+    assert source.content() != opened(images).content()
+
+
+def test_arrays_have_no_content_to_move(few_digits):
+    source = data.load("digits", train=40)
+    assert named_as_before(Path("nowhere"), source) is source
+
+
+def test_a_source_takes_the_name_of_the_run_only_with_its_content(images, tmp_path):
+    source = opened(images)
+    run = tmp_path / "run"
+    run.mkdir()
+    moved = source.renamed("moved")
+    for content, name in ((source.content(), "own"), ("0" * 64, "moved"), (None, "moved")):
+        (run / "run.json").write_text(json.dumps({"data": {"name": "own", "content": content}}))
+        assert named_as_before(run, moved).name == name
+    (run / "run.json").write_text(json.dumps({"data": {"name": ["own"], "content": None}}))
+    assert named_as_before(run, moved) is moved
+
+
+def test_a_run_of_an_older_version_is_compared_without_the_hash(tmp_path):
+    old, now = {"name": "own"}, {"name": "own", "content": "1"}
+    (tmp_path / "run.json").write_text(json.dumps({"data": old}))
+    assert as_recorded(tmp_path, {"data": now}) == {"data": old}
+    (tmp_path / "run.json").write_text(json.dumps({"data": {"content": "2", "name": "own"}}))
+    assert as_recorded(tmp_path, {"data": now}) == {"data": now}
+    with pytest.raises(InputError, match="was started with data content '2', now it is '1'; use"):
+        check_same(tmp_path, {"data": now})
+
+
+def test_a_run_goes_on_with_moved_teacher_and_images(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = opened(images)
+    teacher = models.build(models.spec_for("wrn-10-1", source), seed=0)
+    fit(Supervised(teacher), source, epochs=6, batch_size=16, lr=0.05)
+    models.save(teacher, Path("teacher.safetensors"))
+    words = ("distill", "teacher.safetensors", "--arch", "wrn-10-1", "--data", "own", "--grey")
+    more = ("--no-flip", "--no-audit", "--student", "wrn-10-1", "--method", "kd", "--epochs", 2)
+    assert call(capsys, *words, *more, "--out", "whole")[0] == 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("robustkd.pipeline.run.make_student", kill)
+        with pytest.raises(Killed):
+            call(capsys, *words, *more, "--out", "run")
+    Path("own").rename("moved")
+    code, _, err = call(capsys, "distill", "--resume", "run")
+    assert code == 3
+    assert err.strip() == (
+        f"robustkd: {images} is not a folder any more; give the new place of the images with --data"
+    )
+    Path("teacher.safetensors").rename("other.safetensors")
+    code, _, err = call(capsys, "distill", "--resume", "run", "--data", "moved")
+    assert "give the new place of the teacher before --resume" in err
+    resumed = ("distill", "other.safetensors", "--resume", "run", "--data", "moved")
+    path = Path("moved", "a", "00.png")
+    path.write_bytes(path.read_bytes() + b"\0")
+    code, _, err = call(capsys, *resumed)
+    assert code == 3
+    assert "was started with data content " in err
+    path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = call(capsys, *resumed)
+    assert code == 0, err
+    student = "student.safetensors"
+    assert Path("run", student).read_bytes() == Path("whole", student).read_bytes()
