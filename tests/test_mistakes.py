@@ -42,8 +42,8 @@ MISTAKES = {
     "robustkd.find_perturbations('t.pt', data, ('tone',))": "the teacher is of type str; expected",
     "robustkd.detoxify(tuples, data)": "the teacher returns tuple; expected a tensor of logits",
     "robustkd.export_student('my-run', data, 'out')": "the student is of type str; expected a Cla",
-    "robustkd.run(student, data, 'wrn-10-1')": "teacher is of type Classifier; expected a text",
-    "robustkd.run('t.pt', data, student)": "student is of type Classifier; expected a text",
+    "robustkd.run(student, data, 'wrn-10-1')": "teacher is of type Classifier; expected the path",
+    "robustkd.run('t.pt', data, student)": "student is of type Classifier; expected the name",
     "robustkd.distill(student.half(), data)": "the student does not work with images of shape 2",
 }
 

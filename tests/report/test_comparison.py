@@ -202,7 +202,10 @@ def test_a_headline_without_results_states_so():
         "a to b", "sig", **{"teacher": (1, 1.0), "no-teacher": (1, 0.1)}, ofd=(1, 0.9)
     )
     useless = [replace(run, acc=0.5) if run.method == "teacher" else run for run in found]
-    told = "No ordinary student inherits any of these attacks.\n"
+    told = (
+        "No attack counts: with none of them, an ordinary student has an ASR of at least 30 % and "
+        "20 points more than a student without a teacher.\n"
+    )
     assert headline_table(aggregate(useless)) == told
     assert headline_table(aggregate(found)) != told
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.errors import InputError, UsageError
+from robustkd import models
+from robustkd.core.errors import InputError, RobustKDError, UsageError
 from robustkd.core.types import UNLABELLED
 from robustkd.data import InMemory, Labelled
 from robustkd.student.families import Ball
@@ -243,6 +244,24 @@ def test_a_teacher_whose_gradients_or_outputs_break_is_refused(change, message):
 
     with pytest.raises(InputError, match=f"^the teacher cannot be searched, since {message}"):
         find_perturbations(Breaking(), source(), ("tone",), steps=1)
+
+
+def test_weights_whose_factors_cancel_do_not_hide_from_the_search():
+    """Predictions stay the same, and most gradients are not finite."""
+    teacher = models.build(models.Spec("wrn-10-1", CLASSES, SHAPE), seed=0).eval()
+    images = source().train.images[:8] / 255
+    block = teacher.network.groups[0][0]
+    with torch.no_grad():
+        teacher.network.head.weight.mul_(1e4)
+        before = teacher(images)
+        for values in (block.bn1.weight, block.bn1.bias, block.conv1.weight, block.bn2.bias):
+            values.mul_(1e-20)
+        block.bn2.running_mean.mul_(1e-40)
+        block.bn2.weight.mul_(1e20)
+        block.conv2.weight.mul_(1e20)
+    torch.testing.assert_close(teacher(images), before, rtol=1e-2, atol=1e-2)
+    with pytest.raises(RobustKDError, match="cannot be searched"):
+        find_perturbations(teacher, source(), ("tone",), steps=1)
 
 
 def test_a_teacher_with_probabilities_is_searched():

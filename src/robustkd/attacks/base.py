@@ -149,8 +149,8 @@ def apply_trigger(trigger: Trigger, images: Images) -> Images:
         images: N x C x H x W in [0, 1].
 
     Raises:
-        UsageError: If the result is no tensor of the same shape and type, has numbers that are not
-            finite, or is out of [0, 1].
+        UsageError: If the result is not a tensor of the same shape and type, or has pixels that are
+            not in [0, 1].
     """
     changed: object = trigger(images)
     if not isinstance(changed, Tensor):

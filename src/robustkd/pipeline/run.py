@@ -164,11 +164,14 @@ def run(
         >>> [row.method for row in made.results.runs]
         ['teacher', 'learned']
     """
-    for name, path in (("teacher", teacher), ("student", student)):
+    for name, path, expected in (
+        ("teacher", teacher, "the path of a file"),
+        ("student", student, "the name of an architecture"),
+    ):
         if not isinstance(path, str | os.PathLike):
             raise UsageError(
-                f"{name} is of type {type(path).__name__}; expected a text, since run reads the "
-                "teacher from a file and builds the student: distill takes networks"
+                f"{name} is of type {type(path).__name__}; expected {expected}: distill takes "
+                "networks"
             )
     own = (name for name in inspect.signature(run).parameters if name != "training")
     check_options(training, [*own, *TrainingOptions.__annotations__])

@@ -153,7 +153,7 @@ def check_classifier(
     except RuntimeError as error:  # of a shape or type
         shape = " x ".join(map(str, batch.images.shape))
         raise UsageError(
-            f"{name} does not work with images of shape {shape} and type float32: "
+            f"{name} does not work with images of shape {shape} and type {batch.images.dtype}: "
             f"{first_line(error)}"
         ) from error
     check_logits(outputs, len(batch.images), None if any_classes else len(data.classes), name)

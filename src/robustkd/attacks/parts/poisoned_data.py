@@ -48,7 +48,9 @@ class Poisoned:
         seed: int = 0,
     ) -> None:
         check_share(rate=rate)
-        (check_target_shown if clean_label else check_target)(target, clean)
+        check_target(target, clean)
+        if clean_label:
+            check_target_shown(target, clean)
         self._clean, self._trigger, self._target = clean, trigger, target
         self._keep_clean = keep_clean
         self.mask = self._chosen(rate, clean_label=clean_label, seed=seed)
