@@ -125,7 +125,7 @@ def test_a_run_killed_during_or_after_cleaning_gives_the_same_student_when_resum
     assert (out / CHECKPOINT).exists() is (on == "student")
     # The second process cleans, and is killed before it writes the results.
     with monkeypatch.context() as patch:
-        patch.setattr(main_line, "_write_results", killed)
+        patch.setattr(main_line, "write_results", killed)
         with pytest.raises(KeyboardInterrupt):
             run(teacher_file, out, on=on, resume=True)
     # The third one repeats neither.

@@ -291,7 +291,7 @@ def test_a_full_disk_leaves_the_folder_since_the_run_can_be_resumed(
 
 
 def test_a_run_that_is_refused_after_an_epoch_keeps_its_folder(teacher_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(main_line, "_write_results", refusing)
+    monkeypatch.setattr(main_line, "write_results", refusing)
     with pytest.raises(UsageError, match=r"^refused"):
         run(teacher_file, tmp_path / "out", method="no-teacher")
     assert (tmp_path / "out" / "config.yaml").exists()

@@ -10,20 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from robustkd import models, report
-from robustkd.core.environment import environment
 from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.files import at_home, check_free, free_name
 from robustkd.core.method_names import Side
 from robustkd.core.names import check_options, unfit
 from robustkd.core.types import DataSource
 from robustkd.data import Reading, is_folder, split_text
-from robustkd.data.images.left_out import skipped_files
 from robustkd.models import Classifier
-from robustkd.pipeline import run_files, run_folder
-from robustkd.pipeline.audits import audit_both
+from robustkd.pipeline import run_folder
 from robustkd.pipeline.experiments import check_services, experiments
-from robustkd.pipeline.facts import Measured, class_record, data_record, measure, operations
+from robustkd.pipeline.facts import measure
 from robustkd.pipeline.following import (
     check_alike,
     follow,
@@ -32,13 +28,13 @@ from robustkd.pipeline.following import (
     student_for_all,
 )
 from robustkd.pipeline.job import DistillJob
-from robustkd.pipeline.opening import architecture, form, form_flags, open_as_taught
+from robustkd.pipeline.opening import architecture, form_flags, open_as_taught
 from robustkd.pipeline.opening_lines import opening_lines
-from robustkd.pipeline.prepare import Prepared, inputs_of, prepare
+from robustkd.pipeline.prepare import inputs_of, prepare
 from robustkd.pipeline.run_checks import named_as_before
-from robustkd.pipeline.student import Made, make_student
-from robustkd.report.arrays import write_arrays
-from robustkd.report.results import ResultRow, Results
+from robustkd.pipeline.run_results import pair_name, write_results
+from robustkd.pipeline.student import make_student
+from robustkd.report.results import Results
 from robustkd.student.distillation import check_divisible
 from robustkd.training.compiling import check_compiler
 from robustkd.training.config import TrainingConfig, TrainingOptions
@@ -324,7 +320,7 @@ def distill_file(
             processes=processes,
         )
         run.interrupts.no_longer_wait()
-        results = _write_results(job, clean, ready, made, untrusted, run, audited=audited)
+        results = write_results(job, clean, ready, made, untrusted, run, audited=audited)
         for experiment in watching:
             experiment.log({"test/acc": results.runs[-1].acc})
         return results_for_all(processes, results)
@@ -337,7 +333,7 @@ def _check_names(job: DistillJob, clean: DataSource, config: Mapping[str, object
         UsageError: If a name of the data or of an architecture cannot be written.
         InputError: If a path cannot be written.
     """
-    for what, name in (("data", clean.name), ("pair", _pair(job))):
+    for what, name in (("data", clean.name), ("pair", pair_name(job))):
         if (expected := unfit(name)) is not None:
             raise UsageError(
                 f"the name of the {what} is {quoted(name)}; expected {expected}: rename it"
@@ -353,89 +349,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _pair(job: DistillJob) -> str:
-    return f"{job.arch} to {job.student}"
-
-
-def _write_results(
-    job: DistillJob,
-    clean: DataSource,
-    ready: Prepared,
-    made: Made,
-    untrusted: Measured,
-    run: run_folder.Run,
-    *,
-    audited: bool,
-) -> Results:
-    """Write the student, ``results.json`` and the report, after the audit if there is one."""
-    provenance = job.provenance(clean.name)
-    if ready.student_file is not None:
-        provenance["student_weights_sha256"] = ready.student_file.sha256
-    with run.writing(run_files.STUDENT) as path:
-        models.save(made.student, path, provenance=provenance)
-        size = path.stat().st_size
-    student = measure(made.student, clean)
-    audits = _audits(ready, made, clean, run) if audited else {}
-    results = Results(
-        runs=(
-            _untriggered_row(job, clean, "teacher", untrusted, 0.0),
-            _untriggered_row(job, clean, job.name, student, made.seconds),
-        ),
-        environment=environment(),
-        config={"arch": job.arch, "student": job.student, **provenance},
-        records={
-            "teacher_file": ready.file.record(),
-            **({"student_weights": own.record()} if (own := ready.student_file) else {}),
-            **made.record,
-            "classes": list(clean.classes),
-            "data": data_record(clean),
-            **({"preprocessing": read} if (read := form(clean)) else {}),
-            **({"augmentation": found} if (found := ready.augmentation.record) else {}),
-            "networks": {
-                "teacher": {
-                    "bytes": ready.file.bytes,
-                    "macs": operations(ready.teacher, clean.image_shape),
-                },
-                "student": {"bytes": size, "macs": operations(made.student, clean.image_shape)},
-            },
-            "by_class": class_record(untrusted, student),
-            **({"audit": audits} if audits else {}),
-            **({"left_out": skipped} if (skipped := skipped_files(clean)) else {}),
-        },
-    )
-    with run.writing(run_files.RESULTS) as path:
-        results.write(path)
-    report.write_report(run.folder)
-    return results
-
-
-def _audits(
-    ready: Prepared, made: Made, clean: DataSource, run: run_folder.Run
-) -> Mapping[str, object]:
-    """Audit teacher and student, store pictures of what was found, and return the record."""
-    found = audit_both(ready.teacher, made.student, clean)
-    if found.arrays:
-        with run.writing(run_files.ARRAYS) as path:
-            write_arrays(path, found.arrays)
-    return found.record
-
-
-def _untriggered_row(
-    job: DistillJob, clean: DataSource, method: str, measured: Measured, seconds: float
-) -> ResultRow:
-    """Return one row of the results; without a trigger, the attack success rate is unknown."""
-    return ResultRow(
-        data=clean.name,
-        pair=_pair(job),
-        attack="trigger unknown",
-        method=method,
-        seed=job.seed,
-        acc=measured.acc.value,
-        asr=None,
-        ra=None,
-        params=measured.parameters,
-        seconds=seconds,
-        n_acc=measured.acc.n,
-    )
