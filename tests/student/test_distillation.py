@@ -15,7 +15,7 @@ from torch import nn
 from robustkd import data, models
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.models.features.collect import features_on
-from robustkd.student import distillation
+from robustkd.student import distillation, learner
 from robustkd.student.distillation import Distilled, distill
 from robustkd.student.hardening import UniversalPerturbations, withstand
 from robustkd.student.objective import EarlyStop, Objective
@@ -230,7 +230,7 @@ def test_only_recovered_copies_are_trained_towards_their_label(recovered, teache
         asked.append(recovered)
         return withstand(*logits_and_labels, recovered=recovered)
 
-    monkeypatch.setattr(distillation, "withstand", spy)
+    monkeypatch.setattr(learner, "withstand", spy)
     short(teacher, hardening=UniversalPerturbations(10, DATA.image_shape, recovered=recovered))
     assert asked == [recovered] * 3
 
