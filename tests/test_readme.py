@@ -51,9 +51,9 @@ def test_the_claims_of_the_first_page_are_those_of_the_results(page):
     assert (attacks, seeds) == ("13", "3")
     assert f"{attacks} attacks on Fashion-MNIST" in text
     for share in (f"{ordinary} %", f"{ours} %", f"{worst} %", f"{lost} points"):
-        assert share in text
+        assert f" {share}" in text
     if page == "README.md":
-        assert all(f"{share} %" in text for share in cifar[3:6])
+        assert all(f" {share} %" in text for share in cifar[3:6])
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
