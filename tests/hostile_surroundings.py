@@ -640,7 +640,7 @@ NETWORKS = [
         "cut off or malicious",
     ),
     ("student of 10^12 classes", student(classes=10**12), 3, "cut off or malicious"),
-    ("trigger of float8", trigger(float8), 3, "values of a type that is not read"),
+    ("trigger of float8", trigger(float8), 3, "values of the type 'F8_E4M3'"),
     ("trigger that is a FIFO", trigger(os.mkfifo), 3, "is not a file"),
     ("trigger that is a link to /dev/zero", trigger(endless), 3, ""),
 ]
