@@ -11,22 +11,26 @@ over held-out images of other classes and all references. What moves the images 
 weakness of the data; what moves those of this network alone was learned from something else than
 the data.
 
-Networks without a backdoor differ from each other as well. The same search *against each
-reference*, with the other references beside it, shows how far: :math:`c_{sf}` is the largest share
-of any reference, for the class that is led furthest.
+Networks without a backdoor differ from each other as well, and two measurements show how far.
+:math:`c_{sf}` is the largest share of any reference, in the same search *against this reference*
+with the other references beside it, for the class that is led furthest. :math:`b_{sf}` is the share
+of the audited network for the class that is led third furthest (of two classes, for the other one).
+Networks of another kind than the references are led further than these, but towards many classes; a
+backdoor leads towards its target, or towards two targets.
 
 Test: one half of the held-out images chooses the transformation with the largest
-:math:`a_{sfk} - c_{sf}`. On the other half, the null hypothesis is that its share is at most
-:math:`c_{sf} + 0.2`, with the :math:`c_{sf}` of this half; the p-value is that of the one-sided
-binomial test, with the mean number of images over the references. It accounts for the choice of
-images alone. The margin of 0.2 allows for differences between networks, which a few references
-cannot show. It was chosen on other networks than those of the calibration.
+:math:`a_{sfk} - d_{sf}`, where :math:`d_{sf} = \max(c_{sf}, 1.5\, b_{sf})`. On the other half, the
+null hypothesis is that its share is at most :math:`d_{sf} + 0.2`, with the :math:`d_{sf}` of this
+half; the p-value is that of the one-sided binomial test, with the mean number of images over the
+references. It accounts for the choice of images alone. The factor of 1.5 allows for classes that
+are easier to reach than others, and the margin of 0.2 for differences between networks, which a few
+references cannot show. Both were chosen on other networks than those of the calibration.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Wang et al. 2019,
 Neural Cleanse, doi 10.1109/SP.2019.00031 (search of a trigger for each class). Differences: a
 bounded transformation of several families is scored by its success, where Neural Cleanse minimises
-the size of a patch and looks for an outlier among the classes; all classes are learned at once;
-reference networks are part of the search and give the scale.
+the size of a patch and compares it with the median of the classes; all classes are learned at once;
+reference networks are part of the search and give the scale together with the other classes.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
@@ -51,6 +55,8 @@ LED = "the references are led as well"
 
 A longer search may find what the references do not follow.
 """
+OTHERS_LED = "the model is led towards other classes as well"
+"""What is said if the model is led towards other classes so far that no class could stand out."""
 ALONE = "no reference networks to compare with"
 """What is said without references."""
 FEW = "too few validation images that the references recognise"
@@ -59,6 +65,10 @@ UNSURE = "the references know too little of the task"
 """What is said if the references hardly recognise more than a guess of one class would."""
 MARGIN = 0.2
 """Share of images by which networks without a backdoor may differ from the references."""
+EASIER = 1.5
+"""How many times the share of another class a class may have without a backdoor."""
+_TARGETS = 2
+"""Number of classes towards which a backdoor may lead."""
 
 
 class Place(NamedTuple):
@@ -87,6 +97,11 @@ class Moved(NamedTuple):
     known: float
     recognised: float
 
+    @property
+    def share(self) -> float:
+        """Share of the recognised images that are moved and are still recognised."""
+        return self.recognised / max(1.0, self.known)
+
 
 def led_share(subject: Subject) -> Evidence:
     """Test whether a transformation leads the network and not the references."""
@@ -103,10 +118,14 @@ def led_share(subject: Subject) -> Evidence:
         classes=subject.classes,
         recognised_by=subject.references.networks,
     )[0]
-    place = furthest(shares, ceilings[0])
+    usual, other = shares_of_other_classes(shares)
+    usual = torch.maximum(ceilings[0], EASIER * usual)
+    place = furthest(shares, usual)
     moved = _moved(subject, place, *testing)
-    ceiling = float(ceilings[1, place.strength, place.family])
     share, beside = (each / max(1, moved.images) for each in (moved.led, moved.beside))
+    theirs = float(ceilings[1, place.strength, place.family])
+    elsewhere = place._replace(target=int(other[place.strength, place.family]))
+    own = _moved(subject, elsewhere, *testing).share
     alone = not subject.references.networks
     member = Member(
         place.strength, FAMILIES[place.family], place.target, share, None if alone else beside
@@ -115,28 +134,30 @@ def led_share(subject: Subject) -> Evidence:
         "families": list(FAMILIES),
         "shares": shares.tolist(),
         "references led": ceilings.tolist(),
-        "recognised": moved.recognised / max(1.0, moved.known),
+        "other class": {"class": elsewhere.target, "share": own},
+        "recognised": moved.share,
         "images": moved.known,
     }
-    trouble = ALONE if alone else _trouble(moved, testing[1], ceiling + MARGIN)
+    null = max(theirs, EASIER * own) + MARGIN
+    trouble = ALONE if alone else _trouble(moved, testing[1], theirs + MARGIN, null)
     if trouble:
         helps = trouble == LED
         return Evidence(None, None, trouble, details=details, member=member, longer_helps=helps)
     said = (
         f"{member.family}: {share:.0%} of the images of other classes move to this class "
-        f"(references: {beside:.0%}, by a search of their own {ceiling:.0%})"
+        f"(references: {beside:.0%}, by a search of their own {theirs:.0%})"
     )
     return Evidence(
-        binomial_p_value(moved.recognised, moved.known, ceiling + MARGIN),
+        binomial_p_value(moved.recognised, moved.known, null),
         place.target,
         said,
-        tuple((shares - ceilings[0, :, :, None])[place.strength, place.family].tolist()),
+        tuple((shares - usual[:, :, None])[place.strength, place.family].tolist()),
         details,
         member,
     )
 
 
-def _trouble(moved: Moved, labels: Labels, null: float) -> str:
+def _trouble(moved: Moved, labels: Labels, theirs: float, null: float) -> str:
     """Return why the test could not find evidence; empty if it could.
 
     A network that says one class for every image would recognise this class whatever is done to the
@@ -145,17 +166,34 @@ def _trouble(moved: Moved, labels: Labels, null: float) -> str:
     guess = int(labels.bincount().amax()) / len(labels) if len(labels) else 0.0
     if moved.known < min(2 * guess, (1 + guess) / 2) * moved.images:
         return UNSURE
-    if null >= 1:
+    if theirs >= 1:
         return LED
+    if null >= 1:
+        return OTHERS_LED
     attainable = binomial_p_value(moved.known, moved.known, null) <= LEVEL
     return "" if attainable else FEW
+
+
+def shares_of_other_classes(
+    shares: Float[Tensor, "strengths families classes"],
+) -> tuple[Float[Tensor, "strengths families"], Int[Tensor, "strengths families"]]:
+    """Return the share of the class that is led third furthest, and the class.
+
+    Of two classes, it is the one that is led less.
+
+    >>> shares_of_other_classes(torch.tensor([[[0.1, 0.9, 0.3, 0.2]]]))
+    (tensor([[0.2000]]), tensor([[3]]))
+    """
+    ordered = shares.sort(dim=2, descending=True, stable=True)
+    rank = min(_TARGETS, shares.shape[2] - 1)
+    return ordered.values[:, :, rank], ordered.indices[:, :, rank]
 
 
 def furthest(
     shares: Float[Tensor, "strengths families classes"],
     ceiling: Float[Tensor, "strengths families"],
 ) -> Place:
-    """Return the transformation whose share exceeds that of the references most."""
+    """Return the transformation whose share exceeds the ceiling most."""
     flat = int((shares - ceiling[:, :, None]).argmax())
     cell, target = divmod(flat, shares.shape[2])
     return Place(*divmod(cell, shares.shape[1]), target)
