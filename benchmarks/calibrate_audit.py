@@ -7,6 +7,10 @@ well. Interrupt it and run it again as you like.
 
     python benchmarks/calibrate_audit.py --data digits --clean 24 --seeds 3
 
+``--arch`` takes the architectures of RobustKD, of torchvision and of timm, and those of
+`other_kinds.py`, which have neither residual blocks nor batch normalisation. The references of the
+audit are the same for all.
+
 With ``--student METHOD``, a student is distilled from each network and audited in its place. With
 ``--probe``, the audits distil and audit a probe student as well. Teachers that hide their backdoor
 resist their own trigger, so that the attack success rate of an ordinary student counts as well.
@@ -17,13 +21,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import other_kinds
 import torch
 from torch import nn
 
@@ -39,7 +44,6 @@ from robustkd.evaluation.audit import FULL, QUICK, STATISTICS, Audit, audit, mak
 from robustkd.evaluation.audit.references import References
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.evaluation.measurement import measure
-from robustkd.models import learning_rate
 from robustkd.pipeline.student import make_student
 from robustkd.training.config import TrainingConfig
 from robustkd.training.learners import Supervised
@@ -195,12 +199,35 @@ def load(name: str) -> InMemory:
     return replace(found, augmentation=data.CropFlip())
 
 
+def builder(source: InMemory) -> Callable[[str, int], nn.Module]:
+    """Return a function from architecture and seed to a network."""
+    ours = models.builder(source)
+
+    def made(arch: str, seed: int) -> nn.Module:
+        if arch not in other_kinds.KINDS:
+            return ours(arch, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return other_kinds.KINDS[arch].make(source.image_shape, len(source.classes))
+
+    return made
+
+
+def rate_of(arch: str) -> float:
+    """Return the initial learning rate of an architecture."""
+    if arch in other_kinds.KINDS:
+        return other_kinds.KINDS[arch].rate
+    return models.learning_rate(arch)
+
+
 def trained(
     name: str, source: InMemory, arch: str, seed: int, epochs: int
 ) -> tuple[nn.Module, Trigger | None, int]:
     """Train a network, with the backdoor of an attack or without one."""
-    build = models.builder(source)
-    rate = learning_rate(arch)
+    build = builder(source)
+    rate = rate_of(arch)
+    if arch in other_kinds.KINDS:
+        epochs *= other_kinds.KINDS[arch].longer
     target = _TARGETS[seed % len(_TARGETS)]
     if name == CLEAN:
         network = build(arch, seed)
@@ -216,12 +243,10 @@ def student_of(
 ) -> nn.Module:
     """Distil a student of the same architecture by a method, without knowing of the attack."""
     how = find_method(method)
-    training = TrainingConfig(
-        epochs=_STUDENT_EPOCHS[source.name], batch_size=64, lr=learning_rate(arch)
-    )
+    training = TrainingConfig(epochs=_STUDENT_EPOCHS[source.name], batch_size=64, lr=rate_of(arch))
     if how.augment is not None:
         source = replace(source, augmentation=named(how.augment, source.augmentation))
-    fresh = models.builder(source)(arch, seed + 1)
+    fresh = builder(source)(arch, seed + 1)
     return make_student(teacher, fresh, source, how, training=training, seed=seed).student.eval()
 
 
