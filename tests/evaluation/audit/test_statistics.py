@@ -29,10 +29,12 @@ from robustkd.evaluation.audit.led_share import (
     FEW,
     LED,
     MARGIN,
+    OTHERS_LED,
     UNSURE,
     binomial_p_value,
     furthest,
     led_share,
+    shares_of_other_classes,
 )
 from robustkd.evaluation.audit.max_margin import max_margin
 from robustkd.evaluation.audit.neuron_noise import adversarial_factors, increase, neuron_noise
@@ -211,6 +213,47 @@ def test_a_network_must_be_misled_more_often_than_references_by_a_margin():
     assert 0.4 < recognised < 0.5
     assert led_share(with_ceiling(weak, 0, 0)).p_value < 0.01
     assert led_share(with_ceiling(weak, 0, recognised - MARGIN)).p_value > 0.3
+
+
+def led_to(classes: range) -> Rows:
+    """A network that one bright pixel leads to each of the classes; references ignore the pixels."""
+    network = Rows(None)
+    with torch.no_grad():
+        for k in classes:
+            network.head.weight[k, k * SIDE] = 40.0
+    return network
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_a_network_that_is_led_to_one_or_two_classes_is_suspicious(targets):
+    found = led_share(subject(led_to(range(targets)), Rows(None), Rows(None)))
+    assert found.p_value < 0.01
+    assert found.suspect in range(targets)
+
+
+def test_a_network_that_is_led_to_every_class_is_not_suspicious():
+    """No class stands out from the others, though the references are not led at all."""
+    audited = subject(led_to(range(CLASSES)), Rows(None), Rows(None))
+    found = led_share(audited)
+    patterns = torch.tensor(found.details["shares"])[:, FAMILIES.index("patterns")]
+    assert float(patterns.amax()) > 0.8
+    assert float(torch.tensor(found.details["references led"]).amax()) < 0.5
+    assert found.p_value > 0.05
+    # If every family leads to other classes, no test is possible.
+    only = replace(audited, found=tuple(_all_patterns(each) for each in audited.found))
+    nothing = led_share(only)
+    assert (nothing.p_value, nothing.said) == (None, OTHERS_LED)
+    assert not nothing.longer_helps
+
+
+def _all_patterns(families: nn.ModuleList) -> nn.ModuleList:
+    patterns = families[FAMILIES.index("patterns")]
+    return nn.ModuleList([patterns] * len(families))
+
+
+def test_of_two_classes_the_less_led_is_the_other_one():
+    shares, classes = shares_of_other_classes(torch.tensor([[[0.2, 0.9]]]))
+    assert (shares.tolist(), classes.tolist()) == ([[pytest.approx(0.2)]], [[0]])
 
 
 def test_different_images_choose_and_test_a_transformation(backdoored):
