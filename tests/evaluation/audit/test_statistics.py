@@ -216,7 +216,7 @@ def test_a_network_must_be_misled_more_often_than_references_by_a_margin():
 
 
 def led_to(classes: range) -> Rows:
-    """A network that one bright pixel leads to each of the classes; references ignore the pixels."""
+    """A network that one bright pixel leads to each class; the references ignore the pixels."""
     network = Rows(None)
     with torch.no_grad():
         for k in classes:
