@@ -25,6 +25,12 @@ WRONG = [
         f"pairs: 'wrn-11-1' cannot be built for digits: {WRN}",
     ),
     (
+        replace(CELL, student="torchvision/alexnet"),
+        "pairs: 'torchvision/alexnet' cannot be run on the images of digits, of shape "
+        "(1, 16, 16): Given input size: (192x1x1). Calculated output size: (192x0x0). Output "
+        "size is too small",
+    ),
+    (
         replace(CELL, teacher=replace(TEACHER, target=10)),
         "target class is 10; expected 0 to 9 for digits",
     ),
@@ -43,10 +49,14 @@ def never(*_: object) -> None:
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG)
-def test_a_cell_that_cannot_be_trained_stops_the_grid(wrong, message, tmp_path):
+def test_a_cell_that_cannot_be_trained_stops_the_grid_before_a_folder_is_made(
+    wrong, message, tmp_path
+):
+    out = tmp_path / "out"
     with pytest.raises(UsageError) as error:
-        run_grid([CELL, wrong], tmp_path, executor=never)
+        run_grid([CELL, wrong], out, executor=never)
     assert str(error.value) == message
+    assert not out.exists()
 
 
 def test_cells_that_have_a_result_are_not_checked(tmp_path):

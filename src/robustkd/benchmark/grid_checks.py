@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
+
 from robustkd.attacks.base import check_target
 from robustkd.benchmark.cells import Cell, Setting
 from robustkd.core.devices import without_values
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import UsageError, first_line
 from robustkd.core.types import DataSource
 from robustkd.data import open_source
 from robustkd.models import Spec, build
@@ -17,11 +19,11 @@ def check_cells(cells: Iterable[Cell]) -> None:
     """Raise an error for cells that could only fail after hours of training.
 
     The data of the cells is opened. Sizes and target class must fit it, and every architecture is
-    built once for its images, without memory for the weights.
+    built and run once for its images, if possible without memory for the weights.
 
     Raises:
         UsageError: If a split has too few images, the target is no class, or an architecture cannot
-            be built.
+            be built for the images or run on them.
         InputError: If files of the data are missing or damaged.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
@@ -62,11 +64,24 @@ def _check_target(target: int, source: DataSource, name: str) -> None:
 
 
 def _check_architecture(arch: str, source: DataSource, name: str) -> None:
+    """Build a network for the images and run it, at first without memory for the values."""
+    spec = Spec(arch, len(source.classes), source.image_shape)
     try:
         with without_values():
-            build(Spec(arch, len(source.classes), source.image_shape), seed=0)
+            _run(spec)
     except UsageError as error:
         raise UsageError(f"pairs: {arch!r} cannot be built for {name}: {error}") from error
-    # Networks of libraries may need values of tensors while they are built.
-    except Exception:  # noqa: S110
-        pass
+    # Networks of libraries may need values of tensors while they are built or run.
+    except Exception:
+        try:
+            _run(spec)
+        except Exception as error:
+            raise UsageError(
+                f"pairs: {arch!r} cannot be run on the images of {name}, of shape "
+                f"{source.image_shape}: {first_line(error)}"
+            ) from error
+
+
+def _run(spec: Spec) -> None:
+    with torch.inference_mode():
+        build(spec, seed=0).eval()(torch.zeros(1, *spec.image_shape))

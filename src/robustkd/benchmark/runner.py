@@ -46,14 +46,14 @@ def run_grid(
         UsageError: If cells that would be run do not fit their data.
         InputError: If files of the data are missing or damaged, or a folder is refused.
     """
-    make_folder(out)
+    missing = [cell for cell in cells if finished(cell, out) is None]
+    check_cells(missing)
     # Links and folders that cannot be created are refused before hours of work.
+    make_folder(out)
     check_subfolder(out, "cells")
     if cache is None:
         check_subfolder(out, "cache")
         cache = out / "cache"
-    missing = [cell for cell in cells if finished(cell, out) is None]
-    check_cells(missing)
     groups = [list(group) for _, group in groupby(missing, key=lambda cell: cell.teacher)]
     done = failed = 0
     for told in executor(groups, out, cache):
