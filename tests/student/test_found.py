@@ -63,6 +63,29 @@ def test_the_class_to_which_the_teacher_is_misled_is_found_and_drawn_most():
     assert (toward == TARGET).float().mean() > 0.4
 
 
+class ManyClasses(nn.Module):
+    """Tells 100 classes by the brightest pixel; bright images of any class are class 7's."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images.mean((1, 2, 3)) - 0.5
+        target = nn.functional.one_hot(torch.tensor(7), 100)
+        return 20 * images.flatten(1) + 400 * bright.clamp_min(0)[:, None] * target
+
+
+def test_of_many_classes_that_of_the_backdoor_is_drawn_most():
+    labels = torch.arange(200) % 100
+    images = torch.full((200, 1, 10, 10), 100, dtype=torch.uint8)
+    images.flatten(1)[torch.arange(200), labels] = 250
+    part = Labelled(images, labels)
+    data = InMemory("pixels", tuple(map(str, range(100))), part, part, part)
+    found = find_perturbations(ManyClasses(), data, ("tone",))
+    others = found.success[:, 0, [k for k in range(100) if k != 7]]
+    assert found.success[0, 0, 7] > 0.5
+    assert others.max() < 0.1
+    _, toward = found.perturb(torch.full((500, 1, 10, 10), 0.4), torch.zeros(500).long(), random())
+    assert (toward == 7).float().mean() > 0.7
+
+
 def test_a_search_is_repeatable_and_changes_no_network():
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}

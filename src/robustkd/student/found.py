@@ -10,8 +10,8 @@ since they contain few changes that mislead a network without a backdoor.
 The search is ours. Sources of its parts: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal
 perturbations); Wang et al. 2019, Neural Cleanse, doi 10.1109/SP.2019.00031 (a trigger is searched
 for in each class, and unlearned). Differences from Neural Cleanse: families of transformations in
-the place of patches; what was found is used the more often the more successful it is, without
-deciding whether there is a backdoor; the student unlearns it while it is distilled.
+the place of patches; perturbations with a higher success rate are used more often, without deciding
+whether there is a backdoor; the student unlearns them while it is distilled.
 
 A backdoor that is not active in the teacher, such as that of ADBA-FT or SCAR, is not found.
 """
@@ -234,21 +234,26 @@ def _learn(
     size = count * min(_MOST, max(_FEWEST, _PER_CLASS * classes))
     batches = endless(data, size, device_of(network), shuffle=random, least=count)
     at_once = batch_size_for(data.image_shape, AT_ONCE)
-    success = torch.full((count, classes), _START)
+    # Classes are drawn by an estimate that is hopeful where little is known. What is returned is
+    # not: members that were never used, or never reached their class, have no success.
+    hopeful = torch.full((count, classes), _START)
+    success = torch.zeros(count, classes)
 
     def ascend() -> None:
         images, labels, _rows = next(batches)
         parts = [
             _others(own, chances, random)
-            for own, chances in zip(labels.tensor_split(count), success, strict=True)
+            for own, chances in zip(labels.tensor_split(count), hopeful, strict=True)
         ]
-        hits = _ascend(families, network, images, parts, at_once)
-        _remember(success, parts, hits.cpu())
+        hits = _ascend(families, network, images, parts, at_once).cpu()
+        _remember(hopeful, parts, hits, least=_LEAST)
+        _remember(success, parts, hits)
 
     found: list[nn.ModuleList] = []
     reached = []
     for strength in STRENGTHS:
         more = max(1, steps // 2) if found else steps
+        success.zero_()
         found.append(learn_at(families, strength, more, ascend, tell))
         reached.append(success.clone())
     return tuple(found), torch.stack(reached)
@@ -289,15 +294,17 @@ def _ascend(
 
 
 @torch.no_grad()
-def _remember(success: Tensor, parts: Sequence[Tensor], hits: Tensor) -> None:
-    """Update the running success of the members that were used, at least ``_LEAST``."""
+def _remember(
+    success: Tensor, parts: Sequence[Tensor], hits: Tensor, *, least: float = 0.0
+) -> None:
+    """Update the running success of the members that were used, at least ``least``."""
     for own, led, hit in zip(
         success, parts, hits.split([len(part) for part in parts]), strict=True
     ):
         led = led.cpu()
         for used in led.unique().tolist():
             rate = hit[led == used].float().mean()
-            own[used] = max(_LEAST, _MEMORY * float(own[used]) + (1 - _MEMORY) * float(rate))
+            own[used] = max(least, _MEMORY * float(own[used]) + (1 - _MEMORY) * float(rate))
 
 
 def _others(
