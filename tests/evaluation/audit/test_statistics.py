@@ -346,6 +346,43 @@ def test_features_move_by_a_common_vector(backdoored):
     assert all(0 <= score <= 1 + 1e-6 for score in found.scores)
 
 
+def test_features_are_averaged_over_positions_wherever_their_channels_are():
+    class Tokens(Folded):
+        """The stage gives N x positions x channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage = nn.Identity()
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = self.norm(self.stem(images)).relu().flatten(2).transpose(1, 2)
+            return self.head(self.stage(tokens).mean(1))
+
+    class Maps(Tokens):
+        """The same network with N x channels x height x width."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.stage(self.norm(self.stem(images)).relu()).mean((2, 3)))
+
+    audited = subject(Tokens())
+    network = Maps().eval().requires_grad_(False)
+    other = replace(audited, network=network)
+    assert feature_shift(audited).scores == pytest.approx(feature_shift(other).scores, rel=1e-4)
+
+
+@pytest.mark.parametrize("statistic", [max_margin, activation_change, neuron_noise, feature_shift])
+def test_parts_that_fit_into_memory_give_the_same_statistic(statistic, monkeypatch):
+    audited = subject(Folded(), Folded(1))
+    whole = statistic(audited)
+    monkeypatch.setattr("robustkd.evaluation.audit.evidence.AT_ONCE", 9)
+    monkeypatch.setattr("robustkd.evaluation.audit.neuron_noise.AT_ONCE", 9)
+    sizes: list[int] = []
+    audited.network.register_forward_pre_hook(lambda _net, given: sizes.append(len(given[0])))
+    parts = statistic(audited)
+    assert max(sizes) <= 16
+    assert parts.scores == pytest.approx(whole.scores, rel=1e-3, abs=1e-6)
+
+
 def test_a_channel_with_a_large_filter_stands_out():
     network = Folded()
     assert channel_lipschitz(subject(copy.deepcopy(network))).p_value > 0.05

@@ -207,8 +207,34 @@ def test_attention_maps_by_a_naive_loop_and_their_invariance_to_scale():
         assert found[image].tolist() == pytest.approx([s / length for s in squares], rel=1e-5)
     assert float(nad.attention_distance(features, 7 * features)) < 1e-12
     assert float(nad.attention_distance(features, other)) > 0
-    tokens = features.flatten(2).transpose(1, 2)
-    torch.testing.assert_close(nad.attention(tokens), found)
+
+
+class ChannelsLast(nn.Module):
+    """A network whose stage gives N x H x W x C, as those of a Swin transformer do."""
+
+    taps = ("stage",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 6, 3, padding=1, stride=2)
+        self.stage = nn.Identity()
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = self.stage(self.convolution(images).permute(0, 2, 3, 1))
+        return self.head(seen.relu().mean((1, 2)))
+
+
+def test_attention_sums_over_channels_wherever_they_are():
+    network = ChannelsLast()
+    layout = nad.stages_of(network, DIGITS)["stage"]
+    assert layout.kind == "NHWC"
+    maps = noise(2, 6, 8, 8)
+    torch.testing.assert_close(layout.maps(maps.permute(0, 2, 3, 1)), maps)
+    short = Tuning(epochs=1, batch_size=100)
+    assert nad.NAD(teacher=short, tuning=short)(network, DIGITS, seed=0).record["stages"] == [
+        "stage"
+    ]
 
 
 def test_the_divergence_of_sau_is_scipys():

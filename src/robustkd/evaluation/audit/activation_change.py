@@ -67,7 +67,7 @@ def activation_change(subject: Subject) -> Evidence:
 def violations(head: nn.Linear, subject: Subject) -> Float[Tensor, "classes classes"]:
     """Return for classes k and j the largest excess of the logit of j over that of k."""
     images, _ = subject.held_out()
-    logits: Tensor = subject.network(images).double()
+    logits = torch.cat([subject.network(some) for some in subject.split(images)]).double()
     columns = range(head.out_features)
     return torch.stack([(logits - logits[:, k : k + 1]).amax(0) for k in columns]).cpu()
 

@@ -16,9 +16,8 @@ Source: Zheng, Tang, Li, Liu, *Data-free Backdoor Removal based on Channel Lipsc
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
 import torch
+from scipy import stats
 
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.models.features.probing import batchnorm_after
@@ -43,7 +42,7 @@ def channel_lipschitz(subject: Subject) -> Evidence:
             largest, layer = value, place
     if not tested:
         return Evidence(None, None, "no convolution with enough channels")
-    p_value = min(1.0, tested * (1 - NormalDist().cdf(largest)))
+    p_value = min(1.0, tested * float(stats.norm.sf(largest)))
     said = f"a channel is {largest:.1f} deviations above its layer"
     return Evidence(p_value, None, said, details={"layer": layer, "channels": tested})
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.references import References
 from robustkd.evaluation.audit.search import held_out_images
-from robustkd.student.families.search import Found
+from robustkd.student.families.search import AT_ONCE, Found
+from robustkd.training.inference import batch_size_for
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class Subject:
     def held_out(self) -> tuple[Images, Labels]:
         """Return random labelled validation images, always the same ones; fewer large ones."""
         return self._held_out
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Divide images, or values of them, into parts that pass a network at once."""
+        parts: tuple[Tensor, ...] = values.split(batch_size_for(self.data.image_shape, AT_ONCE))
+        return parts
 
     @cached_property
     def _held_out(self) -> tuple[Images, Labels]:

@@ -25,6 +25,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.outliers import student_outlier
+from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
 from robustkd.models.features.taps import read
 from robustkd.student.families import members_of
@@ -38,6 +39,7 @@ def feature_shift(subject: Subject) -> Evidence:
     images, labels = subject.held_out()
     try:
         tap = stages(subject.network, images[:2])[-1]
+        layout = layouts_of(subject.network, [tap], images[:2])[0]
     except UsageError:
         return Evidence(None, None, "no stage of the network was found")
     random = torch.Generator().manual_seed(subject.seed)
@@ -46,8 +48,11 @@ def feature_shift(subject: Subject) -> Evidence:
     with torch.no_grad(), read(subject.network, [tap]) as features:
 
         def pooled(seen: Images) -> Tensor:
-            subject.network(seen)
-            return features[tap].flatten(2).mean(2)
+            parts = []
+            for some in subject.split(seen):
+                subject.network(some)
+                parts.append(layout.maps(features[tap]).flatten(2).mean(2))
+            return torch.cat(parts)
 
         before = pooled(images)[rows]
         for family in members_of(subject.found[-1]):

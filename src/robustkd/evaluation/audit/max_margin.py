@@ -60,12 +60,15 @@ def largest_margins(network: nn.Module, subject: Subject) -> Tensor:
     optimiser = torch.optim.Adam([place], lr=_RATE)
     best = torch.full((len(place),), -torch.inf, device=pixels.device)
     for _ in range(subject.effort.margin_steps):
-        images = place.sigmoid().contiguous(memory_format=torch.channels_last)
-        found = margins(network(images), toward)
+        found = []
         optimiser.zero_grad(set_to_none=True)
-        (-found.sum()).backward()
+        for some, led in zip(subject.split(place), subject.split(toward), strict=True):
+            images = some.sigmoid().contiguous(memory_format=torch.channels_last)
+            reached = margins(network(images), led)
+            (-reached.sum()).backward()
+            found.append(reached.detach())
         optimiser.step()
-        best = torch.maximum(best, found.detach())
+        best = torch.maximum(best, torch.cat(found))
     return best.view(classes, starts).amax(1).cpu()
 
 

@@ -2,7 +2,7 @@ r"""Neuron noise (BAN): predictions under adversarial noise on the BatchNorm lay
 
 Factors :math:`1 + \delta, 1 + \xi` with :math:`|\delta|, |\xi| \le \varepsilon` scale the weights
 and biases of all BatchNorm channels so that the cross-entropy of clean images is as high as
-possible. Of a backdoored network, many images are then classified as the target class. The
+possible. A backdoored network then classifies many images as the target class. The
 statistic is the increase of the share of images of other classes that are classified as k.
 
 Null distribution: the increases are normal with one mean over classes
@@ -24,7 +24,9 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import Images, Labels
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.outliers import student_outlier
+from robustkd.student.families.search import AT_ONCE
 from robustkd.teacher.defences.channels import norms, scaled
+from robustkd.training.inference import batch_size_for
 
 _EPSILON, _STEPS, _IMAGES = 0.3, 10, 128
 _COUNTED = 250
@@ -62,10 +64,13 @@ def increase(network: nn.Module, images: Images, labels: Labels, classes: int) -
     """
     weights, biases = adversarial_factors(network, images[:_IMAGES], labels[:_IMAGES])
     some, own = images[-_COUNTED:], labels[-_COUNTED:]
+    at_once = _at_once(some)
     with torch.no_grad():
-        before = _shares(network(some).argmax(1), own, classes)
-        after = _shares(scaled(network, some, weights, biases).argmax(1), own, classes)
-    return (after - before).cpu()
+        plain = torch.cat([network(part).argmax(1) for part in some.split(at_once)])
+        noisy = torch.cat(
+            [scaled(network, part, weights, biases).argmax(1) for part in some.split(at_once)]
+        )
+    return (_shares(noisy, own, classes) - _shares(plain, own, classes)).cpu()
 
 
 def adversarial_factors(
@@ -82,9 +87,13 @@ def adversarial_factors(
         for _ in range(2)
     ]
     leaves = [factor for each in factors for factor in each.values()]
+    at_once = _at_once(images)
     for _ in range(_STEPS):
-        loss = F.cross_entropy(scaled(network, images, *factors), labels)
-        slopes = torch.autograd.grad(loss, leaves)
+        slopes = [torch.zeros_like(leaf) for leaf in leaves]
+        for some, known in zip(images.split(at_once), labels.split(at_once), strict=True):
+            loss = F.cross_entropy(scaled(network, some, *factors), known, reduction="sum")
+            for slope, part in zip(slopes, torch.autograd.grad(loss, leaves), strict=True):
+                slope += part
         with torch.no_grad():
             for leaf, slope in zip(leaves, slopes, strict=True):
                 leaf.add_(2 * _EPSILON / _STEPS * slope.sign())
@@ -93,6 +102,10 @@ def adversarial_factors(
         {path: leaf.detach() for path, leaf in factors[0].items()},
         {path: leaf.detach() for path, leaf in factors[1].items()},
     )
+
+
+def _at_once(images: Images) -> int:
+    return batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
 
 
 def _shares(predicted: Labels, labels: Labels, classes: int) -> Tensor:

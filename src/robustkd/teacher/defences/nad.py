@@ -15,7 +15,7 @@ network; learning rate 0.05, see :data:`robustkd.teacher.defences.tuning.FINE_TU
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from robustkd.core.devices import device_of
 from robustkd.core.types import Batch, DataSource, Features
 from robustkd.core.validation import check_not_negative
 from robustkd.models.features import taps
+from robustkd.models.features.collect import layouts_of
+from robustkd.models.features.layout import Layout
 from robustkd.models.features.stages import stages
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.fine_tuning import supervised
@@ -58,13 +60,14 @@ class NAD:
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
-        names = stages_of(work.network, clean)
+        layouts = stages_of(work.network, clean)
+        names = tuple(layouts)
         teacher = frozen_copy(network).requires_grad_(True)
         gradients = supervised(teacher)
         tune(work, gradients, self.teacher, seed=seed, label="NAD, teacher", network=teacher)
         teacher.requires_grad_(False)
         with taps.read(teacher, names) as guide, taps.read(work.network, names) as features:
-            learn = self._gradients(work.network, teacher, features, guide, names)
+            learn = self._gradients(work.network, teacher, features, guide, layouts)
             tune(work, learn, self.tuning, seed=seed, label="NAD")
         return work.finish(stages=list(names))
 
@@ -78,43 +81,41 @@ class NAD:
         teacher: nn.Module,
         features: dict[str, Features],
         guide: dict[str, Features],
-        names: Sequence[str],
+        layouts: Mapping[str, Layout],
     ) -> Gradients:
-        betas = [self.first] + [self.later] * (len(names) - 1)
+        betas = [self.first] + [self.later] * (len(layouts) - 1)
 
         def gradients(batch: Batch) -> Tensor:
             with torch.no_grad():
                 teacher(batch.images)
             loss = F.cross_entropy(network(batch.images), batch.labels)
-            for name, beta in zip(names, betas, strict=True):
-                loss = loss + beta * attention_distance(features[name], guide[name])
+            for (name, layout), beta in zip(layouts.items(), betas, strict=True):
+                own, theirs = layout.maps(features[name]), layout.maps(guide[name])
+                loss = loss + beta * attention_distance(own, theirs)
             loss.backward()
             return loss
 
         return gradients
 
 
-def attention(features: Features) -> Float[Tensor, "n positions"]:
-    """Compute attention maps: sums of squares over the channels, normalised to unit length.
-
-    Args:
-        features: N x C x H x W, or N x T x D of tokens, whose positions are T.
-    """
-    squares = features.square()
-    summed = squares.sum(1) if features.ndim == 4 else squares.sum(-1)
-    return F.normalize(summed.flatten(1), dim=1)
+def attention(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n positions"]:
+    """Compute attention maps: sums of squares over the channels, normalised to unit length."""
+    return F.normalize(maps.square().sum(1).flatten(1), dim=1)
 
 
-def attention_distance(one: Features, other: Features) -> Tensor:
+def attention_distance(one: Float[Tensor, "n c h w"], other: Float[Tensor, "n d h w"]) -> Tensor:
     """Compute the mean squared difference of two attention maps, a scalar."""
     return F.mse_loss(attention(one), attention(other))
 
 
-def stages_of(network: nn.Module, clean: DataSource) -> tuple[str, ...]:
-    """Return the stages that a network names itself, or those that are found in it."""
-    named: Any = getattr(network, "taps", None)
-    if named is not None:
-        return tuple(named)
+def stages_of(network: nn.Module, clean: DataSource) -> dict[str, Layout]:
+    """Return the stages that a network names itself, or those that are found in it.
+
+    Returns:
+        The layout of the features of each stage, by its name.
+    """
     where = device_of(network)
-    batch = next(iter(clean.batches("validation", batch_size=2, device=where)))
-    return stages(network, batch.images)
+    images = next(iter(clean.batches("validation", batch_size=2, device=where))).images
+    named: Any = getattr(network, "taps", None)
+    names = stages(network, images) if named is None else tuple(named)
+    return dict(zip(names, layouts_of(network, names, images), strict=True))
