@@ -57,6 +57,17 @@ def test_a_threshold_within_the_interval_is_close():
     )
 
 
+@pytest.mark.parametrize("shown", [{"trigger": darken}, {"triggered": DATA.test.images}])
+def test_a_target_that_is_no_class_is_refused(shown):
+    with pytest.raises(UsageError, match=r"^target class is 999; expected 0 to "):
+        verify(Reader(), DATA, thresholds=NONE, **shown, target=999, audited=False)
+
+
+def test_no_triggered_images_are_refused():
+    with pytest.raises(UsageError, match=r"^triggered is empty; expected at least one image$"):
+        verify(Reader(), DATA, thresholds=NONE, triggered=DATA.test.images[:0], audited=False)
+
+
 def test_triggered_images_are_counted_as_they_are():
     images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.tensor([2, 2, 1, 2])

@@ -407,6 +407,14 @@ def test_error_messages(changes, message, teacher):
         short(teacher, **changes)
 
 
+@pytest.mark.parametrize(
+    "given", [{"losses": {"kd": 1.0}}, {"until": {"ofd": 0.5}}, {"student_taps": ["nope"]}]
+)
+def test_what_needs_a_teacher_is_refused_without_one(given):
+    with pytest.raises(UsageError, match=r"^(losses, until and taps are given without|until)"):
+        short(None, **given)
+
+
 # The teacher stops early.
 
 

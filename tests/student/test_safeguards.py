@@ -126,6 +126,19 @@ def test_weights_are_renewed_once_and_in_the_middle():
     assert same == [True, True, False, True, True]
 
 
+def test_weights_are_renewed_before_the_last_step_at_the_latest():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    before = network[1].weight.clone()
+    safeguard = Renewal(BCU(at=0.99, head=1.0), seed=0)
+    safeguard.begin(3)
+    for _ in range(3):
+        safeguard.prepare(network)
+        safeguard.advance()
+    assert not torch.equal(network[1].weight, before)
+    with pytest.raises(UsageError, match=r"^the training has one step; bcu needs at least two"):
+        safeguard.begin(1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

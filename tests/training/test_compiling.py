@@ -88,6 +88,19 @@ def test_nothing_is_stored_in_a_folder_shared_with_other_users(temporary):
     assert not left
 
 
+def test_a_lack_of_memory_is_no_failure_of_the_compiler(monkeypatch):
+    def failing(_run: compiling.Run) -> compiling.Run:
+        def run(images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            raise torch.OutOfMemoryError
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", failing)
+    made = Compiled(lambda x: (x, ()), lambda x: (x + 1, ()))
+    with pytest.raises(torch.OutOfMemoryError):
+        made(torch.zeros(1))
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_networks_that_cannot_be_compiled_run_uncompiled(first, monkeypatch, capsys):
     tries = []

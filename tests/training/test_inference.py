@@ -7,10 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
 from robustkd.data import CropFlip, InMemory, Labelled
 from robustkd.models.features import collect
 from robustkd.models.features.collect import features_on
-from robustkd.training.inference import accuracy_by_class, accuracy_on, batch_size_for, predict
+from robustkd.training.inference import (
+    accuracy_by_class,
+    accuracy_on,
+    batch_size_for,
+    check_classifier,
+    predict,
+)
 from robustkd.training.metrics import Proportion
 
 
@@ -130,3 +137,39 @@ def test_features_are_kept_within_a_gibibyte(monkeypatch):
         monkeypatch.setattr(collect, "_MOST_BYTES", most)
         (kept,) = features_on(model, ["0"], data, batch_size=30, batches=5)
         assert [tuple(part.shape) for part in kept] == [(30, 2, 4, 4)] * batches
+
+
+class Auxiliary(nn.Module):
+    """Returns two outputs in train mode, as GoogLeNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        mean = self.dropout(self.norm(images)).mean((1, 2, 3))
+        logits = torch.stack([-mean, mean], dim=1)
+        return (logits, logits) if self.training else logits
+
+
+def test_networks_that_will_be_trained_are_tried_in_train_mode():
+    model, data = Auxiliary(), source(8)
+    random = torch.get_rng_state()
+    check_classifier(model, data, name="the student")
+    with pytest.raises(UsageError, match=r"^the student in train mode returns tuple; expected"):
+        check_classifier(model, data, name="the student", trained=True)
+    # The model and the random numbers are left as they were.
+    assert model.training
+    assert model.norm.num_batches_tracked == 0
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_errors_of_any_kind_are_told_in_one_line():
+    class Strict(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            torch._assert(images.shape[2] == 224, "wrong height")
+            return images.flatten(1)
+
+    with pytest.raises(UsageError, match=r"^the teacher does not work with .*: wrong height$"):
+        check_classifier(Strict(), source(2), name="the teacher")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.types import UNLABELLED
 from robustkd.data import InMemory, Labelled
 from robustkd.training.hooks import Hooks, chosen_epoch
 from robustkd.training.inference import accuracy_on
@@ -57,6 +58,9 @@ def test_step_schedule():
 def test_hit_rate():
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 2.0], [2.0, 3.0]])
     assert hit_rate(logits, torch.tensor([0, 0, 0, 1])).item() == 0.75
+    # Images without a label do not count.
+    assert hit_rate(logits, torch.tensor([0, 0, UNLABELLED, UNLABELLED])).item() == 0.5
+    assert hit_rate(logits, torch.full((4,), UNLABELLED)).item() == 0
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])

@@ -28,6 +28,15 @@ def default_device() -> torch.device:
 
 
 @contextmanager
+def forked_generators(device: torch.device) -> Iterator[None]:
+    """Restore the global random generators of the CPU and of a device when the block ends."""
+    cpu = device.type == "cpu"
+    kind = {} if cpu else {"device_type": device.type}
+    with torch.random.fork_rng(devices=[] if cpu else [device], **kind):
+        yield
+
+
+@contextmanager
 def without_values() -> Iterator[None]:
     """Create tensors on the device ``meta`` while the block lasts, where they take no memory.
 

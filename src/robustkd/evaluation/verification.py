@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from robustkd.attacks.base import check_target
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.statistics import difference_interval
@@ -154,7 +155,8 @@ def verify(
         seed: Seed of the audit.
 
     Raises:
-        UsageError: If a threshold needs something that is not given.
+        UsageError: If a threshold needs something that is not given, ``target`` is no class, or
+            ``triggered`` is empty.
         InputError: If a threshold needs the accuracy of the teacher, and the test images are not
             those of the run; or if an output of the student is not finite.
     """
@@ -165,6 +167,10 @@ def verify(
         )
     if thresholds.max_asr is not None and trigger is None and triggered is None:
         raise UsageError("--max-asr is given without --trigger or --triggered; add one of them")
+    if trigger is not None or triggered is not None:
+        check_target(target, data)
+    if triggered is not None and not len(triggered):
+        raise UsageError("triggered is empty; expected at least one image")
     by_class = accuracy_by_class(student, data, "test")
     accuracy = sum(by_class, start=Proportion(0, 0))
     unknown = ""

@@ -80,7 +80,8 @@ def distill(
             of the best one, see :func:`robustkd.core.statistics.wilson`.
         teacher: Teacher, which stays frozen and in eval mode; None to train without one.
         losses: Weights of the distillation losses by name, see ``robustkd.student.terms.TERMS``;
-            the cross-entropy of the labels has a weight of 1. None stands for ``{"ofd": 1.0}``.
+            the cross-entropy of the labels has a weight of 1. None stands for ``{"ofd": 1.0}``, or
+            for no loss without a teacher.
         until: Share of the training, from its start, in which a loss is used, by name, in (0, 1];
             see :class:`robustkd.student.objective.EarlyStop`. None to use all losses to the end.
         teacher_taps: Module paths of the teacher's stages. If None, the ``taps`` of the teacher are
@@ -103,8 +104,8 @@ def distill(
         The student with its record.
 
     Raises:
-        UsageError: If an argument is out of range, a tap does not exist, or a network does not map
-            the images to logits of the classes.
+        UsageError: If an argument is out of range, needs a teacher where there is none, a tap does
+            not exist, or a network does not map the images to logits of the classes.
         TrainingError: If the loss is no longer finite, or a distillation loss gives the student
             no gradient.
 
@@ -120,7 +121,7 @@ def distill(
     """
     started = time.perf_counter()
     check_seed(seed)
-    check_classifier(student, data, name="the student")
+    check_classifier(student, data, name="the student", trained=True)
     check_options(training, TrainingOptions.__annotations__)
     how = TrainingConfig(**training)
     if losses is not None and not isinstance(losses, Mapping):
@@ -128,6 +129,8 @@ def distill(
     weights = {"ofd": 1.0} if losses is None else dict(losses)
     check_weights(weights)
     _check_stops(until or {}, weights)
+    if teacher is None and (losses or until or teacher_taps or student_taps):
+        raise UsageError("losses, until and taps are given without a teacher; leave them out")
     if teacher is not None:
         # Features can be those of a network for other classes.
         check_classifier(
@@ -188,7 +191,7 @@ def _objective(
 ) -> Objective:
     """Return the distillation losses; the seed decides on the weights of their connectors."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         pair = pair_of(student, names[0], teacher, names[1], data, temperature=temperature)
         return Objective(weights, pair).to(device_of(student))
 

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
 from robustkd.core.validation import check_share
 from robustkd.student.safeguard import Safeguard
@@ -81,8 +82,14 @@ class Renewal(Safeguard):
         self._done = False
 
     def begin(self, steps: int) -> None:
-        """Start a training of this number of steps."""
-        self._when = max(1, math.ceil(self._settings.at * steps))
+        """Start a training of this number of steps.
+
+        Raises:
+            UsageError: If there is a single step, so that none would follow the renewal.
+        """
+        if steps < 2:
+            raise UsageError("the training has one step; bcu needs at least two: train for longer")
+        self._when = min(steps - 1, max(1, math.ceil(self._settings.at * steps)))
         self._taken, self._done = 0, False
 
     def prepare(self, student: nn.Module) -> None:
@@ -125,7 +132,7 @@ def renew(network: nn.Module, settings: BCU, *, seed: int) -> None:
     chosen = torch.Generator().manual_seed(seed)
     place = 0
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + _APART)
+        torch.default_generator.manual_seed(seed + _APART)
         for layer in layers:
             share = settings.head
             if isinstance(layer, _ConvNd):

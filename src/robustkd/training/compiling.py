@@ -114,6 +114,8 @@ class Compiled:
             try:
                 with _quiet():
                     return self._run(images)
+            except torch.OutOfMemoryError:
+                raise  # without compilation, more memory is needed
             except Exception as error:  # of the compiler, which has many kinds
                 self._run = None
                 self._failed()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from itertools import starmap
 
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.devices import device_of
+from robustkd.core.devices import device_of, forked_generators
 from robustkd.core.errors import InputError, UsageError, first_line
 from robustkd.core.types import DataSource, Images, Labels, Logits, Places, Split
 from robustkd.data.portions import portions
@@ -120,7 +121,12 @@ def accuracy_by_class(model: nn.Module, data: DataSource, split: Split) -> tuple
 
 
 def check_classifier(
-    model: nn.Module, data: DataSource, *, name: str, any_classes: bool = False
+    model: nn.Module,
+    data: DataSource,
+    *,
+    name: str,
+    any_classes: bool = False,
+    trained: bool = False,
 ) -> None:
     """Check, with a few validation images, that a model maps images to logits of the classes.
 
@@ -129,6 +135,7 @@ def check_classifier(
         data: The images.
         name: What the model is, for the message, such as "the teacher".
         any_classes: If True, it may have been trained for other classes.
+        trained: If True, it will be trained, so that a copy of it is tried in train mode as well.
 
     Raises:
         UsageError: If it is no such model, or does not work with the images.
@@ -143,20 +150,35 @@ def check_classifier(
             f"data is of type {type(data).__name__}; expected a data source, such as load_data and "
             "from_dataset return"
         )
-    batch = next(iter(data.batches("validation", batch_size=_FEW, device=device_of(model))))
+    where = device_of(model)
+    images = next(iter(data.batches("validation", batch_size=_FEW, device=where))).images
+    classes = None if any_classes else len(data.classes)
+    check_logits(_tried(model, images, name), len(images), classes, name)
+    if trained and len(images) > 1:  # BatchNorm needs two
+        with forked_generators(where):
+            outputs = _tried(copy.deepcopy(model), images, name, training=True)
+        check_logits(outputs, len(images), classes, f"{name} in train mode")
+
+
+def _tried(model: nn.Module, images: Images, name: str, *, training: bool = False) -> object:
+    """Return the outputs of a model.
+
+    Raises:
+        UsageError: If it does not work with the images.
+    """
     try:
         # Not in inference mode: what the model keeps of this call may be needed for gradients.
-        with torch.no_grad(), frozen_modes(model):
-            outputs: object = model(batch.images)
+        with torch.no_grad(), frozen_modes(model, training=training):
+            outputs: object = model(images)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # of a shape or type
-        shape = " x ".join(map(str, batch.images.shape))
+    except Exception as error:  # of a shape or type; networks raise errors of any kind
+        shape = " x ".join(map(str, images.shape))
         raise UsageError(
-            f"{name} does not work with images of shape {shape} and type {batch.images.dtype}: "
+            f"{name} does not work with images of shape {shape} and type {images.dtype}: "
             f"{first_line(error)}"
         ) from error
-    check_logits(outputs, len(batch.images), None if any_classes else len(data.classes), name)
+    return outputs
 
 
 class Searched(nn.Module):

@@ -6,7 +6,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-from robustkd.core.types import Labels, Logits
+from robustkd.core.types import UNLABELLED, Labels, Logits
 
 Learner: TypeAlias = nn.Module
 """Module that maps images and labels to named scalars, among them ``loss`` and ``acc``."""
@@ -47,5 +47,6 @@ class Supervised(nn.Module):
 
 
 def hit_rate(logits: Logits, labels: Labels) -> Tensor:
-    """Compute the accuracy on a batch, a scalar in [0, 1]."""
-    return (logits.detach().argmax(1) == labels).float().mean()
+    """Compute the accuracy on the labelled images of a batch, a scalar in [0, 1]."""
+    hits = (logits.detach().argmax(1) == labels).sum()
+    return hits / (labels != UNLABELLED).sum().clamp_min(1)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.devices import forked_generators
 from robustkd.core.errors import InputError, TrainingError
 from robustkd.core.progress import Update, epoch_line, track
 from robustkd.core.types import Batch, DataSource
@@ -120,7 +121,7 @@ def fit(
         if keeper is not None and processes.first:
             keeper.save(loop.state())
 
-    with torch.random.fork_rng(devices=[]):
+    with forked_generators(accelerator.device):
         torch.manual_seed(seed + processes.rank)  # for dropout and stochastic depth
         last = processes.from_first(lambda: None if keeper is None else keeper.last())
         if last is not None:

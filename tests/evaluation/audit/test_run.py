@@ -204,6 +204,8 @@ def test_wrong_arguments_are_refused():
             audit(Rows(None), DATA, references=BESIDE, effort=replace(TINY, **{name: value}))
     with pytest.raises(UsageError, match=r"^expected references that were searched"):
         References((Rows(None),))
+    with pytest.raises(UsageError, match=r"^quick and effort are given; expected one of them$"):
+        audit(Rows(None), DATA, references=BESIDE, effort=TINY, quick=True)
     assert 0 < LEVEL < 1
 
 
@@ -232,6 +234,12 @@ def test_the_reason_for_a_missing_p_value_is_reported():
     assert not combine(easy, frozenset("a"), trouble="x").longer_helps
     near = combine(of(a=0.03), frozenset("a"), level=0.01)
     assert (near.word, near.longer_helps) == ("inconclusive", True)
+
+
+def test_p_values_are_multiplied_by_the_number_of_networks():
+    one, two = (combine(of(a=0.008), frozenset("a"), tests=tests) for tests in (1, 2))
+    assert (one.word, one.p_value) == ("suspicious", 0.008)
+    assert (two.word, two.p_value) == ("inconclusive", 0.016)
 
 
 def test_a_limited_source_has_fewer_images_and_no_augmentation():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +39,7 @@ from robustkd.evaluation.audit.led_share import (
 )
 from robustkd.evaluation.audit.max_margin import max_margin
 from robustkd.evaluation.audit.neuron_noise import adversarial_factors, increase, neuron_noise
+from robustkd.evaluation.audit.outliers import untestable
 from robustkd.evaluation.audit.references import References
 from robustkd.evaluation.audit.search import FAMILIES, search
 from robustkd.student.families import members_of
@@ -401,6 +403,11 @@ def test_noise_raises_the_loss_within_its_bound():
         assert bool(((factors >= 0.7 - 1e-6) & (factors <= 1.3 + 1e-6)).all())
     assert increase(network, images, labels, CLASSES).shape == (CLASSES,)
     assert bool((network.norm.weight == 1).all())
+
+
+def test_the_reason_for_a_missing_outlier_is_told():
+    assert untestable([0.1, 0.2]) == "too few classes to compare"
+    assert untestable([0.1, 0.2, 0.1, math.inf]) == "a value is not finite"
 
 
 def test_networks_without_the_parts_have_no_p_value(backdoored):

@@ -31,7 +31,7 @@ def fresh(build: Build, seed: int) -> nn.Module:
     """
     model = build()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for module in model.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):

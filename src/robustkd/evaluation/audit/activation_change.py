@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
 from robustkd.evaluation.audit.evidence import Evidence, Subject
-from robustkd.evaluation.audit.outliers import student_outlier
+from robustkd.evaluation.audit.outliers import student_outlier, untestable
 from robustkd.teacher.defences.head import head_of
 
 MOST = 200
@@ -58,7 +58,7 @@ def activation_change(subject: Subject) -> Evidence:
     ]
     outlier = student_outlier([-math.log(max(size, _LEAST)) for size in sizes])
     if outlier is None:
-        return Evidence(None, None, "too few classes to compare", tuple(sizes))
+        return Evidence(None, None, untestable(sizes), tuple(sizes))
     said = "the features need the smallest change to become this class"
     return Evidence(outlier.p_value, outlier.place, said, tuple(sizes))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
 from robustkd.evaluation.audit.evidence import Evidence, Subject
-from robustkd.evaluation.audit.outliers import student_outlier
+from robustkd.evaluation.audit.outliers import student_outlier, untestable
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
 from robustkd.models.features.taps import read
@@ -61,7 +61,7 @@ def feature_shift(subject: Subject) -> Evidence:
     values = torch.tensor(shares).amax(0).tolist()
     outlier = student_outlier(values, spread=_LEAST_SPREAD)
     if outlier is None:
-        return Evidence(None, None, "too few classes to compare", tuple(values))
+        return Evidence(None, None, untestable(values), tuple(values))
     said = f"{values[outlier.place]:.0%} of the shift of features is common"
     return Evidence(outlier.p_value, outlier.place, said, tuple(values), {"families": shares})
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robustkd.evaluation.audit.evidence import Evidence, Subject
-from robustkd.evaluation.audit.outliers import student_outlier
+from robustkd.evaluation.audit.outliers import student_outlier, untestable
 
 
 def last_layer(subject: Subject) -> Evidence:
@@ -28,7 +28,7 @@ def last_layer(subject: Subject) -> Evidence:
     means = weights.mean(1).cpu().tolist()
     outlier = student_outlier(means)
     if outlier is None:
-        return Evidence(None, None, "too few classes to compare", tuple(means))
+        return Evidence(None, None, untestable(means), tuple(means))
     said = "the mean weight of this class is the largest"
     return Evidence(outlier.p_value, outlier.place, said, tuple(means))
 

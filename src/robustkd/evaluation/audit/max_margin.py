@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.evaluation.audit.evidence import Evidence, Subject
-from robustkd.evaluation.audit.outliers import student_outlier
+from robustkd.evaluation.audit.outliers import student_outlier, untestable
 
 _RATE = 0.3
 _LEAST_SPREAD = 0.1
@@ -43,7 +43,7 @@ def max_margin(subject: Subject) -> Evidence:
     details = {"own": own.tolist(), "references": [each.tolist() for each in theirs]}
     outlier = student_outlier([math.log(max(v, 1e-9)) for v in values], spread=_LEAST_SPREAD)
     if outlier is None:
-        return Evidence(None, None, "too few classes to compare", tuple(values), details)
+        return Evidence(None, None, untestable(values), tuple(values), details)
     ratio = values[outlier.place] / max(median(values), 1e-9)
     said = f"its largest margin is {ratio:.2g} times that of the median class"
     return Evidence(outlier.p_value, outlier.place, said, tuple(values), details)

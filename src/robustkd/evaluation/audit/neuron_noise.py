@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images, Labels
 from robustkd.evaluation.audit.evidence import Evidence, Subject
-from robustkd.evaluation.audit.outliers import student_outlier
+from robustkd.evaluation.audit.outliers import student_outlier, untestable
 from robustkd.student.families.search import AT_ONCE
 from robustkd.teacher.defences.channels import norms, scaled
 from robustkd.training.inference import batch_size_for
@@ -45,7 +45,7 @@ def neuron_noise(subject: Subject) -> Evidence:
     values = own - torch.stack(theirs).mean(0) if theirs else own
     outlier = student_outlier(values.tolist(), spread=_LEAST_SPREAD)
     if outlier is None:
-        return Evidence(None, None, "too few classes to compare", tuple(values.tolist()))
+        return Evidence(None, None, untestable(values.tolist()), tuple(values.tolist()))
     said = f"noise sends {own[outlier.place]:.0%} more images to this class"
     return Evidence(
         outlier.p_value,

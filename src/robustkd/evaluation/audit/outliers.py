@@ -21,9 +21,7 @@ class Outlier(NamedTuple):
     p_value: float
 
 
-def student_outlier(
-    values: Sequence[float], *, spread: float | int = 0.0, freedom: int = 0
-) -> Outlier | None:
+def student_outlier(values: Sequence[float], *, spread: float | int = 0.0) -> Outlier | None:
     r"""Test whether the largest value is an outlier, by the deleted residual.
 
     .. math:: t_k = \frac{v_k - \bar v_{-k}}{s_k \sqrt{1 + 1 / (K - 1)}}
@@ -37,7 +35,6 @@ def student_outlier(
         values: One value per class, at least :data:`FEWEST` of them.
         spread: Standard deviation of a value that is known from elsewhere, such as from reference
             networks; :math:`s_k` is at least this.
-        freedom: Degrees of freedom of ``spread``, which are added.
 
     Returns:
         The class and its p-value; None for fewer than :data:`FEWEST` classes, or if a value is not
@@ -58,5 +55,12 @@ def student_outlier(
     best = max(range(count), key=values.__getitem__)
     others = [*values[:best], *values[best + 1 :]]
     scale = max(stdev(others), spread, _LEAST_SPREAD) * math.sqrt(1 + 1 / (count - 1))
-    tail = float(stats.t.sf((values[best] - fmean(others)) / scale, count - 2 + freedom))
+    tail = float(stats.t.sf((values[best] - fmean(others)) / scale, count - 2))
     return Outlier(best, min(1.0, count * tail))
+
+
+def untestable(values: Sequence[float]) -> str:
+    """Say why :func:`student_outlier` has no result for these values."""
+    if len(values) < FEWEST:
+        return "too few classes to compare"
+    return "a value is not finite"

@@ -11,7 +11,7 @@ from functools import partial
 from torch import nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_seed, check_share
@@ -113,7 +113,7 @@ def audit(
             are made on ``validation``.
         quick: If True, use fewer steps, and fewer references that see fewer images.
         probe: If True, also distil a small student from the model and audit it, for backdoors that
-            become active in students only. Model and student are each tested at half the level.
+            become active in students only. As two networks are tested, their p-values are doubled.
         level: Level of the test, in (0, 1).
         references: Networks that were trained from labels alone on the same data, and searched
             with the same effort; None to make them. Those of
@@ -126,8 +126,9 @@ def audit(
         The verdict and the evidence. ``no evidence`` does not show that there is no backdoor.
 
     Raises:
-        UsageError: If ``level`` or ``seed`` is out of range, the model does not fit the data, or
-            the references were searched with another effort.
+        UsageError: If ``level`` or ``seed`` is out of range, ``quick`` and ``effort`` are both
+            given, the model does not fit the data, or the references were searched with another
+            effort.
         InputError: If outputs of the model on validation images are not finite.
 
     Example:
@@ -144,6 +145,8 @@ def audit(
     check_seed(seed)
     check_classifier(model, data, name="the model")
     started = time.perf_counter()
+    if quick and effort is not None:
+        raise UsageError("quick and effort are given; expected one of them")
     effort = (effort or (QUICK if quick else FULL)).for_classes(len(data.classes))
     network = _frozen(model)
     if not finite_on(network, data, "validation", images=effort.accuracy_images):
@@ -154,11 +157,12 @@ def audit(
     if references is None:
         references = make_references(data, effort, seed=seed)
     references = references.for_audit(effort, device_of(network))
-    tested = level / 2 if probe else level
-    found = replace(_audited(network, data, references, effort, tested, seed), quick=quick)
+    tests = 2 if probe else 1
+    found = replace(_audited(network, data, references, effort, level, tests, seed), quick=quick)
     if probe:
         student = probe_student(network, data, images=effort.reference_images, seed=_PROBE + seed)
-        inner = replace(_audited(student, data, references, effort, tested, seed), quick=quick)
+        inner = _audited(student, data, references, effort, level, tests, seed)
+        inner = replace(inner, quick=quick)
         found = replace(found, probe=inner)
         if _GRAVITY.index(inner.verdict.word) < _GRAVITY.index(found.verdict.word):
             reason = f"probe student: {inner.verdict.reason}"
@@ -173,6 +177,7 @@ def _audited(
     references: References,
     effort: Effort,
     level: float | int,
+    tests: int,
     seed: int,
 ) -> Audit:
     """Compute all statistics of a frozen network, and the verdict."""
@@ -210,7 +215,7 @@ def _audited(
                 evidence[name] = statistic.compute(subject)
                 tell()
         pictures = _pictures(subject, evidence)
-    verdict = combine(evidence, COUNTED, level=level, trouble=trouble)
+    verdict = combine(evidence, COUNTED, level=level, tests=tests, trouble=trouble)
     return made(verdict, evidence, seconds=time.perf_counter() - started, pictures=pictures)
 
 

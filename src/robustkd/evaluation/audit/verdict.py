@@ -46,6 +46,7 @@ def combine(
     counted: frozenset[str],
     *,
     level: float | int = LEVEL,
+    tests: int = 1,
     trouble: str = "",
 ) -> Verdict:
     r"""Combine the p-values of the statistics that count, by Bonferroni's correction.
@@ -58,6 +59,8 @@ def combine(
         evidence: Evidence by the name of its statistic.
         counted: Names of the statistics that count.
         level: Level of the test.
+        tests: Number of networks that are tested for one verdict, at least 1; p-values are
+            multiplied by it.
         trouble: Reason why the statistics mean nothing, such as a model that does not know the
             task; empty if there is none.
 
@@ -75,7 +78,7 @@ def combine(
         reason = trouble or said or "no statistic could be computed"
         return Verdict("inconclusive", None, None, reason, helps)
     name = min(known, key=known.__getitem__)
-    p_value = min(1.0, len(known) * known[name])
+    p_value = min(1.0, tests * len(known) * known[name])
     if p_value <= level:
         return Verdict("suspicious", evidence[name].suspect, p_value, name)
     if p_value <= DOUBTFUL * level:

@@ -11,8 +11,10 @@ a threshold are pruned.
 
 Source: Wu, Wang, *Adversarial Neuron Pruning Purifies Backdoored Deep Models*, NeurIPS 2021, arXiv
 2110.14430. Settings of the paper: epsilon 0.4, alpha 0.2, learning rate 0.2, one sign step inside
-from a random start. Differences: 500 steps of 64 images, not 2000 of 128; the threshold is the
-largest whose clean validation accuracy stays within a budget, where the paper fixes 0.2.
+from a random start. Differences: the perturbation is the sign step alone, where the authors' code
+adds it to the random start, so that theirs can be twice as large; 500 steps of 64 images, not 2000
+of 128; the threshold is the largest whose clean validation accuracy stays within a budget, where
+the paper fixes 0.2.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class BTIDBF:
         """
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             generator = Generator(clean.image_shape[0], self.radius)
         generator.to(next(network.parameters()).device)
         targets: list[int | None] = []

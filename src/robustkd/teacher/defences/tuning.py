@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.devices import device_of
+from robustkd.core.devices import device_of, forked_generators
 from robustkd.core.errors import TrainingError
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
@@ -25,7 +25,7 @@ from robustkd.core.validation import (
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
-from robustkd.training.inference import accuracy_on
+from robustkd.training.inference import accuracy_on, check_classifier
 from robustkd.training.schedule import schedule_factor
 
 Gradients: TypeAlias = Callable[[Batch], Tensor]
@@ -144,9 +144,11 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
         seed: Seed of order and augmentation, at least 0.
 
     Raises:
-        UsageError: If the seed is out of range.
+        UsageError: If the seed is out of range, or the network does not map the images to logits of
+            the classes.
     """
     check_seed(seed)
+    check_classifier(network, clean, name="the network", trained=True)
     following = training_batches(clean, batch_size, device_of(network), seed)
     return Cleaning(
         given=network,
@@ -196,7 +198,7 @@ def tune(
     optimiser = tuning.optimiser(network.parameters())
     steps = tuning.epochs * work.epoch
     with (
-        torch.random.fork_rng(devices=[]),
+        forked_generators(device_of(network)),
         frozen_modes(network, training=training),
         track(label, steps) as update,
     ):
