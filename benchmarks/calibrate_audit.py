@@ -334,10 +334,13 @@ def _count(p_values: Sequence[Mapping[str, float | None]], name: str) -> str:
 
 
 def curve(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
-    """Return the ROC curve of a statistic: false-positive and hit rate for each threshold."""
-    alive = [row for row in rows if not failure(row)]
-    values = [(row[kind]["p_values"].get(name), row["attack"] != CLEAN) for row in alive]
-    known = [(p_value, bad) for p_value, bad in values if p_value is not None]
+    """Return the ROC curve of a statistic: false-positive and hit rate for each threshold.
+
+    A network without a p-value is not found at any threshold, as if the p-value were 1.
+    """
+    alive = [row for row in rows if not failure(row) and name in row[kind]["p_values"]]
+    values = [(row[kind]["p_values"][name], row["attack"] != CLEAN) for row in alive]
+    known = [(1.0 if p_value is None else p_value, bad) for p_value, bad in values]
     bad = max(1, sum(each for _, each in known))
     good = max(1, sum(not each for _, each in known))
     points = [(0.0, 0.0)]

@@ -1,7 +1,7 @@
 """Measure every defence on backdoored networks: accuracy and attack success, before and after.
 
-Attackers train on all training images, of which 5 % are poisoned; the defender has a clean part of
-them. ``kd``, ``bcu`` and ``abd`` distil the network into a copy of itself: the copy has the
+Attackers train on all training images, of which 5 % are poisoned; the defender has these images
+without poison, or a part of them. ``kd``, ``bcu`` and ``abd`` distil the network into a copy of itself: the copy has the
 backdoor from the start, as in the paper of BCU, and ``kd`` is the control without a defence.
 
 The results are written to one table. Finished cells are kept, so that an interrupted run can be
@@ -38,6 +38,8 @@ from robustkd.teacher.defences import registry
 from robustkd.training.config import TrainingConfig
 
 TARGET = 8
+SETTINGS = ("data", "train", "defender", "test", "arch", "epochs", "distil_epochs")
+"""Options on which a row depends, so that a continued table has the same for all rows."""
 WITHIN = ("kd", *SAFEGUARDS)
 """Methods that distil the network into a copy of itself."""
 
@@ -50,6 +52,12 @@ def main() -> None:
     content = read_json(path) if path.exists() else {"rows": []}
     rows: list[dict[str, Any]] = content["rows"]
     config = {name: str(value) for name, value in vars(given).items() if name != "out"}
+    known = content.get("config", {})
+    other = [name for name in SETTINGS if known.get(name, config[name]) != config[name]]
+    if other:
+        sys.exit(
+            f"{path} was measured with another {', '.join(other)}; use another --name or --out"
+        )
     for row in _missing(given, rows):
         rows.append(row)
         write_json(path, {"rows": rows, "config": config, "environment": environment()})
@@ -69,7 +77,7 @@ def _arguments() -> argparse.Namespace:
         "--train", type=int, default=None, help="number of training images of the attacker"
     )
     parser.add_argument(
-        "--defender", type=int, default=None, help="number of these that the defender has"
+        "--defender", type=int, help="number of these that the defender has; default: all of them"
     )
     parser.add_argument("--test", type=int, default=None)
     parser.add_argument("--arch", default="wrn-10-2")

@@ -55,6 +55,12 @@ def test_a_backdoor_that_failed_or_that_references_have_is_listed_apart(calibrat
     assert calibration.curve(rows, "full", "led share") == [(0, 0), (0, 0.5), (1, 1), (1, 1)]
 
 
+def test_a_network_without_a_p_value_is_not_found(calibration):
+    rows = [row("clean", None), row("tone", 0.99, 0.0, p_value=0.001), row("tone", 0.99, 0.0)]
+    rows[0]["full"]["p_values"]["led share"] = rows[2]["full"]["p_values"]["led share"] = None
+    assert calibration.curve(rows, "full", "led share") == [(0, 0), (0, 0.5), (1, 1), (1, 1)]
+
+
 def test_the_table_has_a_row_for_each_group_and_audit(calibration):
     rows = [row("clean", None), row("tone", 0.99, 0.0, p_value=0.001)]
     lines = calibration.table(rows).splitlines()[2:]

@@ -44,6 +44,7 @@ MISTAKES = {
     "robustkd.export_student('my-run', data, 'out')": "the student is of type str; expected a Cla",
     "robustkd.run(student, data, 'wrn-10-1')": "teacher is of type Classifier; expected the path",
     "robustkd.run('t.pt', data, student)": "student is of type Classifier; expected the name",
+    "robustkd.run('t.pt', [1], 'wrn-10-1', arch='wrn-10-1')": "data is of type list; expected",
     "robustkd.distill(student.half(), data)": "the student does not work with images of shape 2",
 }
 

@@ -59,6 +59,13 @@ def test_a_cell_that_cannot_be_trained_stops_the_grid_before_a_folder_is_made(
     assert not out.exists()
 
 
+def test_a_cache_that_cannot_be_used_stops_the_grid(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(InputError, match=f"^output folder {file} cannot be made: File exists$"):
+        run_grid([CELL], tmp_path / "out", executor=never, cache=file)
+
+
 def test_cells_that_have_a_result_are_not_checked(tmp_path):
     cell = replace(CELL, student="wrn-11-1")
     (tmp_path / "cells").mkdir()

@@ -58,9 +58,14 @@ def test_cells_that_cannot_be_combined_leave_the_old_results(change, tmp_path):
     assert (tmp_path / "results.json").read_text() == "before"
 
 
+def test_cells_without_a_result_are_named(tmp_path):
+    finish(tmp_path, CELL)
+    assert write_tables([CELL, OTHER], tmp_path).missing == [OTHER.name]
+
+
 def test_a_grid_with_results_of_the_teacher_only_has_tables(tmp_path):
     """A warning of matplotlib, which finds no method for its legend, would be an error here."""
     finish(tmp_path, CELL)
     write_json(tmp_path / "cells" / f"{OTHER.name}.json", {"error": "no"})
-    assert [row.method for row in write_tables([CELL, OTHER], tmp_path)] == [TEACHER]
+    assert [row.method for row in write_tables([CELL, OTHER], tmp_path).rows] == [TEACHER]
     assert read(tmp_path).config == {"cells": 2, "failed": [OTHER.name], "missing": []}

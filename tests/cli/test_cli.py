@@ -734,7 +734,7 @@ def test_an_attacker_trains_each_network_at_its_default_rate_unless_one_is_given
     monkeypatch.setattr(attacked_teachers, "run_attack", spy)
     assert robustkd(*attacking("adaptive-harden", arch=arch, **given)).code == 1
     assert asked == [rates]
-    assert not list(Path("made").iterdir())
+    assert not Path("made").exists()
 
 
 def test_attack_prints_accuracy_and_success_and_takes_arguments_of_the_attack(robustkd):
@@ -754,6 +754,13 @@ def test_attack_prints_accuracy_and_success_and_takes_arguments_of_the_attack(ro
         ("bednets", {}, "unknown attack 'bednets'; did you mean 'badnets'?"),
         ("badnets", {"arch": "wrn-11-1"}, None),
         ("badnets", {"target": 10}, "target class is 10; expected 0 to 9"),
+        (
+            "badnets",
+            {"arch": "torchvision/alexnet"},
+            "'torchvision/alexnet' cannot be run on the images of digits, of shape (1, 16, 16): "
+            "Given input size: (192x1x1). Calculated output size: (192x0x0). Output size is too "
+            "small",
+        ),
         ("badnets", {"set.colour": 3}, "attack 'badnets' has no argument 'colour'"),
         ("badnets", {"set.seed": 3}, "attack 'badnets' has no argument 'seed'"),
         ("badnets", {"set.epochs": 3}, "--set.epochs is '3'; use --epochs instead"),
@@ -769,6 +776,7 @@ def test_a_mistake_in_attack_is_reported_in_one_line(name, changes, message, rob
     assert said.err.count("\n") == 1
     if message is not None:
         assert said.err == f"robustkd: {message}\n"
+    assert not Path("made").exists()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,18 @@ def test_the_files_are_written_and_the_headline_is_printed(run, capsys):
     ]
 
 
+def test_the_table_of_a_grid_is_not_overwritten(run, tmp_path, capsys):
+    results = json.loads((run / "results.json").read_text())
+    results["config"] = {"cells": 2, "failed": [], "missing": []}
+    (run / "results.json").write_text(json.dumps(results))
+    (run / "summary.md").write_text("table")
+    code, _, err = said(capsys, "report", run)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"robustkd: {run} has the results of a grid, whose summary.md is its")
+    assert (run / "summary.md").read_text() == "table"
+    assert said(capsys, "report", run, "--out", tmp_path / "new")[0] == 0
+
+
 def test_another_folder_can_be_given_and_the_run_is_not_changed(run, tmp_path, capsys):
     code, _, _ = said(capsys, "report", run, "--out", tmp_path / "new")
     assert code == 0

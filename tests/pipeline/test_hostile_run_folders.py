@@ -226,7 +226,13 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(folder, victim):
 # Beginning one.
 
 
-@pytest.mark.parametrize("name", ["config.yaml.partial", "run.json.partial", "a.partial", ".x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.yaml.partial", "run.json.partial", "a.partial", ".x"),
+        ".robustkd-file-0123456789abcdef.partial",
+    ],
+)
 def test_a_folder_with_leftovers_is_not_empty(name, tmp_path, victim):
     out = tmp_path / "out"
     out.mkdir()
@@ -235,6 +241,35 @@ def test_a_folder_with_leftovers_is_not_empty(name, tmp_path, victim):
         f"output folder {out} is not empty; give a new one with --out"
     )
     assert [path.name for path in out.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("error", [UsageError("no"), KeyboardInterrupt(), ValueError("no")])
+def test_a_folder_in_which_nothing_was_written_is_removed(error, tmp_path):
+    def fail(folder: Path) -> None:
+        with new_folder(folder):
+            raise error
+
+    with pytest.raises(type(error)):
+        fail(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    # A folder that was there before stays, and is as empty as before.
+    (tmp_path / "old").mkdir()
+    with pytest.raises(type(error)):
+        fail(tmp_path / "old")
+    assert list((tmp_path / "old").iterdir()) == []
+
+
+def test_a_folder_with_a_file_stays(tmp_path):
+    out = tmp_path / "new"
+
+    def fail() -> None:
+        with new_folder(out):
+            (out / "log").write_text("why")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert (out / "log").read_text() == "why"
 
 
 def test_a_second_run_in_one_folder_is_refused_at_once(tmp_path):

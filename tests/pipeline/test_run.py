@@ -576,6 +576,11 @@ def test_the_recorded_data_can_be_found_from_any_folder(data, expected, tmp_path
     assert told["data"] == expected.replace("PLACE", str(tmp_path))
 
 
+def test_the_side_of_a_defence_needs_a_defence():
+    with pytest.raises(UsageError, match=r"^on is given without defence; add it, or leave it out$"):
+        robustkd.run("t.pt", CLEAN, "wrn-10-1", arch="wrn-10-1", on="student")
+
+
 def test_python_takes_every_setting_of_a_run():
     settings = {setting.name for setting in fields(DistillJob)} - {"training"}
     assert settings <= inspect.signature(robustkd.run).parameters.keys()
@@ -614,6 +619,10 @@ def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_pa
     )
     assert made.folder == Path("robustkd-run-2")
     assert made.results.config["training"]["lr"] == 0.05
+    # No command has this data source, so none is said to repeat the run.
+    assert "data" not in yaml.safe_load((made.folder / "config.yaml").read_text())
+    assert "robustkd distill" not in (made.folder / "report.html").read_text()
+    assert "this command" not in (made.folder / "MODEL_CARD.md").read_text()
     with pytest.raises(UsageError, match=r"^unknown method 'defualt'; did you mean 'default'\?$"):
         robustkd.run(teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="defualt")
 

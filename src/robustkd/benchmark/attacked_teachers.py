@@ -14,7 +14,7 @@ from torch import nn
 
 from robustkd import models
 from robustkd.attacks import ATTACKS, Backdoored, Teaching, find, save_trigger
-from robustkd.attacks.base import Build
+from robustkd.attacks.base import Build, check_target
 from robustkd.attacks.triggers.files import check_known
 from robustkd.benchmark.rehearsal import expected_method, informed
 from robustkd.benchmark.rows import measured_run
@@ -25,6 +25,7 @@ from robustkd.core.method_settings import DetoxOptions
 from robustkd.core.methods import find_method
 from robustkd.core.plain_yaml import parse
 from robustkd.core.types import DataSource, Settings
+from robustkd.models.trial import check_runs
 from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingOptions
 
@@ -199,10 +200,13 @@ def attack_to_folder(
         The content of ``results.json``.
 
     Raises:
-        UsageError: If a name is unknown, an argument wrong, or the folder not empty.
+        UsageError: If a name is unknown, an argument is wrong, a network cannot be run on the
+            images, or the folder is not empty.
     """
-    for given in (arch, surrogate):
+    for given in dict.fromkeys((arch, surrogate)):
         models.check_name(given)
+        check_runs(given, source)
+    check_target(target, source)
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
     rehearsal = _rehearsal(name, read, surrogate)

@@ -27,8 +27,8 @@ class Store:
         Raises:
             InputError: If a folder is a link, cannot be read, or cannot be created.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             with Folder.at(self.root) as root:
                 if not root.has(key):
                     self._make(root, key, make)

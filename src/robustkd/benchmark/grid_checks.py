@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
-
 from robustkd.attacks.base import check_target
 from robustkd.benchmark.cells import Cell, Setting
-from robustkd.core.devices import without_values
-from robustkd.core.errors import UsageError, first_line
+from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource
 from robustkd.data import open_source
-from robustkd.models import Spec, build
+from robustkd.models.trial import check_runs
 
 
 def check_cells(cells: Iterable[Cell]) -> None:
@@ -43,7 +40,7 @@ def _check_on_data(cells: Sequence[Cell]) -> None:
         _check_target(target, source, setting.data)
     named = {(cell.teacher.arch, cell.teacher.surrogate, cell.student) for cell in cells}
     for arch in sorted({arch for archs in named for arch in archs if arch is not None}):
-        _check_architecture(arch, source, setting.data)
+        check_runs(arch, source, label="pairs: ")
 
 
 def _opened(setting: Setting) -> DataSource:
@@ -61,27 +58,3 @@ def _check_target(target: int, source: DataSource, name: str) -> None:
         check_target(target, source)
     except UsageError as error:
         raise UsageError(f"{error} for {name}") from error
-
-
-def _check_architecture(arch: str, source: DataSource, name: str) -> None:
-    """Build a network for the images and run it, at first without memory for the values."""
-    spec = Spec(arch, len(source.classes), source.image_shape)
-    try:
-        with without_values():
-            _run(spec)
-    except UsageError as error:
-        raise UsageError(f"pairs: {arch!r} cannot be built for {name}: {error}") from error
-    # Networks of libraries may need values of tensors while they are built or run.
-    except Exception:
-        try:
-            _run(spec)
-        except Exception as error:
-            raise UsageError(
-                f"pairs: {arch!r} cannot be run on the images of {name}, of shape "
-                f"{source.image_shape}: {first_line(error)}"
-            ) from error
-
-
-def _run(spec: Spec) -> None:
-    with torch.inference_mode():
-        build(spec, seed=0).eval()(torch.zeros(1, *spec.image_shape))

@@ -13,7 +13,7 @@ from robustkd.benchmark.executors import Executor
 from robustkd.benchmark.grid_checks import check_cells
 from robustkd.benchmark.records import check_subfolder, finished, gather
 from robustkd.core.errors import UsageError
-from robustkd.core.files import make_folder, write_json, write_text
+from robustkd.core.files import check_writable, make_folder, write_json, write_text
 from robustkd.report.results import read_content
 
 
@@ -54,6 +54,7 @@ def run_grid(
     if cache is None:
         check_subfolder(out, "cache")
         cache = out / "cache"
+    check_writable(make_folder(cache))
     groups = [list(group) for _, group in groupby(missing, key=lambda cell: cell.teacher)]
     done = failed = 0
     for told in executor(groups, out, cache):
@@ -63,7 +64,15 @@ def run_grid(
     return Counts(len(cells) - len(missing), done, failed)
 
 
-def write_tables(cells: Sequence[Cell], out: Path) -> list[report.Row]:
+class Tables(NamedTuple):
+    """Rows of the written tables, and the names of the cells that are not in them."""
+
+    rows: list[report.Row]
+    failed: list[str]
+    missing: list[str]
+
+
+def write_tables(cells: Sequence[Cell], out: Path) -> Tables:
     """Write ``results.json``, tables and the figure from the finished cells.
 
     Raises:
@@ -84,4 +93,4 @@ def write_tables(cells: Sequence[Cell], out: Path) -> list[report.Row]:
     write_json(out / "results.json", content)
     for name, text in report.grid_files(rows).items():
         write_text(out / name, text)
-    return rows
+    return Tables(rows, failed, missing)

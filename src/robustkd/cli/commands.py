@@ -138,7 +138,7 @@ def bench(
 
     cells = load_grid(grid)
     folder = out or grid.parent / "results" / grid.stem
-    failed, failures = 0, f"see the errors in their files in {folder / 'cells'}"
+    failures = f"see the errors in their files in {folder / 'cells'}"
     if not tables_only:
         counts = run_grid(
             cells,
@@ -151,19 +151,20 @@ def bench(
             f"{counts.done} cells completed, {counts.before} completed in earlier runs, "
             f"{counts.failed} failed"
         )
-        failed = counts.failed
-        if failed == len(cells):
-            raise TrainingError(f"all {failed} cells failed; {failures}")
+        if counts.failed == len(cells):
+            raise TrainingError(f"all {counts.failed} cells failed; {failures}")
         if counts.before:
             print_progress(
                 "results and networks of earlier runs are used without verification; continue "
                 "only a folder that you trust"
             )
-    rows = write_tables(cells, folder)
-    Console(highlight=False).print(report.console_table(rows))
+    tables = write_tables(cells, folder)
+    Console(highlight=False).print(report.console_table(tables.rows))
     print_plain(f"Tables: {folder}")
-    if failed:
-        raise TrainingError(f"{failed} cells failed; {failures}")
+    if tables.missing:
+        print_progress(f"{len(tables.missing)} of {len(cells)} cells have no result yet")
+    if tables.failed:
+        raise TrainingError(f"{len(tables.failed)} cells failed; {failures}")
 
 
 def attack(

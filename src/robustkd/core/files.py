@@ -6,13 +6,13 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.folders import LEFTOVER, LOCK, Folder, refusal
+from robustkd.core.folders import LOCK, Folder, refusal
 
 
 @contextmanager
@@ -54,6 +54,9 @@ def _parent(path: Path) -> Folder:
 def new_folder(path: Path, *, keep_lock: bool = True) -> Iterator[Folder]:
     """Create an empty folder and lock it for this process until the block ends.
 
+    A block that fails before it has written a file leaves no folder, which would block the next
+    attempt.
+
     Args:
         path: The folder.
         keep_lock: If False, the file of the lock is removed when the block ends, for folders that
@@ -64,15 +67,22 @@ def new_folder(path: Path, *, keep_lock: bool = True) -> Iterator[Folder]:
         InputError: If it cannot be created, or another process has locked it.
     """
     check_free(path)
+    known = path.exists()
     make_folder(path)
-    with open_folder(path) as folder, locked(folder, seconds=0.0):
-        # Another process may have used the folder since the first check.
-        check_empty(folder)
-        try:
-            yield folder
-        finally:
-            if not keep_lock:
-                folder.remove(LOCK)
+    try:
+        with open_folder(path) as folder, locked(folder, seconds=0.0):
+            # Another process may have used the folder since the first check.
+            check_empty(folder)
+            try:
+                yield folder
+            finally:
+                if not keep_lock or set(folder.names()) <= {LOCK}:
+                    folder.remove(LOCK)
+    except BaseException:
+        if not known:
+            with suppress(OSError):
+                path.rmdir()  # unless it has files
+        raise
 
 
 @contextmanager
@@ -121,8 +131,7 @@ def check_free(path: Path) -> None:
     if os.path.isdir(path):
         with open_folder(path) as folder:
             check_empty(folder)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise refusal(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+        check_writable(path)
         return
     if os.path.lexists(path):
         raise _not_made(path, os.strerror(errno.EEXIST))
@@ -133,13 +142,25 @@ def check_free(path: Path) -> None:
         raise _not_made(path, os.strerror(errno.EACCES))
 
 
+def check_writable(path: Path) -> None:
+    """Raise an error for a folder in which no file can be created.
+
+    Raises:
+        WriteError: If none can.
+    """
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise refusal(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 def check_empty(folder: Folder) -> None:
-    """Raise an error for an open folder that contains anything but its lock and leftovers.
+    """Raise an error for an open folder that contains anything but its lock.
+
+    Leftovers of a killed process count as well, since somebody else may have prepared them.
 
     Raises:
         UsageError: If it does.
     """
-    if any(name != LOCK and LEFTOVER.fullmatch(name) is None for name in folder.names()):
+    if any(name != LOCK for name in folder.names()):
         raise UsageError(f"output folder {folder.path} is not empty; give a new one with --out")
 
 

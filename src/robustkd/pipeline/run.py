@@ -79,7 +79,7 @@ def run(
     augment: str | None = None,
     student_weights: str | Path | None = None,
     defence: str | None = None,
-    on: Side = "teacher",
+    on: Side | None = None,
     track: Sequence[str] = (),
     audit: bool = True,
     **training: Unpack[TrainingOptions],
@@ -120,7 +120,7 @@ def run(
             It is read like the teacher's file, and may have a head of other classes.
         defence: Name of a published defence that cleans a network, in addition to what the method
             does; ``robustkd list`` shows all.
-        on: Network that the defence cleans: ``teacher`` or ``student``.
+        on: Network that the defence cleans: ``teacher``, which is the default, or ``student``.
         track: Services that receive losses and accuracy of each epoch: ``wandb``, ``mlflow``.
         audit: If True, make the quick audit of teacher and student at the end; its record is
             ``results.records["audit"]``.
@@ -177,6 +177,13 @@ def run(
     if isinstance(source, str | Path):
         named = at_home(os.fspath(source))
         source = open_as_taught(place, known, named, None, Reading(), ())
+    elif not hasattr(source, "batches"):
+        raise UsageError(
+            f"data is of type {type(source).__name__}; expected a name, a folder or a data source, "
+            "such as from_dataset makes from a torch dataset"
+        )
+    if on is not None and defence is None:
+        raise UsageError("on is given without defence; add it, or leave it out")
     if isinstance(track, str):
         track = (track,)
     job = DistillJob(
@@ -198,7 +205,7 @@ def run(
         if student_weights is None
         else Path(at_home(os.fspath(student_weights))),
         defence=defence,
-        on=on,
+        on="teacher" if on is None else on,
     )
     folder = start().from_first(_free_folder) if out is None else Path(at_home(os.fspath(out)))
     flags = {**_flags(job, data), **form_flags(source), **audit_flag(audit)}
@@ -212,10 +219,11 @@ def _free_folder() -> Path:
 
 
 def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
-    """Return the flags of the equivalent command; a data source from Python has none."""
-    place = at_home(os.fspath(data)) if isinstance(data, str | Path) else data.name
-    if isinstance(data, str | Path) and is_folder(place):
-        place = os.path.abspath(place)
+    """Return the flags of the equivalent command, without data if these came from Python code."""
+    named: dict[str, object] = {}
+    if isinstance(data, str | Path):
+        place = at_home(os.fspath(data))
+        named["data"] = os.path.abspath(place) if is_folder(place) else place
     settings = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in job.settings().items()
@@ -223,7 +231,7 @@ def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
     }
     if job.student_weights is not None:
         settings["student_weights"] = os.path.abspath(job.student_weights)
-    return {"teacher": os.path.abspath(job.teacher), "data": place, **settings}
+    return {"teacher": os.path.abspath(job.teacher), **named, **settings}
 
 
 def audit_flag(audited: bool) -> dict[str, object]:

@@ -8,7 +8,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -281,7 +281,8 @@ def opened(
             # Written first: any folder with this file can be resumed.
             write_text(folder / CONFIG, _as_yaml(config or {}))
             seal.write()
-        with logged(held), _resume_command_added(folder, inputs), run.interrupts.watched():
+        known = not config or "data" in config
+        with logged(held), _resume_command_added(folder, inputs, known), run.interrupts.watched():
             note_environment(folder / ENVIRONMENT)
             if split is not None:
                 write_lines(folder / SPLIT, split)
@@ -297,21 +298,14 @@ def _new_folder(path: Path) -> Iterator[Folder]:
     A mistake that only the networks show would otherwise block the folder for the next attempt. If
     the disk is full, the folder stays, since the run can be resumed.
     """
-    known = path.exists()
-    try:
-        with new_folder(path) as folder:
-            try:
-                yield folder
-            except (UsageError, InputError) as error:
-                if not isinstance(error, WriteError) and set(folder.names()) <= {*FIRST, LOCK}:
-                    for name in (*FIRST, LOCK):
-                        folder.remove(name)
-                raise
-    except (UsageError, InputError):
-        if not known:
-            with suppress(OSError):
-                path.rmdir()  # unless it has files
-        raise
+    with new_folder(path) as folder:
+        try:
+            yield folder
+        except (UsageError, InputError) as error:
+            if not isinstance(error, WriteError) and set(folder.names()) <= {*FIRST, LOCK}:
+                for name in FIRST:
+                    folder.remove(name)
+            raise
 
 
 @contextmanager
@@ -337,9 +331,15 @@ def _as_yaml(config: Mapping[str, object]) -> str:
 
 @contextmanager
 def _resume_command_added(
-    folder: Path, inputs: Mapping[str, Mapping[str, object]]
+    folder: Path, inputs: Mapping[str, Mapping[str, object]], known: bool
 ) -> Iterator[None]:
-    """Add the command that resumes the run to interrupts and write errors."""
+    """Add the command that resumes the run to interrupts and write errors.
+
+    No command resumes a run whose data came from Python code, so that it is not ``known``.
+    """
+    if not known:
+        yield
+        return
     # The user's own code is never named by a file, so its flags are part of the command.
     own = {name: inputs.get("settings", {}).get(name) for name in ("arch", "student")}
     typed = "".join(f" --{name} {value}" for name, value in own.items() if ":" in str(value))

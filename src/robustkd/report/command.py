@@ -24,7 +24,7 @@ _OF_ATTACKS = ("target", "epochs", "batch_size", "lr", "surrogate")
 
 
 def repeating(results: Results, folder: Path, *, private: bool = False) -> str:
-    """Return the command line that repeats a run; empty if it is unknown.
+    """Return the command line that repeats a run; empty if it is unknown, or there is none.
 
     Args:
         results: The results.
@@ -44,6 +44,8 @@ def repeating(results: Results, folder: Path, *, private: bool = False) -> str:
         return _attack(results, private=private)
     if kind == "distill" and os.path.lexists(folder / _CONFIG):
         flags = _flags(folder / _CONFIG)
+        if "data" not in flags:  # they came from Python code
+            return ""
         return _line("distill", {**flags, "out": "repeated"}, private=private)
     return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, make_folder, write_text
 from robustkd.report.html import html_page
 from robustkd.report.markdown import model_card, summary
@@ -23,13 +24,18 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> tuple[Pat
         Paths of the report, the model card and the summary.
 
     Raises:
-        UsageError: If ``out`` is not empty.
+        UsageError: If ``out`` is not empty, or the folder is that of a grid and ``out`` is None.
         InputError: If a file of the run is missing or damaged.
         WriteError: If a file cannot be written.
     """
     if out is not None:
         check_free(Path(out))
     content = load(folder)
+    if content.kind == "grid" and "cells" in content.results.config and out is None:
+        raise UsageError(
+            f"{folder} has the results of a grid, whose summary.md is its table; robustkd bench "
+            "--tables-only writes it again. Give --out for a report elsewhere"
+        )
     texts = {
         "summary.md": summary(content),
         "MODEL_CARD.md": model_card(content),
