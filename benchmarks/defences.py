@@ -1,8 +1,9 @@
 """Measure every defence on backdoored networks: accuracy and attack success, before and after.
 
 Attackers train on all training images, of which 5 % are poisoned; the defender has these images
-without poison, or a part of them. ``kd``, ``bcu`` and ``abd`` distil the network into a copy of itself: the copy has the
-backdoor from the start, as in the paper of BCU, and ``kd`` is the control without a defence.
+without poison, or a part of them. ``kd``, ``bcu`` and ``abd`` distil the network into a copy of
+itself: the copy has the backdoor from the start, as in the paper of BCU, and ``kd`` is the control
+without a defence.
 
 The results are written to one table. Finished cells are kept, so that an interrupted run can be
 continued.
