@@ -84,6 +84,19 @@ def test_every_package_that_is_declared_is_imported():
     assert declared(EXTRAS["export"]) - used == {"onnxscript"}
 
 
+def test_the_lower_bounds_in_the_security_policy_are_those_of_the_package():
+    bounds = {}
+    for text in (*PROJECT["dependencies"], *(each for extra in EXTRAS.values() for each in extra)):
+        name, *version = re.split(r">=|<|,", text)
+        bounds[normal(name)] = version[0] if version else ""
+    page = (ROOT / "SECURITY.md").read_text().split("## How to report")[0]
+    rows = re.findall(r"^\| ([a-z][a-z0-9, -]*) \| ([0-9][0-9., ]*) \|", page, re.MULTILINE)
+    assert len(rows) > 10
+    for names, versions in rows:
+        for name, version in zip(names.split(", "), versions.split(", "), strict=True):
+            assert bounds[normal(name)] == version, name
+
+
 def test_the_docs_give_a_reason_for_every_dependency():
     page = (ROOT / "docs/install.md").read_text()
     for extra in (PROJECT["dependencies"], *EXTRAS.values()):
