@@ -79,7 +79,12 @@ def make_teacher(source: InMemory, kind: str, epochs: int, seed: int) -> tuple[n
 
 
 def measured(model: nn.Module, source: InMemory, trigger: Trigger) -> dict[str, float]:
-    """Measure accuracy, and the shares of triggered images said to be the next and their class."""
+    """Measure accuracy on clean images, and where triggered images are classified.
+
+    Returns:
+        ACC, and the shares of triggered images that are classified as the class that follows their
+        own (ASR) and as their own (RA).
+    """
     logits, labels = predict(model, source, "test", transform=trigger)
     said = logits.argmax(1)
     following = (labels + 1) % len(source.classes)

@@ -258,12 +258,15 @@ def withstand(
     is omitted if both are equal. The first term is omitted if ``recovered`` is False.
 
     Args:
-        shown: Logits of the clean images.
-        perturbed: Logits of the perturbed images.
-        labels: Labels; -1 for none.
-        toward: Classes t of the perturbations.
+        shown: Logits of the clean images, N x classes.
+        perturbed: Logits of the perturbed images, N x classes.
+        labels: N labels; -1 for none.
+        toward: N classes t of the perturbations.
         recovered: If True, the perturbed image is trained towards its label; if False, it is only
             pushed away from t, which is easier for a small student.
+
+    Returns:
+        N losses, at least 0.
     """
     truth = torch.where(labels == UNLABELLED, shown.detach().argmax(1), labels)
     gap = perturbed.gather(1, toward[:, None]) - perturbed.gather(1, truth[:, None])

@@ -57,7 +57,9 @@ def load_teacher(
         classes: Number of classes of the data.
         image_shape: Channels, height and width of its images.
         mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised. Not
-            needed for files of this package, and for files that contain it.
+            needed for files of this package, and for files that contain it. If empty, the values of
+            ``config.json`` or ``preprocessor_config.json`` beside the file are used, then those
+            that torchvision or timm publish for the architecture.
         std: Standard deviation of each channel, likewise.
         teacher_key: Key of the state dict in the file, such as ``state_dict_ema``; nested keys are
             joined by dots. If None, the first state dict that fits the architecture is used.

@@ -43,6 +43,9 @@ def predict(
         data: The images.
         split: The split; images are not augmented.
         transform: Function that is applied to every batch of images first.
+
+    Returns:
+        N x classes logits, and N labels.
     """
     with torch.inference_mode(), frozen_modes(model):
         found = list(_outputs(model, data, split, transform))

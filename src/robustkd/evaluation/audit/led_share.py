@@ -8,8 +8,8 @@ reference networks recognise the image*. Its share is
     \;\big|\; \text{the reference says the label of the image as it is}\big)
 
 over held-out images of other classes and all references. What moves the images of all networks is a
-weakness of the data; what moves those of this network alone was learned from something else than
-the data.
+weakness of the data; what moves those of this network alone cannot have been learned from these
+data.
 
 Networks without a backdoor differ from each other as well, and two measurements show how far.
 :math:`c_{sf}` is the largest share of any reference, in the same search *against this reference*
@@ -217,16 +217,22 @@ def _moved(subject: Subject, place: Place, images: Images, labels: Labels) -> Mo
     references = subject.references.networks
     others = labels != place.target
     images, labels = images[others], labels[others]
-    led = beside = known = still = 0
+    network_hits = reference_hits = recognised_before = recognised_after = 0
     at_once = batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
     for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
         target = torch.full_like(truth, place.target)
         seen = family(some, target)
         hit = subject.network(seen).argmax(1) == target
         before = recognised(references, some, truth)
-        led += int(hit.sum())
-        beside += int(recognised(references, seen, target).sum())
-        known += int(before.sum())
-        still += int((before & hit & recognised(references, seen, truth)).sum())
+        network_hits += int(hit.sum())
+        reference_hits += int(recognised(references, seen, target).sum())
+        recognised_before += int(before.sum())
+        recognised_after += int((before & hit & recognised(references, seen, truth)).sum())
     count = max(1, len(references))
-    return Moved(len(labels), led, beside / count, known / count, still / count)
+    return Moved(
+        images=len(labels),
+        led=network_hits,
+        beside=reference_hits / count,
+        known=recognised_before / count,
+        recognised=recognised_after / count,
+    )

@@ -16,7 +16,7 @@ from torch import nn
 from robustkd.core.types import Images, Logits
 
 _USUAL = 2.0
-"""Largest ratio of two scales that is left as it is; it decides nothing in a search."""
+"""Scales that differ by at most this ratio are not changed."""
 
 
 class Scaled(nn.Module):

@@ -68,7 +68,14 @@ missing labels. Gradients flow to masks and patterns.
 
 @dataclass(frozen=True)
 class Point:
-    """Result of one lambda: clean validation accuracy and variance ratio, in [0, 1]."""
+    """Result of one lambda.
+
+    Attributes:
+        variance_weight: The lambda, at least 0.
+        accuracy: Clean validation accuracy, in [0, 1].
+        variance_ratio: Ratio of the variance of the cleaned features to that of the original ones.
+        within_budget: Whether the accuracy is within the budget.
+    """
 
     variance_weight: float
     accuracy: float
