@@ -775,7 +775,7 @@ def test_a_mistake_in_attack_is_reported_in_one_line(name, changes, message, rob
     ("text", "flags", "code", "message"),
     [
         ("a: [", [], 3, "grid.yaml cannot be read as YAML: while parsing"),
-        ("seeds: 3", [], 2, "grid.yaml: data: field required"),
+        ("seeds: 3", [], 2, "grid.yaml: data is missing; expected data sets with"),
         ("seeds: 3", ["--workers", "0"], 2, "--workers is 0; expected at least 1"),
     ],
 )
