@@ -517,14 +517,14 @@ MISTAKES = [
     ({"lr": 0}, 2, "--lr is 0.0; expected a finite number above 0"),
     ({"seed": -1}, 2, "--seed is -1; expected at least 0"),
     ({"seed": 2**64}, 2, f"--seed is {2**64}; expected at most {2**62 - 1}"),
-    ({"mean": 0.5}, 2, "mean and std belong together; give both, or neither"),
+    ({"mean": 0.5}, 2, "--mean and --std belong together; give both, or neither"),
     (
         {"mean": 0.5, "std": 0},
         2,
-        "mean is (0.5,) and std is (0.0,); expected 1 finite values each, std above 0",
+        "--mean is (0.5,) and --std is (0.0,); expected 1 finite values each, std above 0",
     ),
     ({"method": "papr"}, 2, "unknown method 'papr'; did you mean 'paper'?"),
-    ({"defence": "ftsam"}, 2, "defence is 'ftsam'; did you mean 'ft-sam'?"),
+    ({"defence": "ftsam"}, 2, "--defence is 'ftsam'; did you mean 'ft-sam'?"),
     ({"on": "student"}, 2, "--on is given without --defence; add it, or leave it out"),
     (
         {"defence": "ft", "on": "both"},
@@ -555,7 +555,7 @@ MISTAKES = [
     (
         {"data_root": "."},
         2,
-        "root is '.'; digits come with scikit-learn and take no folder; leave it out",
+        "--data-root is '.'; digits come with scikit-learn and take no folder; leave it out",
     ),
     (
         {"data": "fashion-mnist", "data_root": "."},
@@ -563,6 +563,16 @@ MISTAKES = [
         ".: no Fashion-MNIST here or in its fashion-mnist or FashionMNIST/raw, expected "
         "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
         "t10k-labels-idx1-ubyte (or .gz); correct --data-root or leave it out",
+    ),
+    ({"threads": 100_000}, 2, "--threads is 100000; expected 1 to 1024"),
+    ({"image_size": 0}, 2, "--image-size is 0; expected 1 to 4096 pixels"),
+    ({"image_size": 8}, 2, "--image-size is 8; digits does not support this option: leave it out"),
+    ({"crop": 2}, 2, "--crop is 2.0; expected above 0 and at most 1"),
+    ({"weight_decay": -1}, 2, "--weight-decay is -1.0; expected at least 0"),
+    (
+        {"class_names": "n"},
+        2,
+        "--class-names is n; digits does not support this option: leave it out",
     ),
     ({"bogus": 1}, 2, f"Unknown option: --bogus. Did you mean --out? {SEE}"),
 ]
@@ -670,11 +680,15 @@ def test_a_wrong_trigger_is_reported_in_one_line(robustkd, files):
     ("flags", "code", "message"),
     [
         (("--seeds", 0), 2, "--seeds is 0; expected at least 1"),
-        (("--data", "mnist"), 2, "no protocol for data 'mnist'; expected digits or fashion-mnist"),
+        (
+            ("--data", "mnist"),
+            2,
+            "--data is 'mnist', which has no demo; expected digits or fashion-mnist",
+        ),
         (
             ("--data-root", "."),
             2,
-            "root is '.'; digits come with scikit-learn and take no folder; leave it out",
+            "--data-root is '.'; digits come with scikit-learn and take no folder; leave it out",
         ),
     ],
 )
@@ -877,6 +891,6 @@ def test_the_better_weights_are_used_unless_the_key_is_given(robustkd, files, tm
     refused(
         robustkd(*distilling(tmp_path / "teacher.pt", out="third"), "--teacher-key", "model"),
         2,
-        f"teacher key is 'model'; {tmp_path / 'teacher.pt'} has 'state_dict', 'state_dict_ema': "
+        f"teacher_key is 'model'; {tmp_path / 'teacher.pt'} has 'state_dict', 'state_dict_ema': "
         "give one of these, or leave it out",
     )

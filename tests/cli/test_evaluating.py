@@ -72,7 +72,7 @@ def test_a_teacher_is_read_as_the_flags_say(home, evaluate):
     usual, _ = evaluate(*words)
     other, _ = evaluate(*words, "--mean", 0.9, "--std", 0.01, "--teacher-key", "state_dict")
     assert other < usual
-    for flag, reason in (("--teacher-key", "teacher key is '1'"), ("--mean", "belong together")):
+    for flag, reason in (("--teacher-key", "--teacher-key is '1'"), ("--mean", "belong together")):
         assert reason in evaluate(*words, flag, 1)[1]
         expected = f"{flag} is given, but {home / 'teacher.safetensors'} is a file of robustkd"
         assert expected in evaluate(home / "teacher.safetensors", flag, 1)[1]

@@ -133,7 +133,7 @@ def test_files_of_this_package_contain_their_normalisation(tmp_path):
     with pytest.raises(UsageError) as caught:
         read(tmp_path / "t", mean=(0.5,))
     assert str(caught.value) == (
-        f"mean (0.5,) and std (0.2,) are not those of {tmp_path / 't'}, (0.3,) and (0.2,); "
+        f"mean is (0.5,) and std is (0.2,); {tmp_path / 't'} states (0.3,) and (0.2,): "
         "leave them out"
     )
 
