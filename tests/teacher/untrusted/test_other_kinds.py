@@ -191,7 +191,7 @@ def test_a_checkpoint_is_no_model_of_this_package(content, tmp_path):
     with pytest.raises(InputError) as caught:
         models.load(path)
     assert str(caught.value) == (
-        f"{path} is no model that robustkd wrote, but a torch checkpoint, or another pickle or "
+        f"{path} is no file that robustkd wrote, but a torch checkpoint, or another pickle or "
         "archive; read the file of a teacher with robustkd.load_teacher"
     )
 
