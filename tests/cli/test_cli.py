@@ -20,7 +20,7 @@ from robustkd import cli, data, models
 from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, save_trigger
 from robustkd.benchmark import attacked_teachers
 from robustkd.core.errors import TrainingError
-from robustkd.core.methods import METHODS
+from robustkd.core.methods import ALIASES, METHODS
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.metrics import Proportion
@@ -791,6 +791,21 @@ def test_a_mistake_in_attack_is_reported_in_one_line(name, changes, message, rob
         ("a: [", [], 3, "grid.yaml cannot be read as YAML: while parsing"),
         ("seeds: 3", [], 2, "grid.yaml: data is missing; expected data sets with"),
         ("seeds: 3", ["--workers", "0"], 2, "--workers is 0; expected at least 1"),
+        (
+            "seeds: 3",
+            ["--workers", "2", "--executor", "ray"],
+            2,
+            "--workers is given with --executor ray, which uses the whole cluster; leave it out",
+        ),
+        *(
+            (
+                "seeds: 3",
+                ["--tables-only", *flag],
+                2,
+                f"{flag[0]} is given with --tables-only, which runs no cell; leave one of them out",
+            )
+            for flag in (["--workers", "1"], ["--executor", "local"], ["--cache", "c"])
+        ),
     ],
 )
 def test_a_mistake_in_a_grid_is_reported_in_one_line(text, flags, code, message, robustkd):
@@ -835,10 +850,51 @@ def test_list_shows_students_with_size_and_speed(robustkd, monkeypatch):
             ["--students", "--max-params", "1MB"],
             "--max-params is '1MB'; expected a number such as 300k or 1.5M",
         ),
+        (
+            ["--image", "1", "28", "28"],
+            "--image is given without --taps or --students; add one of them, or leave it out",
+        ),
+        (
+            ["--taps", "wrn-10-1", "--students"],
+            "--taps and --students are both given; expected one of them",
+        ),
+        *(
+            (
+                [*flags, "--image", *image],
+                f"--image is {' '.join(image)}; expected 1 or 3 channels, then height and width of "
+                "at least 1",
+            )
+            for flags in (["--students"], ["--taps", "wrn-10-1"])
+            for image in (["0", "0", "0"], ["3", "32", "0"], ["2", "32", "32"])
+        ),
     ],
 )
 def test_invalid_limits_of_students_are_refused(robustkd, flags, message):
     refused(robustkd("list", *flags), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--max-params", "1k"],
+            "no student of at most 1,000 parameters fits images of 3 x 32 x 32; try a larger "
+            "--max-params\n",
+        ),
+        ([], "no student fits images of 3 x 32 x 32; try larger images\n"),
+    ],
+)
+def test_it_is_said_that_no_student_fits(flags, expected, robustkd, monkeypatch):
+    listed = ("wrn-10-1",) if flags else ()
+    monkeypatch.setattr("robustkd.cli.students.STUDENTS", listed)
+    assert robustkd("list", "--students", *flags) == Said(0, expected, "")
+    assert json.loads(robustkd("list", "--students", *flags, "--json").out)["students"] == []
+
+
+def test_every_name_of_a_method_is_listed(robustkd):
+    shown = json.loads(robustkd("list", "--json").out)["methods"]
+    for name, method in ALIASES.items():
+        assert shown[method].endswith(f"; also called {name}")
 
 
 # A teacher of more classes than the data.
