@@ -947,6 +947,6 @@ def test_the_better_weights_are_used_unless_the_key_is_given(robustkd, files, tm
     refused(
         robustkd(*distilling(tmp_path / "teacher.pt", out="third"), "--teacher-key", "model"),
         2,
-        f"teacher_key is 'model'; {tmp_path / 'teacher.pt'} has 'state_dict', 'state_dict_ema': "
+        f"--teacher-key is 'model'; {tmp_path / 'teacher.pt'} has 'state_dict', 'state_dict_ema': "
         "give one of these, or leave it out",
     )
