@@ -108,6 +108,20 @@ def test_two_cells_that_would_be_one_line_of_a_table_are_refused(tmp_path):
         load(tmp_path, BLOCK | {"also": also})
 
 
+def test_data_and_attacks_with_nothing_after_their_name_use_all(tmp_path):
+    given = {**BLOCK, "attacks": {"badnets": None}, "data": {"digits": None}}
+    empty = {**given, "attacks": {"badnets": {}}, "data": {"digits": {}}}
+    assert load(tmp_path, given) == load(tmp_path, empty)
+    assert load(tmp_path, given)[0].teacher.setting.sizes == {}
+
+
+@pytest.mark.parametrize("key", ["data", "pairs", "attacks", "methods", "seeds"])
+def test_a_key_that_is_missing_is_named_with_an_example(key, tmp_path):
+    rest = {name: value for name, value in BLOCK.items() if name != key}
+    with pytest.raises(UsageError, match=rf": {key} is missing; expected [^\n]+, such as [^\n]+$"):
+        load(tmp_path, rest)
+
+
 @pytest.mark.parametrize("word", ["no", "false", "'no'"])
 def test_no_and_false_mean_no_mixed_precision(word, tmp_path):
     cells = load(tmp_path, yaml.safe_dump(BLOCK) + f"precision: {word}\n")
@@ -287,27 +301,65 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
 
 # Refusals.
 
+SEEDS = "expected a list of at least one seed, such as [0, 1, 2]"
+METHODS_EXPECTED = "expected a list of at least one method, such as [mix, default]"
+PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sedes": [1]}, "sedes: extra inputs are not permitted"),
+        ({"sedes": [1]}, "unknown key 'sedes'; did you mean 'seeds'?"),
         (
             {"pairs": [["wrn-10-1", "some.module:network"]]},
             "pairs: 'some.module:network' is code, which a grid cannot name",
         ),
-        ({"seeds": []}, "seeds: list should have at least 1 item after validation, not 0"),
-        ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0"),
+        ({"seeds": []}, f"seeds is []; {SEEDS}"),
+        ({"seeds": 3}, f"seeds is 3; {SEEDS}"),
+        ({"seeds": None}, f"seeds is empty; {SEEDS}"),
+        ({"seeds": [-1]}, "seeds.0 is -1; expected at least 0"),
+        ({"methods": "kd"}, f"methods is 'kd'; {METHODS_EXPECTED}"),
+        ({"methods": []}, f"methods is []; {METHODS_EXPECTED}"),
+        ({"pairs": [["wrn-10-1"]]}, f"pairs.0 is ['wrn-10-1']; {PAIR}"),
+        ({"pairs": [["a", "b", "c"]]}, f"pairs.0 is ['a', 'b', 'c']; {PAIR}"),
+        ({"pairs": ["wrn-10-1"]}, f"pairs.0 is 'wrn-10-1'; {PAIR}"),
+        ({"pairs": [[1, "wrn-10-1"]]}, "pairs.0.0 is 1; expected a name"),
+        (
+            {"data": "digits"},
+            "data is 'digits'; expected data sets with numbers of images, such as "
+            "{digits: {train: 400}}",
+        ),
+        (
+            {"data": {"digits": 40}},
+            "data.digits is 40; expected numbers of images, such as {train: 400}, or nothing to "
+            "use all",
+        ),
+        ({"data": {"digits": {"test": "a"}}}, "data.digits.test is 'a'; expected a whole number"),
+        ({"data": {3: {}}}, "data has the key 3; expected a name"),
+        (
+            {"attacks": ["badnets"]},
+            "attacks is ['badnets']; expected at least one attack with its arguments, such as "
+            "{badnets: {}}",
+        ),
+        (
+            {"attacks": {"badnets": 3}},
+            "attacks.badnets is 3; expected arguments of the attack, such as {epochs: 10}, or "
+            "nothing",
+        ),
+        ({"teaching": 3}, "teaching is 3; expected numbers and names, such as {epochs: 10}"),
+        ({"precision": "fp8"}, "precision is 'fp8'; expected no, bf16 or fp16"),
+        ({"augment": "maybe"}, "augment is 'maybe'; expected true or false"),
+        ({"expects": ["kd"]}, "expects is ['kd']; expected a name"),
         ({"attacks": {"badnet": None}}, "unknown attack 'badnet'; did you mean 'badnets'?"),
         ({"expects": "aditions"}, "unknown method 'aditions'; did you mean 'additions'?"),
         ({"methods": ["defualt"]}, "unknown method 'defualt'; did you mean 'default'?"),
         (
             {"data": {"digits": {"tests": 3}}},
-            "data.digits.tests.[key]: input should be 'train', 'validation' or 'test'",
+            "data.digits has the key 'tests'; expected train, validation or test",
         ),
         (
             {"also": [{"threads": 0}]},
-            "also.0.threads: input should be greater than or equal to 1",
+            "also.0: threads is 0; expected 1 to 1024",
         ),
         ({"also": 3}, "also: expected a list of blocks"),
         (
@@ -322,7 +374,7 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
         ),
         (
             {"attacks": {"ckd": {"cap": True}}},
-            "attacks.ckd.cap.int: input should be a valid integer",
+            "attacks.ckd.cap is True; expected a number or a name",
         ),
         (
             {"attacks": {"adaptive": {"build_surrogate": 3}}},
@@ -351,9 +403,9 @@ def test_a_defence_that_was_rehearsed_is_part_of_every_cell_of_the_teacher(
             "attacks.ckd.epochs is 'four'; expected a whole number",
         ),
         ({"attacks": {"ckd": {"lr": -1}}}, "attacks.ckd.lr is -1; expected more than 0"),
-        ({"target": True}, "target: input should be a valid integer"),
-        ({"seeds": [2**40]}, "seeds.0: input should be less than 2147483648"),
-        ({"threads": 10**6}, "threads: input should be less than or equal to 1024"),
+        ({"target": True}, "target is True; expected a whole number"),
+        ({"seeds": [2**40]}, "seeds.0 is 1099511627776; expected less than 2147483648"),
+        ({"threads": 10**6}, "threads is 1000000; expected 1 to 1024"),
         ({"teaching": {"epochz": 4}}, "attack 'badnets' has no argument 'epochz'"),
         ({"attacks": {"flow": {"family": "tone"}}}, "attack 'flow' has no argument 'family'"),
         (

@@ -95,15 +95,21 @@ def test_a_table_compares_a_defence_with_its_ordinary_student():
         ({"defence": "ftsam", "losses": {"kd": 1}}, "defence is 'ftsam'; did you mean 'ft-sam'?"),
         (
             {"defence": "ft", "on": "both", "losses": {"kd": 1}},
-            "methods: on: input should be 'teacher' or 'student'",
+            "methods: on is 'both'; expected teacher or student",
         ),
         ({"defence": "ft"}, "methods: expected either losses or method beside a defence"),
         (
             {"defence": "ft", "losses": {"kdd": 1}},
             "unknown distillation loss 'kdd'; expected kd, ofd, at, fitnet, rkd",
         ),
-        ({"defense": "ft"}, "methods: defense: extra inputs are not permitted"),
-        ({"losses": {"kd": 0}}, "methods: losses.kd: input should be greater than 0"),
+        ({"defense": "ft"}, "methods: unknown key 'defense'; did you mean 'defence'?"),
+        ({"losses": {"kd": 0}}, "methods: losses.kd is 0; expected more than 0"),
+        ({"losses": {"kd": "1"}}, "methods: losses.kd is '1'; expected a number"),
+        (
+            {"losses": ["kd"]},
+            "methods: losses is ['kd']; expected weights of losses by name, such as "
+            "{kd: 1, ofd: 0.3}",
+        ),
         (3, "methods: 3 is no method; expected a name or a mapping"),
     ],
 )
@@ -120,7 +126,7 @@ def test_mistakes_are_reported_in_one_line(given, message, tmp_path):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("yes: student", "methods: yes: extra inputs are not permitted"),
+        ("yes: student", "methods: unknown key 'yes'; expected one of defence, on, losses, method"),
         (
             "on: student, true: teacher",
             "methods: the key True is not a string; expected defence, on, losses, method",

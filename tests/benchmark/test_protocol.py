@@ -38,6 +38,6 @@ def test_data_is_loaded_at_the_protocols_sizes():
 
 
 def test_unknown_protocols_are_refused():
-    message = r"^no protocol for data 'mnist'; expected digits or fashion-mnist$"
+    message = r"^data is 'mnist', which has no demo; expected digits or fashion-mnist$"
     with pytest.raises(UsageError, match=message):
         protocol("mnist")

@@ -20,7 +20,7 @@ from robustkd import cli, data, models
 from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, save_trigger
 from robustkd.benchmark import attacked_teachers
 from robustkd.core.errors import TrainingError
-from robustkd.core.methods import METHODS
+from robustkd.core.methods import ALIASES, METHODS
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.metrics import Proportion
@@ -517,14 +517,14 @@ MISTAKES = [
     ({"lr": 0}, 2, "--lr is 0.0; expected a finite number above 0"),
     ({"seed": -1}, 2, "--seed is -1; expected at least 0"),
     ({"seed": 2**64}, 2, f"--seed is {2**64}; expected at most {2**62 - 1}"),
-    ({"mean": 0.5}, 2, "mean and std belong together; give both, or neither"),
+    ({"mean": 0.5}, 2, "--mean and --std belong together; give both, or neither"),
     (
         {"mean": 0.5, "std": 0},
         2,
-        "mean is (0.5,) and std is (0.0,); expected 1 finite values each, std above 0",
+        "--mean is (0.5,) and --std is (0.0,); expected 1 finite values each, std above 0",
     ),
     ({"method": "papr"}, 2, "unknown method 'papr'; did you mean 'paper'?"),
-    ({"defence": "ftsam"}, 2, "defence is 'ftsam'; did you mean 'ft-sam'?"),
+    ({"defence": "ftsam"}, 2, "--defence is 'ftsam'; did you mean 'ft-sam'?"),
     ({"on": "student"}, 2, "--on is given without --defence; add it, or leave it out"),
     (
         {"defence": "ft", "on": "both"},
@@ -555,7 +555,7 @@ MISTAKES = [
     (
         {"data_root": "."},
         2,
-        "root is '.'; digits come with scikit-learn and take no folder; leave it out",
+        "--data-root is '.'; digits come with scikit-learn and take no folder; leave it out",
     ),
     (
         {"data": "fashion-mnist", "data_root": "."},
@@ -563,6 +563,16 @@ MISTAKES = [
         ".: no Fashion-MNIST here or in its fashion-mnist or FashionMNIST/raw, expected "
         "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
         "t10k-labels-idx1-ubyte (or .gz); correct --data-root or leave it out",
+    ),
+    ({"threads": 100_000}, 2, "--threads is 100000; expected 1 to 1024"),
+    ({"image_size": 0}, 2, "--image-size is 0; expected 1 to 4096 pixels"),
+    ({"image_size": 8}, 2, "--image-size is 8; digits does not support this option: leave it out"),
+    ({"crop": 2}, 2, "--crop is 2.0; expected above 0 and at most 1"),
+    ({"weight_decay": -1}, 2, "--weight-decay is -1.0; expected at least 0"),
+    (
+        {"class_names": "n"},
+        2,
+        "--class-names is n; digits does not support this option: leave it out",
     ),
     ({"bogus": 1}, 2, f"Unknown option: --bogus. Did you mean --out? {SEE}"),
 ]
@@ -670,11 +680,15 @@ def test_a_wrong_trigger_is_reported_in_one_line(robustkd, files):
     ("flags", "code", "message"),
     [
         (("--seeds", 0), 2, "--seeds is 0; expected at least 1"),
-        (("--data", "mnist"), 2, "no protocol for data 'mnist'; expected digits or fashion-mnist"),
+        (
+            ("--data", "mnist"),
+            2,
+            "--data is 'mnist', which has no demo; expected digits or fashion-mnist",
+        ),
         (
             ("--data-root", "."),
             2,
-            "root is '.'; digits come with scikit-learn and take no folder; leave it out",
+            "--data-root is '.'; digits come with scikit-learn and take no folder; leave it out",
         ),
     ],
 )
@@ -783,8 +797,23 @@ def test_a_mistake_in_attack_is_reported_in_one_line(name, changes, message, rob
     ("text", "flags", "code", "message"),
     [
         ("a: [", [], 3, "grid.yaml cannot be read as YAML: while parsing"),
-        ("seeds: 3", [], 2, "grid.yaml: data: field required"),
+        ("seeds: 3", [], 2, "grid.yaml: data is missing; expected data sets with"),
         ("seeds: 3", ["--workers", "0"], 2, "--workers is 0; expected at least 1"),
+        (
+            "seeds: 3",
+            ["--workers", "2", "--executor", "ray"],
+            2,
+            "--workers is given with --executor ray, which uses the whole cluster; leave it out",
+        ),
+        *(
+            (
+                "seeds: 3",
+                ["--tables-only", *flag],
+                2,
+                f"{flag[0]} is given with --tables-only, which runs no cell; leave one of them out",
+            )
+            for flag in (["--workers", "1"], ["--executor", "local"], ["--cache", "c"])
+        ),
     ],
 )
 def test_a_mistake_in_a_grid_is_reported_in_one_line(text, flags, code, message, robustkd):
@@ -829,10 +858,51 @@ def test_list_shows_students_with_size_and_speed(robustkd, monkeypatch):
             ["--students", "--max-params", "1MB"],
             "--max-params is '1MB'; expected a number such as 300k or 1.5M",
         ),
+        (
+            ["--image", "1", "28", "28"],
+            "--image is given without --taps or --students; add one of them, or leave it out",
+        ),
+        (
+            ["--taps", "wrn-10-1", "--students"],
+            "--taps and --students are both given; expected one of them",
+        ),
+        *(
+            (
+                [*flags, "--image", *image],
+                f"--image is {' '.join(image)}; expected 1 or 3 channels, then height and width of "
+                "at least 1",
+            )
+            for flags in (["--students"], ["--taps", "wrn-10-1"])
+            for image in (["0", "0", "0"], ["3", "32", "0"], ["2", "32", "32"])
+        ),
     ],
 )
 def test_invalid_limits_of_students_are_refused(robustkd, flags, message):
     refused(robustkd("list", *flags), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--max-params", "1k"],
+            "no student of at most 1,000 parameters fits images of 3 x 32 x 32; try a larger "
+            "--max-params\n",
+        ),
+        ([], "no student fits images of 3 x 32 x 32; try larger images\n"),
+    ],
+)
+def test_it_is_said_that_no_student_fits(flags, expected, robustkd, monkeypatch):
+    listed = ("wrn-10-1",) if flags else ()
+    monkeypatch.setattr("robustkd.cli.students.STUDENTS", listed)
+    assert robustkd("list", "--students", *flags) == Said(0, expected, "")
+    assert json.loads(robustkd("list", "--students", *flags, "--json").out)["students"] == []
+
+
+def test_every_name_of_a_method_is_listed(robustkd):
+    shown = json.loads(robustkd("list", "--json").out)["methods"]
+    for name, method in ALIASES.items():
+        assert shown[method].endswith(f"; also called {name}")
 
 
 # A teacher of more classes than the data.
@@ -885,6 +955,6 @@ def test_the_better_weights_are_used_unless_the_key_is_given(robustkd, files, tm
     refused(
         robustkd(*distilling(tmp_path / "teacher.pt", out="third"), "--teacher-key", "model"),
         2,
-        f"teacher key is 'model'; {tmp_path / 'teacher.pt'} has 'state_dict', 'state_dict_ema': "
+        f"--teacher-key is 'model'; {tmp_path / 'teacher.pt'} has 'state_dict', 'state_dict_ema': "
         "give one of these, or leave it out",
     )

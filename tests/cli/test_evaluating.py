@@ -72,7 +72,7 @@ def test_a_teacher_is_read_as_the_flags_say(home, evaluate):
     usual, _ = evaluate(*words)
     other, _ = evaluate(*words, "--mean", 0.9, "--std", 0.01, "--teacher-key", "state_dict")
     assert other < usual
-    for flag, reason in (("--teacher-key", "teacher key is '1'"), ("--mean", "belong together")):
+    for flag, reason in (("--teacher-key", "--teacher-key is '1'"), ("--mean", "belong together")):
         assert reason in evaluate(*words, flag, 1)[1]
         expected = f"{flag} is given, but {home / 'teacher.safetensors'} is a file of robustkd"
         assert expected in evaluate(home / "teacher.safetensors", flag, 1)[1]
@@ -89,12 +89,14 @@ def test_folders_and_files_of_something_else_are_refused(home, evaluate, tmp_pat
     (tmp_path / "notes.txt").write_text("none")
     for path, reason in (
         (tmp_path, "is a folder without weights"),
-        (home / "no", "is not a file; expected a model in safetensors format"),
+        (home / "no.pt", "no.pt does not exist; expected a model's file, or the folder of a run"),
         (tmp_path / "notes.txt", "neither safetensors nor a torch checkpoint"),
     ):
         accuracy, said = evaluate(path, "--arch", "wrn-10-1")
         assert accuracy is None
         assert reason in said, said
+    # Flags of teachers change nothing: the file is missing, and not one of robustkd.
+    assert evaluate(home / "no.pt", "--mean", 0.5)[1].startswith(f"robustkd: {home / 'no.pt'} does")
 
 
 @pytest.mark.parametrize("path", ["~/run", "~/teacher.safetensors"])

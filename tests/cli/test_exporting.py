@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from robustkd import cli, data, models
 from robustkd.attacks import BadNets, save_trigger
@@ -84,10 +86,10 @@ def test_mistakes_are_reported_in_one_line_and_leave_no_files(robustkd, student,
     save_trigger(BadNets(size=3), 10, tmp_path / "far")
     for arguments, code, message in (
         ((student, "--data", "digits", "--trigger", "far"), 3, "far does not fit 'digits': target"),
-        (("none", "--data", "digits"), 3, "none is not a file; expected a model in safetensors"),
+        (("none", "--data", "digits"), 3, "none does not exist; expected a model's file"),
         ((student, "--data", "digit"), 2, "unknown data source 'digit'"),
         ((student, "--data", "fashion-mnist"), 3, f"{student} expects images of shape"),
-        ((student, "--data", "digits", "--trigger", "no"), 3, "no is not a file"),
+        ((student, "--data", "digits", "--trigger", "no"), 3, "no does not exist; check the path"),
     ):
         found, out, err = robustkd("export", *arguments, "--out", "out")
         assert (found, out) == (code, ""), err
@@ -108,6 +110,36 @@ def test_an_exported_model_is_never_loaded(robustkd, command, name, tmp_path):
     assert err == (
         f"robustkd: {name} is an exported model, which only robustkd export measures; give the "
         "student.safetensors that was exported, or the folder of its run\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["verify", "export"])
+def test_a_teacher_in_place_of_a_student_is_told_the_commands_for_teachers(
+    robustkd, command, tmp_path
+):
+    state = models.build(models.Spec("wrn-10-1", 10, (1, 8, 8)), seed=0).network.state_dict()
+    torch.save(state, tmp_path / "t.pt")
+    save_file({"weight": torch.ones(1)}, tmp_path / "t.safetensors")
+    (tmp_path / "empty").mkdir()
+    out = ("--out", "out") if command == "export" else ()
+    for name, fact in (
+        (
+            "t.pt",
+            "is no file that robustkd wrote, but a torch checkpoint, or another pickle or archive",
+        ),
+        ("t.safetensors", "has no 'robustkd' metadata"),
+    ):
+        code, _, err = robustkd(command, name, "--data", "digits", *out)
+        assert code == 3
+        assert err == (
+            f"robustkd: {name} {fact}; expected a student that robustkd wrote: measure a teacher "
+            "with robustkd evaluate or robustkd audit, and --arch\n"
+        )
+    code, _, err = robustkd(command, "empty", "--data", "digits", *out)
+    assert (code, err) == (
+        3,
+        "robustkd: empty is a folder without student.safetensors; expected a student's file, or "
+        "the folder of its run\n",
     )
 
 

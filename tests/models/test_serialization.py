@@ -85,9 +85,10 @@ def test_saving_replaces_a_file_atomically(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    expected = "is not a file; expected a model in safetensors format"
-    assert refusal(lambda: load(tmp_path / "no")) == f"{tmp_path / 'no'} {expected}"
-    assert refusal(lambda: load(tmp_path)) == f"{tmp_path} {expected}"
+    missing = tmp_path / "no"
+    assert refusal(lambda: load(missing)) == f"{missing} does not exist; check the path"
+    expected = f"{tmp_path} is not a file; expected one that robustkd wrote"
+    assert refusal(lambda: load(tmp_path)) == expected
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):
@@ -133,11 +134,11 @@ def test_a_pickle_is_refused_and_its_payload_never_runs(tmp_path):
     canary, path = tmp_path / "canary", tmp_path / "model.safetensors"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         path.write_bytes(pickle.dumps(_Payload(canary), protocol=protocol))
-        other = "is no model that robustkd wrote" if protocol >= 2 else "is not a readable safet"
+        other = "is no file that robustkd wrote" if protocol >= 2 else "is not a readable safet"
         assert other in refusal(lambda: load(path))
         assert not canary.exists()
     torch.save({"state_dict": _Payload(canary)}, path)
-    assert "is no model that robustkd wrote, but a torch checkpoint" in refusal(lambda: load(path))
+    assert "is no file that robustkd wrote, but a torch checkpoint" in refusal(lambda: load(path))
     assert not canary.exists()
     # The payload is a live one: unpickled, it does touch the canary.
     pickle.loads(pickle.dumps(_Payload(canary)))  # noqa: S301 (our own bytes)

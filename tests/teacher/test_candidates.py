@@ -98,7 +98,7 @@ def test_the_user_names_the_key(tmp_path):
     with pytest.raises(UsageError) as caught:
         read(path, teacher_key="c")
     assert str(caught.value) == (
-        f"teacher key is 'c'; {path} has 'a', 'b.c', 'd': give one of these, or leave it out"
+        f"teacher_key is 'c'; {path} has 'a', 'b.c', 'd': give one of these, or leave it out"
     )
     assert "does not fit the architecture" in refusal(path, teacher_key="d")
 

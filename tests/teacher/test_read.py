@@ -133,7 +133,7 @@ def test_files_of_this_package_contain_their_normalisation(tmp_path):
     with pytest.raises(UsageError) as caught:
         read(tmp_path / "t", mean=(0.5,))
     assert str(caught.value) == (
-        f"mean (0.5,) and std (0.2,) are not those of {tmp_path / 't'}, (0.3,) and (0.2,); "
+        f"mean is (0.5,) and std is (0.2,); {tmp_path / 't'} states (0.3,) and (0.2,): "
         "leave them out"
     )
 
@@ -312,3 +312,21 @@ def test_an_output_beyond_those_of_the_file_is_refused(tmp_path):
         InputError, match="has 7 outputs, numbered from 0; the list of class names has output 9"
     ):
         read(path, outputs=(1, 4, 9))
+
+
+@pytest.mark.parametrize(
+    ("change", "hinted"),
+    [({}, True), ({"head.bias": torch.zeros(4)}, False), ({"bn.weight": torch.ones(65)}, False)],
+)
+def test_a_network_of_grey_images_for_coloured_ones_is_told(change, hinted, tmp_path):
+    path = state_in(tmp_path / "t.pt", {**network().state_dict(), **change})
+    with pytest.raises(InputError) as caught:
+        load_teacher(path, arch="wrn-10-1", classes=3, image_shape=(3, 8, 8))
+    said = str(caught.value)
+    assert said.endswith("; did you mean --grey, or Reading(channels=1) in Python?") is hinted
+    assert "(16, 1, 3, 3) for (16, 3, 3, 3)" in said or "head.bias" in change
+    coloured = build(Spec("wrn-10-1", 3, (3, 8, 8)), seed=0).network.state_dict()
+    with pytest.raises(InputError, match=r"\(16, 3, 3, 3\) for \(16, 1, 3, 3\)\)$"):
+        load_teacher(
+            state_in(tmp_path / "c.pt", coloured), arch="wrn-10-1", classes=3, image_shape=(1, 8, 8)
+        )

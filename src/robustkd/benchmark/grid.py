@@ -26,11 +26,13 @@ from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.folder_data import folder_name
 from robustkd.benchmark.grid_methods import method_in_grid
+from robustkd.benchmark.grid_words import refusal
 from robustkd.benchmark.rehearsal import expected_method
-from robustkd.core.errors import UsageError, printable
+from robustkd.core.errors import UsageError
 from robustkd.core.method_settings import BY_DATA, DetoxOptions, DetoxSettings
 from robustkd.core.methods import find_method
 from robustkd.core.types import Split
+from robustkd.core.validation import check_threads
 from robustkd.core.yaml_files import read_yaml
 from robustkd.training.config import Precision, TrainingOptions, check_training
 
@@ -50,7 +52,8 @@ class Block(BaseModel):
     """One block of a grid: lists whose combinations are run, and common settings.
 
     Attributes:
-        data: Number of images per split, by name of the data source or path of a folder.
+        data: Number of images per split, by name of the data source or path of a folder; nothing
+            to use all images.
         pairs: Architectures of teacher and student.
         attacks: Arguments of the attacks, by name.
         methods: Names of methods, or mappings of a defence, see
@@ -81,7 +84,7 @@ class Block(BaseModel):
     target: Annotated[StrictInt, Field(ge=0)] = 0
     augment: bool = False
     precision: Precision = "no"
-    threads: Annotated[StrictInt, Field(ge=1, le=1024)] = 1
+    threads: StrictInt = 1
     teaching: Arguments = {}
     training: Arguments = {}
     detoxing: Arguments = {}
@@ -95,6 +98,13 @@ class Block(BaseModel):
                 raise UsageError(f"pairs: {name!r} is code, which a grid cannot name")
         return pairs
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _nothing_is_all(cls, sources: object) -> object:
+        if not isinstance(sources, Mapping):
+            return sources
+        return {name: {} if sizes is None else sizes for name, sizes in sources.items()}
+
     @field_validator("data")
     @classmethod
     def _known_data(cls, sources: dict[str, object]) -> dict[str, object]:
@@ -103,6 +113,12 @@ class Block(BaseModel):
                 known = ", ".join(data.names())
                 raise UsageError(f"unknown data {name!r}; expected {known}, or path: FOLDER")
         return sources
+
+    @field_validator("threads")
+    @classmethod
+    def _possible_threads(cls, threads: int) -> int:
+        check_threads(threads)
+        return threads
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -222,7 +238,7 @@ def load_grid(path: Path) -> list[Cell]:
         raise UsageError(f"{path}: also: expected a list of blocks")
     blocks: list[Block] = []
     count = 0
-    for where, own in [("", {}), *((f"also.{i}.", block) for i, block in enumerate(further))]:
+    for where, own in [("", {}), *((f"also.{i}: ", block) for i, block in enumerate(further))]:
         blocks.append(_block(path, where, {**content, **own}))
         count += blocks[-1].count()
         if count > MOST_CELLS:
@@ -255,10 +271,10 @@ def _located(grid: Path, content: Mapping[str, object]) -> dict[str, object]:
 
 def _block(path: Path, where: str, content: Mapping[str, object]) -> Block:
     try:
-        return Block.model_validate({**content, **_located(path, content)})
+        given = {**content, **_located(path, content)}
+        return Block.model_validate(given)
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {where}{error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = printable(where + ".".join(map(str, first["loc"])))
-        raise UsageError(f"{path}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        said = refusal(error, given, Block.model_fields)
+        raise UsageError(f"{path}: {where}{said}") from error

@@ -15,7 +15,8 @@ from pydantic import (
     ValidationError,
 )
 
-from robustkd.core.errors import UsageError, printable
+from robustkd.benchmark.grid_words import refusal
+from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence, Side
 from robustkd.core.methods import method_name, name_of_losses
 from robustkd.pipeline.job import check_method
@@ -87,6 +88,5 @@ def _validated(given: Mapping[object, object]) -> DefendedMethod:
     try:
         return DefendedMethod.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = printable(".".join(map(str, first["loc"])))
-        raise UsageError(f"methods: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        said = refusal(error, given, DefendedMethod.model_fields)
+        raise UsageError(f"methods: {said}") from error

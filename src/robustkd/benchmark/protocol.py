@@ -104,5 +104,6 @@ def protocol(name: str) -> Protocol:
         UsageError: If the data set has none.
     """
     if name not in PROTOCOLS:
-        raise UsageError(f"no protocol for data {name!r}; expected {' or '.join(PROTOCOLS)}")
+        known = " or ".join(PROTOCOLS)
+        raise UsageError(f"data is {name!r}, which has no demo; expected {known}")
     return PROTOCOLS[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -46,6 +47,8 @@ def run_grid(
         UsageError: If cells that would be run do not fit their data.
         InputError: If files of the data are missing or damaged, or a folder is refused.
     """
+    if os.path.lexists(out / "cells"):
+        check_subfolder(out, "cells")  # which is a link, perhaps
     missing = [cell for cell in cells if finished(cell, out) is None]
     check_cells(missing)
     # Links and folders that cannot be created are refused before hours of work.

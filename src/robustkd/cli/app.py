@@ -14,6 +14,7 @@ from rich.console import Console
 
 from robustkd.cli.files import from_files
 from robustkd.cli.flags import check_whole
+from robustkd.cli.naming import in_flags
 from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.errors import InputError, RobustKDError, UsageError, printable, told
 from robustkd.core.files import at_home
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = " ".join(str(error).split())
         print_error(errors, f"{line} (see robustkd --help)")
         _end(_USAGE)
+    except UsageError as error:
+        print_error(errors, in_flags(str(error), app, words))
+        _end(error.exit_code)
     except RobustKDError as error:
         print_error(errors, str(error))
         _end(error.exit_code)

@@ -6,7 +6,7 @@ import torch
 
 from robustkd import models
 from robustkd.attacks import ATTACKS
-from robustkd.core.methods import METHODS
+from robustkd.core.methods import ALIASES, METHODS
 from robustkd.data import PICTURES, SOURCES
 from robustkd.models import FAMILIES
 from robustkd.models.features.collect import layouts_of
@@ -28,11 +28,16 @@ def catalogue() -> dict[str, dict[str, str]]:
             )
             for name, family in FAMILIES.items()
         },
-        "methods": {name: method.summary for name, method in METHODS.items()},
+        "methods": {name: _with_aliases(name, how.summary) for name, how in METHODS.items()},
         "defences": {name: f"{row.summary} ({row.source})" for name, row in DEFENCES.items()},
         "losses": dict(LOSSES),
         "attacks": {name: row.summary for name, row in ATTACKS.items()},
     }
+
+
+def _with_aliases(method: str, summary: str) -> str:
+    other = [name for name, known in ALIASES.items() if known == method]
+    return f"{summary}; also called {' or '.join(other)}" if other else summary
 
 
 def describe(

@@ -1,4 +1,4 @@
-"""All commands but ``distill`` and ``export``: they parse, call and print."""
+"""The commands that have no module of their own: they parse, call and print."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from robustkd.cli.flags import (
     resolved,
 )
 from robustkd.cli.opening import open_data, open_model
-from robustkd.cli.output import print_json, print_plain, print_progress, print_sections
+from robustkd.cli.output import (
+    print_json,
+    print_plain,
+    print_progress,
+    print_sections,
+    print_words,
+)
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.training.config import TrainingOptions
 
@@ -114,8 +120,8 @@ def bench(
     grid: Path,
     /,
     *,
-    executor: Literal["local", "ray"] = "local",
-    workers: int = 1,
+    executor: Literal["local", "ray"] | None = None,
+    workers: int | None = None,
     out: Path | None = None,
     cache: Path | None = None,
     tables_only: bool = False,
@@ -124,15 +130,22 @@ def bench(
 
     Args:
         grid: A YAML file, e.g. ``benchmarks/compact.yaml``.
-        executor: ``local`` runs the cells on this machine, ``ray`` on a ray cluster.
-        workers: Number of processes of the local executor.
+        executor: ``local`` runs the cells on this machine, ``ray`` on a ray cluster. Default:
+            ``local``.
+        workers: Number of processes of the local executor. Default: 1.
         out: Folder of the results. Cells that already have a result in it are not run again,
             and these results are not verified, so continue only a folder that you trust.
             Default: ``results/GRID``, next to the grid's file.
         cache: Folder of trained networks. Default: ``cache`` in ``out``.
         tables_only: Only write the tables again from existing results.
     """
-    check_at_least("--workers", workers, 1)
+    _check_running({"--executor": executor, "--workers": workers, "--cache": cache}, tables_only)
+    if executor == "ray" and workers is not None:
+        raise UsageError(
+            "--workers is given with --executor ray, which uses the whole cluster; leave it out"
+        )
+    processes = 1 if workers is None else workers
+    check_at_least("--workers", processes, 1)
     from robustkd import report
     from robustkd.benchmark import executors, load_grid, run_grid, write_tables
 
@@ -143,7 +156,7 @@ def bench(
         counts = run_grid(
             cells,
             folder,
-            executor=executors.executor(executor, workers=workers),
+            executor=executors.executor(executor or "local", workers=processes),
             cache=cache,
             tell=print_progress,
         )
@@ -165,6 +178,15 @@ def bench(
         print_progress(f"{len(tables.missing)} of {len(cells)} cells have no result yet")
     if tables.failed:
         raise TrainingError(f"{len(tables.failed)} cells failed; {failures}")
+
+
+def _check_running(given: Mapping[str, object], tables_only: bool) -> None:
+    """Raise an error for a flag about the running of cells, if none is run."""
+    for flag, value in given.items():
+        if tables_only and value is not None:
+            raise UsageError(
+                f"{flag} is given with --tables-only, which runs no cell; leave one of them out"
+            )
 
 
 def attack(
@@ -258,7 +280,7 @@ def list_(
     taps: Arch | None = None,
     students: Annotated[bool, Parameter(negative="")] = False,
     max_params: str | None = None,
-    image: tuple[int, int, int] | None = None,
+    image: Annotated[tuple[int, int, int] | None, Parameter(negative="")] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """List data sets, architectures, methods, defences, losses and attacks.
@@ -266,13 +288,17 @@ def list_(
     Args:
         taps: Show the taps, parameters and operations of this architecture instead.
         students: Show small architectures with parameters, operations and latency instead.
-        max_params: Largest number of parameters of a student, such as 300k or 1M.
-        image: Channels, height and width of its images. Default: those of its published weights,
-            or 3 32 32.
+        max_params: With ``--students``: largest number of parameters, such as 300k or 1M.
+        image: With ``--taps`` or ``--students``: channels, height and width of the images. Default:
+            those of the published weights of ``--taps``, or 3 32 32.
         as_json: Print the list as JSON.
     """
     if max_params is not None and not students:
         raise UsageError("--max-params is given without --students; add it, or leave it out")
+    if taps and students:
+        raise UsageError("--taps and --students are both given; expected one of them")
+    if image is not None:
+        _check_image(image, used=bool(taps or students))
     if students:
         _list_students(image or (3, 32, 32), max_params, as_json=as_json)
         return
@@ -285,6 +311,19 @@ def list_(
     print_sections(shown)
 
 
+def _check_image(image: tuple[int, int, int], *, used: bool) -> None:
+    if not used:
+        raise UsageError(
+            "--image is given without --taps or --students; add one of them, or leave it out"
+        )
+    channels, *sides = image
+    if channels not in (1, 3) or min(sides) < 1:
+        raise UsageError(
+            f"--image is {' '.join(map(str, image))}; expected 1 or 3 channels, then height and "
+            "width of at least 1"
+        )
+
+
 def _list_students(image: tuple[int, int, int], most: str | None, *, as_json: bool) -> None:
     from robustkd.cli.students import number, students
 
@@ -292,6 +331,11 @@ def _list_students(image: tuple[int, int, int], most: str | None, *, as_json: bo
     rows = sorted(found, key=lambda row: int(str(row["parameters"])))
     if as_json:
         print_json({"image": list(image), "students": rows})
+        return
+    if not rows:
+        of = "" if most is None else f" of at most {number(most):,.0f} parameters"
+        advice = "larger images" if most is None else "a larger --max-params"
+        print_words(f"no student{of} fits images of {' x '.join(map(str, image))}; try {advice}")
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("student")

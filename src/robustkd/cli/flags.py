@@ -16,7 +16,7 @@ from cyclopts import App, ArgumentCollection, Parameter, Token
 from robustkd.core.errors import UsageError
 from robustkd.core.known_names import check_architecture, is_folder
 from robustkd.core.launch import launched
-from robustkd.core.validation import check_seed
+from robustkd.core.validation import check_seed, check_threads
 from robustkd.training.config import TrainingOptions
 
 
@@ -183,10 +183,10 @@ def choose_device(device: str, threads: int | None) -> None:
     """Set the device of all trainings of this process, and the number of threads.
 
     Raises:
-        UsageError: If there is no such device, or the number of threads is below 1.
+        UsageError: If there is no such device, or the number of threads is out of range.
     """
     if threads is not None:
-        check_at_least("--threads", threads, 1)
+        check_threads(threads, "--threads")
     found = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d{1,3}))?", device)
     if found is None:
         raise UsageError(f"--device is {device!r}; expected auto, cpu, cuda, cuda:NUMBER or mps")

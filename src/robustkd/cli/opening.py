@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from robustkd.models import Classifier, Spec
 
 _EXPORTED = (".onnx", ".pt2")
+_STUDENTS_ONLY = (
+    "expected a student that robustkd wrote: measure a teacher with robustkd evaluate or robustkd "
+    "audit, and --arch"
+)
 _OF_THE_STUDENT = (
     "the classes are those of the student: give the teacher that it was distilled from, or the "
     "folder of its run without --teacher"
@@ -64,17 +68,27 @@ def open_student(
 
     Raises:
         UsageError: If a name is unknown.
-        InputError: If the student's file is damaged, or the student was made for other data.
+        InputError: If the student's file is missing, damaged or that of a teacher, or the student
+            was made for other data.
     """
     from robustkd import models
     from robustkd.data.images.left_out import skipped_files
-    from robustkd.models.model_file import is_described
+    from robustkd.models.model_file import ForeignFileError, is_described
+    from robustkd.pipeline.run_files import STUDENT
     from robustkd.teacher.untrusted.quarantine import check_format
 
     run, path = path, student_of(path)
+    if path == run and os.path.isdir(path):
+        raise InputError(
+            f"{path} is a folder without {STUDENT}; expected a student's file, or the folder of "
+            "its run"
+        )
     if os.path.isfile(path) and not is_described(path):
         check_format(path)
-    model = models.load(path, arch=arch)
+    try:
+        model = models.load(path, arch=arch)
+    except ForeignFileError as error:
+        raise InputError(f"{error.fact}; {_STUDENTS_ONLY}") from error
     source = _data_as_in_run(run, model.spec, data, root, images)
     models.check_fits(
         model.spec,
@@ -144,11 +158,18 @@ def student_of(path: Path) -> Path:
     """Return the student's file in the folder of a run; any other path as it is.
 
     Raises:
-        InputError: If the run is not finished, or the path is the folder of an export, or one of
-            its ONNX files or programs, which are never loaded.
+        InputError: If there is nothing at the path, the run is not finished, or the path is the
+            folder of an export, or one of its ONNX files or programs, which are never loaded.
+        OSError: If the path cannot be looked at, for example for lack of permissions.
     """
     from robustkd.pipeline.run_files import STUDENT, check_finished
 
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{path} does not exist; expected a model's file, or the folder of a run"
+        ) from None
     inner = path / STUDENT
     if os.path.lexists(inner):
         return inner

@@ -9,6 +9,8 @@ from robustkd.core.errors import UsageError
 
 # The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
 LARGEST_SEED = 2**62 - 1
+# More than any machine has cores; with far more, the process crashes when memory for stacks ends.
+MOST_THREADS = 1024
 
 
 def check_positive(**values: object) -> None:
@@ -110,6 +112,20 @@ def check_seed(seed: object, name: str = "seed") -> None:
         raise UsageError(f"{name} is {seed}; expected at least 0")
     if number > LARGEST_SEED:
         raise UsageError(f"{name} is {seed}; expected at most {LARGEST_SEED}")
+
+
+def check_threads(threads: object, name: str = "threads") -> None:
+    """Raise an error for a number of threads that no machine can use.
+
+    Args:
+        threads: The number.
+        name: Name of the argument, for the message.
+
+    Raises:
+        UsageError: If it is no whole number from 1 to ``MOST_THREADS``.
+    """
+    if not 1 <= _whole(name, threads) <= MOST_THREADS:
+        raise UsageError(f"{name} is {threads}; expected 1 to {MOST_THREADS}")
 
 
 def _number(name: str, value: object) -> float:

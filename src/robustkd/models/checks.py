@@ -16,6 +16,7 @@ from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.description import described_spec
 from robustkd.models.registry import build, check_name
 
+_GREY = "; did you mean --grey, or Reading(channels=1) in Python?"
 _LARGEST_SIDE = 4096
 _QUICK = 200  # number of layers, or of classes, that are built quickly
 # Depth in the name of a network of this package; each layer has at least one tensor.
@@ -174,4 +175,19 @@ def check_names(
     ]
     said = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems if names]
     if said:
-        raise InputError(f"{path} does not fit the architecture {arch!r}: {'; '.join(said)}")
+        hint = _GREY if _is_for_grey(expected, tensors) else ""
+        raise InputError(f"{path} does not fit the architecture {arch!r}: {'; '.join(said)}{hint}")
+
+
+def _is_for_grey(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether tensors differ from those of a model only in one input channel for three."""
+    if expected.keys() != tensors.keys():
+        return False
+    pairs = ((tensors[name].shape, expected[name].shape) for name in expected)
+    other = [(found, fitting) for found, fitting in pairs if found != fitting]
+    return bool(other) and all(
+        len(found) > 1
+        and (found[1], fitting[1]) == (1, 3)
+        and found == (fitting[0], 1, *fitting[2:])
+        for found, fitting in other
+    )

@@ -24,11 +24,25 @@ from robustkd.core.trees import open_named, readable_path
 _KEY = "robustkd"
 _FORMAT = 1
 _HEAD = 64
+_OF_A_TEACHER = "read the file of a teacher with robustkd.load_teacher"
 _LFS = b"version https://git-lfs.github.com/spec/"
 _CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 Fits: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, object]], object]
 """Function that raises an error if tensors, without their values, or a description do not fit."""
+
+
+class ForeignFileError(InputError):
+    """A file is not one that this package wrote.
+
+    Args:
+        fact: What the file is, for messages with other advice.
+        advice: What to do about it in Python.
+    """
+
+    def __init__(self, fact: str, advice: str) -> None:
+        super().__init__(f"{fact}; {advice}")
+        self.fact = fact
 
 
 def write_safetensors(
@@ -96,6 +110,7 @@ def read_safetensors(
         Tensors by name, and the description.
 
     Raises:
+        ForeignFileError: If the file has no description, or is a checkpoint of torch.
         InputError: If the file is missing, is not in safetensors format, or has no valid
             description.
     """
@@ -110,39 +125,43 @@ def read_safetensors(
             with safe_open(readable_path(opened.fileno()), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     except KeyError as error:
-        raise InputError(
-            f"{path} has no {_KEY!r} metadata; expected a file written by robustkd, or read the "
-            "file of a teacher with robustkd.load_teacher"
+        raise ForeignFileError(
+            f"{path} has no {_KEY!r} metadata",
+            f"expected a file written by robustkd, or {_OF_A_TEACHER}",
         ) from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        kind = _other_kind(path, links=links)
+        _check_kind(path, links=links)
         raise InputError(
-            kind or f"{path} is not a readable safetensors file: {first_line(error)}"
+            f"{path} is not a readable safetensors file: {first_line(error)}"
         ) from error
     return tensors, description
 
 
-def _other_kind(path: Path, *, links: bool) -> str:
-    """Return what a file is that is usually given in place of a model; empty for other files."""
+def _check_kind(path: Path, *, links: bool) -> None:
+    """Raise a specific error for a file that is usually given in place of a model."""
     try:
         with _opened(path, links=links) as opened:
             head = opened.read(_HEAD)
     except (InputError, OSError):
-        return ""
+        return
     if head.startswith(_LFS):
-        return f"{path} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull"
-    if head.startswith(_CHECKPOINTS) and head[8:9] != b"{":
-        return (
-            f"{path} is no model that robustkd wrote, but a torch checkpoint, or another pickle or "
-            "archive; read the file of a teacher with robustkd.load_teacher"
+        raise InputError(
+            f"{path} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull"
         )
-    return ""
+    if head.startswith(_CHECKPOINTS) and head[8:9] != b"{":
+        raise ForeignFileError(
+            f"{path} is no file that robustkd wrote, but a torch checkpoint, or another pickle or "
+            "archive",
+            _OF_A_TEACHER,
+        )
 
 
 def _opened(path: Path, *, links: bool) -> BinaryIO:
     if links:
         if not path.is_file():
-            raise InputError(f"{path} is not a file; expected a model in safetensors format")
+            if not os.path.lexists(path):
+                raise InputError(f"{path} does not exist; check the path")
+            raise InputError(f"{path} is not a file; expected one that robustkd wrote")
         return os.fdopen(open_named(path), "rb")
     with Folder.at(path.parent) as folder:
         return folder.open(path.name)

@@ -102,12 +102,12 @@ class Options:
         if self._key not in labels:
             if not any(labels):
                 raise UsageError(
-                    f"teacher key is {quoted(str(self._key))}; {self._path} has one state dict, "
+                    f"teacher_key is {quoted(str(self._key))}; {self._path} has one state dict, "
                     "which is under no key: leave it out"
                 )
             known = ", ".join(shown_key(label) for label in dict.fromkeys(labels))
             raise UsageError(
-                f"teacher key is {quoted(str(self._key))}; {self._path} has {known}: give one of "
+                f"teacher_key is {quoted(str(self._key))}; {self._path} has {known}: give one of "
                 "these, or leave it out"
             )
         self._options = [] if failed else named or whole

@@ -68,6 +68,6 @@ def _check_description(
     check_fits(said, path, classes=spec.classes, image_shape=spec.image_shape)
     if given not in (None, (said.mean, said.std)):
         raise UsageError(
-            f"mean {spec.mean} and std {spec.std} are not those of {path}, {said.mean} and "
-            f"{said.std}; leave them out"
+            f"mean is {spec.mean} and std is {spec.std}; {path} states {said.mean} and "
+            f"{said.std}: leave them out"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from robustkd import models
 from robustkd.attacks import SIG, TRIGGERS, BadNets, MaskedPattern, load_trigger, save_trigger
@@ -199,5 +200,10 @@ def test_files_in_other_formats_are_refused(tmp_path):
     (tmp_path / "text").write_text("no tensors here")
     with pytest.raises(InputError, match=r"text is not a readable safetensors file: [^\n]+$"):
         load_trigger(tmp_path / "text")
-    with pytest.raises(InputError, match=r"missing is not a file; expected [^\n]+$"):
+    with pytest.raises(InputError, match=r"missing does not exist; check the path$"):
         load_trigger(tmp_path / "missing")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "teacher.pt")
+    save_file({"a": torch.zeros(1)}, tmp_path / "plain")
+    for name in ("teacher.pt", "plain"):
+        with pytest.raises(InputError, match=r"; expected a trigger that robustkd wrote$"):
+            load_trigger(tmp_path / name)

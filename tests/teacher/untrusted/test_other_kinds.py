@@ -191,7 +191,7 @@ def test_a_checkpoint_is_no_model_of_this_package(content, tmp_path):
     with pytest.raises(InputError) as caught:
         models.load(path)
     assert str(caught.value) == (
-        f"{path} is no model that robustkd wrote, but a torch checkpoint, or another pickle or "
+        f"{path} is no file that robustkd wrote, but a torch checkpoint, or another pickle or "
         "archive; read the file of a teacher with robustkd.load_teacher"
     )
 
@@ -229,5 +229,5 @@ def test_a_key_for_a_file_without_keys(tmp_path):
             path, arch="wrn-10-1", classes=10, image_shape=(1, 16, 16), teacher_key="model"
         )
     assert str(caught.value) == (
-        f"teacher key is 'model'; {path} has one state dict, which is under no key: leave it out"
+        f"teacher_key is 'model'; {path} has one state dict, which is under no key: leave it out"
     )

@@ -31,7 +31,7 @@ from robustkd.attacks.triggers.transformations import (
 from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.types import DataSource, Trigger
-from robustkd.models.model_file import read_safetensors, write_safetensors
+from robustkd.models.model_file import ForeignFileError, read_safetensors, write_safetensors
 
 TRIGGERS: dict[str, type] = {
     "badnets": BadNets,
@@ -157,6 +157,8 @@ def load_trigger(
         )
         target = _target_of(description, path)
         trigger = _composed(description, tensors)
+    except ForeignFileError as error:
+        raise InputError(f"{error.fact}; expected a trigger that robustkd wrote") from error
     except UsageError as error:
         raise InputError(f"{path} has a damaged trigger: {error}") from error
     if data is not None:
