@@ -29,10 +29,8 @@ def default_device() -> torch.device:
 
 @contextmanager
 def forked_generators(device: torch.device) -> Iterator[None]:
-    """Restore the global random generators of the CPU and of a device when the block ends."""
-    cpu = device.type == "cpu"
-    kind = {} if cpu else {"device_type": device.type}
-    with torch.random.fork_rng(devices=[] if cpu else [device], **kind):
+    """Restore the global random generators of the CPU and of a CUDA device when the block ends."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
