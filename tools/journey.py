@@ -51,8 +51,8 @@ _START = f"""\
 All commands from a first look to a student that other programs can load, and all that they show in
 a terminal of {COLUMNS} columns without its colours. `images` has {len(CLASSES)} classes of
 handwritten digits with {_SPLITS["train"][1]} training images each; `teacher` is a folder with
-`config.json` and `model.safetensors` as timm saves it for the Hugging Face Hub. It has no backdoor: if
-the audit calls it suspicious, this is a false alarm, as is possible with so few images.
+`config.json` and `model.safetensors` as timm saves it for the Hugging Face Hub. It has no backdoor:
+if the audit calls it suspicious, this is a false alarm, as is possible with so few images.
 """
 
 
