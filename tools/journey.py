@@ -32,7 +32,7 @@ _SPLITS: dict[Split, tuple[str, int]] = {
     "validation": ("val", 25),
     "test": ("test", 25),
 }
-_RUN = "--data images --student wrn-10-1 --no-flip --epochs 6"
+_RUN = "--data images --student wrn-10-1 --no-flip --epochs 20"
 JOURNEY = (
     ("What there is", "list"),
     ("A small student", "list --students --max-params 100k --image 3 32 32"),
