@@ -243,6 +243,17 @@ def test_a_folder_with_leftovers_is_not_empty(name, tmp_path, victim):
     assert [path.name for path in out.iterdir()] == [name]
 
 
+def test_leftovers_of_a_killed_run_are_removed_when_a_new_one_begins(tmp_path):
+    out = tmp_path / "out"
+    for purpose in ("file", "export"):
+        left = out / f".robustkd-{purpose}-0123456789abcdef.partial"
+        left.mkdir(parents=True)
+        (left / "evil").write_text("not ours")
+    begin(out)
+    assert not list(out.rglob("evil"))
+    assert not list(out.glob("*.partial"))
+
+
 @pytest.mark.parametrize("error", [UsageError("no"), KeyboardInterrupt(), ValueError("no")])
 def test_a_folder_in_which_nothing_was_written_is_removed(error, tmp_path):
     def fail(folder: Path) -> None:

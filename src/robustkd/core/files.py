@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, count
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.folders import LOCK, Folder, refusal
+from robustkd.core.folders import LEFTOVER, LOCK, Folder, refusal
 
 
 @contextmanager
@@ -73,6 +74,7 @@ def new_folder(path: Path, *, keep_lock: bool = True) -> Iterator[Folder]:
         with open_folder(path) as folder, locked(folder, seconds=0.0):
             # Another process may have used the folder since the first check.
             check_empty(folder)
+            folder.clean(None)
             try:
                 yield folder
             finally:
@@ -153,15 +155,24 @@ def check_writable(path: Path) -> None:
 
 
 def check_empty(folder: Folder) -> None:
-    """Raise an error for an open folder that contains anything but its lock.
+    """Raise an error for an open folder that contains anything but its lock and leftovers.
 
-    Leftovers of a killed process count as well, since somebody else may have prepared them.
+    Leftovers are folders for incomplete files. A link or a file of such a name is none.
 
     Raises:
         UsageError: If it does.
     """
-    if any(name != LOCK for name in folder.names()):
+    if any(name != LOCK and not _is_leftover(folder, name) for name in folder.names()):
         raise UsageError(f"output folder {folder.path} is not empty; give a new one with --out")
+
+
+def _is_leftover(folder: Folder, name: str) -> bool:
+    if LEFTOVER.fullmatch(name) is None:
+        return False
+    with suppress(FileNotFoundError):
+        found = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+        return stat.S_ISDIR(found.st_mode)
+    return True
 
 
 def open_folder(path: Path) -> Folder:

@@ -215,9 +215,14 @@ class Folder:
         os.mkdir(name, dir_fd=self.descriptor)
         return name
 
-    def clean(self, purpose: str = "file") -> None:
-        """Remove the folders of `private` that killed processes have left behind."""
-        ours = [name for name in self.names() if name.startswith(f".robustkd-{purpose}-")]
+    def clean(self, purpose: str | None = "file") -> None:
+        """Remove the folders of `private` that killed processes have left behind.
+
+        Args:
+            purpose: Purpose of the folders; None for all purposes.
+        """
+        start = ".robustkd-" if purpose is None else f".robustkd-{purpose}-"
+        ours = [name for name in self.names() if name.startswith(start)]
         for name in filter(LEFTOVER.fullmatch, ours):
             shutil.rmtree(name, ignore_errors=True, dir_fd=self.descriptor)
 
