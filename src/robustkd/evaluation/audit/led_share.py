@@ -118,9 +118,9 @@ def led_share(subject: Subject) -> Evidence:
         classes=subject.classes,
         recognised_by=subject.references.networks,
     )[0]
-    usual, other = shares_of_other_classes(shares)
-    usual = torch.maximum(ceilings[0], EASIER * usual)
-    place = furthest(shares, usual)
+    third, other = shares_of_other_classes(shares)
+    ceiling = torch.maximum(ceilings[0], EASIER * third)
+    place = furthest(shares, ceiling)
     moved = _moved(subject, place, *testing)
     share, beside = (each / max(1, moved.images) for each in (moved.led, moved.beside))
     theirs = float(ceilings[1, place.strength, place.family])
@@ -151,7 +151,7 @@ def led_share(subject: Subject) -> Evidence:
         binomial_p_value(moved.recognised, moved.known, null),
         place.target,
         said,
-        tuple((shares - usual[:, :, None])[place.strength, place.family].tolist()),
+        tuple((shares - ceiling[:, :, None])[place.strength, place.family].tolist()),
         details,
         member,
     )
