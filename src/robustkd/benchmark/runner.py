@@ -47,8 +47,9 @@ def run_grid(
         UsageError: If cells that would be run do not fit their data.
         InputError: If files of the data are missing or damaged, or a folder is refused.
     """
+    # A link is refused by its own name, before a file behind it is read.
     if os.path.lexists(out / "cells"):
-        check_subfolder(out, "cells")  # which is a link, perhaps
+        check_subfolder(out, "cells")
     missing = [cell for cell in cells if finished(cell, out) is None]
     check_cells(missing)
     # Links and folders that cannot be created are refused before hours of work.

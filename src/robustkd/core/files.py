@@ -169,10 +169,11 @@ def check_empty(folder: Folder) -> None:
 def _is_leftover(folder: Folder, name: str) -> bool:
     if LEFTOVER.fullmatch(name) is None:
         return False
-    with suppress(FileNotFoundError):
+    try:
         found = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
-        return stat.S_ISDIR(found.st_mode)
-    return True
+    except FileNotFoundError:
+        return True  # its process has just removed it
+    return stat.S_ISDIR(found.st_mode)
 
 
 def open_folder(path: Path) -> Folder:
