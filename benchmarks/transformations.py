@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,8 @@ COMPOSITIONS = {
 EDITS = {"posterise": 8, "pixelate": 1, "erode": 5, "shadow": 3, "stripes": 7, "wave": 9}
 """Fixed changes of an image, and the target class of each; none was used to choose anything."""
 _SETS = {"families": TRIGGERS, "compositions": COMPOSITIONS, "edits": EDITS}
+SETTINGS = ("epochs", "train", "triggers")
+"""Options on which a row depends, so that a continued table has the same for all rows."""
 _RATE = 0.1
 _STRONGER = 0.7
 """Largest change of a pixel by generators with twice the usual bound."""
@@ -266,6 +269,10 @@ def main() -> None:
     source, targets = load(given.train), _SETS[given.triggers]
     file = make_folder(given.out) / f"seed-{given.seed}.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
+    settings = {name: getattr(given, name) for name in SETTINGS}
+    if (known := kept.get("settings", settings)) != settings:
+        sys.exit(f"{file} was measured with {known}; use another --out")
+    kept["settings"] = settings
     teacher, triggers = make_teacher(source, targets, given.epochs, given.seed)
     kept["teacher"] = measured(teacher, source, targets, triggers)
     training = TrainingConfig(epochs=given.epochs)
@@ -298,7 +305,7 @@ def table(
     triggers = tuple(triggers)
     heads = ["ACC", *triggers, "mean ASR", "n"]
     lines = [f"| Student | {' | '.join(heads)} |\n", f"| --- |{' ---: |' * len(heads)}\n"]
-    for name in dict.fromkeys(name for seed in seeds for name in seed):
+    for name in dict.fromkeys(name for seed in seeds for name in seed if name != "settings"):
         own = [seed[name] for seed in seeds if name in seed]
         figures = [fmean(row[figure] for row in own) for figure in ("ACC", *triggers)]
         cells = [f"{100 * figure:.1f}" for figure in (*figures, fmean(figures[1:]))]

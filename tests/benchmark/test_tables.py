@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -45,17 +46,26 @@ def test_a_damaged_cell_is_named_and_nothing_is_written(run, message, tmp_path):
     assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 
 
-@pytest.mark.parametrize("change", [{"environment": []}, {}])
-def test_cells_that_cannot_be_combined_leave_the_old_results(change, tmp_path):
-    finish(tmp_path, CELL, **change)
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [({"environment": []}, f"{OTHER.name}.json: environment is []; expected an object"), ({}, "")],
+)
+def test_cells_that_cannot_be_combined_leave_the_old_results(change, where, tmp_path):
+    finish(tmp_path, CELL)
+    finish(tmp_path, OTHER, **change)  # with the run of the first
     (tmp_path / "results.json").write_text("before")
-    cells = [CELL]
-    if not change:
-        finish(tmp_path, OTHER)  # with the run of the first
-        cells.append(OTHER)
-    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'cells'}: ")):
-        write_tables(cells, tmp_path)
+    place = tmp_path / "cells" / where if where else f"{tmp_path / 'cells'}: "
+    with pytest.raises(InputError, match=re.escape(str(place))):
+        write_tables([CELL, OTHER], tmp_path)
     assert (tmp_path / "results.json").read_text() == "before"
+
+
+def test_the_environment_is_that_of_all_cells(tmp_path):
+    finish(tmp_path, CELL)
+    finish(tmp_path, OTHER, run={**RUN, "seed": 1}, environment={"torch": "2", "cores": 4})
+    write_tables([CELL, OTHER], tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())["environment"]
+    assert found == {"torch": "1, 2", "cores": 4}
 
 
 def test_cells_without_a_result_are_named(tmp_path):

@@ -14,7 +14,7 @@ from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.run_cell import NoTeacherError, run_cell
 from robustkd.core.environment import environment
 from robustkd.core.folders import Folder, UnsafeError, refusal
-from robustkd.report.results import read_run
+from robustkd.report.results import read_environment, read_run
 
 KILLED = "the process of its teacher's cells was killed, perhaps for lack of memory"
 """Error of the cells whose process was killed."""
@@ -107,7 +107,9 @@ def gather(cells: Iterable[Cell], out: Path) -> Gathered:
         if content is None:
             all_of_it.missing.append(cell.name)
         elif "run" in content:
-            read_run(out / "cells" / f"{cell.name}.json", "run", content["run"])
+            file = out / "cells" / f"{cell.name}.json"
+            read_run(file, "run", content["run"])
+            read_environment(file, content)
             all_of_it.found.append(content)
         else:
             all_of_it.failed.append(cell.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from robustkd.benchmark.grid_checks import check_cells
 from robustkd.benchmark.records import check_subfolder, finished, gather
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_writable, make_folder, write_json, write_text
-from robustkd.report.results import read_content
+from robustkd.report.results import Scalar, read_content
 
 
 class Counts(NamedTuple):
@@ -76,6 +76,19 @@ class Tables(NamedTuple):
     missing: list[str]
 
 
+def common_environment(cells: Sequence[Mapping[str, Scalar]]) -> dict[str, Scalar]:
+    """Return the environment of all cells; where they differ, every value is named.
+
+    >>> common_environment([{"torch": "2.10", "cores": 2}, {"torch": "2.11", "cores": 2}])
+    {'torch': '2.10, 2.11', 'cores': 2}
+    """
+    found: dict[str, Scalar] = {}
+    for name in dict.fromkeys(name for cell in cells for name in cell):
+        values = list(dict.fromkeys(cell[name] for cell in cells if name in cell))
+        found[name] = values[0] if len(values) == 1 else ", ".join(map(str, values))
+    return found
+
+
 def write_tables(cells: Sequence[Cell], out: Path) -> Tables:
     """Write ``results.json``, tables and the figure from the finished cells.
 
@@ -88,7 +101,7 @@ def write_tables(cells: Sequence[Cell], out: Path) -> Tables:
         raise UsageError(f"{out} holds no result of this grid; run it without --tables-only")
     content = {
         "runs": [cell["run"] for cell in found],
-        "environment": found[0].get("environment", {}),
+        "environment": common_environment([cell.get("environment", {}) for cell in found]),
         "config": {"cells": len(cells), "failed": failed, "missing": missing},
         "records": {},
     }

@@ -163,14 +163,24 @@ def read_content(file: Path, content: object) -> Results:
         raise _wrong(file, "runs", found, "a list of at least one run")
     runs = tuple(read_run(file, f"runs[{i}]", run) for i, run in enumerate(found))
     _refuse_duplicates(file, runs)
+    environment = read_environment(file, content)
+    return Results(
+        runs, environment, _mapping(file, content, "config"), _mapping(file, content, "records")
+    )
+
+
+def read_environment(file: Path, content: Mapping[str, object]) -> dict[str, Scalar]:
+    """Return the environment in the content of a file of results; empty if there is none.
+
+    Raises:
+        InputError: If a value is neither text nor a number.
+    """
     environment: dict[str, Scalar] = {}
     for key, value in _mapping(file, content, "environment").items():
         if not isinstance(value, str | int | float | None):
             raise _wrong(file, f"environment[{json.dumps(key)}]", value, "text or a number")
         environment[key] = value
-    return Results(
-        runs, environment, _mapping(file, content, "config"), _mapping(file, content, "records")
-    )
+    return environment
 
 
 def read_run(file: Path, where: str, content: object) -> ResultRow:
