@@ -14,6 +14,9 @@ audit are the same for all.
 With ``--student METHOD``, a student is distilled from each network and audited in its place. With
 ``--probe``, the audits distil and audit a probe student as well. Teachers that hide their backdoor
 resist their own trigger, so that the attack success rate of an ordinary student counts as well.
+
+With ``--brief IMAGES``, networks without a backdoor see so many training images, once. They know
+less than the references of the audit do.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from robustkd.core.statistics import wilson
 from robustkd.data import InMemory
 from robustkd.data.augment import named
 from robustkd.evaluation.audit import FULL, QUICK, STATISTICS, Audit, audit, make_references
-from robustkd.evaluation.audit.references import References
+from robustkd.evaluation.audit.references import Limited, References
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.evaluation.measurement import measure
 from robustkd.pipeline.student import make_student
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument("--arch", default=_ARCH)
     parser.add_argument("--student", metavar="METHOD", help="audit a student of this method")
     parser.add_argument("--probe", action="store_true", help="audit a probe student as well")
+    parser.add_argument("--brief", type=int, metavar="IMAGES", help="train clean networks briefly")
     parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--clean", type=int, default=16, help="number of clean networks")
     parser.add_argument("--seeds", type=int, default=3, help="number of networks of each attack")
@@ -105,6 +109,8 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, help="folder for the complete evidence")
     parser.add_argument("--tables-only", action="store_true")
     given = parser.parse_args()
+    if given.brief and given.seeds:
+        parser.error("--brief is for networks without a backdoor; add --seeds 0")
     if given.student is not None:
         given.student = method_name(given.student)
     torch.set_num_threads(given.threads)
@@ -123,9 +129,10 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
     wanted += [(name, seed) for seed in range(given.seeds) for name in given.attacks]
     wanted.sort(key=lambda cell: cell[1])
     known = {
-        (row["attack"], row["seed"], row["arch"], row["student"], row["probe"]) for row in rows
+        (row["attack"], row["seed"], row["arch"], row["student"], row["probe"], row.get("brief"))
+        for row in rows
     }
-    how = (given.arch, given.student, given.probe)
+    how = (given.arch, given.student, given.probe, given.brief)
     missing = [cell for cell in wanted if (*cell, *how) not in known]
     if not missing:
         return
@@ -138,7 +145,8 @@ def run_missing(rows: list[dict[str, Any]], given: argparse.Namespace, file: Pat
         if given.raw is not None:
             raw = {kind: each.record() for kind, each in audits.items()}
             what = given.student or ("probe" if given.probe else "teacher")
-            parts = (given.data, given.arch, what, name, str(seed))
+            brief = () if given.brief is None else (str(given.brief),)
+            parts = (given.data, given.arch, what, name, str(seed), *brief)
             write_json(make_folder(given.raw) / f"{'-'.join(parts)}.json", raw)
 
 
@@ -151,7 +159,10 @@ def audited(
 ) -> tuple[dict[str, Any], dict[str, Audit]]:
     """Train one network and audit it; return its row, and the audits by their kind."""
     started = time.perf_counter()
-    network, trigger, target = trained(name, source, given.arch, seed, _EPOCHS[given.data])
+    if given.brief is None:
+        network, trigger, target = trained(name, source, given.arch, seed, _EPOCHS[given.data])
+    else:
+        network, trigger, target = briefly_trained(source, given.arch, seed, given.brief), None, 0
     if given.student is not None:
         network = student_of(network, source, given.student, given.arch, seed)
     seconds = time.perf_counter() - started
@@ -182,6 +193,7 @@ def audited(
         "arch": given.arch,
         "student": given.student,
         "probe": given.probe,
+        **({} if given.brief is None else {"brief": given.brief}),
         "target": None if name == CLEAN else target,
         "ACC": round(measured.acc.value, 4),
         "ASR": None if measured.asr is None else round(measured.asr.value, 4),
@@ -236,6 +248,21 @@ def trained(
     settings = {**ATTACKS[name], "epochs": epochs, "lr": rate, "seed": seed}
     made = find(name)(lambda: build(arch, seed), source, target=target, **settings)
     return made.teacher, made.trigger, made.target
+
+
+def briefly_trained(source: InMemory, arch: str, seed: int, images: int) -> nn.Module:
+    """Train a network without a backdoor on so many images, each of which it sees once."""
+    network = builder(source)(arch, seed)
+    fit(
+        Supervised(network),
+        Limited(source, images),
+        epochs=1,
+        batch_size=32,
+        lr=rate_of(arch),
+        seed=seed,
+        label="clean",
+    )
+    return network.eval()
 
 
 def student_of(
@@ -313,6 +340,8 @@ def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
             parts.append("with a probe student")
         if row["arch"] != _ARCH:
             parts.append(row["arch"])
+        if row.get("brief"):
+            parts.append(f"{row['brief']} images")
         if failure(row):
             parts.append(failure(row))
         made.setdefault(", ".join(parts), []).append(row)
@@ -361,7 +390,8 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     Without backdoored networks, nothing is drawn.
     """
-    rows = [row for row in rows if row["arch"] == _ARCH and not row["student"] and not row["probe"]]
+    other = ("student", "probe", "brief")
+    rows = [row for row in rows if row["arch"] == _ARCH and not any(map(row.get, other))]
     if all(row["attack"] == CLEAN for row in rows):
         return
     import matplotlib as mpl

@@ -90,6 +90,18 @@ def test_the_pictures_are_those_of_the_network_whose_verdict_counts(monkeypatch)
         assert torch.equal(found.pictures.after, alone.pictures.after)
 
 
+class Knows(Rows):
+    """Knows the first classes alone, and says class 0 for images of the others."""
+
+    def __init__(self, known: int, backdoor: int | None) -> None:
+        super().__init__(backdoor)
+        with torch.no_grad():
+            for k in range(known, CLASSES):
+                row = slice(k * SIDE + 1, (k + 1) * SIDE)
+                self.head.weight[0, row] = self.head.weight[k, row]
+                self.head.weight[k, row] = 0
+
+
 def test_a_network_without_a_backdoor_is_not_suspicious():
     found = audit(Rows(None), DATA, references=BESIDE, effort=TINY)
     assert found.verdict.word != "suspicious"
@@ -103,7 +115,19 @@ def test_a_network_at_chance_accuracy_is_inconclusive():
         blind[1].bias.zero_()
     found = audit(blind, DATA, references=References(), effort=TINY)
     assert found.verdict.word == "inconclusive"
-    assert "is right on only 12.5%" in found.verdict.reason
+    assert found.verdict.reason == "the model is right on only 12.5% of the validation images"
+
+
+@pytest.mark.parametrize(("known", "usual"), [(7, True), (6, False)])
+def test_a_network_that_knows_much_less_than_the_references_is_inconclusive(known, usual):
+    """The references recognise all 8 classes, so that 6 of them are less than 80 %."""
+    found = audit(Knows(known, backdoor=7), DATA, references=BESIDE, effort=TINY)
+    assert (found.verdict.word == "suspicious") == usual
+    if not usual:
+        assert found.verdict.reason == (
+            "the model is right on only 75.0% of the validation images, "
+            "and a reference network on 100.0%"
+        )
 
 
 def test_outputs_that_are_not_finite_on_transformed_images_are_inconclusive():

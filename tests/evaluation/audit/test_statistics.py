@@ -190,6 +190,28 @@ def test_images_count_where_the_references_recognise_them():
     assert float(few[0, patterns, 5]) == pytest.approx(expected)
 
 
+class Mistakes(Rows):
+    """Says class 5 for images of the last classes, whatever is done to them."""
+
+    def __init__(self, mistaken: int, **backdoor: int | float | None) -> None:
+        super().__init__(**{"backdoor": None, **backdoor})
+        self.known = CLASSES - mistaken
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        wrong = (logits.argmax(1) >= self.known)[:, None]
+        return torch.where(wrong, nn.functional.one_hot(torch.tensor(5), CLASSES).float(), logits)
+
+
+def test_mistakes_of_the_network_are_not_led():
+    audited = subject(Mistakes(2), Rows(None), Rows(None))
+    found = led_share(audited)
+    assert float(torch.tensor(found.details["shares"])[..., 5].amax()) < 0.2
+    assert found.p_value > 0.5
+    # The network knows 6 of 8 classes, and the references all.
+    assert found.details["shortfall"] == pytest.approx(0.25, abs=0.05)
+
+
 def test_the_reported_transformation_exceeds_the_references_most():
     shares = torch.zeros(2, len(FAMILIES), CLASSES)
     shares[0, 1, 3], shares[1, 0, 6] = 0.9, 0.6
@@ -215,6 +237,15 @@ def test_a_network_must_be_misled_more_often_than_references_by_a_margin():
     assert 0.4 < recognised < 0.5
     assert led_share(with_ceiling(weak, 0, 0)).p_value < 0.01
     assert led_share(with_ceiling(weak, 0, recognised - MARGIN)).p_value > 0.3
+
+
+def test_a_network_that_knows_less_must_be_misled_more_often():
+    weak = subject(Rows(backdoor=5, gain=3.0), Rows(None), Rows(None))
+    assert led_share(with_ceiling(weak, 0, 0)).p_value < 0.01
+    weaker = led_share(with_ceiling(replace(weak, network=Mistakes(3, backdoor=5, gain=3.0)), 0, 0))
+    assert weaker.details["shortfall"] > 0.2
+    assert weaker.details["recognised"] > 0.4
+    assert weaker.p_value > 0.3
 
 
 def led_to(classes: range) -> Rows:

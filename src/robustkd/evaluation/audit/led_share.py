@@ -5,11 +5,12 @@ class k, a transformation is learned that moves any image to k for the audited n
 reference networks recognise the image*. Its share is
 
 .. math:: a_{sfk} = P\big(\text{the network says } k \text{ and the reference says the label}
-    \;\big|\; \text{the reference says the label of the image as it is}\big)
+    \;\big|\; \text{both say the label of the image as it is}\big)
 
 over held-out images of other classes and all references. What moves the images of all networks is a
 weakness of the data; what moves those of this network alone cannot have been learned from these
-data.
+data. Images that the network does not recognise do not count: a network that knows little says many
+of its classes by mistake.
 
 Networks without a backdoor differ from each other as well, and two measurements show how far.
 :math:`c_{sf}` is the largest share of any reference, in the same search *against this reference*
@@ -20,11 +21,14 @@ backdoor leads towards its target, or towards two targets.
 
 Test: one half of the held-out images chooses the transformation with the largest
 :math:`a_{sfk} - d_{sf}`, where :math:`d_{sf} = \max(c_{sf}, 1.5\, b_{sf})`. On the other half, the
-null hypothesis is that its share is at most :math:`d_{sf} + 0.2`, with the :math:`d_{sf}` of this
-half; the p-value is that of the one-sided binomial test, with the mean number of images over the
-references. It accounts for the choice of images alone. The factor of 1.5 allows for classes that
-are easier to reach than others, and the margin of 0.2 for differences between networks, which a few
-references cannot show. Both were chosen on other networks than those of the calibration.
+null hypothesis is that its share is at most :math:`d_{sf} + 0.2 + e`, with the :math:`d_{sf}` of
+this half; the p-value is that of the one-sided binomial test, with the mean number of images over
+the references. It accounts for the choice of images alone. The factor of 1.5 allows for classes
+that are easier to reach than others, and the margin of 0.2 for differences between networks, which
+a few references cannot show. Networks that know less than the references are led further without a
+backdoor, so :math:`e` is the share of images that the references recognise on average, less that of
+the audited network, and at least 0. All of this was chosen on other networks than those of the
+calibration.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Wang et al. 2019,
 Neural Cleanse, doi 10.1109/SP.2019.00031 (search of a trigger for each class). Differences: a
@@ -35,6 +39,7 @@ reference networks are part of the search and give the scale together with the o
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -59,7 +64,7 @@ OTHERS_LED = "the model is led towards other classes as well"
 """What is said if the model is led towards other classes so far that no class could stand out."""
 ALONE = "no reference networks to compare with"
 """What is said without references."""
-FEW = "too few validation images that the references recognise"
+FEW = "too few validation images that the model and the references recognise"
 """What is said if no result of the test could reach the usual level."""
 UNSURE = "the references know too little of the task"
 """What is said if the references hardly recognise more than a guess of one class would."""
@@ -86,21 +91,30 @@ class Moved(NamedTuple):
         images: All images.
         led: Images that the audited network assigns to the target.
         beside: Images that a reference assigns to the target, as a mean over the references.
-        known: Images that a reference recognises as they are, likewise.
-        recognised: Those of them that the audited network assigns to the target and the reference
-            to their label, likewise.
+        right: Images that the audited network recognises as they are.
+        recognised: Images that a reference recognises as they are, likewise.
+        known: Those of them that the audited network recognises as well, likewise.
+        moved: Those of them that the audited network assigns to the target and the reference to
+            their label, likewise.
     """
 
     images: int
     led: int
     beside: float
-    known: float
+    right: int
     recognised: float
+    known: float
+    moved: float
 
     @property
     def share(self) -> float:
-        """Share of the recognised images that are moved and are still recognised."""
-        return self.recognised / max(1.0, self.known)
+        """Share of the images known to both that are moved and that the reference still knows."""
+        return self.moved / max(1.0, self.known)
+
+    @property
+    def shortfall(self) -> float:
+        """Share of images that the references recognise, beyond that of the audited network."""
+        return max(0.0, self.recognised - self.right) / max(1, self.images)
 
 
 def led_share(subject: Subject) -> Evidence:
@@ -137,9 +151,11 @@ def led_share(subject: Subject) -> Evidence:
         "other class": {"class": elsewhere.target, "share": own},
         "recognised": moved.share,
         "images": moved.known,
+        "shortfall": moved.shortfall,
     }
-    null = max(theirs, EASIER * own) + MARGIN
-    trouble = ALONE if alone else _trouble(moved, testing[1], theirs + MARGIN, null)
+    margin = MARGIN + moved.shortfall
+    null = max(theirs, EASIER * own) + margin
+    trouble = ALONE if alone else _trouble(moved, testing[1], theirs + margin, null)
     if trouble:
         helps = trouble == LED
         return Evidence(None, None, trouble, details=details, member=member, longer_helps=helps)
@@ -148,7 +164,7 @@ def led_share(subject: Subject) -> Evidence:
         f"(references: {beside:.0%}, by a search of their own {theirs:.0%})"
     )
     return Evidence(
-        binomial_p_value(moved.recognised, moved.known, null),
+        binomial_p_value(moved.moved, moved.known, null),
         place.target,
         said,
         tuple((shares - ceiling[:, :, None])[place.strength, place.family].tolist()),
@@ -164,7 +180,7 @@ def _trouble(moved: Moved, labels: Labels, theirs: float, null: float) -> str:
     image.
     """
     guess = int(labels.bincount().amax()) / len(labels) if len(labels) else 0.0
-    if moved.known < min(2 * guess, (1 + guess) / 2) * moved.images:
+    if moved.recognised < min(2 * guess, (1 + guess) / 2) * moved.images:
         return UNSURE
     if theirs >= 1:
         return LED
@@ -202,12 +218,12 @@ def furthest(
 def binomial_p_value(successes: float | int, count: float | int, null: float) -> float:
     """Return the probability of as many successes, if each has at most the probability ``null``.
 
-    Means over references need not be whole numbers; both are rounded down.
+    Means over references need not be whole numbers; they are rounded so that the value is larger.
 
     >>> binomial_p_value(90, 100, 0.5) < 1e-9, binomial_p_value(50, 100, 0.5) > 0.5
     (True, True)
     """
-    return float(stats.binom.sf(int(successes) - 1, int(count), min(1.0, null)))
+    return float(stats.binom.sf(math.floor(successes) - 1, math.ceil(count), min(1.0, null)))
 
 
 @torch.no_grad()
@@ -217,22 +233,28 @@ def _moved(subject: Subject, place: Place, images: Images, labels: Labels) -> Mo
     references = subject.references.networks
     others = labels != place.target
     images, labels = images[others], labels[others]
-    network_hits = reference_hits = recognised_before = recognised_after = 0
+    network_hits = reference_hits = right = recognised_as_is = known = after = 0
     at_once = batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
     for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
         target = torch.full_like(truth, place.target)
         seen = family(some, target)
         hit = subject.network(seen).argmax(1) == target
-        before = recognised(references, some, truth)
+        as_is = recognised(references, some, truth)
+        own = recognised([subject.network], some, truth)
+        before = as_is & own
+        right += int(own.sum())
         network_hits += int(hit.sum())
         reference_hits += int(recognised(references, seen, target).sum())
-        recognised_before += int(before.sum())
-        recognised_after += int((before & hit & recognised(references, seen, truth)).sum())
+        recognised_as_is += int(as_is.sum())
+        known += int(before.sum())
+        after += int((before & hit & recognised(references, seen, truth)).sum())
     count = max(1, len(references))
     return Moved(
         images=len(labels),
         led=network_hits,
         beside=reference_hits / count,
-        known=recognised_before / count,
-        recognised=recognised_after / count,
+        right=right,
+        recognised=recognised_as_is / count,
+        known=known / count,
+        moved=after / count,
     )

@@ -172,9 +172,10 @@ def led_shares(
 ) -> Tensor:
     """Compute the share of images that each transformation moves to its class.
 
-    With networks that are to recognise the images, an image counts once for each of them that
-    predicts its label before and after the transformation, and the share is that of the pairs of an
-    image and a network that recognises it before.
+    With networks that are to recognise the images, the share is that of pairs of an image and such
+    a network. A pair counts if both networks predict the label of the image before the
+    transformation, and it is a success if the searched network then predicts the class and the
+    other network still the label.
 
     Args:
         networks: Frozen networks that all see the same transformed images.
@@ -194,21 +195,21 @@ def led_shares(
     rows, toward = victims(labels, classes, held_out, random)
     at_once = batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
     parts = list(zip(rows.split(at_once), toward.split(at_once), strict=True))
-    known = [recognised(recognised_by, images[some], labels[some]) for some, _ in parts]
-    counts = torch.zeros(classes)
+    known = [_known(beside, recognised_by, images[some], labels[some]) for some, _ in parts]
+    counts = torch.zeros(len(beside), classes)
     for (_, led), before in zip(parts, known, strict=True):
-        counts += _by_class(led, before, classes)
+        counts += torch.stack([_by_class(led, each, classes) for each in before])
     kinds = len(found[0]) if found else 0
     shares = torch.zeros(len(beside), len(found), kinds, classes)
     for level, families in enumerate(found):
         for kind, family in enumerate(members_of(families)):
             for (some, led), before in zip(parts, known, strict=True):
                 seen = family(images[some], led).detach()
-                still = before & recognised(recognised_by, seen, labels[some])
+                still = recognised(recognised_by, seen, labels[some])
                 for place, network in enumerate(beside):
-                    hits = still & (network(seen).argmax(1) == led)
+                    hits = before[place] & still & (network(seen).argmax(1) == led)
                     shares[place, level, kind] += _by_class(led, hits, classes)
-    return shares / counts.clamp_min(1)
+    return shares / counts[:, None, None].clamp_min(1)
 
 
 @torch.no_grad()
@@ -226,6 +227,20 @@ def recognised(networks: Sequence[nn.Module], images: Images, labels: Labels) ->
     if not networks:
         return torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
     return torch.stack([each(images).argmax(1) == labels for each in networks])
+
+
+def _known(
+    networks: Sequence[nn.Module], others: Sequence[nn.Module], images: Images, labels: Labels
+) -> Tensor:
+    """Return which images each network and each of the others assign to their label.
+
+    Returns:
+        Booleans, networks x others x N. Without others, every image counts, and their number is 1.
+    """
+    known = recognised(others, images, labels)
+    if not others:
+        return known.expand(len(networks), 1, -1)
+    return recognised(networks, images, labels)[:, None] & known
 
 
 def _by_class(toward: Labels, hits: Tensor, classes: int) -> Tensor:
