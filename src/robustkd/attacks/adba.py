@@ -36,7 +36,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.steps import success
 from robustkd.attacks.parts.surrogate import (
     Hiding,
@@ -49,6 +49,7 @@ from robustkd.attacks.parts.surrogate import (
 )
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import default_device, device_of
+from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.core.validation import check_not_negative, check_positive, check_share
 from robustkd.models.features import taps

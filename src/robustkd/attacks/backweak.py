@@ -30,13 +30,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import toward
 from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import device_of
+from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Labels, Logits
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.probing import last_parametric_layer

@@ -41,7 +41,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.bilevel import PRESETS, Bilevel
 from robustkd.attacks.parts.steps import success
 from robustkd.attacks.parts.surrogate import Distilling, Hiding, at_rate, fresh, trigger_loss
@@ -49,6 +49,7 @@ from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, samp
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import default_device, device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.training.learners import Supervised

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.attacks.adaptive import TrainSurrogate
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import distilling, toward
 from robustkd.attacks.parts.trigger_families import compose, families_of
 from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
 from robustkd.core.devices import device_of
+from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Trigger
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.training.learners import Supervised

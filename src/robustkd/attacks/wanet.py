@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.base import Backdoored, Build, Teaching, check_target
+from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.triggers.files import describe
 from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.devices import default_device
 from robustkd.core.errors import UsageError
+from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Labels
 from robustkd.core.validation import check_not_negative, check_share
 from robustkd.data.transformations import displace

@@ -14,7 +14,7 @@ from torch import nn
 
 from robustkd import models
 from robustkd.attacks import ATTACKS, Backdoored, Teaching, find, save_trigger
-from robustkd.attacks.base import Build, check_target
+from robustkd.attacks.base import Build
 from robustkd.attacks.triggers.files import check_known
 from robustkd.benchmark.rehearsal import expected_method, informed
 from robustkd.benchmark.rows import measured_run
@@ -24,6 +24,7 @@ from robustkd.core.files import new_folder
 from robustkd.core.method_settings import DetoxOptions
 from robustkd.core.methods import find_method
 from robustkd.core.plain_yaml import parse
+from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Settings
 from robustkd.models.trial import check_runs
 from robustkd.report.results import ResultRow, Results

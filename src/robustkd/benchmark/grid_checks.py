@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from robustkd.attacks.base import check_target
 from robustkd.benchmark.cells import Cell, Setting
 from robustkd.core.errors import UsageError
+from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource
 from robustkd.data import open_source
 from robustkd.models.trial import check_runs

@@ -8,10 +8,9 @@ from typing import TypedDict
 
 from torch import nn
 
-from robustkd.attacks import Trigger
-from robustkd.attacks.base import apply_trigger, check_target
 from robustkd.core.errors import UsageError
-from robustkd.core.types import DataSource
+from robustkd.core.triggers import apply_trigger, check_target
+from robustkd.core.types import DataSource, Trigger
 from robustkd.training.inference import check_classifier, check_finite, predict
 from robustkd.training.metrics import Proportion, accuracy, attack_success, robust_accuracy
 

@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from robustkd.attacks.base import check_target
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.statistics import difference_interval
+from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Trigger
 from robustkd.data.in_memory import to_floats
 from robustkd.evaluation.audit import Audit, audit

@@ -14,8 +14,9 @@ from torch import nn
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch
 from robustkd.data import InMemory, Labelled
+from robustkd.models.features import channels
 from robustkd.models.features.probing import batchnorm_after
-from robustkd.teacher.defences import anp, channels, clp, fine_pruning, fst, ft_sam, nad, sau
+from robustkd.teacher.defences import anp, clp, fine_pruning, fst, ft_sam, nad, pruning, sau
 from robustkd.teacher.defences.anp import ANP
 from robustkd.teacher.defences.fine_pruning import FinePruning
 from robustkd.teacher.defences.fine_tuning import FineTuning
@@ -91,8 +92,8 @@ def test_the_channel_bound_of_clp_by_hand():
         conv.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0]]).view(2, 2, 1, 1))
         norm.weight.copy_(torch.tensor([2.0, -6.0]))
         norm.running_var.copy_(torch.tensor([4.0, 9.0]))
-    assert clp.lipschitz(conv, norm).tolist() == pytest.approx([5.0, 2.0])
-    assert clp.lipschitz(conv, None).tolist() == pytest.approx([5.0, 1.0])
+    assert channels.lipschitz(conv, norm).tolist() == pytest.approx([5.0, 2.0])
+    assert channels.lipschitz(conv, None).tolist() == pytest.approx([5.0, 1.0])
 
 
 def test_clp_pairs_a_convolution_with_the_batchnorm_that_reads_it_and_silences_outliers():
@@ -147,7 +148,7 @@ def test_channels_are_pruned_at_or_below_the_threshold():
     network = copy.deepcopy(trained_once())
     masks = {"bn1": torch.linspace(0, 1, 16), "bn2": torch.ones(24)}
     before = network.bn1.weight.detach().clone()
-    assert channels.prune_below(network, masks, 0.15) == 3
+    assert pruning.prune_below(network, masks, 0.15) == 3
     assert network.bn1.weight[:3].tolist() == [0, 0, 0]
     assert torch.equal(network.bn1.weight[3:], before[3:])
     assert anp.THRESHOLDS[0] == 0.0

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from robustkd.attacks.base import apply_trigger, check_target, check_target_shown
+from robustkd.attacks.base import check_target_shown
 from robustkd.core.errors import UsageError
+from robustkd.core.triggers import apply_trigger, check_target
 from robustkd.core.types import Batch, DataSource, Split, Trigger
 from robustkd.core.validation import check_share
 

@@ -15,7 +15,6 @@ from typing import TypeGuard, get_type_hints
 import torch
 from torch import Tensor
 
-from robustkd.attacks.base import apply_trigger
 from robustkd.attacks.triggers.additive import Additive
 from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend, MaskedPattern
 from robustkd.attacks.triggers.transformations import (
@@ -30,6 +29,7 @@ from robustkd.attacks.triggers.transformations import (
 )
 from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.errors import InputError, UsageError, quoted
+from robustkd.core.triggers import apply_trigger
 from robustkd.core.types import DataSource, Trigger
 from robustkd.models.model_file import ForeignFileError, read_safetensors, write_safetensors
 

@@ -32,10 +32,9 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.outliers import student_outlier, untestable
-from robustkd.teacher.defences.head import head_of
+from robustkd.models.features.probing import linear_head
 
 MOST = 200
 """Largest number of classes: the time grows with its third power."""
@@ -46,9 +45,9 @@ def activation_change(subject: Subject) -> Evidence:
     """Test whether the features reach one class by a much smaller change than the others."""
     if subject.classes > MOST:
         return Evidence(None, None, f"more than {MOST} classes")
-    try:
-        head = head_of(subject.network, subject.data)
-    except UsageError:
+    images, _ = subject.held_out()
+    head = linear_head(subject.network, images[:2])
+    if head is None:
         return Evidence(None, None, "the network does not end in a linear layer")
     if head.out_features != subject.classes:
         return Evidence(None, None, "no last layer with one output per class")

@@ -20,8 +20,8 @@ import torch
 from scipy import stats
 
 from robustkd.evaluation.audit.evidence import Evidence, Subject
+from robustkd.models.features.channels import lipschitz
 from robustkd.models.features.probing import batchnorm_after
-from robustkd.teacher.defences.clp import lipschitz
 
 _FEWEST = 8
 _LEAST = 1e-3

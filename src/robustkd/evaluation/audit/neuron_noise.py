@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
 from robustkd.core.types import Images, Labels
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.outliers import student_outlier, untestable
+from robustkd.models.features.channels import norms, scaled
 from robustkd.student.families.search import AT_ONCE
-from robustkd.teacher.defences.channels import norms, scaled
 from robustkd.training.inference import batch_size_for
 
 _EPSILON, _STEPS, _IMAGES = 0.3, 10, 128
@@ -36,11 +35,10 @@ _LEAST_SPREAD = 0.05
 def neuron_noise(subject: Subject) -> Evidence:
     """Count the predictions of each class under adversarial noise on the channels."""
     images, labels = subject.held_out()
-    try:
-        own = increase(subject.network, images, labels, subject.classes)
-    except UsageError:
-        return Evidence(None, None, "the network has no BatchNorm")
     beside = subject.references.networks
+    if not all(norms(each) for each in (subject.network, *beside)):
+        return Evidence(None, None, "the network or a reference has no BatchNorm")
+    own = increase(subject.network, images, labels, subject.classes)
     theirs = [increase(each, images, labels, subject.classes) for each in beside]
     values = own - torch.stack(theirs).mean(0) if theirs else own
     outlier = student_outlier(values.tolist(), spread=_LEAST_SPREAD)
@@ -57,11 +55,7 @@ def neuron_noise(subject: Subject) -> Evidence:
 
 
 def increase(network: nn.Module, images: Images, labels: Labels, classes: int) -> Tensor:
-    """Return the increase of each class's share of images of other classes, on the CPU.
-
-    Raises:
-        UsageError: If the network has no BatchNorm.
-    """
+    """Return the increase of each class's share of images of other classes, on the CPU."""
     weights, biases = adversarial_factors(network, images[:_IMAGES], labels[:_IMAGES])
     some, own = images[-_COUNTED:], labels[-_COUNTED:]
     at_once = _at_once(some)
@@ -76,11 +70,7 @@ def increase(network: nn.Module, images: Images, labels: Labels, classes: int) -
 def adversarial_factors(
     network: nn.Module, images: Images, labels: Labels
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Find factors of BatchNorm weights and biases that raise the cross-entropy, by sign steps.
-
-    Raises:
-        UsageError: If the network has no BatchNorm.
-    """
+    """Find factors of BatchNorm weights and biases that raise the cross-entropy, by sign steps."""
     found = norms(network)
     factors = [
         {path: torch.ones_like(norm.weight).requires_grad_() for path, norm in found.items()}

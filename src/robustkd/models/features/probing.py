@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
 from robustkd.models.features.taps import frozen_modes
 
@@ -56,20 +55,13 @@ def calls(
     return made, logits
 
 
-def linear_head(network: nn.Module, images: Images) -> nn.Linear:
-    """Return the linear layer whose output is the network's logits.
-
-    Raises:
-        UsageError: If the logits are not the output of a linear layer.
-    """
+def linear_head(network: nn.Module, images: Images) -> nn.Linear | None:
+    """Return the linear layer whose output is the network's logits; None if there is none."""
     made, logits = calls(network, images, lambda module: isinstance(module, nn.Linear))
     for module, _inputs, output in made:
         if output is logits and isinstance(module, nn.Linear):
             return module
-    raise UsageError(
-        f"{type(network).__name__} does not end in a linear layer, which this defence works "
-        "on; choose another defence"
-    )
+    return None
 
 
 def last_parametric_layer(network: nn.Module, images: Images) -> nn.Module:

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import check_count, check_positive, check_share
+from robustkd.models.features.channels import scaled
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import ONCE, Defended
-from robustkd.teacher.defences.channels import norms, scaled
-from robustkd.teacher.defences.pruning import prune_by_masks
+from robustkd.teacher.defences.pruning import prunable, prune_by_masks
 from robustkd.teacher.defences.tuning import begin, frozen_copy
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(20))
@@ -73,7 +73,7 @@ class ANP:
         scratch = frozen_copy(network)
         masks = {
             path: torch.ones_like(norm.weight, requires_grad=True)
-            for path, norm in norms(scratch).items()
+            for path, norm in prunable(scratch).items()
         }
         optimiser = torch.optim.SGD(masks.values(), self.lr, momentum=0.9)
         noise = torch.Generator(next(iter(masks.values())).device).manual_seed(seed)

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_not_negative, check_share
+from robustkd.models.features.channels import lipschitz
 from robustkd.models.features.probing import Layers, batchnorm_after
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.pruning import prune_within
@@ -76,17 +76,6 @@ class CLP:
         """Return 0, since nothing is trained."""
         del images
         return 0
-
-
-@torch.no_grad()
-def lipschitz(conv: nn.Conv2d, norm: _BatchNorm | None) -> Tensor:
-    """Compute an upper bound of the Lipschitz constant of each output channel."""
-    filters = conv.weight.flatten(2)
-    bound: Tensor = torch.linalg.svdvals(filters)[:, 0]
-    if norm is None or norm.running_var is None:
-        return bound
-    gain: Tensor = (norm.running_var + norm.eps).rsqrt()
-    return bound * (gain if norm.weight is None else gain * norm.weight.abs())
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Features, Images, Logits
-from robustkd.models.features.probing import calls, linear_head
+from robustkd.models.features.probing import calls
+from robustkd.teacher.defences.head import head_of
 
 
 class Ending(NamedTuple):
@@ -82,7 +83,7 @@ def ending_of(network: nn.Module, clean: DataSource) -> Ending:
         UsageError: If the logits are not the output of a linear layer.
     """
     images = next(iter(clean.batches("validation", batch_size=2, device=device_of(network)))).images
-    head = linear_head(network, images)
+    head = head_of(network, clean)
     made, _ = calls(network, images)
     pooled = [inputs[0] for module, inputs, _ in made if module is head][-1]
 

@@ -22,9 +22,9 @@ from robustkd.core.types import DataSource
 from robustkd.core.validation import check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
-from robustkd.teacher.defences.channels import last_within
 from robustkd.teacher.defences.fine_tuning import supervised
 from robustkd.teacher.defences.head import head_of
+from robustkd.teacher.defences.pruning import last_within
 from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning, begin, tune
 
 _PARTS = 32

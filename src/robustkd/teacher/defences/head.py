@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource
 from robustkd.models.features.probing import linear_head
 
@@ -16,4 +17,9 @@ def head_of(network: nn.Module, clean: DataSource) -> nn.Linear:
         UsageError: If the logits are not the output of a linear layer.
     """
     batch = next(iter(clean.batches("validation", batch_size=2, device=device_of(network))))
-    return linear_head(network, batch.images)
+    if head := linear_head(network, batch.images):
+        return head
+    raise UsageError(
+        f"{type(network).__name__} does not end in a linear layer, which this defence works "
+        "on; choose another defence"
+    )

@@ -1,16 +1,20 @@
-"""Pruning within a budget of clean accuracy, the last step of ANP, RNP and CLP."""
+"""Pruning of channels within a budget of clean accuracy, the last step of ANP, RNP and CLP."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from robustkd.core.errors import UsageError
+from robustkd.models.features.channels import norms
 from robustkd.teacher.defences.base import Defended
-from robustkd.teacher.defences.channels import last_within, prune_below
 from robustkd.teacher.defences.tuning import Cleaning
+
+T = TypeVar("T")
 
 
 class Pruning(NamedTuple):
@@ -73,3 +77,60 @@ def prune_by_masks(
         mean_mask=float(every.mean()),
         curve=found.curve,
     )
+
+
+def prunable(network: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers whose channels can be pruned, by module path.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if found := norms(network):
+        return found
+    raise UsageError(
+        f"{type(network).__name__} has no BatchNorm with weights, whose channels this defence "
+        "prunes; choose another defence"
+    )
+
+
+@torch.no_grad()
+def prune_below(network: nn.Module, masks: Mapping[str, Tensor], threshold: float) -> int:
+    """Set the BatchNorm weight of every channel whose mask is at most ``threshold`` to zero.
+
+    The bias stays, as in the code of ANP and RNP.
+
+    Returns:
+        Number of channels that were pruned.
+    """
+    pruned = 0
+    for path, norm in norms(network).items():
+        dead = masks[path] <= threshold
+        norm.weight[dead] = 0.0
+        pruned += int(dead.sum())
+    return pruned
+
+
+def last_within(
+    candidates: Iterable[T], accuracy: Callable[[T], float], floor: float
+) -> tuple[T | None, list[tuple[T, float]]]:
+    """Find the last candidate before the clean accuracy falls below a floor.
+
+    Args:
+        candidates: Candidates from the mildest to the strongest.
+        accuracy: Function that returns the clean validation accuracy of a candidate, in [0, 1].
+        floor: Smallest acceptable accuracy.
+
+    Returns:
+        The candidate, or None if even the first one is below the floor; and all measurements.
+
+    >>> last_within([1, 2, 3], {1: 0.9, 2: 0.8, 3: 0.1}.get, 0.75)
+    (2, [(1, 0.9), (2, 0.8), (3, 0.1)])
+    """
+    held: T | None = None
+    curve: list[tuple[T, float]] = []
+    for candidate in candidates:
+        curve.append((candidate, accuracy(candidate)))
+        if curve[-1][1] < floor:
+            break
+        held = candidate
+    return held, curve

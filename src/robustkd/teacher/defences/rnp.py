@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_count, check_positive, check_share
+from robustkd.models.features.channels import norms, scaled
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.anp import THRESHOLDS, clamp, detached
 from robustkd.teacher.defences.base import ONCE, Defended
-from robustkd.teacher.defences.channels import norms, scaled
-from robustkd.teacher.defences.pruning import prune_by_masks
+from robustkd.teacher.defences.pruning import prunable, prune_by_masks
 from robustkd.teacher.defences.tuning import Cleaning, begin, frozen_copy, full_batches
 from robustkd.training.learners import hit_rate
 
@@ -71,7 +71,7 @@ class RNP:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=self.batch_size, seed=seed)
         scratch = frozen_copy(network)
-        norms(scratch)
+        prunable(scratch)
         self._unlearn(work, scratch.requires_grad_(True))
         masks = self._recover(work, scratch.requires_grad_(False))
         return prune_by_masks(work, masks, THRESHOLDS, self.budget)
