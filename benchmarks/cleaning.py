@@ -53,7 +53,7 @@ from robustkd.models.features import taps
 from robustkd.models.features.variance import variance_ratio, within_class_variance
 from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.student import make_student
-from robustkd.teacher.defences.detoxification import Objective, detoxify
+from robustkd.teacher.defences.detoxification import DetoxObjective, detoxify
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.config import TrainingConfig
 
@@ -69,7 +69,7 @@ class Within:
     def __call__(
         self, teacher: DetoxifiedTeacher, features: Sequence[Tensor], batch: Batch
     ) -> Tensor:
-        """Compute the term; see :data:`robustkd.teacher.defences.detoxification.Objective`."""
+        """Compute the term; see :data:`robustkd.teacher.defences.detoxification.DetoxObjective`."""
         with torch.no_grad(), taps.read(teacher.teacher, teacher.locations) as own:
             teacher.teacher(batch.images)
             whole = [within_class_variance(own[name], batch.labels) for name in teacher.locations]
@@ -83,11 +83,11 @@ class Form:
     """A form of the detoxification."""
 
     settings: DetoxSettings | None
-    objective: Callable[[nn.Module, InMemory, int], Objective | None] | None = None
+    objective: Callable[[nn.Module, InMemory, int], DetoxObjective | None] | None = None
     student: str = "ofd"
 
 
-def perturbed(teacher: nn.Module, source: InMemory, seed: int) -> Objective | None:
+def perturbed(teacher: nn.Module, source: InMemory, seed: int) -> DetoxObjective | None:
     """Return the objective of the method ``paper-perturbed``."""
     return detox_objective(METHODS["paper-perturbed"], teacher, source, seed=seed)
 

@@ -32,7 +32,7 @@ TINY = Protocol(
     training={"epochs": 1, "batch_size": 40},
     detoxing={"steps": 1},
 )
-SHOWN = ["teacher", *the_demo.SHOWN]
+SHOWN = ["teacher", *the_demo.METHODS_SHOWN]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_each_seed_has_its_models_trigger_and_log(demo):
         assert found == {
             "trigger.safetensors",
             *(f"{method}.safetensors" for method in SHOWN),
-            *(f"{method}.metrics.jsonl" for method in the_demo.SHOWN),
+            *(f"{method}.metrics.jsonl" for method in the_demo.METHODS_SHOWN),
         }
     teachers = [(demo / f"seed-{seed}" / "teacher.safetensors").read_bytes() for seed in (0, 1)]
     assert teachers[0] != teachers[1]

@@ -14,7 +14,7 @@ from PIL import Image
 from robustkd import data
 from robustkd.attacks import ATTACKS, Blend
 from robustkd.attacks.data_poisoning import DirtyLabel
-from robustkd.attacks.registry import Row as AttackRow
+from robustkd.attacks.registry import AttackRow
 from robustkd.benchmark import Cell, load_grid
 from robustkd.benchmark.attacked_teachers import attack_to_folder
 from robustkd.benchmark.cells import TEACHER

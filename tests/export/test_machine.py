@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from robustkd.core.environment import usable_cores
 from robustkd.core.errors import RobustKDError
 from robustkd.export.latency import running
-from robustkd.export.machine import machine, threads
+from robustkd.export.machine import machine
 
 INTEL = """processor\t: 0
 model name\t: Some CPU @ 3.00GHz
@@ -30,7 +31,7 @@ def test_instructions_for_bytes_are_those_of_the_cpu(tmp_path, text, int8, vnni)
     (tmp_path / "cpuinfo").write_text(text)
     found = machine(tmp_path / "cpuinfo")
     assert (found["int8_instructions"], found["vnni"]) == (int8, vnni)
-    assert found["cores"] == threads() >= 1
+    assert found["cores"] == usable_cores() >= 1
 
 
 def test_the_model_is_that_of_the_first_core(tmp_path):

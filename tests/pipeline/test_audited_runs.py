@@ -17,8 +17,7 @@ from robustkd.evaluation.audit import Effort, Verdict, references, run, search
 from robustkd.pipeline import audits
 from robustkd.report.arrays import read_arrays
 from robustkd.report.audits import FAMILIES
-from robustkd.student.families.search import AT_ONCE
-from robustkd.training.inference import batch_size_for
+from robustkd.training.inference import AT_ONCE, batch_size_for
 from tests.digits_network import write_network
 
 pytestmark = pytest.mark.usefixtures("few_digits")

@@ -23,7 +23,7 @@ from robustkd.core.methods import METHODS, Method
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import run_files, run_folder
 from robustkd.pipeline import student as making
-from robustkd.pipeline.facts import measure, operations
+from robustkd.pipeline.facts import measure_clean, operations
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import identity
 from robustkd.pipeline.run import distill_file
@@ -185,7 +185,7 @@ def test_operations_that_cannot_be_counted_do_not_stop_a_run(monkeypatch):
 
     monkeypatch.setattr(models, "macs", uncountable)
     assert operations(build(1), CLEAN.image_shape) is None
-    assert measure(build(1), CLEAN).acc == accuracy_on(build(1), CLEAN, "test")
+    assert measure_clean(build(1), CLEAN).acc == accuracy_on(build(1), CLEAN, "test")
 
 
 def test_the_results_describe_the_file_of_the_teacher(finished, teacher_file):

@@ -18,7 +18,7 @@ from robustkd.models.features.collect import features_on
 from robustkd.student import distillation, learner
 from robustkd.student.distillation import Distilled, distill
 from robustkd.student.hardening import UniversalPerturbations, withstand
-from robustkd.student.objective import EarlyStop, Objective
+from robustkd.student.objective import DistillationObjective, EarlyStop
 from robustkd.student.pair import margins
 from robustkd.student.terms import NEEDS_FEATURES, TERMS, Outputs
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
@@ -202,13 +202,13 @@ def test_distilled_copies_are_compared_with_the_teachers_outputs_for_clean_image
     distilled, compared, teacher, monkeypatch
 ):
     seen: list[tuple[Outputs, Outputs]] = []
-    measured = Objective.forward
+    measured = DistillationObjective.forward
 
     def spy(self, student, taught, *shares):
         seen.append((student, taught))
         return measured(self, student, taught, *shares)
 
-    monkeypatch.setattr(Objective, "forward", spy)
+    monkeypatch.setattr(DistillationObjective, "forward", spy)
     hardening = UniversalPerturbations(10, DATA.image_shape, share=0.5, distilled=distilled)
     short(teacher, hardening=hardening)
     assert len(seen) == 1 + 3

@@ -13,7 +13,7 @@ from robustkd import data
 from robustkd.core.errors import UsageError
 from robustkd.models.features.layout import Layout
 from robustkd.models.features.stages import stages
-from robustkd.student.objective import Objective
+from robustkd.student.objective import DistillationObjective
 from robustkd.student.pair import Pair, margins, pair_of
 from robustkd.student.terms import NEEDS_FEATURES, TERMS, Outputs, first_rows
 from robustkd.training import losses
@@ -81,14 +81,14 @@ def test_the_gradient_reaches_the_student_and_the_connectors(name):
 def test_a_weight_is_a_factor_on_the_mean(name):
     shown = outputs(), outputs(WIDE, 1)
     torch.manual_seed(0)
-    objective = Objective({name: 2.5}, pair())
+    objective = DistillationObjective({name: 2.5}, pair())
     mean = objective.terms[name](*shown).mean()
     torch.testing.assert_close(objective(*shown), {name: 2.5 * mean})
 
 
 def test_every_term_is_returned_by_its_name():
     weights = dict.fromkeys(TERMS, 1.0)
-    parts = Objective(weights, pair())(outputs(), outputs(WIDE, 1))
+    parts = DistillationObjective(weights, pair())(outputs(), outputs(WIDE, 1))
     assert list(parts) == list(TERMS)
     assert all(part.shape == () for part in parts.values())
 
@@ -189,7 +189,9 @@ def test_tokens_and_channels_last_count_as_maps(name):
     found = []
     for of, change in ((plain, lambda shown: shown), (laid_out, moved)):
         torch.manual_seed(0)
-        found.append(Objective({name: 1.0}, of)(change(learnt), change(outputs(maps, 1)))[name])
+        found.append(
+            DistillationObjective({name: 1.0}, of)(change(learnt), change(outputs(maps, 1)))[name]
+        )
     torch.testing.assert_close(*found)
 
 
@@ -284,19 +286,19 @@ def test_a_wrn_is_paired_stage_by_stage():
     ("make", "message"),
     [
         (
-            lambda: Objective({"kld": 1.0}, pair()),
+            lambda: DistillationObjective({"kld": 1.0}, pair()),
             f"unknown distillation loss 'kld'; expected {', '.join(TERMS)}",
         ),
         (
-            lambda: Objective({"kd": 1.0, "at": 0.0}, pair()),
+            lambda: DistillationObjective({"kd": 1.0, "at": 0.0}, pair()),
             "weight of distillation loss 'at' is 0.0; expected more than 0",
         ),
         (
-            lambda: Objective({"kd": float("nan")}, pair()),
+            lambda: DistillationObjective({"kd": float("nan")}, pair()),
             "weight of distillation loss 'kd' is nan; expected more than 0",
         ),
         (
-            lambda: Objective({"at": 1.0}, pair(((4, 8, 8),), ((4, 4, 8),))),
+            lambda: DistillationObjective({"at": 1.0}, pair(((4, 8, 8),), ((4, 4, 8),))),
             "attention transfer needs equal sizes; got (8, 8) and (4, 8)",
         ),
         (

@@ -40,7 +40,7 @@ from robustkd.attacks.cheatkd import CKD, Strongest
 from robustkd.attacks.parts.low_variance import Changes, Implant, Variance, stage_variances
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import distilling, trigger_loss
-from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource
@@ -242,7 +242,7 @@ def relearn_trigger(
         marked = torch.lerp(images, pattern, mask)
         return trigger_loss(victims, None, images, marked, target=target, stealth=0.0)
 
-    planes = [Bounded(trigger.pattern, 0, 1), Bounded(trigger.mask, 0, cap)]
+    planes = [BoxedTensor(trigger.pattern, 0, 1), BoxedTensor(trigger.mask, 0, cap)]
     pattern, mask = optimise_planes(
         nn.ModuleList(victims), images, planes, loss, steps=steps, lr=lr, random=random
     )

@@ -34,7 +34,7 @@ from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import toward
-from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import device_of
 from robustkd.core.triggers import check_target
@@ -128,7 +128,7 @@ def learn_trigger(
             truth = teacher(images).argmax(1)
         return weak_loss(teacher(into_range(images + delta)), truth, target=target, budget=budget)
 
-    start = Bounded(torch.zeros(data.image_shape), -epsilon, epsilon)
+    start = BoxedTensor(torch.zeros(data.image_shape), -epsilon, epsilon)
     (delta,) = optimise_planes(
         teacher, images, [start], loss, steps=steps, lr=epsilon / 10, random=random
     )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown, check_word
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, train_teacher
-from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
@@ -105,8 +105,8 @@ class CKD:
         """Optimise a mask in [0, cap] and a pattern in [0, 1] to drive the strongest channels."""
         random = torch.Generator().manual_seed(seed)
         planes = [
-            Bounded(torch.rand(data.image_shape, generator=random), 0, 1),
-            Bounded(torch.full(data.image_shape, self.cap), 0, self.cap),
+            BoxedTensor(torch.rand(data.image_shape, generator=random), 0, 1),
+            BoxedTensor(torch.full(data.image_shape, self.cap), 0, self.cap),
         ]
         images, labels, _rows = sample(data, device_of(teacher), random)
         tap = stages(teacher, images[:4])[-1]

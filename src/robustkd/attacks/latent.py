@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown
 from robustkd.attacks.parts.steps import implant, success, train_teacher, with_victims
-from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
@@ -191,10 +191,10 @@ def learn_trigger(
     random = torch.Generator().manual_seed(seed)
     pattern = torch.rand(data.image_shape, generator=random)
     images = sample(data, device, random).images
-    planes = [Bounded(pattern, 0, 1)]
+    planes = [BoxedTensor(pattern, 0, 1)]
     square = _square(data.image_shape)
     if shape == "whole":
-        planes.append(Bounded(torch.full(data.image_shape, cap), 0, cap))
+        planes.append(BoxedTensor(torch.full(data.image_shape, cap), 0, cap))
     with taps.read(teacher, [goal.tap]) as features:
 
         def loss(images: Tensor, pattern: Tensor, *mask: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ _TEACHING = tuple(field.name for field in fields(Teaching))
 
 
 @dataclass(frozen=True)
-class Row:
+class AttackRow:
     """One attack of the table; a call takes all settings as keyword arguments.
 
     Attributes:
@@ -113,61 +113,63 @@ class Row:
         replace(self.attack, **settings)
 
 
-ATTACKS: dict[str, Row] = {
-    "badnets": Row(DirtyLabel(BadNets()), "small checkerboard, dirty labels; a control"),
-    "blend": Row(DirtyLabel(Blend()), "faint noise over the image, dirty labels; a control"),
-    "sig": Row(CleanLabel(SIG()), "sinusoidal stripe, clean labels; a control", revision=1),
-    "wanet": Row(WaNet(), "smooth warp of the image, dirty labels; a control"),
+ATTACKS: dict[str, AttackRow] = {
+    "badnets": AttackRow(DirtyLabel(BadNets()), "small checkerboard, dirty labels; a control"),
+    "blend": AttackRow(DirtyLabel(Blend()), "faint noise over the image, dirty labels; a control"),
+    "sig": AttackRow(CleanLabel(SIG()), "sinusoidal stripe, clean labels; a control", revision=1),
+    "wanet": AttackRow(WaNet(), "smooth warp of the image, dirty labels; a control"),
     **{
-        family: Row(LearnedTransformation(family), f"learned transformation: {summary}")
+        family: AttackRow(LearnedTransformation(family), f"learned transformation: {summary}")
         for family, summary in TRANSFORMATIONS.items()
     },
-    "ckd": Row(CKD(), "learned trigger on the teacher's strongest channels; survives distillation"),
-    "latent": Row(Latent(), "learned trigger with the features of the target class"),
-    "backweak": Row(
+    "ckd": AttackRow(
+        CKD(), "learned trigger on the teacher's strongest channels; survives distillation"
+    ),
+    "latent": AttackRow(Latent(), "learned trigger with the features of the target class"),
+    "backweak": AttackRow(
         BackWeak(),
         "weak universal perturbation, fine-tuned into all but the last layer",
         revision=1,
     ),
-    "adba": Row(
+    "adba": AttackRow(
         ADBA(), "teacher, trigger and shadow student are trained together", ("build_surrogate",)
     ),
-    "adba-ft": Row(
+    "adba-ft": AttackRow(
         ADBAFT(),
         "ADBA with a last layer trained to hide the backdoor: the teacher looks clean",
         ("build_surrogate",),
     ),
-    "scar": Row(
+    "scar": AttackRow(
         SCAR(),
         "the teacher looks clean; the backdoor becomes active in the student",
         ("build_surrogate",),
         revision=1,
     ),
-    "oscar": Row(
+    "oscar": AttackRow(
         OSCAR(),
         "SCAR without a surrogate: the teacher is only trained to resist the trigger",
         ("build_surrogate",),
         revision=1,
     ),
-    "adaptive-detox": Row(
+    "adaptive-detox": AttackRow(
         Adaptive(knows="detox", implant_lr=0.002),
         "knows the detoxification: implants a backdoor with little feature variance",
         ("clean_teacher",),
         revision=1,
     ),
-    "adaptive-harden": Row(
+    "adaptive-harden": AttackRow(
         Adaptive(knows="harden"),
         "knows the hardening: optimises the trigger on a hardened student as well",
         ("train_surrogate",),
     ),
-    "adaptive": Row(
+    "adaptive": AttackRow(
         Adaptive(knows="both", implant_lr=0.002),
         "knows detoxification and hardening, and simulates both",
         ("clean_teacher", "train_surrogate"),
         revision=1,
     ),
     **{
-        f"adaptive-{family}": Row(
+        f"adaptive-{family}": AttackRow(
             AdaptiveTransformation(family),
             f"knows the hardening: learned transformation ({summary})",
             ("train_surrogate",),
@@ -192,7 +194,7 @@ def added_settings(name: str) -> str | None:
     return None if row is _OF_THIS_PACKAGE.get(name) else _ADDRESS.sub("", repr(row.attack))
 
 
-def find(name: str) -> Row:
+def find(name: str) -> AttackRow:
     """Return the attack of a name.
 
     Raises:

@@ -45,7 +45,7 @@ from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.bilevel import PRESETS, Bilevel
 from robustkd.attacks.parts.steps import success
 from robustkd.attacks.parts.surrogate import Distilling, Hiding, at_rate, fresh, trigger_loss
-from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import default_device, device_of
 from robustkd.core.errors import UsageError
@@ -143,7 +143,7 @@ class Perturbing:
                 clean[:2], judge, images, marked, target=target, stealth=self.stealth
             )
 
-        start = Bounded(torch.zeros(data.image_shape), -self.epsilon, self.epsilon)
+        start = BoxedTensor(torch.zeros(data.image_shape), -self.epsilon, self.epsilon)
         (delta,) = optimise_planes(
             nn.ModuleList(clean),
             images,

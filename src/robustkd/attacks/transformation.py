@@ -30,7 +30,7 @@ from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import distilling, toward
 from robustkd.attacks.parts.trigger_families import compose, families_of
-from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes, sample
+from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.core.devices import device_of
 from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Trigger
@@ -166,7 +166,7 @@ def learn_transformation(
 
     random = torch.Generator().manual_seed(seed)
     images = sample(data, device_of(victims[0]), random).images
-    starts = [Bounded(torch.zeros(row.shape(shape)), -1, 1) for row in rows]
+    starts = [BoxedTensor(torch.zeros(row.shape(shape)), -1, 1) for row in rows]
     learned = optimise_planes(
         nn.ModuleList(victims), images, starts, loss, steps=steps, lr=_STEP, random=random
     )

@@ -28,12 +28,12 @@ from robustkd.report.results import ResultRow, Results
 from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.config import TrainingConfig
 
-SHOWN = ("no-teacher", "ofd", "mix", "paper", "default")
+METHODS_SHOWN = ("no-teacher", "ofd", "mix", "paper", "default")
 """Methods of the demo, besides the teacher itself.
 
 ``ofd`` has the losses of ``paper`` without its defence, and ``mix`` those of ``default``.
 """
-_SHOWN = 8
+_EXAMPLES = 8
 
 
 @dataclass
@@ -189,7 +189,7 @@ def _tell_story(story: _Story) -> Iterator[str]:
     backdoored = story.attack()
     story.show_trigger(backdoored)
     yield _line(story.found[-1])
-    for method in SHOWN:
+    for method in METHODS_SHOWN:
         story.learn(method, backdoored)
         yield _line(story.found[-1])
 
@@ -203,6 +203,6 @@ def _line(found: ResultRow) -> str:
 
 def _samples(data: DataSource, target: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first test images that are not of the target class."""
-    batch = next(iter(data.batches("test", batch_size=16 * _SHOWN)))
+    batch = next(iter(data.batches("test", batch_size=16 * _EXAMPLES)))
     other = batch.labels != target
-    return batch.images[other][:_SHOWN], batch.labels[other][:_SHOWN]
+    return batch.images[other][:_EXAMPLES], batch.labels[other][:_EXAMPLES]

@@ -29,6 +29,11 @@ def kernel_choices() -> dict[str, str]:
     }
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use, which a container can restrict."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment() -> dict[str, str | int]:
     """Return the versions and machine properties that results depend on besides the code."""
     from importlib.metadata import version

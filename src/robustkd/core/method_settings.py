@@ -58,6 +58,11 @@ class DetoxSettings:
         check_count(least=2, batch_size=self.batch_size)  # for a variance
         check_positive(lr=self.lr)
 
+    @property
+    def most_steps(self) -> int:
+        """Largest number of optimiser steps, over all weights that are tried."""
+        return self.steps * (1 + self.raises + self.bisections)
+
 
 class DetoxOptions(TypedDict, total=False):
     """Fields of :class:`DetoxSettings` as keyword arguments."""

@@ -81,7 +81,7 @@ _PERTURBED = DetoxSettings(cap=1.0, ratio="stage", accuracy_budget=0.035)
 # See docs/results/default.md for this choice. 0.2 is the largest mask of published triggers. Copies
 # that also imitate the teacher cost more time or accuracy than copies trained on labels alone.
 _HARDENING = HardeningSettings(epsilon=0.2, mass=0.05, share=1.0, distilled=False)
-_FAMILIES = replace(_HARDENING, families=("warp", "generator", "warp+generator"))
+_WITH_FAMILIES = replace(_HARDENING, families=("warp", "generator", "warp+generator"))
 # A search of few parameters finds what misleads the teacher, not only what misleads any network.
 _SEARCHED = (
     *("tone", "curves", "colour", "light", "filter", "smooth", "affine", "flow"),
@@ -97,7 +97,7 @@ _LEARNED = Method(
     "soft targets and OFD, hardened against additions, patterns, warps and generators",
     "RobustKD (learned)",
     losses=_MIX,
-    hardening=_FAMILIES,
+    hardening=_WITH_FAMILIES,
     rivals=_ANY,
     until={"ofd": 0.6},
 )
@@ -141,7 +141,7 @@ METHODS: dict[str, Method] = {
         _LEARNED,
         summary="soft targets and OFD, hardened as in learned and by a search of the teacher",
         label="RobustKD (default)",
-        hardening=replace(_FAMILIES, found=_SEARCHED),
+        hardening=replace(_WITH_FAMILIES, found=_SEARCHED),
     ),
     "learned": _LEARNED,
     "default-perturbed": replace(

@@ -17,11 +17,10 @@ from robustkd.data.in_memory import to_floats
 from robustkd.evaluation.audit import Audit, audit
 from robustkd.evaluation.measurement import measure
 from robustkd.models.features.taps import frozen_modes
-from robustkd.training.inference import accuracy_by_class, check_finite
+from robustkd.training.inference import accuracy_by_class, check_finite, images_at_once
 from robustkd.training.metrics import Proportion
 
 Outcome: TypeAlias = Literal["passed", "suspicious", "missed", "inconclusive"]
-_BATCH = 256
 _ROUNDED = 0.002
 """Share of images whose class may differ on another device."""
 
@@ -192,13 +191,13 @@ def verify(
     if trigger is not None:
         asr = measure(student, data, trigger=trigger, target=target).asr
     elif triggered is not None:
-        asr = led_to(student, triggered, target)
+        asr = success_on_triggered(student, triggered, target)
     missed, close = _compared(thresholds, accuracy, teacher, asr)
     found = audit(student, data, quick=True, seed=seed) if audited else None
     return Verification(accuracy, by_class, teacher, asr, found, missed, close, unknown)
 
 
-def led_to(model: nn.Module, images: Tensor, target: int) -> Proportion:
+def success_on_triggered(model: nn.Module, images: Tensor, target: int) -> Proportion:
     """Count the images, given as bytes, that a model classifies as the target class.
 
     Raises:
@@ -206,7 +205,7 @@ def led_to(model: nn.Module, images: Tensor, target: int) -> Proportion:
     """
     hits = 0
     with torch.inference_mode(), frozen_modes(model):
-        for some in images.split(_BATCH):
+        for some in images.split(images_at_once(images)):
             logits = model(to_floats(some, device_of(model)))
             check_finite(logits, "triggered images")
             hits += int((logits.argmax(1) == target).sum())

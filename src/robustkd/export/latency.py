@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from robustkd.core.environment import usable_cores
 from robustkd.core.errors import RobustKDError
-from robustkd.export.machine import threads
 
 _SECONDS = 2.0
 _LONGEST = 600.0
@@ -73,7 +73,7 @@ def running(path: Path, *, seconds: float = _SECONDS) -> Running:
         RobustKDError: If the process fails.
     """
     script = Path(__file__).with_name("stopwatch.py")
-    counts = map(str, sorted({1, threads()}))
+    counts = map(str, sorted({1, usable_cores()}))
     # Isolated mode: neither the working directory nor the environment can provide modules.
     command = [sys.executable, "-I", str(script), str(path.absolute()), str(seconds), *counts]
     try:

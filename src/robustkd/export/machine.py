@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
 
+from robustkd.core.environment import usable_cores
+
 # CPU instructions for products of bytes with sums in 32 bits, by their names in Linux.
 _INT8 = (
     "avx_vnni",
@@ -20,11 +22,6 @@ _INT8 = (
     "i8mm",
 )
 _VNNI = ("avx_vnni", "avx512_vnni", "avx_vnni_int8")
-
-
-def threads() -> int:
-    """Return the number of cores that this process may use, which a container can restrict."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Machine(TypedDict):
@@ -57,7 +54,7 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
         "cpu": found.get("model name") or _cpu_elsewhere(),
         "architecture": platform.machine(),
         "system": platform.system(),
-        "cores": threads(),
+        "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "int8_instructions": [name for name in _INT8 if name in flags] if flags else None,
         "vnni": any(name in flags for name in _VNNI) if flags else None,

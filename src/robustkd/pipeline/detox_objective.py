@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 
+import torch
 from torch import nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.methods import Method
 from robustkd.core.types import DataSource
-from robustkd.student.families.search import transformed
-from robustkd.teacher.defences.detoxification import Objective
+from robustkd.student.families.search import learn_towards, new_families, transformed
+from robustkd.teacher.defences.detoxification import DetoxObjective
 from robustkd.teacher.defences.perturbation_variance import PerturbationVariance
+from robustkd.training.inference import frozen_copy
 from robustkd.training.precision import mixed
 
 STEPS = 24
@@ -28,7 +29,7 @@ _FEWEST_IMAGES = 4
 
 def detox_objective(
     how: Method, teacher: nn.Module, clean: DataSource, *, seed: int, steps: int = STEPS
-) -> Objective | None:
+) -> DetoxObjective | None:
     """Return the objective of a method; None for the variance ratio of clean images.
 
     Args:
@@ -48,14 +49,18 @@ def detox_objective(
             f"there are {len(clean.classes)} classes and {clean.size('train')} training images; "
             f"perturbations need at least 2 and {_FEWEST_IMAGES}"
         )
-    # The audit needs scipy, which takes a second to import.
-    from robustkd.evaluation.audit import Effort
-    from robustkd.evaluation.audit.search import search
-
-    frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
+    frozen = frozen_copy(teacher)
     classes = len(clean.classes)
     batch = min(_BATCH, max(len(_FAMILIES), _ALL_CLASSES // classes))
-    effort = Effort(strengths=(_STRENGTH,), steps=steps, batch=batch)
+    random = torch.Generator().manual_seed(seed)
     with mixed("no", device_of(frozen)):
-        (found,) = search(frozen, clean, effort, seed=seed, families=_FAMILIES)
+        (found,) = learn_towards(
+            new_families(_FAMILIES, classes, clean.image_shape, random),
+            frozen,
+            clean,
+            random,
+            batch_size=batch * classes,
+            strengths=(_STRENGTH,),
+            steps=steps,
+        )
     return PerturbationVariance(partial(transformed, found), classes, seed)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ import torch
 from torch import nn
 
 from robustkd import models
+from robustkd.core.memory import process_peak_mib
 from robustkd.core.method_names import Side
 from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import Method
@@ -33,7 +32,7 @@ from robustkd.student import found
 from robustkd.teacher.defences.brief import brief
 from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.teacher.defences.registry import find
-from robustkd.training.inference import accuracy_on
+from robustkd.training.inference import accuracy_on, frozen_copy
 from robustkd.training.last_batch import steps_per_epoch
 
 _log = logging.getLogger(__name__)
@@ -173,14 +172,13 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
     if how.detox is not None:
         full = how.detox
         short = asdict(replace(full, steps=_BATCHES, raises=0, bisections=0))
-        steps = full.steps * (1 + full.raises + full.bisections)
         objective = None
         if how.removes == "perturbations":
             started = time.perf_counter()
             objective = detox_objective(how, source, few, seed=job.seed, steps=1)
             one = time.perf_counter() - started
             phases["perturb"] = _phase(perturbing.STEPS, one)
-        with few.timed(phases, "detoxify", steps):
+        with few.timed(phases, "detoxify", full.most_steps):
             source = detoxify(source, few, objective=objective, seed=job.seed, **short).teacher
     if how.hardening is not None and how.hardening.found and how.losses:
         phases["search"] = _search(how, source, few, job.seed)
@@ -210,7 +208,7 @@ def _search(how: Method, teacher: nn.Module, few: DataSource, seed: int) -> dict
         started = time.perf_counter()
         find_for(how, teacher, few, seed=seed, steps=steps)
         seconds.append(time.perf_counter() - started)
-    whole = found.STEPS + (len(found.STRENGTHS) - 1) * (found.STEPS // 2)
+    whole = found.search_steps(found.STEPS)
     one = max(0.0, seconds[1] - seconds[0]) / 2
     total = seconds[0] + (whole - len(found.STRENGTHS)) * one
     return {"steps": whole, "seconds per step": total / whole, "seconds": total}
@@ -241,8 +239,7 @@ def _audits(networks: Sequence[nn.Module], clean: DataSource) -> Phases:
         started = time.perf_counter()
         for network in (*networks, *beside):
             others = [each for each in beside if each is not network]
-            frozen = copy.deepcopy(network).eval().requires_grad_(False)
-            search(frozen, few, one, seed=0, beside=others)
+            search(frozen_copy(network), few, one, seed=0, beside=others)
         step = time.perf_counter() - started
     except Exception as error:
         # As in the run, where no error of the audit may cost the user the student.
@@ -258,9 +255,4 @@ def _peak_mib() -> float:
     peak = 0.0
     if torch.cuda.is_available():
         peak += torch.cuda.max_memory_allocated() / 2**20
-    if sys.platform == "win32":
-        return peak
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak + used / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak + process_peak_mib()

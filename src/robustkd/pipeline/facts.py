@@ -15,8 +15,8 @@ from robustkd.training.metrics import Proportion
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Measurements of one network on the clean test images.
+class CleanAccuracy:
+    """Accuracy of one network on the clean test images, and its size.
 
     Attributes:
         by_class: Accuracy on the images of each class.
@@ -32,9 +32,9 @@ class Measured:
         return sum(self.by_class, start=Proportion(0, 0))
 
 
-def measure(model: nn.Module, clean: DataSource) -> Measured:
+def measure_clean(model: nn.Module, clean: DataSource) -> CleanAccuracy:
     """Measure a network in one pass over the test images."""
-    return Measured(accuracy_by_class(model, clean, "test"), models.parameters(model))
+    return CleanAccuracy(accuracy_by_class(model, clean, "test"), models.parameters(model))
 
 
 def data_record(clean: DataSource) -> dict[str, object]:
@@ -45,7 +45,7 @@ def data_record(clean: DataSource) -> dict[str, object]:
     }
 
 
-def class_record(teacher: Measured, student: Measured) -> dict[str, list[int]]:
+def class_record(teacher: CleanAccuracy, student: CleanAccuracy) -> dict[str, list[int]]:
     """Return, for each class, the number of test images and of hits, as JSON values."""
     return {
         "images": [count.n for count in teacher.by_class],

@@ -10,7 +10,7 @@ from robustkd.core.devices import device_of
 from robustkd.core.methods import Method
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
-from robustkd.student.found import STEPS, STRENGTHS, FoundPerturbations, find_perturbations
+from robustkd.student.found import STEPS, FoundPerturbations, find_perturbations, search_steps
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.training.precision import mixed
 
@@ -49,8 +49,10 @@ def find_for(
     hardening = how.hardening
     if hardening is None or not hardening.found or not how.losses:
         return None
-    count = steps + (len(STRENGTHS) - 1) * max(1, steps // 2)
-    with mixed("no", device_of(teacher)), track("search the teacher", count) as update:
+    with (
+        mixed("no", device_of(teacher)),
+        track("search the teacher", search_steps(steps)) as update,
+    ):
         return find_perturbations(
             teacher,
             clean,

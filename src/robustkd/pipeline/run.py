@@ -19,7 +19,7 @@ from robustkd.data import Reading, is_folder, split_text
 from robustkd.models import Classifier
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.experiments import check_services, experiments
-from robustkd.pipeline.facts import measure
+from robustkd.pipeline.facts import measure_clean
 from robustkd.pipeline.following import (
     check_alike,
     follow,
@@ -295,7 +295,7 @@ def distill_file(
     ready = prepare(job, clean)
     clean = ready.clean
     # Every image is read once before the training, so that damaged images are found early.
-    untrusted = measure(ready.teacher, clean)
+    untrusted = measure_clean(ready.teacher, clean)
     inputs = inputs_of(job, ready)
     check_alike(processes, inputs)
     split = split_text(clean)

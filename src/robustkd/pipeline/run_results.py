@@ -10,7 +10,13 @@ from robustkd.core.types import DataSource
 from robustkd.data.images.left_out import skipped_files
 from robustkd.pipeline import run_files
 from robustkd.pipeline.audits import audit_both
-from robustkd.pipeline.facts import Measured, class_record, data_record, measure, operations
+from robustkd.pipeline.facts import (
+    CleanAccuracy,
+    class_record,
+    data_record,
+    measure_clean,
+    operations,
+)
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import form
 from robustkd.pipeline.prepare import Prepared
@@ -30,7 +36,7 @@ def write_results(
     clean: DataSource,
     ready: Prepared,
     made: Made,
-    untrusted: Measured,
+    untrusted: CleanAccuracy,
     run: Run,
     *,
     audited: bool,
@@ -42,7 +48,7 @@ def write_results(
     with run.writing(run_files.STUDENT) as path:
         models.save(made.student, path, provenance=provenance)
         size = path.stat().st_size
-    student = measure(made.student, clean)
+    student = measure_clean(made.student, clean)
     audits = _audits(ready, made, clean, run) if audited else {}
     results = Results(
         runs=(
@@ -87,7 +93,7 @@ def _audits(ready: Prepared, made: Made, clean: DataSource, run: Run) -> Mapping
 
 
 def _untriggered_row(
-    job: DistillJob, clean: DataSource, method: str, measured: Measured, seconds: float
+    job: DistillJob, clean: DataSource, method: str, measured: CleanAccuracy, seconds: float
 ) -> ResultRow:
     """Return one row of the results; without a trigger, the attack success rate is unknown."""
     return ResultRow(

@@ -59,7 +59,7 @@ class Strip:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class AuditPictures:
     """Images without and with the transformation that an audit found, by the name of their row.
 
     ``most`` is the largest change of a pixel value, in [0, 1].
@@ -72,9 +72,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """Maps of the detoxification masks by preset, on one colour scale from 0 to ``top``."""
+    """Maps of the detoxification masks by method, on one colour scale from 0 to ``top``."""
 
-    presets: Mapping[str, Sequence[Picture]]
+    methods: Mapping[str, Sequence[Picture]]
     top: float
     scale: str
 
@@ -122,7 +122,7 @@ def strip(arrays: Mapping[str, Array], classes: Sequence[str] = ()) -> Strip | N
     return Strip(samples, guesses, coarse=max(arrays["images"].shape[2:]) <= _COARSE)
 
 
-def found(arrays: Mapping[str, Array], who: str) -> Found | None:
+def found(arrays: Mapping[str, Array], who: str) -> AuditPictures | None:
     """Pictures of what the audit of a network found; None unless they were saved."""
     before, after = (arrays.get(f"audit/{who}/{when}") for when in ("before", "after"))
     if before is None or after is None:
@@ -132,7 +132,7 @@ def found(arrays: Mapping[str, Array], who: str) -> Found | None:
     most = float(np.abs(change).max())
     gain = 0.5 / most if most > 0 else 0.0
     rows = {"image": before, "transformed": after, "difference, amplified": 0.5 + gain * change}
-    return Found(
+    return AuditPictures(
         {name: list(map(picture, images)) for name, images in rows.items()},
         most,
         coarse=max(before.shape[2:]) <= _COARSE,
@@ -145,15 +145,15 @@ def masks(arrays: Mapping[str, Array]) -> Masks | None:
     if not keys:
         return None
     top = max(float(arrays[key].mean(axis=0).max()) for key in keys)
-    presets: dict[str, list[Picture]] = {}
+    methods: dict[str, list[Picture]] = {}
     for key in keys:
-        _, preset, stage = key.split("/", 2)
+        _, method, stage = key.split("/", 2)
         mask = arrays[key]
         shape = "\u00a0\u00d7\u00a0".join(map(str, mask.shape))
         note = f"mean {mask.mean():.3f}, largest {mask.max():.2f}; {shape}"
         drawn = Picture(heat_map(mask, top=top), stage, note)
-        presets.setdefault(label_of(preset), []).append(drawn)
-    return Masks(presets, top, heat_scale())
+        methods.setdefault(label_of(method), []).append(drawn)
+    return Masks(methods, top, heat_scale())
 
 
 def _guesses(found: Array, labels: Array | None, classes: Sequence[str]) -> list[Guess]:

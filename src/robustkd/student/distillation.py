@@ -20,8 +20,8 @@ from robustkd.core.types import DataSource
 from robustkd.core.validation import check_seed
 from robustkd.models.features.stages import stages
 from robustkd.student.hardening import UniversalPerturbations
-from robustkd.student.learner import Learner, Lessons
-from robustkd.student.objective import EarlyStop, Objective, check_weights
+from robustkd.student.learner import DistillationLearner, Lessons
+from robustkd.student.objective import DistillationObjective, EarlyStop, check_weights
 from robustkd.student.pair import pair_of
 from robustkd.student.safeguard import Safeguard
 from robustkd.student.teaching import Watch, teaching
@@ -158,7 +158,7 @@ def distill(
                 EarlyStop(until, steps) if until else None,
             )
         watched = Watch(student, lessons.taps if lessons else (), closing, compiled, processes)
-        learner = Learner(watched, lessons, hardening, safeguard, processes)
+        learner = DistillationLearner(watched, lessons, hardening, safeguard, processes)
         learner.check_active(data)
         records = fit(
             learner,
@@ -188,12 +188,12 @@ def _objective(
     weights: Mapping[str, float],
     temperature: float | int,
     seed: int,
-) -> Objective:
+) -> DistillationObjective:
     """Return the distillation losses; the seed decides on the weights of their connectors."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         pair = pair_of(student, names[0], teacher, names[1], data, temperature=temperature)
-        return Objective(weights, pair).to(device_of(student))
+        return DistillationObjective(weights, pair).to(device_of(student))
 
 
 def _enough(

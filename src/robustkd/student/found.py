@@ -18,7 +18,6 @@ A backdoor that is not active in the teacher, such as that of ADBA-FT or SCAR, i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,12 +30,14 @@ from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.core.validation import check_count, check_names, check_seed
 from robustkd.student.families import make_family, members_of
-from robustkd.student.families.search import AT_ONCE, Found, learn_at, led_shares
+from robustkd.student.families.search import LearnedFamilies, learn_at, led_shares
 from robustkd.training.batches import endless
 from robustkd.training.inference import (
+    AT_ONCE,
     Searched,
     batch_size_for,
     check_classifier,
+    frozen_copy,
     passes_gradient,
 )
 from robustkd.training.processes import Portion
@@ -68,7 +69,9 @@ class FoundPerturbations(nn.Module):
             Small shares are raised to 0.1 divided by the number of classes.
     """
 
-    def __init__(self, found: Found, success: Float[Tensor, "strengths families classes"]) -> None:
+    def __init__(
+        self, found: LearnedFamilies, success: Float[Tensor, "strengths families classes"]
+    ) -> None:
         super().__init__()
         self.found = nn.ModuleList(found)
         # On the CPU, where classes and families are drawn, so that no device has to wait.
@@ -183,7 +186,7 @@ def find_perturbations(
     check_classifier(teacher, data, name="the teacher")
     check_count(least=2, classes=len(data.classes))
     check_seed(seed)
-    frozen = Searched(copy.deepcopy(teacher).eval().requires_grad_(False))
+    frozen = Searched(frozen_copy(teacher))
     classes, device = len(data.classes), device_of(frozen)
     random = torch.Generator().manual_seed(seed)
     families = nn.ModuleList(
@@ -217,6 +220,20 @@ def find_perturbations(
     return FoundPerturbations(found, shares[0])
 
 
+def search_steps(steps: int) -> int:
+    """Return the number of optimiser steps at all strengths, for a number at the first one.
+
+    >>> search_steps(30)
+    45
+    """
+    return sum(_steps_at(strength, steps) for strength in STRENGTHS)
+
+
+def _steps_at(strength: float, steps: int) -> int:
+    """Return the steps at one strength: the members are known after the first one."""
+    return steps if strength == STRENGTHS[0] else max(1, steps // 2)
+
+
 def _learn(
     families: nn.ModuleList,
     network: nn.Module,
@@ -224,7 +241,7 @@ def _learn(
     random: torch.Generator,
     steps: int,
     tell: Callable[[], None],
-) -> tuple[Found, Float[Tensor, "strengths families classes"]]:
+) -> tuple[LearnedFamilies, Float[Tensor, "strengths families classes"]]:
     """Learn all members towards their classes, and those with success on more images.
 
     Returns:
@@ -252,9 +269,8 @@ def _learn(
     found: list[nn.ModuleList] = []
     reached = []
     for strength in STRENGTHS:
-        more = max(1, steps // 2) if found else steps
         success.zero_()
-        found.append(learn_at(families, strength, more, ascend, tell))
+        found.append(learn_at(families, strength, _steps_at(strength, steps), ascend, tell))
         reached.append(success.clone())
     return tuple(found), torch.stack(reached)
 

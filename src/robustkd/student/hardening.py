@@ -33,6 +33,7 @@ from robustkd.core.validation import check_count, check_names, check_seed, check
 from robustkd.student.families import Ball, Patch, make_family, members_of, stage_of
 from robustkd.student.families.bounded import Members
 from robustkd.student.found import FoundPerturbations
+from robustkd.training.batches import other_classes
 from robustkd.training.processes import ONE, Portion, Processes
 
 _ADDITIONS = 2
@@ -156,12 +157,11 @@ class UniversalPerturbations(nn.Module):
         """
         here = Portion(None, len(images)) if portion is None else portion
         count = self.copies(here.total)
-        classes = self.shape[0]
         copies = here.before(count)
         own = labels[:copies]
         shift = self._drawn(1, count, here).to(labels.device)
         anyone = self._drawn(0, count, here).to(labels.device)
-        toward = torch.where(own == UNLABELLED, anyone, (own + shift) % classes)
+        toward = other_classes(own, shift, anyone, self.shape[0])
         fixed = 0 if self.fixed is None else round(self.found_share * count)
         first = here.before(count - fixed)
         parts = [images]

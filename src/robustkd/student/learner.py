@@ -13,7 +13,7 @@ from robustkd.core.errors import TrainingError
 from robustkd.core.types import UNLABELLED, DataSource, Images, Labels, Logits
 from robustkd.models.features import taps
 from robustkd.student.hardening import UniversalPerturbations, withstand
-from robustkd.student.objective import EarlyStop, Objective
+from robustkd.student.objective import DistillationObjective, EarlyStop
 from robustkd.student.safeguard import Safeguard
 from robustkd.student.teaching import Watch
 from robustkd.student.terms import Outputs
@@ -32,13 +32,13 @@ class Lessons(NamedTuple):
     """
 
     taps: tuple[str, ...]
-    objective: Objective
+    objective: DistillationObjective
     teach: Callable[[Images], Outputs]
     stop: EarlyStop | None
 
 
-class Learner(nn.Module):
-    """Learner with the student and its objective; the teacher is not a submodule."""
+class DistillationLearner(nn.Module):
+    """DistillationLearner with the student and its objective; the teacher is not a submodule."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from robustkd.student.pair import Pair
 from robustkd.student.terms import TERMS, Outputs
 
 
-class Objective(nn.Module):
+class DistillationObjective(nn.Module):
     """The chosen terms, as a function from the outputs of both networks to each term's batch mean.
 
     Args:

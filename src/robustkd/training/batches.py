@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from robustkd.core.types import Batch, DataSource
+from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
 
 
 def endless(
@@ -37,3 +37,18 @@ def endless(
         ):
             if len(batch.labels) >= least:
                 yield batch
+
+
+def other_classes(labels: Labels, shift: Labels, anyone: Labels, classes: int) -> Labels:
+    """Return a class for each image that is not its own; any class for an image without a label.
+
+    Args:
+        labels: Labels of the images.
+        shift: Distance of the class from the label, 1 to ``classes - 1``.
+        anyone: Class of each image that has no label.
+        classes: Number of classes.
+
+    >>> other_classes(*map(torch.tensor, ([2, 0, -1], [1, 2, 1], [0, 0, 1])), classes=3)
+    tensor([0, 2, 1])
+    """
+    return torch.where(labels == UNLABELLED, anyone, (labels + shift) % classes)

@@ -18,6 +18,8 @@ from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
 from robustkd.training.processes import ONE, Processes
 
+AT_ONCE = 250
+"""Number of images of up to 64 x 64 pixels that pass a network at once in a search."""
 _BATCH, _LARGEST = 256, 64 * 64
 _FEWEST = 8
 _SOME = 64
@@ -312,6 +314,16 @@ def batch_size_for(image_shape: tuple[int, int, int], most: int = _BATCH) -> int
     """
     _, height, width = image_shape
     return min(most, max(_FEWEST, most * _LARGEST // max(_LARGEST, height * width)))
+
+
+def images_at_once(images: Images, most: int = AT_ONCE) -> int:
+    """Return :func:`batch_size_for` for images of the same shape as these."""
+    return batch_size_for((images.shape[1], images.shape[2], images.shape[3]), most)
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """Return a copy in eval mode whose weights do not require gradients."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 def _outputs(

@@ -113,9 +113,9 @@ def test_the_rule_for_streaming():
 
 
 def test_the_rule_for_workers(monkeypatch):
-    monkeypatch.setattr("robustkd.data.images.options._cores", lambda: 2)
+    monkeypatch.setattr("robustkd.data.images.options.usable_cores", lambda: 2)
     assert [Reading().workers_for(n) for n in (999, 1000)] == [0, 2]
-    monkeypatch.setattr("robustkd.data.images.options._cores", lambda: 64)
+    monkeypatch.setattr("robustkd.data.images.options.usable_cores", lambda: 64)
     assert Reading().workers_for(1000) == 4
     assert Reading(workers=9).workers_for(1) == 9
 

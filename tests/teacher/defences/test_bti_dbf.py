@@ -13,8 +13,8 @@ from robustkd.teacher.defences.bti_dbf import (
     BTIDBF,
     Moves,
     clear_target,
+    count_moves,
     decoupling,
-    led_to,
     mean_gap,
 )
 from robustkd.teacher.defences.ending import ending_of
@@ -163,9 +163,9 @@ def test_the_class_that_images_go_to_is_found():
         def forward(self, images):
             return torch.ones_like(images)
 
-    moves = led_to(network, Bright(), work)
+    moves = count_moves(network, Bright(), work)
     assert (moves.share, moves.together, clear_target(moves)) == (0.5, 1.0, 1)
-    still = led_to(network, nn.Identity(), work)
+    still = count_moves(network, nn.Identity(), work)
     assert (still.share, still.together, clear_target(still)) == (0.0, 0.0, None)
 
 

@@ -23,8 +23,9 @@ from robustkd.teacher.defences.fine_tuning import FineTuning
 from robustkd.teacher.defences.i_bau import IBAU
 from robustkd.teacher.defences.rnp import RNP
 from robustkd.teacher.defences.sau import SAU
-from robustkd.teacher.defences.tuning import Tuning, begin, frozen_copy
+from robustkd.teacher.defences.tuning import Tuning, begin
 from robustkd.teacher.defences.universal import UniversalTraining
+from robustkd.training.inference import frozen_copy
 from tests.teacher.defences.networks import DIGITS, Linear, Small, trained
 
 

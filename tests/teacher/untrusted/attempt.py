@@ -25,7 +25,7 @@ class Ending:
     out: str
     err: str
     seconds: float
-    verdict: sandbox.Verdict | None
+    verdict: sandbox.ReadOutcome | None
 
 
 def distil(
@@ -38,14 +38,14 @@ def distil(
     options = ["--arch", "wrn-10-1", "--data", "digits", "--student", "wrn-10-1"]
     options += ["--out", str(folder / "run"), "--method", "no-teacher", "--epochs", "1"]
     options += flags
-    verdicts: list[sandbox.Verdict] = []
+    verdicts: list[sandbox.ReadOutcome] = []
     out, err, code = io.StringIO(), io.StringIO(), 0
     (folder / "tmp").mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(around or contextlib.nullcontext())
         run = sandbox.run
 
-        def watched(source: int, target: int, grant: sandbox.Grant) -> sandbox.Verdict:
+        def watched(source: int, target: int, grant: sandbox.Grant) -> sandbox.ReadOutcome:
             verdicts.append(run(source, target, grant))
             return verdicts[-1]
 

@@ -525,7 +525,7 @@ def _disk_full(_: Path) -> Iterator[None]:
 def _changing(path: Path) -> Iterator[None]:
     run = sandbox.run
 
-    def then_changed(source: int, target: int, grant: sandbox.Grant) -> sandbox.Verdict:
+    def then_changed(source: int, target: int, grant: sandbox.Grant) -> sandbox.ReadOutcome:
         verdict = run(source, target, grant)
         with path.open("r+b") as file:
             file.write(b"PK")

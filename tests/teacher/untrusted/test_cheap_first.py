@@ -154,7 +154,7 @@ def test_a_file_that_grows_or_shrinks_is_refused(tmp_path, monkeypatch):
     for other in (whole + b"x", whole[:-1], b""):
         path.write_bytes(whole)
 
-        def changing(*given: object, _other=other) -> sandbox.Verdict:
+        def changing(*given: object, _other=other) -> sandbox.ReadOutcome:
             path.write_bytes(_other)
             return run(*given)
 

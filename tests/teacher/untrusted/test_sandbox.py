@@ -92,7 +92,7 @@ def test_processor_time_is_limited(tmp_path):
 
 def run(
     code: str, monkeypatch: pytest.MonkeyPatch, *, seconds: int = 5, begun: bool = True
-) -> sandbox.Verdict:
+) -> sandbox.ReadOutcome:
     """A reading process that does something else, after it began to read."""
     code = f"import os; os.write(2, b' '); {code}" if begun else code
     monkeypatch.setattr(sandbox, "_START", code.replace("{", "{{").replace("}", "}}"))

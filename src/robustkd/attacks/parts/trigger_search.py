@@ -17,7 +17,7 @@ _BATCH = 128
 _SAMPLE = 1024
 
 
-class Bounded(NamedTuple):
+class BoxedTensor(NamedTuple):
     """A tensor to optimise: its initial value, and the range that its values are clamped to."""
 
     start: Tensor
@@ -33,7 +33,7 @@ def sample(data: DataSource, device: torch.device, random: torch.Generator) -> B
 def optimise_planes(
     model: nn.Module,
     images: Images,
-    planes: Sequence[Bounded],
+    planes: Sequence[BoxedTensor],
     loss: Callable[..., Tensor],
     *,
     steps: int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 
+from robustkd.core.environment import usable_cores
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.launch import launched
 from robustkd.core.types import INTERPOLATIONS, RESIZES
@@ -98,7 +98,7 @@ class Reading:
             return self.workers
         if images < _WORTH_WORKERS:
             return 0
-        return min(_MOST_WORKERS, max(1, _cores() // launched().here))
+        return min(_MOST_WORKERS, max(1, usable_cores() // launched().here))
 
     def streams(self, images: int, size: int) -> bool:
         """Return whether this many images of a size are decoded again in every epoch."""
@@ -128,11 +128,6 @@ class Reading:
                 raise UsageError(
                     f"{field.name} is {chosen!s}; {name} does not support this option: leave it out"
                 )
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use, which a container can restrict."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def guess_size(files: Encoded, where: str) -> int:

@@ -22,7 +22,7 @@ from robustkd.data.sources.download import Official
 if TYPE_CHECKING:
     import torchvision
 
-_VALIDATION_SHARE = 10
+_VALIDATION_PARTS = 10
 _SPLIT_SEED = 0
 
 
@@ -71,7 +71,7 @@ def _load(
         parts = [reader(str(place), train=train) for train in (True, False)]
         everything, test = (_labelled(part.data, part.targets) for part in parts)
     order = stratified_order(everything.labels, seed=_SPLIT_SEED)
-    validation, train = order.tensor_split([len(order) // _VALIDATION_SHARE])
+    validation, train = order.tensor_split([len(order) // _VALIDATION_PARTS])
     return InMemory(
         name=name,
         classes=tuple(parts[0].classes),

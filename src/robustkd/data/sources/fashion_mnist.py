@@ -38,7 +38,7 @@ _MAX_BYTES = 1 << 26
 _LAYOUTS = ("fashion-mnist", "FashionMNIST/raw")
 _PARTS = ("train", "t10k")
 _STEMS = tuple(f"{part}-{kind}-ubyte" for part in _PARTS for kind in ("images-idx3", "labels-idx1"))
-_VALIDATION_SHARE = 12
+_VALIDATION_PARTS = 12
 _SPLIT_SEED = 0
 
 
@@ -62,7 +62,7 @@ def load_fashion_mnist(root: Path | None = None, *, download: bool = True) -> In
     folder = _search(download) if root is None else _find_in(root)
     official, test = (_read(folder, part) for part in _PARTS)
     order = stratified_order(official.labels, seed=_SPLIT_SEED)
-    validation, train = order.tensor_split([len(order) // _VALIDATION_SHARE])
+    validation, train = order.tensor_split([len(order) // _VALIDATION_PARTS])
     return InMemory(
         name="fashion-mnist",
         classes=_CLASSES,

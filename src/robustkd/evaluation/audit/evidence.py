@@ -13,8 +13,8 @@ from robustkd.core.types import DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.references import References
 from robustkd.evaluation.audit.search import held_out_images
-from robustkd.student.families.search import AT_ONCE, Found
-from robustkd.training.inference import batch_size_for
+from robustkd.student.families.search import LearnedFamilies
+from robustkd.training.inference import AT_ONCE, batch_size_for
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Subject:
     network: nn.Module
     data: DataSource
     references: References
-    found: Found
+    found: LearnedFamilies
     effort: Effort
     seed: int
 

@@ -52,8 +52,8 @@ from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
 from robustkd.evaluation.audit.search import FAMILIES, halves
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.student.families import members_of
-from robustkd.student.families.search import AT_ONCE, led_shares, recognised
-from robustkd.training.inference import batch_size_for
+from robustkd.student.families.search import led_shares, recognised
+from robustkd.training.inference import images_at_once
 
 LED = "the references are led as well"
 """What is said if the references are led so far that no network could be led further.
@@ -234,7 +234,7 @@ def _moved(subject: Subject, place: Place, images: Images, labels: Labels) -> Mo
     others = labels != place.target
     images, labels = images[others], labels[others]
     network_hits = reference_hits = right = recognised_as_is = known = after = 0
-    at_once = batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
+    at_once = images_at_once(images)
     for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
         target = torch.full_like(truth, place.target)
         seen = family(some, target)

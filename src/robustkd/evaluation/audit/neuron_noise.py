@@ -24,8 +24,7 @@ from robustkd.core.types import Images, Labels
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.outliers import student_outlier, untestable
 from robustkd.models.features.channels import norms, scaled
-from robustkd.student.families.search import AT_ONCE
-from robustkd.training.inference import batch_size_for
+from robustkd.training.inference import images_at_once
 
 _EPSILON, _STEPS, _IMAGES = 0.3, 10, 128
 _COUNTED = 250
@@ -58,7 +57,7 @@ def increase(network: nn.Module, images: Images, labels: Labels, classes: int) -
     """Return the increase of each class's share of images of other classes, on the CPU."""
     weights, biases = adversarial_factors(network, images[:_IMAGES], labels[:_IMAGES])
     some, own = images[-_COUNTED:], labels[-_COUNTED:]
-    at_once = _at_once(some)
+    at_once = images_at_once(some)
     with torch.no_grad():
         plain = torch.cat([network(part).argmax(1) for part in some.split(at_once)])
         noisy = torch.cat(
@@ -77,7 +76,7 @@ def adversarial_factors(
         for _ in range(2)
     ]
     leaves = [factor for each in factors for factor in each.values()]
-    at_once = _at_once(images)
+    at_once = images_at_once(images)
     for _ in range(_STEPS):
         slopes = [torch.zeros_like(leaf) for leaf in leaves]
         for some, known in zip(images.split(at_once), labels.split(at_once), strict=True):
@@ -92,10 +91,6 @@ def adversarial_factors(
         {path: leaf.detach() for path, leaf in factors[0].items()},
         {path: leaf.detach() for path, leaf in factors[1].items()},
     )
-
-
-def _at_once(images: Images) -> int:
-    return batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
 
 
 def _shares(predicted: Labels, labels: Labels, classes: int) -> Tensor:

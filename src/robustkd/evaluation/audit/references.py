@@ -7,7 +7,6 @@ backdoor.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +22,7 @@ from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.search import halves, held_out_images, search
 from robustkd.models import builder, learning_rate
 from robustkd.student.families.search import led_shares
+from robustkd.training.inference import frozen_copy
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
@@ -211,7 +211,7 @@ def search_references(
     if not networks:
         return References()
     effort = effort.for_classes(len(data.classes))
-    frozen = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in networks)
+    frozen = tuple(map(frozen_copy, networks))
     images, labels = held_out_images(data, effort, device_of(frozen[0]))
     led = [
         _led_by_own(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +28,7 @@ from robustkd.training.inference import (
     accuracy_on_some,
     check_classifier,
     finite_on,
+    frozen_copy,
     passes_gradient,
 )
 from robustkd.training.metrics import Proportion
@@ -152,7 +152,7 @@ def audit(
     if quick and effort is not None:
         raise UsageError("quick and effort are given; expected one of them")
     effort = (effort or (QUICK if quick else FULL)).for_classes(len(data.classes))
-    network = _frozen(model)
+    network = frozen_copy(model)
     if not finite_on(network, data, "validation", images=effort.accuracy_images):
         raise InputError(
             f"the outputs of the model are not finite on the validation images of {data.name}; "
@@ -228,10 +228,6 @@ def _pictures(subject: Subject, evidence: Mapping[str, Evidence]) -> Pictures | 
     members = [evidence[name].member for name in evidence if name in COUNTED]
     member = next((each for each in members if each is not None), None)
     return None if member is None else pictures_of(subject, member)
-
-
-def _frozen(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def _trouble(accuracy: Proportion, references: Sequence[Proportion], classes: int) -> str:

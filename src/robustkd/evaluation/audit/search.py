@@ -17,33 +17,14 @@ from torch import Tensor, nn
 
 from robustkd.core.types import UNLABELLED, DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
-from robustkd.student.families import Ball, Patch, make_family
-from robustkd.student.families.search import Found, learn_towards
+from robustkd.student.families.search import LearnedFamilies, learn_towards, new_families
 
 FAMILIES = (
     *("additions", "patterns", "warp", "tone"),
     *("light", "smooth", "filter", "warp+photometric"),
 )
 """Families of the search, in their order."""
-_EPSILON, _MASS = 0.2, 0.05
 _FEWEST, _MOST_VALUES = 64, 2 * 10**8
-
-
-def new_families(
-    names: Sequence[str], classes: int, image: tuple[int, int, int], random: torch.Generator
-) -> nn.ModuleList:
-    """Make families by their names, with random members."""
-    return nn.ModuleList([_family(name, classes, image, random) for name in names])
-
-
-def _family(
-    name: str, classes: int, image: tuple[int, int, int], random: torch.Generator
-) -> nn.Module:
-    if name == "additions":
-        return Ball(classes, image, _EPSILON, random)
-    if name == "patterns":
-        return Patch(classes, image, _MASS, random)
-    return make_family(name, classes, image, random)
 
 
 def search(
@@ -55,7 +36,7 @@ def search(
     families: Sequence[str] = FAMILIES,
     beside: Sequence[nn.Module] = (),
     tell: Callable[[], None] = lambda: None,
-) -> Found:
+) -> LearnedFamilies:
     """Learn transformations towards every class on training images.
 
     Args:

@@ -17,15 +17,40 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.types import UNLABELLED, DataSource, Images, Labels
-from robustkd.student.families import members_of
-from robustkd.training.batches import endless
-from robustkd.training.inference import batch_size_for
+from robustkd.student.families import Ball, Patch, make_family, members_of
+from robustkd.training.batches import endless, other_classes
+from robustkd.training.inference import AT_ONCE, batch_size_for, images_at_once
 
-AT_ONCE = 250
-"""Number of images of up to 64 x 64 pixels that pass a network at once."""
+_EPSILON, _MASS = 0.2, 0.05
+"""Bounds of additions and patterns, those of hardening."""
 
-Found: TypeAlias = tuple[nn.ModuleList, ...]
+LearnedFamilies: TypeAlias = tuple[nn.ModuleList, ...]
 """Families with learned members, at each strength."""
+
+
+def new_families(
+    names: Iterable[str], classes: int, image: tuple[int, int, int], random: torch.Generator
+) -> nn.ModuleList:
+    """Make families by their names, with random members.
+
+    Args:
+        names: Names of :data:`robustkd.student.families.FAMILIES`, and ``additions`` and
+            ``patterns``.
+        classes: Number of classes.
+        image: Channels, height and width.
+        random: Generator of the initial members.
+    """
+    return nn.ModuleList([_family(name, classes, image, random) for name in names])
+
+
+def _family(
+    name: str, classes: int, image: tuple[int, int, int], random: torch.Generator
+) -> nn.Module:
+    if name == "additions":
+        return Ball(classes, image, _EPSILON, random)
+    if name == "patterns":
+        return Patch(classes, image, _MASS, random)
+    return make_family(name, classes, image, random)
 
 
 def learn_towards(
@@ -39,7 +64,7 @@ def learn_towards(
     steps: int,
     beside: Sequence[nn.Module] = (),
     tell: Callable[[], None] = lambda: None,
-) -> Found:
+) -> LearnedFamilies:
     r"""Learn members that move training images to their class.
 
     With other networks beside it, members are learned that move an image x with label y to class k
@@ -70,7 +95,7 @@ def learn_towards(
 
     def ascend() -> None:
         images, labels, _rows = next(batches)
-        toward = other_classes(labels, classes, random)
+        toward = _draw_other_classes(labels, classes, random)
         other = next(others)
         parts = (images.split(at_once), labels.split(at_once), toward.split(at_once))
         for some, known, led in zip(*parts, strict=True):
@@ -128,11 +153,10 @@ def transformed(families: nn.ModuleList, images: Images, toward: Labels) -> Imag
     return changed.contiguous(memory_format=torch.channels_last)
 
 
-def other_classes(labels: Labels, classes: int, random: torch.Generator) -> Labels:
-    """Draw a class for each image that is not its own."""
+def _draw_other_classes(labels: Labels, classes: int, random: torch.Generator) -> Labels:
     shift = torch.randint(1, classes, labels.shape, generator=random).to(labels.device)
     anyone = torch.randint(0, classes, labels.shape, generator=random).to(labels.device)
-    return torch.where(labels == UNLABELLED, anyone, (labels + shift) % classes)
+    return other_classes(labels, shift, anyone, classes)
 
 
 def victims(
@@ -161,7 +185,7 @@ def victims(
 @torch.no_grad()
 def led_shares(
     networks: Iterable[nn.Module],
-    found: Found,
+    found: LearnedFamilies,
     images: Images,
     labels: Labels,
     *,
@@ -193,7 +217,7 @@ def led_shares(
     beside = list(networks)
     random = torch.Generator().manual_seed(seed)
     rows, toward = victims(labels, classes, held_out, random)
-    at_once = batch_size_for((images.shape[1], images.shape[2], images.shape[3]), AT_ONCE)
+    at_once = images_at_once(images)
     parts = list(zip(rows.split(at_once), toward.split(at_once), strict=True))
     known = [_known(beside, recognised_by, images[some], labels[some]) for some, _ in parts]
     counts = torch.zeros(len(beside), classes)

@@ -32,7 +32,8 @@ from robustkd.models.features.channels import scaled
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.pruning import prunable, prune_by_masks
-from robustkd.teacher.defences.tuning import begin, frozen_copy
+from robustkd.teacher.defences.tuning import begin
+from robustkd.training.inference import frozen_copy
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(20))
 """0 to 0.95 in steps of 0.05, as in the authors' code."""

@@ -56,14 +56,8 @@ from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.ending import Ending, ending_of
 from robustkd.teacher.defences.generator import Generator
-from robustkd.teacher.defences.tuning import (
-    Cleaning,
-    Tuning,
-    begin,
-    frozen_copy,
-    full_batches,
-    tune,
-)
+from robustkd.teacher.defences.tuning import Cleaning, Tuning, begin, full_batches, tune
+from robustkd.training.inference import frozen_copy
 
 _TUNING = Tuning(epochs=10, lr=1e-3, momentum=0.0, weight_decay=0.0)
 _LEAST_MOVED = 0.1
@@ -129,7 +123,7 @@ class BTIDBF:
             mask = self._decouple(work, ending)
             target = targets[-1] if targets else None
             self._invert(work, ending, mask, generator, target)
-            found = led_to(ending.network, generator, work)
+            found = count_moves(ending.network, generator, work)
             moves.append(found)
             targets.append(clear_target(found) if target is None else target)
             self._unlearn(work, generator, seed=seed + turn)
@@ -271,7 +265,7 @@ def clear_target(moves: Moves) -> int | None:
 
 
 @torch.no_grad()
-def led_to(network: nn.Module, generator: nn.Module, work: Cleaning) -> Moves:
+def count_moves(network: nn.Module, generator: nn.Module, work: Cleaning) -> Moves:
     """Count the training images of an epoch that go to another class when they are changed."""
     pairs: list[tuple[Tensor, Tensor]] = []
     with frozen_modes(network):

@@ -44,8 +44,7 @@ class Detoxification:
     def batches(self, images: int) -> int:
         """Return the largest number of training batches for a number of images."""
         del images
-        search = self._search()
-        return search.steps * (1 + search.raises + search.bisections)
+        return self._search().most_steps
 
     def _search(self) -> DetoxSettings:
         """Return all settings, after a check of their ranges."""

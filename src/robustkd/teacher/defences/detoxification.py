@@ -57,7 +57,7 @@ from robustkd.training.precision import mixed
 _STATISTICS_BATCHES = 8
 
 
-Objective: TypeAlias = Callable[[DetoxifiedTeacher, Sequence[Tensor], Batch], Tensor]
+DetoxObjective: TypeAlias = Callable[[DetoxifiedTeacher, Sequence[Tensor], Batch], Tensor]
 """Function that computes the term to minimise in addition to the cross-entropy, a scalar.
 
 Its arguments are the teacher with its masks, the cleaned features of a batch in float32, one tensor
@@ -128,7 +128,7 @@ class _Cleaning:
     batches: Callable[[], Batch]
     lr: float
     precision: Precision
-    objective: Objective | None = None
+    objective: DetoxObjective | None = None
 
     def ratios(self, cleaned: Sequence[Tensor]) -> list[Tensor]:
         """Compute the ratio of cleaned to original variance, one scalar per stage."""
@@ -177,7 +177,7 @@ def detoxify(
     clean: DataSource,
     *,
     stages: Sequence[str] | None = None,
-    objective: Objective | None = None,
+    objective: DetoxObjective | None = None,
     precision: Precision = "no",
     seed: int = 0,
     **settings: Unpack[DetoxOptions],

@@ -33,7 +33,8 @@ from robustkd.models.features.layout import Layout
 from robustkd.models.features.stages import stages
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.fine_tuning import supervised
-from robustkd.teacher.defences.tuning import Gradients, Tuning, begin, frozen_copy, tune
+from robustkd.teacher.defences.tuning import Gradients, Tuning, begin, tune
+from robustkd.training.inference import frozen_copy
 
 _TUNING = Tuning(lr=0.05, weight_decay=1e-4)
 

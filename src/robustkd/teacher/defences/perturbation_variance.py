@@ -40,7 +40,7 @@ _LEAST = 1e-6
 class PerturbationVariance:
     """Feature variance that universal perturbations add, and the cross-entropy under them.
 
-    It is an :data:`robustkd.teacher.defences.detoxification.Objective`.
+    It is an :data:`robustkd.teacher.defences.detoxification.DetoxObjective`.
 
     Args:
         perturb: Universal perturbations of every class.

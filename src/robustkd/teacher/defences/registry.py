@@ -25,7 +25,7 @@ from robustkd.teacher.defences.universal import UniversalTraining
 
 
 @dataclass(frozen=True)
-class Row:
+class DefenceRow:
     """One row of the registry.
 
     Attributes:
@@ -39,46 +39,46 @@ class Row:
     source: str
 
 
-DEFENCES: dict[str, Row] = {
-    "detox": Row(
+DEFENCES: dict[str, DefenceRow] = {
+    "detox": DefenceRow(
         Detoxification(),
         "masks on the features, which lower their variance",
         "Chen et al., Applied Soft Computing 2024",
     ),
-    "ft": Row(FineTuning(), "fine-tuning on clean images; a control", "common baseline"),
-    "ft-sam": Row(
+    "ft": DefenceRow(FineTuning(), "fine-tuning on clean images; a control", "common baseline"),
+    "ft-sam": DefenceRow(
         FTSAM(), "fine-tuning against perturbations of the weights", "Zhu et al., ICCV 2023"
     ),
-    "clp": Row(
+    "clp": DefenceRow(
         CLP(), "prunes channels with an outlying Lipschitz constant", "Zheng et al., ECCV 2022"
     ),
-    "anp": Row(
+    "anp": DefenceRow(
         ANP(), "prunes channels that are sensitive to perturbation", "Wu and Wang, NeurIPS 2021"
     ),
-    "i-bau": Row(
+    "i-bau": DefenceRow(
         IBAU(), "unlearns one universal perturbation by hypergradients", "Zeng et al., ICLR 2022"
     ),
-    "fine-pruning": Row(
+    "fine-pruning": DefenceRow(
         FinePruning(), "prunes channels that are inactive on clean images", "Liu et al., RAID 2018"
     ),
-    "nad": Row(NAD(), "distils the attention of a fine-tuned copy", "Li et al., ICLR 2021"),
-    "sau": Row(
+    "nad": DefenceRow(NAD(), "distils the attention of a fine-tuned copy", "Li et al., ICLR 2021"),
+    "sau": DefenceRow(
         SAU(),
         "unlearns perturbations that fool the network before and after",
         "Wei et al., NeurIPS 2023",
     ),
-    "fst": Row(
+    "fst": DefenceRow(
         FST(), "fine-tunes with a new classifier unlike the old one", "Min et al., NeurIPS 2023"
     ),
-    "rnp": Row(
+    "rnp": DefenceRow(
         RNP(), "unlearns the clean task and prunes what does not recover", "Li et al., ICML 2023"
     ),
-    "bti-dbf": Row(
+    "bti-dbf": DefenceRow(
         BTIDBF(),
         "inverts a trigger by the features that the task does not need",
         "Xu et al., ICLR 2024",
     ),
-    "universal": Row(
+    "universal": DefenceRow(
         UniversalTraining(),
         "adversarial training against one perturbation of all images",
         "Shafahi et al., AAAI 2020",
@@ -87,7 +87,7 @@ DEFENCES: dict[str, Row] = {
 """Defences by name; contract tests run over them."""
 
 
-def find(name: str) -> Row:
+def find(name: str) -> DefenceRow:
     """Return the row of a defence.
 
     Raises:

@@ -31,7 +31,8 @@ from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.anp import THRESHOLDS, clamp, detached
 from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.pruning import prunable, prune_by_masks
-from robustkd.teacher.defences.tuning import Cleaning, begin, frozen_copy, full_batches
+from robustkd.teacher.defences.tuning import Cleaning, begin, full_batches
+from robustkd.training.inference import frozen_copy
 from robustkd.training.learners import hit_rate
 
 _CLIP = 20.0

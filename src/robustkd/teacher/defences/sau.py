@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from robustkd.core.types import Batch, DataSource, Images, Labels, Logits, PerSample
 from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.teacher.defences.base import Defended
-from robustkd.teacher.defences.tuning import Tuning, begin, frozen_copy, tune
+from robustkd.teacher.defences.tuning import Tuning, begin, tune
+from robustkd.training.inference import frozen_copy
 
 _LEAST = 1e-6
 _TUNING = Tuning(lr=1e-3, momentum=0.0, weight_decay=0.0)

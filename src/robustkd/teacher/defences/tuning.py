@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -158,11 +157,6 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
         epoch=full_batches(clean.size("train"), batch_size),
         accuracy_before=accuracy_on(network, clean, "validation").value,
     )
-
-
-def frozen_copy(network: nn.Module) -> nn.Module:
-    """Return a copy in eval mode whose weights do not require gradients."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 def tune(

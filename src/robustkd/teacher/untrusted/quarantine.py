@@ -61,7 +61,7 @@ class Quarantined:
         name: File name without the folder.
         bytes: Size of the file.
         sha256: SHA-256 of the file, in hexadecimal.
-        verdict: Verdict of the reading process.
+        verdict: ReadOutcome of the reading process.
         choice: Number of the state dict among those in the file.
     """
 
@@ -70,7 +70,7 @@ class Quarantined:
     name: str
     bytes: int
     sha256: str
-    verdict: sandbox.Verdict
+    verdict: sandbox.ReadOutcome
     choice: int = 0
 
     @property
@@ -141,7 +141,7 @@ def check_format(path: Path) -> None:
 
 def _values(
     folder: Path, path: Path, size: int, choice: int, *, weak: bool
-) -> tuple[dict[str, Tensor], str, sandbox.Verdict]:
+) -> tuple[dict[str, Tensor], str, sandbox.ReadOutcome]:
     """Convert one state dict of the copy in the private folder, and load it."""
     plain = folder / f"teacher-{choice}.safetensors"
     with (folder / "copy").open("rb", buffering=0) as copy:
@@ -257,7 +257,7 @@ def _open(path: Path) -> FileIO:
         raise InputError(f"{path} cannot be read: {reason}; {_EXPECTED}") from error
 
 
-def _convert(file: FileIO, plain: Path, grant: sandbox.Grant) -> sandbox.Verdict:
+def _convert(file: FileIO, plain: Path, grant: sandbox.Grant) -> sandbox.ReadOutcome:
     file.seek(0)
     target = os.open(plain, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with closing(os.fdopen(target, "wb")):

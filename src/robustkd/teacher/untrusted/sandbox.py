@@ -40,7 +40,7 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ReadOutcome:
     """Result and cost of the reading process.
 
     Attributes:
@@ -89,7 +89,7 @@ class Grant:
         return cls(256 * _MIB, 30, 64 * _MIB, choice=-1, weak=weak)
 
 
-def run(source: int, target: int, grant: Grant) -> Verdict:
+def run(source: int, target: int, grant: Grant) -> ReadOutcome:
     """Convert the open file ``source`` to the open file ``target`` in a child process.
 
     Raises:
@@ -108,7 +108,7 @@ def run(source: int, target: int, grant: Grant) -> Verdict:
     seconds = time.monotonic() - started
     begun = verdict.startswith(BEGUN)
     if status != 0 or not begun:
-        return Verdict(_failure(status, grant, begun=begun), seconds=seconds)
+        return ReadOutcome(_failure(status, grant, begun=begun), seconds=seconds)
     return _parsed(verdict, seconds)
 
 
@@ -171,11 +171,11 @@ def _failure(status: int, grant: Grant, *, begun: bool) -> str:
     return f"makes the reading process fail (status {status}); it is damaged or malicious"
 
 
-def _parsed(verdict: bytes, seconds: float) -> Verdict:
+def _parsed(verdict: bytes, seconds: float) -> ReadOutcome:
     """Parse the verdict, and check type, length and characters of each part."""
     try:
         said = json.loads(verdict)
-        return Verdict(
+        return ReadOutcome(
             _text(said.get("refusal", ""), _LONGEST_REASON),
             format=_text(said.get("format", "")),
             candidates=tuple(
@@ -191,7 +191,7 @@ def _parsed(verdict: bytes, seconds: float) -> Verdict:
             peak_mib=None if said["peak_mib"] is None else float(said["peak_mib"]),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return Verdict(
+        return ReadOutcome(
             "makes the reading process return an invalid verdict; it is damaged or malicious",
             seconds=seconds,
         )
