@@ -28,10 +28,10 @@ from PIL import Image
 import robustkd
 from robustkd import data, report
 from robustkd.attacks import MaskedPattern, save_trigger
-from robustkd.benchmark import measure
 from robustkd.core.environment import environment
 from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.data import InMemory
+from robustkd.evaluation.measurement import measure
 
 METHODS = ("no-teacher", "ofd", "kd", "paper", "default", "additions", "additions-kd")
 CLI = ("-m", "robustkd.cli")

@@ -16,9 +16,10 @@ import torch
 
 from robustkd import cli, models, report
 from robustkd.attacks import load_trigger
-from robustkd.benchmark import PROTOCOLS, Protocol, measure
+from robustkd.benchmark import PROTOCOLS, Protocol
 from robustkd.benchmark import demo as the_demo
 from robustkd.core.methods import METHODS, label_of
+from robustkd.evaluation.measurement import measure
 
 TINY = Protocol(
     data="digits",

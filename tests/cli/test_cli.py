@@ -661,7 +661,7 @@ def test_a_wrong_trigger_is_reported_in_one_line(robustkd, files):
     refused(
         evaluate(files.teacher, files.far),
         3,
-        f"{files.far} does not fit 'digits': target 10 is not a class; expected 0 to 9",
+        f"{files.far} does not fit 'digits': target class is 10; expected 0 to 9",
     )
     refused(
         evaluate(files.trigger, files.trigger),

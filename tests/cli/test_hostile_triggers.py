@@ -28,7 +28,7 @@ def student(tmp_path_factory) -> Path:
     [
         (torch.zeros(2, 4, 4) / 0, 0, "has a damaged trigger: control has numbers that are not f"),
         (torch.zeros(2, 400, 400), 0, "has a damaged trigger: the trigger's control has shape (2"),
-        (torch.zeros(2, 4, 4), 99, "does not fit 'digits': target 99 is not a class; expected 0 "),
+        (torch.zeros(2, 4, 4), 99, "does not fit 'digits': target class is 99; expected 0 "),
     ],
 )
 def test_a_hostile_trigger_is_refused_and_named(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.attacks import Poisoned
-from robustkd.benchmark import Measured, measure
 from robustkd.core.errors import InputError, UsageError
 from robustkd.data import InMemory, Labelled
+from robustkd.evaluation.measurement import Measured, measure
 from robustkd.training.inference import accuracy_by_class
 from robustkd.training.metrics import Proportion
 

@@ -7,19 +7,16 @@ from robustkd.benchmark.protocol import PROTOCOLS, Protocol, protocol
 from robustkd.benchmark.rehearsal import informed
 from robustkd.benchmark.run_cell import run_cell
 from robustkd.benchmark.runner import Counts, run_grid, write_tables
-from robustkd.evaluation.measurement import Measured, measure
 
 __all__ = [
     "PROTOCOLS",
     "Cell",
     "Counts",
-    "Measured",
     "Protocol",
     "Setting",
     "TeacherCell",
     "informed",
     "load_grid",
-    "measure",
     "protocol",
     "run_cell",
     "run_demo",

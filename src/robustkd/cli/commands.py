@@ -99,7 +99,7 @@ def evaluate(
         as_json: Print the results as JSON.
     """
     from robustkd.attacks import load_trigger
-    from robustkd.benchmark import measure
+    from robustkd.evaluation.measurement import measure
 
     model, source = open_model(student, arch, data, data_root, images, teacher)
     known, target = load_trigger(trigger, data=source) if trigger is not None else (None, 0)

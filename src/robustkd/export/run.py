@@ -11,6 +11,7 @@ from typing import Final
 
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, write_json
+from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Labels, Logits, Trigger
 from robustkd.evaluation.measurement import Measured, measure
 from robustkd.export import int8 as quantisation
@@ -117,8 +118,8 @@ def export_student(
         image_shape=data.image_shape,
         names=tuple(data.classes),
     )
-    if trigger is not None and not 0 <= target < len(data.classes):
-        raise UsageError(f"target {target} is not a class; expected 0 to {len(data.classes) - 1}")
+    if trigger is not None:
+        check_target(target, data)
     model = copy.deepcopy(student).cpu()
     with frozen_modes(model), whole_folder(out) as folder:
         found = _Found()

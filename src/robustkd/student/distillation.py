@@ -18,7 +18,7 @@ from robustkd.core.names import check_options
 from robustkd.core.statistics import wilson
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_seed
-from robustkd.models.features.stages import stages
+from robustkd.models.features.stages import taps_of
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.student.learner import DistillationLearner, Lessons
 from robustkd.student.objective import DistillationObjective, EarlyStop, check_weights
@@ -225,16 +225,9 @@ def _paired_taps(
     """Return equally many taps of student and teacher: the last stages that both have."""
     if not NEEDS_FEATURES & set(weights):
         return (), ()
-    found = []
-    for model, given in ((student, student_taps), (teacher, teacher_taps)):
-        own = given if given is not None else getattr(model, "taps", None)
-        if own is None:
-            device = device_of(model)
-            batch = next(iter(data.batches("validation", batch_size=4, device=device)))
-            own = stages(model, batch.images)
-        found.append(tuple(own))
-    shared = min(len(names) for names in found)
-    return found[0][-shared:], found[1][-shared:]
+    own, theirs = taps_of(student, data, student_taps), taps_of(teacher, data, teacher_taps)
+    shared = min(len(own), len(theirs))
+    return own[-shared:], theirs[-shared:]
 
 
 def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> None:

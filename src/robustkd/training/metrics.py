@@ -155,7 +155,7 @@ def _predicted(logits: Tensor, labels: Tensor) -> Tensor:
 def _victims(logits: Logits, labels: Labels, target: int) -> Bool[Tensor, " n"]:
     classes = logits.shape[1]
     if not 0 <= target < classes:
-        raise UsageError(f"target {target} is not a class; expected 0 to {classes - 1}")
+        raise UsageError(f"target class is {target}; expected 0 to {classes - 1}")
     return labels != target
 
 

@@ -160,7 +160,7 @@ def test_a_file_that_fits_other_data_is_refused_by_its_name(tmp_path):
     path = tmp_path / "t"
     save_trigger(BadNets(), 2, path)
     assert load_trigger(path)[1] == 2
-    refused(path, "does not fit 'toy': target 2 is not a class; expected 0 to 1", data=DATA)
+    refused(path, "does not fit 'toy': target class is 2; expected 0 to 1", data=DATA)
     save_trigger(example("colour-matrix", (1, 2, 2)), 0, path)
     assert load_trigger(path, data=DATA)[1] == 0
     for trigger, message in (

@@ -29,7 +29,7 @@ from robustkd.attacks.triggers.transformations import (
 )
 from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.errors import InputError, UsageError, quoted
-from robustkd.core.triggers import apply_trigger
+from robustkd.core.triggers import apply_trigger, check_target
 from robustkd.core.types import DataSource, Trigger
 from robustkd.models.model_file import ForeignFileError, read_safetensors, write_safetensors
 
@@ -178,10 +178,8 @@ def _target_of(description: Mapping[str, object], path: Path) -> int:
 def _check_fits(trigger: Trigger, target: int, path: Path, data: DataSource) -> None:
     """Check a trigger on one grey image, before any image of the data is read."""
     image = torch.full((1, *data.image_shape), 0.5)
-    last = len(data.classes) - 1
     try:
-        if target > last:
-            raise UsageError(f"target {target} is not a class; expected 0 to {last}")
+        check_target(target, data)
         apply_trigger(trigger, image)
     except UsageError as error:
         raise InputError(f"{path} does not fit {quoted(data.name)}: {error}") from error

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
-from robustkd.core.types import Images
+from robustkd.core.types import DataSource, Images
 from robustkd.models.features.layout import layout_of
 from robustkd.models.features.taps import frozen_modes, module_at, out_of_place
 
@@ -51,6 +52,26 @@ def stages(model: nn.Module, example: Images) -> tuple[str, ...]:
     if len(lasts) == 1:
         return _quarters(model, *lasts[0])
     return tuple(sorted((last for last, _ in lasts), key=order.index))
+
+
+def taps_of(
+    model: nn.Module, data: DataSource, given: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Return given taps, those that a network names in ``taps``, or the stages found in it.
+
+    Args:
+        model: Any network on images.
+        data: Images of the right shape.
+        given: Module paths that take precedence; None for none.
+
+    Raises:
+        UsageError: If the network names none and no stage is found.
+    """
+    named = given if given is not None else getattr(model, "taps", None)
+    if named is not None:
+        return tuple(named)
+    batch = next(iter(data.batches("validation", batch_size=2, device=device_of(model))))
+    return stages(model, batch.images)
 
 
 class _Level(NamedTuple):

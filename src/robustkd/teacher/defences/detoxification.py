@@ -46,7 +46,7 @@ from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import check_names, check_seed
 from robustkd.models.features import taps
 from robustkd.models.features.collect import features_on
-from robustkd.models.features.stages import stages
+from robustkd.models.features.stages import taps_of
 from robustkd.models.features.variance import ALIVE, variance_ratio
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
@@ -260,8 +260,7 @@ def _masked(
     Raises:
         UsageError: If a stage does not exist, or its features are constant.
     """
-    named = stages if stages is not None else getattr(teacher, "taps", None)
-    names = tuple(named) if named is not None else _found_stages(teacher, clean)
+    names = taps_of(teacher, clean, stages)
     means, variances = _statistics(teacher, clean, names, batch_size)
     for variance, name in zip(variances, names, strict=True):
         if not (variance > ALIVE).any():
@@ -309,11 +308,6 @@ def _search(
         for mask in cleaning.teacher.feature_masks:
             nn.init.zeros_(mask.mask)
     return curve
-
-
-def _found_stages(teacher: nn.Module, clean: DataSource) -> tuple[str, ...]:
-    batch = next(iter(clean.batches("validation", batch_size=4, device=device_of(teacher))))
-    return stages(teacher, batch.images)
 
 
 @torch.no_grad()

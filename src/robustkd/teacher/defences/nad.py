@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ from robustkd.core.validation import check_not_negative
 from robustkd.models.features import taps
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.layout import Layout
-from robustkd.models.features.stages import stages
+from robustkd.models.features.stages import taps_of
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.fine_tuning import supervised
 from robustkd.teacher.defences.tuning import Gradients, Tuning, begin, tune
@@ -117,6 +116,5 @@ def stages_of(network: nn.Module, clean: DataSource) -> dict[str, Layout]:
     """
     where = device_of(network)
     images = next(iter(clean.batches("validation", batch_size=2, device=where))).images
-    named: Any = getattr(network, "taps", None)
-    names = stages(network, images) if named is None else tuple(named)
+    names = taps_of(network, clean)
     return dict(zip(names, layouts_of(network, names, images), strict=True))
