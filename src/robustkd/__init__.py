@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from robustkd.evaluation.audit import audit
     from robustkd.export import export_student
     from robustkd.models import Spec, build, load, save
-    from robustkd.pipeline.run import run
+    from robustkd.pipeline.api import run
     from robustkd.student.distillation import distill
     from robustkd.student.found import find_perturbations
     from robustkd.student.hardening import UniversalPerturbations
@@ -52,7 +52,7 @@ _HOME = {
     "load_data": ("robustkd.data", "load"),
     "load_detoxified": ("robustkd.teacher.defences.masks", "load_detoxified"),
     "load_teacher": ("robustkd.teacher.read", "load_teacher"),
-    "run": ("robustkd.pipeline.run", "run"),
+    "run": ("robustkd.pipeline.api", "run"),
     "save": ("robustkd.models", "save"),
     "save_detoxified": ("robustkd.teacher.defences.masks", "save_detoxified"),
 }

@@ -171,9 +171,8 @@ def distill(
     folder = _folder(out, config, resume, dry_run=dry_run)
     # The imports below take seconds.
     print_in_terminal("reading the data and the teacher ...")
-    from robustkd.pipeline.job import DistillJob
+    from robustkd.pipeline.job import DistillJob, audit_flag
     from robustkd.pipeline.opening import architecture, form_flags, open_as_taught
-    from robustkd.pipeline.run import audit_flag
     from robustkd.training.config import TrainingConfig
     from robustkd.training.recipes import with_defaults
 

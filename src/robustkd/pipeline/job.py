@@ -144,3 +144,8 @@ def check_method(name: str) -> None:
     check_weights(how.losses)
     if how.defence is not None:
         find(how.defence.name)
+
+
+def audit_flag(audited: bool) -> dict[str, object]:
+    """Return the flag of a run without an audit; the flag of other runs is the default."""
+    return {} if audited else {"audit": False}

@@ -1,4 +1,4 @@
-"""Creation of one student: cleaning of the teacher, distillation, hardening, and cleaning again."""
+"""The method on one page: cleaning of the teacher, distillation, hardening, cleaning again."""
 
 from __future__ import annotations
 
