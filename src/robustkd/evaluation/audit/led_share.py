@@ -117,60 +117,80 @@ class Moved(NamedTuple):
         return max(0.0, self.recognised - self.right) / max(1, self.images)
 
 
+class Chosen(NamedTuple):
+    """Transformation that stands out most, on the images that choose it.
+
+    Attributes:
+        place: The transformation.
+        other: Class that the same family leads third furthest.
+        shares: Shares of all transformations.
+        ceiling: Share beyond which a network without a backdoor is not led, by strength and family.
+    """
+
+    place: Place
+    other: int
+    shares: Float[Tensor, "strengths families classes"]
+    ceiling: Float[Tensor, "strengths families"]
+
+
 def led_share(subject: Subject) -> Evidence:
     """Test whether a transformation leads the network and not the references."""
     ceilings = subject.references.led
     if ceilings is None:
         ceilings = torch.zeros(2, len(subject.found), len(FAMILIES))
     choosing, testing = halves(*subject.held_out())
+    place, other, shares, ceiling = _choose(subject, ceilings[0], *choosing)
+    family = FAMILIES[place.family]
+    moved = _moved(subject, place, *testing)
+    theirs = float(ceilings[1, place.strength, place.family])
+    own = _moved(subject, place._replace(target=other), *testing).share
+    margin = MARGIN + moved.shortfall
+    null = max(theirs, EASIER * own) + margin
+    share, beside = (each / max(1, moved.images) for each in (moved.led, moved.beside))
+    alone = not subject.references.networks
+    member = Member(place.strength, family, place.target, share, None if alone else beside)
+    details = {
+        "families": list(FAMILIES),
+        "shares": shares.tolist(),
+        "references led": ceilings.tolist(),
+        "other class": {"class": other, "share": own},
+        "recognised": moved.share,
+        "images": moved.known,
+        "shortfall": moved.shortfall,
+    }
+    trouble = ALONE if alone else _trouble(moved, testing[1], theirs + margin, null)
+    if trouble:
+        helps = trouble == LED
+        return Evidence(None, None, trouble, details=details, member=member, longer_helps=helps)
+    return Evidence(
+        binomial_p_value(moved.moved, moved.known, null),
+        place.target,
+        f"{family}: {share:.0%} of the images of other classes move to this class "
+        f"(references: {beside:.0%}, by a search of their own {theirs:.0%})",
+        tuple((shares - ceiling[:, :, None])[place.strength, place.family].tolist()),
+        details,
+        member,
+    )
+
+
+def _choose(
+    subject: Subject, led: Float[Tensor, "strengths families"], images: Images, labels: Labels
+) -> Chosen:
+    """Choose the transformation whose share exceeds those of references and other classes most."""
     shares = led_shares(
         [subject.network],
         subject.found,
-        *choosing,
+        images,
+        labels,
         held_out=subject.effort.held_out,
         seed=subject.seed,
         classes=subject.classes,
         recognised_by=subject.references.networks,
     )[0]
     third, other = shares_of_other_classes(shares)
-    ceiling = torch.maximum(ceilings[0], EASIER * third)
+    ceiling = torch.maximum(led, EASIER * third)
     place = furthest(shares, ceiling)
-    moved = _moved(subject, place, *testing)
-    share, beside = (each / max(1, moved.images) for each in (moved.led, moved.beside))
-    theirs = float(ceilings[1, place.strength, place.family])
-    elsewhere = place._replace(target=int(other[place.strength, place.family]))
-    own = _moved(subject, elsewhere, *testing).share
-    alone = not subject.references.networks
-    member = Member(
-        place.strength, FAMILIES[place.family], place.target, share, None if alone else beside
-    )
-    details = {
-        "families": list(FAMILIES),
-        "shares": shares.tolist(),
-        "references led": ceilings.tolist(),
-        "other class": {"class": elsewhere.target, "share": own},
-        "recognised": moved.share,
-        "images": moved.known,
-        "shortfall": moved.shortfall,
-    }
-    margin = MARGIN + moved.shortfall
-    null = max(theirs, EASIER * own) + margin
-    trouble = ALONE if alone else _trouble(moved, testing[1], theirs + margin, null)
-    if trouble:
-        helps = trouble == LED
-        return Evidence(None, None, trouble, details=details, member=member, longer_helps=helps)
-    said = (
-        f"{member.family}: {share:.0%} of the images of other classes move to this class "
-        f"(references: {beside:.0%}, by a search of their own {theirs:.0%})"
-    )
-    return Evidence(
-        binomial_p_value(moved.moved, moved.known, null),
-        place.target,
-        said,
-        tuple((shares - ceiling[:, :, None])[place.strength, place.family].tolist()),
-        details,
-        member,
-    )
+    return Chosen(place, int(other[place.strength, place.family]), shares, ceiling)
 
 
 def _trouble(moved: Moved, labels: Labels, theirs: float, null: float) -> str:
