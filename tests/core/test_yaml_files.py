@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import pytest
 
 from robustkd.core.errors import InputError
+from robustkd.core.plain_yaml import _Loader
 from robustkd.core.yaml_files import read_yaml
 
 
@@ -88,11 +88,12 @@ def test_other_yaml_is_refused_in_one_line(text, tmp_path):
     ],
 )
 @pytest.mark.parametrize("anchors", [False, True])
-def test_large_or_complex_yaml_is_refused_in_one_line(text, message, anchors, tmp_path):
-    started = time.perf_counter()
+def test_large_or_complex_yaml_is_refused_in_one_line(
+    text, message, anchors, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(_Loader, "construct_document", lambda *_: pytest.fail("a value was made"))
     with pytest.raises(InputError) as error:
         read_yaml(written(tmp_path, text), anchors=anchors)
-    assert time.perf_counter() - started < 10
     assert str(error.value).startswith(f"{tmp_path / 'some.yaml'} {message}")
     assert "\n" not in str(error.value)
 

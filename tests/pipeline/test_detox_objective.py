@@ -80,7 +80,20 @@ def test_two_classes_and_few_images():
     )
     mean, std = models.pixel_statistics(two)
     given = models.build(models.Spec("wrn-10-1", 2, two.image_shape, mean, std), seed=1)
-    assert detox_objective(HOW, given, two, seed=0, steps=1) is not None
+    objective, seen = detox_objective(HOW, given, two, seed=0, steps=1), []
+
+    def watch(masked, features, batch):
+        term = objective(masked, features, batch)
+        masks = [mask.mask for mask in masked.feature_masks]
+        seen.append((term.detach(), torch.autograd.grad(term, masks, retain_graph=True)))
+        return term
+
+    detoxify(given.eval(), two, objective=watch, steps=1, raises=0, bisections=0)
+    ((value, gradients),) = seen
+    assert value.ndim == 0
+    assert torch.isfinite(value)
+    assert gradients
+    assert all(torch.isfinite(each).all() and each.any() for each in gradients)
     few = replace(two, train=data.Labelled(two.train.images[:3], two.train.labels[:3]))
     with pytest.raises(UsageError, match=r"^there are 2 classes and 3 training images; "):
         detox_objective(HOW, given, few, seed=0)

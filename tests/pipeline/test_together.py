@@ -71,8 +71,9 @@ def test_an_interrupted_run_is_resumed_by_another_number_of_processes(teacher, t
     with subprocess.Popen(
         torchrun(2, *words), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     ) as running:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 280
+        while not (metrics.exists() or running.poll() is not None or time.monotonic() > deadline):
             time.sleep(0.2)
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=120)

@@ -10,7 +10,7 @@ import pytest
 
 from robustkd import data
 from tools.journey import CLASSES, COLUMNS, JOURNEY, PAGE, SIZE, make_images, make_teacher, travel
-from tools.terminal import Screen, record
+from tools.terminal import Screen, _meanwhile, record
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,20 @@ sys.exit(3)
 def test_a_recording_has_the_end_and_the_middle(tmp_path):
     found = record([sys.executable, "-c", PROGRAM], folder=tmp_path, environment=os.environ)
     assert (found.code, found.end) == (3, "True 80 24 80\ndone \u2588")
-    assert found.meanwhile.splitlines()[-1].strip() in ("20 %", "40 %", "60 %")
+    assert found.meanwhile.endswith(" %")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.0, "0 %"), (4.4, "20 %"), (8.2, "a\n40 %"), (10.0, "a\n40 %"), (100.0, "80 %")],
+)
+def test_the_middle_is_the_busy_state_nearest_to_half_of_the_time(seconds, expected):
+    states = [(1.0, "0 %"), (2.0, "20 %"), (3.0, "50 %\na"), (4.0, "a\n40 %"), (9.0, "80 %")]
+    assert _meanwhile([*states, (10.0, "done")], seconds) == expected
+
+
+def test_without_a_progress_bar_there_is_no_middle():
+    assert _meanwhile([], 1.0) == _meanwhile([(0.5, "50 %\ndone")], 1.0) == ""
 
 
 def test_a_command_that_fails_ends_the_recording(tmp_path):

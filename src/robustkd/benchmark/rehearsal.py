@@ -52,9 +52,9 @@ def informed(
         how: The method that the attacker expects the defender to use.
         build_student: Function that makes a student; surrogates get other initial weights.
         training: The defender's arguments of :func:`robustkd.student.distillation.distill`.
-        detoxing: Settings of the defender's detoxification that depend on the data. Of both,
-            ``epochs`` and ``steps`` are halved (and rounded up) where they are given: a rehearsal
-            every round must not cost more than a few teachers' training.
+        detoxing: Settings of the defender's detoxification that depend on the data. Its ``steps``
+            and the ``epochs`` of ``training``, where given, are halved and rounded up, so that one
+            rehearsal per round stays affordable.
         seed: Seed of the attack.
 
     Returns:

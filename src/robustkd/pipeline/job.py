@@ -147,5 +147,8 @@ def check_method(name: str) -> None:
 
 
 def audit_flag(audited: bool) -> dict[str, object]:
-    """Return the flag of a run without an audit; the flag of other runs is the default."""
+    """Return ``{"audit": False}`` for a run without an audit, and otherwise an empty mapping.
+
+    With an audit, the flag is left out, since True is its default.
+    """
     return {} if audited else {"audit": False}

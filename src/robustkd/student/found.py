@@ -242,7 +242,9 @@ def _learn(
     steps: int,
     tell: Callable[[], None],
 ) -> tuple[LearnedFamilies, Float[Tensor, "strengths families classes"]]:
-    """Learn all members towards their classes, and those with success on more images.
+    """Train all members to move images to their classes.
+
+    Members that have had more success are trained on more images.
 
     Returns:
         The families and their running success, at each strength.

@@ -187,7 +187,7 @@ def _tried(model: nn.Module, images: Images, name: str, *, training: bool = Fals
 
 
 class Searched(nn.Module):
-    """Network that notes what makes a search by its gradients mean nothing.
+    """Wrapper that counts non-finite outputs and gradients while a network is searched.
 
     Args:
         network: The network.

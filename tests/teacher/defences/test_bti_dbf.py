@@ -123,7 +123,9 @@ def test_a_generator_that_changes_nothing_has_finite_gradients():
     generator = Generator(1, 0.1)
     nn.init.zeros_(generator.change.weight)
     generator(torch.rand(2, 1, 8, 8)).sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in generator.parameters() if p.grad is not None)
+    gradients = [p.grad for p in generator.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("arch", ["wrn-10-1", "resnet-18", "mobilenet-v2"])

@@ -67,7 +67,10 @@ def feature_shift(subject: Subject) -> Evidence:
 
 
 def common(change: Tensor) -> float:
-    """Return the share of the squared change, n x d, that is that of its mean over n.
+    """Return the squared norm of the mean change as a share of the mean squared change.
+
+    Args:
+        change: Changes of the features of n images, n x d.
 
     >>> common(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), common(torch.tensor([[1.0], [-1.0]]))
     (1.0, 0.0)

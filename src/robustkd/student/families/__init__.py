@@ -161,7 +161,7 @@ def make_family(name: str, classes: int, image: Shape, random: torch.Generator) 
 
 
 def stage_of(name: str) -> int:
-    """Return the place of a family in a composition, for compositions that of its first part."""
+    """Return the stage of a family; a composition has the stage of its first part."""
     return _rows_of(name)[0].stage
 
 
