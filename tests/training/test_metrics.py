@@ -148,9 +148,7 @@ def test_confidence_is_a_fraction(confidence):
 @pytest.mark.parametrize("metric", [attack_success, robust_accuracy])
 @pytest.mark.parametrize("target", [-1, 3])
 def test_target_must_be_a_class(metric, target):
-    with pytest.raises(
-        UsageError, match=message(f"target class is {target}; expected 0 to 2")
-    ):
+    with pytest.raises(UsageError, match=message(f"target class is {target}; expected 0 to 2")):
         metric(TRIGGERED, LABELS, target=target)
 
 
