@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from pathlib import Path
@@ -174,6 +175,21 @@ def test_verify_measures_a_trigger_and_a_folder_of_images(robustkd, student, tmp
     code, _, err = robustkd(*words[:-1], "ten")
     assert code == 2
     assert err == "robustkd: --target is 'ten'; expected the name of a class, or 0 to 9\n"
+
+
+def test_verify_identifies_the_student_and_the_data(robustkd, student, tmp_path):
+    code, out, _ = robustkd("verify", student, "--no-audit", "--json")
+    found = json.loads(out)
+    digest = hashlib.sha256(Path(student).read_bytes()).hexdigest()
+    assert (code, found["data"]) == (0, "digits")
+    assert found["student"] == {"path": str(student), "sha256": digest}
+
+
+def test_a_trigger_is_no_student(robustkd, tmp_path):
+    save_trigger(BadNets(size=3), 0, tmp_path / "trigger.safetensors")
+    code, _, err = robustkd("evaluate", "trigger.safetensors")
+    assert code == 3
+    assert "trigger.safetensors is a trigger, which robustkd attack wrote; give a model's" in err
 
 
 def test_the_drop_is_relative_to_the_teacher(robustkd, student):

@@ -122,6 +122,35 @@ def test_a_teacher_without_class_names_is_measured_in_the_order_of_the_student(r
     assert "in another order than the classes of the data" in err
 
 
+def test_results_that_were_edited_are_not_used_and_a_report_of_them_warns(robustkd, home, tmp_path):
+    shutil.copytree(home / "run", tmp_path / "run")
+    file = tmp_path / "run" / "results.json"
+    words = ("verify", tmp_path / "run", "--data", "own", "--no-audit", "--max-drop", 0.99)
+    assert robustkd(*words)[0] == 0
+    content = json.loads(file.read_text())
+    content["runs"][0]["acc"] = 0.5
+    file.write_text(json.dumps(content))
+    code, _, err = robustkd(*words)
+    assert (code, err.splitlines()[-1]) == (
+        3,
+        f"robustkd: {file} is not the file that its run wrote; restore it, or measure the teacher "
+        "with --teacher",
+    )
+    code, _, err = robustkd("report", tmp_path / "run")
+    assert (code, err) == (0, f"warning: {file} is not the file that its run wrote\n")
+
+
+def test_the_student_of_a_run_is_no_teacher(robustkd, home, tmp_path):
+    words = ("verify", "run", "--data", "own", "--no-audit", "--json", "--teacher")
+    code, _, err = robustkd(*words, "run")
+    assert code == 3
+    assert "run is the folder of a run, which has a student; give the teacher's file" in err
+    # The folder of an attack has a teacher.
+    shutil.copy(home / "teacher.safetensors", tmp_path)
+    code, out, _ = robustkd(*words, tmp_path)
+    assert (code, json.loads(out)["teacher"]) == (0, {"hits": 24, "n": 24})
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_the_target_is_left_out_in_any_form_of_unicode(form, robustkd, home, tmp_path):
     for name in CLASSES:

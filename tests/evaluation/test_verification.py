@@ -42,9 +42,10 @@ def test_a_missed_threshold_is_named():
     )
     assert found.outcome == "missed"
     assert found.missed == (
-        "accuracy is 66.7%; expected at least 70.0%",
-        "loss of accuracy is 33.3%; expected at most 10.0%",
-        "attack success rate is 60.0%; expected at most 50.0%",
+        "accuracy is 66.7%; expected at least 70.0%, which is within the 95 % interval",
+        "loss of accuracy is 33.3 points; expected at most 10.0 points, which is within the "
+        "95 % interval",
+        "attack success rate is 60.0%; expected at most 50.0%, which is within the 95 % interval",
     )
     assert found.drop[0] == pytest.approx(1 / 3)
 
@@ -55,6 +56,35 @@ def test_a_threshold_within_the_interval_is_close():
     assert found.close == (
         "accuracy is 66.7%; expected at least 60.0%, which is within the 95 % interval",
     )
+
+
+@pytest.mark.parametrize(("lost", "n"), [(1, 100), (2, 200), (3, 100), (5, 20), (10, 500)])
+def test_a_loss_of_exactly_the_limit_meets_it(lost, n):
+    """Also where it does not in binary numbers: 1.0 - 0.95 is more than 0.05."""
+    limits, most = Thresholds(max_drop=lost / 100), n * lost // 100
+    for own in range(n - most):
+        for more in (most, most + 1):
+            student, teacher = Proportion(own, n), Proportion(own + more, n)
+            missed, _ = verification._compared(limits, student, teacher, None)
+            assert bool(missed) == (more > most)
+
+
+def test_a_missed_limit_differs_from_the_measurement_in_the_message():
+    limits = Thresholds(min_accuracy=0.9)
+    (missed,), close = verification._compared(limits, Proportion(8997, 10_000), None, None)
+    assert missed.startswith("accuracy is 89.97%; expected at least 90.00%")
+    assert not close
+
+
+def test_the_record_has_the_drop_the_thresholds_and_the_classes():
+    limits = Thresholds(min_accuracy=0.1)
+    found = verify(
+        Reader(), DATA, thresholds=limits, teacher=Proportion(6, 6), audited=False
+    ).record()
+    assert found["classes"] == list(DATA.classes)
+    assert found["thresholds"] == {"min_accuracy": 0.1, "max_drop": None, "max_asr": None}
+    assert found["drop"]["value"] == pytest.approx(1 / 3)
+    assert found["drop"]["interval"][0] < 1 / 3 < found["drop"]["interval"][1]
 
 
 @pytest.mark.parametrize("shown", [{"trigger": darken}, {"triggered": DATA.test.images}])

@@ -111,9 +111,11 @@ def test_markdown_gives_back_the_numbers():
         ("www.a.b", "www&#46;a.b"),
         ("a\\|b", "a&#92;\\|b"),
         ("50.0 [40.4, 59.6]", "50.0 [40.4, 59.6]"),
+        ("*b* `c` ~d~ $x$", "&#42;b&#42; &#96;c&#96; &#126;d&#126; &#36;x&#36;"),
+        ("__d__ a_b @me", "&#95;&#95;d&#95;&#95; a_b &#64;me"),
     ],
 )
-def test_a_cell_holds_no_link_and_no_image(name, written):
+def test_a_cell_holds_no_markup_link_or_image(name, written):
     assert markdown(name) == written
 
 

@@ -266,7 +266,7 @@ def teacher_on(
     from robustkd.pipeline.opening import architecture, teacher_for
     from robustkd.teacher.check import UnfitError, check_fit
 
-    path = student_of(path)
+    path = _teacher_in(path)
     if not os.path.exists(path) or is_described(path):
         model = _in_order_of(models.load(path, arch=arch), path, source)
     else:
@@ -278,6 +278,22 @@ def teacher_on(
             raise
         print_progress(f"warning: {error}")
     return model
+
+
+def _teacher_in(path: Path) -> Path:
+    """Return the teacher's file in the folder of an attack; any other path as it is.
+
+    Raises:
+        InputError: If there is nothing at the path, or it is the folder of a run, whose student is
+            no teacher.
+    """
+    found = student_of(path)
+    if found != path:
+        raise InputError(
+            f"{path} is the folder of a run, which has a student; give the teacher's file"
+        )
+    inner = path / "teacher.safetensors"
+    return inner if os.path.lexists(inner) else path
 
 
 def _in_order_of(model: Classifier, path: Path, source: DataSource) -> nn.Module:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robustkd.cli.output import print_plain
+from robustkd.cli.output import print_plain, print_progress
 
 
 def report(
@@ -25,10 +25,13 @@ def report(
         out: New folder for the three files. Default: the folder of the run.
     """
     from robustkd import report as reports
+    from robustkd.pipeline.run_checks import unchanged
     from robustkd.pipeline.run_files import RESULTS, check_finished, has
 
     if not has(run, RESULTS):
         check_finished(run, RESULTS)
+    if has(run, RESULTS) and not unchanged(run, RESULTS):
+        print_progress(f"warning: {run / RESULTS} is not the file that its run wrote")
     page, card, summary = reports.write_report(run, out)
     print_plain(f"Report: {page}")
     print_plain(f"Model card: {card}")

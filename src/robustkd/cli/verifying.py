@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +12,7 @@ from cyclopts import Parameter
 
 from robustkd.cli.auditing import suspicion, verdict_lines
 from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_new_files
-from robustkd.cli.opening import open_student, teacher_on, tell_left_out
+from robustkd.cli.opening import open_student, student_of, teacher_on, tell_left_out
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
 from robustkd.core.errors import (
     InconclusiveError,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from robustkd.training.metrics import Proportion
 
 _MOST_CLASSES = 20
+_SUCCESS = 0.5
+"""Attack success rate above which a note says so if there is no threshold."""
 
 
 def verify(
@@ -110,15 +114,23 @@ def verify(
         target=led,
         audited=audit,
     )
+    record = {"student": _file_record(student), "data": source.name, **found.record()}
     if as_json:
-        print_json(found.record())
+        print_json(record)
     else:
         _print(found, source.classes)
-    _write(found, out)
+    _write(found, record, out)
     _end(found)
 
 
-def _write(found: Verification, out: Path | None) -> None:
+def _file_record(student: Path) -> dict[str, object]:
+    """Return the path and the SHA-256 of the student's file, as JSON values."""
+    path = student_of(student)
+    with path.open("rb") as file:
+        return {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _write(found: Verification, record: Mapping[str, object], out: Path | None) -> None:
     """Write the measurements, if a file is given.
 
     Raises:
@@ -129,7 +141,7 @@ def _write(found: Verification, out: Path | None) -> None:
 
     try:
         if out is not None:
-            write_json(out, found.record())
+            write_json(out, record)
     except InputError as error:  # or a WriteError
         if found.outcome == "passed":
             raise
@@ -198,14 +210,25 @@ def _accuracy_of(
 
 
 def _recorded(student: Path) -> Recorded | None:
-    """Return the accuracies of student and teacher in the results of a run; None without any."""
+    """Return the accuracies of student and teacher in the results of a run; None without any.
+
+    Raises:
+        InputError: If the results are not those that the run wrote.
+    """
     from robustkd.evaluation.verification import Recorded
+    from robustkd.pipeline.run_files import RESULTS
     from robustkd.training.metrics import Proportion
 
-    if not (student / "results.json").is_file():
+    if not (student / RESULTS).is_file():
         return None
     from robustkd import report
+    from robustkd.pipeline.run_checks import unchanged
 
+    if not unchanged(student, RESULTS):
+        raise InputError(
+            f"{student / RESULTS} is not the file that its run wrote; restore it, or measure the "
+            "teacher with --teacher"
+        )
     known = [run for run in report.read(student).runs if run.n_acc]
     teachers = [run for run in known if run.method == "teacher"]
     students = [run for run in known if run.method != "teacher"]
@@ -239,11 +262,22 @@ def _print(found: Verification, classes: tuple[str, ...]) -> None:
         print_words(f"ASR    {found.asr}  of {found.asr.n} triggered images")
     else:
         print_words("ASR    not measured: no trigger was given")
-    for line in (*found.missed, *found.close):
+    for line in (*found.missed, *found.close, *_without_threshold(found)):
         print_words(f"NOTE   {line}")
     if found.audit is not None:
         for line in verdict_lines(found.audit, of_student=True):
             print_plain(line)
+
+
+def _without_threshold(found: Verification) -> Iterator[str]:
+    """Yield sentences about poor results that no threshold refuses."""
+    from robustkd.report.drop import LARGE
+
+    limits = found.thresholds
+    if found.drop is not None and limits.max_drop is None and found.drop[1][0] > LARGE:
+        yield "the loss of accuracy is large; --max-drop would refuse it"
+    if found.asr is not None and limits.max_asr is None and found.asr.value > _SUCCESS:
+        yield "the trigger leads most images to the target; --max-asr would refuse it"
 
 
 def _end(found: Verification) -> None:
@@ -259,7 +293,7 @@ def _end(found: Verification) -> None:
     if found.outcome == "missed":
         raise ThresholdError(found.missed[0])
     if found.outcome == "inconclusive" and found.audit is not None:
-        raise InconclusiveError(
-            f"the audit is inconclusive: {found.audit.verdict.reason}; run robustkd audit without "
-            "--quick"
-        )
+        verdict = found.audit.verdict
+        longer = "run robustkd audit without --quick"
+        advice = longer if verdict.longer_helps else "--no-audit leaves the audit out"
+        raise InconclusiveError(f"the audit is inconclusive: {verdict.reason}; {advice}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 import torch
@@ -21,6 +22,7 @@ from robustkd.training.inference import accuracy_by_class, check_finite, images_
 from robustkd.training.metrics import Proportion
 
 Outcome: TypeAlias = Literal["passed", "suspicious", "missed", "inconclusive"]
+_MOST_DIGITS = 6
 _ROUNDED = 0.002
 """Share of images whose class may differ on another device."""
 
@@ -66,7 +68,7 @@ class Recorded:
 
         Otherwise, the test images or how they are read have changed.
         """
-        most = max(1, round(_ROUNDED * accuracy.n))
+        most = round(_ROUNDED * accuracy.n)
         return accuracy.n == self.student.n and abs(accuracy.hits - self.student.hits) <= most
 
 
@@ -80,8 +82,11 @@ class Verification:
         teacher: Accuracy of the teacher on the same images; None if it is unknown.
         asr: Attack success rate; None if no trigger was given.
         audit: Audit of the student; None if it was left out.
+        classes: Names of the classes.
+        thresholds: The thresholds.
         missed: One sentence for each threshold that is missed.
-        close: One sentence for each threshold within the 95 % interval of its measurement.
+        close: One sentence for each threshold that is met, and is within the 95 % interval of its
+            measurement.
         unknown: Why the accuracy of the teacher in the results of the run is not used; empty if it
             is, or if there is none.
     """
@@ -91,6 +96,8 @@ class Verification:
     teacher: Proportion | None
     asr: Proportion | None
     audit: Audit | None
+    classes: tuple[str, ...]
+    thresholds: Thresholds
     missed: tuple[str, ...]
     close: tuple[str, ...]
     unknown: str = ""
@@ -112,13 +119,17 @@ class Verification:
 
     def record(self) -> dict[str, object]:
         """Return the result as JSON values."""
+        drop = self.drop
         return {
             "outcome": self.outcome,
             "accuracy": asdict(self.accuracy),
+            "classes": list(self.classes),
             "by_class": [asdict(each) for each in self.by_class],
             "teacher": None if self.teacher is None else asdict(self.teacher),
+            "drop": None if drop is None else {"value": drop[0], "interval": list(drop[1])},
             "asr": None if self.asr is None else asdict(self.asr),
             "audit": None if self.audit is None else self.audit.record(),
+            "thresholds": asdict(self.thresholds),
             "missed": list(self.missed),
             "close": list(self.close),
             "teacher_unknown": self.unknown,
@@ -194,7 +205,9 @@ def verify(
         asr = success_on_triggered(student, triggered, target)
     missed, close = _compared(thresholds, accuracy, teacher, asr)
     found = audit(student, data, quick=True, seed=seed) if audited else None
-    return Verification(accuracy, by_class, teacher, asr, found, missed, close, unknown)
+    return Verification(
+        accuracy, by_class, teacher, asr, found, data.classes, thresholds, missed, close, unknown
+    )
 
 
 def success_on_triggered(model: nn.Module, images: Tensor, target: int) -> Proportion:
@@ -224,23 +237,46 @@ def _compared(
     asr: Proportion | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return sentences about thresholds that are missed, and about those that are close."""
-    missed, close = [], []
+    own = Fraction(accuracy.hits, accuracy.n)
+    found = [_Compared("accuracy", own, accuracy.wilson(), thresholds.min_accuracy, least=True)]
+    if teacher is not None:
+        lost, (_, ends) = Fraction(teacher.hits, teacher.n) - own, _drop(teacher, accuracy)
+        found.append(_Compared("loss of accuracy", lost, ends, thresholds.max_drop, unit=" points"))
+    if asr is not None:
+        rate = Fraction(asr.hits, asr.n)
+        found.append(_Compared("attack success rate", rate, asr.wilson(), thresholds.max_asr))
+    given = [each for each in found if each.limit is not None]
+    missed = tuple(each.sentence() for each in given if each.missed)
+    return missed, tuple(each.sentence() for each in given if each.close and not each.missed)
 
-    def check(
-        what: str, value: float, ends: tuple[float, float], limit: float | int, sign: int
-    ) -> None:
-        words = "at least" if sign > 0 else "at most"
-        line = f"{what} is {value:.1%}; expected {words} {limit:.1%}"
-        if sign * (value - limit) < 0:
-            missed.append(line)
-        elif ends[0] < limit < ends[1]:
-            close.append(f"{line}, which is within the 95 % interval")
 
-    if thresholds.min_accuracy is not None:
-        check("accuracy", accuracy.value, accuracy.wilson(), thresholds.min_accuracy, 1)
-    if thresholds.max_drop is not None and teacher is not None:
-        drop, ends = _drop(teacher, accuracy)
-        check("loss of accuracy", drop, ends, thresholds.max_drop, -1)
-    if thresholds.max_asr is not None and asr is not None:
-        check("attack success rate", asr.value, asr.wilson(), thresholds.max_asr, -1)
-    return tuple(missed), tuple(close)
+@dataclass(frozen=True)
+class _Compared:
+    """A measurement and its threshold, which are compared without rounding."""
+
+    what: str
+    value: Fraction
+    ends: tuple[float, float]
+    limit: float | int | None
+    least: bool = False
+    unit: str = "%"
+
+    @property
+    def missed(self) -> bool:
+        # As it was written: 0.05 is 1/20, which the nearest number in binary is not.
+        limit = Fraction(str(self.limit))
+        return self.value < limit if self.least else self.value > limit
+
+    @property
+    def close(self) -> bool:
+        return self.limit is not None and self.ends[0] < self.limit < self.ends[1]
+
+    def sentence(self) -> str:
+        limit = Fraction(str(self.limit))
+        for digits in range(1, _MOST_DIGITS):
+            shown, wanted = (f"{100 * float(each):.{digits}f}" for each in (self.value, limit))
+            if shown != wanted or self.value == limit:
+                break
+        words = "at least" if self.least else "at most"
+        line = f"{self.what} is {shown}{self.unit}; expected {words} {wanted}{self.unit}"
+        return f"{line}, which is within the 95 % interval" if self.close else line

@@ -23,6 +23,8 @@ def described_spec(description: Mapping[str, object], path: Path, arch: str | No
         InputError: If the description is damaged or has another architecture.
     """
     said = description.get("spec")
+    if said is None and "trigger" in description:
+        raise InputError(f"{path} is a trigger, which robustkd attack wrote; give a model's file")
     try:
         if not isinstance(said, dict):
             raise TypeError("no spec")
@@ -101,8 +103,9 @@ def check_fits(
         )
     if spec.image_shape != image_shape:
         raise InputError(
-            f"{path} expects images of shape {spec.image_shape}; the data has {image_shape}: "
-            "use the data that it was trained for"
+            f"{path} expects images of shape {spec.image_shape}; the data, as it is read, has "
+            f"{image_shape}: use the data that it was trained for, without another image size or "
+            "number of channels"
         )
     for label, (own, other) in enumerate(zip(spec.class_names, names, strict=False)):
         if composed(own) != composed(other):

@@ -15,7 +15,7 @@ from robustkd.core.types import DataSource
 from robustkd.core.user_key import user_key
 from robustkd.data import Pictures
 from robustkd.pipeline.run_files import INPUTS, LAST, SEAL, SEALED, has
-from robustkd.pipeline.seal import TRUST, Seal
+from robustkd.pipeline.seal import TRUST, Seal, listed
 
 _VERSION = re.compile(r"[\w.+:/ -]{1,60}", re.ASCII)
 """Pattern of the environment values that are shown in messages."""
@@ -105,6 +105,15 @@ def check_seal(folder: Path, seal: Seal, *, trust: bool) -> None:
                 f"{folder} was not written by a run of yours, or not with these settings: {error}; "
                 f"start a new run with --out, or {TRUST}"
             ) from error
+
+
+def unchanged(folder: Path, name: str) -> bool:
+    """Return whether a file of a finished run is the one that its seal lists, if there is a seal.
+
+    Who wrote the seal is not checked, so that the runs of others can be read: this finds files that
+    were edited or mixed up, and no forgery.
+    """
+    return not has(folder, SEAL) or listed(folder, name)
 
 
 def note_environment(path: Path) -> None:

@@ -140,6 +140,16 @@ class Seal:
         return hmac.new(self._key or b"", text.encode(), "sha256").hexdigest()
 
 
+def listed(folder: Path, name: str) -> bool:
+    """Return whether the seal of a folder, which is not authenticated, lists a file as it is."""
+    files = read_json(folder / SEAL).get("files")
+    facts = files.get(name) if isinstance(files, dict) else None
+    if not isinstance(facts, list):
+        return False
+    with Folder.at(folder) as opened, opened.open(name) as file:
+        return list(_facts(file)) in facts
+
+
 def _no_room(path: Path, error: OSError) -> InputError:
     return InputError(
         f"{path} cannot be copied for verification: {error.strerror or error}; free space in the "

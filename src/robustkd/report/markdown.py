@@ -19,6 +19,7 @@ _MARKUP = re.compile(r"[<>`*|~$@\\]|(?<![^\W_])_|_(?![^\W_])")
 _LINKS = (("](", "]&#40;"), ("][", "]&#91;"), ("]:", "]&#58;"), ("://", "&#58;//"))
 _ADDRESS = ("www.", "www&#46;")
 _DATA_SETS = 10
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 class Verbatim(str):
@@ -102,7 +103,9 @@ def _front_matter(content: Content) -> str:
     """Return the metadata as YAML; the licence is left to the user."""
     import yaml
 
+    # The names of folders and of our own data sets are not names on the Hub, which have a slash.
     names = dict.fromkeys(run.data for run in content.results.runs)
+    known = list(filter(_ON_THE_HUB.fullmatch, names))
     metadata = {
         "library_name": "robustkd",
         "pipeline_tag": "image-classification",
@@ -113,7 +116,7 @@ def _front_matter(content: Content) -> str:
             *(["backdoor"] if content.kind == "attack" else ["backdoor-defense"]),
             "robustkd",
         ],
-        "datasets": list(names)[:_DATA_SETS],
+        **({"datasets": known[:_DATA_SETS]} if known else {}),
         "metrics": ["accuracy"],
     }
     text: str = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)

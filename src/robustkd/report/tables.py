@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -21,9 +22,13 @@ _ENTITIES = (
     ("|", "\\|"),
     # A link or an image needs a bracket after a bracket; an address is a link by itself.
     ("](", "]&#40;"),
+    ("][", "]&#91;"),
+    ("]:", "]&#58;"),
     ("://", "&#58;//"),
     ("www.", "www&#46;"),
 )
+_MARKUP = re.compile(r"[`*~$@]|(?<![^\W_])_|_(?![^\W_])")
+"""Further letters that can start markup; an underscore within a word cannot."""
 _FULL_NAMES = ("Data", "Pair", "Attack")
 
 
@@ -186,7 +191,12 @@ def _caption(seeds: Sequence[int], *, intervals: bool) -> str:
 
 
 def markdown(name: str) -> str:
-    """Escape a text for one cell of a Markdown table, so that it contains no links or images."""
+    r"""Escape a text for one cell of a Markdown table, so that it has no markup, link or mention.
+
+    >>> markdown("a_b *c* [x](y)"), markdown("_d_ @me")
+    ('a_b &#42;c&#42; [x]&#40;y)', '&#95;d&#95; &#64;me')
+    """
     for text, entity in _ENTITIES:
         name = name.replace(text, entity)
+    name = _MARKUP.sub(lambda found: f"&#{ord(found[0])};", name)
     return " ".join(name.split())

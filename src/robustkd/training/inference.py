@@ -316,8 +316,8 @@ def batch_size_for(image_shape: tuple[int, int, int], most: int = _BATCH) -> int
     return min(most, max(_FEWEST, most * _LARGEST // max(_LARGEST, height * width)))
 
 
-def images_at_once(images: Images, most: int = AT_ONCE) -> int:
-    """Return :func:`batch_size_for` for images of the same shape as these."""
+def images_at_once(images: Tensor, most: int = AT_ONCE) -> int:
+    """Return :func:`batch_size_for` for images like these, N x C x H x W of any type."""
     return batch_size_for((images.shape[1], images.shape[2], images.shape[3]), most)
 
 

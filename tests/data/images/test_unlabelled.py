@@ -38,6 +38,13 @@ def test_folders_without_images_are_refused(tmp_path):
         read_images(tmp_path / "none", size=4, reading=GREY)
 
 
+def test_a_folder_with_images_of_the_target_only_is_refused(tmp_path):
+    write(tmp_path / "dog" / "c.png", 3)
+    message = r"has no images of other classes than 'dog', the target, whose images are left out"
+    with pytest.raises(InputError, match=message):
+        read_images(tmp_path, size=4, reading=GREY, without="dog")
+
+
 def test_links_out_of_the_folder_are_refused(tmp_path):
     write(tmp_path / "outside.png", 9)
     (tmp_path / "in").mkdir()

@@ -79,6 +79,11 @@ def read_images(
             damaged += 1
             continue
         found.append(torch.from_numpy(pixels.copy()))
+    if not names and composed(without) in map(composed, parts):
+        raise InputError(
+            f"{shown(folder)} has no images of other classes than {quoted(without)}, the target, "
+            "whose images are left out; add some"
+        )
     if not found:
         raise InputError(f"{shown(folder)} has no image that can be read; expected at least one")
     return torch.stack(found), damaged
