@@ -27,7 +27,7 @@ import itertools
 import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -46,6 +46,7 @@ from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.environment import environment
 from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.methods import find_method
+from robustkd.core.types import Batch
 from robustkd.data import CropFlip, InMemory, Labelled
 from robustkd.models.features.stages import stages
 from robustkd.pipeline.student import make_student

@@ -26,6 +26,18 @@ def build() -> models.Classifier:
     return models.build(models.Spec("wrn-10-1", 10, DATA.image_shape), seed=0)
 
 
+class Flat(nn.Sequential):
+    """One layer with weights."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(DATA.train.images[0].numel(), 10))
+
+
+def test_a_network_of_one_layer_is_refused():
+    with pytest.raises(UsageError, match=r"^Flat has one layer with weights; BackWeak trains all"):
+        find("backweak")(Flat, DATA, **SHORT)
+
+
 # The perturbation.
 
 

@@ -107,6 +107,13 @@ def test_a_leader_that_nothing_depends_on_gets_zero():
     torch.testing.assert_close(found.total(), (torch.ones(2), torch.zeros(2)))
 
 
+def test_followers_that_nothing_depends_on_change_nothing():
+    w, idle, leader = (torch.ones(2, requires_grad=True) for _ in range(3))
+    inner, outer = (w - leader).square().sum(), w.sum()
+    found = hypergradient(inner, outer, [idle, w], [leader], steps=100, step_size=0.25)
+    torch.testing.assert_close(found.total(), (torch.ones(2),))
+
+
 def test_tolerance_stops_where_little_moves():
     problem = Quadratic()
     exact = problem.estimate(steps=3000, step_size=problem.safe_step).implicit[0]

@@ -15,7 +15,7 @@ from robustkd.attacks import ATTACKS, Blend
 from robustkd.attacks.data_poisoning import DirtyLabel
 from robustkd.attacks.registry import AttackRow
 from robustkd.benchmark import Cell, load_grid
-from robustkd.benchmark.attacked_teachers import attack_to_folder
+from robustkd.benchmark.attacked_teachers import attack_to_folder, sgd_rate
 from robustkd.benchmark.cells import TEACHER
 from robustkd.benchmark.grid import Block
 from robustkd.core.errors import InputError, UsageError
@@ -81,6 +81,21 @@ def test_an_unusual_learning_rate_is_part_of_the_name(given, tmp_path):
             assert cell.training == {"epochs": 1, **rates[1]}
             if cell.teacher.rehearsal is not None:
                 assert cell.teacher.rehearsal.training == cell.training
+
+
+def test_a_transformer_as_a_student_is_trained_as_distill_trains_it(tmp_path):
+    pairs = {"pairs": [["wrn-10-1", "timm/test_vit"]], "attacks": {"badnets": None}}
+    for cell in load(tmp_path, BLOCK | pairs):
+        assert (cell.training["optimizer"], cell.training["lr"]) == ("adamw", 0.001)
+        assert cell.training["epochs"] == BLOCK["training"]["epochs"]
+        assert "lr" not in cell.teacher.attacking
+
+
+def test_attacks_on_a_transformer_warn(tmp_path, caplog):
+    sgd_rate.cache_clear()
+    assert sgd_rate("timm/test_vit") == 0.1
+    assert "attacks train timm/test_vit by SGD, with which it may stay inaccurate" in caplog.text
+    assert sgd_rate("timm/resnet10t") == 0.02
 
 
 def test_the_attackers_students_in_a_grid_have_their_own_learning_rate(tmp_path):

@@ -55,6 +55,31 @@ def test_grey_images_have_one_channel():
     assert from_dataset(Pairs(grey)).image_shape == (1, 9, 7)
 
 
+@pytest.mark.parametrize("sizes", [(3,) * 20, (30, 29, 3), (10, 15, 100)])
+def test_a_tenth_of_every_class_is_held_out(sizes):
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    pixels = torch.arange(len(labels)).byte().view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    data = from_dataset(TensorDataset(pixels, labels))
+    for k, size in enumerate(sizes):
+        each = max(1, round(size / 10))
+        counts = [int((part.labels == k).sum()) for part in (data.validation, data.test)]
+        assert counts == [each, each]
+        assert int((data.train.labels == k).sum()) == size - 2 * each
+    rows = torch.cat([part.images[:, 0, 0, 0] for part in (data.train, data.validation, data.test)])
+    assert sorted(rows.tolist()) == list(range(len(labels)))
+
+
+def test_a_class_that_is_too_small_to_be_held_out_is_refused():
+    labels = torch.tensor([0] * 10 + [1] * 2)
+    dataset = TensorDataset(torch.zeros(12, 1, 4, 4), labels)
+    message = (
+        "class 'bee' has 2 images; expected at least 3 to hold out validation and test: add "
+        "images, or give these splits"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        from_dataset(dataset, classes=["ant", "bee"])
+
+
 def test_missing_splits_are_held_out_and_share_no_image():
     data = from_dataset(Pairs(BYTES), test=Pairs(BYTES[:8], LABELS[:8]))
     sizes = {split: data.size(split) for split in ("train", "validation", "test")}

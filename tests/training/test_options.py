@@ -47,7 +47,7 @@ def test_names_that_need_other_packages_are_left_out():
     names = optimiser_names()
     assert names[0] == "sgd"
     assert {"adamw", "lamb", "lion"} <= set(names)
-    assert not any(name.startswith(("bnb", "fused")) for name in names)
+    assert not any(name.startswith(("bnb", "fused", "kron")) for name in names)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,28 @@ def test_the_average_is_that_of_the_formula():
     with average.applied():
         torch.testing.assert_close(module.running_mean, expected)
     assert module.running_mean.item() == 4.0
+
+
+class Described(nn.Linear):
+    """Has an extra state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 3}
+
+
+def test_an_extra_state_that_is_no_tensor_is_not_averaged():
+    module = Described(2, 2)
+    average = MovingAverage(module, 0.5)
+    before = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight.zero_()
+    average.advance()
+    with average.applied():
+        assert 0 < float(module.weight.detach().norm()) < float(before.norm())
+    assert float(module.weight.detach().norm()) == 0
 
 
 def test_the_average_is_validated_and_kept():

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.attacks.base import Backdoored, Build, Teaching
-from robustkd.attacks.parts.steps import success
+from robustkd.attacks.parts.steps import success, training_only
 from robustkd.attacks.parts.surrogate import (
     Hiding,
     at_rate,
@@ -191,11 +191,9 @@ def hide(made: Backdoored, data: DataSource, teaching: Teaching) -> None:
     teacher = made.teacher.eval()
     example = next(iter(data.batches("train", batch_size=2, device=device_of(teacher)))).images
     last = last_parametric_layer(teacher, example)
-    teacher.requires_grad_(False)
-    last.requires_grad_(True)
-    learner = Hiding(teacher, made.trigger, trained=last)
-    fit(learner, data, **asdict(teaching), label="hide the backdoor")
-    teacher.requires_grad_(True)
+    with training_only(teacher, last.parameters()):
+        learner = Hiding(teacher, made.trigger, trained=last)
+        fit(learner, data, **asdict(teaching), label="hide the backdoor")
 
 
 class _Pixels:

@@ -32,11 +32,12 @@ from torch import Tensor, nn
 
 from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.poisoned_data import Poisoned
-from robustkd.attacks.parts.steps import implant, success, train_teacher
+from robustkd.attacks.parts.steps import implant, success, train_teacher, training_only
 from robustkd.attacks.parts.surrogate import toward
 from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
 from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Labels, Logits
 from robustkd.core.validation import check_count, check_positive, check_share
@@ -94,11 +95,16 @@ class BackWeak:
         before = success(teacher, data, trigger, target)
         poisoned = Poisoned(data, trigger, target=target, rate=self.rate, seed=seed)
         batch = next(iter(data.batches("train", batch_size=2, device=device_of(teacher))))
-        last = last_parametric_layer(teacher, batch.images)
-        last.requires_grad_(False)
+        last = {id(each) for each in last_parametric_layer(teacher, batch.images).parameters()}
+        rest = [p for p in teacher.parameters() if p.requires_grad and id(p) not in last]
+        if not rest:
+            raise UsageError(
+                f"{type(teacher).__name__} has one layer with weights; BackWeak trains all but "
+                "the last"
+            )
         epochs = self.implant_share * teaching.epochs
-        implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
-        last.requires_grad_(True)
+        with training_only(teacher, rest):
+            implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
         record = {
             "epsilon": self.epsilon,
             "budget": self.budget,

@@ -12,6 +12,10 @@ from robustkd.core.errors import UsageError
 from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Trigger
 from robustkd.core.validation import check_count, check_positive, check_seed
+from robustkd.training.inference import batch_size_for
+
+_READ = 4096
+"""Images of up to 64 x 64 pixels that are read at once, for their labels."""
 
 Build: TypeAlias = Callable[[], nn.Module]
 """Function that builds a network with fresh weights."""
@@ -146,7 +150,7 @@ def check_target_shown(target: int, data: DataSource) -> None:
         UsageError: If it is not a class, or has no training image.
     """
     check_target(target, data)
-    batches = data.batches("train", batch_size=4096)
+    batches = data.batches("train", batch_size=batch_size_for(data.image_shape, _READ))
     if not any(bool((batch.labels == target).any()) for batch in batches):
         raise UsageError(
             f"target class {data.classes[target]!r} has no training image; expected at least one"

@@ -35,6 +35,7 @@ from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features import taps
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
+from robustkd.training.inference import images_at_once
 from robustkd.training.learners import Supervised
 
 Strongest: TypeAlias = Literal["all", "target"]
@@ -112,12 +113,13 @@ class CKD:
         tap = stages(teacher, images[:4])[-1]
         (layout,) = layouts_of(teacher, [tap], images[:4])
         with taps.read(teacher, [tap]) as features:
+            maps = []
             with torch.no_grad(), taps.frozen_modes(teacher):
-                teacher(images)
+                for some in images.split(images_at_once(images, len(images))):
+                    teacher(some)
+                    maps.append(layout.maps(features[tap]))
             of_target = labels == target if self.strongest == "target" else None
-            strongest, goal = _goal(
-                layout.maps(features[tap]), of_target, self.channel_share, self.strength
-            )
+            strongest, goal = _goal(torch.cat(maps), of_target, self.channel_share, self.strength)
 
             def loss(images: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
                 teacher(torch.lerp(images, pattern, mask))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import cast
 
@@ -29,6 +30,9 @@ from robustkd.core.types import DataSource, Settings
 from robustkd.models.trial import check_runs
 from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingOptions
+from robustkd.training.recipes import usual_training
+
+_log = logging.getLogger(__name__)
 
 _SURROGATE_SEED = 10_000
 """Added to the seed of the attacker's surrogates, so that no student has the same weights."""
@@ -115,11 +119,28 @@ def at_own_rates(name: str, settings: Settings, *, arch: str, surrogate: str) ->
     """
     if "lr" in settings:
         return dict(settings)
-    rates = {"lr": models.learning_rate(arch)}
+    rates = {"lr": sgd_rate(arch)}
     if "surrogate_lr" in find(name).arguments:
-        rates["surrogate_lr"] = models.learning_rate(surrogate)
+        rates["surrogate_lr"] = sgd_rate(surrogate)
     usual = {"lr": models.USUAL_RATE, "surrogate_lr": rates["lr"]}
     return {**{key: rate for key, rate in rates.items() if rate != usual[key]}, **settings}
+
+
+@cache
+def sgd_rate(arch: str) -> float:
+    """Return the rate of SGD for an architecture, with which attacks train all networks.
+
+    It logs a warning about networks that are usually trained by AdamW.
+    """
+    usual = usual_training(arch, epochs=1)
+    if "optimizer" not in usual:
+        return usual["lr"]
+    _log.warning(
+        "attacks train %s by SGD, with which it may stay inaccurate; distill would use %s",
+        arch,
+        usual["optimizer"],
+    )
+    return models.learning_rate(arch)
 
 
 def check_settings(name: str, settings: Settings) -> None:
@@ -165,7 +186,7 @@ def _rehearsal(name: str, settings: Settings, surrogate: str) -> Rehearsal | Non
     if method is None:
         return None
     given = {key: settings[key] for key in ("epochs", "lr", "batch_size") if key in settings}
-    training = {"lr": models.learning_rate(surrogate), **given}
+    training = {**usual_training(surrogate, epochs=given.get("epochs", 1)), **given}
     return Rehearsal(cast(TrainingOptions, training), method)
 
 
@@ -212,7 +233,7 @@ def attack_to_folder(
     check_settings(name, read)
     rehearsal = _rehearsal(name, read, surrogate)
     read = {
-        "lr": models.learning_rate(arch),
+        "lr": sgd_rate(arch),
         **at_own_rates(name, read, arch=arch, surrogate=surrogate),
     }
     with new_folder(out, keep_lock=False):

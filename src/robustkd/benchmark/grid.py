@@ -34,7 +34,8 @@ from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.core.validation import check_threads
 from robustkd.core.yaml_files import read_yaml
-from robustkd.training.config import Precision, TrainingOptions, check_training
+from robustkd.training.config import Precision, TrainingConfig, TrainingOptions, check_training
+from robustkd.training.recipes import usual_training
 
 MOST_CELLS = 10_000
 """Largest number of cells of a grid, all of which are kept in memory."""
@@ -191,12 +192,13 @@ class Block(BaseModel):
 
 
 def _at_own_rate(arguments: Arguments, arch: str) -> TrainingOptions:
-    """Add the learning rate of the architecture, if it is not the usual one and not given.
+    """Add the default training settings of the architecture, unless they are the usual ones.
 
     The configuration of a cell thus contains every learning rate but the usual one.
     """
-    own = models.learning_rate(arch)
-    found = arguments if own == models.USUAL_RATE else {"lr": own, **arguments}
+    epochs = arguments.get("epochs", TrainingConfig.epochs)
+    own = usual_training(arch, epochs=epochs if isinstance(epochs, int) else TrainingConfig.epochs)
+    found = arguments if own == {"lr": models.USUAL_RATE} else {**own, **arguments}
     return cast(TrainingOptions, found)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from robustkd.core.errors import InputError, UsageError
+from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.names import unfit
-from robustkd.core.types import Labels
+from robustkd.core.types import Labels, Split
 from robustkd.data.augment import CropFlip
 from robustkd.data.in_memory import InMemory
 from robustkd.data.labelled import Labelled, stratified_order
@@ -68,14 +68,13 @@ def from_dataset(
     names = tuple(classes) or _stated_names(train)
     _check_names(names)
     whole = _read(train, "train")
+    given: dict[Split, Dataset[tuple[object, int]] | None]
     given = {"validation": validation, "test": test}
-    missing = [split for split, dataset in given.items() if dataset is None]
+    missing: list[Split] = [split for split, dataset in given.items() if dataset is None]
     parts = {split: _read(found, split) for split, found in given.items() if found is not None}
-    order = stratified_order(whole.labels, seed=_SEED)
-    for split in missing:
-        count = max(1, len(whole.labels) // _HELD_OUT)
-        parts[split] = whole.take(order[:count])
-        order = order[count:]
+    held_out = _held_out(whole.labels, missing, names)
+    parts |= {split: whole.take(rows) for split, rows in held_out.items() if split in missing}
+    order = held_out["train"]
     return InMemory(
         name=name,
         classes=names or _numbers(whole.labels),
@@ -84,6 +83,32 @@ def from_dataset(
         test=parts["test"],
         augmentation=CropFlip() if augmentation is None else augmentation,
     )
+
+
+def _held_out(labels: Labels, missing: Sequence[Split], names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the rows of each missing split, a tenth of every class, and those of ``train``.
+
+    Raises:
+        InputError: If a class has too few images to be in every split.
+    """
+    sizes = labels.bincount()
+    least = 1 + len(missing)
+    rare = ((sizes > 0) & (sizes < least)).nonzero().flatten().tolist()
+    if rare:
+        shown = quoted(names[rare[0]]) if rare[0] < len(names) else rare[0]
+        raise InputError(
+            f"class {shown} has {sizes[rare[0]]} images; expected at least {least} to hold out "
+            f"{' and '.join(missing)}: add images, or give these splits"
+        )
+    each = (sizes / _HELD_OUT).round().clamp_min(1).long()
+    order = stratified_order(labels, seed=_SEED)
+    own = labels[order]
+    rank = torch.empty_like(own)
+    for k in range(len(sizes)):
+        places = (own == k).nonzero().flatten()
+        rank[places] = torch.arange(len(places))
+    turn = (rank // each[own]).clamp_max(len(missing))
+    return {split: order[turn == place] for place, split in enumerate((*missing, "train"))}
 
 
 def _stated_names(train: object) -> tuple[str, ...]:

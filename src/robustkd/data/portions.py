@@ -106,7 +106,9 @@ def portions(
 
 def joined(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yield the batches, with a last batch of one image merged into the batch before."""
-    held = next(batches)
+    held = next(batches, None)
+    if held is None:
+        return
     for batch in batches:
         if len(batch.labels) == 1:
             held = _together([held, batch])

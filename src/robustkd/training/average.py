@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,7 +36,7 @@ class MovingAverage(nn.Module):
         self._mean = {
             name: value.detach().clone()
             for name, value in module.state_dict().items()
-            if value.is_floating_point()
+            if isinstance(value, Tensor) and value.is_floating_point()
         }
 
     @torch.no_grad()
@@ -51,7 +52,7 @@ class MovingAverage(nn.Module):
     def applied(self) -> Iterator[None]:
         """Replace the weights of the module by the averaged ones while the block lasts."""
         (module,) = self._module
-        before = {name: value.clone() for name, value in module.state_dict().items()}
+        before = {name: copy.deepcopy(value) for name, value in module.state_dict().items()}
         module.load_state_dict({**before, **self._mean})
         try:
             yield

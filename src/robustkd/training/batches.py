@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from robustkd.core.errors import UsageError
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
 
 
@@ -28,15 +29,25 @@ def endless(
         augment: Generator of the augmentation; None for no augmentation.
         least: Smaller batches, such as the last one of an epoch, are left out; None to leave out
             all that are not full.
+
+    Raises:
+        UsageError: If a pass has no image, when the next batch is taken.
     """
     size = min(batch_size, data.size("train"))
     least = size if least is None else min(least, size)
     while True:
+        largest, done = 0, False
         for batch in data.batches(
             "train", batch_size=size, device=device, shuffle=shuffle, augment=augment
         ):
+            largest = max(largest, len(batch.labels))
             if len(batch.labels) >= least:
+                done = True
                 yield batch
+        if not largest:
+            raise UsageError(f"{data.name} has no training image")
+        if not done:  # damaged images are counted in the size, and left out of the batches
+            least = largest
 
 
 def other_classes(labels: Labels, shift: Labels, anyone: Labels, classes: int) -> Labels:

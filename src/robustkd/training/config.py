@@ -22,6 +22,7 @@ _NOT_OFFERED = (
     "bnb*",  # need bitsandbytes or apex, which are for CUDA devices
     "fused*",
     "adahessian",  # needs second derivatives
+    "kron*",  # their state has lists of tensors, which no checkpoint holds
     "lookahead_*",
     "nesterov",  # names of SGD
     "momentum",

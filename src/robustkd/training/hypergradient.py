@@ -87,7 +87,10 @@ def hypergradient(
     follower, leader = list(followers), list(leaders)
     parts = _gradients(outer, follower + leader)
     goal, direct = parts[: len(follower)], parts[len(follower) :]
-    slope = torch.autograd.grad(inner, follower, create_graph=True)
+    found = torch.autograd.grad(inner, follower, create_graph=True, allow_unused=True)
+    used = [place for place, each in enumerate(found) if each is not None]
+    slope = [each for each in found if each is not None]
+    follower, goal = [follower[place] for place in used], tuple(goal[place] for place in used)
     v, pace = goal, norm(goal)  # The first step, from zero.
     for _ in range(steps - 1):
         curved = torch.autograd.grad(slope, follower, v, retain_graph=True)

@@ -34,7 +34,7 @@ from robustkd.training.checkpoint import (
 )
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.hooks import NO_HOOKS, Hooks, chosen_epoch
-from robustkd.training.last_batch import leaves_one, steps_per_epoch
+from robustkd.training.last_batch import steps_per_epoch
 from robustkd.training.learners import Learner
 from robustkd.training.optimisers import (
     new_optimiser,
@@ -131,7 +131,7 @@ def fit(
             while loop.epoch < how.epochs:
                 learner.train()
                 for batch, total in loop.batches(data, how.batch_size):
-                    factor = schedule_factor(how.schedule, loop.step / steps, warmup)
+                    factor = schedule_factor(how.schedule, min(1.0, loop.step / steps), warmup)
                     loop.advance(batch, total, factor, hooks.after_backward, update)
                     if keeper is not None and keeper.is_due():
                         save()
@@ -184,7 +184,7 @@ class _Loop:
             "train",
             self._parts.places if self._processes.count > 1 else None,
             batch_size=batch_size,
-            join=leaves_one(data.size("train"), batch_size),
+            join=batch_size > 1,
             device=self.accelerator.device,
             shuffle=self.order,
             augment=self.crops,

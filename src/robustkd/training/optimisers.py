@@ -100,6 +100,10 @@ def parameter_groups(
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
+_STEP = "step"
+"""Number of steps, which optimisers keep on the CPU."""
+
+
 def optimiser_state(
     optimiser: torch.optim.Optimizer,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -132,13 +136,15 @@ def restore_optimiser(
             optimiser.param_groups[int(place)][name] = copied
             continue
         parameter = parameters[int(index)]
-        optimiser.state[parameter][name] = _placed(value, parameter)
+        optimiser.state[parameter][name] = _placed(value, parameter, name)
 
 
-def _placed(value: object, parameter: nn.Parameter) -> object:
+def _placed(value: object, parameter: nn.Parameter, name: str) -> object:
     """Return a copy of a restored value as the optimiser of this parameter expects it."""
-    if not isinstance(value, Tensor) or not value.ndim:
-        return value.clone() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    if not value.ndim and (parameter.ndim or name == _STEP):
+        return value.clone()
     if value.shape == parameter.shape:
         # The memory format of the parameter is used: sums in another format may round differently.
         like = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)

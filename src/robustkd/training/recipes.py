@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import nn
 
 from robustkd.core.devices import without_values
@@ -79,6 +81,7 @@ def with_defaults(given: TrainingOptions, arch: str) -> TrainingOptions:
     return usual_training(arch, epochs=given.get("epochs", TrainingConfig.epochs)) | given
 
 
+@cache
 def _without_weights(arch: str) -> nn.Module | None:
     """Build the network without weights, at the first size that it accepts.
 

@@ -53,6 +53,30 @@ def test_the_requested_number_of_images_is_poisoned_and_none_of_the_target_class
     assert (LABELS[mask] != TARGET).all()
 
 
+class Damaged:
+    """The clean data with images that are counted and never shown."""
+
+    def __init__(self, missing: list[int]) -> None:
+        self.missing = torch.tensor(missing)
+        self.name, self.classes, self.image_shape = CLEAN.name, CLEAN.classes, CLEAN.image_shape
+
+    def size(self, split: str) -> int:
+        return CLEAN.size(split)
+
+    def batches(self, split: str, **how):
+        for batch in CLEAN.batches(split, **how):
+            kept = ~torch.isin(batch.rows, self.missing)
+            yield Batch(*(part[kept] for part in batch))
+
+
+def test_images_that_are_never_shown_are_not_poisoned():
+    missing = list(range(0, 100, 2))
+    made = [Poisoned(Damaged(missing), invert, target=TARGET, rate=0.5) for _ in range(3)]
+    assert not made[0].mask[missing].any()
+    assert int(made[0].mask.sum()) == 25
+    assert all(torch.equal(each.mask, made[0].mask) for each in made)
+
+
 def test_clean_label_attacks_poison_only_the_target_class():
     source = poisoned(rate=0.5, clean_label=True)
     assert int(source.mask.sum()) == 5  # half of the 10 images of the class

@@ -67,7 +67,11 @@ def test_every_trigger_is_frozen_and_names_its_numbers(kind):
     assert repr(trigger).startswith(f"{type(trigger).__name__}({name}=")
 
 
-@given(st.integers(0, 9), FRACTIONS, st.floats(0.1, 1000), st.integers(1, 3))
+VISIBLE = st.floats(0.1, 1000).filter(lambda frequency: not (frequency / 3).is_integer())
+"""Frequencies of stripes that do not vanish on six columns."""
+
+
+@given(st.integers(0, 9), FRACTIONS, VISIBLE, st.integers(1, 3))
 @settings(max_examples=25, deadline=None)
 def test_parametric_triggers_keep_the_range_at_any_setting(seed, share, frequency, size):
     images = pixels(3, 1, 4, 6, seed=seed)
@@ -121,6 +125,16 @@ def test_sig_adds_a_stripe_of_the_sine_along_the_columns():
     row = [0.5, 0.5 + r, 0.75, 0.5 + r, 0.5, 0.5 - r, 0.25, 0.5 - r]
     assert marked[0, 0, 0].tolist() == pytest.approx(row, abs=1e-6)
     assert torch.equal(marked[0, 0, 1], marked[0, 0, 0])
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 6, 12])
+def test_a_stripe_that_vanishes_is_refused(width):
+    with pytest.raises(
+        UsageError, match=rf"^frequency is 6, whose stripe vanishes on images of {width} "
+    ):
+        SIG()(torch.full((1, 1, 2, width), 0.5))
+    changed = SIG(frequency=6.3)(torch.full((1, 1, 2, 12), 0.5)) - 0.5
+    assert float(changed.abs().amax()) > 0.05
 
 
 def test_sig_is_clipped_to_black_and_white():

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import jensenshannon
-from torch import nn
+from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch
@@ -82,8 +82,7 @@ def test_weights_and_statistics_stay_after_the_perturbed_pass():
     with ft_sam.moved(weights, steps), ft_sam.still_statistics(network):
         network(batch_of().images)
     after = network.state_dict()
-    kept = [key for key in before if not key.endswith("num_batches_tracked")]
-    assert all(torch.equal(after[key], before[key]) for key in kept)
+    assert all(torch.equal(after[key], before[key]) for key in before)
     assert network.bn1.momentum == 0.1
 
 
@@ -143,6 +142,14 @@ def test_anp_descends_alpha_times_the_plain_loss_where_nothing_is_perturbed():
     torch.testing.assert_close(calm, plain)
     harsh = ANP(epsilon=0.4, alpha=0.0).loss(network, masks, batch, generator)
     assert float(harsh.detach()) > float(plain.detach())
+
+
+def test_anp_accepts_a_batchnorm_that_is_not_used():
+    network, batch = copy.deepcopy(trained_once()), batch_of(50)
+    network.idle = nn.BatchNorm2d(4)
+    masks = {path: torch.ones(len(norm.weight)) for path, norm in channels.norms(network).items()}
+    found = ANP().loss(network, masks, batch, torch.Generator().manual_seed(0))
+    assert bool(found.isfinite())
 
 
 def test_channels_are_pruned_at_or_below_the_threshold():

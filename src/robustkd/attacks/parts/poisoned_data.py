@@ -13,6 +13,11 @@ from robustkd.core.errors import UsageError
 from robustkd.core.triggers import apply_trigger, check_target
 from robustkd.core.types import Batch, DataSource, Split, Trigger
 from robustkd.core.validation import check_share
+from robustkd.training.inference import batch_size_for
+
+_MISSING = -2
+_READ = 4096
+"""Images of up to 64 x 64 pixels that are read at once, for their labels."""
 
 
 class Poisoned:
@@ -61,12 +66,14 @@ class Poisoned:
 
     def _chosen(self, rate: float, *, clean_label: bool, seed: int) -> Bool[Tensor, " train"]:
         total = self._clean.size("train")
-        labels = torch.empty(total, dtype=torch.int64)
-        for batch in self._clean.batches("train", batch_size=4096):
+        labels = torch.full((total,), _MISSING)
+        at_once = batch_size_for(self._clean.image_shape, _READ)
+        for batch in self._clean.batches("train", batch_size=at_once):
             labels[batch.rows] = batch.labels
+        seen = labels != _MISSING  # damaged images have a row as well
         of_target = labels == self._target
-        eligible = (of_target if clean_label else ~of_target).nonzero().squeeze(1)
-        count = max(1, round(rate * (len(eligible) if clean_label else total)))
+        eligible = (of_target if clean_label else seen & ~of_target).nonzero().squeeze(1)
+        count = max(1, round(rate * (len(eligible) if clean_label else int(seen.sum()))))
         if count > len(eligible):
             raise UsageError(
                 f"rate is {rate}, which is {count} images; expected at most the {len(eligible)} "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
@@ -25,6 +27,20 @@ def train_teacher(build: Build, data: DataSource, teaching: Teaching) -> nn.Modu
     teacher = build().to(default_device())
     fit(Supervised(teacher), data, **asdict(teaching), label="train the teacher")
     return teacher
+
+
+@contextmanager
+def training_only(network: nn.Module, trained: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let only some parameters of a network require gradients while the block lasts."""
+    before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    network.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
 
 
 def implant(learner: Learner, data: DataSource, teaching: Teaching) -> None:

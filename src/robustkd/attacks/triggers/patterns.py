@@ -104,8 +104,17 @@ class SIG:
             )
 
     def __call__(self, images: Images) -> Images:
-        """Return the images with the stripes added, clipped to [0, 1]."""
+        """Return the images with the stripes added, clipped to [0, 1].
+
+        Raises:
+            UsageError: If the stripe is zero on images of this width.
+        """
         width = images.shape[3]
+        if (2 * self.frequency / width).is_integer():  # the sine is zero at every column
+            raise UsageError(
+                f"frequency is {self.frequency:g}, whose stripe vanishes on images of {width} "
+                "columns; expected another one"
+            )
         columns = torch.arange(width, device=images.device, dtype=images.dtype)
         stripe = self.delta * torch.sin(2 * math.pi * self.frequency * columns / width)
         return (images + stripe).clamp(0, 1)

@@ -108,7 +108,8 @@ class ANP:
         xi = {path: start(mask) for path, mask in masks.items()}
         found = perturbed(network, detached(masks), delta, xi, batch)
         leaves = [*delta.values(), *xi.values()]
-        signs = [g.sign() * self.epsilon for g in torch.autograd.grad(found, leaves)]
+        gradients = torch.autograd.grad(found, leaves, materialize_grads=True)
+        signs = [g.sign() * self.epsilon for g in gradients]
         worst_delta = dict(zip(delta, signs[: len(delta)], strict=True))
         worst_xi = dict(zip(xi, signs[len(delta) :], strict=True))
         robust = perturbed(network, masks, worst_delta, worst_xi, batch)

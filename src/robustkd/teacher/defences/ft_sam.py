@@ -116,6 +116,8 @@ def still_statistics(network: nn.Module) -> Iterator[None]:
     """Keep the running statistics of BatchNorm unchanged while the block lasts."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms]
+    counted = [None if count is None else count.clone() for count in counts]
     for norm in norms:
         norm.momentum = 0.0
     try:
@@ -123,3 +125,6 @@ def still_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
+        for count, was in zip(counts, counted, strict=True):
+            if count is not None and was is not None:
+                count.copy_(was)

@@ -24,7 +24,7 @@ from robustkd.core.validation import (
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
-from robustkd.training.inference import accuracy_on, check_classifier
+from robustkd.training.inference import accuracy_on, check_classifier, frozen_copy
 from robustkd.training.schedule import schedule_factor
 
 Gradients: TypeAlias = Callable[[Batch], Tensor]
@@ -122,7 +122,8 @@ class Cleaning:
         Raises:
             TrainingError: If a weight is not finite.
         """
-        if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
+        state = self.network.state_dict().values()
+        if not all(torch.isfinite(value).all() for value in state if isinstance(value, Tensor)):
             raise TrainingError(
                 "the defence has produced weights that are not finite; try a smaller lr"
             )
