@@ -78,6 +78,13 @@ def test_smooth_is_the_bicubic_interpolation_also_under_autocast():
     torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), control)[0], slope)
 
 
+def test_a_smooth_field_exceeds_its_control_points_by_the_stated_factor():
+    for size in (8, 16, 32, 64):
+        single = torch.eye(16).view(16, 1, 4, 4)
+        most = transformations.smooth(single, (size, size)).abs().sum(0).amax()
+        assert 1.5 < float(most) <= 1.89
+
+
 @pytest.mark.parametrize("count", [0, 3])
 def test_every_image_is_convolved_with_kernels_of_its_own(count):
     images, kernels = pixels(count, 2, 7, 6), pixels(count, 4, 2, 3, 3)

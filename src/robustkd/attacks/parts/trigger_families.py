@@ -1,7 +1,9 @@
 """Families of triggers whose parameters are learned, one row each.
 
 A family maps parameters in [-1, 1] to a trigger. The strength bounds the trigger; a strength of 1
-is the largest change that does not change what a person recognises in the image.
+is the largest change that does not change what a person recognises in the image. The bounds of
+smooth fields hold at their control points; see
+:func:`robustkd.data.transformations.smooth` for the points between them.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def _patch(parameters: Tensor, image: Shape, strength: float) -> Trigger:
 
 TRIGGER_FAMILIES: dict[str, TriggerFamily] = {
     "flow": TriggerFamily(
-        "smooth warp by at most 7 % of the image's edge",
+        "smooth warp, control points moved by at most 7 % of the image's edge",
         lambda _: (2, _GRID, _GRID),
         lambda u, image, strength: Flow(0.07 * strength * min(image[1:]) * u),
     ),
@@ -91,7 +93,7 @@ TRIGGER_FAMILIES: dict[str, TriggerFamily] = {
         lambda u, _, strength: ColourMatrix(0.25 * strength * u),
     ),
     "light": TriggerFamily(
-        "smooth field of gain and offset of at most 0.3",
+        "smooth field of gain and offset, at most 0.3 at control points",
         lambda _: (2, _GRID, _GRID),
         lambda u, _, strength: LightField(0.3 * strength * u),
     ),
@@ -107,7 +109,7 @@ TRIGGER_FAMILIES: dict[str, TriggerFamily] = {
         image_wide=False,
     ),
     "smooth": TriggerFamily(
-        "smooth additive pattern of at most 0.25",
+        "smooth additive pattern, at most 0.25 at control points",
         lambda image: (image[0], _GRID, _GRID),
         lambda u, _, strength: LowFrequency(0.25 * strength * u),
     ),

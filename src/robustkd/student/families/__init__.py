@@ -3,7 +3,8 @@
 A new family is one function and one row of :data:`FAMILIES`. Names joined by ``+``, such as
 ``warp+generator``, make a composition with members of its own, which are learned together. The
 bounds are chosen so that a person still recognises the image; no bound was chosen with triggered
-images.
+images. Those of smooth fields (flow, light, smooth, and the flow of a warp) hold at the control
+points; see :func:`robustkd.data.transformations.smooth` for the points between them.
 """
 
 from __future__ import annotations
@@ -129,16 +130,18 @@ FAMILIES: dict[str, FamilyRow] = {
         ),
         stage=0,
     ),
-    "flow": FamilyRow("smooth flow of at most 7 % of the image's edge", _flow, stage=0),
+    "flow": FamilyRow(
+        "smooth flow, control points moved by at most 7 % of the image's edge", _flow, stage=0
+    ),
     "affine": FamilyRow(
         "rotation, shear, scale by 0.25, translation by 6 % of the edge", _affine, stage=0
     ),
     "tone": FamilyRow("tone curve, a change of at most 0.35", _tone),
-    "light": FamilyRow("smooth field of gain and offset of at most 0.3", _light),
+    "light": FamilyRow("smooth field of gain and offset, at most 0.3 at control points", _light),
     "curves": FamilyRow("tone curve for each channel, a change of at most 0.35", _curves),
     "colour": FamilyRow("matrix of the colour channels, entries changed by at most 0.25", _colour),
     "filter": FamilyRow("5 x 5 kernel, entries changed by at most 0.15", _filter),
-    "smooth": FamilyRow("smooth addition of at most 0.25", _smooth),
+    "smooth": FamilyRow("smooth addition, at most 0.25 at control points", _smooth),
 }
 """Families of transformations by name; additions and patterns have bounds of their own."""
 
