@@ -93,6 +93,7 @@ def table(found: list[dict[str, Any]]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for one in found:
+        count = one["student"]["macs"]
         for kind, row in one["measured"].items():
             parity, running = one["parity"].get(kind), one["running"].get(kind)
             size = f"{one['files'][kind]['bytes'] / 1e3:.0f}" if running else ""
@@ -101,7 +102,7 @@ def table(found: list[dict[str, Any]]) -> str:
                 *(one["student"]["arch"], kind, f"{100 * row['acc']:.1f}"),
                 *(f"{100 * row['asr']:.1f}", f"{row['n_acc']:,}"),
                 f"{100 * parity['agreement']:.2f}" if parity else "",
-                *(size, f"{one['student']['macs'] / 1e6:.2f}"),
+                *(size, "" if count is None else f"{count / 1e6:.2f}"),
                 *(f"{times[key]:.3g}" if times else "" for key in ("p50_ms", "p95_ms")),
             ]
             lines.append(f"| {' | '.join(cells)} |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def test_a_file_that_is_not_the_student_is_refused(robustkd, student, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_terminated_export_leaves_nothing(robustkd, student, monkeypatch, tmp_path, there):
+    def terminated(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run, "write_onnx", terminated)
+    if there:
+        (tmp_path / "out").mkdir()
+    code, out, err = robustkd("export", student, "--data", "digits", "--out", "out")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "robustkd: interrupted"
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"] * there
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_mistakes_are_reported_in_one_line_and_leave_no_files(robustkd, student, tmp_path):
     save_trigger(BadNets(size=3), 10, tmp_path / "far")
     for arguments, code, message in (
@@ -90,6 +106,16 @@ def test_mistakes_are_reported_in_one_line_and_leave_no_files(robustkd, student,
         ((student, "--data", "digit"), 2, "unknown data source 'digit'"),
         ((student, "--data", "fashion-mnist"), 3, f"{student} expects images of shape"),
         ((student, "--data", "digits", "--trigger", "no"), 3, "no does not exist; check the path"),
+        (
+            (student, "--data", "digits", "--max-int8-drop", "1.5"),
+            2,
+            "--max-int8-drop is 1.5; expected a fraction from 0 to 1",
+        ),
+        (
+            (student, "--data", "digits", "--max-int8-drop", "0.1", "--no-int8"),
+            2,
+            "--max-int8-drop is 0.1 and --no-int8 is given; expected one of them",
+        ),
     ):
         found, out, err = robustkd("export", *arguments, "--out", "out")
         assert (found, out) == (code, ""), err

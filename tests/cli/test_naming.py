@@ -38,6 +38,12 @@ def test_arguments_become_the_flags_of_the_command(message, expected):
     assert in_flags(message, app, ["distill", "teacher.pt"]) == expected
 
 
+def test_names_with_digits_are_arguments_as_well():
+    message = "max_int8_drop is 0.1 and int8 is False; expected one of them"
+    told = "--max-int8-drop is 0.1 and --no-int8 is given; expected one of them"
+    assert in_flags(message, app, ["export", "student"]) == told
+
+
 @pytest.mark.parametrize("words", [[], ["--version"], ["no-command", "--crop", "2"]])
 def test_without_a_command_there_are_no_flags(words):
     assert in_flags("crop is 2; expected 1", app, words) == "crop is 2; expected 1"

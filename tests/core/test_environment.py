@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from robustkd.core.environment import is_kernel_choice, kernel_choices
+from robustkd.core.environment import is_kernel_choice, kernel_choices, usable_cores
 
 CHOICES = [
     "OMP_NUM_THREADS",
@@ -36,3 +39,26 @@ def test_paths_and_other_variables_are_not_recorded(name, monkeypatch):
 def test_values_are_cut_to_one_short_line(monkeypatch):
     monkeypatch.setenv("OMP_A", "x\n" + "y" * 100)
     assert kernel_choices()["OMP_A"] == "x\\n" + "y" * 57
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu.max": "nonsense"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "250000"}, 8),
+    ],
+)
+def test_a_quota_of_a_container_restricts_the_cores(files, cores, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert usable_cores(tmp_path) == cores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import sys
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -19,10 +21,12 @@ from robustkd import models
 from robustkd.core.errors import InputError, ThresholdError, UsageError, WriteError
 from robustkd.core.files import read_json
 from robustkd.evaluation.measurement import measure
-from robustkd.export import FILES, OnnxClassifier, export_student, installed, run
+from robustkd.export import FILES, OnnxClassifier, compare, export_student, installed, run
 from robustkd.export import int8 as quantisation
 from robustkd.export import onnx as onnx_files
+from robustkd.models import complexity
 from robustkd.training.inference import predict
+from robustkd.training.metrics import accuracy
 from tests.export.conftest import HOSTILE, TRIGGER, digits
 
 
@@ -171,6 +175,48 @@ def test_a_broken_export_is_refused_and_leaves_nothing(exported, monkeypatch, tm
         str(caught.value),
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_student_with_outputs_that_are_not_finite_is_refused_as_such(exported, tmp_path):
+    student = copy.deepcopy(exported.student)
+    with torch.no_grad():
+        student.network.head.bias[3] = torch.nan
+    with pytest.raises(InputError) as caught:
+        export_student(student, exported.source, tmp_path / "out")
+    assert str(caught.value) == (
+        "the outputs of the model are not finite on validation images; check its weights and how "
+        "the images are read"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_operations_that_cannot_be_counted_do_not_stop_an_export(exported, monkeypatch, tmp_path):
+    def uncountable(*_: object) -> int:
+        raise NotImplementedError("an operation of the user's own")
+
+    monkeypatch.setattr(complexity, "macs", uncountable)
+    out = tmp_path / "out"
+    found = export_student(exported.student, exported.source, out, int8=False)
+    assert found == read_json(out / "export.json")
+    assert found["student"]["macs"] is None
+    assert (
+        "the files were compared with the student on 100 validation images only; use at least 200"
+    ) in found["notes"]
+
+
+def test_an_int8_file_that_loses_too_much_is_refused(exported, monkeypatch, tmp_path):
+    def mixed_up(source, out, spec, data, *, student):
+        """A quantisation that mixes up two classes of test images, but not of validation images."""
+        broken(exported.student, onnx_files.trace(copy.deepcopy(exported.student)), out)
+        row = quantisation.Tried("first", accuracy(*student), compare(student[0], student[0]))
+        return quantisation.Quantised(row, (row,), 16)
+
+    monkeypatch.setattr(quantisation, "quantise_best", mixed_up)
+    call = partial(export_student, exported.student, exported.source, tmp_path / "out")
+    with pytest.raises(ThresholdError, match=r"^student\.int8\.onnx is \d\d\.00 points less acc"):
+        call(max_int8_drop=0.01)
+    assert list(tmp_path.iterdir()) == []
+    assert call(max_int8_drop=1.0)["measured"]["int8"]["acc"] < 0.3
 
 
 def test_the_student_is_left_as_it_was(exported):

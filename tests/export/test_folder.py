@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robustkd.core.errors import InputError, UsageError
+from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.files import check_free, new_folder
 from robustkd.export.folder import whole_folder
 
@@ -70,6 +70,45 @@ def test_what_a_killed_export_left_does_not_stop_the_next(tmp_path):
     check_free(tmp_path)
     fill(tmp_path)
     assert names(tmp_path) == ["a", "b"]
+
+
+NEXT_TO_IT = ".out.0123456789abcdef.partial"
+
+
+def test_what_a_killed_export_left_next_to_the_folder_is_removed(tmp_path):
+    kept = [".other.0123456789abcdef.partial", ".out.0123456789abcdef", ".out.x.partial"]
+    for name in (NEXT_TO_IT, *kept):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".lock").touch()
+        (tmp_path / name / "a").touch()
+    fill(tmp_path / "out")
+    assert names(tmp_path) == sorted([*kept, "out"])
+    assert names(tmp_path / "out") == ["a", "b"]
+
+
+def test_what_may_be_in_use_next_to_the_folder_is_kept(tmp_path):
+    """Folders that another export holds, that have no lock, or that are links."""
+    others = [tmp_path / f".out.{digit * 16}.partial" for digit in "0123"]
+    for path in others[:3]:
+        path.mkdir()
+    (others[1] / "a").touch()
+    (others[2] / ".lock").mkdir()
+    others[3].symlink_to(others[0])
+    with new_folder(others[0]):
+        fill(tmp_path / "out")
+    assert all(path.exists() for path in others)
+    assert others[3].is_symlink()
+
+
+def test_an_export_in_progress_is_not_taken_for_a_leftover(tmp_path):
+    def another() -> None:
+        fill(tmp_path / "out")
+        (partial,) = tmp_path.glob(".out.*.partial")
+        assert names(partial) == [".lock", "a", "b"]
+
+    with pytest.raises(WriteError, match=r" cannot be written: Directory not empty$"):
+        fill(tmp_path / "out", another)
+    assert names(tmp_path) == ["out"]
 
 
 def test_two_exports_do_not_share_a_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,7 +100,11 @@ def spoilt(source: Path, out: Path, images: object, recipe: Recipe) -> None:
 def test_a_network_that_fits_no_recipe_is_reported_in_one_line(exported, monkeypatch, tmp_path):
     monkeypatch.setattr(int8, "quantise", spoilt)
     judged = predict(exported.student, exported.source, "validation")
-    with pytest.raises(InputError, match=r"^student\.onnx cannot be quantised: no min-max$"):
+    message = (
+        "student.onnx cannot be quantised: no min-max; export the other files alone with --no-int8 "
+        "(in Python: int8=False)"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         quantise_best(
             exported.folder / FILES["onnx"],
             tmp_path / "out",
@@ -109,6 +114,28 @@ def test_a_network_that_fits_no_recipe_is_reported_in_one_line(exported, monkeyp
             recipes=RECIPES[:2],
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_incomplete_files_are_in_the_folder_of_the_export(exported, monkeypatch, tmp_path):
+    """So that the next export removes them if the process is killed."""
+    seen: list[Path] = []
+
+    def noted(source: Path, out: Path, images: object, recipe: Recipe) -> None:
+        seen.append(out)
+        quantise(source, out, images, recipe)
+
+    monkeypatch.setattr(int8, "quantise", noted)
+    quantise_best(
+        exported.folder / FILES["onnx"],
+        tmp_path / "out",
+        exported.student.spec,
+        exported.source,
+        student=predict(exported.student, exported.source, "validation"),
+        recipes=RECIPES[:1],
+    )
+    (made,) = seen
+    assert made.parent.parent == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_accuracy_has_precedence_over_agreement():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustkd.evaluation.measurement import Measured
 from robustkd.export.latency import Latency, Running
-from robustkd.export.notes import busy, notes
+from robustkd.export.notes import busy, few, notes
 from robustkd.training.metrics import Proportion
 
 
@@ -51,6 +51,17 @@ def test_slow_and_large_files_are_noted():
     ]
     assert notes(measured(900, 9), measured(900, 9), FAST, {"onnx": 100, "int8": 100}) == [
         "the int8 file is not smaller than the float file"
+    ]
+
+
+def test_few_validation_images_are_noted():
+    assert few(200, int8=True) == []
+    assert few(199, int8=True) == [
+        "the files were compared with the student on 199 validation images only, and the int8 "
+        "recipe was chosen on them; use at least 200"
+    ]
+    assert few(97, int8=False) == [
+        "the files were compared with the student on 97 validation images only; use at least 200"
     ]
 
 

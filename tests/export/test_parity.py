@@ -9,7 +9,8 @@ import torch
 
 from robustkd.core.errors import ThresholdError, UsageError
 from robustkd.export import compare
-from robustkd.export.parity import check
+from robustkd.export.parity import check, check_drop, check_most
+from robustkd.training.metrics import Proportion
 
 
 def logits(n: int) -> torch.Tensor:
@@ -63,3 +64,24 @@ def test_other_shapes_are_refused():
         compare(logits(3), logits(2))
     with pytest.raises(UsageError, match="at least one image"):
         compare(torch.zeros(0, 5), torch.zeros(0, 5))
+
+
+def test_a_loss_of_accuracy_above_the_threshold_is_refused():
+    for hits in (95, 90, 80):
+        check_drop(Proportion(90, 100), Proportion(hits, 100), 0.1, "file")
+    with pytest.raises(ThresholdError) as caught:
+        check_drop(Proportion(90, 100), Proportion(79, 100), 0.1, "file")
+    assert str(caught.value) == (
+        "file is 11.00 points less accurate than the student: 79.0 % [70.0, 85.8] against 90.0 % "
+        "[82.6, 94.5] of 100 test images, expected at most 10 points; nothing was written"
+    )
+
+
+def test_a_threshold_is_a_fraction_and_needs_an_int8_file():
+    check_most(None, int8=False)
+    check_most(0.0, int8=True)
+    for most in (-0.1, 1.5, math.nan):
+        with pytest.raises(UsageError, match=rf"^max_int8_drop is {most}; expected a fraction fr"):
+            check_most(most, int8=True)
+    with pytest.raises(UsageError, match=r"^max_int8_drop is 0\.1 and int8 is False; expected one"):
+        check_most(0.1, int8=False)

@@ -20,10 +20,12 @@ from robustkd import cli, data, models, report
 from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import METHODS, Method
+from robustkd.models import complexity
+from robustkd.models.complexity import operations
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import run_files, run_folder
 from robustkd.pipeline import student as making
-from robustkd.pipeline.facts import measure_clean, operations
+from robustkd.pipeline.facts import measure_clean
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.prepare import identity
 from robustkd.pipeline.run import distill_file
@@ -183,7 +185,7 @@ def test_operations_that_cannot_be_counted_do_not_stop_a_run(monkeypatch):
     def uncountable(*_: object) -> int:
         raise NotImplementedError("an operation of the user's own")
 
-    monkeypatch.setattr(models, "macs", uncountable)
+    monkeypatch.setattr(complexity, "macs", uncountable)
     assert operations(build(1), CLEAN.image_shape) is None
     assert measure_clean(build(1), CLEAN).acc == accuracy_on(build(1), CLEAN, "test")
 

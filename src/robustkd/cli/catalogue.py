@@ -9,6 +9,7 @@ from robustkd.attacks import ATTACKS
 from robustkd.core.methods import ALIASES, METHODS
 from robustkd.data import PICTURES, SOURCES
 from robustkd.models import FAMILIES
+from robustkd.models.complexity import operations
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
 from robustkd.teacher.defences.registry import DEFENCES
@@ -63,8 +64,10 @@ def describe(
     size = {
         "images": _times(shape),
         "parameters": f"{models.parameters(model):,}",
-        "MMACs": f"{models.macs(model, shape) / 1e6:,.1f}",
     }
+    count = operations(model, shape)
+    if count is not None:
+        size["MMACs"] = f"{count / 1e6:,.1f}"
     if published is not None:
         size["mean"] = ", ".join(map(str, published.mean))
         size["std"] = ", ".join(map(str, published.std))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ def export(
     out: Path,
     trigger: Path | None = None,
     int8: bool = True,
+    max_int8_drop: float | None = None,
     arch: Arch | None = None,
     data_root: Path | None = None,
     images: ImageFlags = IMAGES,
@@ -34,7 +35,8 @@ def export(
 
     The files are ONNX and int8 ONNX for onnxruntime, a traced program for torch.export.load, and a
     plain state dict if the network is one of torchvision or timm. If the predictions of the ONNX
-    file differ from those of the student, the exit code is 5 and no folder is written.
+    file differ from those of the student, or the int8 file misses --max-int8-drop, the exit code
+    is 5 and no folder is written.
 
     Args:
         student: Model file written by robustkd, or the folder of a run.
@@ -42,6 +44,8 @@ def export(
         out: New folder for the files and export.json.
         trigger: Trigger file, as ``robustkd attack`` writes it.
         int8: Also quantise to int8, by the recipe with the highest validation accuracy.
+        max_int8_drop: Largest loss of accuracy of the int8 file compared with the student on the
+            test images, a fraction. Default: any loss.
         arch: Architecture, if it is your own code: ``package.module:callable``.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
@@ -52,14 +56,26 @@ def export(
     from robustkd.core.files import check_free
     from robustkd.export import export_student
     from robustkd.export.installed import check_installed
+    from robustkd.export.parity import check_most
+    from robustkd.pipeline.interrupts import Interrupts
 
+    check_most(max_int8_drop, int8=int8)
     check_installed()
     check_free(out)
     model, source = open_student(student, arch, data, data_root, images)
     known, target = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
-    found = export_student(
-        model, source, out, trigger=known, target=target, int8=int8, tell=print_progress
-    )
+    # SIGTERM becomes an exception, so that no temporary folder is left behind.
+    with Interrupts().watched():
+        found = export_student(
+            model,
+            source,
+            out,
+            trigger=known,
+            target=target,
+            int8=int8,
+            max_int8_drop=max_int8_drop,
+            tell=print_progress,
+        )
     if as_json:
         print_json(found)
         return
@@ -71,20 +87,42 @@ def _print(found: Mapping[str, Any], out: Path) -> None:
     console.print(_table(found))
     student, parity = found["student"], found["parity"]["onnx"]
     print_words(
-        f"{student['parameters']:,} parameters, {student['macs'] / 1e6:,.2f} million MACs; "
+        f"{student['parameters']:,} parameters, {_million(student['macs'])} million MACs; "
         f"ONNX predicts the class of torch for {parity['agreement']:.2%} of {parity['n']} "
         f"validation images; logits differ by at most {parity['largest_difference']:.1e}"
     )
     if found["int8"] is not None:
         print_plain(f"int8 recipe: {found['int8']['chosen']}")
     machine = found["machine"]
-    vnni = {True: "with VNNI", False: "without VNNI", None: "VNNI unknown"}[machine["vnni"]]
     print_words(
-        f"Latency of one image on this machine: {machine['cpu']}, {machine['cores']} cores, {vnni}"
+        f"Latency of one image on this machine: {machine['cpu']}, {machine['cores']} cores, "
+        f"{_instructions(machine['int8_instructions'])}"
     )
     for note in found["notes"]:
         print_words(f"Note: {note}")
     print_plain(f"Files: {out}")
+
+
+def _million(count: int | None) -> str:
+    """Return a number in millions, for a sentence.
+
+    >>> _million(3_052_160), _million(None)
+    ('3.05', 'an unknown number of')
+    """
+    return "an unknown number of" if count is None else f"{count / 1e6:,.2f}"
+
+
+def _instructions(found: Sequence[str] | None) -> str:
+    """Describe the CPU instructions for int8.
+
+    >>> _instructions(["asimddp", "i8mm"])
+    'int8 instructions asimddp, i8mm'
+    >>> _instructions([]), _instructions(None)
+    ('no int8 instructions', 'int8 instructions unknown')
+    """
+    if not found:
+        return "int8 instructions unknown" if found is None else "no int8 instructions"
+    return f"int8 instructions {', '.join(found)}"
 
 
 def _table(found: Mapping[str, Any]) -> Table:

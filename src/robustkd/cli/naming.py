@@ -15,7 +15,7 @@ from cyclopts import App
 # Arguments of Python that other flags set.
 _SET_BY = {"channels": "grey", "classes": "class_names", "root": "data_root"}
 _VERB = r"(?:is|are|and|belong|needs)\b"
-_NAME = re.compile(rf"(^|\band )([a-z_]+)(?= {_VERB})(?: is (True|False|1)(?![.\w]))?")
+_NAME = re.compile(rf"(^|\band )([a-z_][a-z_0-9]*)(?= {_VERB})(?: is (True|False|1)(?![.\w]))?")
 _PART = re.compile(r"(--[\w-]+)\.([\w-]+)")
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from robustkd.core.files import check_empty, check_free, locked, make_folder, open_folder
-from robustkd.core.folders import LOCK, refusal
+from robustkd.core.folders import LOCK, Folder, refusal
 
 
 @contextmanager
@@ -37,13 +38,31 @@ def _created(out: Path) -> Iterator[Path]:
     """Yield a new folder next to ``out``, and rename it to ``out`` at the end."""
     out = Path(os.path.abspath(out))
     make_folder(out.parent)
+    _remove_leftovers(out)
     partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")
     try:
         make_folder(partial)
-        yield partial
-        os.replace(partial, out)
+        # The lock tells the next export that this one is still at work.
+        with open_folder(partial) as folder, locked(folder, seconds=0.0):
+            yield partial
+            folder.remove(LOCK)
+            os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove the folders that killed exports to ``out`` left next to it.
+
+    A folder that another process still fills is locked, and stays. So does one without a lock.
+    """
+    ours = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.partial")
+    with suppress(OSError), Folder.at(out.parent) as folder:
+        for name in filter(ours.fullmatch, folder.names()):
+            with suppress(OSError), folder.inside(name) as left:
+                if left.has(LOCK):
+                    with left.locked(seconds=0.0):
+                        shutil.rmtree(name, ignore_errors=True, dir_fd=folder.descriptor)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from robustkd.training.metrics import Proportion, accuracy
 _MOST_IMAGES, _FEWEST_IMAGES = 256, 32
 _PIXELS = 1 << 22
 _AT_ONCE = 16
+_INSTEAD = "export the other files alone with --no-int8 (in Python: int8=False)"
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def quantise_best(
         InputError: If onnxruntime can apply none of them.
     """
     images = calibration_images(data)
-    with tempfile.TemporaryDirectory(prefix="robustkd-") as folder:
+    # Within the folder of the export, so that the next one removes what a killed one left.
+    with tempfile.TemporaryDirectory(prefix=".robustkd-", dir=out.parent) as folder:
         prepared = _prepared(source, Path(folder) / "prepared.onnx")
         rows, best = [], None
         for number, recipe in enumerate(recipes):
@@ -162,7 +164,7 @@ def quantise_best(
                 best = rows[-1], made
         if best is None or best[0].acc is None:
             reason = rows[0].reason if rows else "no recipe was given"
-            raise InputError(f"{source.name} cannot be quantised: {reason}")
+            raise InputError(f"{source.name} cannot be quantised: {reason}; {_INSTEAD}")
         out.write_bytes(best[1].read_bytes())
     stamp(out, spec)
     return Quantised(best[0], tuple(rows), len(images))

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
@@ -25,7 +26,10 @@ _VNNI = ("avx_vnni", "avx512_vnni", "avx_vnni_int8")
 
 
 class Machine(TypedDict):
-    """CPU, its instructions for int8, its load, and the versions of the software."""
+    """CPU, its instructions for int8, its load, and the versions of the software.
+
+    ``vnni`` is None for other CPUs than those of x86, as is everything that is unknown.
+    """
 
     cpu: str
     architecture: str
@@ -39,7 +43,9 @@ class Machine(TypedDict):
     onnxruntime: str
 
 
-def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
+def machine(
+    cpuinfo: Path = Path("/proc/cpuinfo"), board: Path = Path("/proc/device-tree/model")
+) -> Machine:
     """Return the CPU, its instructions for int8, its load, and the versions of the software.
 
     ``load`` is the mean number of processes that ran or waited for a core in the last minute.
@@ -47,17 +53,19 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
     Args:
         cpuinfo: File in which Linux describes the CPU. On other systems, the instructions are
             null.
+        board: File with the name of the machine, where the system has a device tree.
     """
     found = _described(cpuinfo)
-    flags = (found.get("flags") or found.get("Features") or "").split()
+    x86 = found.get("flags", "").split()
+    flags = x86 or found.get("Features", "").split()
     return {
-        "cpu": found.get("model name") or _cpu_elsewhere(),
+        "cpu": found.get("model name") or _arm(found, board) or _cpu_elsewhere(),
         "architecture": platform.machine(),
         "system": platform.system(),
         "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "int8_instructions": [name for name in _INT8 if name in flags] if flags else None,
-        "vnni": any(name in flags for name in _VNNI) if flags else None,
+        "vnni": any(name in x86 for name in _VNNI) if x86 else None,
         "python": platform.python_version(),
         "torch": version("torch"),
         "onnxruntime": version("onnxruntime"),
@@ -72,6 +80,20 @@ def _described(cpuinfo: Path) -> dict[str, str]:
         return {}
     lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
     return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def _arm(found: Mapping[str, str], board: Path) -> str:
+    """Return board and numbers of an ARM CPU, which has no name in Linux; empty without any.
+
+    >>> _arm({"CPU implementer": "0x41", "CPU part": "0xd0c"}, Path("none"))
+    'CPU implementer 0x41, CPU part 0xd0c'
+    """
+    try:
+        name = board.read_text(errors="replace").strip("\0\n ")
+    except OSError:
+        name = ""
+    numbers = [f"{key} {found[key]}" for key in ("CPU implementer", "CPU part") if key in found]
+    return ", ".join(filter(None, (name, *numbers)))
 
 
 def _cpu_elsewhere() -> str:

@@ -10,6 +10,8 @@ from robustkd.export.machine import Machine
 
 _LOST = 0.005
 """Largest loss of accuracy by int8, as a fraction of all images, for which there is no note."""
+_FEWEST = 200
+"""Number of validation images below which there is a note."""
 _BUSY = 1.5
 """Load per core above which latencies are unreliable."""
 
@@ -49,6 +51,22 @@ def notes(
     if sizes["int8"] >= sizes["onnx"]:
         found.append("the int8 file is not smaller than the float file")
     return found
+
+
+def few(judged: int, *, int8: bool) -> list[str]:
+    """Return a sentence if few validation images judged the files.
+
+    Args:
+        judged: Number of validation images.
+        int8: If True, the recipe of the int8 file was chosen on them.
+    """
+    if judged >= _FEWEST:
+        return []
+    chosen = ", and the int8 recipe was chosen on them" if int8 else ""
+    return [
+        f"the files were compared with the student on {judged} validation images only{chosen}; "
+        f"use at least {_FEWEST}"
+    ]
 
 
 def busy(machine: Machine) -> list[str]:

@@ -69,6 +69,45 @@ def compare(expected: Logits, found: Float[Tensor, "m others"]) -> Parity:
     )
 
 
+def check_most(most: float | None, *, int8: bool) -> None:
+    """Raise an error for a largest loss by int8 that is no fraction, or that no file could miss.
+
+    Args:
+        most: Largest loss of accuracy; None for any.
+        int8: Whether an int8 file is written.
+
+    Raises:
+        UsageError: If it is out of range, or there is no int8 file.
+    """
+    if most is None:
+        return
+    if not 0 <= most <= 1:
+        raise UsageError(f"max_int8_drop is {most}; expected a fraction from 0 to 1")
+    if not int8:
+        raise UsageError(f"max_int8_drop is {most} and int8 is False; expected one of them")
+
+
+def check_drop(student: Proportion, file: Proportion, most: float, name: str) -> None:
+    """Raise an error if a file is less accurate than the student by more than a threshold.
+
+    Args:
+        student: Accuracy of the student.
+        file: Accuracy of the file on the same images.
+        most: Largest loss, a fraction.
+        name: Name of the file.
+
+    Raises:
+        ThresholdError: If the loss is larger (exit code 5).
+    """
+    lost = (student.hits - file.hits) / student.n
+    if lost > most:
+        raise ThresholdError(
+            f"{name} is {100 * lost:.2f} points less accurate than the student: {file} against "
+            f"{student} of {student.n} test images, expected at most {100 * most:.4g} points; "
+            "nothing was written"
+        )
+
+
 def check(parity: Parity, name: str) -> None:
     """Raise an error if the agreement is not sufficient.
 

@@ -20,15 +20,15 @@ from robustkd.export.folder import whole_folder
 from robustkd.export.installed import check_installed
 from robustkd.export.latency import Running, running
 from robustkd.export.machine import machine
-from robustkd.export.notes import busy, notes
+from robustkd.export.notes import busy, few, notes
 from robustkd.export.onnx import OPSET, description, trace, write_onnx
 from robustkd.export.session import OnnxClassifier
 from robustkd.export.weights import of_a_library, write_program, write_state_dict
 from robustkd.models.classifier import Classifier
-from robustkd.models.complexity import macs, parameters
+from robustkd.models.complexity import operations, parameters
 from robustkd.models.description import check_fits
 from robustkd.models.features.taps import frozen_modes
-from robustkd.training.inference import predict
+from robustkd.training.inference import check_finite, predict
 
 FILES: Final = {
     "onnx": "student.onnx",
@@ -41,7 +41,8 @@ RECORD: Final = "export.json"
 _FORMAT = 1
 _MACS = (
     "one multiplication with its addition is one MAC; convolutions, matrix products and attention "
-    "of one image, counted by torch's FlopCounterMode; normalisation and activations are left out"
+    "of one image, by the formulas of torch's FlopCounterMode; normalisation and activations are "
+    "left out"
 )
 
 
@@ -63,6 +64,7 @@ def export_student(
     trigger: Trigger | None = None,
     target: int = 0,
     int8: bool = True,
+    max_int8_drop: float | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, object]:
     """Export a student to ONNX, int8 ONNX, ``torch.export`` and a state dict, and measure them.
@@ -78,6 +80,8 @@ def export_student(
         trigger: Trigger of the attack; None if it is unknown.
         target: Target class of the attack.
         int8: If True, also quantise to int8.
+        max_int8_drop: Largest loss of accuracy of the int8 file compared with the student on the
+            test images, a fraction; None for any loss.
         tell: Function that receives one line before each step, and one for each int8 recipe that
             could not be applied.
 
@@ -85,11 +89,12 @@ def export_student(
         The content of ``export.json``.
 
     Raises:
-        UsageError: If a package of the extra is missing, ``out`` is not empty, or ``target`` is not
-            a class.
-        InputError: If the data does not fit the student, torch or onnxruntime cannot export it, or
-            the folder cannot be written.
-        ThresholdError: If the predictions of the ONNX file differ (exit code 5).
+        UsageError: If a package of the extra is missing, ``out`` is not empty, ``target`` is not
+            a class, or ``max_int8_drop`` is out of range or given without ``int8``.
+        InputError: If the data does not fit the student, an output of the student is not finite,
+            torch or onnxruntime cannot export it, or the folder cannot be written.
+        ThresholdError: If the predictions of the ONNX file differ, or the int8 file loses more than
+            ``max_int8_drop`` (exit code 5).
 
     Example:
         >>> import tempfile
@@ -104,6 +109,7 @@ def export_student(
         ['student.onnx', 'student.pt2']
     """
     out = Path(out)
+    parities.check_most(max_int8_drop, int8=int8)
     check_installed()
     check_free(out)
     if not isinstance(student, Classifier):
@@ -124,6 +130,7 @@ def export_student(
     with frozen_modes(model), whole_folder(out) as folder:
         found = _Found()
         judged = predict(model, data, "validation")
+        check_finite(judged[0], "validation images")
         _write(model, folder, judged, data, found, tell)
         if int8:
             tell(f"int8: trying {len(quantisation.RECIPES)} recipes on validation images")
@@ -135,7 +142,12 @@ def export_student(
             tried = found.quantised.chosen.parity
             if tried is not None:
                 found.parity["int8"] = tried
-        _measure(model, folder, data, trigger, target, found, tell)
+        tell("measuring: accuracy on test images; latency, load time and memory on this machine")
+        _measure(model, folder, data, trigger, target, found)
+        if max_int8_drop is not None:
+            before, after = found.measured["torch"].acc, found.measured["int8"].acc
+            parities.check_drop(before, after, max_int8_drop, FILES["int8"])
+        found.running = {kind: running(folder / FILES[kind]) for kind in _onnx_kinds(folder)}
         content = _content(model, folder, data, found)
         write_json(folder / RECORD, content)
     return content
@@ -168,16 +180,17 @@ def _measure(
     trigger: Trigger | None,
     target: int,
     found: _Found,
-    tell: Callable[[str], None],
 ) -> None:
-    """Measure student and ONNX files on test images, and the cost of the files."""
-    tell("measuring: accuracy on test images; latency, load time and memory on this machine")
-    shipped = [kind for kind in ("onnx", "int8") if (folder / FILES[kind]).exists()]
+    """Measure student and ONNX files on test images."""
     found.measured["torch"] = measure(model, data, trigger=trigger, target=target)
-    for kind in shipped:
-        path = folder / FILES[kind]
-        found.measured[kind] = measure(OnnxClassifier(path), data, trigger=trigger, target=target)
-        found.running[kind] = running(path)
+    for kind in _onnx_kinds(folder):
+        file = OnnxClassifier(folder / FILES[kind])
+        found.measured[kind] = measure(file, data, trigger=trigger, target=target)
+
+
+def _onnx_kinds(folder: Path) -> list[str]:
+    """Return the kinds of the ONNX files in the folder."""
+    return [kind for kind in ("onnx", "int8") if (folder / FILES[kind]).exists()]
 
 
 def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -> dict[str, object]:
@@ -189,7 +202,7 @@ def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -
         "student": {
             **description(model.spec),
             "parameters": parameters(model),
-            "macs": macs(model, model.spec.image_shape),
+            "macs": operations(model, model.spec.image_shape),
             "macs_convention": _MACS,
         },
         "data": data.name,
@@ -208,6 +221,7 @@ def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -
         "machine": here,
         "notes": [
             *notes(found.measured["onnx"], found.measured.get("int8"), found.running, sizes),
+            *few(found.parity["onnx"].same.n, int8=found.quantised is not None),
             *busy(here),
         ],
     }

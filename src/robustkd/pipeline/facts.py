@@ -52,13 +52,3 @@ def class_record(teacher: CleanAccuracy, student: CleanAccuracy) -> dict[str, li
         "teacher": [count.hits for count in teacher.by_class],
         "student": [count.hits for count in student.by_class],
     }
-
-
-def operations(model: nn.Module, shape: tuple[int, int, int]) -> int | None:
-    """Count multiply-accumulate operations for one image; None if they cannot be counted."""
-    try:
-        return models.macs(model, shape)
-    except Exception:
-        # PyTorch's counter does not support every operation of the user's own networks. The report
-        # then omits this number.
-        return None

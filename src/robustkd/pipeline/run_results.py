@@ -8,6 +8,7 @@ from robustkd import models, report
 from robustkd.core.environment import environment
 from robustkd.core.types import DataSource
 from robustkd.data.images.left_out import skipped_files
+from robustkd.models.complexity import operations
 from robustkd.pipeline import run_files
 from robustkd.pipeline.audits import audit_both
 from robustkd.pipeline.facts import (
@@ -15,7 +16,6 @@ from robustkd.pipeline.facts import (
     class_record,
     data_record,
     measure_clean,
-    operations,
 )
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import form

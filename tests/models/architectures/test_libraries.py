@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torch.backends import cuda, mha
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustkd.core.errors import UsageError
 from robustkd.models import Spec, build, load, macs, parameters, preprocessing, save
+from robustkd.models.complexity import operations
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -102,6 +107,64 @@ def test_operations_by_hand():
         nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 7)
     )
     assert macs(network, (2, 4, 4)) == 9 * 2 * 5 * 16 + 80 * 7
+
+
+def test_attention_is_counted_the_same_on_a_cpu():
+    model = made("timm/vit_tiny_patch16_224", size=224, classes=1000)
+    counted = macs(model, (3, 224, 224))
+    assert counted == macs(model.to("meta"), (3, 224, 224))
+    assert counted == pytest.approx(1.2537e9, rel=1e-4)
+
+
+class OnTokens(nn.Module):
+    """A function of 12 tokens of width 16, with the layer that it calls."""
+
+    def __init__(self, layer: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.call = layer, call
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.call(self.layer, images.flatten(2).mT)
+
+
+def chosen_kernel(layer: nn.Module, x: Tensor) -> Tensor:
+    heads = layer(x)[:, None]
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(heads, heads, heads)
+
+
+ATTENTION = 2 * 12 * 12 * 16
+"""Products of queries and keys, and of weights and values, of 12 tokens in all heads."""
+HEADS = nn.MultiheadAttention(16, 2, batch_first=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (OnTokens(HEADS, lambda m, x: m(x, x, x)[0]), 4 * 12 * 16 * 16 + ATTENTION),
+        (
+            OnTokens(HEADS, lambda m, x: m(x, x, x, need_weights=False)[0]),
+            4 * 12 * 16 * 16 + ATTENTION,
+        ),
+        (
+            OnTokens(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), lambda m, x: m(x)),
+            4 * 12 * 16 * 16 + ATTENTION + 2 * 12 * 16 * 32,
+        ),
+        (OnTokens(nn.Linear(16, 16), chosen_kernel), 12 * 16 * 16 + ATTENTION),
+    ],
+    ids=["with weights", "without weights", "encoder", "chosen kernel"],
+)
+def test_attention_by_hand(network, expected):
+    assert macs(network, (16, 3, 4)) == expected
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_counting_changes_no_setting_of_torch(fails):
+    settings = (mha.get_fastpath_enabled(), cuda.flash_sdp_enabled(), cuda.math_sdp_enabled())
+    network = OnTokens(nn.Linear(15 if fails else 16, 1), lambda m, x: m(x))
+    assert operations(network, (16, 3, 4)) == (None if fails else 12 * 16)
+    after = (mha.get_fastpath_enabled(), cuda.flash_sdp_enabled(), cuda.math_sdp_enabled())
+    assert after == settings
 
 
 def test_a_file_of_timm_comes_back(tmp_path):
