@@ -102,7 +102,7 @@ INTERNAL = [
     ("teacher.defences.masks", "DetoxifiedTeacher"),
     ("student.distillation", "Distilled"),
     ("student.hardening", "UniversalPerturbations"),
-    ("student.objective", "Objective"),
+    ("student.objective", "DistillationObjective"),
     ("pipeline.student", "make_student"),
     ("pipeline.run", "distill_file"),
     ("pipeline.job", "DistillJob"),

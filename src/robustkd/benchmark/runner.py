@@ -15,7 +15,7 @@ from robustkd.benchmark.grid_checks import check_cells
 from robustkd.benchmark.records import check_subfolder, finished, gather
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_writable, make_folder, write_json, write_text
-from robustkd.report.results import Scalar, read_content
+from robustkd.report.results import Scalar, read_content, read_environment
 
 
 class Counts(NamedTuple):
@@ -101,7 +101,7 @@ def write_tables(cells: Sequence[Cell], out: Path) -> Tables:
         raise UsageError(f"{out} holds no result of this grid; run it without --tables-only")
     content = {
         "runs": [cell["run"] for cell in found],
-        "environment": common_environment([cell.get("environment", {}) for cell in found]),
+        "environment": common_environment([read_environment(out, cell) for cell in found]),
         "config": {"cells": len(cells), "failed": failed, "missing": missing},
         "records": {},
     }
