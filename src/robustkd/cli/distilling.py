@@ -158,14 +158,9 @@ def distill(
     choose_device(device, threads)
     if trust_run and resume is None:
         raise UsageError("--trust-run is given without --resume; add --resume RUN, or leave it out")
-    find_method(method)
     if resume is not None:
         _check_places(teacher, data)
-    check_data(data)
-    if defence is not None:
-        check_defence(defence)
-    if on is not None and defence is None:
-        raise UsageError("--on is given without --defence; add it, or leave it out")
+    _check_names(method, data, defence, on)
     if dry_run and launched().several:
         raise UsageError("--dry-run measures one process; start it without torchrun")
     folder = _folder(out, config, resume, dry_run=dry_run)
@@ -216,8 +211,22 @@ def distill(
         **form_flags(source),
         **audit_flag(audit),
     }
-    how = ProcessOptions(resume=resume is not None, trust=trust_run, track=track, audit=audit)
-    _run(job, source, folder, flags, how, as_json=as_json)
+    options = ProcessOptions(resume=resume is not None, trust=trust_run, track=track, audit=audit)
+    _run(job, source, folder, flags, options, as_json=as_json)
+
+
+def _check_names(method: str, data: str, defence: str | None, on: str | None) -> None:
+    """Check names before torch is imported, which takes seconds.
+
+    Raises:
+        UsageError: If a name is unknown, or ``--on`` is given alone.
+    """
+    find_method(method)
+    check_data(data)
+    if defence is not None:
+        check_defence(defence)
+    if on is not None and defence is None:
+        raise UsageError("--on is given without --defence; add it, or leave it out")
 
 
 def _check_places(teacher: Path, data: str) -> None:
@@ -269,7 +278,7 @@ def _run(
     source: DataSource,
     folder: Path,
     flags: Mapping[str, object],
-    how: ProcessOptions,
+    options: ProcessOptions,
     *,
     as_json: bool,
 ) -> None:
@@ -281,10 +290,10 @@ def _run(
         source,
         folder,
         config=resolved(flags),
-        resume=how.resume,
-        trust=how.trust,
-        track=how.track,
-        audited=how.audit,
+        resume=options.resume,
+        trust=options.trust,
+        track=options.track,
+        audited=options.audit,
         tell=print_progress,
     )
     if launched().rank:

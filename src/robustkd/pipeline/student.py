@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from robustkd.core.method_names import NetworkDefence
-from robustkd.core.method_settings import DetoxOptions, detox_for_data
+from robustkd.core.method_settings import DetoxOptions, DetoxSettings, detox_for_data
 from robustkd.core.methods import Method
 from robustkd.core.types import DataSource
 from robustkd.pipeline import run_folder
@@ -85,18 +85,9 @@ def make_student(
         )
         processes.same([source])
     if how.detox is not None:
-        settings = asdict(detox_for_data(how.detox, detoxing))
-        precision, given = training.precision, source
-
-        def clean_up() -> tuple[DetoxifiedTeacher, dict[str, object]]:
-            objective = detox_objective(how, given, clean, seed=seed)
-            cleaned = detoxify(
-                given, clean, objective=objective, seed=seed, precision=precision, **settings
-            )
-            return cleaned.teacher, asdict(cleaned.record)
-
-        detoxified, record["detox"] = (
-            clean_up() if run is None else run.detoxify_once(clean_up, given)
+        settings = detox_for_data(how.detox, detoxing)
+        detoxified, record["detox"] = _detoxified(
+            source, clean, how, settings, seed, training.precision, run
         )
         processes.same([detoxified])
         source = detoxified
@@ -122,6 +113,32 @@ def make_student(
         processes.same([made])
     seconds = time.perf_counter() - started if run is None else run.seconds
     return Made(made, detoxified, record, seconds)
+
+
+def _detoxified(
+    teacher: nn.Module,
+    clean: DataSource,
+    how: Method,
+    settings: DetoxSettings,
+    seed: int,
+    precision: Precision,
+    run: run_folder.Run | None,
+) -> tuple[DetoxifiedTeacher, dict[str, object]]:
+    """Return the detoxified teacher and its record; a resumed run takes those that it stored."""
+
+    def detoxified() -> tuple[DetoxifiedTeacher, dict[str, object]]:
+        objective = detox_objective(how, teacher, clean, seed=seed)
+        made = detoxify(
+            teacher,
+            clean,
+            objective=objective,
+            seed=seed,
+            precision=precision,
+            **asdict(settings),
+        )
+        return made.teacher, asdict(made.record)
+
+    return detoxified() if run is None else run.detoxify_once(detoxified, teacher)
 
 
 def _cleaned(

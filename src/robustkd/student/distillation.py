@@ -123,38 +123,29 @@ def distill(
     check_seed(seed)
     check_classifier(student, data, name="the student", trained=True)
     check_options(training, TrainingOptions.__annotations__)
-    how = TrainingConfig(**training)
-    if losses is not None and not isinstance(losses, Mapping):
-        raise UsageError(f"losses is {losses!r}; expected weights by name, such as {{'kd': 1.0}}")
-    weights = {"ofd": 1.0} if losses is None else dict(losses)
-    check_weights(weights)
-    _check_stops(until or {}, weights)
+    config = TrainingConfig(**training)
+    weights = _weights_of(losses, until or {})
     if teacher is None and (losses or until or teacher_taps or student_taps):
         raise UsageError("losses, until and taps are given without a teacher; leave them out")
     if teacher is not None:
-        # Features can be those of a network for other classes.
-        check_classifier(
-            teacher, data, name="the teacher", any_classes=NEEDS_FEATURES.issuperset(weights)
-        )
-        if not weights:
-            raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
+        _check_teaches(teacher, data, weights)
     _check_fits(hardening, data)
     check_divisible(weights, safeguard, processes)
-    steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
+    steps = config.epochs * steps_per_epoch(data.size("train"), config.batch_size)
     if hardening is not None:
         hardening.begin(steps)
     if safeguard is not None:
         safeguard.to(device_of(student)).begin(steps)
     enough = _enough(data, hardening, safeguard)
-    compiled = True if how.compile else None  # in training mode
+    compiled = True if config.compile else None  # in training mode
     with ExitStack() as closing:
         lessons = None
         if teacher is not None:
             names = _paired_taps(student, teacher, data, weights, student_taps, teacher_taps)
             lessons = Lessons(
                 names[0],
-                _objective(student, teacher, data, names, weights, how.temperature, seed),
-                teaching(teacher, names[1], data, closing, processes, compiled=how.compile),
+                _objective(student, teacher, data, names, weights, config.temperature, seed),
+                teaching(teacher, names[1], data, closing, processes, compiled=config.compile),
                 EarlyStop(until, steps) if until else None,
             )
         watched = Watch(student, lessons.taps if lessons else (), closing, compiled, processes)
@@ -178,6 +169,29 @@ def distill(
         )
     kept = chosen_epoch([record["validation"] for record in records], enough) + 1
     return Distilled(student.eval(), records, kept, time.perf_counter() - started)
+
+
+def _weights_of(losses: Mapping[str, float] | None, until: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights of the distillation losses, after a check of both arguments."""
+    if losses is not None and not isinstance(losses, Mapping):
+        raise UsageError(f"losses is {losses!r}; expected weights by name, such as {{'kd': 1.0}}")
+    weights = {"ofd": 1.0} if losses is None else dict(losses)
+    check_weights(weights)
+    unused = next((name for name in until if name not in weights), None)
+    if unused is not None:
+        used = ", ".join(weights) or "none"
+        raise UsageError(f"until has loss {unused!r}; the losses in use are: {used}")
+    return weights
+
+
+def _check_teaches(teacher: nn.Module, data: DataSource, weights: Mapping[str, float]) -> None:
+    """Raise an error for a teacher that the losses cannot use."""
+    # Features can be those of a network for other classes.
+    check_classifier(
+        teacher, data, name="the teacher", any_classes=NEEDS_FEATURES.issuperset(weights)
+    )
+    if not weights:
+        raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
 
 
 def _objective(
@@ -204,14 +218,6 @@ def _enough(
         return lambda _best: 0.0
     n = data.size("validation")
     return None if hardening is None else lambda best: wilson(best, n)[0]
-
-
-def _check_stops(until: Mapping[str, float], weights: Mapping[str, float]) -> None:
-    """Raise an error for the early stop of a loss that is not used."""
-    unused = next((name for name in until if name not in weights), None)
-    if unused is not None:
-        used = ", ".join(weights) or "none"
-        raise UsageError(f"until has loss {unused!r}; the losses in use are: {used}")
 
 
 def _paired_taps(

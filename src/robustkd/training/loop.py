@@ -102,20 +102,20 @@ def fit(
         InputError: If the keeper's state does not fit the networks.
         WriteError: If the log cannot be written.
     """
-    how = TrainingConfig(**training)
-    accelerator = new_accelerator(how.precision)
+    config = TrainingConfig(**training)
+    accelerator = new_accelerator(config.precision)
     optimiser = new_optimiser(
-        how.optimizer,
-        parameter_groups(learner, how.lr, rates),
-        lr=how.lr,
-        momentum=how.momentum,
-        weight_decay=how.weight_decay,
+        config.optimizer,
+        parameter_groups(learner, config.lr, rates),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
     )
     for group in optimiser.param_groups:
         group["start"] = group["lr"]
-    loop = _Loop(learner, companion, optimiser, accelerator, seed, how, processes)
-    steps = how.epochs * steps_per_epoch(data.size("train"), how.batch_size)
-    warmup = how.warmup_epochs / how.epochs
+    loop = _Loop(learner, companion, optimiser, accelerator, seed, config, processes)
+    steps = config.epochs * steps_per_epoch(data.size("train"), config.batch_size)
+    warmup = config.warmup_epochs / config.epochs
 
     def save() -> None:
         if keeper is not None and processes.first:
@@ -128,16 +128,16 @@ def fit(
             loop.restore(last)
         processes.same([learner, companion])
         with track(label, steps - loop.step) as update:
-            while loop.epoch < how.epochs:
+            while loop.epoch < config.epochs:
                 learner.train()
-                for batch, total in loop.batches(data, how.batch_size):
-                    factor = schedule_factor(how.schedule, min(1.0, loop.step / steps), warmup)
+                for batch, total in loop.batches(data, config.batch_size):
+                    factor = schedule_factor(config.schedule, min(1.0, loop.step / steps), warmup)
                     loop.advance(batch, total, factor, hooks.after_backward, update)
                     if keeper is not None and keeper.is_due():
                         save()
                 loop.end_epoch(hooks.validate, hooks.enough)
                 if epoch_lines and processes.first:
-                    update.line(epoch_line(label, how.epochs, loop.records[-1]))
+                    update.line(epoch_line(label, config.epochs, loop.records[-1]))
                 if log is not None and processes.first:
                     write_records(log, loop.records)
                 save()
@@ -156,15 +156,15 @@ class _Loop:
         optimiser: torch.optim.Optimizer,
         accelerator: Accelerator,
         seed: int,
-        how: TrainingConfig,
+        config: TrainingConfig,
         processes: Processes,
     ) -> None:
-        self._how, self._processes, self._seed = how, processes, seed
-        self._parts = PartsOfBatches(processes, how.accumulate)
+        self._config, self._processes, self._seed = config, processes, seed
+        self._parts = PartsOfBatches(processes, config.accumulate)
         self.learner, self.companion = learner, companion
         self.optimiser, self.accelerator = optimiser, accelerator
         self.prepared = prepared(accelerator, learner, optimiser)
-        self._average = None if how.ema is None else MovingAverage(learner, how.ema)
+        self._average = None if config.ema is None else MovingAverage(learner, config.ema)
         self.order, self.crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
         self.began = self.order.get_state(), self.crops.get_state()
         self.step = self.epoch = 0
@@ -224,8 +224,8 @@ class _Loop:
         scalars = self._backward(batch, total)
         if after_backward is not None:
             after_backward()
-        if self._how.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self._trained(), self._how.clip_grad)
+        if self._config.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self._trained(), self._config.clip_grad)
         # The first step shows whether a restored state of the optimiser fits the parameters.
         with damage_reported() if self._restored else nullcontext():
             optimiser.step()
