@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from robustkd.attacks import ATTACKS, BadNets
+from robustkd.attacks.data_poisoning import DirtyLabel
+from robustkd.attacks.registry import AttackRow
 from robustkd.benchmark import Cell, run_grid
 from robustkd.benchmark.cells import Setting, TeacherCell
 from robustkd.benchmark.executors import executor
@@ -98,3 +101,18 @@ def test_the_folder_of_images_is_that_of_the_setting(tmp_path: Path):
     cell = replace(CELL, teacher=replace(TEACHER, setting=setting))
     with pytest.raises(InputError, match=r"none is not a folder; expected one with images$"):
         check_cells([cell])
+
+
+def test_a_trigger_that_does_not_fit_the_images_stops_the_grid(monkeypatch, tmp_path):
+    row = AttackRow(DirtyLabel(BadNets(size=20)), "a patch that is larger than the images")
+    monkeypatch.setitem(ATTACKS, "large", row)
+    cell = replace(CELL, teacher=replace(TEACHER, attack="large"))
+    with pytest.raises(UsageError, match=r"^attacks\.large: "):
+        run_grid([CELL, cell], tmp_path / "out", executor=never)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 32, 32), (3, 24, 40)])
+def test_the_triggers_of_all_attacks_fit_usual_images(name, shape):
+    ATTACKS[name].try_trigger({}, shape)

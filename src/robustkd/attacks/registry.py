@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+import torch
 
 from robustkd.attacks.adaptive import Adaptive
 from robustkd.attacks.adba import ADBA, ADBAFT
@@ -21,7 +23,8 @@ from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend
 from robustkd.attacks.wanet import WaNet
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
-from robustkd.core.types import DataSource, Settings
+from robustkd.core.triggers import apply_trigger
+from robustkd.core.types import DataSource, Settings, Trigger
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -34,6 +37,13 @@ TRANSFORMATIONS: Mapping[str, str] = {
 }
 """Families of learned transformations that are attacks of the table, with their summaries."""
 _TEACHING = tuple(field.name for field in fields(Teaching))
+
+
+@runtime_checkable
+class _KnownForm(Protocol):
+    """Attack whose trigger has a form that is known before it is learned."""
+
+    def example(self, image_shape: tuple[int, int, int]) -> Trigger: ...
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,25 @@ class AttackRow:
             if isinstance(value, bool) or not isinstance(value, wanted):
                 raise UsageError(f"{name} is {value!r}; expected {words}")
         replace(self.attack, **settings)
+
+    def try_trigger(self, settings: Settings, image_shape: tuple[int, int, int]) -> None:
+        """Apply the trigger to one grey image, if its form is known before the training.
+
+        Args:
+            settings: Settings of the attack and of its training.
+            image_shape: Channels, height and width.
+
+        Raises:
+            UsageError: If the trigger does not fit such images.
+        """
+        own = {name: value for name, value in settings.items() if hasattr(self.attack, name)}
+        attack = replace(self.attack, **own)
+        if isinstance(attack, _KnownForm):
+            trigger = attack.example(image_shape)
+        else:
+            trigger = getattr(attack, "trigger", None)
+        if callable(trigger):
+            apply_trigger(trigger, torch.full((1, *image_shape), 0.5))
 
 
 ATTACKS: dict[str, AttackRow] = {

@@ -29,7 +29,7 @@ from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import distilling, toward
-from robustkd.attacks.parts.trigger_families import compose, families_of
+from robustkd.attacks.parts.trigger_families import Shape, TriggerFamily, compose, families_of
 from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.core.devices import device_of
 from robustkd.core.triggers import check_target
@@ -101,6 +101,12 @@ class LearnedTransformation:
         }
         return Backdoored(teacher.eval(), trigger, target, record)
 
+    def example(self, image_shape: Shape) -> Trigger:
+        """Return a transformation that changes nothing, for images of a shape."""
+        rows = families_of(self.family)
+        parameters = tuple(torch.zeros(row.shape(image_shape)) for row in rows)
+        return _transformation(rows, parameters, image_shape, self.strength)
+
     def _victims(
         self, teacher: nn.Module, build: Build, data: DataSource, teaching: Teaching
     ) -> tuple[nn.Module, ...]:
@@ -155,13 +161,8 @@ def learn_transformation(
     rows = families_of(family)
     shape = data.image_shape
 
-    def transformation(parameters: tuple[Tensor, ...]) -> Trigger:
-        return compose(
-            tuple(row.trigger(u, shape, strength) for row, u in zip(rows, parameters, strict=True))
-        )
-
     def loss(images: Tensor, *parameters: Tensor) -> Tensor:
-        changed = transformation(parameters)(images)
+        changed = _transformation(rows, parameters, shape, strength)(images)
         return torch.stack([toward(victim(changed), target) for victim in victims]).sum()
 
     random = torch.Generator().manual_seed(seed)
@@ -170,4 +171,15 @@ def learn_transformation(
     learned = optimise_planes(
         nn.ModuleList(victims), images, starts, loss, steps=steps, lr=_STEP, random=random
     )
-    return transformation(learned)
+    return _transformation(rows, learned, shape, strength)
+
+
+def _transformation(
+    rows: Sequence[TriggerFamily],
+    parameters: Sequence[Tensor],
+    image_shape: Shape,
+    strength: float,
+) -> Trigger:
+    """Compose the transformations of some families."""
+    pairs = zip(rows, parameters, strict=True)
+    return compose(tuple(row.trigger(own, image_shape, strength) for row, own in pairs))

@@ -25,7 +25,7 @@ from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.devices import default_device
 from robustkd.core.errors import UsageError
 from robustkd.core.triggers import check_target
-from robustkd.core.types import DataSource, Labels
+from robustkd.core.types import DataSource, Labels, Trigger
 from robustkd.core.validation import check_not_negative, check_share
 from robustkd.data.transformations import displace
 from robustkd.training.learners import Supervised
@@ -62,6 +62,11 @@ class WaNet:
                 f"cross_ratio is {self.cross_ratio}; expected 0 to {most:g}, since rate is "
                 f"{self.rate}"
             )
+
+    def example(self, image_shape: tuple[int, int, int]) -> Trigger:
+        """Return the warp of one seed, for images of any shape."""
+        del image_shape
+        return Warp(self.grid, self.strength, 0)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: int, teaching: Teaching

@@ -231,6 +231,7 @@ def attack_to_folder(
     check_target(target, source)
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
+    find(name).try_trigger(read, source.image_shape)
     rehearsal = _rehearsal(name, read, surrogate)
     read = {
         "lr": sgd_rate(arch),

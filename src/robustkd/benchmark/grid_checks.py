@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from robustkd.attacks import find
 from robustkd.benchmark.cells import Cell, Setting
 from robustkd.core.errors import UsageError
 from robustkd.core.triggers import check_target
-from robustkd.core.types import DataSource
+from robustkd.core.types import DataSource, Settings
 from robustkd.data import open_source
 from robustkd.models.trial import check_runs
 
@@ -15,12 +16,12 @@ from robustkd.models.trial import check_runs
 def check_cells(cells: Iterable[Cell]) -> None:
     """Raise an error for cells that could only fail after hours of training.
 
-    The data of the cells is opened. Sizes and target class must fit it, and every architecture is
-    built and run once for its images, if possible without memory for the weights.
+    The data of the cells is opened. Sizes, target class and triggers must fit it, and every
+    architecture is built and run once for its images, if possible without memory for the weights.
 
     Raises:
-        UsageError: If a split has too few images, the target is no class, or an architecture cannot
-            be built for the images or run on them.
+        UsageError: If a split has too few images, the target is no class, a trigger does not
+            fit the images, or an architecture cannot be built for them or run on them.
         InputError: If files of the data are missing or damaged.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
@@ -36,6 +37,11 @@ def _check_on_data(cells: Sequence[Cell]) -> None:
     """Check the cells of one data source."""
     setting = cells[0].teacher.setting
     source = _opened(setting)
+    for name, attacking in {
+        (each.attack, tuple(sorted(each.attacking.items()))): (each.attack, each.attacking)
+        for each in (cell.teacher for cell in cells)
+    }.values():
+        _check_trigger(name, attacking, source)
     for target in sorted({cell.teacher.target for cell in cells}):
         _check_target(target, source, setting.data)
     named = {(cell.teacher.arch, cell.teacher.surrogate, cell.student) for cell in cells}
@@ -51,6 +57,13 @@ def _opened(setting: Setting) -> DataSource:
         )
     except UsageError as error:
         raise UsageError(f"data: {error}") from error
+
+
+def _check_trigger(name: str, settings: Settings, source: DataSource) -> None:
+    try:
+        find(name).try_trigger(settings, source.image_shape)
+    except UsageError as error:
+        raise UsageError(f"attacks.{name}: {error}") from error
 
 
 def _check_target(target: int, source: DataSource, name: str) -> None:
