@@ -19,7 +19,6 @@ from robustkd.cli.flags import (
     TeacherFlags,
     check_at_least,
     check_training,
-    resolved,
 )
 from robustkd.cli.opening import open_data, open_model
 from robustkd.cli.output import (
@@ -30,6 +29,7 @@ from robustkd.cli.output import (
     print_words,
 )
 from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.recorded_flags import recorded_flags
 from robustkd.training.config import TrainingOptions
 
 
@@ -255,7 +255,7 @@ def attack(
         surrogate=surrogate or arch,
         settings={**(settings or {}), **cast(Mapping[str, float], training)},
         seed=seed,
-        flags=resolved(flags),
+        flags=recorded_flags(flags),
     )
     if as_json:
         print_json(results.content())

@@ -21,7 +21,6 @@ from robustkd.cli.flags import (
     TrainingFlags,
     check_training,
     choose_device,
-    resolved,
 )
 from robustkd.cli.opening import given_of, reading_of
 from robustkd.cli.output import (
@@ -36,6 +35,7 @@ from robustkd.core.errors import InputError, UsageError
 from robustkd.core.known_names import check_data, check_defence, is_folder
 from robustkd.core.launch import launched
 from robustkd.core.methods import find_method
+from robustkd.core.recorded_flags import recorded_flags
 
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
@@ -289,7 +289,7 @@ def _run(
         job,
         source,
         folder,
-        config=resolved(flags),
+        config=recorded_flags(flags),
         resume=options.resume,
         trust=options.trust,
         track=options.track,

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
 from robustkd.core.errors import UsageError
-from robustkd.core.known_names import check_architecture, is_folder
+from robustkd.core.known_names import check_architecture
 from robustkd.core.launch import launched
 from robustkd.core.validation import check_seed, check_threads
 from robustkd.training.config import TrainingOptions
@@ -217,16 +217,3 @@ def check_at_least(flag: str, value: int, lowest: int) -> None:
     """Raise an error for a number below the lowest allowed value."""
     if value < lowest:
         raise UsageError(f"{flag} is {value}; expected at least {lowest}")
-
-
-def resolved(flags: Mapping[str, object]) -> dict[str, object]:
-    """Return the flags that are set, with absolute paths, so that they are valid in any folder."""
-    found: dict[str, object] = {}
-    for name, value in flags.items():
-        if isinstance(value, Path) or (name == "data" and is_folder(str(value))):
-            found[name] = os.path.abspath(str(value))
-        elif isinstance(value, str):
-            found[name] = str(value)
-        elif value not in (None, ()):
-            found[name] = list(value) if isinstance(value, tuple) else value
-    return found

@@ -13,8 +13,9 @@ from robustkd.core.errors import UsageError
 from robustkd.core.files import at_home, free_name
 from robustkd.core.method_names import Side
 from robustkd.core.names import check_options
+from robustkd.core.recorded_flags import recorded_flags
 from robustkd.core.types import DataSource
-from robustkd.data import Reading, is_folder
+from robustkd.data import Reading
 from robustkd.models import Classifier
 from robustkd.pipeline.following import student_for_all
 from robustkd.pipeline.job import DistillJob, audit_flag
@@ -190,7 +191,18 @@ def run(
         on="teacher" if on is None else on,
     )
     folder = start().from_first(_free_folder) if out is None else Path(at_home(os.fspath(out)))
-    flags = {**_flags(job, data), **form_flags(source), **audit_flag(audit)}
+    # Data that came from Python code have no name that a command would understand.
+    named = at_home(os.fspath(data)) if isinstance(data, str | Path) else None
+    flags = recorded_flags(
+        {
+            "teacher": job.teacher,
+            "data": named,
+            "student_weights": job.student_weights,
+            **job.settings(),
+            **form_flags(source),
+            **audit_flag(audit),
+        }
+    )
     results = distill_file(job, source, folder, config=flags, track=track, audited=audit)
     made = student_for_all(start(), folder, student)
     return RunResult(made.eval(), results, folder)
@@ -198,19 +210,3 @@ def run(
 
 def _free_folder() -> Path:
     return free_name(Path("robustkd-run"))
-
-
-def _flags(job: DistillJob, data: str | Path | DataSource) -> dict[str, object]:
-    """Return the flags of the equivalent command, without data if these came from Python code."""
-    named: dict[str, object] = {}
-    if isinstance(data, str | Path):
-        place = at_home(os.fspath(data))
-        named["data"] = os.path.abspath(place) if is_folder(place) else place
-    settings = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in job.settings().items()
-        if value != ()
-    }
-    if job.student_weights is not None:
-        settings["student_weights"] = os.path.abspath(job.student_weights)
-    return {"teacher": os.path.abspath(job.teacher), **named, **settings}
