@@ -131,6 +131,12 @@ def test_the_most_serious_outcome_prevails(word, missed, outcome, monkeypatch):
     assert verify(Reader(), DATA, thresholds=limit).outcome == outcome
 
 
+def test_a_student_of_another_precision_is_refused():
+    student = nn.Sequential(nn.Flatten(), nn.Linear(4, 4)).half()
+    with pytest.raises(UsageError, match=r"^the student does not work with images of shape 2 x 1"):
+        verify(student, DATA, thresholds=NONE, audited=False)
+
+
 @pytest.mark.parametrize("name", ["min_accuracy", "max_drop", "max_asr"])
 def test_thresholds_are_fractions(name):
     flag = f"--{name.replace('_', '-')}"

@@ -18,7 +18,12 @@ from robustkd.data.in_memory import to_floats
 from robustkd.evaluation.audit import Audit, audit
 from robustkd.evaluation.measurement import measure
 from robustkd.models.features.taps import frozen_modes
-from robustkd.training.inference import accuracy_by_class, check_finite, images_at_once
+from robustkd.training.inference import (
+    accuracy_by_class,
+    check_classifier,
+    check_finite,
+    images_at_once,
+)
 from robustkd.training.metrics import Proportion
 
 Outcome: TypeAlias = Literal["passed", "suspicious", "missed", "inconclusive"]
@@ -165,8 +170,8 @@ def verify(
         seed: Seed of the audit.
 
     Raises:
-        UsageError: If a threshold needs something that is not given, ``target`` is no class, or
-            ``triggered`` is empty.
+        UsageError: If a threshold needs something that is not given, ``target`` is no class,
+            ``triggered`` is empty, or the student does not fit the data.
         InputError: If a threshold needs the accuracy of the teacher, and the test images are not
             those of the run; or if an output of the student is not finite.
     """
@@ -181,6 +186,7 @@ def verify(
         check_target(target, data)
     if triggered is not None and not len(triggered):
         raise UsageError("triggered is empty; expected at least one image")
+    check_classifier(student, data, name="the student")
     by_class = accuracy_by_class(student, data, "test")
     accuracy = sum(by_class, start=Proportion(0, 0))
     unknown = ""

@@ -210,7 +210,9 @@ class Searched(nn.Module):
         self._broken_outputs = self._broken_outputs + _broken(logits.detach())
         return logits
 
-    def _look_at(self, gradient: Tensor) -> None:
+    def _look_at(self, gradient: Tensor | None) -> None:
+        if gradient is None:  # a part of the network, such as a quantised one, passes none
+            return
         self._gradients += len(gradient)
         self._broken_gradients = self._broken_gradients + _broken(gradient)
 

@@ -162,6 +162,27 @@ def test_gradients_that_are_not_finite_are_inconclusive():
     assert found.verdict.reason == "the model cannot be searched: its gradients are not finite"
 
 
+def test_a_network_with_a_part_that_passes_no_gradient_is_inconclusive():
+    """As the layers of quantised networks, whose outputs have a graph and no gradient."""
+
+    class Blocked(torch.autograd.Function):
+        @staticmethod
+        def forward(_context, images):
+            return images.clone()
+
+        @staticmethod
+        def backward(_context, _gradient):
+            return None
+
+    class Quantised(Rows):
+        def forward(self, images):
+            return super().forward(Blocked.apply(images))
+
+    found = audit(Quantised(5), DATA, references=BESIDE, effort=TINY)
+    assert found.verdict.word == "inconclusive"
+    assert found.verdict.reason == "no gradient passes through the model, so it cannot be searched"
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
