@@ -173,3 +173,13 @@ def test_errors_of_any_kind_are_told_in_one_line():
 
     with pytest.raises(UsageError, match=r"^the teacher does not work with .*: wrong height$"):
         check_classifier(Strict(), source(2), name="the teacher")
+
+
+@pytest.mark.parametrize("change", [lambda x: x.mul_(2).sub_(1), lambda x: x.clamp_(0, 1)])
+def test_a_network_that_changes_its_input_in_place_is_refused(change):
+    class Changing(Reading):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(change(images))
+
+    with pytest.raises(UsageError, match=r"^the teacher changes its input in place; expected a"):
+        check_classifier(Changing(), source(4), name="the teacher")
