@@ -10,7 +10,7 @@ import torch
 from robustkd import data, models
 from robustkd.attacks import MaskedPattern, find
 from robustkd.attacks.latent import Goal, _Implant, learn_trigger
-from robustkd.attacks.parts.trigger_search import Bounded, optimise_planes
+from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes
 from robustkd.core.errors import UsageError
 from robustkd.models.features import taps
 from robustkd.models.features.stages import stages
@@ -135,7 +135,7 @@ def test_planes_move_to_the_nearest_point_of_their_range():
     free, held = optimise_planes(
         model,
         torch.zeros(4, 1, 1, 1),
-        [Bounded(start, -1, 1), Bounded(start, 0, 0.25)],
+        [BoxedTensor(start, -1, 1), BoxedTensor(start, 0, 0.25)],
         lambda _images, one, two: (one - 0.5).square().sum() + (two - 0.5).square().sum(),
         steps=300,
         lr=0.02,
@@ -159,7 +159,7 @@ def test_the_model_is_restored_if_the_loss_fails():
         optimise_planes(
             model,
             torch.zeros(4, 1, 1, 1),
-            [Bounded(torch.zeros(1), 0, 1)],
+            [BoxedTensor(torch.zeros(1), 0, 1)],
             broken,
             steps=1,
             lr=0.1,

@@ -666,7 +666,7 @@ def test_a_wrong_trigger_is_reported_in_one_line(robustkd, files):
     refused(
         evaluate(files.trigger, files.trigger),
         3,
-        f"{files.trigger} has a damaged model description: no spec",
+        f"{files.trigger} is a trigger, which robustkd attack wrote; give a model's file",
     )
     refused(
         evaluate(files.seven, files.trigger),

@@ -326,8 +326,8 @@ def test_a_teacher_must_have_the_named_architecture(tmp_path):
         f"{path} is a model of 3 classes; the data has 10: use the data that it was trained for"
     )
     assert refusal(lambda: teacher(image_shape=(3, 8, 8))) == (
-        f"{path} expects images of shape (1, 8, 8); the data has (3, 8, 8): "
-        "use the data that it was trained for"
+        f"{path} expects images of shape (1, 8, 8); the data, as it is read, has (3, 8, 8): "
+        "use the data that it was trained for, without another image size or number of channels"
     )
     with pytest.raises(UsageError, match=re.escape("unknown architecture 'resnet'; expected ")):
         teacher(arch="resnet")

@@ -22,8 +22,8 @@ from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import METHODS, Method
 from robustkd.models import complexity
 from robustkd.models.complexity import operations
+from robustkd.pipeline import api, run_files, run_folder
 from robustkd.pipeline import run as main_line
-from robustkd.pipeline import run_files, run_folder
 from robustkd.pipeline import student as making
 from robustkd.pipeline.facts import measure_clean
 from robustkd.pipeline.job import DistillJob
@@ -572,7 +572,7 @@ def test_the_recorded_data_can_be_found_from_any_folder(data, expected, tmp_path
         told.update(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main_line, "distill_file", begun)
+    monkeypatch.setattr(api, "distill_file", begun)
     with pytest.raises(KeyboardInterrupt):
         robustkd.run("t.safetensors", data, "wrn-10-1", arch="wrn-10-1", out="run")
     assert told["data"] == expected.replace("PLACE", str(tmp_path))

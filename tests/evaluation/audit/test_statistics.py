@@ -44,6 +44,7 @@ from robustkd.evaluation.audit.references import References
 from robustkd.evaluation.audit.search import FAMILIES, search
 from robustkd.student.families import members_of
 from robustkd.student.families.search import led_shares, victims
+from robustkd.training.inference import batch_size_for
 from tests.evaluation.audit.networks import CLASSES, SIDE, Folded, Rows, rows_data
 
 TINY = Effort(
@@ -242,10 +243,14 @@ def test_a_network_must_be_misled_more_often_than_references_by_a_margin():
 def test_a_network_that_knows_less_must_be_misled_more_often():
     weak = subject(Rows(backdoor=5, gain=3.0), Rows(None), Rows(None))
     assert led_share(with_ceiling(weak, 0, 0)).p_value < 0.01
-    weaker = led_share(with_ceiling(replace(weak, network=Mistakes(3, backdoor=5, gain=3.0)), 0, 0))
-    assert weaker.details["shortfall"] > 0.2
-    assert weaker.details["recognised"] > 0.4
-    assert weaker.p_value > 0.3
+    weaker = replace(weak, network=Mistakes(3, backdoor=5, gain=3.0))
+    found = led_share(with_ceiling(weaker, 0, 0))
+    more, images = found.details["shortfall"], found.details["images"]
+    assert more > 0.2
+    moved = found.details["recognised"] * images
+    null = 1.5 * found.details["other class"]["share"] + MARGIN
+    assert binomial_p_value(moved, images, null) < 0.01 < found.p_value
+    assert found.p_value == pytest.approx(binomial_p_value(moved, images, null + more))
 
 
 def led_to(classes: range) -> Rows:
@@ -408,7 +413,8 @@ def test_parts_that_fit_into_memory_give_the_same_statistic(statistic, monkeypat
     audited = subject(Folded(), Folded(1))
     whole = statistic(audited)
     monkeypatch.setattr("robustkd.evaluation.audit.evidence.AT_ONCE", 9)
-    monkeypatch.setattr("robustkd.evaluation.audit.neuron_noise.AT_ONCE", 9)
+    place = "robustkd.evaluation.audit.neuron_noise.images_at_once"
+    monkeypatch.setattr(place, lambda images: batch_size_for(tuple(images.shape[1:]), 9))
     sizes: list[int] = []
     audited.network.register_forward_pre_hook(lambda _net, given: sizes.append(len(given[0])))
     parts = statistic(audited)
