@@ -134,10 +134,9 @@ class AttackRow:
         """
         own = {name: value for name, value in settings.items() if hasattr(self.attack, name)}
         attack = replace(self.attack, **own)
+        trigger: object = getattr(attack, "trigger", None)
         if isinstance(attack, _KnownForm):
             trigger = attack.example(image_shape)
-        else:
-            trigger = getattr(attack, "trigger", None)
         if callable(trigger):
             apply_trigger(trigger, torch.full((1, *image_shape), 0.5))
 

@@ -156,11 +156,14 @@ def run(
     check_options(training, [*own, *TrainingOptions.__annotations__])
     place = Path(at_home(os.fspath(teacher)))
     known = architecture(place, arch)
-    source = data
-    if isinstance(source, str | Path):
-        named = at_home(os.fspath(source))
+    # Data that came from Python code have no name that a command would understand.
+    named = None
+    if isinstance(data, str | Path):
+        named = at_home(os.fspath(data))
         source = open_as_taught(place, known, named, None, Reading(), ())
-    elif not hasattr(source, "batches"):
+    else:
+        source = data
+    if not hasattr(source, "batches"):
         raise UsageError(
             f"data is of type {type(source).__name__}; expected a name, a folder or a data source, "
             "such as from_dataset makes from a torch dataset"
@@ -191,8 +194,6 @@ def run(
         on="teacher" if on is None else on,
     )
     folder = start().from_first(_free_folder) if out is None else Path(at_home(os.fspath(out)))
-    # Data that came from Python code have no name that a command would understand.
-    named = at_home(os.fspath(data)) if isinstance(data, str | Path) else None
     flags = recorded_flags(
         {
             "teacher": job.teacher,
