@@ -270,7 +270,8 @@ def main() -> None:
     file = make_folder(given.out) / f"seed-{given.seed}.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
     settings = {name: getattr(given, name) for name in SETTINGS}
-    if (known := kept.get("settings", settings)) != settings:
+    known = kept.get("settings", settings if not kept else "unknown settings")
+    if known != settings:
         sys.exit(f"{file} was measured with {known}; use another --out")
     kept["settings"] = settings
     teacher, triggers = make_teacher(source, targets, given.epochs, given.seed)

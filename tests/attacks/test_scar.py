@@ -114,6 +114,14 @@ def test_followers_that_nothing_depends_on_change_nothing():
     torch.testing.assert_close(found.total(), (torch.ones(2),))
 
 
+def test_an_inner_loss_without_followers_has_no_implicit_part():
+    idle, leader = (torch.ones(2, requires_grad=True) for _ in range(2))
+    found = hypergradient(
+        leader.sum(), leader.square().sum(), [idle], [leader], steps=3, step_size=1
+    )
+    torch.testing.assert_close(found.total(), (2 * torch.ones(2),))
+
+
 def test_tolerance_stops_where_little_moves():
     problem = Quadratic()
     exact = problem.estimate(steps=3000, step_size=problem.safe_step).implicit[0]

@@ -73,8 +73,8 @@ def test_a_class_that_is_too_small_to_be_held_out_is_refused():
     labels = torch.tensor([0] * 10 + [1] * 2)
     dataset = TensorDataset(torch.zeros(12, 1, 4, 4), labels)
     message = (
-        "class 'bee' has 2 images; expected at least 3 to hold out validation and test: add "
-        "images, or give these splits"
+        "class 'bee' has too few images, 2; validation and test are held out from every class, so "
+        "expected at least 3: add images, or give validation"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         from_dataset(dataset, classes=["ant", "bee"])

@@ -183,3 +183,8 @@ def test_a_network_that_changes_its_input_in_place_is_refused(change):
 
     with pytest.raises(UsageError, match=r"^the teacher changes its input in place; expected a"):
         check_classifier(Changing(), source(4), name="the teacher")
+
+
+def test_a_classifier_can_be_checked_in_inference_mode():
+    with torch.inference_mode():
+        check_classifier(Reading(), source(4), name="the model")

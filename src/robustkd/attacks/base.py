@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.triggers import check_target
-from robustkd.core.types import DataSource, Trigger
+from robustkd.core.types import Batch, DataSource, Trigger
 from robustkd.core.validation import check_count, check_positive, check_seed
 from robustkd.training.inference import batch_size_for
 
@@ -150,8 +150,12 @@ def check_target_shown(target: int, data: DataSource) -> None:
         UsageError: If it is not a class, or has no training image.
     """
     check_target(target, data)
-    batches = data.batches("train", batch_size=batch_size_for(data.image_shape, _READ))
-    if not any(bool((batch.labels == target).any()) for batch in batches):
+    if not any(bool((batch.labels == target).any()) for batch in training_labels(data)):
         raise UsageError(
             f"target class {data.classes[target]!r} has no training image; expected at least one"
         )
+
+
+def training_labels(data: DataSource) -> Iterator[Batch]:
+    """Iterate over the training images for their labels, with fewer large images in a batch."""
+    return data.batches("train", batch_size=batch_size_for(data.image_shape, _READ))

@@ -102,7 +102,7 @@ class LearnedTransformation:
         return Backdoored(teacher.eval(), trigger, target, record)
 
     def example(self, image_shape: Shape) -> Trigger:
-        """Return a transformation that changes nothing, for images of a shape."""
+        """Return the transformation before it is learned, for images of a shape."""
         rows = families_of(self.family)
         parameters = tuple(torch.zeros(row.shape(image_shape)) for row in rows)
         return _transformation(rows, parameters, image_shape, self.strength)

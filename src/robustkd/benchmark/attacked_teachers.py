@@ -30,7 +30,7 @@ from robustkd.core.types import DataSource, Settings
 from robustkd.models.trial import check_runs
 from robustkd.report.results import ResultRow, Results
 from robustkd.training.config import TrainingOptions
-from robustkd.training.recipes import usual_training
+from robustkd.training.recipes import usual_training, with_defaults
 
 _log = logging.getLogger(__name__)
 
@@ -186,8 +186,10 @@ def _rehearsal(name: str, settings: Settings, surrogate: str) -> Rehearsal | Non
     if method is None:
         return None
     given = {key: settings[key] for key in ("epochs", "lr", "batch_size") if key in settings}
-    training = {**usual_training(surrogate, epochs=given.get("epochs", 1)), **given}
-    return Rehearsal(cast(TrainingOptions, training), method)
+    if "optimizer" in usual_training(surrogate, epochs=1):
+        given.pop("lr", None)  # a rate of SGD
+    training = with_defaults(cast(TrainingOptions, given), surrogate)
+    return Rehearsal(training, method)
 
 
 def attack_to_folder(

@@ -34,8 +34,8 @@ from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.core.validation import check_threads
 from robustkd.core.yaml_files import read_yaml
-from robustkd.training.config import Precision, TrainingConfig, TrainingOptions, check_training
-from robustkd.training.recipes import usual_training
+from robustkd.training.config import Precision, TrainingOptions, check_training
+from robustkd.training.recipes import usual_training, with_defaults
 
 MOST_CELLS = 10_000
 """Largest number of cells of a grid, all of which are kept in memory."""
@@ -178,7 +178,7 @@ class Block(BaseModel):
                 self._rehearsal(takes, pair[1]),
             )
             for method in (TEACHER, *self.methods):
-                training = _at_own_rate(self.training, pair[1])
+                training = _with_defaults_of(self.training, pair[1])
                 yield Cell(teacher, pair[1], method, training, cast(DetoxOptions, self.detoxing))
 
     def _rehearsal(self, takes: Collection[str], student: str) -> Rehearsal | None:
@@ -188,18 +188,17 @@ class Block(BaseModel):
             return None
         cleans = find_method(method).detox is not None
         detoxing = cast(DetoxOptions, self.detoxing if cleans else {})
-        return Rehearsal(_at_own_rate(self.training, student), method, detoxing)
+        return Rehearsal(_with_defaults_of(self.training, student), method, detoxing)
 
 
-def _at_own_rate(arguments: Arguments, arch: str) -> TrainingOptions:
+def _with_defaults_of(arguments: Arguments, arch: str) -> TrainingOptions:
     """Add the default training settings of the architecture, unless they are the usual ones.
 
-    The configuration of a cell thus contains every learning rate but the usual one.
+    The configuration of a cell thus contains all settings but the usual learning rate.
     """
-    epochs = arguments.get("epochs", TrainingConfig.epochs)
-    own = usual_training(arch, epochs=epochs if isinstance(epochs, int) else TrainingConfig.epochs)
-    found = arguments if own == {"lr": models.USUAL_RATE} else {**own, **arguments}
-    return cast(TrainingOptions, found)
+    given = cast(TrainingOptions, arguments)
+    usual = usual_training(arch, epochs=1) == {"lr": models.USUAL_RATE}
+    return given if usual else with_defaults(given, arch)
 
 
 def _check_arguments(key: str, given: Arguments) -> None:

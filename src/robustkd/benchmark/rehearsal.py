@@ -64,6 +64,8 @@ def informed(
     half = training.copy()
     if "epochs" in half:
         half["epochs"] = -(-half["epochs"] // 2)
+    if "warmup_epochs" in half:
+        half["warmup_epochs"] /= 2
     brief = DetoxOptions() if detoxing is None else detoxing.copy()
     if "steps" in brief:
         brief["steps"] = -(-brief["steps"] // 2)

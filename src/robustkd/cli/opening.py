@@ -285,7 +285,7 @@ def _teacher_in(path: Path) -> Path:
 
     Raises:
         InputError: If there is nothing at the path, or it is the folder of a run, whose student is
-            no teacher.
+            no teacher, or an exported model.
     """
     found = student_of(path)
     if found != path:

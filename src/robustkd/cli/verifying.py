@@ -271,13 +271,14 @@ def _print(found: Verification, classes: tuple[str, ...]) -> None:
 
 def _without_threshold(found: Verification) -> Iterator[str]:
     """Yield sentences about poor results that no threshold refuses."""
-    from robustkd.report.drop import LARGE
+    from robustkd.report.drop import is_large
 
-    limits = found.thresholds
-    if found.drop is not None and limits.max_drop is None and found.drop[1][0] > LARGE:
-        yield "the loss of accuracy is large; --max-drop would refuse it"
+    limits, own = found.thresholds, found.accuracy.value
+    if found.teacher is not None and found.drop is not None and limits.max_drop is None:
+        if is_large(found.drop[1][0], student=own, teacher=found.teacher.value):
+            yield "the loss of accuracy is large; set a limit with --max-drop"
     if found.asr is not None and limits.max_asr is None and found.asr.value > _SUCCESS:
-        yield "the trigger leads most images to the target; --max-asr would refuse it"
+        yield "the trigger leads most images to the target; set a limit with --max-asr"
 
 
 def _end(found: Verification) -> None:

@@ -74,7 +74,7 @@ def environment() -> dict[str, str | int]:
         "torch": torch.__version__,
         "device": str(accelerator or "cpu"),
         "threads": torch.get_num_threads(),
-        "cores": os.cpu_count() or 1,
+        "cores": usable_cores(),
         **({"processes": launched().count} if launched().several else {}),
         "machine": platform.machine(),
         "system": platform.system(),

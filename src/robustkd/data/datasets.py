@@ -97,8 +97,8 @@ def _held_out(labels: Labels, missing: Sequence[Split], names: Sequence[str]) ->
     if rare:
         shown = quoted(names[rare[0]]) if rare[0] < len(names) else rare[0]
         raise InputError(
-            f"class {shown} has {sizes[rare[0]]} images; expected at least {least} to hold out "
-            f"{' and '.join(missing)}: add images, or give these splits"
+            f"class {shown} has too few images, {sizes[rare[0]]}; {' and '.join(missing)} are held "
+            f"out from every class, so expected at least {least}: add images, or give {missing[0]}"
         )
     each = (sizes / _HELD_OUT).round().clamp_min(1).long()
     order = stratified_order(labels, seed=_SEED)

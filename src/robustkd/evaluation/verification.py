@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
@@ -73,7 +74,7 @@ class Recorded:
 
         Otherwise, the test images or how they are read have changed.
         """
-        most = round(_ROUNDED * accuracy.n)
+        most = math.ceil(_ROUNDED * accuracy.n)
         return accuracy.n == self.student.n and abs(accuracy.hits - self.student.hits) <= most
 
 

@@ -71,6 +71,8 @@ class Seal:
             for name in filter(folder.has, names):
                 with folder.open(name) as file:
                     self._files[name] = [_facts(file)]
+        if self._key is None:  # a seal of an earlier process would not list later files
+            (self._folder / SEAL).unlink(missing_ok=True)
         self.write()
 
     def write(self) -> None:

@@ -51,7 +51,7 @@ class Drop:
     @property
     def large(self) -> bool:
         """Whether the loss is large, see :data:`LARGE` and :data:`LEAST_SHARE`."""
-        return self.lowest > LARGE or self.student.mean < LEAST_SHARE * self.teacher.mean
+        return is_large(self.lowest, student=self.student.mean, teacher=self.teacher.mean)
 
     def points(self) -> str:
         """Describe the loss in percentage points, with its interval if known.
@@ -69,6 +69,17 @@ class Drop:
         ends = sorted(sign * end for end in self.interval or ())
         shown = f" [{', '.join(map(percent, ends))}]" if ends else ""
         return f"{percent(abs(self.lost))} points {'less' if sign > 0 else 'more'}{shown}"
+
+
+def is_large(lowest: float, *, student: float, teacher: float) -> bool:
+    """Return whether a loss of accuracy is large, see :data:`LARGE` and :data:`LEAST_SHARE`.
+
+    Args:
+        lowest: Lower bound of the loss, a fraction.
+        student: Accuracy of the student.
+        teacher: Accuracy of the teacher.
+    """
+    return lowest > LARGE or student < LEAST_SHARE * teacher
 
 
 def drop_of(rows: Iterable[Row], student: Row | None) -> Drop | None:

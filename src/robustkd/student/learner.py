@@ -38,7 +38,7 @@ class Lessons(NamedTuple):
 
 
 class DistillationLearner(nn.Module):
-    """DistillationLearner with the student and its objective; the teacher is not a submodule."""
+    """The student and its objective, as a module to train; the teacher is not a submodule."""
 
     def __init__(
         self,

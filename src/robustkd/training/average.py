@@ -52,7 +52,10 @@ class MovingAverage(nn.Module):
     def applied(self) -> Iterator[None]:
         """Replace the weights of the module by the averaged ones while the block lasts."""
         (module,) = self._module
-        before = {name: copy.deepcopy(value) for name, value in module.state_dict().items()}
+        before = {
+            name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for name, value in module.state_dict().items()
+        }
         module.load_state_dict({**before, **self._mean})
         try:
             yield

@@ -90,6 +90,8 @@ def hypergradient(
     found = torch.autograd.grad(inner, follower, create_graph=True, allow_unused=True)
     used = [place for place, each in enumerate(found) if each is not None]
     slope = [each for each in found if each is not None]
+    if not used:
+        return Hypergradient(direct, tuple(map(torch.zeros_like, leader)))
     follower, goal = [follower[place] for place in used], tuple(goal[place] for place in used)
     v, pace = goal, norm(goal)  # The first step, from zero.
     for _ in range(steps - 1):

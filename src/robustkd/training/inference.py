@@ -172,12 +172,17 @@ def _tried(model: nn.Module, images: Images, name: str, *, training: bool = Fals
         UsageError: If it does not work with the images, or changes them in place, so that other
             networks would see other images, and no gradient could reach them.
     """
-    images = images.clone()
-    before = images._version
     try:
         # Not in inference mode: what the model keeps of this call may be needed for gradients.
-        with torch.no_grad(), frozen_modes(model, training=training):
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            frozen_modes(model, training=training),
+        ):
+            images = images.clone()
+            before = images._version
             outputs: object = model(images)
+            changed = images._version != before
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a shape or type; networks raise errors of any kind
@@ -186,7 +191,7 @@ def _tried(model: nn.Module, images: Images, name: str, *, training: bool = Fals
             f"{name} does not work with images of shape {shape} and type {images.dtype}: "
             f"{first_line(error)}"
         ) from error
-    if images._version != before:
+    if changed:
         raise UsageError(
             f"{name} changes its input in place; expected a network that leaves it as it is, for "
             "example with images = images.clone() at the start of its forward"

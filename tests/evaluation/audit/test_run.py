@@ -25,9 +25,11 @@ from robustkd.evaluation.audit import (
 from robustkd.evaluation.audit.led_share import LED
 from robustkd.evaluation.audit.logit_scale import Scaled, at_usual_scale
 from robustkd.evaluation.audit.references import Limited, References, train_references
+from robustkd.evaluation.audit.run import _trouble
 from robustkd.evaluation.audit.search import held_out_images
 from robustkd.evaluation.audit.verdict import combine
 from robustkd.training.inference import accuracy_on
+from robustkd.training.metrics import Proportion
 from tests.evaluation.audit.networks import CLASSES, SIDE, Rows, rows_data
 from tests.unlabelled import Unlabelled
 
@@ -128,6 +130,13 @@ def test_a_network_that_knows_much_less_than_the_references_is_inconclusive(know
             "the model is right on only 75.0% of the validation images, "
             "and a reference network on 100.0%"
         )
+
+
+@pytest.mark.parametrize(("best", "named"), [(0.12, False), (0.9, True)])
+def test_a_reference_is_named_where_it_is_the_scale(best, named):
+    said = _trouble(Proportion(15, 100), [Proportion(round(100 * best), 100)], 10)
+    assert said.startswith("the model is right on only 15.0% of the validation images")
+    assert ("a reference network on 90.0%" in said) == named
 
 
 def test_outputs_that_are_not_finite_on_transformed_images_are_inconclusive():

@@ -8,16 +8,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from robustkd.attacks.base import check_target_shown
+from robustkd.attacks.base import check_target_shown, training_labels
 from robustkd.core.errors import UsageError
 from robustkd.core.triggers import apply_trigger, check_target
 from robustkd.core.types import Batch, DataSource, Split, Trigger
 from robustkd.core.validation import check_share
-from robustkd.training.inference import batch_size_for
 
 _MISSING = -2
-_READ = 4096
-"""Images of up to 64 x 64 pixels that are read at once, for their labels."""
+"""Stands for the label of an image that no batch has, which may be damaged."""
 
 
 class Poisoned:
@@ -67,8 +65,7 @@ class Poisoned:
     def _chosen(self, rate: float, *, clean_label: bool, seed: int) -> Bool[Tensor, " train"]:
         total = self._clean.size("train")
         labels = torch.full((total,), _MISSING)
-        at_once = batch_size_for(self._clean.image_shape, _READ)
-        for batch in self._clean.batches("train", batch_size=at_once):
+        for batch in training_labels(self._clean):
             labels[batch.rows] = batch.labels
         seen = labels != _MISSING  # damaged images have a row as well
         of_target = labels == self._target

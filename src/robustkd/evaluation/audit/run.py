@@ -237,4 +237,5 @@ def _trouble(accuracy: Proportion, references: Sequence[Proportion], classes: in
     if accuracy.value >= min(usual, 1 - 1 / (2 * classes)):
         return ""
     said = f"the model is right on only {accuracy.value:.1%} of the validation images"
-    return f"{said}, and a reference network on {best:.1%}" if references else said
+    below = _FAR_BELOW * best > accuracy.value
+    return f"{said}, and a reference network on {best:.1%}" if below else said

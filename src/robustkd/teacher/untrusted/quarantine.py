@@ -61,7 +61,7 @@ class Quarantined:
         name: File name without the folder.
         bytes: Size of the file.
         sha256: SHA-256 of the file, in hexadecimal.
-        verdict: ReadOutcome of the reading process.
+        verdict: What the reading process reported.
         choice: Number of the state dict among those in the file.
     """
 
