@@ -274,8 +274,9 @@ def _without_threshold(found: Verification) -> Iterator[str]:
     from robustkd.report.drop import is_large
 
     limits, own = found.thresholds, found.accuracy.value
-    if found.teacher is not None and found.drop is not None and limits.max_drop is None:
-        if is_large(found.drop[1][0], student=own, teacher=found.teacher.value):
+    if found.drop is not None and limits.max_drop is None:
+        lost, (lowest, _) = found.drop
+        if is_large(lowest, student=own, teacher=own + lost):
             yield "the loss of accuracy is large; set a limit with --max-drop"
     if found.asr is not None and limits.max_asr is None and found.asr.value > _SUCCESS:
         yield "the trigger leads most images to the target; set a limit with --max-asr"
