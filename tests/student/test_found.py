@@ -295,12 +295,13 @@ def test_a_teacher_with_probabilities_is_searched():
     assert find_perturbations(Softmax(), source(), ("tone",), steps=1).classes == CLASSES
 
 
-def test_a_teacher_may_change_its_input_in_place():
+def test_a_teacher_that_changes_its_input_in_place_is_refused_as_in_distill():
     class InPlace(Teacher):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images.sub_(0.1))
 
-    assert find_perturbations(InPlace(), source(), ("tone",), steps=1).classes == CLASSES
+    with pytest.raises(UsageError, match=r"^the teacher changes its input in place; expected a "):
+        find_perturbations(InPlace(), source(), ("tone",), steps=1)
 
 
 def test_an_unknown_family_is_named():

@@ -193,8 +193,8 @@ def _tried(model: nn.Module, images: Images, name: str, *, training: bool = Fals
         ) from error
     if changed:
         raise UsageError(
-            f"{name} changes its input in place; expected a network that leaves it as it is, for "
-            "example with images = images.clone() at the start of its forward"
+            f"{name} changes its input in place; expected a network that leaves it as it is: give "
+            "one that calls it with a copy, images.clone()"
         )
     return outputs
 
@@ -305,7 +305,7 @@ def passes_gradient(network: nn.Module, images: Images) -> bool:
     """
     seen = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        logits = network(seen.clone())
+        logits = network(seen)
         if not logits.requires_grad:
             return False
         # Random weights, since the sum of all outputs may be constant, as that of a softmax is.
