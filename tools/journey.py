@@ -132,6 +132,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_images(folder / "images")
+        torch.set_num_threads(1)  # as the commands, so that every machine trains the same teacher
         make_teacher(folder / "teacher", folder / "images")
         page.write_text(_START + "".join(travel(folder)))
 
