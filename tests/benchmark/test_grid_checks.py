@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-from robustkd.attacks import ATTACKS, BadNets
+from robustkd.attacks import ATTACKS, BadNets, registry
 from robustkd.attacks.data_poisoning import DirtyLabel
 from robustkd.attacks.registry import AttackRow
 from robustkd.benchmark import Cell, run_grid
@@ -16,6 +17,8 @@ from robustkd.benchmark.executors import executor
 from robustkd.benchmark.grid_checks import check_cells
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.files import write_json
+from robustkd.core.triggers import apply_trigger
+from robustkd.core.types import Trigger
 
 SETTING = Setting("digits", {"train": 40})
 TEACHER = TeacherCell(SETTING, "wrn-10-1", "badnets", {"epochs": 1})
@@ -45,6 +48,10 @@ WRONG = [
         "choose a number in between",
     ),
 ]
+
+
+CONTROLS = ("badnets", "blend", "sig", "wanet")
+"""Attacks whose triggers are not learned."""
 
 
 def never(*_: object) -> None:
@@ -114,5 +121,14 @@ def test_a_trigger_that_does_not_fit_the_images_stops_the_grid(monkeypatch, tmp_
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 32, 32), (3, 24, 40)])
-def test_the_triggers_of_all_attacks_fit_usual_images(name, shape):
+def test_triggers_whose_form_is_known_are_applied_to_one_image(name, shape, monkeypatch):
+    applied = []
+
+    def noted(trigger: Trigger, images: Tensor) -> Tensor:
+        applied.append(tuple(images.shape))
+        return apply_trigger(trigger, images)
+
+    monkeypatch.setattr(registry, "apply_trigger", noted)
     ATTACKS[name].try_trigger({}, shape)
+    known = name in CONTROLS or name.removeprefix("adaptive-") in registry.TRANSFORMATIONS
+    assert applied == ([(1, *shape)] if known else [])
