@@ -37,11 +37,10 @@ def _check_on_data(cells: Sequence[Cell]) -> None:
     """Check the cells of one data source."""
     setting = cells[0].teacher.setting
     source = _opened(setting)
-    for name, attacking in {
-        (each.attack, tuple(sorted(each.attacking.items()))): (each.attack, each.attacking)
-        for each in (cell.teacher for cell in cells)
-    }.values():
-        _check_trigger(name, attacking, source)
+    teachers = [cell.teacher for cell in cells]
+    differing = {(each.attack, tuple(sorted(each.attacking.items()))): each for each in teachers}
+    for each in differing.values():
+        _check_trigger(each.attack, each.attacking, source)
     for target in sorted({cell.teacher.target for cell in cells}):
         _check_target(target, source, setting.data)
     named = {(cell.teacher.arch, cell.teacher.surrogate, cell.student) for cell in cells}
