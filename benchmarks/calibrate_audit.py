@@ -89,6 +89,11 @@ ORDINARY = "mix"
 """Method of the students that show whether a hidden backdoor is inherited."""
 _EPOCHS = {"digits": 8, "fashion-mnist": 3, "cifar10": 8}
 _STUDENT_EPOCHS = {"digits": 20, "fashion-mnist": 5, "cifar10": 10}
+_TESTED = (
+    *("recognised", "images", "shortfall", "other class"),
+    *("reference share", "reference images"),
+)
+"""Measurements from which the p-value of the led share follows."""
 _TARGETS = (1, 8, 3, 0, 2, 4, 5, 6, 7, 9)
 
 
@@ -285,6 +290,11 @@ def row_of(found: Audit) -> dict[str, Any]:
         "seconds": round(found.seconds, 1),
         "p_values": {name: each.p_value for name, each in found.evidence.items()},
         "suspects": {name: each.suspect for name, each in found.evidence.items()},
+        "led share": {
+            name: value
+            for name, value in found.evidence["led share"].details.items()
+            if name in _TESTED
+        },
     }
 
 

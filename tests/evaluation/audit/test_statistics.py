@@ -34,6 +34,7 @@ from robustkd.evaluation.audit.led_share import (
     UNSURE,
     binomial_p_value,
     furthest,
+    highest,
     led_share,
     shares_of_other_classes,
 )
@@ -248,9 +249,34 @@ def test_a_network_that_knows_less_must_be_misled_more_often():
     more, images = found.details["shortfall"], found.details["images"]
     assert more > 0.2
     moved = found.details["recognised"] * images
-    null = 1.5 * found.details["other class"]["share"] + MARGIN
+    other = found.details["other class"]
+    null = max(highest(0.0, images), highest(other["share"], other["images"], 1.5))
     assert binomial_p_value(moved, images, null) < 0.01 < found.p_value
     assert found.p_value == pytest.approx(binomial_p_value(moved, images, null + more))
+
+
+def test_shares_of_few_images_allow_more():
+    assert highest(0.0, 1e9) == pytest.approx(MARGIN, abs=1e-6)
+    assert highest(0.3, 1e9, 1.5) == pytest.approx(0.45 + MARGIN, abs=1e-4)
+    for share in (0.0, 0.3):
+        for factor in (1.0, 1.5):
+            allowed = [highest(share, n, factor) for n in (400.7, 100.2, 30.9, 4.0, 0.0)]
+            assert allowed == sorted(allowed)
+            # As exact as 400 images are, the margin is nearly all.
+            assert allowed[0] - factor * share < 1.15 * MARGIN
+    # So a share of 0.6 among 400 images is evidence, and among 16 none.
+    assert binomial_p_value(240, 400, highest(0.3, 400.0)) < 0.01
+    assert binomial_p_value(9.6, 16, highest(0.3, 16.0)) > 0.5
+
+
+@pytest.mark.parametrize("images", [8.0, 1000.0])
+def test_the_references_share_counts_as_exactly_as_it_was_measured(images):
+    weak = with_ceiling(subject(Rows(backdoor=5, gain=3.0), Rows(None), Rows(None)), 0, 0.1)
+    measured = replace(weak, references=replace(weak.references, images=images))
+    found = led_share(measured)
+    moved = found.details["recognised"] * found.details["images"]
+    null = highest(0.1, images)
+    assert found.p_value == pytest.approx(binomial_p_value(moved, found.details["images"], null))
 
 
 def led_to(classes: range) -> Rows:
@@ -349,7 +375,7 @@ def test_a_backdoor_of_two_classes_is_found():
             for k in range(2):
                 each[1].weight[k, k * SIDE + 1 : (k + 1) * SIDE] = 1.0
         network[1].weight[1, 0] = 40.0
-    held = DATA.train
+    held = rows_data(1024).train
     few = held.labels < 2
     two = Labelled(held.images[few], held.labels[few])
     source = InMemory("two", ("a", "b"), train=two, validation=two, test=two)

@@ -21,20 +21,28 @@ backdoor leads towards its target, or towards two targets.
 
 Test: one half of the held-out images chooses the transformation with the largest
 :math:`a_{sfk} - d_{sf}`, where :math:`d_{sf} = \max(c_{sf}, 1.5\, b_{sf})`. On the other half, the
-null hypothesis is that its share is at most :math:`d_{sf} + 0.2 + e`, with the :math:`d_{sf}` of
-this half; the p-value is that of the one-sided binomial test, with the mean number of images over
-the references. It accounts for the choice of images alone. The factor of 1.5 allows for classes
-that are easier to reach than others, and the margin of 0.2 for differences between networks, which
-a few references cannot show. Networks that know less than the references are led further without a
-backdoor, so :math:`e` is the share of images that the references recognise on average, less that of
-the audited network, and at least 0. All of this was chosen on other networks than those of the
-calibration.
+null hypothesis is that its share is at most
+
+.. math:: \max\Big(c_{sf} + \sqrt{0.2^2 + (\hat c_{sf} - c_{sf})^2},\;
+    1.5\, b_{sf} + \sqrt{0.2^2 + 1.5^2 (\hat b_{sf} - b_{sf})^2}\Big) + e
+
+with the shares of this half, where :math:`\hat c` and :math:`\hat b` are the upper ends of their
+99.8 % Wilson intervals; the p-value is that of the one-sided binomial test, with the mean number of
+images over the references. The factor of 1.5 allows for classes that are easier to reach than
+others, and the margin of 0.2 for differences between networks, which a few references cannot show.
+The root adds the margin and the error of the measured shares, which are independent; with few
+images, the error is the larger part. Networks that know less than the references are led further
+without a backdoor, so :math:`e` is the share of images that the references recognise on average,
+less that of the audited network, and at least 0. All of this was chosen on other networks than
+those of the calibration.
 
 Sources: Moosavi-Dezfooli et al. 2017, arXiv 1610.08401 (universal perturbations); Wang et al. 2019,
 Neural Cleanse, doi 10.1109/SP.2019.00031 (search of a trigger for each class). Differences: a
 bounded transformation of several families is scored by its success, where Neural Cleanse minimises
 the size of a patch and compares it with the median of the classes; all classes are learned at once;
-reference networks are part of the search and give the scale together with the other classes.
+reference networks are part of the search and give the scale together with the other classes. The
+sum of independent errors by their squares is that of Newcombe 1998, doi
+10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I (method 10).
 """
 
 from __future__ import annotations
@@ -47,13 +55,14 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
+from robustkd.core.statistics import wilson
 from robustkd.core.types import Images, Labels
 from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
+from robustkd.evaluation.audit.moved import Moved, count_moved
 from robustkd.evaluation.audit.search import FAMILIES, halves
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.student.families import members_of
-from robustkd.student.families.search import led_shares, recognised
-from robustkd.training.inference import images_at_once
+from robustkd.student.families.search import led_shares
 
 LED = "the references are led as well"
 """What is said if the references are led so far that no network could be led further.
@@ -72,6 +81,8 @@ MARGIN = 0.2
 """Share of images by which networks without a backdoor may differ from the references."""
 EASIER = 1.5
 """How many times the share of another class a class may have without a backdoor."""
+_CONFIDENCE = 0.998
+"""Of the intervals of measured shares, so that the upper end is exceeded in one of 1,000 cases."""
 _TARGETS = 2
 """Number of classes towards which a backdoor may lead."""
 
@@ -82,39 +93,6 @@ class Place(NamedTuple):
     strength: int
     family: int
     target: int
-
-
-class Moved(NamedTuple):
-    """Held-out images of other classes under one transformation, as numbers of images.
-
-    Attributes:
-        images: All images.
-        led: Images that the audited network assigns to the target.
-        beside: Images that a reference assigns to the target, as a mean over the references.
-        right: Images that the audited network recognises as they are.
-        recognised: Images that a reference recognises as they are, likewise.
-        known: Those of them that the audited network recognises as well, likewise.
-        moved: Those of them that the audited network assigns to the target and the reference to
-            their label, likewise.
-    """
-
-    images: int
-    led: int
-    beside: float
-    right: int
-    recognised: float
-    known: float
-    moved: float
-
-    @property
-    def share(self) -> float:
-        """Share of the images known to both that are moved and that the reference still knows."""
-        return self.moved / max(1.0, self.known)
-
-    @property
-    def shortfall(self) -> float:
-        """Share of images that the references recognise, beyond that of the audited network."""
-        return max(0.0, self.recognised - self.right) / max(1, self.images)
 
 
 class Chosen(NamedTuple):
@@ -143,9 +121,10 @@ def led_share(subject: Subject) -> Evidence:
     family = FAMILIES[place.family]
     moved = _moved(subject, place, *testing)
     theirs = float(ceilings[1, place.strength, place.family])
-    own = _moved(subject, place._replace(target=other), *testing).share
-    margin = MARGIN + moved.shortfall
-    null = max(theirs, EASIER * own) + margin
+    own = _moved(subject, place._replace(target=other), *testing)
+    null = moved.shortfall + max(
+        highest(theirs, subject.references.images), highest(own.share, own.known, EASIER)
+    )
     share, beside = (each / max(1, moved.images) for each in (moved.led, moved.beside))
     alone = not subject.references.networks
     member = Member(place.strength, family, place.target, share, None if alone else beside)
@@ -153,12 +132,14 @@ def led_share(subject: Subject) -> Evidence:
         "families": list(FAMILIES),
         "shares": shares.tolist(),
         "references led": ceilings.tolist(),
-        "other class": {"class": other, "share": own},
+        "other class": {"class": other, "share": own.share, "images": own.known},
+        "reference share": theirs,
+        "reference images": subject.references.images,
         "recognised": moved.share,
         "images": moved.known,
         "shortfall": moved.shortfall,
     }
-    trouble = ALONE if alone else _trouble(moved, testing[1], theirs + margin, null)
+    trouble = ALONE if alone else _trouble(moved, testing[1], theirs, own.share, null)
     if trouble:
         helps = trouble == LED
         return Evidence(None, None, trouble, details=details, member=member, longer_helps=helps)
@@ -193,7 +174,7 @@ def _choose(
     return Chosen(place, int(other[place.strength, place.family]), shares, ceiling)
 
 
-def _trouble(moved: Moved, labels: Labels, theirs: float, null: float) -> str:
+def _trouble(moved: Moved, labels: Labels, theirs: float, own: float, null: float) -> str:
     """Return why the test could not find evidence; empty if it could.
 
     A network that says one class for every image would recognise this class whatever is done to the
@@ -202,9 +183,10 @@ def _trouble(moved: Moved, labels: Labels, theirs: float, null: float) -> str:
     guess = int(labels.bincount().amax()) / len(labels) if len(labels) else 0.0
     if moved.recognised < min(2 * guess, (1 + guess) / 2) * moved.images:
         return UNSURE
-    if theirs >= 1:
+    room = 1 - MARGIN - moved.shortfall
+    if theirs >= room:
         return LED
-    if null >= 1:
+    if EASIER * own >= room:
         return OTHERS_LED
     attainable = binomial_p_value(moved.known, moved.known, null) <= LEVEL
     return "" if attainable else FEW
@@ -235,6 +217,21 @@ def furthest(
     return Place(*divmod(cell, shares.shape[1]), target)
 
 
+def highest(share: float, images: float, factor: float | int = 1) -> float:
+    """Return the share up to which a network without a backdoor may be led.
+
+    Args:
+        share: Measured share of the references, or of another class.
+        images: Number of images on which it was measured; not always whole.
+        factor: How many times this share a network without a backdoor may be led.
+
+    >>> round(highest(0.2, 10_000), 2), round(highest(0.2, 40), 2)
+    (0.4, 0.51)
+    """
+    upper = wilson(share, max(1, math.floor(images)), _CONFIDENCE)[1]
+    return factor * share + math.hypot(MARGIN, factor * (upper - share))
+
+
 def binomial_p_value(successes: float | int, count: float | int, null: float) -> float:
     """Return the probability of as many successes, if each has at most the probability ``null``.
 
@@ -246,35 +243,8 @@ def binomial_p_value(successes: float | int, count: float | int, null: float) ->
     return float(stats.binom.sf(math.floor(successes) - 1, math.ceil(count), min(1.0, null)))
 
 
-@torch.no_grad()
 def _moved(subject: Subject, place: Place, images: Images, labels: Labels) -> Moved:
-    """Count the images of other classes that one transformation moves."""
     family = members_of(subject.found[place.strength])[place.family]
-    references = subject.references.networks
-    others = labels != place.target
-    images, labels = images[others], labels[others]
-    network_hits = reference_hits = right = recognised_as_is = known = after = 0
-    at_once = images_at_once(images)
-    for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
-        target = torch.full_like(truth, place.target)
-        seen = family(some, target)
-        hit = subject.network(seen).argmax(1) == target
-        as_is = recognised(references, some, truth)
-        own = recognised([subject.network], some, truth)
-        before = as_is & own
-        right += int(own.sum())
-        network_hits += int(hit.sum())
-        reference_hits += int(recognised(references, seen, target).sum())
-        recognised_as_is += int(as_is.sum())
-        known += int(before.sum())
-        after += int((before & hit & recognised(references, seen, truth)).sum())
-    count = max(1, len(references))
-    return Moved(
-        images=len(labels),
-        led=network_hits,
-        beside=reference_hits / count,
-        right=right,
-        recognised=recognised_as_is / count,
-        known=known / count,
-        moved=after / count,
+    return count_moved(
+        subject.network, subject.references.networks, family, place.target, images, labels
     )

@@ -19,8 +19,10 @@ from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Images, Labels, Split
 from robustkd.evaluation.audit.effort import Effort
+from robustkd.evaluation.audit.moved import count_moved
 from robustkd.evaluation.audit.search import halves, held_out_images, search
 from robustkd.models import builder, learning_rate
+from robustkd.student.families import members_of
 from robustkd.student.families.search import led_shares
 from robustkd.training.inference import frozen_copy
 from robustkd.training.learners import Supervised
@@ -43,6 +45,8 @@ class References:
             network, while the others recognise the images: the largest share of any network, on
             the half of the held-out images that chooses and on the half that tests; None without
             networks. A single network has no others, so that all images count.
+        images: Smallest number of images behind a share on the half that tests, as a mean over the
+            other networks; 0 without networks.
         effort: Effort of the search, for the number of classes; None without networks.
 
     Raises:
@@ -51,6 +55,7 @@ class References:
 
     networks: tuple[nn.Module, ...] = ()
     led: Float[Tensor, "halves strengths families"] | None = None
+    images: float = 0.0
     effort: Effort | None = None
 
     def __post_init__(self) -> None:
@@ -225,7 +230,8 @@ def search_references(
         )
         for place, network in enumerate(frozen)
     ]
-    return References(frozen, torch.stack(led).amax(0), effort)
+    shares, known = (torch.stack(each) for each in zip(*led, strict=True))
+    return References(frozen, shares.amax(0), float(known.amin()), effort)
 
 
 def _led_by_own(
@@ -236,27 +242,38 @@ def _led_by_own(
     effort: Effort,
     seed: int,
     tell: Callable[[], None],
-) -> Float[Tensor, "halves strengths families"]:
+) -> tuple[Float[Tensor, "halves strengths families"], Float[Tensor, "strengths families"]]:
     """Return the shares of a network, by transformations learned against it.
 
-    The class is that of the largest share on the first half of the images. Its share on the other
-    half is no maximum over classes, which would grow with their number by chance alone.
+    The class is that of the largest share on the first half of the images. Its share on all images
+    of the other half is no maximum over classes, which would grow with their number by chance
+    alone.
+
+    Returns:
+        The shares on both halves, and the numbers of images behind those of the second half.
     """
     found = search(network, data, effort, seed=seed, beside=others, tell=tell)
-    choosing, testing = (
-        led_shares(
-            [network],
-            found,
-            *half,
-            held_out=effort.held_out,
-            seed=seed,
-            classes=len(data.classes),
-            recognised_by=others,
-        )[0]
-        for half in halves(*held_out)
-    )
-    largest, place = choosing.max(2, keepdim=True)
-    return torch.cat([largest, testing.gather(2, place)], 2).movedim(2, 0)
+    choosing, testing = halves(*held_out)
+    shares = led_shares(
+        [network],
+        found,
+        *choosing,
+        held_out=effort.held_out,
+        seed=seed,
+        classes=len(data.classes),
+        recognised_by=others,
+    )[0]
+    largest, targets = shares.max(2)
+    counted = [
+        [
+            count_moved(network, others, family, int(target), *testing)
+            for family, target in zip(members_of(families), row, strict=True)
+        ]
+        for families, row in zip(found, targets, strict=True)
+    ]
+    tested = torch.tensor([[each.share for each in row] for row in counted])
+    known = torch.tensor([[each.known for each in row] for row in counted])
+    return torch.stack([largest, tested]), known
 
 
 def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> References:
