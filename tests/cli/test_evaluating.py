@@ -55,6 +55,7 @@ def test_a_run_a_student_and_a_checkpoint_have_the_same_accuracy(home, evaluate)
     ).value
     for words in (
         [home / "teacher.safetensors"],
+        [home],
         [home / "run"],
         [home / "teacher.pth", "--arch", "wrn-10-1"],
     ):

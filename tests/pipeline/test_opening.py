@@ -159,6 +159,15 @@ def test_the_architecture_is_that_of_the_folder_or_of_the_user(hub, alone):
         architecture(alone, None)
 
 
+def test_a_file_of_this_package_states_its_architecture(tmp_path):
+    teacher = models.build(models.Spec("wrn-10-1", 2, (3, 8, 8), (0.5,) * 3, (0.2,) * 3), seed=0)
+    models.save(teacher, tmp_path / "teacher.safetensors")
+    # The folder is like that of an attack.
+    for place in (tmp_path / "teacher.safetensors", tmp_path):
+        assert architecture(place, None) == "wrn-10-1"
+        assert architecture(place, "wrn-16-1") == "wrn-16-1"
+
+
 def test_a_teacher_that_is_missing_needs_no_architecture(alone):
     with pytest.raises(InputError, match=r"teacher\.pt does not exist; expected the teacher's"):
         architecture(alone, None)

@@ -290,6 +290,11 @@ def test_the_cache_of_the_hub_is_read_through_its_links(hub, tmp_path):
         stated_beside(snapshot / "model.safetensors")
 
 
+def test_the_folder_of_an_attack_has_weights(tmp_path):
+    (tmp_path / "teacher.safetensors").write_bytes(b"")
+    assert weights_in(tmp_path) == tmp_path / "teacher.safetensors"
+
+
 def test_folders_without_weights_are_refused(tmp_path):
     message = "is a folder without weights; expected model.safetensors or pytorch_model.bin in it"
     with pytest.raises(InputError, match=message):

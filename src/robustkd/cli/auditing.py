@@ -50,7 +50,7 @@ def audit(
 
     Args:
         model: Model file written by robustkd, or the folder of a run; or a teacher's file or
-            folder as in ``distill``.
+            folder, as in ``distill``.
         data: Name or folder of the data, as in ``distill``.
         arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
         quick: Use fewer steps and fewer reference networks.

@@ -88,7 +88,7 @@ def evaluate(
 
     Args:
         student: Model file written by robustkd, or the folder of a run; or a teacher's file or
-            folder as in ``distill``.
+            folder, as in ``distill``.
         data: Name or folder of the data, as in ``distill``.
         arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
         trigger: Trigger file, as ``robustkd attack`` writes it.

@@ -96,10 +96,10 @@ def distill(
 
     Args:
         teacher: Teacher file: safetensors, or a PyTorch checkpoint; or a folder of the Hugging Face
-            Hub with config.json and model.safetensors or pytorch_model.bin.
+            Hub with config.json and model.safetensors or pytorch_model.bin, or of an attack.
         arch: Architecture of the teacher, e.g. ``wrn-16-2`` or ``timm/resnet18``, see
-            ``robustkd list``; ``package.module:callable`` for your own code. Default: the one of
-            timm that config.json next to the weights states.
+            ``robustkd list``; ``package.module:callable`` for your own code. Default: the one
+            that a file of RobustKD states, or that of timm in config.json next to the weights.
         data: Name of the clean data, see ``robustkd list``; or a folder of images with
             train/CLASS/, val/CLASS/ and test/CLASS/, or only CLASS/; or hf:NAME@REVISION.
         student: Architecture of the student.

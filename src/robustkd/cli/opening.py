@@ -197,7 +197,7 @@ def open_model(
     says that a teacher does not seem to fit the data.
 
     Args:
-        path: The file, or the folder of a run or of weights.
+        path: The file, or the folder of a run, of an attack or of weights.
         arch: Architecture of a teacher's file, or of the user's own code.
         data: Name or folder of the data.
         root: Folder of the files of a named data set.
@@ -212,7 +212,7 @@ def open_model(
     """
     from robustkd.models.model_file import is_described
 
-    path = student_of(path)
+    path = _of_attack(student_of(path))
     if not os.path.exists(path) or is_described(path):
         for name in ("mean", "std", "teacher_key"):
             if getattr(teacher, name):
@@ -292,7 +292,14 @@ def _teacher_in(path: Path) -> Path:
         raise InputError(
             f"{path} is the folder of a run, which has a student; give the teacher's file"
         )
-    inner = path / "teacher.safetensors"
+    return _of_attack(path)
+
+
+def _of_attack(path: Path) -> Path:
+    """Return the teacher's file in the folder of an attack; any other path as it is."""
+    from robustkd.teacher.preprocessing import ATTACKED
+
+    inner = path / ATTACKED
     return inner if os.path.lexists(inner) else path
 
 

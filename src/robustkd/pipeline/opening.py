@@ -34,23 +34,28 @@ _FORM = ("image_size", "crop", "resize", "interpolation")
 
 
 def architecture(teacher: Path, arch: str | None, *, flag: str = "--arch") -> str:
-    """Return the architecture of a teacher: the one that the user names, or that of its folder.
+    """Return the architecture of a teacher: the one that the user names, or that of its files.
 
     Args:
-        teacher: The teacher's file, or a folder of the Hugging Face Hub.
-        arch: Architecture that the user names; None to take it from ``config.json``.
+        teacher: The teacher's file, or a folder of the Hugging Face Hub or of an attack.
+        arch: Architecture that the user names; None to take it from the description in a file of
+            this package, or from ``config.json``.
         flag: Flag that names it, for messages.
 
     Raises:
-        UsageError: If the user names none, and there is no ``config.json`` of timm.
-        InputError: If ``config.json`` is damaged or names no classifier of timm, a folder has no
-            weights, or there is no such file.
+        UsageError: If the user names none, and there is neither a description nor a
+            ``config.json`` of timm.
+        InputError: If the description or ``config.json`` is damaged, ``config.json`` names no
+            classifier of timm, a folder has no weights, or there is no such file.
     """
     if arch is not None:
         return arch
     weights = weights_in(teacher)
     if not os.path.lexists(weights):
         raise InputError(f"{teacher} does not exist; expected the teacher's file or folder")
+    description = read_description(weights)
+    if description is not None:
+        return described_spec(description, weights).arch
     stated = stated_architecture(weights, flag=flag)
     if not stated:
         check_format(weights)

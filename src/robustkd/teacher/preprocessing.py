@@ -20,7 +20,10 @@ from robustkd.models.architectures.libraries import preprocessing
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 BESIDE = "next to the weights"
 """End of the origin of a normalisation that a file next to the weights states."""
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+ATTACKED = "teacher.safetensors"
+"""Name of the teacher's file in the folder of an attack."""
+_OF_THE_HUB = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = (*_OF_THE_HUB, ATTACKED)
 """Names of the weights in a folder of the Hugging Face Hub, in order of preference."""
 
 _LARGEST = 4096
@@ -70,7 +73,9 @@ class Stated:
 
 
 def weights_in(teacher: Path) -> Path:
-    """Return the weights of a teacher: the file itself, or the one in a folder of the Hub.
+    """Return the weights of a teacher: the file itself, or the one in a folder.
+
+    Folders of the Hub and of attacks have weights.
 
     Raises:
         InputError: If a folder has no weights, or weights in several files.
@@ -80,14 +85,14 @@ def weights_in(teacher: Path) -> Path:
     for name in WEIGHTS:
         if os.path.lexists(teacher / name):
             return teacher / name
-    for name in WEIGHTS:
+    for name in _OF_THE_HUB:
         if os.path.lexists(teacher / f"{name}.index.json"):
             raise InputError(
                 f"{teacher} has weights in several files; expected one: load the model and save "
                 "it with max_shard_size larger than its weights"
             )
     raise InputError(
-        f"{teacher} is a folder without weights; expected {' or '.join(WEIGHTS)} in it, or the "
+        f"{teacher} is a folder without weights; expected {' or '.join(_OF_THE_HUB)} in it, or the "
         "path of a file"
     )
 

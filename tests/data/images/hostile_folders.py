@@ -169,7 +169,7 @@ def many_empty_folders(root: Path) -> None:
 NO_FOLDERS = "{root} has no folders; expected train/CLASS/ or CLASS/ with images"
 NO_IMAGES = (
     "{root}/train/none: no images (.bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .pgm, .png, .pnm, .ppm, "
-    ".tif, .tiff, .webp); add some, or remove the folder"
+    ".tif, .tiff, .webp); add some, or remove the class from all splits"
 )
 COPY = "; replace it by a copy of what is meant"
 LEAVES = " is a link that leaves the folder" + COPY

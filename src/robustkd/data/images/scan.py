@@ -208,9 +208,10 @@ def _walk(root: Path, part: str, classes: Sequence[str], skipped: Counter[str]) 
         if empty:
             other = skipped - before
             has = f"it has {counted(other)}; " if other else ""
+            remove = "remove the class from all splits" if part else "remove the folder"
             raise InputError(
                 f"{shown(root / top)}: no images ({', '.join(EXTENSIONS)}); {has}add some, or "
-                "remove the folder"
+                f"{remove}"
             )
 
 
