@@ -62,6 +62,15 @@ def whole(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("name", ["results.json", "train"])
+def test_a_folder_of_something_else_is_not_overwritten(name, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match="is not the folder of a grid and not empty; give a new"):
+        run_grid(load_grid(SMOKE), tmp_path, executor=executor("local", workers=1))
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["cache", name])
+
+
 @pytest.mark.slow
 def test_every_cell_has_a_result_and_every_table_every_method(whole):
     cells = load_grid(SMOKE)

@@ -44,12 +44,15 @@ def run_grid(
         tell: Function that receives one line for each cell.
 
     Raises:
-        UsageError: If cells that would be run do not fit their data.
+        UsageError: If cells that would be run do not fit their data, or ``out`` has other files
+            than those of a grid.
         InputError: If files of the data are missing or damaged, or a folder is refused.
     """
     # A link is refused by its own name, before a file behind it is read.
     if os.path.lexists(out / "cells"):
         check_subfolder(out, "cells")
+    else:
+        _check_no_other_files(out)
     missing = [cell for cell in cells if finished(cell, out) is None]
     check_cells(missing)
     # Links and folders that cannot be created are refused before hours of work.
@@ -87,6 +90,20 @@ def common_environment(cells: Sequence[Mapping[str, Scalar]]) -> dict[str, Scala
         values = list(dict.fromkeys(cell[name] for cell in cells if name in cell))
         found[name] = values[0] if len(values) == 1 else ", ".join(map(str, values))
     return found
+
+
+def _check_no_other_files(out: Path) -> None:
+    """Check that a folder without cells is new or empty, apart from the cache.
+
+    Raises:
+        UsageError: If it has other files, which the tables could replace.
+    """
+    try:
+        other = set(os.listdir(out)) - {"cache"}
+    except (FileNotFoundError, NotADirectoryError):  # the second is refused when it is made
+        return
+    if other:
+        raise UsageError(f"{out} is not the folder of a grid and not empty; give a new folder")
 
 
 def write_tables(cells: Sequence[Cell], out: Path) -> Tables:

@@ -154,6 +154,7 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
         found: The audit.
         of_student: Whether the model is a finished student, which is not distilled again.
     """
+    from robustkd.evaluation.audit.led_share import FEW
     from robustkd.report.audits import verdict as told
 
     verdict = found.verdict
@@ -172,6 +173,8 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
         )
         return [line, *advice]
     if verdict.word == "inconclusive":
+        if verdict.reason == FEW:
+            return [line, "Next: audit it with more validation images."]
         longer = "run robustkd audit STUDENT" if of_student else "repeat without --quick"
         more = [f"Next: {longer}."] if found.quick and verdict.longer_helps else []
         return [line, *more]

@@ -28,6 +28,7 @@ _MARKED = 30
 _WIDE_RANGE = 20
 _LONGEST_LABEL = 24
 _PERCENT = ("acc", "validation")
+_NO_LOSS = ("epoch", "lr")
 _LABELS = {
     "loss": "total",
     "ce": "cross-entropy",
@@ -68,7 +69,7 @@ def charts(trainings: Sequence[Training]) -> Iterator[Chart]:
     one = shown[0] if len(trainings) == 1 else None
     if one is not None:
         names = list(dict.fromkeys(name for epoch in one.epochs for name in epoch))
-        losses = [name for name in names if name not in (*_PERCENT, "epoch")]
+        losses = [name for name in names if name not in (*_PERCENT, *_NO_LOSS)]
         losses.sort(key=lambda name: name != "loss")
         yield from _chart("Loss", "mean of each epoch", [_line(one, name) for name in losses], one)
         accuracies = [_line(one, name, 100.0) for name in reversed(_PERCENT) if name in names]
