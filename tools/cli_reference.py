@@ -24,7 +24,7 @@ Results go to stdout, progress and messages to stderr. `--json` prints results f
 | 2 | Wrong usage: an unknown name, a value out of range, a missing extra. |
 | 3 | An input was refused: a teacher's file, a folder of images, a run folder. |
 | 4 | `audit` or `verify` found evidence of a backdoor. |
-| 5 | `verify`: a threshold is missed. `export`: predictions of the ONNX file differ, or the int8 file loses more than `--max-int8-drop`. |
+| 5 | `verify` or `export`: a threshold is missed, or the ONNX file predicts other classes. |
 | 6 | `verify`: no threshold is missed, but the audit is inconclusive. |
 | 130 | Interrupted. |
 
