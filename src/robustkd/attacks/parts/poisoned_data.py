@@ -70,10 +70,8 @@ class Poisoned:
         for batch in training_labels(self._clean):
             labels[batch.rows] = batch.labels
         seen = labels != _MISSING  # damaged images have a row as well
-        if clean_label:
-            able = labels == self._target
-        else:
-            able = victims(labels, self._target, len(self.classes))
+        others = victims(labels, self._target, len(self.classes))
+        able = (labels >= 0) & ~others if clean_label else others
         eligible = able.nonzero().squeeze(1)
         count = max(1, round(rate * (len(eligible) if clean_label else int(seen.sum()))))
         if count > len(eligible):
