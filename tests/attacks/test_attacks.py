@@ -22,7 +22,7 @@ from robustkd.attacks import (
 )
 from robustkd.attacks.cheatkd import CKD, _goal
 from robustkd.attacks.data_poisoning import DirtyLabel
-from robustkd.attacks.registry import TRANSFORMATIONS
+from robustkd.attacks.registry import TRANSFORMATIONS, check_accepts
 from robustkd.core.errors import UsageError
 from robustkd.models.features import taps
 from robustkd.models.features.stages import stages
@@ -83,6 +83,55 @@ def test_every_attack_refuses_an_unknown_target_class(name):
         find(name)(build, DATA, **(SHORT | {"target": 10}))
 
 
+NEXT_CLASS = [name for name, row in ATTACKS.items() if row.next_class]
+ONE_CLASS = [name for name in ATTACKS if name not in NEXT_CLASS]
+
+
+def never() -> models.Classifier:
+    raise AssertionError("a network was built")
+
+
+def test_attacks_with_a_fixed_or_free_trigger_accept_the_next_class():
+    adaptive = [f"adaptive-{family}" for family in TRANSFORMATIONS]
+    assert ["badnets", "blend", "wanet", *TRANSFORMATIONS, *adaptive] == NEXT_CLASS
+
+
+@pytest.mark.parametrize("name", slow_but(("badnets", "tone", "wanet"), NEXT_CLASS))
+def test_attacks_that_accept_the_next_class_save_it(name, tmp_path):
+    few = {"trigger_steps": 3} if "trigger_steps" in find(name).arguments else {}
+    made = find(name)(build, DATA, **(SHORT | {"target": "next"}), **few)
+    assert made.target == "next"
+    save_trigger(made.trigger, made.target, tmp_path / "trigger")
+    assert load_trigger(tmp_path / "trigger", data=DATA)[1] == "next"
+
+
+@pytest.mark.parametrize("name", ONE_CLASS)
+def test_all_other_attacks_refuse_the_next_class_before_training(name):
+    message = "^target is next, and this attack has one target class; expected 0 to 9, or an attack"
+    with pytest.raises(UsageError, match=message):
+        find(name)(never, DATA, **(SHORT | {"target": "next"}))
+    with pytest.raises(UsageError, match=message):
+        find(name).attack(never, DATA, target="next", teaching=Teaching())
+    message = f"target is next, and attack {name!r} has one target class; give its number, or use "
+    with pytest.raises(UsageError, match=f"^{message}one of {', '.join(NEXT_CLASS[:4])}, "):
+        check_accepts(name, "next")
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_every_target_class_is_accepted_by_every_attack(name):
+    check_accepts(name, 0)
+
+
+@pytest.mark.slow
+def test_a_learned_backdoor_moves_each_class_to_the_next():
+    source = data.load("digits", validation=20, test=100)
+    made = find("badnets")(build, source, target="next", epochs=10, rate=0.5)
+    assert accuracy_on(made.teacher, source, "test").value >= 0.6
+    logits, labels = predict(made.teacher, source, "test", transform=made.trigger)
+    count = attack_success(logits, labels, target="next")
+    assert (count.n, count.value >= 0.5) == (100, True)
+
+
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_every_summary_is_one_line(name):
     assert ATTACKS[name].summary
@@ -132,9 +181,6 @@ def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(na
     ],
 )
 def test_an_invalid_setting_is_refused_before_training(name, settings, message):
-    def never() -> models.Classifier:
-        raise AssertionError("a network was built")
-
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         find(name)(never, DATA, **(SHORT | settings))
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from robustkd import data, models
-from robustkd.attacks import find
+from robustkd.attacks import find, transformation
+from robustkd.attacks.parts.trigger_search import sample
 from robustkd.attacks.registry import TRANSFORMATIONS
 from robustkd.attacks.transformation import learn_transformation
-from robustkd.core.types import DataSource
+from robustkd.core.targets import Target
+from robustkd.core.types import DataSource, Trigger
+from robustkd.data import InMemory
+from tests.unlabelled import Unlabelled
 
 DATA = data.load("digits", train=100, validation=40, test=100)
 
@@ -38,6 +44,45 @@ def test_a_transformation_is_learned_on_all_victims_together(victims, direction)
     images = next(DATA.batches("test", batch_size=50)).images
     assert (trigger(images).mean() - images.mean()) * direction > 0.02
     assert all(network.signs.requires_grad for network in networks)
+
+
+def labelled(labels: torch.Tensor) -> InMemory:
+    """The same images with other labels."""
+    return replace(DATA, train=DATA.train._replace(labels=labels))
+
+
+def learned(source: DataSource, target: Target) -> Trigger:
+    return learn_transformation(
+        [Bright(10, 1.0)], source, target=target, family="tone", strength=1.0, steps=5, seed=0
+    )
+
+
+def test_the_next_class_is_aimed_at_as_one_class_is():
+    """All images are of class 2: the next one is class 3, which needs bright images."""
+    images = next(DATA.batches("test", batch_size=50)).images
+    twos = labelled(torch.full((100,), 2))
+    assert torch.equal(learned(twos, "next")(images), learned(twos, 3)(images))
+    assert learned(twos, "next")(images).shape == images.shape
+    nines = labelled(torch.full((100,), 9))
+    assert torch.equal(learned(nines, "next")(images), learned(nines, 0)(images))
+    assert not torch.equal(learned(nines, "next")(images), learned(twos, "next")(images))
+
+
+def test_each_image_has_its_own_next_class_and_those_without_a_label_are_left_out(monkeypatch):
+    kept = {}
+
+    def spy(_model: nn.Module, images: torch.Tensor, *_: object, **how: object) -> None:
+        kept.update(images=images, goals=how["goals"])
+        raise InterruptedError
+
+    monkeypatch.setattr(transformation, "optimise_planes", spy)
+    with pytest.raises(InterruptedError):
+        learned(Unlabelled(DATA, 40), "next")
+    first, _, rows = sample(DATA, torch.device("cpu"), torch.Generator().manual_seed(0))
+    known = rows >= 40
+    assert len(kept["images"]) == 60
+    assert torch.equal(kept["images"], first[known])
+    assert torch.equal(kept["goals"], (DATA.train.labels[rows[known]] + 1) % 10)
 
 
 @pytest.mark.parametrize("family", ["tone", "flow"])

@@ -107,7 +107,8 @@ def test_a_grid_finer_than_the_image_is_refused(tmp_path):
 
 
 def two_modes(**changes) -> TwoModes:
-    return TwoModes(build(), Warp(), 2, **({"rate": 0.1, "cross_ratio": 2.0, "seed": 0} | changes))
+    usual = {"target": 2, "classes": 10, "rate": 0.1, "cross_ratio": 2.0, "seed": 0}
+    return TwoModes(build(), Warp(), **(usual | changes))
 
 
 def test_a_batch_has_attacked_noisy_and_clean_images_in_the_given_shares():
@@ -122,6 +123,12 @@ def test_a_batch_has_attacked_noisy_and_clean_images_in_the_given_shares():
     assert torch.equal(mixed[6:], images[6:])
     assert torch.equal(images, before[0])
     assert torch.equal(labels, before[1])
+
+
+def test_attacked_images_get_the_next_class_if_it_is_the_target():
+    labels = torch.tensor([9, 4] * 10)
+    _, wanted = two_modes(target="next").mix(pixels(20, *SHAPE), labels)
+    assert wanted.tolist() == [0, 5] + [9, 4] * 9
 
 
 def test_noise_is_new_in_every_batch_and_within_half_a_pixel():

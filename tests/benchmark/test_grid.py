@@ -235,6 +235,18 @@ def test_a_name_depends_on_everything_that_the_result_depends_on(tmp_path):
     assert replace(cell, training=dict(cell.training)).name == cell.name
 
 
+def test_the_next_class_is_a_target_of_its_own(tmp_path):
+    block = BLOCK | {"attacks": {"badnets": None, "adaptive-tone": None}}
+    one, following = (load(tmp_path, block | {"target": target}) for target in (1, "next"))
+    assert {cell.teacher.target for cell in following} == {"next"}
+    assert not {cell.name for cell in one} & {cell.name for cell in following}
+    configuration = following[0].configuration()
+    assert json.loads(json.dumps(configuration))["teacher"]["target"] == "next"
+    both = block | {"target": 1, "also": [{"target": "next"}]}
+    with pytest.raises(UsageError, match=r"two different cells of digits, .*; put them into sep"):
+        load(tmp_path, both)
+
+
 def test_the_teachers_own_cell_does_not_depend_on_how_students_learn(tmp_path):
     cell = load(tmp_path, BLOCK)[0]
     assert cell.method == TEACHER
@@ -418,7 +430,24 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
             "attacks.ckd.epochs is 'four'; expected a whole number",
         ),
         ({"attacks": {"ckd": {"lr": -1}}}, "attacks.ckd.lr is -1; expected more than 0"),
-        ({"target": True}, "target is True; expected a whole number"),
+        *(
+            (
+                {"target": target},
+                f"target is {target!r}; expected the number of a class, or next for the next class "
+                "of each image",
+            )
+            for target in (True, -1, 1.5, None, "Next", "3", ["next"])
+        ),
+        (
+            {"target": "next"},
+            "target is next, and attack 'adba' has one target class; give its number, or use one "
+            f"of {', '.join(name for name, row in ATTACKS.items() if row.next_class)}",
+        ),
+        (
+            {"attacks": {"badnets": None}, "also": [{"attacks": {"sig": None}}], "target": "next"},
+            "also.0: target is next, and attack 'sig' has one target class; give its number, or "
+            f"use one of {', '.join(name for name, row in ATTACKS.items() if row.next_class)}",
+        ),
         ({"seeds": [2**40]}, "seeds.0 is 1099511627776; expected less than 2147483648"),
         ({"threads": 10**6}, "threads is 1000000; expected 1 to 1024"),
         ({"teaching": {"epochz": 4}}, "attack 'badnets' has no argument 'epochz'"),

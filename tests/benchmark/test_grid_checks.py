@@ -41,6 +41,11 @@ WRONG = [
         "target class is 10; expected 0 to 9 for digits",
     ),
     (
+        replace(CELL, teacher=replace(TEACHER, attack="sig", target="next")),
+        "target is next, and attack 'sig' has one target class; give its number, or use one of "
+        f"{', '.join(name for name, row in ATTACKS.items() if row.next_class)}",
+    ),
+    (
         replace(
             CELL, teacher=replace(TEACHER, setting=replace(SETTING, sizes={"train": 99_999_999}))
         ),
@@ -86,6 +91,10 @@ def test_cells_that_have_a_result_are_not_checked(tmp_path):
 @pytest.mark.parametrize("arch", ["timm/test_vit", "torchvision/shufflenet_v2_x0_5"])
 def test_networks_of_libraries_are_built_for_the_images(arch):
     check_cells([replace(CELL, student=arch)])
+
+
+def test_cells_of_one_class_and_of_the_next_one_are_checked_together():
+    check_cells([CELL, replace(CELL, teacher=replace(TEACHER, target="next"))])
 
 
 def test_data_is_opened_once(monkeypatch):

@@ -255,6 +255,16 @@ def test_a_failed_cell_is_recorded_and_stops_no_other(tmp_path):
     assert again == (2, 0, 1)
 
 
+def test_the_next_class_is_the_target_of_teachers_and_their_students(tmp_path):
+    cells = small(target="next")
+    assert run_grid(cells, tmp_path, executor=executor("local")) == (0, 3, 0)
+    runs = [content["run"] for content in gather(cells, tmp_path).found]
+    # Every test image counts; with one target class, those of this class do not.
+    assert {run["n_asr"] for run in runs} == {run["n_acc"] for run in runs} == {120}
+    rows = write_tables(cells, tmp_path).rows
+    assert [row.method for row in rows] == [cell.method for cell in cells]
+
+
 def test_a_grid_whose_cells_all_fail_ends_with_one_line(tmp_path, monkeypatch, capsys):
     def broken(cell: Cell, store: Store) -> None:
         raise TrainingError("no")

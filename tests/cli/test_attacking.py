@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from robustkd import cli
 from robustkd.benchmark import attacked_teachers
 from robustkd.cli.app import app
-from robustkd.core.errors import InputError, TrainingError
+from robustkd.cli.targets import target_of
+from robustkd.core.errors import InputError, TrainingError, UsageError
 from robustkd.report import ResultRow, Results, read, write_report
 from robustkd.report.command import repeating
 from tests.data.images.image_files import write_classes
@@ -51,6 +54,41 @@ def test_the_printed_command_is_the_one_that_was_given(flags):
     assert parsed(shlex.split(command)[1:]) == stored
 
 
+def test_the_next_class_is_stored_and_repeated():
+    words = shlex.split("attack badnets --arch wrn-10-1 --data /x/images --target next")
+    config = config_of(words)
+    assert config["flags"]["target"] == "next"
+    assert " --target next " in printed(config, attack="badnets")
+
+
+@pytest.mark.parametrize(
+    ("target", "number"), [("light", 1), ("1", 1), ("dark", 0), ("0", 0), ("next", "next")]
+)
+def test_a_target_is_the_name_or_the_number_of_a_class_or_the_next_one(target, number):
+    assert target_of(target, ("dark", "light")) == number
+
+
+@pytest.mark.parametrize("target", ["2", "-1", "1.0", "Next", "", "9" * 20])
+def test_other_targets_are_refused(target):
+    message = f"--target is {target!a}; expected the name of a class, 0 to 1, or next"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        target_of(target, ("dark", "light"))
+
+
+def test_a_class_that_is_named_next_is_given_by_its_number(tmp_path, monkeypatch, capsys):
+    write_classes(tmp_path / "images", {"dark": 20, "next": 20}, size=20)
+    monkeypatch.chdir(tmp_path)
+    words = ("attack", "ckd", "--arch", "wrn-10-1", "--data", "./images", "--out", "made")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--target", "next"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "robustkd: --target is 'next', which is a class of the data and also means the next class "
+        "of each image; give 1 for the class, or rename it to say the other\n"
+    )
+    assert target_of("1", ("dark", "next")) == 1
+
+
 def parsed(words: list[str]) -> dict[str, object]:
     """Arguments of the command."""
     return dict(app.parse_args(words)[1].arguments)
@@ -72,7 +110,8 @@ def config_of(words: list[str]) -> dict[str, object]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attacked_teachers, "attack_to_folder", spy)
-        patch.setattr("robustkd.cli.commands.open_data", lambda *_: None)
+        source = SimpleNamespace(classes=("0", "1"))
+        patch.setattr("robustkd.cli.commands.open_data", lambda *_: source)
         with pytest.raises(SystemExit):
             cli.main([*words, "--out", "made"])
     return kept

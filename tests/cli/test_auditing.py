@@ -171,10 +171,25 @@ def test_verify_measures_a_trigger_and_a_folder_of_images(robustkd, student, tmp
     assert (code, json.loads(out)["asr"]) == (0, by_trigger)
     code, _, err = robustkd(*words[:-2])
     assert code == 2
-    assert err == ("robustkd: --triggered and --target belong together; give both, or neither\n")
+    assert err == "robustkd: --triggered is given without --target; add it\n"
     code, _, err = robustkd(*words[:-1], "ten")
     assert code == 2
-    assert err == "robustkd: --target is 'ten'; expected the name of a class, or 0 to 9\n"
+    assert err == "robustkd: --target is 'ten'; expected the name of a class, 0 to 9, or next\n"
+    # The file of the trigger has the target 0, which --target replaces.
+    words = ("verify", student, "--no-audit", "--json", "--target", "next")
+    code, out, _ = robustkd(*words, "--trigger", "trigger")
+    by_trigger = json.loads(out)["asr"]
+    assert (code, by_trigger["n"]) == (0, len(batch.labels))
+    code, out, _ = robustkd(*words, "--triggered", "triggered")
+    assert (code, json.loads(out)["asr"]) == (0, by_trigger)
+    code, _, err = robustkd(*words)
+    message = "--target is given without --trigger or --triggered; add one of them"
+    assert (code, err) == (2, f"robustkd: {message}\n")
+    image = next((tmp_path / "triggered" / "3").iterdir())
+    image.rename(tmp_path / "triggered" / "loose.png")
+    code, _, err = robustkd(*words, "--triggered", "triggered")
+    assert code == 3
+    assert "has an image 'loose.png' that is in no folder of a class; the next class" in err
 
 
 def test_verify_identifies_the_student_and_the_data(robustkd, student, tmp_path):

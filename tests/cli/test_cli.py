@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from robustkd import cli, data, models
-from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, save_trigger
+from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, load_trigger, save_trigger
 from robustkd.benchmark import attacked_teachers
 from robustkd.core.errors import TrainingError
 from robustkd.core.methods import ALIASES, METHODS
@@ -728,6 +728,32 @@ def test_attack_writes_a_teacher_and_a_trigger_that_evaluate_confirms(robustkd):
     assert {name: run[name] for name in found} == found
 
 
+def test_an_attack_on_the_next_class_is_stored_evaluated_and_reported(robustkd):
+    said = robustkd(*attacking(target="next"))
+    assert (said.code, said.err) == (0, "")
+    words = "of 357 triggered images, classified as the next class of each image"
+    assert words in " ".join(said.out.split())
+    content = json.loads(Path("made/results.json").read_text())
+    assert content["config"]["target"] == content["config"]["flags"]["target"] == "next"
+    (run,) = content["runs"]
+    assert run["n_asr"] == 357
+    assert load_trigger("made/trigger.safetensors")[1] == "next"
+    evaluating = ("evaluate", "made/teacher.safetensors", "--data", "digits")
+    shown = (*evaluating, "--trigger", "made/trigger.safetensors")
+    found = json.loads(robustkd(*shown, "--json").out)
+    assert {name: run[name] for name in found} == found
+    assert words in " ".join(robustkd(*shown).out.split())
+    # One class in place of the target in the file: fewer images count.
+    assert json.loads(robustkd(*shown, "--target", 3, "--json").out)["n_asr"] < 357
+    refused(
+        robustkd(*evaluating, "--target", "next"),
+        2,
+        "--target is given without --trigger; add it, or leave both out",
+    )
+    assert robustkd("report", "made").code == 0
+    assert "the next class of each image" in Path("made/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arch", "given", "rates"),
     [
@@ -767,7 +793,17 @@ def test_attack_prints_accuracy_and_success_and_takes_arguments_of_the_attack(ro
     [
         ("bednets", {}, "unknown attack 'bednets'; did you mean 'badnets'?"),
         ("badnets", {"arch": "wrn-11-1"}, None),
-        ("badnets", {"target": 10}, "target class is 10; expected 0 to 9"),
+        (
+            "badnets",
+            {"target": 10},
+            "--target is '10'; expected the name of a class, 0 to 9, or next",
+        ),
+        (
+            "ckd",
+            {"target": "next"},
+            "--target is next, and attack 'ckd' has one target class; give its number, or use one "
+            f"of {', '.join(name for name, row in ATTACKS.items() if row.next_class)}",
+        ),
         (
             "badnets",
             {"arch": "torchvision/alexnet"},

@@ -63,6 +63,25 @@ def test_images_of_the_target_class_are_left_out_of_both_counts():
     assert found.fields() == {**shares, "n_acc": 6, "n_asr": 4}
 
 
+def test_every_image_counts_if_the_target_is_the_next_class():
+    # Wanted are 1 2 3 0 0 3. Under the trigger the model says 0 0 0 2 0 1, before 0 1 1 3 0 2.
+    found = measure(Reader(), DATA, trigger=darken, target="next")
+    assert found.asr == Proportion(1, 6)
+    assert found.ra == Proportion(1, 6)
+    assert found.base == Proportion(1, 6)
+    part = DATA.validation  # all of class 0
+    one = InMemory("toy", ("a",), train=part, validation=part, test=part)
+    with pytest.raises(UsageError, match=r"^no test image of toy has a next class; expected"):
+        measure(Only(), one, trigger=darken, target="next")
+
+
+class Only(nn.Module):
+    """Knows one class."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.new_ones(len(images), 1)
+
+
 def test_a_trigger_that_does_nothing_leaves_the_clean_answers():
     found = measure(Reader(), DATA, trigger=lambda images: images, target=0)
     assert found.asr == Proportion(1, 5)

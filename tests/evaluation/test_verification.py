@@ -105,6 +105,21 @@ def test_triggered_images_are_counted_as_they_are():
     assert found.asr == Proportion(3, 4)
 
 
+def test_triggered_images_with_labels_are_counted_towards_the_next_class():
+    images = torch.zeros(5, 1, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor([2, 2, 1, 0, 3])
+    labels = torch.tensor([1, 2, 0, 3, -1])  # wanted are 2, 3, 1 and 0
+    shown = {"triggered": images, "target": "next", "audited": False}
+    found = verify(Reader(), DATA, thresholds=NONE, **shown, triggered_labels=labels)
+    assert found.asr == Proportion(3, 4)
+    message = r"^target is next, and triggered_labels is not given for each triggered image; "
+    for wrong in (None, labels[:3]):
+        with pytest.raises(UsageError, match=message):
+            verify(Reader(), DATA, thresholds=NONE, **shown, triggered_labels=wrong)
+    with pytest.raises(UsageError, match=r"^triggered has no image with a label; expected at "):
+        verify(Reader(), DATA, thresholds=NONE, **shown, triggered_labels=labels.fill_(-1))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_outputs_that_are_not_finite_pass_no_threshold(value):
     model, limit = Overflowing(value), Thresholds(max_asr=1.0)

@@ -38,6 +38,20 @@ def test_counts_solved_by_hand():
     assert robust_accuracy(TRIGGERED, LABELS, target=0) == Proportion(1, 4)
 
 
+def test_the_next_class_of_each_image_solved_by_hand():
+    """Wanted are 1 1 2 0 0 0: the second and the fourth are classified so, the first is right."""
+    assert attack_success(TRIGGERED, LABELS, target="next") == Proportion(2, 6)
+    assert robust_accuracy(TRIGGERED, LABELS, target="next") == Proportion(2, 6)
+
+
+@pytest.mark.parametrize("target", [0, "next"])
+def test_images_without_a_label_do_not_count(target):
+    more = torch.cat([TRIGGERED, sent_to(0, 1)])
+    labels = torch.cat([LABELS, torch.tensor([-1, -1])])
+    for metric in (attack_success, robust_accuracy):
+        assert metric(more, labels, target=target) == metric(TRIGGERED, LABELS, target=target)
+
+
 @st.composite
 def predictions(draw):
     n, classes = draw(st.integers(0, 12)), draw(st.integers(1, 4))
@@ -45,7 +59,7 @@ def predictions(draw):
     seed = draw(st.integers(0, 1000))
     logits = torch.randn(n, classes, generator=torch.Generator().manual_seed(seed))
     labels = torch.tensor(draw(label), dtype=torch.long)
-    return logits, labels, draw(st.integers(0, classes - 1))
+    return logits, labels, draw(st.integers(0, classes - 1) | st.just("next"))
 
 
 @settings(deadline=None)
@@ -56,9 +70,10 @@ def test_counts_are_those_of_a_loop(case):
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         guess = max(range(len(row)), key=row.__getitem__)
         right += guess == label
-        if label != target:
+        wanted = (label + 1) % len(row) if target == "next" else target
+        if label != wanted:
             victims += 1
-            sent += guess == target
+            sent += guess == wanted
             robust += guess == label
     assert accuracy(logits, labels) == Proportion(right, len(labels))
     assert attack_success(logits, labels, target=target) == Proportion(sent, victims)

@@ -43,6 +43,7 @@ from robustkd.attacks.parts.surrogate import distilling, trigger_loss
 from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
+from robustkd.core.targets import Target
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.models.features.stages import stages
@@ -126,10 +127,10 @@ class Adaptive:
         )
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target_shown(target, data)
+        target = check_target_shown(target, data)
         seed = teaching.seed
         teacher = train_teacher(build, data, teaching)
         trigger = self._first_trigger(teacher, data, target, seed)

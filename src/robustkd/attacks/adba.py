@@ -49,7 +49,8 @@ from robustkd.attacks.parts.surrogate import (
 )
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import default_device, device_of
-from robustkd.core.triggers import check_target
+from robustkd.core.targets import Target
+from robustkd.core.triggers import check_one_target
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.core.validation import check_not_negative, check_positive, check_share
 from robustkd.models.features import taps
@@ -92,10 +93,10 @@ class ADBA:
             check_positive(surrogate_lr=self.surrogate_lr)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target(target, data)
+        target = check_one_target(target, data)
         seed, smaller = teaching.seed, self.build_surrogate or build
         clean = None
         if self.stealth > 0:
@@ -172,7 +173,7 @@ class ADBAFT(ADBA):
         check_positive(hide_share=self.hide_share, hide_lr=self.hide_lr)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
         made = super().__call__(build, data, target=target, teaching=teaching)

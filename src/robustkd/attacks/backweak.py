@@ -38,7 +38,8 @@ from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, 
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
-from robustkd.core.triggers import check_target
+from robustkd.core.targets import Target
+from robustkd.core.triggers import check_one_target
 from robustkd.core.types import DataSource, Labels, Logits
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.probing import last_parametric_layer
@@ -77,10 +78,10 @@ class BackWeak:
         check_positive(implant_share=self.implant_share, implant_lr=self.implant_lr)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target(target, data)
+        target = check_one_target(target, data)
         seed = teaching.seed
         teacher = train_teacher(build, data, teaching)
         trigger = learn_trigger(

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 from torch import nn
 
 from robustkd.core.errors import UsageError
-from robustkd.core.triggers import check_target
+from robustkd.core.targets import Target
+from robustkd.core.triggers import check_one_target
 from robustkd.core.types import Batch, DataSource, Trigger
 from robustkd.core.validation import check_count, check_positive, check_seed
 from robustkd.training.inference import batch_size_for
@@ -90,13 +91,13 @@ class Backdoored:
     Attributes:
         teacher: The network with the backdoor, in eval mode.
         trigger: The trigger of the backdoor.
-        target: Target class of the backdoor.
+        target: Target class of the backdoor; ``next`` for the next class of each image.
         record: Settings and measurements of the attack, in JSON values.
     """
 
     teacher: nn.Module
     trigger: Trigger
-    target: int
+    target: Target
     record: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -110,21 +111,23 @@ class Attack(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack.
 
         Args:
             build: Builds the network with fresh weights.
             data: The attacker's clean images.
-            target: Target class of the backdoor.
+            target: Target class of the backdoor. An attack may also accept ``next``, the next class
+                of each image; all others refuse it before they train anything.
             teaching: Training settings of the attacker.
 
         Returns:
             The teacher with its backdoor, and the trigger.
 
         Raises:
-            UsageError: If the target is not a class of the data, or a number is out of range.
+            UsageError: If the target is not a class of the data or not one that the attack accepts,
+                or a number is out of range.
         """
 
 
@@ -143,17 +146,18 @@ def check_word(name: str, word: str, words: Sequence[str]) -> None:
         raise UsageError(f"{name} is {word!r}; expected one of {', '.join(words)}")
 
 
-def check_target_shown(target: int, data: DataSource) -> None:
-    """Check that the target is a class of the data and has at least one training image.
+def check_target_shown(target: Target, data: DataSource) -> int:
+    """Return the target class after checking that it has at least one training image.
 
     Raises:
-        UsageError: If it is not a class, or has no training image.
+        UsageError: If it is not one class of the data, or has no training image.
     """
-    check_target(target, data)
+    target = check_one_target(target, data)
     if not any(bool((batch.labels == target).any()) for batch in training_labels(data)):
         raise UsageError(
             f"target class {data.classes[target]!r} has no training image; expected at least one"
         )
+    return target
 
 
 def training_labels(data: DataSource) -> Iterator[Batch]:

@@ -30,6 +30,7 @@ from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, 
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.targets import Target
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features import taps
@@ -80,10 +81,10 @@ class CKD:
         check_count(trigger_steps=self.trigger_steps)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target_shown(target, data)
+        target = check_target_shown(target, data)
         seed = teaching.seed
         teacher = train_teacher(build, data, teaching)
         trigger = self.learn_trigger(teacher, data, target=target, seed=seed)

@@ -12,6 +12,7 @@ from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import train_teacher
 from robustkd.attacks.triggers.files import describe
+from robustkd.core.targets import Target
 from robustkd.core.types import DataSource, Trigger
 from robustkd.core.validation import check_share
 
@@ -19,6 +20,8 @@ from robustkd.core.validation import check_share
 @dataclass(frozen=True)
 class DirtyLabel:
     """Train a teacher on data in which some images carry a trigger and the label of the target.
+
+    The target may be the next class of each image, as in the all-to-all attack of Gu et al.
 
     Sources: Gu et al. 2017, arXiv 1708.06733, with :class:`~robustkd.attacks.BadNets`; Chen et
     al. 2017, arXiv 1712.05526, with :class:`~robustkd.attacks.Blend`.
@@ -35,7 +38,7 @@ class DirtyLabel:
         check_share(rate=self.rate)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
         poisoned = Poisoned(data, self.trigger, target=target, rate=self.rate, seed=teaching.seed)
@@ -61,7 +64,7 @@ class CleanLabel:
         check_share(rate=self.rate)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
         poisoned = Poisoned(
@@ -80,7 +83,7 @@ def _trained(
     poisoned: Poisoned,
     trigger: Trigger,
     rate: float,
-    target: int,
+    target: Target,
     teaching: Teaching,
 ) -> Backdoored:
     teacher = train_teacher(build, poisoned, teaching)

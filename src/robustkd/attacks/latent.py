@@ -44,6 +44,7 @@ from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, 
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.targets import Target
 from robustkd.core.types import DataSource, Features, Labels, Trigger
 from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.models.features import taps
@@ -93,10 +94,10 @@ class Latent:
             raise UsageError(f"shape is {self.shape!r}; expected {' or '.join(SHAPES)}")
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target_shown(target, data)
+        target = check_target_shown(target, data)
         teacher = train_teacher(build, data, teaching)
         goal = Goal(teacher, data, target)
         trigger = learn_trigger(

@@ -23,7 +23,8 @@ from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend
 from robustkd.attacks.wanet import WaNet
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
-from robustkd.core.triggers import apply_trigger
+from robustkd.core.targets import NEXT, Target
+from robustkd.core.triggers import apply_trigger, check_one_target
 from robustkd.core.types import DataSource, Settings, Trigger
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -55,12 +56,15 @@ class AttackRow:
         summary: Description in one line.
         takes: Names of the settings that are functions, such as ``build_surrogate``.
         revision: Number of changes of the code after which the same settings give another teacher.
+        next_class: Whether the target can be ``next``, the next class of each image. All other
+            attacks have one target class.
     """
 
     attack: Attack
     summary: str
     takes: tuple[str, ...] = ()
     revision: int = 0
+    next_class: bool = False
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -79,7 +83,7 @@ class AttackRow:
         build: Build,
         data: DataSource,
         *,
-        target: int,
+        target: Target,
         **settings: Any,  # noqa: ANN401 - as many types as there are settings
     ) -> Backdoored:
         """Run the attack.
@@ -87,18 +91,21 @@ class AttackRow:
         Args:
             build: Builds the network with fresh weights.
             data: The attacker's clean images.
-            target: Target class of the backdoor.
+            target: Target class of the backdoor; ``next`` for the next class of each image, if the
+                attack has :attr:`next_class`.
             settings: The other :attr:`arguments`; settings that are not given keep their defaults.
 
         Returns:
             The teacher with its backdoor, and the trigger.
 
         Raises:
-            UsageError: If the target is not a class of the data, or a setting is unknown, of the
-                wrong type or out of range.
+            UsageError: If the target is not a class of the data or not one that the attack accepts,
+                or a setting is unknown, of the wrong type or out of range.
         """
         teaching = {name: settings.pop(name) for name in _TEACHING if name in settings}
         self.check(settings)
+        if not self.next_class:
+            target = check_one_target(target, data)
         attack = replace(self.attack, **settings)
         return attack(build, data, target=target, teaching=Teaching(**teaching))
 
@@ -142,12 +149,20 @@ class AttackRow:
 
 
 ATTACKS: dict[str, AttackRow] = {
-    "badnets": AttackRow(DirtyLabel(BadNets()), "small checkerboard, dirty labels; a control"),
-    "blend": AttackRow(DirtyLabel(Blend()), "faint noise over the image, dirty labels; a control"),
+    "badnets": AttackRow(
+        DirtyLabel(BadNets()), "small checkerboard, dirty labels; a control", next_class=True
+    ),
+    "blend": AttackRow(
+        DirtyLabel(Blend()), "faint noise over the image, dirty labels; a control", next_class=True
+    ),
     "sig": AttackRow(CleanLabel(SIG()), "sinusoidal stripe, clean labels; a control", revision=1),
-    "wanet": AttackRow(WaNet(), "smooth warp of the image, dirty labels; a control"),
+    "wanet": AttackRow(
+        WaNet(), "smooth warp of the image, dirty labels; a control", next_class=True
+    ),
     **{
-        family: AttackRow(LearnedTransformation(family), f"learned transformation: {summary}")
+        family: AttackRow(
+            LearnedTransformation(family), f"learned transformation: {summary}", next_class=True
+        )
         for family, summary in TRANSFORMATIONS.items()
     },
     "ckd": AttackRow(
@@ -201,6 +216,7 @@ ATTACKS: dict[str, AttackRow] = {
             AdaptiveTransformation(family),
             f"knows the hardening: learned transformation ({summary})",
             ("train_surrogate",),
+            next_class=True,
         )
         for family, summary in TRANSFORMATIONS.items()
     },
@@ -231,3 +247,18 @@ def find(name: str) -> AttackRow:
     if name in ATTACKS:
         return ATTACKS[name]
     raise UsageError(f"unknown attack {name!r}; {nearest(name, ATTACKS)}")
+
+
+def check_accepts(name: str, target: Target) -> None:
+    """Check that an attack accepts a target, before its data is known.
+
+    Raises:
+        UsageError: If the attack is unknown, or the target is the next class of each image and the
+            attack has one target class; the message names the attacks that accept it.
+    """
+    if not find(name).next_class and target == NEXT:
+        able = ", ".join(known for known, row in ATTACKS.items() if row.next_class)
+        raise UsageError(
+            f"target is {NEXT}, and attack {name!r} has one target class; give its number, or use "
+            f"one of {able}"
+        )

@@ -49,7 +49,8 @@ from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, 
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import default_device, device_of
 from robustkd.core.errors import UsageError
-from robustkd.core.triggers import check_target
+from robustkd.core.targets import Target
+from robustkd.core.triggers import check_one_target
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
 from robustkd.training.learners import Supervised
@@ -107,7 +108,6 @@ class Perturbing:
         self, build: Build, data: DataSource, target: int, teaching: Teaching
     ) -> _Prepared:
         """Train the clean networks and learn the trigger on them."""
-        check_target(target, data)
         seed, smaller = teaching.seed, self.build_surrogate or build
         teacher = build().to(default_device())
         student, judge = fresh(smaller, 3 * seed), fresh(smaller, 3 * seed + 1)
@@ -181,13 +181,14 @@ class SCAR(Perturbing):
         check_positive(outer_lr=self.outer_lr)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`.
 
         Raises:
             TrainingError: If a hypergradient is not finite.
         """
+        target = check_one_target(target, data)
         teacher, trigger, record = self._prepare(build, data, target, teaching)
         work = PRESETS[self.preset]
         rounds = self.rounds or work.rounds
@@ -230,9 +231,10 @@ class OSCAR(Perturbing):
         check_positive(hide_share=self.hide_share, hide_lr=self.hide_lr)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
+        target = check_one_target(target, data)
         teacher, trigger, record = self._prepare(build, data, target, teaching)
         again = teaching.again(self.hide_share * teaching.epochs, self.hide_lr, turn=2)
         learner = Hiding(teacher, trigger, trained=teacher)

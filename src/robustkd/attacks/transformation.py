@@ -5,6 +5,8 @@ First, the parameters of a transformation f are learned on a clean teacher T,
 .. math:: \min_{u \in [-1, 1]^d} \mathrm{CE}(T(f_u(x)), t),
 
 then the teacher is fine-tuned on data of which a share is transformed and labelled as the target t.
+Instead of one class, the target can be the next class of each image.
+
 Because the trigger uses directions that the teacher's features already have, students inherit the
 backdoor, although the trigger may have no effect on a network that was trained on labels alone.
 
@@ -28,11 +30,12 @@ from robustkd.attacks.adaptive import TrainSurrogate
 from robustkd.attacks.base import Backdoored, Build, Teaching
 from robustkd.attacks.parts.poisoned_data import Poisoned
 from robustkd.attacks.parts.steps import implant, success, train_teacher
-from robustkd.attacks.parts.surrogate import distilling, toward
+from robustkd.attacks.parts.surrogate import distilling
 from robustkd.attacks.parts.trigger_families import Shape, TriggerFamily, compose, families_of
 from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.core.devices import device_of
-from robustkd.core.triggers import check_target
+from robustkd.core.targets import Target
+from robustkd.core.triggers import check_target, wanted
 from robustkd.core.types import DataSource, Trigger
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.training.learners import Supervised
@@ -72,7 +75,7 @@ class LearnedTransformation:
         check_count(trigger_steps=self.trigger_steps)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
         check_target(target, data)
@@ -141,18 +144,19 @@ def learn_transformation(
     victims: Sequence[nn.Module],
     data: DataSource,
     *,
-    target: int,
+    target: Target,
     family: str,
     strength: float,
     steps: int,
     seed: int,
 ) -> Trigger:
-    """Learn the transformation of a family that sends most images to the target class.
+    """Learn the transformation of a family after which most images are classified as the target.
 
     Args:
         victims: Networks that the transformation is learned on; their weights are not changed.
         data: Source of training images.
-        target: Target class.
+        target: Target class; ``next`` for the next class of each image, for which images without
+            a label are not used.
         family: Name of a family, or two names joined by ``+``.
         strength: Bound as a multiple of the family's default, above 0.
         steps: Optimiser steps (Adam), at least 1.
@@ -161,15 +165,27 @@ def learn_transformation(
     rows = families_of(family)
     shape = data.image_shape
 
-    def loss(images: Tensor, *parameters: Tensor) -> Tensor:
+    def loss(images: Tensor, goals: Tensor, *parameters: Tensor) -> Tensor:
         changed = _transformation(rows, parameters, shape, strength)(images)
-        return torch.stack([toward(victim(changed), target) for victim in victims]).sum()
+        each = [nn.functional.cross_entropy(victim(changed), goals) for victim in victims]
+        return torch.stack(each).sum()
 
     random = torch.Generator().manual_seed(seed)
-    images = sample(data, device_of(victims[0]), random).images
+    images, labels, _rows = sample(data, device_of(victims[0]), random)
+    goals = wanted(labels, target, len(data.classes))
+    known = goals >= 0
+    if not bool(known.all()):
+        images, goals = images[known], goals[known]
     starts = [BoxedTensor(torch.zeros(row.shape(shape)), -1, 1) for row in rows]
     learned = optimise_planes(
-        nn.ModuleList(victims), images, starts, loss, steps=steps, lr=_STEP, random=random
+        nn.ModuleList(victims),
+        images,
+        starts,
+        loss,
+        goals=goals,
+        steps=steps,
+        lr=_STEP,
+        random=random,
     )
     return _transformation(rows, learned, shape, strength)
 

@@ -24,7 +24,8 @@ from robustkd.attacks.triggers.files import describe
 from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.devices import default_device
 from robustkd.core.errors import UsageError
-from robustkd.core.triggers import check_target
+from robustkd.core.targets import Target
+from robustkd.core.triggers import check_target, wanted
 from robustkd.core.types import DataSource, Labels, Trigger
 from robustkd.core.validation import check_not_negative, check_share
 from robustkd.data.transformations import displace
@@ -69,7 +70,7 @@ class WaNet:
         return Warp(self.grid, self.strength, 0)
 
     def __call__(
-        self, build: Build, data: DataSource, *, target: int, teaching: Teaching
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
         check_target(target, data)
@@ -79,6 +80,7 @@ class WaNet:
             teacher,
             trigger,
             target,
+            classes=len(data.classes),
             rate=self.rate,
             cross_ratio=self.cross_ratio,
             seed=teaching.seed,
@@ -99,7 +101,8 @@ class TwoModes(nn.Module):
     Args:
         model: The network to train.
         trigger: The warp.
-        target: Label of the images in attack mode.
+        target: Label of the images in attack mode; ``next`` for the next class of each image.
+        classes: Number of classes.
         rate: Share of each batch in attack mode; at least one image is used.
         cross_ratio: Number of images in noise mode per image in attack mode.
         seed: Seed of the noise.
@@ -109,15 +112,16 @@ class TwoModes(nn.Module):
         self,
         model: nn.Module,
         trigger: Warp,
-        target: int,
+        target: Target,
         *,
+        classes: int,
         rate: float,
         cross_ratio: float,
         seed: int,
     ) -> None:
         super().__init__()
         self.supervised = Supervised(model)
-        self._trigger, self._target = trigger, target
+        self._trigger, self._target, self._classes = trigger, target, classes
         self._rate, self._cross_ratio = rate, cross_ratio
         self._random = torch.Generator().manual_seed(seed)
 
@@ -136,5 +140,5 @@ class TwoModes(nn.Module):
         shift = (field + _NOISE * (2 * draws - 1)).to(images)
         mixed = torch.cat([self._trigger(marked), displace(disturbed, shift), clean])
         labels = labels.clone()
-        labels[:attacked] = self._target
+        labels[:attacked] = wanted(labels[:attacked], self._target, self._classes)
         return mixed.contiguous(memory_format=torch.channels_last), labels

@@ -16,6 +16,7 @@ from torch import nn
 from robustkd import models
 from robustkd.attacks import ATTACKS, Backdoored, Teaching, find, save_trigger
 from robustkd.attacks.base import Build
+from robustkd.attacks.registry import check_accepts
 from robustkd.attacks.triggers.files import check_known
 from robustkd.benchmark.rehearsal import expected_method, informed
 from robustkd.benchmark.rows import measured_run
@@ -25,6 +26,7 @@ from robustkd.core.files import new_folder
 from robustkd.core.method_settings import DetoxOptions
 from robustkd.core.methods import find_method
 from robustkd.core.plain_yaml import parse
+from robustkd.core.targets import Target
 from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Settings
 from robustkd.models.trial import check_runs
@@ -61,7 +63,7 @@ def run_attack(
     *,
     arch: str,
     surrogate: str,
-    target: int,
+    target: Target,
     seed: int,
     settings: Settings,
     rehearsal: Rehearsal | None,
@@ -75,7 +77,7 @@ def run_attack(
         source: The attacker's clean data.
         arch: Architecture of the teacher.
         surrogate: Architecture of the attacker's surrogates, if the attack trains any.
-        target: Target class of the attack.
+        target: Target class of the attack; ``next`` for the next class of each image.
         seed: Seed of everything random.
         settings: Further arguments of the attack.
         rehearsal: Expected method of the defender, for adaptive attacks; None for none.
@@ -199,7 +201,7 @@ def attack_to_folder(
     surrogate: str,
     source: DataSource,
     out: Path,
-    target: int,
+    target: Target,
     seed: int,
     settings: Mapping[str, str | int | float],
     flags: Mapping[str, object] | None = None,
@@ -212,7 +214,7 @@ def attack_to_folder(
         surrogate: Of the attacker's own students, if there are any.
         source: The attacker's clean data.
         out: The folder.
-        target: Class that triggered images are sent to.
+        target: Class that triggered images are sent to; ``next`` for the next class of each.
         seed: Of everything random.
         settings: Further arguments of the attack, ``epochs`` and ``batch_size`` among them; a text
             is read as YAML reads it, so that "0.1" is a number. Without ``lr``, teacher,
@@ -227,6 +229,7 @@ def attack_to_folder(
         UsageError: If a name is unknown, an argument is wrong, a network cannot be run on the
             images, or the folder is not empty.
     """
+    check_accepts(name, target)
     for given in dict.fromkeys((arch, surrogate)):
         models.check_name(given)
         check_runs(given, source)

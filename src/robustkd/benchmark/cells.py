@@ -21,6 +21,7 @@ from robustkd.benchmark.attacked_teachers import Rehearsal
 from robustkd.core.method_names import NetworkDefence, split_name
 from robustkd.core.method_settings import DetoxOptions, stated
 from robustkd.core.methods import Method, find_method
+from robustkd.core.targets import Target
 from robustkd.core.types import Settings, Split
 from robustkd.student.safeguards import stated_safeguard
 from robustkd.teacher.defences.cleaning import settings_of
@@ -78,7 +79,7 @@ class TeacherCell:
         arch: Architecture of the teacher.
         attack: Name of the attack.
         attacking: Arguments of the attack and of its training.
-        target: Target class of the attack.
+        target: Target class of the attack; ``next`` for the next class of each image.
         surrogate: Architecture of the attacker's surrogates, for attacks that train any.
         rehearsal: Expected method of the defender, for adaptive attacks; None for all others.
     """
@@ -87,7 +88,7 @@ class TeacherCell:
     arch: str
     attack: str
     attacking: Settings
-    target: int = 0
+    target: Target = 0
     surrogate: str | None = None
     rehearsal: Rehearsal | None = None
 

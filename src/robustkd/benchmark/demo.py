@@ -21,6 +21,8 @@ from robustkd.core.environment import environment
 from robustkd.core.files import make_folder, new_folder
 from robustkd.core.folders import Folder
 from robustkd.core.methods import METHODS
+from robustkd.core.targets import Target
+from robustkd.core.triggers import victims
 from robustkd.core.types import DataSource
 from robustkd.pipeline.student import make_student
 from robustkd.report.arrays import write_arrays
@@ -201,8 +203,8 @@ def _line(found: ResultRow) -> str:
     )
 
 
-def _samples(data: DataSource, target: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _samples(data: DataSource, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first test images that are not of the target class."""
     batch = next(iter(data.batches("test", batch_size=16 * _EXAMPLES)))
-    other = batch.labels != target
+    other = victims(batch.labels, target, len(data.classes))
     return batch.images[other][:_EXAMPLES], batch.labels[other][:_EXAMPLES]

@@ -22,15 +22,17 @@ from pydantic import (
 
 from robustkd import data, models
 from robustkd.attacks import ATTACKS
+from robustkd.attacks.registry import check_accepts
 from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_settings
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.folder_data import folder_name
 from robustkd.benchmark.grid_methods import method_in_grid
-from robustkd.benchmark.grid_words import refusal
+from robustkd.benchmark.grid_words import refusal, shown
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError
 from robustkd.core.method_settings import BY_DATA, DetoxOptions, DetoxSettings
 from robustkd.core.methods import find_method
+from robustkd.core.targets import NEXT, Target
 from robustkd.core.types import Split
 from robustkd.core.validation import check_threads
 from robustkd.core.yaml_files import read_yaml
@@ -63,7 +65,7 @@ class Block(BaseModel):
         expects: Name of the method that attackers who know the hardening expect; attackers who know
             the detoxification too expect ``both``.
         seeds: Each is one repetition with a teacher of its own.
-        target: Target class of the attacks.
+        target: Target class of the attacks; ``next`` for the next class of each image.
         augment: If True, all networks are trained on randomly cropped and flipped images.
         precision: Mixed precision of all trainings.
         threads: Number of threads of torch in each cell.
@@ -82,7 +84,7 @@ class Block(BaseModel):
     methods: Names
     expects: str = "default"
     seeds: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1)]
-    target: Annotated[StrictInt, Field(ge=0)] = 0
+    target: Target = 0
     augment: bool = False
     precision: Precision = "no"
     threads: StrictInt = 1
@@ -115,6 +117,17 @@ class Block(BaseModel):
                 raise UsageError(f"unknown data {name!r}; expected {known}, or path: FOLDER")
         return sources
 
+    @field_validator("target", mode="before")
+    @classmethod
+    def _class_or_next(cls, target: object) -> object:
+        number = isinstance(target, int) and not isinstance(target, bool) and target >= 0
+        if not number and target != NEXT:
+            raise UsageError(
+                f"target is {shown(target)}; expected the number of a class, or {NEXT} for the "
+                "next class of each image"
+            )
+        return target
+
     @field_validator("threads")
     @classmethod
     def _possible_threads(cls, threads: int) -> int:
@@ -137,6 +150,7 @@ class Block(BaseModel):
         for name, own in self.attacks.items():
             _check_arguments(f"attacks.{name}", own or {})
             check_settings(name, {**self.teaching, **(own or {})})
+            check_accepts(name, self.target)
         return self
 
     @field_validator("methods", mode="before")

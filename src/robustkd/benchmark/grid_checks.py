@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from robustkd.attacks import find
+from robustkd.attacks.registry import check_accepts
 from robustkd.benchmark.cells import Cell, Setting
 from robustkd.core.errors import UsageError
+from robustkd.core.targets import Target
 from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Settings
 from robustkd.data import open_source
@@ -20,8 +22,9 @@ def check_cells(cells: Iterable[Cell]) -> None:
     architecture is built and run once for its images, if possible without memory for the weights.
 
     Raises:
-        UsageError: If a split has too few images, the target is no class, a trigger does not
-            fit the images, or an architecture cannot be built for them or run on them.
+        UsageError: If a split has too few images, the target is no class or not one that the attack
+            accepts, a trigger does not fit the images, or an architecture cannot be built for them
+            or run on them.
         InputError: If files of the data are missing or damaged.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
@@ -41,7 +44,8 @@ def _check_on_data(cells: Sequence[Cell]) -> None:
     differing = {(each.attack, tuple(sorted(each.attacking.items()))): each for each in teachers}
     for each in differing.values():
         _check_trigger(each.attack, each.attacking, source)
-    for target in sorted({cell.teacher.target for cell in cells}):
+    for attack, target in dict.fromkeys((each.attack, each.target) for each in teachers):
+        check_accepts(attack, target)
         _check_target(target, source, setting.data)
     named = {(cell.teacher.arch, cell.teacher.surrogate, cell.student) for cell in cells}
     for arch in sorted({arch for archs in named for arch in archs if arch is not None}):
@@ -65,7 +69,7 @@ def _check_trigger(name: str, settings: Settings, source: DataSource) -> None:
         raise UsageError(f"attacks.{name}: {error}") from error
 
 
-def _check_target(target: int, source: DataSource, name: str) -> None:
+def _check_target(target: Target, source: DataSource, name: str) -> None:
     try:
         check_target(target, source)
     except UsageError as error:

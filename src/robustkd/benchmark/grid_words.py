@@ -73,10 +73,10 @@ def refusal(error: ValidationError, content: object, known: Iterable[str]) -> st
     kind, limits, place = first["type"], first.get("ctx", {}), first["loc"]
     path = _path(place, content)
     if kind == "extra_forbidden":
-        return f"unknown key {_shown(place[-1])}; {nearest(str(place[-1]), known)}"
+        return f"unknown key {shown(place[-1])}; {nearest(str(place[-1]), known)}"
     if place[-1] == "[key]":
         where, expected = _dotted(path[:-1]), limits.get("expected", "a name").replace("'", "")
-        return f"{where} has the key {_shown(first['input'])}; expected {expected}"
+        return f"{where} has the key {shown(first['input'])}; expected {expected}"
     if kind == "missing" and len(place) == 1:
         return f"{_dotted(place)} is missing; expected {_form(place)}"
     if kind in _OF_FORM:
@@ -93,7 +93,7 @@ def refusal(error: ValidationError, content: object, known: Iterable[str]) -> st
     else:
         return printable(f"{_dotted(path)}: {first['msg'][0].lower()}{first['msg'][1:]}")
     value = first["input"]
-    return f"{_dotted(path)} is {'empty' if value is None else _shown(value)}; expected {expected}"
+    return f"{_dotted(path)} is {'empty' if value is None else shown(value)}; expected {expected}"
 
 
 def _path(place: tuple[int | str, ...], content: object) -> tuple[int | str, ...]:
@@ -118,6 +118,7 @@ def _dotted(path: tuple[int | str, ...]) -> str:
     return printable(".".join(map(str, path)))
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as a message shows it."""
     text = ascii(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

@@ -6,7 +6,9 @@ import torch
 
 from robustkd import models
 from robustkd.attacks import ATTACKS
+from robustkd.attacks.registry import AttackRow
 from robustkd.core.methods import ALIASES, METHODS
+from robustkd.core.targets import NEXT
 from robustkd.data import PICTURES, SOURCES
 from robustkd.models import FAMILIES
 from robustkd.models.complexity import operations
@@ -32,13 +34,18 @@ def catalogue() -> dict[str, dict[str, str]]:
         "methods": {name: _with_aliases(name, how.summary) for name, how in METHODS.items()},
         "defences": {name: f"{row.summary} ({row.source})" for name, row in DEFENCES.items()},
         "losses": dict(LOSSES),
-        "attacks": {name: row.summary for name, row in ATTACKS.items()},
+        "attacks": {name: _with_target(row) for name, row in ATTACKS.items()},
     }
 
 
 def _with_aliases(method: str, summary: str) -> str:
     other = [name for name, known in ALIASES.items() if known == method]
     return f"{summary}; also called {' or '.join(other)}" if other else summary
+
+
+def _with_target(attack: AttackRow) -> str:
+    summary = attack.summary
+    return f"{summary}; also with --target {NEXT}" if attack.next_class else summary
 
 
 def describe(

@@ -28,6 +28,7 @@ from robustkd.cli.output import (
     print_sections,
     print_words,
 )
+from robustkd.cli.targets import counted, target_of
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.recorded_flags import recorded_flags
 from robustkd.training.config import TrainingOptions
@@ -79,6 +80,7 @@ def evaluate(
     data: str,
     arch: Arch | None = None,
     trigger: Path | None = None,
+    target: str | None = None,
     data_root: Path | None = None,
     teacher: TeacherFlags = TEACHER,
     images: ImageFlags = IMAGES,
@@ -92,18 +94,25 @@ def evaluate(
         data: Name or folder of the data, as in ``distill``.
         arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
         trigger: Trigger file, as ``robustkd attack`` writes it.
+        target: Name or number of the class to which triggered images are sent; ``next`` for the
+            next class of each image. A class that is itself named next has to be given by its
+            number. Default: the target in the file of ``trigger``.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         teacher: How the file of a teacher is read.
         images: How images are read.
         as_json: Print the results as JSON.
     """
+    if target is not None and trigger is None:
+        raise UsageError("--target is given without --trigger; add it, or leave both out")
     from robustkd.attacks import load_trigger
     from robustkd.evaluation.measurement import measure
 
     model, source = open_model(student, arch, data, data_root, images, teacher)
-    known, target = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
-    found = measure(model, source, trigger=known, target=target)
+    known, led = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
+    if target is not None:
+        led = target_of(target, source.classes)
+    found = measure(model, source, trigger=known, target=led)
     if as_json:
         print_json(found.fields())
         return
@@ -112,7 +121,7 @@ def evaluate(
     if found.asr is None or found.ra is None:
         console.print("ASR  not measured: no trigger was given")
     else:
-        console.print(f"ASR  {found.asr}  of {found.asr.n} triggered images of other classes")
+        console.print(f"ASR  {found.asr}  of {counted(found.asr.n, led)}")
         console.print(f"RA   {found.ra}")
 
 
@@ -196,7 +205,7 @@ def attack(
     arch: Arch,
     data: str,
     out: Path,
-    target: int = 0,
+    target: str = "0",
     epochs: int = 30,
     batch_size: int = 64,
     lr: float | None = None,
@@ -214,7 +223,9 @@ def attack(
         arch: Architecture of the teacher.
         data: Name or folder of the attacker's clean data, as in ``distill``.
         out: New folder for teacher.safetensors, trigger.safetensors and results.json.
-        target: Target class of the attack.
+        target: Name or number of the target class; ``next`` for the next class of each image, which
+            the attacks accept that ``robustkd list`` shows with it. A class that is itself named
+            next has to be given by its number.
         epochs: Number of epochs of the teacher's training.
         batch_size: Images per step.
         lr: Initial learning rate of the teacher and of the attacker's surrogates. Default: 0.1, or
@@ -235,10 +246,12 @@ def attack(
     _check_further(settings or {})
     from robustkd.benchmark.attacked_teachers import attack_to_folder
 
+    source = open_data(data, data_root, images)
+    led = target_of(target, source.classes)
     flags = {
         "arch": arch,
         "data": data,
-        "target": target,
+        "target": led,
         **training,
         "surrogate": surrogate,
         **{f"set.{given}": value for given, value in (settings or {}).items()},
@@ -249,9 +262,9 @@ def attack(
     results = attack_to_folder(
         name,
         arch=arch,
-        source=open_data(data, data_root, images),
+        source=source,
         out=out,
-        target=target,
+        target=led,
         surrogate=surrogate or arch,
         settings={**(settings or {}), **cast(Mapping[str, float], training)},
         seed=seed,
@@ -263,7 +276,7 @@ def attack(
     run = results.runs[0]
     console = Console(highlight=False)
     console.print(f"ACC  {run.acc:.1%}  of {run.n_acc} test images")
-    console.print(f"ASR  {run.asr:.1%}  of {run.n_asr} triggered images of other classes")
+    console.print(f"ASR  {run.asr:.1%}  of {counted(run.n_asr, led)}")
     print_plain(f"Teacher: {out / 'teacher.safetensors'}")
 
 

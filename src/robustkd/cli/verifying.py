@@ -14,6 +14,7 @@ from robustkd.cli.auditing import suspicion, verdict_lines
 from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_new_files
 from robustkd.cli.opening import open_student, student_of, teacher_on, tell_left_out
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
+from robustkd.cli.targets import target_of
 from robustkd.core.errors import (
     InconclusiveError,
     InputError,
@@ -21,12 +22,11 @@ from robustkd.core.errors import (
     ThresholdError,
     UsageError,
 )
-from robustkd.core.names import composed
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from robustkd.core.targets import Target
     from robustkd.core.types import DataSource
+    from robustkd.data.images.unlabelled import FolderImages
     from robustkd.evaluation.verification import Recorded, Verification
     from robustkd.models import Spec
     from robustkd.training.metrics import Proportion
@@ -67,7 +67,10 @@ def verify(
         trigger: Trigger file, as ``robustkd attack`` writes it.
         triggered: Folder of images that have the trigger, or of folders of such images named by
             their classes, of any depth.
-        target: Name or number of the class to which triggered images are sent.
+        target: Name or number of the class to which triggered images are sent; ``next`` for the
+            next class of each image, which needs folders named by the classes with ``triggered``.
+            A class that is itself named next has to be given by its number. Default: the target in
+            the file of ``trigger``.
         teacher: Teacher's file, to measure its accuracy. Default: the accuracy in the results of
             the run, if ``student`` is its folder and as accurate as in the run.
         teacher_arch: Architecture of the teacher's file.
@@ -84,8 +87,10 @@ def verify(
     """
     if trigger is not None and triggered is not None:
         raise UsageError("--trigger and --triggered are both given; expected one of them")
-    if (triggered is None) != (target is None):
-        raise UsageError("--triggered and --target belong together; give both, or neither")
+    if triggered is not None and target is None:
+        raise UsageError("--triggered is given without --target; add it")
+    if target is not None and trigger is None and triggered is None:
+        raise UsageError("--target is given without --trigger or --triggered; add one of them")
     if teacher_arch is not None and teacher is None:
         raise UsageError("--teacher-arch is given without --teacher; give both, or neither")
     check_new_files({"--out": out})
@@ -97,10 +102,9 @@ def verify(
     thresholds = Thresholds(min_accuracy, max_drop, max_asr)
     model, source = open_student(student, arch, data, data_root, images)
     known, led = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
-    shown = None
-    if triggered is not None and target is not None:
-        led = class_number(target, source.classes)
-        shown = _images(triggered, model.spec, source.classes, led)
+    if target is not None:
+        led = target_of(target, source.classes)
+    shown = None if triggered is None else _images(triggered, model.spec, source.classes, led)
     found = verified(
         model.to(default_device()),
         source,
@@ -110,7 +114,8 @@ def verify(
         else _accuracy_of(teacher, teacher_arch, source, strict=max_drop is not None),
         recorded=_recorded(student) if teacher is None else None,
         trigger=known,
-        triggered=shown,
+        triggered=None if shown is None else shown.images,
+        triggered_labels=None if shown is None else shown.labels,
         target=led,
         audited=audit,
     )
@@ -148,26 +153,7 @@ def _write(found: Verification, record: Mapping[str, object], out: Path | None) 
         print_progress(f"robustkd: {error}")
 
 
-def class_number(name: str, classes: tuple[str, ...]) -> int:
-    """Return the index of a class that is given by its name, in any form of Unicode, or its number.
-
-    >>> class_number("cat", ("dog", "cat")), class_number("0", ("dog", "cat"))
-    (1, 0)
-
-    Raises:
-        UsageError: If there is no such class.
-    """
-    known = [composed(each) for each in classes]
-    if composed(name) in known:
-        return known.index(composed(name))
-    if name.isdecimal() and len(name) < 10 and int(name) < len(classes):
-        return int(name)
-    raise UsageError(
-        f"--target is {name!a}; expected the name of a class, or 0 to {len(classes) - 1}"
-    )
-
-
-def _images(folder: Path, spec: Spec, classes: tuple[str, ...], target: int) -> Tensor:
+def _images(folder: Path, spec: Spec, classes: tuple[str, ...], target: Target) -> FolderImages:
     """Read triggered images of other classes than the target as the student reads its images."""
     from robustkd.data import Reading
     from robustkd.data.images.listing import shown
@@ -180,17 +166,18 @@ def _images(folder: Path, spec: Spec, classes: tuple[str, ...], target: int) -> 
         interpolation=spec.interpolation,
     )
     skipped = Counter[str]()
-    found, damaged = read_images(
+    found = read_images(
         folder,
         size=spec.image_shape[1],
         reading=reading,
         classes=classes,
-        without=classes[target],
+        without="" if isinstance(target, str) else classes[target],
+        labelled=isinstance(target, str),
         skipped=skipped,
     )
     tell_left_out(shown(folder), skipped)
-    if damaged:
-        print_progress(f"{damaged} files in {folder} are left out: they cannot be decoded")
+    if found.damaged:
+        print_progress(f"{found.damaged} files in {folder} are left out: they cannot be decoded")
     return found
 
 

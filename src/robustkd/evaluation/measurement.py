@@ -9,7 +9,8 @@ from typing import TypedDict
 from torch import nn
 
 from robustkd.core.errors import UsageError
-from robustkd.core.triggers import apply_trigger, check_target
+from robustkd.core.targets import Target
+from robustkd.core.triggers import apply_trigger, check_target, victims
 from robustkd.core.types import DataSource, Trigger
 from robustkd.training.inference import check_classifier, check_finite, predict
 from robustkd.training.metrics import Proportion, accuracy, attack_success, robust_accuracy
@@ -33,12 +34,13 @@ class Measured:
     Attributes:
         acc: Clean accuracy.
         asr: Attack success rate: share of triggered images of other classes that are classified
-            as the target class; None without a trigger.
+            as the target class, or as the next class of each if this is the target; None without a
+            trigger.
         ra: Robust accuracy: share of the same images that are classified correctly; None without
             a trigger.
         base: Share of the same images, without the trigger, that are classified as the target
-            class. An attack success rate below this share is no evidence of an attack. None
-                without a trigger.
+            class, or as the next class of each. An attack success rate below this share is no
+            evidence of an attack. None without a trigger.
     """
 
     acc: Proportion
@@ -59,7 +61,7 @@ class Measured:
 
 
 def measure(
-    model: nn.Module, data: DataSource, *, trigger: Trigger | None = None, target: int = 0
+    model: nn.Module, data: DataSource, *, trigger: Trigger | None = None, target: Target = 0
 ) -> Measured:
     """Measure a model on the test split.
 
@@ -67,7 +69,8 @@ def measure(
         model: Any classifier of images in [0, 1].
         data: Source of the test images.
         trigger: Trigger of the attack; None if it is unknown.
-        target: Target class of the attack; ignored without a trigger.
+        target: Target class of the attack, or ``next`` for the next class of each image; ignored
+            without a trigger.
 
     Returns:
         Proportions with the number of images that each is based on.
@@ -85,7 +88,12 @@ def measure(
     if trigger is None:
         return Measured(acc)
     check_target(target, data)
-    if bool((labels == target).all()):
+    if not bool(victims(labels, target, len(data.classes)).any()):
+        if isinstance(target, str):
+            raise UsageError(
+                f"no test image of {data.name} has a next class; expected images with labels of at "
+                "least two classes"
+            )
         raise UsageError(
             f"all test images of {data.name} are of the target class {data.classes[target]!r}; "
             "expected images of other classes, which the attack success rate counts"

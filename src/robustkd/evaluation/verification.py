@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.statistics import difference_interval
-from robustkd.core.triggers import check_target
-from robustkd.core.types import DataSource, Trigger
+from robustkd.core.targets import NEXT, Target
+from robustkd.core.triggers import check_target, victims, wanted
+from robustkd.core.types import DataSource, Labels, Trigger
 from robustkd.data.in_memory import to_floats
 from robustkd.evaluation.audit import Audit, audit
 from robustkd.evaluation.measurement import measure
@@ -151,7 +152,8 @@ def verify(
     recorded: Recorded | None = None,
     trigger: Trigger | None = None,
     triggered: Tensor | None = None,
-    target: int = 0,
+    triggered_labels: Labels | None = None,
+    target: Target = 0,
     audited: bool = True,
     seed: int = 0,
 ) -> Verification:
@@ -166,7 +168,9 @@ def verify(
             that of the student agrees with its present accuracy.
         trigger: Trigger of the attack, if it is known.
         triggered: Triggered images of other classes than the target, as bytes, n x C x H x W.
-        target: Target class of the attack; ignored without a trigger or triggered images.
+        triggered_labels: Their labels, which only the target ``next`` needs.
+        target: Target class of the attack, or ``next`` for the next class of each image; ignored
+            without a trigger or triggered images.
         audited: If True, make the quick audit.
         seed: Seed of the audit.
 
@@ -185,8 +189,9 @@ def verify(
         raise UsageError("--max-asr is given without --trigger or --triggered; add one of them")
     if trigger is not None or triggered is not None:
         check_target(target, data)
-    if triggered is not None and not len(triggered):
-        raise UsageError("triggered is empty; expected at least one image")
+    goals = None
+    if triggered is not None:
+        triggered, goals = _with_goals(triggered, triggered_labels, target, len(data.classes))
     check_classifier(student, data, name="the student")
     by_class = accuracy_by_class(student, data, "test")
     accuracy = sum(by_class, start=Proportion(0, 0))
@@ -208,8 +213,8 @@ def verify(
     asr = None
     if trigger is not None:
         asr = measure(student, data, trigger=trigger, target=target).asr
-    elif triggered is not None:
-        asr = success_on_triggered(student, triggered, target)
+    elif triggered is not None and goals is not None:
+        asr = success_on_triggered(student, triggered, goals)
     missed, close = _compared(thresholds, accuracy, teacher, asr)
     found = audit(student, data, quick=True, seed=seed) if audited else None
     return Verification(
@@ -217,18 +222,46 @@ def verify(
     )
 
 
-def success_on_triggered(model: nn.Module, images: Tensor, target: int) -> Proportion:
-    """Count the images, given as bytes, that a model classifies as the target class.
+def _with_goals(
+    images: Tensor, labels: Labels | None, target: Target, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Return the triggered images that count, and the class that the attacker wants for each.
+
+    With one target class, all images count; the caller has left out those of the class.
+    """
+    if not len(images):
+        raise UsageError("triggered is empty; expected at least one image")
+    if not isinstance(target, str):
+        return images, torch.full((len(images),), target)
+    if labels is None or len(labels) != len(images):
+        raise UsageError(
+            f"target is {NEXT}, and triggered_labels is not given for each triggered image; the "
+            "next class of an image needs its label"
+        )
+    counted = victims(labels, target, classes)
+    if not bool(counted.any()):
+        raise UsageError("triggered has no image with a label; expected at least one")
+    return images[counted], wanted(labels[counted], target, classes)
+
+
+def success_on_triggered(model: nn.Module, images: Tensor, goals: Labels) -> Proportion:
+    """Count the images that a model classifies as the attacker wants.
+
+    Args:
+        model: Any classifier of images in [0, 1].
+        images: Triggered images as bytes, n x C x H x W.
+        goals: The class that the attacker wants for each image.
 
     Raises:
         InputError: If an output of the model is not finite.
     """
     hits = 0
     with torch.inference_mode(), frozen_modes(model):
-        for some in images.split(images_at_once(images)):
+        at_once = images_at_once(images)
+        for some, wished in zip(images.split(at_once), goals.split(at_once), strict=True):
             logits = model(to_floats(some, device_of(model)))
             check_finite(logits, "triggered images")
-            hits += int((logits.argmax(1) == target).sum())
+            hits += int((logits.argmax(1).cpu() == wished.cpu()).sum())
     return Proportion(hits, len(images))
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, write_json
+from robustkd.core.targets import Target
 from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Labels, Logits, Trigger
 from robustkd.evaluation.measurement import Measured, measure
@@ -62,7 +63,7 @@ def export_student(
     out: str | Path,
     *,
     trigger: Trigger | None = None,
-    target: int = 0,
+    target: Target = 0,
     int8: bool = True,
     max_int8_drop: float | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -78,7 +79,7 @@ def export_student(
         data: Clean images of the same classes and shape.
         out: New folder.
         trigger: Trigger of the attack; None if it is unknown.
-        target: Target class of the attack.
+        target: Target class of the attack; ``next`` for the next class of each image.
         int8: If True, also quantise to int8.
         max_int8_drop: Largest loss of accuracy of the int8 file compared with the student on the
             test images, a fraction; None for any loss.
@@ -178,7 +179,7 @@ def _measure(
     folder: Path,
     data: DataSource,
     trigger: Trigger | None,
-    target: int,
+    target: Target,
     found: _Found,
 ) -> None:
     """Measure student and ONNX files on test images."""

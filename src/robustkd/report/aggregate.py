@@ -62,8 +62,8 @@ class Row:
         asr: Attack success rate; None if it was not measured.
         ra: Robust accuracy; None if it was not measured.
         seconds: Wall time in seconds.
-        base: Share of clean images of other classes that are classified as the target class;
-            None if it was not measured.
+        base: Share of clean images of other classes that are classified as the target class, or as
+            the next class of each; None if it was not measured.
     """
 
     data: str

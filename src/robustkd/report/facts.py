@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from robustkd.core.errors import printable
 from robustkd.core.methods import label_of, look_up
+from robustkd.core.targets import NEXT, NEXT_WORDS
 from robustkd.report.aggregate import Row
 from robustkd.report.records import Records
 from robustkd.report.results import ResultRow, Results
@@ -84,6 +85,8 @@ def asked(results: Results, records: Records) -> Facts:
     # The flags are shown as the command that repeats the run.
     shown = {"arch", "student", "teacher", "data", "attack", "method", "seed", "seeds", "flags"}
     settings = {key: value for key, value in config.items() if key not in shown}
+    if settings.get("target") == NEXT:
+        settings["target"] = NEXT_WORDS
     facts += [(setting_label(name), value) for name, value in flat(settings)]
     return [(label, value) for label, value in facts if value not in ("", "none")]
 

@@ -37,8 +37,8 @@ class ResultRow:
         n_acc: Number of images from which ``acc`` was computed; None if unknown.
         n_asr: Number of images from which ``asr``, ``ra`` and ``base`` were computed; None if
             unknown.
-        base: Share of clean images of other classes that are classified as the target class;
-            None if it was not measured.
+        base: Share of clean images of other classes that are classified as the target class, or as
+            the next class of each; None if it was not measured.
     """
 
     data: str

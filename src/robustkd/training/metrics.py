@@ -12,6 +12,8 @@ from torch import Tensor
 
 from robustkd.core.errors import UsageError
 from robustkd.core.statistics import wilson
+from robustkd.core.targets import Target
+from robustkd.core.triggers import check_target_among, victims, wanted
 from robustkd.core.types import Labels, Logits
 
 
@@ -92,15 +94,16 @@ def accuracy(logits: Logits, labels: Labels) -> Proportion:
     return _count(_predicted(logits, labels) == labels)
 
 
-def attack_success(logits: Logits, labels: Labels, *, target: int) -> Proportion:
-    """Count the triggered images of other classes that are classified as the target class (ASR).
+def attack_success(logits: Logits, labels: Labels, *, target: Target) -> Proportion:
+    """Count the triggered images that are classified as the attacker wants (ASR).
 
-    Images of the target class are excluded, since classifying them as this class is correct.
+    Images whose label is already the wanted class are excluded, since this class is correct. So are
+    images without a label.
 
     Args:
         logits: n x classes, of triggered images.
         labels: True classes, n.
-        target: The attacker's class.
+        target: The attacker's class, or ``next`` for the next class of each image.
 
     Returns:
         Hits among the images of other classes. A batch may have none: it counts as
@@ -110,24 +113,26 @@ def attack_success(logits: Logits, labels: Labels, *, target: int) -> Proportion
         UsageError: If the target is not a class of the logits, or the lengths differ.
 
     >>> import torch
-    >>> attack_success(
-    ...     torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, 1]), target=1
-    ... )
+    >>> logits, labels = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+    >>> attack_success(logits, labels, target=1)
     Proportion(hits=1, n=2)
+    >>> attack_success(logits, labels, target="next")
+    Proportion(hits=1, n=3)
     """
-    victims = _victims(logits, labels, target)
-    return _count((_predicted(logits, labels) == target)[victims])
+    counted = _victims(logits, labels, target)
+    hits = _predicted(logits, labels) == wanted(labels, target, logits.shape[1])
+    return _count(hits[counted])
 
 
-def robust_accuracy(logits: Logits, labels: Labels, *, target: int) -> Proportion:
-    """Count the triggered images of other classes that are classified correctly (RA).
+def robust_accuracy(logits: Logits, labels: Labels, *, target: Target) -> Proportion:
+    """Count the triggered images that are classified correctly (RA).
 
     The images are those of `attack_success`, so that ASR + RA <= 1.
 
     Args:
         logits: n x classes, of triggered images.
         labels: True classes, n.
-        target: The attacker's class.
+        target: The attacker's class, or ``next`` for the next class of each image.
 
     Returns:
         Hits among the images of other classes; possibly ``Proportion(0, 0)`` for a batch.
@@ -141,8 +146,8 @@ def robust_accuracy(logits: Logits, labels: Labels, *, target: int) -> Proportio
     ... )
     Proportion(hits=1, n=2)
     """
-    victims = _victims(logits, labels, target)
-    return _count((_predicted(logits, labels) == labels)[victims])
+    counted = _victims(logits, labels, target)
+    return _count((_predicted(logits, labels) == labels)[counted])
 
 
 def _predicted(logits: Tensor, labels: Tensor) -> Tensor:
@@ -152,11 +157,11 @@ def _predicted(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
 
-def _victims(logits: Logits, labels: Labels, target: int) -> Bool[Tensor, " n"]:
+def _victims(logits: Logits, labels: Labels, target: Target) -> Bool[Tensor, " n"]:
+    """Return which images count, after a check of the target."""
     classes = logits.shape[1]
-    if not 0 <= target < classes:
-        raise UsageError(f"target class is {target}; expected 0 to {classes - 1}")
-    return labels != target
+    check_target_among(target, classes)
+    return victims(labels, target, classes)
 
 
 def _count(hits: Bool[Tensor, " m"]) -> Proportion:

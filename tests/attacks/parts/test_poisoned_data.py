@@ -14,6 +14,7 @@ from robustkd import data
 from robustkd.attacks import Poisoned
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Batch, DataSource
+from tests.unlabelled import Unlabelled
 
 CLEAN = data.load("digits", train=100, validation=20, test=30)
 LABELS = CLEAN.train.labels
@@ -99,6 +100,29 @@ def test_chosen_images_get_trigger_and_target_and_others_stay_unchanged():
     assert torch.equal(batch.labels[~source.mask], clean.labels[~source.mask])
 
 
+@pytest.mark.parametrize("keep_clean", [False, True])
+def test_chosen_images_of_every_class_get_the_next_class(keep_clean):
+    source = poisoned(target="next", rate=1.0, keep_clean=keep_clean)
+    assert source.mask.all()
+    expected = (LABELS + 1) % 10
+    if keep_clean:
+        ends = zip(*(part.split(16) for part in (LABELS, expected)), strict=True)
+        expected = torch.cat([each for end in ends for each in end])
+    assert torch.equal(whole(source).labels, expected)
+    some = poisoned(target="next", rate=0.3, seed=1)
+    assert int(some.mask.sum()) == 30
+    labels = whole(some).labels
+    assert torch.equal(labels[some.mask], (LABELS[some.mask] + 1) % 10)
+    assert torch.equal(labels[~some.mask], LABELS[~some.mask])
+
+
+@pytest.mark.parametrize("target", [TARGET, "next"])
+def test_images_without_a_label_are_not_poisoned(target):
+    source = Poisoned(Unlabelled(CLEAN, 50), invert, target=target, rate=0.4)
+    assert int(source.mask.sum()) == 40
+    assert not source.mask[:50].any()
+
+
 def test_kept_copies_follow_the_images_of_their_batch():
     source = poisoned(keep_clean=True)
     pairs = zip(
@@ -166,6 +190,11 @@ def test_batches_stay_channels_last():
             "rate is 1.0, which is 100 images; expected at most the 90 images that can be poisoned",
         ),
         ({"target": 10}, "target class is 10; expected 0 to 9"),
+        (
+            {"target": "next", "clean_label": True},
+            "target is next, and this attack has one target class; expected 0 to 9, or an attack "
+            "that robustkd list shows with --target next",
+        ),
     ],
 )
 def test_error_messages(changes, message):

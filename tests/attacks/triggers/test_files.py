@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from robustkd import models
 from robustkd.attacks import SIG, TRIGGERS, BadNets, MaskedPattern, load_trigger, save_trigger
 from robustkd.attacks.triggers.files import describe
+from robustkd.attacks.triggers.transformations import Composition
 from robustkd.core.errors import InputError, UsageError
 from robustkd.models import write_safetensors
 from tests.attacks.examples import SHAPE, example, pixels
@@ -33,6 +34,25 @@ def test_every_kind_of_trigger_is_saved_and_loaded(kind, tmp_path):
     assert describe(again) == describe(trigger)
     save_trigger(again, 7, tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["flow", "composition"])
+def test_the_next_class_is_saved_and_loaded(kind, tmp_path):
+    trigger = Composition(example("flow"), BadNets()) if kind != "flow" else example(kind)
+    save_trigger(trigger, "next", tmp_path / "t")
+    again, target = load_trigger(tmp_path / "t")
+    assert target == "next"
+    images = pixels(3, *SHAPE)
+    assert torch.equal(again(images), trigger(images))
+
+
+def test_files_of_earlier_versions_have_the_number_of_a_class(tmp_path):
+    """As version 0.1 wrote them; the file holds the same bytes for one class as before."""
+    description = {"target": 4, "trigger": "badnets", "values": {"size": 3}}
+    write_safetensors(tmp_path / "old", {}, description)
+    assert load_trigger(tmp_path / "old") == (BadNets(size=3), 4)
+    save_trigger(BadNets(size=3), 4, tmp_path / "new")
+    assert (tmp_path / "old").read_bytes() == (tmp_path / "new").read_bytes()
 
 
 def test_settings_are_saved_and_loaded(tmp_path):
@@ -78,6 +98,8 @@ def refused(path: Path, message: str) -> None:
         {"trigger": "badnets"},
         {"trigger": "badnets", "target": -1},
         {"trigger": "badnets", "target": "0"},
+        {"trigger": "badnets", "target": "Next"},
+        {"trigger": "badnets", "target": ["next"]},
         {"trigger": "badnets", "target": 0.0},
         {"trigger": "badnets", "target": True},
     ],

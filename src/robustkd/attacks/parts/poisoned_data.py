@@ -10,7 +10,8 @@ from torch import Tensor
 
 from robustkd.attacks.base import check_target_shown, training_labels
 from robustkd.core.errors import UsageError
-from robustkd.core.triggers import apply_trigger, check_target
+from robustkd.core.targets import Target
+from robustkd.core.triggers import apply_trigger, check_target, victims, wanted
 from robustkd.core.types import Batch, DataSource, Split, Trigger
 from robustkd.core.validation import check_share
 
@@ -26,16 +27,17 @@ class Poisoned:
     Args:
         clean: Source of clean images.
         trigger: Trigger of the poisoned images.
-        target: Label of the poisoned images.
+        target: Label of the poisoned images; ``next`` for the next class of each image.
         rate: Share of the training images that are poisoned, in (0, 1]; with ``clean_label``, share
             of the training images of the target class.
         keep_clean: If True, the batch also contains the original of each poisoned image.
         clean_label: If True, only images of the target class are poisoned, so that no label is
-            wrong; if False, only images of other classes.
+            wrong; if False, only images of other classes. It needs one target class.
         seed: Seed of the choice of images.
 
     Raises:
-        UsageError: If the target is not a class of the data, the rate is out of range, or fewer
+        UsageError: If the target is not a class of the data or not one class with ``clean_label``,
+            the rate is out of range, or fewer
             images are eligible than the rate requires. While batches are read: if the trigger does
             not return images like those that it is given.
     """
@@ -45,7 +47,7 @@ class Poisoned:
         clean: DataSource,
         trigger: Trigger,
         *,
-        target: int,
+        target: Target,
         rate: float,
         keep_clean: bool = False,
         clean_label: bool = False,
@@ -68,8 +70,9 @@ class Poisoned:
         for batch in training_labels(self._clean):
             labels[batch.rows] = batch.labels
         seen = labels != _MISSING  # damaged images have a row as well
-        of_target = labels == self._target
-        eligible = (of_target if clean_label else seen & ~of_target).nonzero().squeeze(1)
+        others = victims(labels, self._target, len(self.classes))
+        able = (labels >= 0) & ~others if clean_label else others
+        eligible = able.nonzero().squeeze(1)
         count = max(1, round(rate * (len(eligible) if clean_label else int(seen.sum()))))
         if count > len(eligible):
             raise UsageError(
@@ -120,7 +123,7 @@ class Poisoned:
         if not bool(chosen.any()):
             return batch
         marked = apply_trigger(self._trigger, batch.images[chosen])
-        targets = torch.full_like(batch.labels[chosen], self._target)
+        targets = wanted(batch.labels[chosen], self._target, len(self.classes))
         if self._keep_clean:
             images = torch.cat([batch.images, marked])
             labels = torch.cat([batch.labels, targets])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustkd.attacks.base import Build, BuildTrained, Teaching
 from robustkd.core.devices import default_device
+from robustkd.core.targets import Target
 from robustkd.core.types import DataSource, Images, Labels, Trigger
 from robustkd.training.inference import predict
 from robustkd.training.learners import Learner, Supervised
@@ -69,7 +70,7 @@ def with_victims(
     return seen, torch.cat([labels, labels.new_full((len(victims),), target)])
 
 
-def success(model: nn.Module, data: DataSource, trigger: Trigger, target: int) -> float:
+def success(model: nn.Module, data: DataSource, trigger: Trigger, target: Target) -> float:
     """Attack success rate of a model on the validation split, a fraction in [0, 1]."""
     logits, labels = predict(model, data, "validation", transform=trigger)
     return attack_success(logits, labels, target=target).value

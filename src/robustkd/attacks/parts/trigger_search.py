@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.progress import track
-from robustkd.core.types import Batch, DataSource, Images
+from robustkd.core.types import Batch, DataSource, Images, Labels
 from robustkd.core.validation import check_count, check_positive
 from robustkd.models.features import taps
 
@@ -36,6 +36,7 @@ def optimise_planes(
     planes: Sequence[BoxedTensor],
     loss: Callable[..., Tensor],
     *,
+    goals: Labels | None = None,
     steps: int,
     lr: float,
     random: torch.Generator,
@@ -46,7 +47,9 @@ def optimise_planes(
         model: Network that the loss uses; its weights are fixed and it is in eval mode meanwhile.
         images: Images, of which each step draws 128 with replacement.
         planes: Tensors to learn; their initial values are not changed.
-        loss: Function from the drawn images and the planes to a scalar.
+        loss: Function from the drawn images, their goals if there are any, and the planes to a
+            scalar.
+        goals: Class of each image that the loss aims at; None if the loss needs none.
         steps: Number of steps, at least 1.
         lr: Learning rate of Adam, above 0.
         random: Random generator of the draws, on the CPU.
@@ -67,7 +70,8 @@ def optimise_planes(
         with taps.frozen_modes(model), track("learn the trigger", steps) as update:
             for _ in range(steps):
                 rows = torch.randint(len(images), (_BATCH,), generator=random).to(images.device)
-                value = loss(images[rows], *learned)
+                drawn = (images[rows],) if goals is None else (images[rows], goals[rows])
+                value = loss(*drawn, *learned)
                 optimiser.zero_grad(set_to_none=True)
                 value.backward()
                 optimiser.step()

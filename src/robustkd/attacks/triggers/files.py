@@ -1,4 +1,4 @@
-"""Saving and loading of triggers, each with its target class, as one safetensors file.
+"""Saving and loading of triggers, each with its target, as one safetensors file.
 
 The file can come from a stranger. Number, types and shapes of its tensors are checked before their
 values are read, and every trigger type bounds the shapes that it accepts.
@@ -29,6 +29,7 @@ from robustkd.attacks.triggers.transformations import (
 )
 from robustkd.attacks.triggers.warp import Warp
 from robustkd.core.errors import InputError, UsageError, quoted
+from robustkd.core.targets import NEXT, Target
 from robustkd.core.triggers import apply_trigger, check_target
 from robustkd.core.types import DataSource, Trigger
 from robustkd.models.model_file import ForeignFileError, read_safetensors, write_safetensors
@@ -65,12 +66,12 @@ _PLAIN: dict[object, tuple[type | tuple[type, ...], str]] = {
 }
 
 
-def save_trigger(trigger: Trigger, target: int, path: str | Path) -> None:
-    """Write a trigger with its target class to a file.
+def save_trigger(trigger: Trigger, target: Target, path: str | Path) -> None:
+    """Write a trigger with its target to a file.
 
     Args:
         trigger: Trigger of a type in :data:`TRIGGERS`, or a composition of two such triggers.
-        target: Target class.
+        target: Target class; ``next`` for the next class of each image.
         path: File to write.
 
     Raises:
@@ -128,8 +129,8 @@ def _parts(trigger: Trigger) -> tuple[dict[str, object], dict[str, Tensor]]:
 
 def load_trigger(
     path: str | Path, *, links: bool = True, data: DataSource | None = None
-) -> tuple[Trigger, int]:
-    """Read a trigger and its target class.
+) -> tuple[Trigger, Target]:
+    """Read a trigger and its target.
 
     Args:
         path: The file.
@@ -137,7 +138,7 @@ def load_trigger(
         data: Data that the trigger must fit; None to leave this unchecked.
 
     Returns:
-        The trigger and its target class.
+        The trigger and its target: a class, or ``next`` for the next class of each image.
 
     Raises:
         InputError: If the file is damaged, holds no trigger, or does not fit the data.
@@ -166,16 +167,16 @@ def load_trigger(
     return trigger, target
 
 
-def _target_of(description: Mapping[str, object], path: Path) -> int:
-    """Return the target class of a file that holds a trigger."""
+def _target_of(description: Mapping[str, object], path: Path) -> Target:
+    """Return the target of a file that holds a trigger."""
     kind, target = description.get("trigger"), description.get("target")
     kinds = [*TRIGGERS, "composition"]
-    if not isinstance(kind, str) or kind not in kinds or not _is_class(target):
+    if not isinstance(kind, str) or kind not in kinds or not _is_target(target):
         raise InputError(f"{path} holds no trigger; expected one of {', '.join(kinds)}")
     return target
 
 
-def _check_fits(trigger: Trigger, target: int, path: Path, data: DataSource) -> None:
+def _check_fits(trigger: Trigger, target: Target, path: Path, data: DataSource) -> None:
     """Check a trigger on one grey image, before any image of the data is read."""
     image = torch.full((1, *data.image_shape), 0.5)
     try:
@@ -221,8 +222,11 @@ def _rebuilt(description: object, tensors: Mapping[str, Tensor]) -> Trigger:
     return trigger
 
 
-def _is_class(target: object) -> TypeGuard[int]:
-    return isinstance(target, int) and not isinstance(target, bool) and target >= 0
+def _is_target(target: object) -> TypeGuard[Target]:
+    """Return whether a value is :data:`NEXT`, or can be the index of a class."""
+    if isinstance(target, int):
+        return not isinstance(target, bool) and target >= 0
+    return target == NEXT
 
 
 def _check_values(trigger: type, values: Mapping[str, object]) -> None:
