@@ -215,3 +215,4 @@ def test_the_drop_is_relative_to_the_teacher(robustkd, student):
     code, out, _ = robustkd(*words, "--teacher", student)
     assert code == 0
     assert "DROP   0.0 points [" in out
+    assert out.endswith("Next: robustkd export writes the files for a device.\n")

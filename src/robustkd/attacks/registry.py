@@ -153,9 +153,9 @@ ATTACKS: dict[str, AttackRow] = {
         DirtyLabel(BadNets()), "small checkerboard, dirty labels; a control", next_class=True
     ),
     "blend": AttackRow(
-        DirtyLabel(Blend()), "faint noise over the image, dirty labels; a control", next_class=True
+        DirtyLabel(Blend()), "faint noise over the image, dirty labels", next_class=True
     ),
-    "sig": AttackRow(CleanLabel(SIG()), "sinusoidal stripe, clean labels; a control", revision=1),
+    "sig": AttackRow(CleanLabel(SIG()), "sinusoidal stripe, clean labels", revision=1),
     "wanet": AttackRow(
         WaNet(), "smooth warp of the image, dirty labels; a control", next_class=True
     ),

@@ -74,7 +74,7 @@ def demo(
 
 
 def evaluate(
-    student: Path,
+    model: Path,
     /,
     *,
     data: str,
@@ -89,7 +89,7 @@ def evaluate(
     """Measure a student or a teacher on the test images, and under a trigger if one is known.
 
     Args:
-        student: Model file written by robustkd, or the folder of a run; or a teacher's file or
+        model: Model file written by robustkd, or the folder of a run; or a teacher's file or
             folder, as in ``distill``.
         data: Name or folder of the data, as in ``distill``.
         arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
@@ -108,11 +108,11 @@ def evaluate(
     from robustkd.attacks import load_trigger
     from robustkd.evaluation.measurement import measure
 
-    model, source = open_model(student, arch, data, data_root, images, teacher)
+    network, source = open_model(model, arch, data, data_root, images, teacher)
     known, led = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
     if target is not None:
         led = target_of(target, source.classes)
-    found = measure(model, source, trigger=known, target=led)
+    found = measure(network, source, trigger=known, target=led)
     if as_json:
         print_json(found.fields())
         return

@@ -72,7 +72,7 @@ def verify(
             A class that is itself named next has to be given by its number. Default: the target in
             the file of ``trigger``.
         teacher: Teacher's file, to measure its accuracy. Default: the accuracy in the results of
-            the run, if ``student`` is its folder and as accurate as in the run.
+            the run, if STUDENT is the folder of a run, and its accuracy is that of the run.
         teacher_arch: Architecture of the teacher's file.
         min_accuracy: Smallest accuracy, a fraction.
         max_drop: Largest loss of accuracy compared with the teacher, a fraction.
@@ -235,25 +235,38 @@ def _print(found: Verification, classes: tuple[str, ...]) -> None:
         key=lambda place: found.by_class[place].value,
     )
     for place in order[:_MOST_CLASSES]:
-        print_plain(f"       {found.by_class[place]}  {classes[place]}")
+        print_plain(f"       {found.by_class[place]}  class {classes[place]}")
     if len(order) > _MOST_CLASSES:
         print_words(f"       and {len(order) - _MOST_CLASSES} classes with higher accuracy")
     if found.drop is not None:
-        loss, (low, high) = found.drop
-        print_words(
-            f"DROP   {100 * loss:.1f} points [{100 * low:.1f}, {100 * high:.1f}] below the teacher"
-        )
+        print_words(f"DROP   {_beside_teacher(*found.drop)}")
     else:
         print_words(f"DROP   not measured: {found.unknown or 'no teacher was given'}")
     if found.asr is not None:
         print_words(f"ASR    {found.asr}  of {found.asr.n} triggered images")
     else:
         print_words("ASR    not measured: no trigger was given")
-    for line in (*found.missed, *found.close, *_without_threshold(found)):
+    # The threshold that ends the command is named by its last line.
+    missed = found.missed[1:] if found.outcome == "missed" else found.missed
+    for line in (*missed, *found.close, *_without_threshold(found)):
         print_words(f"NOTE   {line}")
     if found.audit is not None:
         for line in verdict_lines(found.audit, of_student=True):
             print_plain(line)
+    if found.outcome == "passed":
+        print_plain("Next: robustkd export writes the files for a device.")
+
+
+def _beside_teacher(lost: float, ends: tuple[float, float]) -> str:
+    """Return the loss of accuracy with its interval, in points.
+
+    >>> _beside_teacher(0.021, (0.01, 0.03)), _beside_teacher(-0.02, (-0.03, 0.01))
+    ('2.1 points [1.0, 3.0] below the teacher', '2.0 points [-1.0, 3.0] above the teacher')
+    """
+    low, high = (100 * end for end in ends)
+    if lost < 0:
+        return f"{-100 * lost:.1f} points [{-high:.1f}, {-low:.1f}] above the teacher"
+    return f"{100 * lost:.1f} points [{low:.1f}, {high:.1f}] below the teacher"
 
 
 def _without_threshold(found: Verification) -> Iterator[str]:
