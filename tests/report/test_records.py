@@ -4,8 +4,9 @@ import pytest
 
 from robustkd.core.errors import InputError
 from robustkd.report import read
+from robustkd.report.curves import charts
 from robustkd.report.pages import load
-from robustkd.report.records import read_records
+from robustkd.report.records import Training, read_records
 
 DETOX = {
     "stages": ["a"],
@@ -85,3 +86,12 @@ def test_a_wrong_record_is_named(write, records, message):
         read_records(read(folder), folder / "results.json")
     assert str(caught.value).startswith(f"{folder}/results.json: records.{message}")
     assert str(caught.value).isprintable()
+
+
+def test_the_chart_of_losses_has_losses_alone():
+    epochs = [{"epoch": n, "loss": 1 / n, "ce": 0.5 / n, "lr": 0.1, "acc": 0.5} for n in (1.0, 2.0)]
+    loss, accuracy = charts([Training("student", epochs, None)])
+    assert "total" in loss.text
+    assert "cross-entropy" in loss.text
+    assert "lr" not in loss.text
+    assert (loss.title, accuracy.title) == ("Loss", "Accuracy")
