@@ -68,6 +68,16 @@ class CropFlip:
         if self.pad < 0:
             raise UsageError(f"pad is {self.pad}; expected at least 0; use pad=0 for no crops")
 
+    def __str__(self) -> str:
+        """Return what is done in words.
+
+        >>> str(CropFlip(pad=2, flip=True)), str(CropFlip(pad=1)), str(CropFlip())
+        ('shifts of up to 2 pixels and mirroring', 'shifts of up to 1 pixel', 'no augmentation')
+        """
+        shifts = f"shifts of up to {self.pad} pixel{'s' if self.pad > 1 else ''}"
+        parts = [shifts] * (self.pad > 0) + ["mirroring"] * self.flip
+        return " and ".join(parts) or "no augmentation"
+
     def __call__(self, images: Images, generator: torch.Generator) -> Images:
         """Augment ``images`` (N x C x H x W) with draws from ``generator``.
 
@@ -146,6 +156,15 @@ class ZoomFlip:
 
     def __post_init__(self) -> None:
         check_share(least=self.least)
+
+    def __str__(self) -> str:
+        """Return what is done in words.
+
+        >>> str(ZoomFlip(least=0.25, flip=True))
+        'zooms to 25 % of the area or more and mirroring'
+        """
+        zooms = f"zooms to {100 * self.least:.0f} % of the area or more"
+        return f"{zooms} and mirroring" if self.flip else zooms
 
     def __call__(self, images: Images, generator: torch.Generator) -> Images:
         """Augment ``images`` (N x C x H x W) with random numbers from ``generator``.

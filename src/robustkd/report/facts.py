@@ -38,12 +38,24 @@ _FILE_LABELS: Mapping[str, str] = {
     "format": "Format",
     "matched": "Tensors of the network, all found in the file",
     "filled": "Batch counters that the file lacks",
+    "by_order": "Tensors matched by their order alone",
+    "candidates": "Networks in the file",
+    "key": "Network that was read",
     "wrappers": "Wrappers around the weights that were removed",
     "ignored": "Other keys, which were not read",
     "converted": "Tensors converted to float32, by type",
     "normalisation": "Mean and standard deviation taken from",
     "limits": "Limits of the process that read the file",
 }
+
+
+_WORDS: Mapping[str, str] = {
+    "attacking": "attack",
+    "detoxing": "detoxification",
+    "lr": "learning rate",
+    "teaching": "training of the teacher",
+}
+"""Words for names of settings that are not words."""
 
 
 class Compared(NamedTuple):
@@ -94,10 +106,11 @@ def asked(results: Results, records: Records) -> Facts:
 def setting_label(name: str) -> str:
     """Return the dotted name of a setting as words.
 
-    >>> setting_label("training.batch_size")
-    'Training, batch size'
+    >>> setting_label("training.batch_size"), setting_label("detoxing.lr")
+    ('Training, batch size', 'Detoxification, learning rate')
     """
-    group, _, last = printable(name).replace("_", " ").rpartition(".")
+    group, _, last = printable(name).rpartition(".")
+    group, last = (_WORDS.get(each, each).replace("_", " ") for each in (group, last))
     label = f"{group}, {last}" if group else last
     return label[:1].upper() + label[1:]
 

@@ -109,8 +109,8 @@ def _line(
         return ""
     loss = (
         f"augmentation: the teacher's accuracy on {plain.n} validation images is {plain} as they "
-        f"are and {accuracy} with {augmentation}, as if it was not trained with it"
+        f"are and {accuracy} with {augmentation}, so that it was probably not trained with it"
     )
     if used is not None:
-        return f"{loss}; {used} is used instead (--augment light keeps it)"
+        return f"{loss}; the student is trained with {used} instead (--augment light keeps it)"
     return f"{loss}; the student learns these outputs: --augment none is safer"
