@@ -206,8 +206,9 @@ def test_a_headline_without_results_states_so():
         "No attack counts: with none of them, an ordinary student has an ASR of at least 30 % and "
         "20 points more than a student without a teacher.\n"
     )
-    assert headline_table(aggregate(useless)) == told
-    assert headline_table(aggregate(found)) != told
+    for table in (headline_table, summary_table):
+        assert table(aggregate(useless)) == told
+        assert table(aggregate(found)) != told
 
 
 def test_the_ablation_has_the_attacks_that_are_inherited_and_whole():

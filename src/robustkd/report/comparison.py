@@ -43,6 +43,10 @@ _EXCESS = 0.20
 Below it, the trigger may work on any network, whether or not that network learned from the teacher.
 """
 _SURVIVES = "survives"
+_NONE_COUNTS = (
+    "No attack counts: with none of them, an ordinary student has an ASR of at least 30 % "
+    "and 20 points more than a student without a teacher.\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +182,8 @@ def _measured(members: Iterable[Row], methods: Iterable[str]) -> list[tuple[floa
 def summary_table(rows: Sequence[Row]) -> str:
     """Markdown table with one line per pair and defended method, over the attacks that count."""
     all_summaries = summaries(rows)
+    if not all_summaries and not _counting(rows):
+        return _NONE_COUNTS
     several = [
         name for name in ("data", "pair") if len({getattr(s, name) for s in all_summaries}) > 1
     ]
@@ -230,16 +236,9 @@ def headline_table(rows: Sequence[Row]) -> str:
     The columns are the student without a teacher, the ordinary student with the highest ASR and
     its name, and the measured methods of RobustKD except ``both``.
     """
-    cells = {
-        cell: members
-        for cell, members in by_cell(rows).items()
-        if inherited(members, METHODS["default"].rivals)
-    }
+    cells = _counting(rows)
     if not cells:
-        return (
-            "No attack counts: with none of them, an ordinary student has an ASR of at least 30 % "
-            "and 20 points more than a student without a teacher.\n"
-        )
+        return _NONE_COUNTS
     head, names = _settings(cells)
     known = {row.method for members in cells.values() for row in members}
     methods = [
@@ -258,6 +257,15 @@ def headline_table(rows: Sequence[Row]) -> str:
         lines.append([*names[cell], clean, most, *robust, _counts(counted)])
     head += ["student, no teacher", "ordinary student with the highest ASR"]
     return _markdown([*head, *map(label_of, methods), "n"], lines, numbers=0)
+
+
+def _counting(rows: Sequence[Row]) -> dict[Cell, list[Row]]:
+    """Return the settings in which an ordinary student inherits the backdoor."""
+    return {
+        cell: members
+        for cell, members in by_cell(rows).items()
+        if inherited(members, METHODS["default"].rivals)
+    }
 
 
 def ablation_table(rows: Sequence[Row]) -> str:
