@@ -174,6 +174,36 @@ def test_a_run_is_resumed_only_with_equal_inputs(kind, name, value, error, messa
         pytest.fail("went on")
 
 
+@pytest.mark.parametrize(
+    ("now", "error", "message"),
+    [
+        ({"settings": {"arch": "a"}}, UsageError, "settings momentum 0.5, now it is the default"),
+        (
+            {"settings": {"arch": "a", "momentum": 0.5, "ema": 0.9}},
+            UsageError,
+            "settings ema the default, now it is 0.9",
+        ),
+        ({"student weights": None}, InputError, "student weights sha256 'ab', now it is none"),
+    ],
+)
+def test_a_setting_that_is_missing_on_one_side_differs(now, error, message, tmp_path):
+    """Settings with their default values are not recorded."""
+    before = {
+        "settings": {"arch": "a", "momentum": 0.5},
+        "student weights": {"sha256": "ab", "normalisation": None},
+    }
+    with opened(tmp_path, inputs=before):
+        pass
+    other = {kind: facts for kind, facts in (before | now).items() if facts is not None}
+    message = f"{tmp_path} was started with {message}; use the same, or start a new run with --out"
+    for trust in (False, True):
+        with (
+            pytest.raises(error, match=f"^{re.escape(message)}$"),
+            opened(tmp_path, inputs=other, resume=True, trust=trust),
+        ):
+            pytest.fail("went on")
+
+
 def test_a_run_that_has_only_written_its_flags_can_be_resumed(tmp_path):
     begin(tmp_path)
     for path in tmp_path.iterdir():
