@@ -86,6 +86,15 @@ REFUSED = [
     ("TrainingConfig(ema='0.9')", "ema is '0.9'; expected a number"),
     ("TrainingConfig(warmup_epochs='1')", "warmup_epochs is '1'; expected a number"),
     ("TrainingConfig(precision='fp8')", "precision is 'fp8'; expected no, bf16, fp16"),
+    (
+        "TrainingConfig(optimizer=None)",
+        "optimizer is None; expected sgd or an optimiser of timm: for example adamw",
+    ),
+    (
+        "with_defaults({'optimizer': None}, 'wrn-10-1')",
+        "optimizer is None; expected sgd or an optimiser of timm: for example adamw",
+    ),
+    ("with_defaults({'epochs': '3'}, 'timm/test_vit')", "epochs is '3'; expected a whole number"),
     ("HardeningSettings(families='warp')", "families is 'warp'; expected a list of names"),
     ("HardeningSettings(share=0.0)", "share is 0.0; expected above 0 and at most 1"),
     ("detoxify(None, None, steps=0.5)", "steps is 0.5; expected a whole number"),
@@ -120,6 +129,7 @@ from robustkd.core.method_settings import HardeningSettings
 from robustkd.core.statistics import wilson
 from robustkd.pipeline.job import DistillJob
 from robustkd.training.config import TrainingConfig
+from robustkd.training.recipes import with_defaults
 
 NAMES = (Path("teacher.pt"), "wrn-10-1", "wrn-10-1")
 for call in sys.argv[1:]:

@@ -32,10 +32,11 @@ from robustkd.pipeline.run import distill_file
 from robustkd.pipeline.student import make_student
 from robustkd.student import distillation
 from robustkd.student.distillation import distill
-from robustkd.training.config import TrainingConfig
+from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
+from robustkd.training.recipes import with_defaults
 from tests.data.images.image_files import write_splits
 from tests.marks import slow
 
@@ -581,6 +582,23 @@ def test_the_recorded_data_can_be_found_from_any_folder(data, expected, tmp_path
 def test_the_side_of_a_defence_needs_a_defence():
     with pytest.raises(UsageError, match=r"^on is given without defence; add it, or leave it out$"):
         robustkd.run("t.pt", CLEAN, "wrn-10-1", arch="wrn-10-1", on="student")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"optimizer": "sgd", "momentum": 0.5},
+        {"weight_decay": 0.0005, "warmup_epochs": 0.0},
+        {"optimizer": "adamw", "weight_decay": 0.0005},
+    ],
+)
+@pytest.mark.parametrize("student", ["wrn-10-1", "timm/test_vit"])
+def test_the_recorded_flags_give_the_same_training(student, given):
+    training = TrainingConfig(**with_defaults(given, student))
+    flags = DistillJob(Path("t.pt"), "wrn-10-1", student, training=training).flags()
+    recorded = {name: flags[name] for name in TrainingOptions.__annotations__ if name in flags}
+    assert TrainingConfig(**with_defaults(recorded, student)) == training
 
 
 def test_python_takes_every_setting_of_a_run():

@@ -205,7 +205,7 @@ def distill(
         "teacher": teacher,
         "data": data,
         "student_weights": student_weights,
-        **job.settings(),
+        **job.flags(),
         "data_root": data_root,
         **asdict(images),
         **form_flags(source),

@@ -108,7 +108,8 @@ def run(
         audit: If True, make the quick audit of teacher and student at the end; its record is
             ``results.records["audit"]``.
         training: Options of :class:`robustkd.training.config.TrainingOptions`, such as ``epochs``,
-            ``batch_size`` and ``lr``. Some defaults depend on the student's architecture.
+            ``batch_size`` and ``lr``. Some defaults depend on the student's architecture and on the
+            optimiser.
 
     Returns:
         The student, the results, and the run folder.
@@ -199,7 +200,7 @@ def run(
             "teacher": job.teacher,
             "data": named,
             "student_weights": job.student_weights,
-            **job.settings(),
+            **job.flags(),
             **form_flags(source),
             **audit_flag(audit),
         }

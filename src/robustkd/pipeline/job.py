@@ -14,6 +14,7 @@ from robustkd.models import check_name
 from robustkd.student.objective import check_weights
 from robustkd.teacher.defences.registry import find
 from robustkd.training.config import TrainingConfig
+from robustkd.training.recipes import usual_training
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,19 @@ class DistillJob:
             **({} if self.augment is None else {"augment": self.augment}),
             **({} if self.defence is None else {"defence": self.defence, "on": self.on}),
         }
+
+    def flags(self) -> dict[str, object]:
+        """Return the settings as flags for ``config.yaml``.
+
+        Settings of the training whose default depends on the student or on the optimiser are stated
+        as well. Otherwise, a value that is the default of :class:`TrainingConfig`, such as SGD for
+        a transformer, would be replaced by that of the student when the flags are read.
+        """
+        how = self.training
+        usual = usual_training(self.student, epochs=how.epochs)
+        chosen = usual_training(self.student, epochs=how.epochs, optimizer=how.optimizer)
+        own = {name: getattr(how, name) for name in (*usual, *chosen)}
+        return self.settings() | own
 
     def provenance(self, data: str) -> dict[str, object]:
         """Return the provenance that is stored in the student's file, as JSON values."""

@@ -35,19 +35,21 @@ class TrainingOptions(TypedDict, total=False):
     Attributes:
         epochs: Number of epochs. Default: 30.
         batch_size: Images per step. Default: 64.
-        lr: Initial learning rate. The default depends on the architecture of the student: 0.1, or
-            0.02 for MobileNets and networks of libraries, with AdamW 0.001 or 0.0003.
+        lr: Initial learning rate. The default depends on the student and on the optimiser. With SGD
+            and its variants, it is 0.1, or 0.02 for MobileNets, networks of libraries and your own
+            code; with all others 0.001, or 0.0003 for students without normalisation.
         momentum: Momentum of SGD. Default: 0.9.
-        weight_decay: Weight decay. Default: 0.0005, or 0.05 where AdamW is the default.
+        weight_decay: Weight decay. Default: 0.0005 with SGD and its variants, 0.05 with all others.
         schedule: Schedule of the learning rate. Default: cosine.
         precision: Mixed precision. Default: no.
         temperature: Temperature of soft targets. Default: 4.
         optimizer: ``sgd``, or an optimiser of timm such as ``adamw``. Default: sgd, or adamw for
             students with LayerNorm or without normalisation.
         warmup_epochs: Number of epochs at the start during which the learning rate rises from 0.
-            Default: 0, or a tenth of the epochs where AdamW is the default.
-        clip_grad: Largest L2 norm of the gradient. Default: no limit, or 1 where AdamW is the
-            default.
+            Default: none with SGD and its variants, with all others a tenth of the epochs, at most
+            5.
+        clip_grad: Largest L2 norm of the gradient. Default: no limit with SGD and its variants, 1
+            with all others.
         ema: Decay of the moving average of the weights, which are then the weights of the student.
             Default: none.
         accumulate: Number of parts in which a batch is processed to save memory. Default: 1.
@@ -78,7 +80,7 @@ class TrainingConfig:
         epochs: Number of epochs, at least 1.
         batch_size: Images per step, at least 1.
         lr: Initial learning rate, above 0. The default of :func:`robustkd.run` depends on the
-            architecture, see :class:`TrainingOptions`.
+            architecture and on the optimiser, see :class:`TrainingOptions`.
         momentum: Momentum of SGD (Nesterov), and of optimisers of timm that have a momentum; above
             0 and below 1.
         weight_decay: Weight decay, at least 0; an L2 penalty with SGD.
@@ -165,6 +167,10 @@ def check_optimiser(name: str) -> None:
     Raises:
         UsageError: If the name is unknown; the message suggests the most similar name.
     """
+    if not isinstance(name, str):
+        raise UsageError(
+            f"optimizer is {name!r}; expected sgd or an optimiser of timm: for example adamw"
+        )
     # timm takes seconds to import.
     if name != SGD and name not in (names := optimiser_names()):
         hint = nearest(name, names, otherwise="for example sgd or adamw")
