@@ -579,6 +579,19 @@ def test_the_recorded_data_can_be_found_from_any_folder(data, expected, tmp_path
     assert told["data"] == expected.replace("PLACE", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, ()), ("wandb", ("wandb",)), (["mlflow"], ["mlflow"])]
+)
+def test_services_are_named_alone_or_in_a_list(given, expected, monkeypatch):
+    def begun(*_, track, **__):
+        assert track == expected
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "distill_file", begun)
+    with pytest.raises(KeyboardInterrupt):
+        robustkd.run("t.pt", CLEAN, "wrn-10-1", arch="wrn-10-1", out="run", track=given)
+
+
 def test_the_side_of_a_defence_needs_a_defence():
     with pytest.raises(UsageError, match=r"^on is given without defence; add it, or leave it out$"):
         robustkd.run("t.pt", CLEAN, "wrn-10-1", arch="wrn-10-1", on="student")

@@ -253,6 +253,12 @@ def test_an_interrupt_prints_how_to_resume(settings, typed, tmp_path):
     assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
 
 
+def test_an_error_without_a_message_is_logged_by_its_name(tmp_path):
+    with pytest.raises(MemoryError), opened(tmp_path, inputs=INPUTS):
+        raise MemoryError
+    assert (tmp_path / "run.log").read_text().endswith(" INFO stopped: MemoryError\n")
+
+
 def test_resuming_on_another_machine_warns(tmp_path, caplog):
     begin(tmp_path)
     write_json(tmp_path / "environment.json", environment() | {"torch": "1.0"})

@@ -34,7 +34,7 @@ from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.core.validation import check_threads
 from robustkd.core.yaml_files import read_yaml
-from robustkd.training.config import Precision, TrainingOptions, check_training
+from robustkd.training.config import Precision, TrainingConfig, TrainingOptions
 from robustkd.training.recipes import usual_training, with_defaults
 
 MOST_CELLS = 10_000
@@ -64,7 +64,8 @@ class Block(BaseModel):
             the detoxification too expect ``both``.
         seeds: Each is one repetition with a teacher of its own.
         target: Target class of the attacks.
-        augment: If True, all networks are trained on randomly cropped and flipped images.
+        augment: If True, all networks are trained with the usual augmentation of the data; if
+            False, on the images as they are.
         precision: Mixed precision of all trainings.
         threads: Number of threads of torch in each cell.
         teaching: Arguments of every attack, e.g. ``epochs``. Without ``lr``, teacher and surrogates
@@ -215,7 +216,7 @@ def _check_arguments(key: str, given: Arguments) -> None:
             whole = {name: value for name, value in known.items() if name in _WHOLE}
             DetoxSettings(**{name: float(value) for name, value in known.items()} | whole)
         else:
-            check_training(**known)
+            TrainingConfig(**known)
     except UsageError as error:
         raise UsageError(f"{key}.{error}") from error
 

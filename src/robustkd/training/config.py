@@ -8,7 +8,14 @@ from typing import Literal, TypeAlias, TypedDict, get_args
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
-from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
+from robustkd.core.validation import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_share,
+    check_switches,
+    plain_number,
+)
 from robustkd.training.schedule import Schedule
 
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
@@ -78,7 +85,8 @@ class TrainingConfig:
 
     Attributes:
         epochs: Number of epochs, at least 1.
-        batch_size: Images per step, at least 1.
+        batch_size: Images per step, at least 2, since BatchNorm cannot normalise a single value,
+            which is all that one small image leaves in the last stages of many networks.
         lr: Initial learning rate, above 0. The default of :func:`robustkd.run` depends on the
             architecture and on the optimiser, see :class:`TrainingOptions`.
         momentum: Momentum of SGD (Nesterov), and of optimisers of timm that have a momentum; above
@@ -117,17 +125,18 @@ class TrainingConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check_training(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            temperature=self.temperature,
-        )
+        check_count(epochs=self.epochs)
+        check_count(least=2, batch_size=self.batch_size)
+        check_positive(lr=self.lr)
+        check_share(one=False, momentum=self.momentum)
+        check_not_negative(weight_decay=self.weight_decay)
+        if self.schedule not in get_args(Schedule):
+            known = " or ".join(get_args(Schedule))
+            raise UsageError(f"schedule is {self.schedule!r}; expected {known}")
+        check_positive(temperature=self.temperature)
         check_count(accumulate=self.accumulate)
         check_not_negative(warmup_epochs=self.warmup_epochs)
+        check_switches(compile=self.compile)
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise UsageError(f"precision is {self.precision!r}; expected {known}")
@@ -141,6 +150,9 @@ class TrainingConfig:
             check_positive(clip_grad=self.clip_grad)
         if self.ema is not None:
             check_share(zero=True, one=False, ema=self.ema)
+        for field in fields(self):
+            # The settings are written to files, which hold no numbers of NumPy.
+            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
 
     def stated(self) -> dict[str, int | float | str | None]:
         """Return epochs, batch size, learning rate, and all other values that are not defaults."""
@@ -175,28 +187,3 @@ def check_optimiser(name: str) -> None:
     if name != SGD and name not in (names := optimiser_names()):
         hint = nearest(name, names, otherwise="for example sgd or adamw")
         raise UsageError(f"optimizer is {name!r}; expected sgd or an optimiser of timm: {hint}")
-
-
-def check_training(
-    *,
-    epochs: float | int = TrainingConfig.epochs,
-    batch_size: float | int = TrainingConfig.batch_size,
-    lr: float | int = TrainingConfig.lr,
-    momentum: float | int = TrainingConfig.momentum,
-    weight_decay: float | int = TrainingConfig.weight_decay,
-    schedule: str = TrainingConfig.schedule,
-    temperature: float | int = TrainingConfig.temperature,
-) -> None:
-    """Raise an error for settings that are out of range.
-
-    Raises:
-        UsageError: If an argument is out of range; the message names the first one.
-    """
-    check_count(epochs=epochs, batch_size=batch_size)
-    check_positive(lr=lr)
-    check_share(one=False, momentum=momentum)
-    check_not_negative(weight_decay=weight_decay)
-    if schedule not in get_args(Schedule):
-        known = " or ".join(get_args(Schedule))
-        raise UsageError(f"schedule is {schedule!r}; expected {known}")
-    check_positive(temperature=temperature)
