@@ -100,11 +100,26 @@ REFUSED = [
         "allow_weak_sandbox is 'no'; expected True or False",
     ),
     ("find_method(None)", "method is None; expected a name"),
-    ("run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', student_taps='layer1')", f"student_taps is 'layer1'; {NAMED}"),
-    ("run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', mean=0.5)", f"mean is 0.5; expected {CHANNELS}"),
-    ("run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', method=None)", "method is None; expected a name"),
-    ("run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', track=['wandbb'], out=5)", "out is of type int; expected a path"),
-    ("run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', audit='no')", "audit is 'no'; expected True or False"),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', student_taps='layer1')",
+        f"student_taps is 'layer1'; {NAMED}",
+    ),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', mean=0.5)",
+        f"mean is 0.5; expected {CHANNELS}",
+    ),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', method=None)",
+        "method is None; expected a name",
+    ),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', track=['wandbb'], out=5)",
+        "out is of type int; expected a path",
+    ),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', audit='no')",
+        "audit is 'no'; expected True or False",
+    ),
     ("check_services([None])", f"track is [None]; {NAMED}"),
     (
         "TrainingConfig(optimizer=None)",

@@ -17,12 +17,12 @@ import yaml
 
 import robustkd
 from robustkd import cli, data, models, report
-from robustkd.core.errors import InputError, UsageError, WriteError
+from robustkd.core.errors import InputError, TrainingError, UsageError, WriteError
 from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import METHODS, Method
 from robustkd.models import complexity
 from robustkd.models.complexity import operations
-from robustkd.pipeline import api, run_files, run_folder
+from robustkd.pipeline import api, experiments, run_files, run_folder
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import student as making
 from robustkd.pipeline.facts import measure_clean
@@ -279,6 +279,36 @@ def test_a_run_that_is_refused_by_its_training_leaves_no_folder(
                 run(teacher_file, out)
     assert not (tmp_path / "out").exists()
     assert not any(there.iterdir())
+
+
+def test_a_training_that_diverges_leaves_no_folder(teacher_file, tmp_path):
+    """A second attempt with another learning rate needs no other folder."""
+    out = tmp_path / "out"
+    with pytest.raises(TrainingError, match="try a smaller learning rate"):
+        run(teacher_file, out, method="no-teacher", training={"epochs": 1, "lr": 1e30})
+    assert not out.exists()
+
+
+def test_no_experiment_is_started_for_a_run_that_is_refused(teacher_file, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    started: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(main_line, "make_student", kill)
+        with pytest.raises(Killed):
+            run(teacher_file, tmp_path / "out")
+        monkeypatch.setattr(experiments, "_started", lambda *given: started.append(given))
+        monkeypatch.setattr(main_line, "check_services", lambda _: ("wandb",))
+        with pytest.raises(UsageError, match="was started with settings seed 0, now it is 1"):
+            run(teacher_file, tmp_path / "out", resume=True, seed=1)
+        assert not started
+        with pytest.raises(Killed):
+            run(teacher_file, tmp_path / "out", resume=True)
+        assert len(started) == 1
 
 
 def test_a_full_disk_leaves_the_folder_since_the_run_can_be_resumed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -257,6 +258,35 @@ def test_an_error_without_a_message_is_logged_by_its_name(tmp_path):
     with pytest.raises(MemoryError), opened(tmp_path, inputs=INPUTS):
         raise MemoryError
     assert (tmp_path / "run.log").read_text().endswith(" INFO stopped: MemoryError\n")
+
+
+def test_the_command_that_resumes_a_run_names_what_no_file_tells(tmp_path, monkeypatch):
+    """The places of what was moved, and switches that a file cannot set."""
+    begun = {"teacher": "/a/t.pt", "data": "/a/b", "workers": 2, "class_names": "/a/c"}
+    moved = begun | {"teacher": "/a/new t.pt", "data": "/d", "workers": 1}
+    start = {"inputs": INPUTS, "config": begun}
+    command = f"interrupted; resume with: robustkd distill --resume {tmp_path}"
+    with (
+        pytest.raises(KeyboardInterrupt, match=f"^{re.escape(command)}$"),
+        opened(tmp_path, **start),
+    ):
+        raise KeyboardInterrupt
+    again = {"inputs": INPUTS, "config": moved, "resume": True}
+    command = (
+        f"interrupted; resume with: robustkd distill '/a/new t.pt' --resume {tmp_path} --data /d "
+        "--allow-weak-sandbox"
+    )
+    with (
+        pytest.raises(KeyboardInterrupt, match=f"^{re.escape(command)}$"),
+        opened(tmp_path, weak=True, **again),
+    ):
+        raise KeyboardInterrupt
+    # Without a key, nobody can verify the files.
+    monkeypatch.setenv("XDG_STATE_HOME", os.devnull)
+    out = tmp_path / "other"
+    command = f"interrupted; resume with: robustkd distill --resume {out} --trust-run"
+    with pytest.raises(KeyboardInterrupt, match=f"^{re.escape(command)}$"), opened(out, **start):
+        raise KeyboardInterrupt
 
 
 def test_resuming_on_another_machine_warns(tmp_path, caplog):

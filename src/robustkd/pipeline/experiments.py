@@ -119,8 +119,7 @@ def check_services(names: Sequence[str]) -> tuple[Service, ...]:
             raise UsageError(f"track is {name!r}; {nearest(name, known)}")
         if find_spec(service) is None:
             raise UsageError(
-                f"track is {name!r}, which is not installed; run: "
-                f"pip install 'robustkd[{name}]'"
+                f"track is {name!r}, which is not installed; run: pip install 'robustkd[{name}]'"
             )
         found.append(service)
     return tuple(dict.fromkeys(found))
