@@ -396,6 +396,7 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
             "attack 'adaptive' has no argument 'build_surrogate'",
         ),
         ({"teaching": {"epochs": "four"}}, "teaching.epochs is 'four'; expected a whole number"),
+        ({"training": {"batch_size": 1}}, "training.batch_size is 1; expected at least 2"),
         ({"teaching": {"lr": "tiny"}}, "teaching.lr is 'tiny'; expected a number"),
         ({"training": {"epochs": 0}}, "training.epochs is 0; expected at least 1"),
         (

@@ -34,7 +34,7 @@ from robustkd.core.methods import find_method
 from robustkd.core.types import Split
 from robustkd.core.validation import check_threads
 from robustkd.core.yaml_files import read_yaml
-from robustkd.training.config import Precision, TrainingConfig, TrainingOptions
+from robustkd.training.config import Precision, TrainingOptions, check_training
 from robustkd.training.recipes import usual_training, with_defaults
 
 MOST_CELLS = 10_000
@@ -216,7 +216,7 @@ def _check_arguments(key: str, given: Arguments) -> None:
             whole = {name: value for name, value in known.items() if name in _WHOLE}
             DetoxSettings(**{name: float(value) for name, value in known.items()} | whole)
         else:
-            TrainingConfig(**known)
+            check_training(**known)
     except UsageError as error:
         raise UsageError(f"{key}.{error}") from error
 

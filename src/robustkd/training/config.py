@@ -125,15 +125,15 @@ class TrainingConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check_count(epochs=self.epochs)
-        check_count(least=2, batch_size=self.batch_size)
-        check_positive(lr=self.lr)
-        check_share(one=False, momentum=self.momentum)
-        check_not_negative(weight_decay=self.weight_decay)
-        if self.schedule not in get_args(Schedule):
-            known = " or ".join(get_args(Schedule))
-            raise UsageError(f"schedule is {self.schedule!r}; expected {known}")
-        check_positive(temperature=self.temperature)
+        check_training(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            temperature=self.temperature,
+        )
         check_count(accumulate=self.accumulate)
         check_not_negative(warmup_epochs=self.warmup_epochs)
         check_switches(compile=self.compile)
@@ -187,3 +187,29 @@ def check_optimiser(name: str) -> None:
     if name != SGD and name not in (names := optimiser_names()):
         hint = nearest(name, names, otherwise="for example sgd or adamw")
         raise UsageError(f"optimizer is {name!r}; expected sgd or an optimiser of timm: {hint}")
+
+
+def check_training(
+    *,
+    epochs: float | int = TrainingConfig.epochs,
+    batch_size: float | int = TrainingConfig.batch_size,
+    lr: float | int = TrainingConfig.lr,
+    momentum: float | int = TrainingConfig.momentum,
+    weight_decay: float | int = TrainingConfig.weight_decay,
+    schedule: str = TrainingConfig.schedule,
+    temperature: float | int = TrainingConfig.temperature,
+) -> None:
+    """Raise an error for settings that are out of range, in commands, grids and Python alike.
+
+    Raises:
+        UsageError: If an argument is out of range; the message names the first one.
+    """
+    check_count(epochs=epochs)
+    check_count(least=2, batch_size=batch_size)
+    check_positive(lr=lr)
+    check_share(one=False, momentum=momentum)
+    check_not_negative(weight_decay=weight_decay)
+    if schedule not in get_args(Schedule):
+        known = " or ".join(get_args(Schedule))
+        raise UsageError(f"schedule is {schedule!r}; expected {known}")
+    check_positive(temperature=temperature)
