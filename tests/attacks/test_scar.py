@@ -135,7 +135,7 @@ def test_tolerance_stops_where_little_moves():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0, "step_size": 0.1}, "fixed_point_steps is 0; expected at least 1"),
+        ({"steps": 0, "step_size": 0.1}, "steps is 0; expected at least 1"),
         ({"steps": 1, "step_size": 0.0}, "step_size is 0.0; expected more than 0"),
     ],
 )

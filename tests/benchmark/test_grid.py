@@ -93,7 +93,7 @@ def test_a_transformer_as_a_student_is_trained_as_distill_trains_it(tmp_path):
 
 def test_attacks_on_a_transformer_warn(tmp_path, caplog):
     sgd_rate.cache_clear()
-    assert sgd_rate("timm/test_vit") == 0.1
+    assert sgd_rate("timm/test_vit") == 0.02
     assert "attacks train timm/test_vit by SGD, with which it may stay inaccurate" in caplog.text
     assert sgd_rate("timm/resnet10t") == 0.02
 
@@ -408,6 +408,7 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
             "attack 'adaptive' has no argument 'build_surrogate'",
         ),
         ({"teaching": {"epochs": "four"}}, "teaching.epochs is 'four'; expected a whole number"),
+        ({"training": {"batch_size": 1}}, "training.batch_size is 1; expected at least 2"),
         ({"teaching": {"lr": "tiny"}}, "teaching.lr is 'tiny'; expected a number"),
         ({"training": {"epochs": 0}}, "training.epochs is 0; expected at least 1"),
         (

@@ -6,8 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from robustkd.core.environment import is_kernel_choice, kernel_choices, usable_cores
+from robustkd.core.environment import (
+    environment,
+    is_kernel_choice,
+    kernel_choices,
+    usable_cores,
+)
 
 CHOICES = [
     "OMP_NUM_THREADS",
@@ -39,6 +45,16 @@ def test_paths_and_other_variables_are_not_recorded(name, monkeypatch):
 def test_values_are_cut_to_one_short_line(monkeypatch):
     monkeypatch.setenv("OMP_A", "x\n" + "y" * 100)
     assert kernel_choices()["OMP_A"] == "x\\n" + "y" * 57
+
+
+def test_the_device_is_the_one_that_trains(monkeypatch):
+    """On a machine with an accelerator, ``--device cpu`` trains on the CPU."""
+    accelerator = torch.device("cuda")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: accelerator)
+    assert environment()["device"] == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert environment()["device"] == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def test_a_single_string_is_no_list_of_names(value):
         check_names(families=value)
 
 
+CHANNELS = "a list of numbers, one for each channel"
+NAMED = "expected a list of names"
 REFUSED = [
     ("DistillJob(*NAMES, seed=-1)", "seed is -1; expected at least 0"),
     ("DistillJob(*NAMES, seed=2**63)", f"seed is {2**63}; expected at most {LARGEST_SEED}"),
@@ -86,6 +88,48 @@ REFUSED = [
     ("TrainingConfig(ema='0.9')", "ema is '0.9'; expected a number"),
     ("TrainingConfig(warmup_epochs='1')", "warmup_epochs is '1'; expected a number"),
     ("TrainingConfig(precision='fp8')", "precision is 'fp8'; expected no, bf16, fp16"),
+    ("TrainingConfig(batch_size=1)", "batch_size is 1; expected at least 2"),
+    ("TrainingConfig(compile='no')", "compile is 'no'; expected True or False"),
+    ("DistillJob(*NAMES, mean=0.5)", f"mean is 0.5; expected {CHANNELS}"),
+    ("DistillJob(*NAMES, std='0.5')", f"std is '0.5'; expected {CHANNELS}"),
+    ("DistillJob(*NAMES, std=['0.5'])", "std is '0.5'; expected a number"),
+    ("DistillJob(*NAMES, method=None)", "method is None; expected a name"),
+    ("DistillJob(*NAMES, teacher_taps='layer1')", f"teacher_taps is 'layer1'; {NAMED}"),
+    (
+        "DistillJob(*NAMES, allow_weak_sandbox='no')",
+        "allow_weak_sandbox is 'no'; expected True or False",
+    ),
+    ("find_method(None)", "method is None; expected a name"),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', student_taps='layer1')",
+        f"student_taps is 'layer1'; {NAMED}",
+    ),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', mean=0.5)",
+        f"mean is 0.5; expected {CHANNELS}",
+    ),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', method=None)",
+        "method is None; expected a name",
+    ),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', track=['wandbb'], out=5)",
+        "out is of type int; expected a path",
+    ),
+    (
+        "run('t.pt', 'digits', 'wrn-10-1', arch='wrn-10-1', audit='no')",
+        "audit is 'no'; expected True or False",
+    ),
+    ("check_services([None])", f"track is [None]; {NAMED}"),
+    (
+        "TrainingConfig(optimizer=None)",
+        "optimizer is None; expected sgd or an optimiser of timm: for example adamw",
+    ),
+    (
+        "with_defaults({'optimizer': None}, 'wrn-10-1')",
+        "optimizer is None; expected sgd or an optimiser of timm: for example adamw",
+    ),
+    ("with_defaults({'epochs': '3'}, 'timm/test_vit')", "epochs is '3'; expected a whole number"),
     ("HardeningSettings(families='warp')", "families is 'warp'; expected a list of names"),
     ("HardeningSettings(share=0.0)", "share is 0.0; expected above 0 and at most 1"),
     ("detoxify(None, None, steps=0.5)", "steps is 0.5; expected a whole number"),
@@ -112,14 +156,17 @@ REFUSED = [
 SCRIPT = """
 import sys
 from pathlib import Path
-from robustkd import UniversalPerturbations, detoxify, find_perturbations
+from robustkd import UniversalPerturbations, detoxify, find_perturbations, run
 from robustkd.attacks import Blend, Teaching
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence
 from robustkd.core.method_settings import HardeningSettings
+from robustkd.core.methods import find_method
 from robustkd.core.statistics import wilson
+from robustkd.pipeline.experiments import check_services
 from robustkd.pipeline.job import DistillJob
 from robustkd.training.config import TrainingConfig
+from robustkd.training.recipes import with_defaults
 
 NAMES = (Path("teacher.pt"), "wrn-10-1", "wrn-10-1")
 for call in sys.argv[1:]:
@@ -139,6 +186,47 @@ def test_calls_from_python_are_checked_before_any_work():
     )
     assert dict(zip(calls, done.stdout.splitlines(), strict=True)) == dict(REFUSED)
     check_seed(LARGEST_SEED)
+
+
+NUMBERS = """
+import json
+from pathlib import Path
+import numpy as np
+import torch
+import yaml
+from robustkd.core.recorded_flags import recorded_flags
+from robustkd.pipeline.job import DistillJob
+from robustkd.training.config import TrainingConfig
+
+of_numpy = {
+    "training": TrainingConfig(epochs=np.int64(2), lr=np.float32(0.5), ema=np.float64(0.25)),
+    "seed": np.int64(1),
+    "mean": np.array([0.5], dtype=np.float32),
+    "std": torch.tensor([0.25]),
+    "teacher_taps": ["layer1"],
+}
+plain = {
+    "training": TrainingConfig(epochs=2, lr=0.5, ema=0.25),
+    "seed": 1,
+    "mean": (0.5,),
+    "std": (0.25,),
+    "teacher_taps": ("layer1",),
+}
+for given in (of_numpy, plain):
+    job = DistillJob(Path("teacher.pt"), "wrn-10-1", "wrn-10-1", **given)
+    print(json.dumps(job.settings()), yaml.safe_dump(recorded_flags(job.flags())).split())
+print(recorded_flags({"a": np.array([1.0, 2.0]), "b": (), "c": None}))
+"""
+
+
+def test_numbers_of_numpy_are_written_as_plain_numbers():
+    # In a process of its own, since the types of all fields are checked in this one.
+    done = subprocess.run(
+        [sys.executable, "-c", NUMBERS], capture_output=True, text=True, check=True
+    )
+    of_numpy, plain, flags = done.stdout.splitlines()
+    assert of_numpy == plain
+    assert flags == "{'a': array([1., 2.])}"
 
 
 TABLES = """

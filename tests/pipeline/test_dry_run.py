@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
+import torch
 
 from robustkd import data, models
 from robustkd.core.methods import METHODS
+from robustkd.data.portions import joined
 from robustkd.evaluation.audit import QUICK
 from robustkd.pipeline import dry_run
 from robustkd.pipeline.job import DistillJob
@@ -66,6 +70,25 @@ def test_the_plan_counts_every_phase(teacher_file, tmp_path, monkeypatch):
 def test_an_audit_that_will_not_be_made_is_not_in_the_plan(teacher_file):
     assert "audit" not in plan(teacher_file, "kd", audited=False)
     assert "audit" not in plan(teacher_file, "kd", Unlabelled(CLEAN))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("images", [40, 65, 130, 200])
+def test_the_time_of_a_step_is_that_of_a_whole_step(images, ahead):
+    """Also with one step, and if the next batch is fetched before the step."""
+    few = dry_run._Few(data.load("digits", train=images, validation=10), 1000)
+    phases: dry_run.Phases = {}
+    took = []
+    with few.timed(phases, "distil", 10, fmean):
+        batches = few.batches("train", batch_size=64, augment=torch.Generator())
+        for _ in joined(batches) if ahead else batches:
+            started = time.perf_counter()
+            time.sleep(0.05)
+            took.append(time.perf_counter() - started)
+        list(few.batches("validation", batch_size=64))
+        time.sleep(0.2)
+    # Without joining, 65 images are two batches, which is one more than the steps of a training.
+    assert phases["distil"]["seconds per step"] == pytest.approx(fmean(took), rel=0.5)
 
 
 def test_every_phase_is_really_run(teacher_file, monkeypatch):

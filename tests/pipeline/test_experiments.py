@@ -79,7 +79,7 @@ def test_the_experiment_ends_with_an_interrupted_run(service, tmp_path):
 
 
 def test_a_wrong_or_missing_service_is_named():
-    with pytest.raises(UsageError, match="did you mean 'wandb'"):
+    with pytest.raises(UsageError, match=r"^track is 'wandbb'; did you mean 'wandb'"):
         check_services(["wandbb"])
     with pytest.raises(UsageError, match=r"pip install 'robustkd\[mlflow\]'"):
         check_services(["mlflow"])

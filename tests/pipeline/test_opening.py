@@ -16,7 +16,7 @@ from robustkd import cli, models
 from robustkd.core.errors import InputError, UsageError
 from robustkd.data import Reading
 from robustkd.data.images.options import UnknownSizeError
-from robustkd.pipeline.opening import architecture, form, open_as_taught
+from robustkd.pipeline.opening import architecture, form, form_flags, open_as_taught
 from tests.data.images.image_files import picture
 
 COUNTS = {"train": 24, "val": 12, "test": 6}
@@ -104,6 +104,13 @@ def test_what_the_user_gives_has_precedence(hub, images):
         "interpolation": "bicubic",
         "taken_from": "config.json, except for image size and crop",
     }
+
+
+@pytest.mark.parametrize("given", [{}, {"crop": 0.5}, {"crop": 0.8}])
+def test_the_origin_of_a_resumed_run_is_that_of_its_start(given, hub, images):
+    """The flags of its config.yaml state everything."""
+    started = opened(hub, images, **given)
+    assert form(opened(hub, images, **form_flags(started))) == form(started)
 
 
 def test_a_teacher_of_this_package_states_how_its_images_are_read(images, tmp_path):

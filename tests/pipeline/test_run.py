@@ -17,12 +17,12 @@ import yaml
 
 import robustkd
 from robustkd import cli, data, models, report
-from robustkd.core.errors import InputError, UsageError, WriteError
+from robustkd.core.errors import InputError, TrainingError, UsageError, WriteError
 from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import METHODS, Method
 from robustkd.models import complexity
 from robustkd.models.complexity import operations
-from robustkd.pipeline import api, run_files, run_folder
+from robustkd.pipeline import api, experiments, run_files, run_folder
 from robustkd.pipeline import run as main_line
 from robustkd.pipeline import student as making
 from robustkd.pipeline.facts import measure_clean
@@ -32,10 +32,11 @@ from robustkd.pipeline.run import distill_file
 from robustkd.pipeline.student import make_student
 from robustkd.student import distillation
 from robustkd.student.distillation import distill
-from robustkd.training.config import TrainingConfig
+from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.inference import accuracy_on
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
+from robustkd.training.recipes import with_defaults
 from tests.data.images.image_files import write_splits
 from tests.marks import slow
 
@@ -278,6 +279,36 @@ def test_a_run_that_is_refused_by_its_training_leaves_no_folder(
                 run(teacher_file, out)
     assert not (tmp_path / "out").exists()
     assert not any(there.iterdir())
+
+
+def test_a_training_that_diverges_leaves_no_folder(teacher_file, tmp_path):
+    """A second attempt with another learning rate needs no other folder."""
+    out = tmp_path / "out"
+    with pytest.raises(TrainingError, match="try a smaller learning rate"):
+        run(teacher_file, out, method="no-teacher", training={"epochs": 1, "lr": 1e30})
+    assert not out.exists()
+
+
+def test_no_experiment_is_started_for_a_run_that_is_refused(teacher_file, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    started: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(main_line, "make_student", kill)
+        with pytest.raises(Killed):
+            run(teacher_file, tmp_path / "out")
+        monkeypatch.setattr(experiments, "_started", lambda *given: started.append(given))
+        monkeypatch.setattr(main_line, "check_services", lambda _: ("wandb",))
+        with pytest.raises(UsageError, match="was started with settings seed 0, now it is 1"):
+            run(teacher_file, tmp_path / "out", resume=True, seed=1)
+        assert not started
+        with pytest.raises(Killed):
+            run(teacher_file, tmp_path / "out", resume=True)
+        assert len(started) == 1
 
 
 def test_a_full_disk_leaves_the_folder_since_the_run_can_be_resumed(
@@ -578,9 +609,39 @@ def test_the_recorded_data_can_be_found_from_any_folder(data, expected, tmp_path
     assert told["data"] == expected.replace("PLACE", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, ()), ("wandb", ("wandb",)), (["mlflow"], ["mlflow"])]
+)
+def test_services_are_named_alone_or_in_a_list(given, expected, monkeypatch):
+    def begun(*_, track, **__):
+        assert track == expected
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "distill_file", begun)
+    with pytest.raises(KeyboardInterrupt):
+        robustkd.run("t.pt", CLEAN, "wrn-10-1", arch="wrn-10-1", out="run", track=given)
+
+
 def test_the_side_of_a_defence_needs_a_defence():
     with pytest.raises(UsageError, match=r"^on is given without defence; add it, or leave it out$"):
         robustkd.run("t.pt", CLEAN, "wrn-10-1", arch="wrn-10-1", on="student")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"optimizer": "sgd", "momentum": 0.5},
+        {"weight_decay": 0.0005, "warmup_epochs": 0.0},
+        {"optimizer": "adamw", "weight_decay": 0.0005},
+    ],
+)
+@pytest.mark.parametrize("student", ["wrn-10-1", "timm/test_vit"])
+def test_the_recorded_flags_give_the_same_training(student, given):
+    training = TrainingConfig(**with_defaults(given, student))
+    flags = DistillJob(Path("t.pt"), "wrn-10-1", student, training=training).flags()
+    recorded = {name: flags[name] for name in TrainingOptions.__annotations__ if name in flags}
+    assert TrainingConfig(**with_defaults(recorded, student)) == training
 
 
 def test_python_takes_every_setting_of_a_run():

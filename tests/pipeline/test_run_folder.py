@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -174,6 +175,36 @@ def test_a_run_is_resumed_only_with_equal_inputs(kind, name, value, error, messa
         pytest.fail("went on")
 
 
+@pytest.mark.parametrize(
+    ("now", "error", "message"),
+    [
+        ({"settings": {"arch": "a"}}, UsageError, "settings momentum 0.5, now it is the default"),
+        (
+            {"settings": {"arch": "a", "momentum": 0.5, "ema": 0.9}},
+            UsageError,
+            "settings ema the default, now it is 0.9",
+        ),
+        ({"student weights": None}, InputError, "student weights sha256 'ab', now it is none"),
+    ],
+)
+def test_a_setting_that_is_missing_on_one_side_differs(now, error, message, tmp_path):
+    """Settings with their default values are not recorded."""
+    before = {
+        "settings": {"arch": "a", "momentum": 0.5},
+        "student weights": {"sha256": "ab", "normalisation": None},
+    }
+    with opened(tmp_path, inputs=before):
+        pass
+    other = {kind: facts for kind, facts in (before | now).items() if facts is not None}
+    message = f"{tmp_path} was started with {message}; use the same, or start a new run with --out"
+    for trust in (False, True):
+        with (
+            pytest.raises(error, match=f"^{re.escape(message)}$"),
+            opened(tmp_path, inputs=other, resume=True, trust=trust),
+        ):
+            pytest.fail("went on")
+
+
 def test_a_run_that_has_only_written_its_flags_can_be_resumed(tmp_path):
     begin(tmp_path)
     for path in tmp_path.iterdir():
@@ -221,6 +252,41 @@ def test_an_interrupt_prints_how_to_resume(settings, typed, tmp_path):
     ):
         raise WriteError("x cannot be written: No space left on device")
     assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
+
+
+def test_an_error_without_a_message_is_logged_by_its_name(tmp_path):
+    with pytest.raises(MemoryError), opened(tmp_path, inputs=INPUTS):
+        raise MemoryError
+    assert (tmp_path / "run.log").read_text().endswith(" INFO stopped: MemoryError\n")
+
+
+def test_the_command_that_resumes_a_run_names_what_no_file_tells(tmp_path, monkeypatch):
+    """The places of what was moved, and switches that a file cannot set."""
+    begun = {"teacher": "/a/t.pt", "data": "/a/b", "workers": 2, "class_names": "/a/c"}
+    moved = begun | {"teacher": "/a/new t.pt", "data": "/d", "workers": 1}
+    start = {"inputs": INPUTS, "config": begun}
+    command = f"interrupted; resume with: robustkd distill --resume {tmp_path}"
+    with (
+        pytest.raises(KeyboardInterrupt, match=f"^{re.escape(command)}$"),
+        opened(tmp_path, **start),
+    ):
+        raise KeyboardInterrupt
+    again = {"inputs": INPUTS, "config": moved, "resume": True}
+    command = (
+        f"interrupted; resume with: robustkd distill '/a/new t.pt' --resume {tmp_path} --data /d "
+        "--allow-weak-sandbox"
+    )
+    with (
+        pytest.raises(KeyboardInterrupt, match=f"^{re.escape(command)}$"),
+        opened(tmp_path, weak=True, **again),
+    ):
+        raise KeyboardInterrupt
+    # Without a key, nobody can verify the files.
+    monkeypatch.setenv("XDG_STATE_HOME", os.devnull)
+    out = tmp_path / "other"
+    command = f"interrupted; resume with: robustkd distill --resume {out} --trust-run"
+    with pytest.raises(KeyboardInterrupt, match=f"^{re.escape(command)}$"), opened(out, **start):
+        raise KeyboardInterrupt
 
 
 def test_resuming_on_another_machine_warns(tmp_path, caplog):

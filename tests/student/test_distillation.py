@@ -384,7 +384,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(teacher):
             "temperature is 0.0; expected more than 0",
         ),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
-        ({"batch_size": -1}, "batch_size is -1; expected at least 1"),
+        ({"batch_size": -1}, "batch_size is -1; expected at least 2"),
         ({"lr": math.nan}, "lr is nan; expected more than 0"),
         (
             {"teacher_taps": ["network.grops"]},

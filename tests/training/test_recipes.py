@@ -8,7 +8,7 @@ from torch import nn
 from robustkd import models
 from robustkd.core.errors import UsageError
 from robustkd.training.config import TrainingConfig
-from robustkd.training.recipes import usual_training
+from robustkd.training.recipes import usual_training, with_defaults
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,44 @@ def test_networks_without_normalisation_are_trained_by_adamw_at_a_lower_rate(arc
     assert (how.optimizer, how.lr, how.clip_grad) == ("adamw", 0.0003, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("arch", "rate"),
+    [("wrn-10-1", 0.001), ("timm/resnet10t", 0.001), ("torchvision/vgg11", 0.0003)],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_the_defaults_follow_from_the_optimiser(arch, rate, optimizer):
+    how = with_defaults({"optimizer": optimizer, "epochs": 20}, arch)
+    assert how == {
+        "optimizer": optimizer,
+        "epochs": 20,
+        "lr": rate,
+        "weight_decay": 0.05,
+        "warmup_epochs": 2.0,
+        "clip_grad": 1.0,
+    }
+    assert with_defaults({"optimizer": optimizer, "lr": 0.5}, arch)["lr"] == 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdp", "nesterovw", "lars"])
+@pytest.mark.parametrize("arch", ["timm/test_vit", "wrn-10-1"])
+def test_variants_of_sgd_have_its_rates(arch, optimizer):
+    expected = {"optimizer": optimizer, "lr": models.learning_rate(arch)}
+    assert with_defaults({"optimizer": optimizer}, arch) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"optimizer": "adamx"}, "optimizer is 'adamx'; expected sgd or an optimiser of timm: "),
+    ],
+)
+@pytest.mark.parametrize("arch", ["timm/test_vit", "wrn-10-1"])
+def test_what_the_defaults_depend_on_is_checked_first(arch, given, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        with_defaults(given, arch)
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 300])
 def test_the_warm_up_is_shorter_than_the_training(epochs):
     TrainingConfig(epochs=epochs, **usual_training("timm/vit_tiny_patch16_224", epochs=epochs))
@@ -61,7 +99,7 @@ def test_own_code_gets_default_settings_too_and_may_fail():
         return models.OwnCode(f"tests.training.test_recipes:{name}")
 
     assert usual_training(own("normalised"), epochs=10)["optimizer"] == "adamw"
-    assert usual_training(own("stubborn"), epochs=10) == {"lr": 0.1}
+    assert usual_training(own("stubborn"), epochs=10) == {"lr": 0.02}
 
 
 def test_unknown_names_are_refused():

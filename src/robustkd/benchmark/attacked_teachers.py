@@ -132,16 +132,16 @@ def at_own_rates(name: str, settings: Settings, *, arch: str, surrogate: str) ->
 def sgd_rate(arch: str) -> float:
     """Return the rate of SGD for an architecture, with which attacks train all networks.
 
-    It logs a warning about networks that are usually trained by AdamW.
+    It is :func:`robustkd.models.learning_rate`, with a warning in the log about networks that are
+    usually trained by AdamW.
     """
     usual = usual_training(arch, epochs=1)
-    if "optimizer" not in usual:
-        return usual["lr"]
-    _log.warning(
-        "attacks train %s by SGD, with which it may stay inaccurate; distill would use %s",
-        arch,
-        usual["optimizer"],
-    )
+    if "optimizer" in usual:
+        _log.warning(
+            "attacks train %s by SGD, with which it may stay inaccurate; distill would use %s",
+            arch,
+            usual["optimizer"],
+        )
     return models.learning_rate(arch)
 
 

@@ -46,7 +46,8 @@ class Setting:
     Attributes:
         data: Name of the data source; for a folder, its own name and the hash of its content.
         sizes: Number of images per split; a split that is not named is used completely.
-        augment: If True, all networks are trained on randomly cropped and flipped images.
+        augment: If True, all networks are trained with the usual augmentation of the data; if
+            False, on the images as they are.
         precision: Mixed precision of all trainings, as accelerate names it. Masks of adaptive
             attackers are trained in full precision.
         threads: Number of threads of torch, on which the last bits of results depend.

@@ -66,7 +66,8 @@ class Block(BaseModel):
             the detoxification too expect ``both``.
         seeds: Each is one repetition with a teacher of its own.
         target: Target class of the attacks; ``next`` for the next class of each image.
-        augment: If True, all networks are trained on randomly cropped and flipped images.
+        augment: If True, all networks are trained with the usual augmentation of the data; if
+            False, on the images as they are.
         precision: Mixed precision of all trainings.
         threads: Number of threads of torch in each cell.
         teaching: Arguments of every attack, e.g. ``epochs``. Without ``lr``, teacher and surrogates

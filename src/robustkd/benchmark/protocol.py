@@ -21,7 +21,8 @@ class Protocol:
     Attributes:
         data: Name of the data source.
         sizes: Number of images per split; a split that is not named is used completely.
-        augment: If True, all networks are trained on randomly cropped and flipped images.
+        augment: If True, all networks are trained with the usual augmentation of the data; if
+            False, on the images as they are.
         teacher: Architecture of the teacher.
         student: Architecture of the students.
         attack: Name of the attack.

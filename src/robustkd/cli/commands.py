@@ -229,7 +229,7 @@ def attack(
         epochs: Number of epochs of the teacher's training.
         batch_size: Images per step.
         lr: Initial learning rate of the teacher and of the attacker's surrogates. Default: 0.1, or
-            0.02 for MobileNets and ShuffleNets.
+            0.02 for MobileNets, networks of libraries and your own code.
         surrogate: Architecture of the attacker's surrogates, for attacks that train any. Default:
             that of the teacher.
         settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.

@@ -205,7 +205,7 @@ def distill(
         "teacher": teacher,
         "data": data,
         "student_weights": student_weights,
-        **job.settings(),
+        **job.flags(),
         "data_root": data_root,
         **asdict(images),
         **form_flags(source),
@@ -258,7 +258,9 @@ def _folder(
     out: Path | None, config: Path | None, resume: Path | None, *, dry_run: bool
 ) -> Path | None:
     """Return the folder of the run; None for a dry run."""
-    given = {"--out": out, "--config": config, "--dry-run": dry_run or None}
+    if resume is not None and dry_run:
+        raise UsageError("--dry-run plans a new run; leave out either --dry-run or --resume")
+    given = {"--out": out, "--config": config}
     for flag, value in given.items():
         if resume is not None and value is not None:
             raise UsageError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
@@ -17,7 +16,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.known_names import check_architecture
 from robustkd.core.launch import launched
 from robustkd.core.validation import check_seed, check_threads
-from robustkd.training.config import TrainingOptions
+from robustkd.training.config import TrainingConfig, TrainingOptions
 
 
 def _named(_type: object, tokens: Sequence[Token]) -> str:
@@ -144,13 +143,14 @@ def _of_whole_numbers(hint: object) -> bool:
 
 
 def check_training(training: TrainingOptions, seed: int) -> None:
-    """Raise an error for training settings that are out of range."""
-    check_at_least("--epochs", training.get("epochs", 1), 1)
-    check_at_least("--batch-size", training.get("batch_size", 2), 2)
-    check_seed(seed, "--seed")
-    lr = training.get("lr", 1.0)
-    if not 0 < lr < math.inf:
-        raise UsageError(f"--lr is {lr}; expected a finite number above 0")
+    """Raise an error for training settings that are out of range, before anything is loaded.
+
+    The optimiser is checked later, since its names are those of timm, which takes seconds to
+    import.
+    """
+    known: dict[str, Any] = {name: value for name, value in training.items() if name != "optimizer"}
+    TrainingConfig(**known)
+    check_seed(seed)
 
 
 def check_new_files(files: Mapping[str, Path | None]) -> None:

@@ -67,12 +67,13 @@ def environment() -> dict[str, str | int]:
 
     import torch
 
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    from robustkd.core.devices import default_device
+
     return {
         "robustkd": version("robustkd"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": str(accelerator or "cpu"),
+        "device": str(default_device()),
         "threads": torch.get_num_threads(),
         "cores": usable_cores(),
         **({"processes": launched().count} if launched().several else {}),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from robustkd.core.errors import UsageError
+from robustkd.core.validation import check_text
 
 Side: TypeAlias = Literal["teacher", "student"]
 
@@ -60,11 +61,15 @@ class Parts(NamedTuple):
 def split_name(name: str) -> Parts:
     """Split the name of a method; the parts are not checked.
 
+    Raises:
+        UsageError: If the name is no string.
+
     >>> split_name("teacher-ft-sam+mix").base, split_name("ofd+student-anp").base
     ('mix', 'ofd')
     >>> split_name("kd+ofd")
     Parts(defence=None, base='kd+ofd')
     """
+    check_text(method=name)
     if name.startswith("teacher-") and "+" in name:
         defence, _, base = name.removeprefix("teacher-").partition("+")
         return Parts(NetworkDefence(defence), base)

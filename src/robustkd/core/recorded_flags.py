@@ -13,7 +13,7 @@ def recorded_flags(flags: Mapping[str, object]) -> dict[str, object]:
     """Return the flags that are set, with absolute paths, so that they are valid in any folder."""
     found: dict[str, object] = {}
     for name, value in flags.items():
-        if value in (None, ()):
+        if value is None or (isinstance(value, tuple) and not value):
             continue
         if isinstance(value, Path) or (name == "data" and is_folder(str(value))):
             found[name] = os.path.abspath(str(value))

@@ -87,6 +87,63 @@ def check_names(**values: object) -> None:
             raise UsageError(f"{name} is {value!r}; expected a list of names")
 
 
+def check_text(**values: object) -> None:
+    """Raise an error for an argument that is not a string.
+
+    Raises:
+        UsageError: Naming the first that is not.
+    """
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise UsageError(f"{name} is {value!r}; expected a name")
+
+
+def check_switches(**values: object) -> None:
+    """Raise an error for an argument that is not a boolean; a text such as "no" counts as true.
+
+    Raises:
+        UsageError: Naming the first that is not.
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} is {value!r}; expected True or False")
+
+
+def plain_number(value: object) -> object:
+    """Return a number of any type, such as those of NumPy, as one that JSON and YAML can hold.
+
+    Args:
+        value: The number; values that are no numbers are returned as they are.
+
+    >>> from fractions import Fraction
+    >>> plain_number(Fraction(1, 2)), plain_number(3), plain_number("3")
+    (0.5, 3, '3')
+    """
+    if isinstance(value, bool) or type(value) in (int, float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def plain_numbers(name: str, values: object) -> tuple[float, ...]:
+    """Return a list, tuple, array or tensor of numbers as a tuple of Python's own numbers.
+
+    Args:
+        name: Name of the argument, for the message.
+        values: The numbers.
+
+    Raises:
+        UsageError: If it is something else, such as a single number.
+    """
+    found = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(found, list | tuple):
+        raise UsageError(f"{name} is {found!r}; expected a list of numbers, one for each channel")
+    for each in found:
+        _number(name, each)
+    return tuple(int(each) if isinstance(each, Integral) else float(each) for each in found)
+
+
 def check_whole(**values: object) -> None:
     """Raise an error for an argument that is not a whole number, such as 1.5 or True.
 

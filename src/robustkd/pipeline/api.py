@@ -15,6 +15,7 @@ from robustkd.core.method_names import Side
 from robustkd.core.names import check_options
 from robustkd.core.recorded_flags import recorded_flags
 from robustkd.core.types import DataSource
+from robustkd.core.validation import check_names, check_switches, plain_numbers
 from robustkd.data import Reading
 from robustkd.models import Classifier
 from robustkd.pipeline.following import student_for_all
@@ -63,7 +64,7 @@ def run(
     student_weights: str | Path | None = None,
     defence: str | None = None,
     on: Side | None = None,
-    track: Sequence[str] = (),
+    track: Sequence[str] | None = (),
     audit: bool = True,
     **training: Unpack[TrainingOptions],
 ) -> RunResult:
@@ -108,7 +109,8 @@ def run(
         audit: If True, make the quick audit of teacher and student at the end; its record is
             ``results.records["audit"]``.
         training: Options of :class:`robustkd.training.config.TrainingOptions`, such as ``epochs``,
-            ``batch_size`` and ``lr``. Some defaults depend on the student's architecture.
+            ``batch_size`` and ``lr``. Some defaults depend on the student's architecture and on the
+            optimiser.
 
     Returns:
         The student, the results, and the run folder.
@@ -143,15 +145,9 @@ def run(
         >>> [row.method for row in made.results.runs]
         ['teacher', 'learned']
     """
-    for name, path, expected in (
-        ("teacher", teacher, "the path of a file"),
-        ("student", student, "the name of an architecture"),
-    ):
-        if not isinstance(path, str | os.PathLike):
-            raise UsageError(
-                f"{name} is of type {type(path).__name__}; expected {expected}: distill takes "
-                "networks"
-            )
+    _check_places(teacher, student, out=out, student_weights=student_weights)
+    check_switches(audit=audit)
+    check_names(teacher_taps=teacher_taps, student_taps=student_taps)
     own = (name for name in inspect.signature(run).parameters if name != "training")
     check_options(training, [*own, *TrainingOptions.__annotations__])
     place = Path(at_home(os.fspath(teacher)))
@@ -170,8 +166,7 @@ def run(
         )
     if on is not None and defence is None:
         raise UsageError("on is given without defence; add it, or leave it out")
-    if isinstance(track, str):
-        track = (track,)
+    tracked = (track,) if isinstance(track, str) else track or ()
     job = DistillJob(
         teacher=place,
         arch=known,
@@ -179,8 +174,8 @@ def run(
         method=method,
         training=TrainingConfig(**with_defaults(training, student)),
         seed=seed,
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=plain_numbers("mean", mean),
+        std=plain_numbers("std", std),
         teacher_taps=tuple(teacher_taps),
         student_taps=tuple(student_taps),
         keep_class_order=keep_class_order,
@@ -199,14 +194,34 @@ def run(
             "teacher": job.teacher,
             "data": named,
             "student_weights": job.student_weights,
-            **job.settings(),
+            **job.flags(),
             **form_flags(source),
             **audit_flag(audit),
         }
     )
-    results = distill_file(job, source, folder, config=flags, track=track, audited=audit)
+    results = distill_file(job, source, folder, config=flags, track=tracked, audited=audit)
     made = student_for_all(start(), folder, student)
     return RunResult(made.eval(), results, folder)
+
+
+def _check_places(teacher: object, student: object, **others: object) -> None:
+    """Raise an error for a network where the name of a file or of an architecture is expected.
+
+    Raises:
+        UsageError: Naming the first argument of another type.
+    """
+    for name, path, kinds, expected in (
+        ("teacher", teacher, (str, os.PathLike), "the path of a file"),
+        ("student", student, (str,), "the name of an architecture"),
+    ):
+        if not isinstance(path, kinds):
+            raise UsageError(
+                f"{name} is of type {type(path).__name__}; expected {expected}: distill takes "
+                "networks"
+            )
+    for name, path in others.items():
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise UsageError(f"{name} is of type {type(path).__name__}; expected a path")
 
 
 def _free_folder() -> Path:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from statistics import fmean, median
 from typing import TypeAlias
 
@@ -52,6 +52,9 @@ class _Few:
     whole: DataSource
     images: int
     took: list[float] = field(default_factory=list)
+    _moments: list[float] = field(default_factory=list)
+    _steps: int = 0
+    _complete: bool = False
 
     @property
     def name(self) -> str:
@@ -80,11 +83,26 @@ class _Few:
         batches = self.whole.batches(
             split, batch_size=batch_size, device=device, shuffle=shuffle, augment=augment
         )
+        self._end_pass()
         for batch in islice(batches, -(-self.size(split) // batch_size)):
-            started = time.perf_counter()
+            if augment is not None and not self._moments:
+                self._moments = [time.perf_counter()]
+                self._steps = steps_per_epoch(self.size(split), batch_size)
             yield batch
             if augment is not None:
-                self.took.append(time.perf_counter() - started)
+                self._moments.append(time.perf_counter())
+        self._complete = augment is not None
+
+    def _end_pass(self) -> None:
+        """Note the times of the steps of the last pass over training images.
+
+        A training may fetch a batch ahead. The first time between its requests then contains no
+        step, and the last step ends after the last request. So the time until the present is
+        counted as well, and the longest times are those of the steps.
+        """
+        ends = [*self._moments, *([time.perf_counter()] if self._complete else [])]
+        self.took += sorted(end - start for start, end in pairwise(ends))[-self._steps :]
+        self._moments, self._complete = [], False
 
     @contextmanager
     def timed(
@@ -95,9 +113,11 @@ class _Few:
         average: Callable[[list[float]], float] = median,
     ) -> Iterator[None]:
         """Estimate the time of ``steps`` steps from the average time of batches in the block."""
+        self._end_pass()
         self.took.clear()
         started = time.perf_counter()
         yield
+        self._end_pass()
         if not steps:  # without training batches
             steps, self.took = 1, [time.perf_counter() - started]
         one = average(self.took)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from robustkd.core.errors import UsageError, printable
 from robustkd.core.names import nearest
+from robustkd.core.validation import check_names
 from robustkd.pipeline.trackers import tag
 
 if TYPE_CHECKING:
@@ -110,15 +111,15 @@ def check_services(names: Sequence[str]) -> tuple[Service, ...]:
     from importlib.util import find_spec
 
     known: tuple[Service, ...] = get_args(Service)
+    check_names(track=names)
     found = []
     for name in names:
         service = next((one for one in known if one == name), None)
         if service is None:
-            raise UsageError(f"--track is {name!r}; {nearest(name, known)}")
+            raise UsageError(f"track is {name!r}; {nearest(name, known)}")
         if find_spec(service) is None:
             raise UsageError(
-                f"--track {name} needs {name}, which is not installed; run: "
-                f"pip install 'robustkd[{name}]'"
+                f"track is {name!r}, which is not installed; run: pip install 'robustkd[{name}]'"
             )
         found.append(service)
     return tuple(dict.fromkeys(found))

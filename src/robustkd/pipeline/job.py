@@ -8,12 +8,20 @@ from pathlib import Path
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence, Side
 from robustkd.core.methods import Method, find_method, method_name
-from robustkd.core.validation import check_seed
+from robustkd.core.validation import (
+    check_names,
+    check_seed,
+    check_switches,
+    check_text,
+    plain_number,
+    plain_numbers,
+)
 from robustkd.data.augment import AUGMENTATIONS
 from robustkd.models import check_name
 from robustkd.student.objective import check_weights
 from robustkd.teacher.defences.registry import find
 from robustkd.training.config import TrainingConfig
+from robustkd.training.recipes import usual_training
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,8 @@ class DistillJob:
             student.
 
     Raises:
-        UsageError: If a name is unknown, the defence does not fit the method, or the seed is out of
-            range.
+        UsageError: If a name is unknown, the defence does not fit the method, the seed is out of
+            range, or an argument is of another type.
     """
 
     teacher: Path
@@ -74,8 +82,25 @@ class DistillJob:
     on: Side = "teacher"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "method", method_name(self.method))
+        given = {name: getattr(self, name) for name in ("teacher_key", "augment", "defence")}
+        check_text(arch=self.arch, student=self.student, method=self.method)
+        check_text(**{name: value for name, value in given.items() if value is not None})
+        check_switches(
+            keep_class_order=self.keep_class_order, allow_weak_sandbox=self.allow_weak_sandbox
+        )
+        check_names(teacher_taps=self.teacher_taps, student_taps=self.student_taps)
         check_seed(self.seed)
+        # The settings are written to files, which hold no numbers of NumPy.
+        plain = {
+            "method": method_name(self.method),
+            "seed": plain_number(self.seed),
+            "mean": plain_numbers("mean", self.mean),
+            "std": plain_numbers("std", self.std),
+            "teacher_taps": tuple(self.teacher_taps),
+            "student_taps": tuple(self.student_taps),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.defence is not None:
             find(self.defence)
         check_method(self.name)
@@ -123,6 +148,19 @@ class DistillJob:
             **({} if self.augment is None else {"augment": self.augment}),
             **({} if self.defence is None else {"defence": self.defence, "on": self.on}),
         }
+
+    def flags(self) -> dict[str, object]:
+        """Return the settings as flags for ``config.yaml``.
+
+        Settings of the training whose default depends on the student or on the optimiser are stated
+        as well. Otherwise, a value that is the default of :class:`TrainingConfig`, such as SGD for
+        a transformer, would be replaced by that of the student when the flags are read.
+        """
+        how = self.training
+        usual = usual_training(self.student, epochs=how.epochs)
+        chosen = usual_training(self.student, epochs=how.epochs, optimizer=how.optimizer)
+        own = {name: getattr(how, name) for name in (*usual, *chosen)}
+        return self.settings() | own
 
     def provenance(self, data: str) -> dict[str, object]:
         """Return the provenance that is stored in the student's file, as JSON values."""

@@ -186,16 +186,17 @@ def teacher_for(
 
 
 def _filled(reading: Reading, stated: Stated, given: Collection[str]) -> Reading:
-    """Return the options with what is stated, except for what the user gives."""
-    values = {name: getattr(stated, name) for name in _FORM if name not in given}
-    found = {name: value for name, value in values.items() if value is not None}
-    own = [
-        name.replace("_", " ")
-        for name in _FORM
-        if name in given and getattr(stated, name) not in (None, getattr(reading, name))
-    ]
+    """Return the options with what is stated, except for what the user gives.
+
+    The origin depends on the values alone, not on who gave them. A resumed run, whose flags state
+    all values, thus has the origin of the uninterrupted run.
+    """
+    values = {name: getattr(stated, name) for name in _FORM}
+    known = {name: value for name, value in values.items() if value is not None}
+    filled = replace(reading, **{name: known[name] for name in known if name not in given})
+    own = [name.replace("_", " ") for name in known if getattr(filled, name) != known[name]]
     said = f"{stated.origin}, except for {' and '.join(own)}" if own else stated.origin
-    return replace(reading, **found, origin=said if found else "")
+    return replace(filled, origin=said if len(own) < len(known) else "")
 
 
 def form(clean: DataSource) -> dict[str, object]:

@@ -94,38 +94,37 @@ def distill_file(
     inputs = inputs_of(job, ready)
     check_alike(processes, inputs)
     split = split_text(clean)
-    with (
-        experiments(services, out, job.settings(), tell) as watching,
-        run_folder.opened(
-            out,
-            inputs=inputs,
-            config=config,
-            split=split,
-            resume=resume,
-            trust=trust,
-            watching=watching,
-        ) as run,
-    ):
+    with run_folder.opened(
+        out,
+        inputs=inputs,
+        config=config,
+        split=split,
+        resume=resume,
+        trust=trust,
+        weak=job.allow_weak_sandbox,
+    ) as run:
         if run_is_finished(processes, run):
             tell(f"{out} is already finished")
             return results_for_all(processes, run.results())
         for line in opening_lines(job, ready):
             tell(line)
             _log.info("%s", line)
-        made = make_student(
-            ready.teacher,
-            ready.student,
-            clean,
-            job.how,
-            training=job.training,
-            seed=job.seed,
-            run=run,
-            processes=processes,
-        )
-        run.interrupts.no_longer_wait()
-        results = write_results(job, clean, ready, made, untrusted, run, audited=audited)
-        for experiment in watching:
-            experiment.log({"test/acc": results.runs[-1].acc})
+        with experiments(services, out, job.settings(), tell) as watching:
+            run.watch(watching)
+            made = make_student(
+                ready.teacher,
+                ready.student,
+                clean,
+                job.how,
+                training=job.training,
+                seed=job.seed,
+                run=run,
+                processes=processes,
+            )
+            run.interrupts.no_longer_wait()
+            results = write_results(job, clean, ready, made, untrusted, run, audited=audited)
+            for experiment in watching:
+                experiment.log({"test/acc": results.runs[-1].acc})
         return results_for_all(processes, results)
 
 

@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 def check_same(folder: Path, inputs: Mapping[str, Mapping[str, object]]) -> None:
     """Check that a run was started with the same inputs.
 
+    Settings with their default values are not recorded, so a kind or a setting may be missing on
+    either side.
+
     Raises:
         UsageError: If its settings differ.
         InputError: If the teacher or the data differ.
@@ -33,15 +36,22 @@ def check_same(folder: Path, inputs: Mapping[str, Mapping[str, object]]) -> None
     if not has(folder, INPUTS):
         return
     before, now = read_json(folder / INPUTS), json.loads(json.dumps(inputs))
-    for kind, facts in now.items():
-        known = before.get(kind)
-        for name, value in facts.items():
-            if (was := known.get(name) if isinstance(known, dict) else None) != value:
+    for kind in (*now, *(kind for kind in before if kind not in now)):
+        known, facts = (_of_kind(side, kind) for side in (before, now))
+        for name in (*facts, *(name for name in known if name not in facts)):
+            if known.get(name) != facts.get(name):
                 error = UsageError if kind == "settings" else InputError
+                absent = "the default" if kind == "settings" else "none"
+                was, value = (_brief(of[name]) if name in of else absent for of in (known, facts))
                 raise error(
-                    f"{folder} was started with {kind} {name} {_brief(was)}, now it is "
-                    f"{_brief(value)}; use the same, or start a new run with --out"
+                    f"{folder} was started with {_plain(kind)} {_plain(name)} {was}, now it is "
+                    f"{value}; use the same, or start a new run with --out"
                 )
+
+
+def _of_kind(inputs: Mapping[str, object], kind: str) -> Mapping[str, object]:
+    found = inputs.get(kind)
+    return found if isinstance(found, dict) else {}
 
 
 def named_as_before(folder: Path, clean: DataSource) -> DataSource:
@@ -139,6 +149,11 @@ def shown(value: object) -> str:
         return "not set"
     text = str(value) if isinstance(value, str | int) else ""
     return text if _VERSION.fullmatch(text) else "something unknown"
+
+
+def _plain(name: str) -> str:
+    """Return a name, which may come from the folder of somebody else, as short printable text."""
+    return _brief(name)[1:-1] if len(name) <= 60 else f"{_brief(name[:60])[1:-1]}..."
 
 
 def _brief(value: object) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from robustkd.core.errors import InputError, UsageError, WriteError
+from robustkd.core.errors import InputError, TrainingError, UsageError, WriteError
 from robustkd.core.files import (
     locked,
     new_folder,
@@ -22,6 +21,7 @@ from robustkd.core.files import (
     write_text,
 )
 from robustkd.core.folders import LOCK, Folder
+from robustkd.pipeline.resume_command import resume_command
 from robustkd.pipeline.run_checks import (
     as_recorded,
     check_same,
@@ -69,19 +69,15 @@ class Run:
     Args:
         folder: The run folder.
         seal: Seal of the files that the run writes and reads.
-        watching: Receivers of the records of finished epochs, besides the run's own event file.
     """
 
-    def __init__(self, folder: Path, seal: Seal, watching: Sequence[Experiment] = ()) -> None:
+    def __init__(self, folder: Path, seal: Seal) -> None:
         from robustkd.pipeline.interrupts import Interrupts
         from robustkd.pipeline.trackers import Events
 
         self.folder, self._seal = folder, seal
         self.interrupts = Interrupts()
-        self._watching: tuple[Events | Experiment, ...] = (
-            Events(folder / "tensorboard"),
-            *watching,
-        )
+        self._watching: list[Events | Experiment] = [Events(folder / "tensorboard")]
         self._started = self._kept = time.monotonic()
         self._seconds_before = 0.0
         self._noted = 0
@@ -91,6 +87,10 @@ class Run:
     def seconds(self) -> float:
         """Return the wall time of the run, without the time between interruption and resumption."""
         return self._seconds_before + time.monotonic() - self._started
+
+    def watch(self, experiments: Iterable[Experiment]) -> None:
+        """Send the records of finished epochs to experiments as well."""
+        self._watching += experiments
 
     @property
     def finished(self) -> bool:
@@ -243,7 +243,7 @@ def opened(
     split: Iterable[str] | None = None,
     resume: bool = False,
     trust: bool = False,
-    watching: Sequence[Experiment] = (),
+    weak: bool = False,
 ) -> Iterator[Run]:
     """Start a run in a new folder, or continue the run in an existing one.
 
@@ -255,7 +255,8 @@ def opened(
         split: Held-out images as the text of ``split.json``; None if the data brings its splits.
         resume: If True, continue an existing run.
         trust: If True, continue without verifying that a run of this user wrote the files.
-        watching: Receivers of the records of finished epochs.
+        weak: Whether files may be read on a system without seccomp, which the command that resumes
+            the run then allows as well.
 
     Yields:
         The run. The messages of interrupts and write errors in the block contain the command that
@@ -272,7 +273,7 @@ def opened(
     with _old_folder(folder) if resume else _new_folder(folder) as held:
         inputs = as_recorded(folder, inputs) if resume else inputs
         seal = Seal(folder, key, json.loads(json.dumps(inputs)))
-        run = Run(folder, seal, watching)
+        run = Run(folder, seal)
         if resume:
             check_same(folder, inputs)
             check_seal(folder, seal, trust=trust)
@@ -281,8 +282,11 @@ def opened(
             # Written first: any folder with this file can be resumed.
             write_text(folder / CONFIG, _as_yaml(config or {}))
             seal.write()
+        # No command resumes a run whose data came from Python code.
         known = not config or "data" in config
-        with logged(held), _resume_command_added(folder, inputs, known), run.interrupts.watched():
+        switches = [*(["--trust-run"] if key is None else []), *(["--allow-weak-sandbox"] * weak)]
+        command = resume_command(folder, inputs, config or {}, switches) if known else None
+        with logged(held), _command_added(command), run.interrupts.watched():
             note_environment(folder / ENVIRONMENT)
             if split is not None:
                 write_lines(folder / SPLIT, split)
@@ -293,15 +297,16 @@ def opened(
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Folder]:
-    """Create and lock a folder; a run that is refused before it has computed anything leaves none.
+    """Create and lock a folder; a run that fails before it has stored anything leaves none.
 
-    A mistake that only the networks show would otherwise block the folder for the next attempt. If
+    A mistake that only the networks show, or a learning rate with which the first epoch diverges,
+    would otherwise block the folder for the next attempt, which has other settings. If
     the disk is full, the folder stays, since the run can be resumed.
     """
     with new_folder(path) as folder:
         try:
             yield folder
-        except (UsageError, InputError) as error:
+        except (UsageError, InputError, TrainingError) as error:
             if not isinstance(error, WriteError) and set(folder.names()) <= {*FIRST, LOCK}:
                 for name in FIRST:
                     folder.remove(name)
@@ -330,20 +335,11 @@ def _as_yaml(config: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def _resume_command_added(
-    folder: Path, inputs: Mapping[str, Mapping[str, object]], known: bool
-) -> Iterator[None]:
-    """Add the command that resumes the run to interrupts and write errors.
-
-    No command resumes a run whose data came from Python code, so that it is not ``known``.
-    """
-    if not known:
+def _command_added(command: str | None) -> Iterator[None]:
+    """Add the command that resumes the run, if there is one, to interrupts and write errors."""
+    if command is None:
         yield
         return
-    # The user's own code is never named by a file, so its flags are part of the command.
-    own = {name: inputs.get("settings", {}).get(name) for name in ("arch", "student")}
-    typed = "".join(f" --{name} {value}" for name, value in own.items() if ":" in str(value))
-    command = f"robustkd distill --resume {shlex.quote(str(folder))}{typed}"
     try:
         yield
     except KeyboardInterrupt:

@@ -48,7 +48,7 @@ def logged(folder: Folder) -> Iterator[None]:
         _log.info("finished")
     except BaseException as error:
         # Not logged as an error: the caller that catches it reports it.
-        _log.info("stopped: %s", error or type(error).__name__)
+        _log.info("stopped: %s", str(error) or type(error).__name__)
         raise
     finally:
         for handler in handlers:

@@ -98,7 +98,7 @@ def distill(
             :mod:`robustkd.training.processes`.
         training: Fields of :class:`robustkd.training.config.TrainingConfig`, such as ``epochs``,
             ``lr`` and ``temperature``; :func:`robustkd.models.learning_rate` returns the learning
-            rate of an architecture.
+            rate of an architecture with SGD.
 
     Returns:
         The student with its record.

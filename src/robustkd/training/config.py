@@ -8,7 +8,14 @@ from typing import Literal, TypeAlias, TypedDict, get_args
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
-from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
+from robustkd.core.validation import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_share,
+    check_switches,
+    plain_number,
+)
 from robustkd.training.schedule import Schedule
 
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
@@ -35,19 +42,21 @@ class TrainingOptions(TypedDict, total=False):
     Attributes:
         epochs: Number of epochs. Default: 30.
         batch_size: Images per step. Default: 64.
-        lr: Initial learning rate. The default depends on the architecture of the student: 0.1, or
-            0.02 for MobileNets and networks of libraries, with AdamW 0.001 or 0.0003.
+        lr: Initial learning rate. The default depends on the student and on the optimiser. With SGD
+            and its variants, it is 0.1, or 0.02 for MobileNets, networks of libraries and your own
+            code; with all others 0.001, or 0.0003 for students without normalisation.
         momentum: Momentum of SGD. Default: 0.9.
-        weight_decay: Weight decay. Default: 0.0005, or 0.05 where AdamW is the default.
+        weight_decay: Weight decay. Default: 0.0005 with SGD and its variants, 0.05 with all others.
         schedule: Schedule of the learning rate. Default: cosine.
         precision: Mixed precision. Default: no.
         temperature: Temperature of soft targets. Default: 4.
         optimizer: ``sgd``, or an optimiser of timm such as ``adamw``. Default: sgd, or adamw for
             students with LayerNorm or without normalisation.
         warmup_epochs: Number of epochs at the start during which the learning rate rises from 0.
-            Default: 0, or a tenth of the epochs where AdamW is the default.
-        clip_grad: Largest L2 norm of the gradient. Default: no limit, or 1 where AdamW is the
-            default.
+            Default: none with SGD and its variants, with all others a tenth of the epochs, at most
+            5.
+        clip_grad: Largest L2 norm of the gradient. Default: no limit with SGD and its variants, 1
+            with all others.
         ema: Decay of the moving average of the weights, which are then the weights of the student.
             Default: none.
         accumulate: Number of parts in which a batch is processed to save memory. Default: 1.
@@ -76,9 +85,10 @@ class TrainingConfig:
 
     Attributes:
         epochs: Number of epochs, at least 1.
-        batch_size: Images per step, at least 1.
+        batch_size: Images per step, at least 2, since BatchNorm cannot normalise a single value,
+            which is all that one small image leaves in the last stages of many networks.
         lr: Initial learning rate, above 0. The default of :func:`robustkd.run` depends on the
-            architecture, see :class:`TrainingOptions`.
+            architecture and on the optimiser, see :class:`TrainingOptions`.
         momentum: Momentum of SGD (Nesterov), and of optimisers of timm that have a momentum; above
             0 and below 1.
         weight_decay: Weight decay, at least 0; an L2 penalty with SGD.
@@ -126,6 +136,7 @@ class TrainingConfig:
         )
         check_count(accumulate=self.accumulate)
         check_not_negative(warmup_epochs=self.warmup_epochs)
+        check_switches(compile=self.compile)
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise UsageError(f"precision is {self.precision!r}; expected {known}")
@@ -139,6 +150,9 @@ class TrainingConfig:
             check_positive(clip_grad=self.clip_grad)
         if self.ema is not None:
             check_share(zero=True, one=False, ema=self.ema)
+        for field in fields(self):
+            # The settings are written to files, which hold no numbers of NumPy.
+            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
 
     def stated(self) -> dict[str, int | float | str | None]:
         """Return epochs, batch size, learning rate, and all other values that are not defaults."""
@@ -165,6 +179,10 @@ def check_optimiser(name: str) -> None:
     Raises:
         UsageError: If the name is unknown; the message suggests the most similar name.
     """
+    if not isinstance(name, str):
+        raise UsageError(
+            f"optimizer is {name!r}; expected sgd or an optimiser of timm: for example adamw"
+        )
     # timm takes seconds to import.
     if name != SGD and name not in (names := optimiser_names()):
         hint = nearest(name, names, otherwise="for example sgd or adamw")
@@ -181,12 +199,13 @@ def check_training(
     schedule: str = TrainingConfig.schedule,
     temperature: float | int = TrainingConfig.temperature,
 ) -> None:
-    """Raise an error for settings that are out of range.
+    """Raise an error for settings that are out of range, in commands, grids and Python alike.
 
     Raises:
         UsageError: If an argument is out of range; the message names the first one.
     """
-    check_count(epochs=epochs, batch_size=batch_size)
+    check_count(epochs=epochs)
+    check_count(least=2, batch_size=batch_size)
     check_positive(lr=lr)
     check_share(one=False, momentum=momentum)
     check_not_negative(weight_decay=weight_decay)

@@ -82,7 +82,7 @@ def hypergradient(
     >>> hypergradient(inner, outer, [follower], [leader], steps=50, step_size=0.25).implicit
     (tensor(6.),)
     """
-    check_count(fixed_point_steps=steps)
+    check_count(steps=steps)
     check_positive(step_size=step_size)
     follower, leader = list(followers), list(leaders)
     parts = _gradients(outer, follower + leader)

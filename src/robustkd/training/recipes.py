@@ -2,69 +2,69 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 from torch import nn
 
 from robustkd.core.devices import without_values
 from robustkd.core.errors import UsageError
+from robustkd.core.validation import check_count
 from robustkd.models import registry
 from robustkd.models.classifier import Spec
-from robustkd.training.config import TrainingConfig, TrainingOptions
+from robustkd.training.config import SGD, TrainingConfig, TrainingOptions, check_optimiser
 
-_LIBRARIES = ("torchvision", "timm", "own-code")
+_ADAMW = "adamw"
 _SIDES = (224, 64, 32)
-_LIBRARY_RATE = 0.02
-"""About the rate of torchvision's recipes, 0.1 for 256 images, for batches of 64 images."""
 _ADAPTIVE_RATE = 0.001
 _PLAIN_RATE = 0.0003
 _WARMUP = 0.1
 """Share of the epochs in which the learning rate of AdamW rises."""
 _LONGEST_WARMUP = 5.0
+_LIKE_SGD = re.compile("sgd|nesterov|lar[cs]")
+"""Names of optimisers whose learning rates are about those of SGD."""
 
 
-def usual_training(arch: str, *, epochs: int) -> TrainingOptions:
+def usual_training(arch: str, *, epochs: int, optimizer: str | None = None) -> TrainingOptions:
     """Return the default training settings for a network with fresh weights.
 
-    For networks of torchvision, of timm and of the user's own code, they depend on the modules:
+    Without ``optimizer``, networks of torchvision, of timm and of the user's own code are trained
+    as their modules need it:
 
     - networks that normalise with LayerNorm and have no BatchNorm, such as vision transformers and
-      ConvNeXt, are trained by AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with a learning
-      rate of 0.001, a weight decay of 0.05, a warm-up and a bounded gradient. SGD at the usual rate
-      diverges or stays at chance accuracy;
-    - networks without any normalisation, such as VGG and SqueezeNet, likewise at 0.0003;
-    - all others, such as ResNets and MobileNets, by SGD at 0.02.
+      ConvNeXt, by AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). SGD often diverges or
+      stays at chance accuracy;
+    - networks without any normalisation, such as VGG and SqueezeNet, likewise;
+    - all others, such as ResNets and MobileNets, by SGD.
 
-    The networks of this package are trained by SGD at 0.1, and MobileNets at 0.02.
+    The networks of this package are trained by SGD.
 
-    ``python -m tools.default_trainings`` measures these settings.
+    The other settings depend on the optimiser:
+
+    - SGD and its variants (``sgdp``, ``sgdw``, ``nesterovw``, ``lars``, ``larc`` and others with
+      such a name) have the learning rate of :func:`robustkd.models.learning_rate`;
+    - AdamW has a learning rate of 0.001, and of 0.0003 for networks without any normalisation, a
+      weight decay of 0.05, a warm-up and a bounded gradient. All other optimisers have the same
+      settings, although another learning rate may suit them better.
+
+    ``python -m tools.default_trainings`` measures the settings of the default optimisers.
 
     Args:
         arch: Name of the architecture.
         epochs: Number of epochs of the training.
+        optimizer: Optimiser that the user chooses; None for the default one.
 
     Raises:
-        UsageError: If the architecture is unknown.
+        UsageError: If the architecture or the optimiser is unknown, or ``epochs`` is out of range.
     """
-    family, _ = registry.check_name(arch)
-    rate = registry.learning_rate(arch)
-    in_library = any(family is registry.FAMILIES[name] for name in _LIBRARIES)
-    network = _without_weights(arch) if in_library and rate == registry.USUAL_RATE else None
-    if network is None:
-        return {"lr": rate}
-    if _has(network, nn.modules.batchnorm._BatchNorm):
-        return {"lr": _LIBRARY_RATE}
-    if _has(network, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention):
-        return _adaptive(_ADAPTIVE_RATE, epochs)
-    if _has(network, nn.GroupNorm, nn.InstanceNorm2d):
-        return {"lr": _LIBRARY_RATE}
-    return _adaptive(_PLAIN_RATE, epochs)
-
-
-def _adaptive(rate: float, epochs: int) -> TrainingOptions:
-    """Return the settings of AdamW."""
+    check_count(epochs=epochs)
+    usual, rate = _usual_optimiser(arch)
+    used = usual if optimizer is None else optimizer
+    check_optimiser(used)
+    if _LIKE_SGD.search(used):
+        return {"lr": registry.learning_rate(arch)}
     return {
-        "optimizer": "adamw",
+        "optimizer": used,
         "lr": rate,
         "weight_decay": 0.05,
         "warmup_epochs": min(_LONGEST_WARMUP, _WARMUP * epochs),
@@ -72,13 +72,30 @@ def _adaptive(rate: float, epochs: int) -> TrainingOptions:
     }
 
 
+def _usual_optimiser(arch: str) -> tuple[str, float]:
+    """Return the default optimiser of an architecture, and its learning rate with AdamW."""
+    family, _ = registry.check_name(arch)
+    in_library = any(family is registry.FAMILIES[name] for name in registry.LIBRARIES)
+    network = _without_weights(arch) if in_library else None
+    if network is None or _has(network, nn.modules.batchnorm._BatchNorm):
+        return SGD, _ADAPTIVE_RATE
+    if _has(network, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention):
+        return _ADAMW, _ADAPTIVE_RATE
+    if _has(network, nn.GroupNorm, nn.InstanceNorm2d):
+        return SGD, _ADAPTIVE_RATE
+    return _ADAMW, _PLAIN_RATE
+
+
 def with_defaults(given: TrainingOptions, arch: str) -> TrainingOptions:
     """Return the given settings, completed by the defaults of :func:`usual_training`.
 
     Raises:
-        UsageError: If the architecture is unknown.
+        UsageError: If the architecture or the optimiser is unknown, or ``epochs`` is out of range.
     """
-    return usual_training(arch, epochs=given.get("epochs", TrainingConfig.epochs)) | given
+    if "optimizer" in given:
+        check_optimiser(given["optimizer"])  # None does not stand for the default
+    epochs, optimizer = given.get("epochs", TrainingConfig.epochs), given.get("optimizer")
+    return usual_training(arch, epochs=epochs, optimizer=optimizer) | given
 
 
 @cache
