@@ -18,6 +18,8 @@ from robustkd.training.config import Precision
 class Detoxification:
     """Detoxification; see :mod:`robustkd.teacher.defences.detoxification`.
 
+    Its settings are not those of the method ``paper``, whose cap is 0.2.
+
     Attributes:
         cap: Largest value of a mask, in (0, 1].
         ratio: How the variance ratio of a stage is computed.

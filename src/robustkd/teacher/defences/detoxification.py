@@ -18,6 +18,13 @@ from which the next stage is computed. With the teacher frozen, masks and patter
 on clean images. The first term keeps what the task needs. The second removes all other variance,
 which a trigger depends on. Choices that the paper leaves open, and differences:
 
+- the form is probably not the paper's own. In the code that its authors released, the features of
+  some networks are changed by an additive form, :math:`F'_l = F_l + m_l p_l`, where the pattern
+  starts at the mean of the features. This is probably the paper's form, and the mixture above
+  probably one of its ablations;
+- the caps of the paper's runs are 0.05, 0.2 and 0.9. The defaults of :func:`detoxify`, which the
+  defence ``detox`` of the registry has as well, are a cap of 1, ``ratio="position"`` and a budget
+  of 0.02. The method ``paper`` has a cap of 0.2, ``ratio="stage"`` and a budget of 0.035;
 - the ratio is computed at each position of a feature map and then averaged, so that a channel with
   a small variance on clean images has the same weight as others (``ratio="position"``), or once
   over the whole stage (``ratio="stage"``);
