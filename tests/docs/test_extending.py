@@ -10,7 +10,7 @@ import torch
 
 from robustkd import data, models
 from robustkd.attacks import Attack, Teaching
-from robustkd.student.families import FAMILIES
+from robustkd.student.families import FAMILIES, Family
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.student.safeguards import SAFEGUARDS
 from robustkd.teacher.defences.base import Defence
@@ -53,6 +53,13 @@ def test_the_defence_of_the_page_changes_the_head_alone():
     assert len(changed) == 2
     assert all(name.endswith((".weight", ".bias")) for name in changed)
     assert all(weight.requires_grad for weight in cleaned.network.parameters())
+
+
+def test_the_page_names_every_method_of_a_family():
+    page = (ROOT / "docs/guides/extending.md").read_text(encoding="utf-8")
+    names = [name for name in vars(Family) if not name.startswith("_")]
+    assert {"advance", "bound", "forget"} <= set(names)
+    assert all(f"`{name}(" in page for name in names)
 
 
 def test_the_family_of_the_page_can_be_hardened_against(monkeypatch):

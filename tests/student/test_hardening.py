@@ -90,6 +90,36 @@ def test_each_family_perturbs_an_equal_part_of_the_copies():
     assert torch.equal(seen[8:], expected)
 
 
+@pytest.mark.parametrize("copies", [1, 4])
+def test_families_take_turns_if_there_are_fewer_copies(copies):
+    many = UniversalPerturbations(3, SHAPE, families=("tone", "light", "tone+light"))
+    many.begin(10)
+    seen = [0] * len(many.families)
+    for k, family in enumerate(many.families):
+        family.register_forward_pre_hook(
+            lambda _module, inputs, k=k: seen.__setitem__(k, seen[k] + len(inputs[0]))
+        )
+    for step in range(10):
+        if step == 5:  # a resumed training goes on with the next family
+            state = many.state_dict()
+            many.begin(10)
+            many.load_state_dict(state)
+        for _ in range(2):  # a step in two parts
+            clean = images(copies)
+            perturbed = many.perturb(clean, torch.zeros(copies).long())
+            assert len(perturbed.images) == 2 * copies
+        many.advance()
+    assert seen == [4 * copies] * 5
+
+
+def test_families_do_not_take_turns_if_there_are_enough_copies():
+    first, later = (UniversalPerturbations(3, SHAPE, families=("tone",)) for _ in range(2))
+    later.advance()
+    clean, labels = images(3), torch.zeros(3).long()
+    one, other = (each.perturb(clean, labels).images for each in (first, later))
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("bounds", "kinds"),
     [

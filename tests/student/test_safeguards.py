@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from robustkd import data, models
 from robustkd.core.errors import UsageError
@@ -18,6 +19,7 @@ from robustkd.student.retrospection import ABD, Retrospection, divergence
 from robustkd.student.safeguard import Safeguard
 from robustkd.student.safeguards import SAFEGUARDS, start_safeguard
 from robustkd.training.hypergradient import hypergradient
+from tests.teacher.defences.networks import Attention
 
 DATA = data.load("digits", train=96, validation=40, test=20)
 
@@ -151,6 +153,15 @@ def test_shares_out_of_range_are_refused(change, message):
         BCU(**change)
 
 
+@pytest.mark.parametrize("make", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_weights_that_are_computed_are_refused_in_the_first_step(make):
+    network = nn.Sequential(nn.Flatten(), make(nn.Linear(4, 2)))
+    safeguard = Renewal(BCU(), seed=0)
+    safeguard.begin(4)
+    with pytest.raises(UsageError, match=r"^module '1' computes its weight .*, so bcu cannot"):
+        safeguard.prepare(network)
+
+
 # ABD.
 
 
@@ -184,6 +195,14 @@ def test_the_gradient_of_the_loss_is_the_hypergradient():
     found = hypergradient(inner, outer, [delta], weights, steps=5, step_size=0.1).total()
     for weight, expected in zip(weights, found, strict=True):
         torch.testing.assert_close(weight.grad, expected)
+
+
+def test_attention_can_be_differentiated_twice():
+    network, images = Attention(3), torch.rand(8, 1, 8, 8)
+    safeguard = Retrospection(ABD(share=1.0), (1, 8, 8), seed=0)
+    safeguard.begin(10)
+    safeguard.loss(network, images).backward()
+    assert all(bool(weight.grad.isfinite().all()) for weight in network.parameters())
 
 
 def test_the_norm_of_the_gradient_is_bounded():

@@ -18,7 +18,7 @@ from robustkd.core.names import check_options
 from robustkd.core.statistics import wilson
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_seed
-from robustkd.models.features.stages import taps_of
+from robustkd.models.features.stages import check_taps, taps_of
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.student.learner import DistillationLearner, Lessons
 from robustkd.student.objective import DistillationObjective, EarlyStop, check_weights
@@ -122,6 +122,7 @@ def distill(
     started = time.perf_counter()
     check_seed(seed)
     check_classifier(student, data, name="the student", trained=True)
+    check_taps(teacher_taps=teacher_taps, student_taps=student_taps)
     check_options(training, TrainingOptions.__annotations__)
     config = TrainingConfig(**training)
     weights = _weights_of(losses, until or {})

@@ -142,10 +142,11 @@ class UniversalPerturbations(nn.Module):
         """Add perturbed copies of the first images, each with a random class that is not its own.
 
         Their number is the share of the batch, less during the fade, and at least one. The first
-        copies are divided among the families, whose classes are uniform, and gradients flow to
-        their perturbations. The last ones, ``found_share`` of them, are changed by ``fixed``, which
-        draws their classes. Images stay in [0, 1]. For an image with the label
-        :data:`robustkd.core.types.UNLABELLED`, any class may be drawn.
+        copies are divided among the families, which take turns if there are fewer copies. Their
+        classes are uniform, and gradients flow to the perturbations. The last copies,
+        ``found_share`` of them, are changed by ``fixed``, which draws their classes. Images stay in
+        [0, 1]. For an image with the label :data:`robustkd.core.types.UNLABELLED`, any class may be
+        drawn.
 
         The call is remembered until :meth:`advance`, except under ``torch.no_grad()``.
 
@@ -191,8 +192,15 @@ class UniversalPerturbations(nn.Module):
         return here.own(drawn)
 
     def _apart(self, images: Images, toward: Labels, here: Portion) -> Images:
-        """Change equal parts of the images by one family each."""
-        parts = zip(self.families, here.split(len(self.families)), strict=True)
+        """Change equal parts of the images by one family each.
+
+        If there are fewer images than families, the families take turns from step to step.
+        """
+        families = list(self.families)
+        if here.total < len(families):
+            first = self._steps % len(families)
+            families = families[first:] + families[:first]
+        parts = zip(families, here.split(len(families)), strict=True)
         return torch.cat([family(images[own], toward[own]) for family, (own, _) in parts])
 
     def _composed(self, images: Images, toward: Labels, here: Portion) -> Images:

@@ -32,6 +32,7 @@ from torch.nn.modules.conv import _ConvNd
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
 from robustkd.core.validation import check_share
+from robustkd.models.features.stored import check_stored
 from robustkd.student.safeguard import Safeguard
 
 _APART = 2**20
@@ -93,7 +94,13 @@ class Renewal(Safeguard):
         self._taken, self._done = 0, False
 
     def prepare(self, student: nn.Module) -> None:
-        """Renew the weights when the share of the training is over."""
+        """Renew the weights when the share of the training is over.
+
+        Raises:
+            UsageError: In the first step, if weights are computed from other tensors.
+        """
+        if self._taken == 0:
+            check_stored(student, _renewed(student), who="bcu")
         if self._taken == self._when and not self._done:
             renew(student, self._settings, seed=self._seed)
             self._done = True
@@ -127,7 +134,7 @@ def renew(network: nn.Module, settings: BCU, *, seed: int) -> None:
         settings: Shares by depth.
         seed: Seed of the choice of weights and of their new values.
     """
-    layers = [module for module in network.modules() if isinstance(module, _ConvNd | nn.Linear)]
+    layers = _renewed(network)
     total = sum(isinstance(layer, _ConvNd) for layer in layers)
     chosen = torch.Generator().manual_seed(seed)
     place = 0
@@ -143,6 +150,11 @@ def renew(network: nn.Module, settings: BCU, *, seed: int) -> None:
             for old, new in zip(layer.parameters(), fresh.parameters(), strict=True):
                 where = torch.rand(new.shape, generator=chosen) < share
                 old.copy_(torch.where(where.to(old.device), new.to(old.device), old))
+
+
+def _renewed(network: nn.Module) -> list[_ConvNd | nn.Linear]:
+    """Return the layers whose weights are renewed."""
+    return [module for module in network.modules() if isinstance(module, _ConvNd | nn.Linear)]
 
 
 def share_of(place: int, total: int, settings: BCU) -> float:

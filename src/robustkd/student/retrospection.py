@@ -39,7 +39,7 @@ from robustkd.core.types import Images, Logits
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.student.safeguard import Safeguard
-from robustkd.training.hypergradient import hypergradient, norm
+from robustkd.training.hypergradient import hypergradient, norm, twice_differentiable
 
 _SHRINK = 0.001
 _TINY = 1e-12
@@ -118,7 +118,8 @@ class Retrospection(Safeguard):
             with torch.no_grad():
                 plain = student(images)
             self._ascend(student, images, plain)
-            value, slopes, weights = self._unlearning(student, images, plain)
+            with twice_differentiable():
+                value, slopes, weights = self._unlearning(student, images, plain)
         # The products have the hypergradient as their gradient, and add nothing to the value.
         pairs = zip(weights, slopes, strict=True)
         products = torch.stack([(weight * slope).sum() for weight, slope in pairs]).sum()

@@ -10,11 +10,13 @@ the implicit function theorem gives
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustkd.core.validation import check_count, check_positive
 
@@ -63,7 +65,7 @@ def hypergradient(
     Source: Grazzi, Franceschi, Pontil, Salzo 2020, arXiv 2006.16218.
 
     Args:
-        inner: Scalar that the followers minimise; twice differentiable.
+        inner: Scalar that the followers minimise, computed under :func:`twice_differentiable`.
         outer: Scalar to differentiate.
         followers: Leaf tensors of both graphs.
         leaders: Leaf tensors of the inner graph and possibly of the outer graph.
@@ -105,6 +107,16 @@ def hypergradient(
             break
     mixed = _gradients(slope, leader, v)
     return Hypergradient(direct, tuple(-step_size * part for part in mixed))
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Context manager for forward passes whose losses are differentiated twice.
+
+    The fused kernels of attention have no second derivative, so the plain one is used.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def norm(tensors: Sequence[Tensor]) -> float:

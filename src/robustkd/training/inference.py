@@ -293,6 +293,13 @@ def finite_on(
     return True
 
 
+def finite_for(model: nn.Module, images: Images) -> bool:
+    """Return whether all logits of a model for some images, and their squares, are finite."""
+    with torch.inference_mode(), frozen_modes(model):
+        parts = images.split(images_at_once(images))
+        return all(bool(model(part).square().isfinite().all()) for part in parts if len(part))
+
+
 def passes_gradient(network: nn.Module, images: Images) -> bool:
     """Return whether outputs of a network have a gradient with respect to the images.
 

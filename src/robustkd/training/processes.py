@@ -116,9 +116,14 @@ class Processes:
             if module is None:
                 continue
             here = module.state_dict()
-            known = {name: value.cpu() for name, value in here.items()} if self.first else None
+            known = {name: _on_cpu(value) for name, value in here.items()} if self.first else None
             state = self.from_first(lambda known=known: known)  # type: ignore[misc]
             module.load_state_dict(state)
+
+
+def _on_cpu(value: object) -> object:
+    """Return a tensor on the CPU, and an extra state of another type as it is."""
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 ONE = Processes()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import robustkd
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.evaluation.audit import (
     LEVEL,
     STATISTICS,
@@ -208,6 +208,21 @@ def test_outputs_that_are_no_logits_are_refused(changed, message):
 
     with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
         audit(Other(None), DATA, references=BESIDE, effort=TINY)
+
+
+@pytest.mark.parametrize("place", [0, 550])
+def test_outputs_that_are_not_finite_on_one_image_are_refused(place):
+    """The first batch has 256 images, and the statistics are computed on all."""
+    many = rows_data(600)
+    many.validation.images[place, 0, -1, -1] = 255
+
+    class Breaks(Rows):
+        def forward(self, images):
+            marked = images[:, 0, -1, -1] > 0.99
+            return super().forward(images).where(~marked[:, None], torch.nan)
+
+    with pytest.raises(InputError, match=r"^the outputs of the model are not finite on the vali"):
+        audit(Breaks(None), many, references=BESIDE, effort=replace(TINY, accuracy_images=1))
 
 
 def test_a_model_in_half_precision_is_refused_in_one_line():

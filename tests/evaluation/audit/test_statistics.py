@@ -24,7 +24,7 @@ from robustkd.evaluation.audit.activation_change import (
 from robustkd.evaluation.audit.channel_lipschitz import channel_lipschitz
 from robustkd.evaluation.audit.evidence import Subject
 from robustkd.evaluation.audit.feature_shift import feature_shift
-from robustkd.evaluation.audit.last_layer import last_layer
+from robustkd.evaluation.audit.last_layer import head_weights, last_layer
 from robustkd.evaluation.audit.led_share import (
     ALONE,
     FEW,
@@ -114,6 +114,42 @@ def test_no_change_is_needed_or_none_suffices():
     assert smallest_change(np.eye(3), -np.ones(3)).tolist() == [0, 0, 0]
     opposite = np.array([[1.0, 0.0], [-1.0, 0.0]])
     assert np.isinf(smallest_change(opposite, np.array([1.0, 1.0]))).all()
+
+
+def test_noise_on_a_batchnorm_that_is_not_called_changes_nothing():
+    network, idle = Folded().eval(), Folded().eval()
+    idle.unused = nn.BatchNorm2d(4).eval()
+    images, labels = next(iter(DATA.batches("validation", batch_size=40)))[:2]
+    found = increase(idle, images, labels, CLASSES)
+    assert torch.equal(found, increase(network, images, labels, CLASSES))
+
+
+class TwoHeads(nn.Module):
+    """Calls its layers in another order than the one in which they are defined."""
+
+    def __init__(self, *, convolution: bool) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.conv_head = nn.Conv2d(4, CLASSES, 1)
+        self.head = nn.Linear(4, CLASSES)
+        self.stem = nn.Conv2d(1, 4, 3)
+        self.unused = nn.Linear(4, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = self.stem(images).relu()
+        if self.convolution:
+            return self.conv_head(seen).mean((2, 3))
+        return self.head(seen.mean((2, 3)))
+
+
+def test_the_last_layer_is_the_one_that_makes_the_logits():
+    images = torch.rand(2, 1, SIDE, SIDE)
+    linear, convolution = TwoHeads(convolution=False), TwoHeads(convolution=True)
+    assert torch.equal(head_weights(linear, images, CLASSES), linear.head.weight)
+    expected = convolution.conv_head.weight.flatten(1)
+    assert torch.equal(head_weights(convolution, images, CLASSES), expected)
+    assert head_weights(linear, images, CLASSES + 1) is None
+    assert head_weights(nn.Flatten(), images, SIDE * SIDE) is None
 
 
 def test_the_changed_features_of_every_image_are_of_the_class():

@@ -56,3 +56,43 @@ def test_order_is_that_of_the_forward_pass():
 
 def test_a_network_may_have_no_linear_head():
     assert linear_head(Swapped(), IMAGES) is None
+
+
+class PreActivation(nn.Module):
+    """A block whose sum is read by the BatchNorm of the next block."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.stem, self.norm1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv, self.norm2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        shortcut = self.stem(images)
+        out = self.conv(self.norm1(shortcut))
+        if self.in_place:
+            out += shortcut
+        else:
+            out = out + shortcut
+        return self.norm2(out)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_sum_is_not_the_output_of_a_convolution(in_place):
+    network = PreActivation(in_place=in_place)
+    expected = [(network.stem, network.norm1), (network.conv, None)]
+    assert batchnorm_after(network, IMAGES) == expected
+
+
+def test_logits_that_are_changed_in_place_are_not_the_output_of_a_layer():
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(1024, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits = self.head(images.flatten(1))
+            logits *= 2
+            return logits
+
+    assert linear_head(Network(), IMAGES) is None

@@ -5,20 +5,25 @@ from __future__ import annotations
 import copy
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from robustkd.core.errors import UsageError
+from robustkd.core.method_names import NetworkDefence
 from robustkd.teacher.defences.base import ONCE, Defence
 from robustkd.teacher.defences.brief import brief
+from robustkd.teacher.defences.cleaning import clean_network
+from robustkd.teacher.defences.detoxification import detoxify
 from robustkd.teacher.defences.registry import DEFENCES, find
 from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning
 from robustkd.training.inference import accuracy_on
+from robustkd.training.precision import mixed
 from tests.marks import slow_but
-from tests.teacher.defences.networks import DIGITS, quick, trained
+from tests.teacher.defences.networks import DIGITS, Small, quick, trained
 from tests.unlabelled import Unlabelled
 
 KEPT = 0.1
@@ -147,3 +152,120 @@ def test_a_network_that_does_not_end_in_a_linear_layer_is_refused(name):
     bare = nn.Sequential(nn.Flatten(), nn.Linear(256, 10), nn.ReLU())
     with pytest.raises(UsageError, match="does not end in a linear layer"):
         quick(find(name).defence)(bare, DIGITS, seed=0)
+
+
+class Unusual(Small):
+    """Has dropout, frozen constants, an integer parameter, and an extra state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(0.1), requires_grad=False)
+        self.steps = nn.Parameter(torch.tensor(3), requires_grad=False)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, images):
+        return super().forward(self.dropout(images - self.mean))
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 1}
+
+
+@pytest.mark.parametrize("name", slow_but(DEFENCES.keys() - {"detox", "bti-dbf"}, DEFENCES))
+def test_dropout_frozen_constants_integers_and_extra_states_are_handled(name):
+    network, state = Unusual().eval(), torch.get_rng_state()
+    defence = brief(quick(find(name).defence))
+    done = defence(network, DIGITS, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(logits(done.network), logits(defence(network, DIGITS, seed=0).network))
+    torch.set_rng_state(state)
+    cleaned = getattr(done.network, "teacher", done.network)  # that of the masks
+    assert torch.equal(cleaned.mean, network.mean)
+    if name != "detox":
+        flags = [[p.requires_grad for p in each.parameters()] for each in (cleaned, network)]
+        assert flags[0] == flags[1]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_all_weights_are_trained_if_all_are_frozen(frozen):
+    network = Unusual().eval()
+    if frozen:
+        network.requires_grad_(False)
+    cleaned = quick(find("ft").defence)(network, DIGITS, seed=0).network
+    assert torch.equal(cleaned.mean, network.mean) != frozen
+    assert not torch.equal(cleaned.head.weight, network.head.weight)
+
+
+class Fixed(nn.Module):
+    """Has its weights in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.eye(256, 10))
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weight
+
+
+@pytest.mark.parametrize("name", sorted(DEFENCES.keys() - {"detox"}))
+def test_a_network_without_weights_to_train_is_refused(name):
+    with pytest.raises(UsageError, match=r"^Fixed has no parameters of floating point"):
+        find(name).defence(Fixed(), DIGITS, seed=0)
+
+
+def computed(make, *names):
+    """A small network some of whose layers compute their weight."""
+    network = Small()
+    for name in names:
+        make(getattr(network, name), "weight")
+    return network.eval()
+
+
+NORMALISED = [
+    parametrizations.weight_norm,
+    parametrizations.spectral_norm,
+    lambda layer, name: prune.random_unstructured(layer, name, amount=0.5),
+]
+
+
+@pytest.mark.parametrize("make", NORMALISED)
+@pytest.mark.parametrize("name", ["fst", "fine-pruning"])
+def test_a_classifier_whose_weight_is_computed_is_refused(name, make):
+    network = computed(make, "head")
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(UsageError, match=r"^module 'head' computes its weight from other tensors"):
+        find(name).defence(network, DIGITS, seed=0)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_pruning_refuses_only_computed_weights_into_which_it_writes():
+    network = computed(parametrizations.weight_norm, "conv1")
+    assert find("clp").defence(network, DIGITS, seed=0).record["channels"] == 40
+    network.bn1 = nn.Identity()
+    with pytest.raises(UsageError, match=r"^module 'conv1' computes its weight from other tensors"):
+        find("clp").defence(network, DIGITS, seed=0)
+    with pytest.raises(UsageError, match=r"^module 'bn2' computes its weight from other tensors"):
+        find("anp").defence(computed(NORMALISED[2], "bn2"), DIGITS, seed=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_detox_measures_in_full_precision_and_trains_in_mixed_precision(
+    precision, network, monkeypatch
+):
+    row = find("detox")
+    short = replace(row.defence, steps=3, batch_size=50)
+    monkeypatch.setitem(DEFENCES, "detox", replace(row, defence=short))
+    use = NetworkDefence("detox", "teacher")
+    done = clean_network(network, DIGITS, use, seed=0, precision=precision)
+    assert {each.dtype for each in done.network.masks.parameters()} == {torch.float32}
+    assert done.record["accuracy_after"] == accuracy_on(done.network, DIGITS, "validation").value
+    made = detoxify(network, DIGITS, seed=0, precision=precision, **asdict(short)).teacher
+    assert torch.equal(logits(done.network), logits(made))
+    with mixed("bf16", torch.device("cpu")):
+        again = detoxify(network, DIGITS, seed=0, precision=precision, **asdict(short)).teacher
+    assert torch.equal(logits(again), logits(made))
+    full = clean_network(network, DIGITS, use, seed=0).network
+    assert not torch.equal(logits(full), logits(made))

@@ -23,10 +23,10 @@ from robustkd.teacher.defences.fine_tuning import FineTuning
 from robustkd.teacher.defences.i_bau import IBAU
 from robustkd.teacher.defences.rnp import RNP
 from robustkd.teacher.defences.sau import SAU
-from robustkd.teacher.defences.tuning import Tuning, begin
+from robustkd.teacher.defences.tuning import Tuning, begin, tune
 from robustkd.teacher.defences.universal import UniversalTraining
-from robustkd.training.inference import frozen_copy
-from tests.teacher.defences.networks import DIGITS, Linear, Small, trained
+from robustkd.training.inference import batch_size_for, frozen_copy
+from tests.teacher.defences.networks import DIGITS, Attention, Linear, Small, trained
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -179,6 +179,12 @@ def test_the_hypergradient_of_i_bau_is_that_through_one_step_of_the_perturbation
         torch.testing.assert_close(weight.grad, expected)
 
 
+def test_i_bau_differentiates_attention_twice():
+    network, batch = Attention(), batch_of()
+    IBAU()._unlearn(network, batch, torch.full((1, *DIGITS.image_shape), 0.01))
+    assert all(bool(weight.grad.isfinite().all()) for weight in network.parameters())
+
+
 def test_the_perturbation_of_i_bau_stays_within_its_radius_and_fools():
     work = begin(trained_once(), DIGITS, batch_size=40, seed=0)
     delta, fooled = IBAU(radius=0.3)._perturbation(work)
@@ -201,6 +207,39 @@ def test_fine_pruning_removes_the_least_active_inputs_for_good():
     count = done.record["pruned"]
     assert count > 0
     assert sorted(dead.tolist()) == sorted(means.argsort(stable=True)[:count].tolist())
+
+
+def test_fine_pruning_passes_few_large_images_at_once():
+    large = Labelled(torch.zeros(40, 1, 256, 256, dtype=torch.uint8), torch.arange(40) % 2)
+    source = InMemory("large", ("a", "b"), large, large, large)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    seen = []
+    network.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    fine_pruning.mean_activation(network, network[2], source)
+    assert max(seen) == batch_size_for(source.image_shape) < 40
+
+
+def test_a_loss_of_exactly_the_budget_is_within_it():
+    assert pruning.last_within([1, 2], {1: 0.41, 2: 0.4}.get, 0.51 - 0.1)[0] == 1
+
+
+def test_nad_trains_its_teacher_with_batches_of_their_own_size(monkeypatch):
+    sizes: dict[str, list[int]] = {}
+
+    def watched(work, gradients, tuning, *, label, **settings):
+        def look(batch: Batch) -> Tensor:
+            sizes.setdefault(label, []).append(len(batch.labels))
+            return gradients(batch)
+
+        tune(work, look, tuning, label=label, **settings)
+
+    monkeypatch.setattr(nad, "tune", watched)
+    defence = nad.NAD(
+        teacher=Tuning(epochs=1, batch_size=200), tuning=Tuning(epochs=1, batch_size=100)
+    )
+    defence(trained_once(), DIGITS, seed=0)
+    assert sizes == {"NAD, teacher": [200] * 2, "NAD": [100] * 4}
+    assert defence.batches(400) == 6
 
 
 def test_attention_maps_by_a_naive_loop_and_their_invariance_to_scale():

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from robustkd.core.types import Images
 from robustkd.evaluation.audit.evidence import Evidence, Subject
 from robustkd.evaluation.audit.outliers import student_outlier, untestable
+from robustkd.models.features.probing import calls, linear_head
 
 
 def last_layer(subject: Subject) -> Evidence:
     """Test the mean weight of each class in the last layer."""
-    weights = head_weights(subject.network, subject.classes)
+    images, _ = subject.held_out()
+    weights = head_weights(subject.network, images[:2], subject.classes)
     if weights is None:
         return Evidence(None, None, "no last layer with one output per class")
     means = weights.mean(1).cpu().tolist()
@@ -33,12 +36,21 @@ def last_layer(subject: Subject) -> Evidence:
     return Evidence(outlier.p_value, outlier.place, said, tuple(means))
 
 
-def head_weights(network: nn.Module, classes: int) -> Tensor | None:
-    """Return the weights of the last linear layer or convolution, classes x inputs.
+def head_weights(network: nn.Module, images: Images, classes: int) -> Tensor | None:
+    """Return the weights of the layer that makes the logits, classes x inputs.
 
-    None if the last such layer does not have one output per class.
+    This is the linear layer whose output is the logits or, without one, the linear layer or
+    convolution that runs last. None if it does not have one output per class.
+
+    Args:
+        network: The network.
+        images: A few images.
+        classes: Number of classes.
     """
-    layers = [each for each in network.modules() if isinstance(each, nn.Linear | nn.Conv2d)]
-    if not layers or layers[-1].weight.shape[0] != classes:
+    head: nn.Module | None = linear_head(network, images)
+    if head is None:
+        made, _ = calls(network, images, lambda module: isinstance(module, nn.Linear | nn.Conv2d))
+        head = made[-1].module if made else None
+    if not isinstance(head, nn.Linear | nn.Conv2d) or len(head.weight) != classes:
         return None
-    return layers[-1].weight.detach().flatten(1)
+    return head.weight.detach().flatten(1)

@@ -27,6 +27,7 @@ from robustkd.training.inference import (
     Searched,
     accuracy_on_some,
     check_classifier,
+    finite_for,
     finite_on,
     frozen_copy,
     passes_gradient,
@@ -153,11 +154,7 @@ def audit(
         raise UsageError("quick and effort are given; expected one of them")
     effort = (effort or (QUICK if quick else FULL)).for_classes(len(data.classes))
     network = frozen_copy(model)
-    if not finite_on(network, data, "validation", images=effort.accuracy_images):
-        raise InputError(
-            f"the outputs of the model are not finite on the validation images of {data.name}; "
-            "expected weights that were trained on such images"
-        )
+    _check_finite(network, data, effort)
     if references is None:
         references = make_references(data, effort, seed=seed)
     references = references.for_audit(effort, device_of(network))
@@ -173,6 +170,23 @@ def audit(
             decides = replace(inner.verdict, reason=reason)
             found = replace(found, verdict=decides, pictures=inner.pictures)
     return replace(found, seconds=time.perf_counter() - started)
+
+
+def _check_finite(network: nn.Module, data: DataSource, effort: Effort) -> None:
+    """Check the outputs for the first validation images, and for those of the statistics.
+
+    Raises:
+        InputError: If they are not finite.
+    """
+    held_out, _ = held_out_images(data, effort, device_of(network))
+    if not (
+        finite_on(network, data, "validation", images=effort.accuracy_images)
+        and finite_for(network, held_out)
+    ):
+        raise InputError(
+            f"the outputs of the model are not finite on the validation images of {data.name}; "
+            "expected weights that were trained on such images"
+        )
 
 
 def _audited(

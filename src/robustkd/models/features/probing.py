@@ -21,11 +21,15 @@ class Call(NamedTuple):
         module: The module.
         inputs: Its positional arguments.
         output: What it returned.
+        read: How often its first input had been changed in place.
+        written: How often its output had been changed in place.
     """
 
     module: nn.Module
     inputs: tuple[Any, ...]
     output: object
+    read: int
+    written: int
 
 
 @torch.no_grad()
@@ -45,7 +49,8 @@ def calls(
     made: list[Call] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
-        made.append(Call(module, inputs, output))
+        read = _changes(inputs[0]) if inputs else 0
+        made.append(Call(module, inputs, output, read, _changes(output)))
 
     with ExitStack() as stack, frozen_modes(network):
         for module in network.modules():
@@ -55,12 +60,18 @@ def calls(
     return made, logits
 
 
+def _changes(value: object) -> int:
+    """Return how often a tensor has been changed in place; 0 for everything else."""
+    # The identity of a tensor does not show that its values are those of an earlier call.
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
 def linear_head(network: nn.Module, images: Images) -> nn.Linear | None:
     """Return the linear layer whose output is the network's logits; None if there is none."""
     made, logits = calls(network, images, lambda module: isinstance(module, nn.Linear))
-    for module, _inputs, output in made:
-        if output is logits and isinstance(module, nn.Linear):
-            return module
+    for call in made:
+        if call.output is logits and isinstance(call.module, nn.Linear):
+            return call.module if call.written == _changes(logits) else None
     return None
 
 
@@ -80,17 +91,21 @@ Layers = list[tuple[nn.Conv2d, _BatchNorm | None]]
 
 
 def batchnorm_after(network: nn.Module, images: Images) -> Layers:
-    """Return each convolution with the BatchNorm that reads its output, or None."""
+    """Return each convolution with the BatchNorm that reads its output, or None.
+
+    An output to which something was added in place, as ``out += shortcut`` does, is no longer that
+    of the convolution.
+    """
     made, _ = calls(network, images, lambda module: isinstance(module, nn.Conv2d | _BatchNorm))
-    source: dict[int, nn.Conv2d] = {}
+    source: dict[tuple[int, int], nn.Conv2d] = {}
     pairs: dict[nn.Conv2d, _BatchNorm | None] = {}
     # All outputs are alive, so that no two have the same id.
-    for module, inputs, output in made:
+    for module, inputs, output, read, written in made:
         if isinstance(module, nn.Conv2d):
-            source[id(output)] = module
+            source[id(output), written] = module
             pairs.setdefault(module, None)
         elif isinstance(module, _BatchNorm):
-            conv = source.get(id(inputs[0]))
+            conv = source.get((id(inputs[0]), read))
             if conv is not None and pairs[conv] is None:
                 pairs[conv] = module
     return list(pairs.items())

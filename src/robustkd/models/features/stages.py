@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images
+from robustkd.core.validation import check_names
 from robustkd.models.features.layout import layout_of
 from robustkd.models.features.taps import frozen_modes, module_at, out_of_place
 
@@ -52,6 +53,19 @@ def stages(model: nn.Module, example: Images) -> tuple[str, ...]:
     if len(lasts) == 1:
         return _quarters(model, *lasts[0])
     return tuple(sorted((last for last, _ in lasts), key=order.index))
+
+
+def check_taps(**taps: Sequence[str] | None) -> None:
+    """Raise an error for an argument that is neither None nor a list of module paths.
+
+    Raises:
+        UsageError: Naming the first that is not.
+    """
+    for name, given in taps.items():
+        if given is not None:
+            check_names(**{name: given})
+            if not given:
+                raise UsageError(f"{name} is empty; expected at least one module path, or None")
 
 
 def taps_of(

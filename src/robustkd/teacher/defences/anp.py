@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustkd.core.devices import device_of
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import check_count, check_positive, check_share
@@ -32,7 +33,7 @@ from robustkd.models.features.channels import scaled
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.pruning import prunable, prune_by_masks
-from robustkd.teacher.defences.tuning import begin
+from robustkd.teacher.defences.tuning import begin, seeded
 from robustkd.training.inference import frozen_copy
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(20))
@@ -79,7 +80,11 @@ class ANP:
         optimiser = torch.optim.SGD(masks.values(), self.lr, momentum=0.9)
         noise = torch.Generator(next(iter(masks.values())).device).manual_seed(seed)
         # Train mode, as in the authors' code: BatchNorm normalises by the batch.
-        with frozen_modes(scratch, training=True), track("ANP", self.steps) as update:
+        with (
+            seeded(device_of(scratch), seed),
+            frozen_modes(scratch, training=True),
+            track("ANP", self.steps) as update,
+        ):
             for _ in range(self.steps):
                 batch = work.batches()
                 optimiser.zero_grad(set_to_none=True)

@@ -19,6 +19,10 @@ since the batch would then take less time.
 """
 
 
+_ROUNDING = 1e-9
+"""More than the rounding of a difference of accuracies, and less than one image."""
+
+
 @dataclass(frozen=True)
 class Defended:
     """A cleaned network and the record of its cleaning.
@@ -65,3 +69,14 @@ class Defence(Protocol):
 
         A dry run estimates the time from it; 0 for a defence that does not train.
         """
+
+
+def within(accuracy: float, floor: float) -> bool:
+    """Return whether an accuracy is at least a floor, apart from rounding.
+
+    A loss of exactly the budget is within it, although the difference of two fractions is rounded.
+
+    >>> 0.51 - 0.1 <= 0.41, within(0.41, 0.51 - 0.1), within(0.4, 0.51 - 0.1)
+    (False, True, False)
+    """
+    return accuracy >= floor - _ROUNDING

@@ -49,6 +49,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustkd.core.devices import device_of
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Features, Labels
 from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
@@ -115,7 +116,7 @@ class BTIDBF:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             generator = Generator(clean.image_shape[0], self.radius)
-        generator.to(next(network.parameters()).device)
+        generator.to(device_of(network))
         targets: list[int | None] = []
         moves: list[Moves] = []
         for turn in range(self.rounds):

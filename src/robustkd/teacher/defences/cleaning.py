@@ -11,6 +11,7 @@ from robustkd.core.devices import device_of
 from robustkd.core.method_names import NetworkDefence
 from robustkd.core.types import DataSource
 from robustkd.teacher.defences.base import Defended
+from robustkd.teacher.defences.detox_defence import Detoxification
 from robustkd.teacher.defences.registry import find
 from robustkd.training.config import Precision
 from robustkd.training.precision import mixed
@@ -31,7 +32,8 @@ def clean_network(
         clean: Clean images.
         use: Name of the defence, and which network it is.
         seed: Seed of everything random.
-        precision: Mixed precision of all forward passes of the defence.
+        precision: Mixed precision of all forward passes of the defence; for ``detox``, of those
+            that train the masks.
 
     Returns:
         The new network, and the record of the defence with its name, source and settings.
@@ -41,8 +43,12 @@ def clean_network(
         TrainingError: If a weight is no longer finite.
     """
     row = find(use.name)
-    with mixed(precision, device_of(network)):
-        done = row.defence(network, clean, seed=seed)
+    if isinstance(row.defence, Detoxification):
+        # It measures variances and accuracies in full precision, and chooses the others itself.
+        done = row.defence(network, clean, seed=seed, precision=precision)
+    else:
+        with mixed(precision, device_of(network)):
+            done = row.defence(network, clean, seed=seed)
     return Defended(
         done.network,
         {

@@ -17,11 +17,11 @@ validation accuracy stays within a budget, where the paper uses 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import starmap
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustkd.core.devices import device_of
@@ -30,6 +30,7 @@ from robustkd.core.types import DataSource
 from robustkd.core.validation import check_not_negative, check_share
 from robustkd.models.features.channels import lipschitz
 from robustkd.models.features.probing import Layers, batchnorm_after
+from robustkd.models.features.stored import check_stored
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.pruning import prune_within
 from robustkd.teacher.defences.tuning import begin
@@ -65,6 +66,7 @@ class CLP:
         layers = batchnorm_after(work.network, images)
         if not layers:
             raise UsageError(f"{type(network).__name__} has no convolution; choose another defence")
+        check_stored(work.network, starmap(_pruned, layers), who="this defence")
         found = prune_within(work, self.factors, lambda u: prune(layers, u), self.budget)
         return work.finish(
             factor=found.strength,
@@ -86,15 +88,14 @@ def prune(layers: Layers, u: float) -> int:
     for conv, norm in layers:
         bounds = lipschitz(conv, norm)
         dead = bounds > bounds.mean() + u * bounds.std(unbiased=False)
-        for tensor in _silenced(conv, norm):
-            tensor[dead] = 0.0
+        module = _pruned(conv, norm)
+        for tensor in (module.weight, module.bias):
+            if tensor is not None:
+                tensor[dead] = 0.0
         pruned += int(dead.sum())
     return pruned
 
 
-def _silenced(conv: nn.Conv2d, norm: _BatchNorm | None) -> Iterator[Tensor]:
-    """Yield the tensors that are set to zero to prune a channel."""
-    module = conv if norm is None or not norm.affine else norm
-    yield module.weight
-    if module.bias is not None:
-        yield module.bias
+def _pruned(conv: nn.Conv2d, norm: _BatchNorm | None) -> nn.Conv2d | _BatchNorm:
+    """Return the layer whose weight and bias are set to zero to prune a channel."""
+    return conv if norm is None or not norm.affine else norm

@@ -11,11 +11,14 @@ from robustkd.core.method_settings import DetoxSettings, Ratio
 from robustkd.core.types import DataSource
 from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.detoxification import detoxify
+from robustkd.training.config import Precision
 
 
 @dataclass(frozen=True)
 class Detoxification:
     """Detoxification; see :mod:`robustkd.teacher.defences.detoxification`.
+
+    Its settings are not those of the method ``paper``, whose cap is 0.2.
 
     Attributes:
         cap: Largest value of a mask, in (0, 1].
@@ -36,9 +39,18 @@ class Detoxification:
     def __post_init__(self) -> None:
         self._search()
 
-    def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
-        """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
-        done = detoxify(network, clean, seed=seed, **asdict(self))
+    def __call__(
+        self, network: nn.Module, clean: DataSource, *, seed: int, precision: Precision = "no"
+    ) -> Defended:
+        """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`.
+
+        Args:
+            network: The network; it is not changed.
+            clean: Clean images.
+            seed: Seed of everything random.
+            precision: Mixed precision; see :func:`robustkd.detoxify`.
+        """
+        done = detoxify(network, clean, seed=seed, precision=precision, **asdict(self))
         return Defended(done.teacher.eval(), json.loads(json.dumps(asdict(done.record))))
 
     def batches(self, images: int) -> int:

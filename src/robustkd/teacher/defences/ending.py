@@ -85,7 +85,7 @@ def ending_of(network: nn.Module, clean: DataSource) -> Ending:
     images = next(iter(clean.batches("validation", batch_size=2, device=device_of(network)))).images
     head = head_of(network, clean)
     made, _ = calls(network, images)
-    pooled = [inputs[0] for module, inputs, _ in made if module is head][-1]
+    pooled = [inputs[0] for module, inputs, *_ in made if module is head][-1]
 
     def is_averaged(output: object) -> bool:
         """Whether the classifier reads the means of these maps."""
@@ -94,5 +94,5 @@ def ending_of(network: nn.Module, clean: DataSource) -> Ending:
         means = output.mean((2, 3))
         return means.shape == pooled.shape and torch.allclose(means, pooled, atol=1e-5)
 
-    maps = next((module for module, _, output in reversed(made) if is_averaged(output)), None)
+    maps = next((call.module for call in reversed(made) if is_averaged(call.output)), None)
     return Ending(network, head, maps)

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_share
+from robustkd.models.features.stored import check_stored
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.fine_tuning import supervised
 from robustkd.teacher.defences.head import head_of
 from robustkd.teacher.defences.pruning import last_within
 from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning, begin, tune
+from robustkd.training.inference import batch_size_for
 
 _PARTS = 32
 
@@ -50,6 +52,7 @@ class FinePruning:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
         head = head_of(work.network, clean)
+        check_stored(work.network, [head], who="this defence")
         order = mean_activation(work.network, head, clean).argsort(stable=True)
         whole = head.weight.detach().clone()
 
@@ -87,6 +90,7 @@ def cut(head: nn.Linear, weight: Tensor, channels: Tensor) -> None:
 @torch.no_grad()
 def mean_activation(network: nn.Module, head: nn.Linear, clean: DataSource) -> Tensor:
     """Compute the mean of each input of a linear layer over the training images."""
+    size = batch_size_for(clean.image_shape)
     total = torch.zeros(head.in_features, device=head.weight.device)
 
     def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -95,7 +99,7 @@ def mean_activation(network: nn.Module, head: nn.Linear, clean: DataSource) -> T
     hook = head.register_forward_pre_hook(add)
     try:
         with frozen_modes(network):
-            for batch in clean.batches("train", batch_size=256, device=device_of(network)):
+            for batch in clean.batches("train", batch_size=size, device=device_of(network)):
                 network(batch.images)
     finally:
         hook.remove()

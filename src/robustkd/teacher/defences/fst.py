@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import check_not_negative
+from robustkd.models.features.stored import check_stored
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.head import head_of
 from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning, begin, tune
@@ -47,6 +48,8 @@ class FST:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
         head = head_of(work.network, clean)
+        check_stored(work.network, [head], who="this defence")
+        head.requires_grad_(True)  # The new classifier has to be trained.
         old = head.weight.detach().clone()
         renew(head, seed)
         project(head, old)

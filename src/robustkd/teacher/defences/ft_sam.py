@@ -54,7 +54,7 @@ class FTSAM:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
         student = work.network
-        weights = list(student.parameters())
+        weights = [weight for weight in student.parameters() if weight.requires_grad]
 
         def gradients(batch: Batch) -> Tensor:
             loss = self._loss(student, batch)

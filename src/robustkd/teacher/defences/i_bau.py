@@ -31,7 +31,7 @@ from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.tuning import Cleaning, Tuning, begin, full_batches, tune
-from robustkd.training.hypergradient import hypergradient
+from robustkd.training.hypergradient import hypergradient, twice_differentiable
 
 _SHRINK = 0.001
 _TUNING = Tuning(epochs=2, lr=1e-3, momentum=0.0, weight_decay=0.0)
@@ -118,8 +118,9 @@ class IBAU:
         """Set the gradients of the weights to the hypergradient of the outer loss."""
         delta = delta.clone().requires_grad_()
         weights = [weight for weight in network.parameters() if weight.requires_grad]
-        inner = self._inner(network(batch.images + delta), batch.labels, delta)
-        outer = F.cross_entropy(network(self._perturbed(batch.images, delta)), batch.labels)
+        with twice_differentiable():
+            inner = self._inner(network(batch.images + delta), batch.labels, delta)
+            outer = F.cross_entropy(network(self._perturbed(batch.images, delta)), batch.labels)
         found = hypergradient(
             inner, outer, [delta], weights, steps=self.products, step_size=0.1
         ).total()

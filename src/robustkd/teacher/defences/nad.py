@@ -32,8 +32,7 @@ from robustkd.models.features.layout import Layout
 from robustkd.models.features.stages import taps_of
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.fine_tuning import supervised
-from robustkd.teacher.defences.tuning import Gradients, Tuning, begin, tune
-from robustkd.training.inference import frozen_copy
+from robustkd.teacher.defences.tuning import Gradients, Tuning, begin, trainable_copy, tune
 
 _TUNING = Tuning(lr=0.05, weight_decay=1e-4)
 
@@ -62,9 +61,12 @@ class NAD:
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
         layouts = stages_of(work.network, clean)
         names = tuple(layouts)
-        teacher = frozen_copy(network).requires_grad_(True)
+        teacher = trainable_copy(network)
         gradients = supervised(teacher)
-        tune(work, gradients, self.teacher, seed=seed, label="NAD, teacher", network=teacher)
+        first, size = work, self.teacher.batch_size
+        if size != self.tuning.batch_size:
+            first = work.with_batches(size, seed=seed)
+        tune(first, gradients, self.teacher, seed=seed, label="NAD, teacher", network=teacher)
         teacher.requires_grad_(False)
         with taps.read(teacher, names) as guide, taps.read(work.network, names) as features:
             learn = self._gradients(work.network, teacher, features, guide, layouts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -11,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustkd.core.errors import UsageError
 from robustkd.models.features.channels import norms
-from robustkd.teacher.defences.base import Defended
+from robustkd.models.features.stored import check_stored
+from robustkd.teacher.defences.base import Defended, within
 from robustkd.teacher.defences.tuning import Cleaning
 
 T = TypeVar("T")
@@ -42,7 +44,7 @@ def prune_within(
         prune: Function that prunes the copy by a candidate and returns the number of channels.
         budget: Largest loss of clean validation accuracy, in [0, 1).
     """
-    before = {name: value.clone() for name, value in work.network.state_dict().items()}
+    before = copy.deepcopy(work.network.state_dict())  # whose extra states may be no tensors
 
     def accuracy(strength: float) -> float:
         work.network.load_state_dict(before)
@@ -83,9 +85,10 @@ def prunable(network: nn.Module) -> dict[str, _BatchNorm]:
     """Return the BatchNorm layers whose channels can be pruned, by module path.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is none, or weights are computed from other tensors.
     """
     if found := norms(network):
+        check_stored(network, found.values(), who="this defence")
         return found
     raise UsageError(
         f"{type(network).__name__} has no BatchNorm with weights, whose channels this defence "
@@ -130,7 +133,7 @@ def last_within(
     curve: list[tuple[T, float]] = []
     for candidate in candidates:
         curve.append((candidate, accuracy(candidate)))
-        if curve[-1][1] < floor:
+        if not within(curve[-1][1], floor):
             break
         held = candidate
     return held, curve

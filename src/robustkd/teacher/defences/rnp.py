@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustkd.core.devices import device_of
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_count, check_positive, check_share
@@ -31,8 +32,13 @@ from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.anp import THRESHOLDS, clamp, detached
 from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.pruning import prunable, prune_by_masks
-from robustkd.teacher.defences.tuning import Cleaning, begin, full_batches
-from robustkd.training.inference import frozen_copy
+from robustkd.teacher.defences.tuning import (
+    Cleaning,
+    begin,
+    full_batches,
+    seeded,
+    trainable_copy,
+)
 from robustkd.training.learners import hit_rate
 
 _CLIP = 20.0
@@ -71,10 +77,11 @@ class RNP:
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=self.batch_size, seed=seed)
-        scratch = frozen_copy(network)
+        scratch = trainable_copy(network)
         prunable(scratch)
-        self._unlearn(work, scratch.requires_grad_(True))
-        masks = self._recover(work, scratch.requires_grad_(False))
+        with seeded(device_of(scratch), seed):
+            self._unlearn(work, scratch)
+            masks = self._recover(work, scratch.requires_grad_(False))
         return prune_by_masks(work, masks, THRESHOLDS, self.budget)
 
     def batches(self, images: int) -> int:

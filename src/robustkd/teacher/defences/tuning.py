@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of, forked_generators
-from robustkd.core.errors import TrainingError
+from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import (
@@ -24,7 +26,7 @@ from robustkd.core.validation import (
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
-from robustkd.training.inference import accuracy_on, check_classifier, frozen_copy
+from robustkd.training.inference import accuracy_on, check_classifier
 from robustkd.training.schedule import schedule_factor
 
 Gradients: TypeAlias = Callable[[Batch], Tensor]
@@ -98,7 +100,7 @@ class Cleaning:
 
     Attributes:
         given: The caller's network, which is not changed.
-        network: The copy that is cleaned, with gradients, in eval mode at first.
+        network: The copy that is cleaned, of :func:`trainable_copy`.
         clean: The clean images.
         batches: Function that returns the next training batch, with a label for every image.
         epoch: Number of batches per epoch.
@@ -111,6 +113,14 @@ class Cleaning:
     batches: Callable[[], Batch]
     epoch: int
     accuracy_before: float
+
+    def with_batches(self, batch_size: int, *, seed: int) -> Cleaning:
+        """Return the same cleaning with new training batches of another size."""
+        return replace(
+            self,
+            batches=_batches(self.given, self.clean, batch_size, seed),
+            epoch=full_batches(self.clean.size("train"), batch_size),
+        )
 
     def accuracy(self) -> float:
         """Return the current clean validation accuracy of the copy, in [0, 1]."""
@@ -144,20 +154,61 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
         seed: Seed of order and augmentation, at least 0.
 
     Raises:
-        UsageError: If the seed is out of range, or the network does not map the images to logits of
-            the classes.
+        UsageError: If the seed is out of range, the network does not map the images to logits of
+            the classes, or it has no parameters to train.
     """
     check_seed(seed)
     check_classifier(network, clean, name="the network", trained=True)
-    following = training_batches(clean, batch_size, device_of(network), seed)
     return Cleaning(
         given=network,
-        network=frozen_copy(network).requires_grad_(True),
+        network=trainable_copy(network),
         clean=clean,
-        batches=lambda: with_predicted_labels(following(), network),
+        batches=_batches(network, clean, batch_size, seed),
         epoch=full_batches(clean.size("train"), batch_size),
         accuracy_before=accuracy_on(network, clean, "validation").value,
     )
+
+
+def _batches(
+    network: nn.Module, clean: DataSource, batch_size: int, seed: int
+) -> Callable[[], Batch]:
+    """Return a function that gives the next training batch, with a label for every image."""
+    following = training_batches(clean, batch_size, device_of(network), seed)
+    return lambda: with_predicted_labels(following(), network)
+
+
+def trainable_copy(network: nn.Module) -> nn.Module:
+    """Return a copy in eval mode, of which some parameters require gradients.
+
+    These are the same parameters as in the network, so that constants of the normalisation, for
+    example, stay frozen. If all parameters are frozen, as after ``requires_grad_(False)``, all
+    parameters of the copy require gradients, except for integers, which have none.
+
+    Raises:
+        UsageError: If there are no parameters that can be trained.
+    """
+    made = copy.deepcopy(network).eval()
+    real = [each for each in made.parameters() if each.is_floating_point() or each.is_complex()]
+    if not real:
+        raise UsageError(
+            f"{type(network).__name__} has no parameters of floating point, which a defence could "
+            "change; expected a network with trainable weights"
+        )
+    if not any(each.requires_grad for each in real):
+        for each in real:
+            each.requires_grad_(True)
+    return made
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Let a seed decide about dropout and other random layers while the block lasts.
+
+    The global random generators are restored at the end.
+    """
+    with forked_generators(device):
+        torch.manual_seed(seed)
+        yield
 
 
 def tune(
@@ -193,11 +244,10 @@ def tune(
     optimiser = tuning.optimiser(network.parameters())
     steps = tuning.epochs * work.epoch
     with (
-        forked_generators(device_of(network)),
+        seeded(device_of(network), seed),
         frozen_modes(network, training=training),
         track(label, steps) as update,
     ):
-        torch.manual_seed(seed)
         for step in range(steps):
             for group in optimiser.param_groups:
                 group["lr"] = tuning.lr * schedule_factor("cosine", step / steps)

@@ -3,13 +3,15 @@ r"""Universal adversarial training: one perturbation for all images and classes.
 .. math:: \min_\theta \max_{\|\delta\|_\infty \le \epsilon} \sum_i
     \min(L_{ce}(f_\theta(x_i + \delta), y_i), \beta)
 
-One backward pass serves both updates: delta by the sign of its gradient, theta by SGD.
+The perturbation delta is updated by the sign of its gradient, and theta by SGD.
 
 Source: Shafahi, Najibi, Xu, Dickerson, Davis, Goldstein, *Universal Adversarial Training*, AAAI
 2020, arXiv 1811.11304. The method was proposed against universal perturbations, not backdoors, and
 is the closest relative of our hardening. Differences: epsilon is 0.2, the radius of SAU and of our
 hardening, where the paper uses 8/255; the loss of the clean images is added, without which clean
-accuracy falls at that radius; delta starts at a random corner, and pixels stay in [0, 1].
+accuracy falls at that radius; delta starts at a random corner, and pixels stay in [0, 1]. In the
+paper, one backward pass serves both updates. Here there are two, since only the objective of delta
+has the bound beta; theta is trained by the cross-entropy itself.
 """
 
 from __future__ import annotations
