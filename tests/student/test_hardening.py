@@ -112,6 +112,19 @@ def test_families_take_turns_if_there_are_fewer_copies(copies):
     assert seen == [4 * copies] * 5
 
 
+def test_a_small_last_batch_changes_no_turns():
+    first, later = (UniversalPerturbations(3, SHAPE, families=("tone",)) for _ in range(2))
+    clean, labels = images(5), torch.zeros(5).long()
+    for each in (first, later):
+        each.perturb(clean, labels)
+    later.advance()
+    state = later.state_dict()
+    later = UniversalPerturbations(3, SHAPE, families=("tone",))
+    later.load_state_dict(state)
+    one, other = (each.perturb(clean[:1], labels[:1]).images for each in (first, later))
+    assert torch.equal(one, other)
+
+
 def test_families_do_not_take_turns_if_there_are_enough_copies():
     first, later = (UniversalPerturbations(3, SHAPE, families=("tone",)) for _ in range(2))
     later.advance()

@@ -130,11 +130,12 @@ class UniversalPerturbations(nn.Module):
             raise UsageError(f"fixed is for {fixed.classes} classes; expected {classes}")
         self.fixed, self.found_share = fixed, found_share
         self._steps = self._all_steps = 0
+        self._enough = False
 
     @torch.no_grad()
     def begin(self, steps: int) -> None:
         """Prepare for a training of this number of steps."""
-        self._steps, self._all_steps = 0, steps
+        self._steps, self._all_steps, self._enough = 0, steps, False
         for family in members_of(self.families):
             family.forget()
 
@@ -142,8 +143,8 @@ class UniversalPerturbations(nn.Module):
         """Add perturbed copies of the first images, each with a random class that is not its own.
 
         Their number is the share of the batch, less during the fade, and at least one. The first
-        copies are divided among the families, which take turns if there are fewer copies. Their
-        classes are uniform, and gradients flow to the perturbations. The last copies,
+        copies are divided among the families, which take turns if every batch has fewer copies.
+        Their classes are uniform, and gradients flow to the perturbations. The last copies,
         ``found_share`` of them, are changed by ``fixed``, which draws their classes. Images stay in
         [0, 1]. For an image with the label :data:`robustkd.core.types.UNLABELLED`, any class may be
         drawn.
@@ -194,10 +195,12 @@ class UniversalPerturbations(nn.Module):
     def _apart(self, images: Images, toward: Labels, here: Portion) -> Images:
         """Change equal parts of the images by one family each.
 
-        If there are fewer images than families, the families take turns from step to step.
+        If no batch so far has had an image for each family, the families take turns from step to
+        step. The last batch of an epoch may be small without any effect on the others.
         """
         families = list(self.families)
-        if here.total < len(families):
+        self._enough |= here.total >= len(families)
+        if not self._enough:
             first = self._steps % len(families)
             families = families[first:] + families[:first]
         parts = zip(families, here.split(len(families)), strict=True)
@@ -243,14 +246,16 @@ class UniversalPerturbations(nn.Module):
         return 1 - (1 - _LEAST) * min(1.0, max(0.0, over))
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of steps and the generator's state, for ``state_dict``."""
-        steps = torch.tensor([self._steps]).view(torch.uint8)
-        return torch.cat([steps, self._random.get_state()])
+        """Return what was counted and the generator's state, for ``state_dict``."""
+        counted = torch.tensor([self._steps, self._enough]).view(torch.uint8)
+        return torch.cat([counted, self._random.get_state()])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the number of steps and the generator's state."""
-        steps, random = state.cpu().tensor_split([torch.int64.itemsize])
-        self._steps = int(steps.clone().view(torch.int64))
+        """Restore what was counted and the generator's state."""
+        counted, random = state.cpu().tensor_split([-len(self._random.get_state())])
+        # States of older versions have the number of steps alone.
+        steps, *enough = counted.clone().view(torch.int64).tolist()
+        self._steps, self._enough = steps, bool(enough and enough[0])
         self._random.set_state(random.clone())
 
 
