@@ -31,7 +31,7 @@ class Teaching:
     Attributes:
         epochs: Number of epochs, at least 1.
         lr: Initial learning rate of SGD, above 0.
-        batch_size: Images per step, at least 1; further trainings use the same value.
+        batch_size: Images per step, at least 2; further trainings use the same value.
         seed: Seed of all random choices of the attack, at least 0.
 
     Raises:
@@ -44,7 +44,8 @@ class Teaching:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_count(epochs=self.epochs, batch_size=self.batch_size)
+        check_count(epochs=self.epochs)
+        check_count(least=2, batch_size=self.batch_size)
         check_positive(lr=self.lr)
         check_seed(self.seed)
 
