@@ -287,7 +287,7 @@ def test_precision_may_differ_from_one_fit_to_the_next():
     ("name", "value", "expected"),
     [
         ("epochs", 0, "at least 1"),
-        ("batch_size", -1, "at least 1"),
+        ("batch_size", -1, "at least 2"),
         ("lr", 0.0, "more than 0"),
         ("lr", float("nan"), "more than 0"),
         ("momentum", 0.0, "above 0 and below 1"),
