@@ -11,11 +11,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from robustkd.core.devices import without_values
 from robustkd.core.errors import InputError
 from robustkd.models.checks import check_names
 from robustkd.models.classifier import Spec
-from robustkd.models.registry import build
+from robustkd.models.registry import layout
 from robustkd.teacher.match_order import SHORTCUT_PLACES, in_order
 
 _COUNTER = "num_batches_tracked"
@@ -37,7 +36,7 @@ class Wanted:
 
     Attributes:
         spec: Architecture, classes and input; its normalisation is ignored.
-        tensors: Every parameter and buffer, on the device ``meta``, in the network's order.
+        tensors: Every parameter and buffer, usually on the device ``meta``, in the network's order.
         head: Names of the tensors whose shapes depend on the number of classes.
         counted: Source of the number of classes, for messages.
     """
@@ -50,9 +49,8 @@ class Wanted:
     @classmethod
     def by(cls, spec: Spec, counted: str = "the data") -> Wanted:
         """Build the network of a spec without memory, and describe it."""
-        with without_values():
-            tensors = build(spec, seed=0).network.state_dict()
-            other = build(replace(spec, classes=spec.classes + 1), seed=0).network.state_dict()
+        tensors = layout(spec).network.state_dict()
+        other = layout(replace(spec, classes=spec.classes + 1)).network.state_dict()
         head = {name for name, tensor in other.items() if tensor.shape != tensors[name].shape}
         return cls(spec, tensors, head, counted)
 

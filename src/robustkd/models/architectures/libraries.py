@@ -9,11 +9,14 @@ import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
 from robustkd.core.types import INTERPOLATIONS
+
+_INCEPTIONS = ("googlenet", "inception_v3")
 
 
 class Preprocessing(NamedTuple):
@@ -56,7 +59,7 @@ def torchvision_network(name: str, *, classes: int, image_shape: tuple[int, int,
         options["image_size"] = size[0]
     if name.startswith("maxvit_"):
         options["input_size"] = tuple(size)
-    if name in ("googlenet", "inception_v3"):
+    if name in _INCEPTIONS:
         # With auxiliary heads, the output would be a tuple.
         options.update(aux_logits=False, init_weights=True)
     try:
@@ -88,6 +91,8 @@ def timm_network(name: str, *, classes: int, image_shape: tuple[int, int, int]) 
             name, pretrained=False, num_classes=classes, in_chans=image_shape[0], **options
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and torch.get_default_device().type == "meta":
+            raise  # The network may need values of tensors while it is built.
         raise UsageError(
             f"timm/{name} does not accept images of shape {image_shape}: {error}"
         ) from error
@@ -128,10 +133,15 @@ def preprocessing(arch: str) -> Preprocessing | None:
         return None
     steps = default.transforms()
     size = steps.crop_size[0]
+    mean, std = tuple(steps.mean), tuple(steps.std)
+    if name in _INCEPTIONS:
+        # With their published weights, these networks normalise their input once more
+        # (transform_input), which makes this of it.
+        mean = std = (0.5,) * 3
     return Preprocessing(
         (3, size, size),
-        tuple(steps.mean),
-        tuple(steps.std),
+        mean,
+        std,
         crop=min(1.0, size / steps.resize_size[0]),
         interpolation=_interpolation(steps.interpolation.value),
     )
