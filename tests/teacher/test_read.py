@@ -104,6 +104,19 @@ def test_the_facts_are_json_values_of_the_file(tmp_path):
     }
 
 
+@pytest.mark.parametrize(("keys", "tensors"), [(50, 0), (0, 50), (30, 30), (20, 0), (10, 10)])
+def test_the_number_of_ignored_keys_is_told(keys, tensors, tmp_path):
+    state = network().state_dict() | {f"t{k}": torch.ones(1) for k in range(tensors)}
+    path = state_in(tmp_path / "t.pt", {"model": state, **{f"k{k}": 1 for k in range(keys)}})
+    *shown, last = read(path).file.ignored
+    if keys + tensors == 20:
+        assert len(shown) == 19
+        assert last in ("'k19'", "'t9'")
+    else:
+        assert len(shown) == 20
+        assert last == f"and {keys + tensors - 20} more"
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_floats_are_converted(dtype, tmp_path):
     found = read(state_in(tmp_path / "t.pt", network().to(dtype).state_dict()))

@@ -25,7 +25,7 @@ def write_classes(
 ) -> Path:
     """PNGs in one folder per class; the classes differ in brightness, all images in noise."""
     for k, (name, count) in enumerate(counts.items()):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         shade = round(255 * (k + 0.5) / len(counts))
         for i in range(count):
             pixels = picture(seed + 1000 * k + i, size, shade)

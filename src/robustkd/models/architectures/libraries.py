@@ -6,7 +6,7 @@ Only this module imports these libraries, and only when one of their networks is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,14 @@ from robustkd.core.names import nearest
 from robustkd.core.types import INTERPOLATIONS
 
 _INCEPTIONS = ("googlenet", "inception_v3")
+
+
+CROP_MODES: Mapping[str, str] = {
+    "center": "centred-square",
+    "squash": "squash",
+    "border": "centred-square",
+}
+"""Way of resizing by the name of timm's crop mode; borders are not added."""
 
 
 class Preprocessing(NamedTuple):
@@ -119,8 +127,8 @@ def preprocessing(arch: str) -> Preprocessing | None:
             config.input_size,
             tuple(config.mean),
             tuple(config.std),
-            crop=min(1.0, float(config.crop_pct)),
-            resize="squash" if config.crop_mode == "squash" else "centred-square",
+            crop=share(config.crop_pct),
+            resize=CROP_MODES.get(config.crop_mode, "centred-square"),
             interpolation=_interpolation(config.interpolation),
         )
     if library != "torchvision":
@@ -145,6 +153,15 @@ def preprocessing(arch: str) -> Preprocessing | None:
         crop=min(1.0, size / steps.resize_size[0]),
         interpolation=_interpolation(steps.interpolation.value),
     )
+
+
+def share(crop_pct: float) -> float:
+    """Return the share of an image that is kept for a ``crop_pct`` of timm.
+
+    Values above 1 mean that the image is resized to less than the input of the network and padded.
+    The whole image is used instead.
+    """
+    return min(1.0, float(crop_pct))
 
 
 def _interpolation(name: str) -> str:
