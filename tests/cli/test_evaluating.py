@@ -68,6 +68,20 @@ def test_a_checkpoint_needs_its_architecture(home, evaluate):
     assert said.startswith("robustkd: --arch is missing; expected the architecture of the teacher")
 
 
+def test_what_is_read_of_a_checkpoint_is_told(home, tmp_path, capsys):
+    state = torch.load(home / "teacher.pth")["state_dict"]
+    worse = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save({"epoch": 3, "model": worse, "ema": state}, tmp_path / "t.pth")
+    words = ["evaluate", str(tmp_path / "t.pth"), "--arch", "wrn-10-1", "--data", "digits"]
+    cli.main([*words, "--json"])
+    said = capsys.readouterr()
+    assert set(json.loads(said.out)) >= {"acc"}
+    (line,) = said.err.splitlines()
+    assert line.startswith("teacher: t.pth, torch zip, ")
+    assert "chosen: 'ema' of 'model' (accuracy " in line
+    assert line.endswith("; not used: 'epoch', 'model'; mean and std: statistics of the data")
+
+
 def test_a_teacher_is_read_as_the_flags_say(home, evaluate):
     words = (home / "teacher.pth", "--arch", "wrn-10-1", "--allow-weak-sandbox")
     usual, _ = evaluate(*words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from robustkd.core.errors import InputError, UsageError
-from robustkd.models import Classifier
+from robustkd.models import Classifier, Spec, build
+from robustkd.teacher.match import Wanted, plans
 from tests.teacher.test_read import IMAGES, model, network, prefixed, read, refusal, state_in
 
 
@@ -169,10 +171,70 @@ def test_a_layer_in_front_states_the_normalisation(content, layer, scale, tmp_pa
     torch.testing.assert_close(found.model(IMAGES), model()(IMAGES))
 
 
-def test_two_layers_in_front_state_no_normalisation(tmp_path):
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ("new_mean", "new_std"),
+        ("mu", "sigma"),
+        ("image_mean", "image_std"),
+        ("pixel_mean", "pixel_std"),
+    ],
+)
+@pytest.mark.parametrize("layer", ["", "normalizer."])
+def test_layers_in_front_may_name_the_normalisation_in_other_ways(mean, std, layer, tmp_path):
+    pair = {f"{layer}{mean}": torch.tensor([0.3]), f"{layer}{std}": torch.tensor([0.2])}
+    content = pair | prefixed("model.", state())
+    found = read(state_in(tmp_path / "t.pt", content), mean=(), std=())
+    assert found.file.normalisation == "the teacher's file"
+    torch.testing.assert_close(found.model(IMAGES), model()(IMAGES))
+
+
+def test_a_normalisation_of_bytes_by_a_detector_is_not_guessed(tmp_path):
+    """Its channels may be in the order blue, green, red."""
+    pair = {"pixel_mean": torch.tensor([103.5]), "pixel_std": torch.tensor([57.0])}
+    path = state_in(tmp_path / "t.pt", pair | prefixed("model.", state()))
+    assert "in the order blue, green, red" in refusal(path, mean=(), std=())
+    assert "--mean and --std" in refusal(path, mean=(), std=())
+    assert read(path).file.normalisation == "given by the user"
+
+
+def test_one_value_is_the_normalisation_of_all_channels(tmp_path):
+    spec = Spec("wrn-10-1", 3, (3, 8, 8))
+    pair = {"0.mean": torch.tensor(0.25), "0.std": torch.tensor([0.5])}
+    path = state_in(
+        tmp_path / "t.pt", pair | prefixed("1.", build(spec, seed=0).network.state_dict())
+    )
+    found = read(path, mean=(), std=(), image_shape=(3, 8, 8))
+    assert (found.model.spec.mean, found.model.spec.std) == ((0.25,) * 3, (0.5,) * 3)
+
+
+def test_two_equal_layers_in_front_state_the_normalisation(tmp_path):
     pairs = {f"{n}.{part}": torch.full((1,), 0.3) for n in "ab" for part in ("mean", "std")}
-    found = read(state_in(tmp_path / "t.pt", state() | pairs))
-    assert len(found.file.ignored) == 4
+    found = read(state_in(tmp_path / "t.pt", state() | pairs), mean=(), std=())
+    assert found.file.ignored == ()
+    assert found.model.spec.mean == pytest.approx((0.3,))
+
+
+def test_two_layers_in_front_that_differ_need_the_user(tmp_path):
+    values = {"a.mean": 0.3, "a.std": 0.3, "b.mean": 0.4, "b.std": 0.3}
+    pairs = {name: torch.full((1,), value) for name, value in values.items()}
+    path = state_in(tmp_path / "t.pt", state() | pairs)
+    assert refusal(path, mean=(), std=()) == (
+        f"{path} has two normalisations of images that differ, in 'a.mean' and 'b.mean'; give the "
+        "right mean and standard deviation with --mean and --std, or save the weights without "
+        "these tensors"
+    )
+    assert read(path).file.normalisation == "given by the user"
+
+
+def test_names_of_very_many_parts_are_matched_quickly(tmp_path):
+    long = ".".join(["a"] * 147)
+    tensors = {f"{long}.{number}": IMAGES.to("meta") for number in range(10_000)}
+    wanted = Wanted.by(Spec("wrn-10-1", 3, (1, 8, 8)))
+    started = time.process_time()
+    with pytest.raises(InputError, match="does not fit"):
+        plans(tensors, wanted, tmp_path / "t.pt")
+    assert time.process_time() - started < 2
 
 
 def test_a_file_of_another_state_dict_than_its_layout_is_refused(tmp_path, monkeypatch):

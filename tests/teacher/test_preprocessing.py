@@ -72,6 +72,7 @@ def test_flags_override_the_file_beside_the_weights(hub):
     assert found.file.normalisation == "given by the user"
 
 
+INDEX = "model.safetensors.index.json"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": True}
 
@@ -202,12 +203,12 @@ FIX = "correct the file, or move it away and give flags instead"
         ({"input_size": [3, 9000, 9000]}, "input_size is [3, 9000, 9000]; expected one size"),
         ({"input_size": "huge"}, "expected one size of a square, from 1 to 4096 pixels"),
         ({"input_size": [3, True, True]}, "expected one size of a square"),
-        ({"crop_pct": 1.5}, "crop_pct is 1.5; expected a number from 0.01 to 1"),
-        ({"crop_pct": "0.9"}, "expected a number from 0.01 to 1"),
-        ({"crop_pct": True}, "crop_pct is true; expected a number from 0.01 to 1"),
+        ({"crop_pct": 1.6}, "crop_pct is 1.6; expected a number from 0.01 to 1.5"),
+        ({"crop_pct": "0.9"}, "expected a number from 0.01 to 1.5"),
+        ({"crop_pct": True}, "crop_pct is true; expected a number from 0.01 to 1.5"),
         ({"interpolation": "__import__"}, "expected bilinear or bicubic or nearest or lanczos"),
         ({"interpolation": 3}, "interpolation is 3; expected a text"),
-        ({"crop_mode": "border"}, "expected center or squash"),
+        ({"crop_mode": "pad"}, "expected center or squash or border"),
         ({"mean": [0.5, 0.5], "std": [0.5]}, "mean is [0.5, 0.5]; expected as many numbers as std"),
         ({"mean": [124, 116, 104], "std": [1, 1, 1]}, "expected one number per channel, from 0 to"),
         ({"std": [0]}, "std is [0]; expected one number per channel"),
@@ -288,6 +289,33 @@ def test_the_cache_of_the_hub_is_read_through_its_links(hub, tmp_path):
     (snapshot / "config.json").symlink_to(hub / "config.json")
     with pytest.raises(InputError, match="is a symbolic link that leaves its folder"):
         stated_beside(snapshot / "model.safetensors")
+
+
+def test_configs_of_all_published_crops_of_timm_are_read(tmp_path):
+    """VOLO has a crop_pct of 1.15 and others the crop mode border; both as for the library."""
+    path = tmp_path / "config.json"
+    for name in ("volo_d5_448", "volo_d1_224", "vit_base_patch14_reg4_dinov2"):
+        config = timm.get_pretrained_cfg(name).to_dict()
+        path.write_text(json.dumps({"architecture": name, "pretrained_cfg": config}))
+        stated, usual = stated_beside(tmp_path / "model.safetensors"), published(f"timm/{name}")
+        assert (stated.crop, stated.resize) == (usual.crop, usual.resize)
+    path.write_text(json.dumps({"pretrained_cfg": {"crop_mode": "border", "crop_pct": 1.15}}))
+    stated = stated_beside(tmp_path / "model.safetensors")
+    assert (stated.crop, stated.resize) == (1.0, "centred-square")
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00001-of-00002.safetensors", "pytorch_model-00002-of-00003.bin", INDEX]
+)
+def test_one_of_several_files_of_weights_is_refused(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError) as caught:
+        weights_in(tmp_path / name)
+    assert str(caught.value) == (
+        f"{tmp_path / name} is one of several files of weights; expected one: load the model and "
+        "save it with max_shard_size larger than its weights"
+    )
+    assert weights_in(tmp_path / "model-00001-of-00001.safetensors")
 
 
 def test_the_folder_of_an_attack_has_weights(tmp_path):

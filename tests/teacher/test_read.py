@@ -104,6 +104,19 @@ def test_the_facts_are_json_values_of_the_file(tmp_path):
     }
 
 
+@pytest.mark.parametrize(("keys", "tensors"), [(50, 0), (0, 50), (30, 30), (20, 0), (10, 10)])
+def test_the_number_of_ignored_keys_is_told(keys, tensors, tmp_path):
+    state = network().state_dict() | {f"t{k}": torch.ones(1) for k in range(tensors)}
+    path = state_in(tmp_path / "t.pt", {"model": state, **{f"k{k}": 1 for k in range(keys)}})
+    *shown, last = read(path).file.ignored
+    if keys + tensors == 20:
+        assert len(shown) == 19
+        assert last in ("'k19'", "'t9'")
+    else:
+        assert len(shown) == 20
+        assert last == f"and {keys + tensors - 20} more"
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_floats_are_converted(dtype, tmp_path):
     found = read(state_in(tmp_path / "t.pt", network().to(dtype).state_dict()))
@@ -171,8 +184,10 @@ def test_an_invalid_normalisation_is_refused(tmp_path):
     path = state_in(tmp_path / "t.pt", state)
     assert refusal(path, mean=(), std=()) == (
         f"{path} has an invalid normalisation: mean is ({float(torch.tensor(0.3))},) and "
-        "std is (0.0,); expected 1 finite values each, std above 0"
+        "std is (0.0,); expected 1 finite values each, std above 0; give the right mean and "
+        "standard deviation with --mean and --std, or save the weights without these tensors"
     )
+    assert read(path).file.normalisation == "given by the user"
 
 
 def test_another_number_of_classes_is_reported_first(tmp_path):
@@ -187,6 +202,35 @@ def test_a_missing_head_is_reported(tmp_path):
     path = state_in(tmp_path / "t.pt", state)
     assert refusal(path) == (
         f"{path} has no head (head.bias, head.weight): it ends in features; give a whole classifier"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prefix", "extra"),
+    [
+        ("", {"head.1.weight": torch.ones(3, 64), "head.1.bias": torch.ones(3)}),
+        ("backbone.", {"fc.weight": torch.ones(3, 64), "fc.bias": torch.ones(3)}),
+        ("", {"top.0.weight": torch.ones(9, 64), "top.2.weight": torch.ones(3, 9)}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_another_head_is_not_called_missing(prefix, extra, kind, tmp_path):
+    """A checkpoint whose only difference is the name of the head is matched by order."""
+    rest = {n: t for n, t in network().state_dict().items() if not n.startswith("head.")}
+    state, path = prefixed(prefix, rest) | extra, tmp_path / f"t.{kind}"
+    if kind == "pt" and "top.0.weight" not in extra:
+        assert read(state_in(path, state)).file.by_order
+        return
+    if kind == "pt":
+        state_in(path, state)
+    else:
+        save_file({name: t.contiguous() for name, t in state.items()}, path)
+    by_name = "" if kind == "pt" else " (tensors of safetensors files are matched by name)"
+    first = next(name for name in sorted(extra))
+    assert refusal(path) == (
+        f"{path} has no head (head.bias, head.weight), but has '{first}': the head of its network "
+        f"has other names or other layers{by_name}; give --arch MODULE:FUNCTION with a function "
+        "that builds this network"
     )
 
 

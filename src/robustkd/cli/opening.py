@@ -193,8 +193,8 @@ def open_model(
 ) -> tuple[Classifier, DataSource]:
     """Load a student as :func:`open_student` does, or a teacher's file of any kind.
 
-    A line on stderr says how the images are read, if a file or a library states it. Another one
-    says that a teacher does not seem to fit the data.
+    Lines on stderr say how the images are read, if a file or a library states it, which weights of
+    a teacher's file are used, and that a teacher does not seem to fit the data.
 
     Args:
         path: The file, or the folder of a run, of an attack or of weights.
@@ -224,7 +224,7 @@ def open_model(
     from robustkd.cli.output import print_progress
     from robustkd.core.devices import default_device
     from robustkd.data.images.left_out import skipped_files
-    from robustkd.pipeline.opening import form_line, open_teacher
+    from robustkd.pipeline.opening import file_line, form_line, open_teacher, unused
     from robustkd.teacher.check import UnfitError, check_fit
 
     read, clean = open_teacher(
@@ -232,6 +232,10 @@ def open_model(
     )
     if line := form_line(clean, read.model.spec, read.file.normalisation):
         print_progress(line)
+    print_progress(
+        f"teacher: {file_line(read.file)}{unused(read.file)}; mean and std: "
+        f"{read.file.normalisation}"
+    )
     tell_left_out(clean.name, skipped_files(clean))
     try:
         check_fit(read.model.to(default_device()), clean, path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 
@@ -43,6 +45,28 @@ def without_values() -> Iterator[None]:
     """
     with torch.device("meta"), _NoRandomNumbers():
         yield
+
+
+@contextmanager
+def without_parameters() -> Iterator[None]:
+    """Move each parameter to the device ``meta`` as soon as a module has it, while the block lasts.
+
+    All other tensors have values. This is for networks that need values while they are built, which
+    :func:`without_values` does not provide.
+    """
+    own = threading.get_ident()
+
+    def emptied(_: nn.Module, __: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if threading.get_ident() != own or parameter is None:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(emptied)
+    try:
+        with _NoRandomNumbers():
+            yield
+    finally:
+        hook.remove()
 
 
 class _NoRandomNumbers(TorchFunctionMode):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.devices import without_values
 from robustkd.core.errors import InputError, UsageError, first_line, quoted
+from robustkd.models.architectures.libraries import preprocessing
 from robustkd.models.architectures.own_code import OwnCode
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.description import described_spec
-from robustkd.models.registry import build, check_name
+from robustkd.models.registry import build, check_name, layout
 
 _GREY = "; did you mean --grey, or Reading(channels=1) in Python?"
 _LARGEST_SIDE = 4096
@@ -46,8 +47,8 @@ def check_claim(
     _check_extent(spec, tensors, path)
     try:
         # Built without memory first: a file of 1 kB can claim an architecture of 1 TB.
-        with without_values():
-            claimed = build(spec, seed=0)
+        _check_size(spec, tensors, path)
+        claimed = layout(spec)
     except (UsageError, RuntimeError, TypeError, OverflowError) as error:
         raise InputError(f"{path} has a damaged model description: {first_line(error)}") from error
     check_keys(claimed, tensors, path, spec.arch)
@@ -70,6 +71,28 @@ def _check_extent(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> None
         raise InputError(
             f"{path} expects images of shape {spec.image_shape}; expected at most "
             f"{_LARGEST_SIDE} pixels on a side"
+        )
+
+
+def _check_size(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that a file for large images has the values of a network for images of usual size.
+
+    Some networks of timm take minutes to build for images of thousands of pixels.
+    """
+    if "/" not in spec.arch or (usual := preprocessing(spec.arch)) is None:
+        return
+    _, *sides = usual.image_shape
+    channels, *claimed = spec.image_shape
+    if max(claimed) <= max(sides):
+        return
+    smaller = layout(replace(spec, image_shape=(channels, sides[0], sides[1])))
+    least = sum(weight.nbytes for weight in smaller.parameters()) // 2
+    found = sum(tensor.nbytes for tensor in tensors.values())
+    if found < least:
+        raise InputError(
+            f"{path} describes a {quoted(spec.arch)} for images of {claimed[0]} x {claimed[1]} "
+            f"pixels, but has only {found} bytes of values; expected at least {least}: it is cut "
+            "off or malicious"
         )
 
 

@@ -6,11 +6,13 @@ Its names are in :data:`robustkd.core.known_names.ARCHITECTURES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from robustkd.core.devices import without_parameters, without_values
 from robustkd.core.errors import UsageError
 from robustkd.core.known_names import (
     ARCHITECTURES,
@@ -203,6 +205,28 @@ def build(spec: Spec, *, seed: int) -> Classifier:
         network = family.build(spec, *parts)
     model = Classifier(spec, network)
     return model.to(memory_format=torch.channels_last)
+
+
+def layout(spec: Spec) -> Classifier:
+    """Build a model whose parameters have names, shapes and types, but no values.
+
+    Parameters take no memory, except for those of the user's own code that needs their values.
+
+    Args:
+        spec: Specification of the model.
+
+    Raises:
+        UsageError: If the architecture is unknown, or its numbers are out of range.
+    """
+    own = isinstance(spec.arch, OwnCode)
+    # Some networks, such as RegNets, compute their widths by tensors and read the values. PyTorch
+    # then raises a RuntimeError; the user's own code may make any other error of it.
+    with suppress(Exception if own else RuntimeError), without_values():
+        return build(spec, seed=0)
+    if own:
+        return build(spec, seed=0)
+    with without_parameters():
+        return build(spec, seed=0)
 
 
 def builder(data: DataSource) -> Callable[[str, int], Classifier]:

@@ -11,11 +11,13 @@ from robustkd.core.devices import default_device
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource
 from robustkd.data import PICTURES, SOURCES, Pictures, Reading, open_source
+from robustkd.data.images.listing import shown
 from robustkd.data.images.options import UnknownSizeError
 from robustkd.models import Spec, pixel_statistics
 from robustkd.models.description import described_spec
 from robustkd.models.model_file import read_description
-from robustkd.teacher.facts import Teacher
+from robustkd.teacher.facts import Teacher, TeacherFile
+from robustkd.teacher.options import shown_key
 from robustkd.teacher.own_files import OWN_FILE
 from robustkd.teacher.preprocessing import (
     BESIDE,
@@ -217,6 +219,23 @@ def form_flags(clean: DataSource) -> dict[str, object]:
     if not isinstance(clean, Pictures) or not clean.reading.origin:
         return {}
     return {name: getattr(clean, name) for name in _FORM}
+
+
+def file_line(file: TeacherFile) -> str:
+    """Return a part of a line that describes a file of weights, and which of them were matched."""
+    order = " by order and shape, since their names differ" if file.by_order else ""
+    chosen = ""
+    if file.candidates:
+        chosen = f"; chosen: {shown_key(file.key)} of {', '.join(file.candidates)}"
+    return (
+        f"{shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 {file.sha256[:12]}; "
+        f"{file.matched} tensors matched{order}{chosen}"
+    )
+
+
+def unused(file: TeacherFile) -> str:
+    """Return the end of a line that names what is not used of a file; empty if all is."""
+    return f"; not used: {', '.join(file.ignored)}" if file.ignored else ""
 
 
 def form_line(clean: DataSource, spec: Spec, normalisation: str) -> str:

@@ -11,15 +11,13 @@ from robustkd import models
 from robustkd.core.devices import default_device
 from robustkd.core.types import DataSource, Split
 from robustkd.data import Pictures, split_text
-from robustkd.data.images.listing import shown
 from robustkd.models.features import taps
 from robustkd.pipeline.initial_student import initial_student
 from robustkd.pipeline.job import DistillJob
-from robustkd.pipeline.opening import teacher_for
+from robustkd.pipeline.opening import file_line, teacher_for, unused
 from robustkd.teacher.augmentation import AugmentationChoice, choose_augmentation
 from robustkd.teacher.check import check_accuracy
 from robustkd.teacher.facts import TeacherFile
-from robustkd.teacher.options import shown_key
 from robustkd.teacher.preprocessing import BESIDE
 from robustkd.training.metrics import Proportion
 
@@ -55,11 +53,9 @@ class Prepared:
     @property
     def teacher_line(self) -> str:
         """One line that describes the teacher, for the user to check before the training."""
-        file = self.file
         return (
-            f"teacher: {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
-            f"{file.sha256[:12]}; {file.matched} tensors matched{self._choice()}; accuracy "
-            f"{self.accuracy} on {self.accuracy.n} validation images of {self.clean.name}"
+            f"teacher: {file_line(self.file)}; accuracy {self.accuracy} on {self.accuracy.n} "
+            f"validation images of {self.clean.name}"
         )
 
     @property
@@ -68,18 +64,7 @@ class Prepared:
         file = self.student_file
         if file is None:
             return ""
-        unused = f"; not used: {', '.join(file.ignored)}" if file.ignored else ""
-        return (
-            f"student: starts from {shown(file.name)}, {file.format}, {file.bytes:,} bytes, sha256 "
-            f"{file.sha256[:12]}; {file.matched} tensors matched{unused}"
-        )
-
-    def _choice(self) -> str:
-        """Return how the weights were chosen and matched, where there was a choice."""
-        order = " by order and shape, since their names differ" if self.file.by_order else ""
-        if not self.file.candidates:
-            return order
-        return f"{order}; chosen: {shown_key(self.file.key)} of {', '.join(self.file.candidates)}"
+        return f"student: starts from {file_line(file)}{unused(file)}"
 
 
 def prepare(job: DistillJob, clean: DataSource) -> Prepared:

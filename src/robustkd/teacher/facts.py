@@ -30,7 +30,7 @@ class TeacherFile:
         filled: Number of batch counters that the file lacks; they do not affect a trained network.
         wrappers: Keys and prefixes around the state dict that were removed, outermost first.
         ignored: Other keys in the file, which were not read, and names of tensors that are not part
-            of the network; quoted.
+            of the network; quoted. If there are many, the last entry says how many more.
         by_order: Whether tensors were matched by order and shape, since their names differ.
         outputs: Numbers of the teacher's outputs that are used, if it has more classes than the
             data.
@@ -77,6 +77,8 @@ def facts_of(
     """Return the properties of a file from which a teacher was read."""
     around, plan = read.surroundings, option.plan
     ignored = (*around.ignored, *map(quoted, plan.ignored))
+    more = around.more + max(0, len(ignored) - _MOST_IGNORED)
+    left = (f"and {more} more",) if more else ()
     return TeacherFile(
         name=read.name,
         bytes=read.bytes,
@@ -87,7 +89,7 @@ def facts_of(
         matched=len(plan.names),
         filled=len(plan.filled),
         wrappers=(*around.wrappers, *plan.prefixes),
-        ignored=ignored[:_MOST_IGNORED],
+        ignored=(*ignored[:_MOST_IGNORED], *left),
         by_order=plan.by_order,
         outputs=(),
         converted=weights.converted,

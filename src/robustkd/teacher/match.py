@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from robustkd.core.devices import without_values
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, quoted
 from robustkd.models.checks import check_names
 from robustkd.models.classifier import Spec
-from robustkd.models.registry import build
+from robustkd.models.registry import layout
 from robustkd.teacher.match_order import SHORTCUT_PLACES, in_order
+from robustkd.teacher.normalisation import pairs_in
 
 _COUNTER = "num_batches_tracked"
 # Buffers that profilers (thop) and averaged networks leave in a state dict.
 _NOTES = frozenset({"total_ops", "total_params", "n_averaged"})
-_MOST_CHANNELS = 3
 # Float32 weights, their averages and two moments of an optimiser are four copies, or eight in
 # float64; there is also some room for settings and training curves.
 _MOST_COPIES = 16
 _ROOM = 64 << 20
 _MOST_PREFIXES = 8
-Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of each channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Wanted:
 
     Attributes:
         spec: Architecture, classes and input; its normalisation is ignored.
-        tensors: Every parameter and buffer, on the device ``meta``, in the network's order.
+        tensors: Every parameter and buffer, usually on the device ``meta``, in the network's order.
         head: Names of the tensors whose shapes depend on the number of classes.
         counted: Source of the number of classes, for messages.
     """
@@ -50,9 +46,8 @@ class Wanted:
     @classmethod
     def by(cls, spec: Spec, counted: str = "the data") -> Wanted:
         """Build the network of a spec without memory, and describe it."""
-        with without_values():
-            tensors = build(spec, seed=0).network.state_dict()
-            other = build(replace(spec, classes=spec.classes + 1), seed=0).network.state_dict()
+        tensors = layout(spec).network.state_dict()
+        other = layout(replace(spec, classes=spec.classes + 1)).network.state_dict()
         head = {name for name, tensor in other.items() if tensor.shape != tensors[name].shape}
         return cls(spec, tensors, head, counted)
 
@@ -71,7 +66,8 @@ class Plan:
         filled: Batch counters that the file lacks, as old files do.
         prefix: Prefix that was removed from the names.
         ignored: Names in the file that are not part of the network.
-        normalisation: Names in the file of mean and standard deviation; empty if it has none.
+        normalisation: Names in the file of means and standard deviations, in turn; empty if it has
+            none.
         by_order: Whether the names differ, so that tensors were matched by order and shape.
     """
 
@@ -95,12 +91,10 @@ class Matched:
     Attributes:
         tensors: Every parameter and buffer of the network.
         converted: Number of tensors that were converted to float32, by their type.
-        normalisation: Mean and standard deviation in the state dict, if any.
     """
 
     tensors: Mapping[str, Tensor]
     converted: Mapping[str, int]
-    normalisation: Normalisation | None = field(default=None)
 
 
 def plans(
@@ -125,9 +119,10 @@ def plans(
         InputError: If names, shapes or types differ, or if the head is missing or has another
             number of classes.
     """
-    prefixes = list(_prefixes(tensors, wanted))
+    counts = _shared(tensors, wanted)
+    prefixes = _complete(counts, wanted)
     if not prefixes and ordered:
-        plain = _without_notes(tensors)
+        plain = _without_notes(tensors, wanted)
         for place in SHORTCUT_PLACES:
             names = in_order(plain, wanted.tensors, wanted.head, place)
             if names is not None:
@@ -135,9 +130,9 @@ def plans(
                 apply(plan, tensors, wanted, path)
                 return [plan]
     fitting, errors = [], []
-    for prefix in prefixes or [_likeliest(tensors, wanted)]:
+    for prefix in prefixes or [_likeliest(counts)]:
         try:
-            fitting.append(_by_name(tensors, wanted, prefix, path))
+            fitting.append(_by_name(tensors, wanted, prefix, path, ordered=ordered))
         except InputError as error:
             errors.append(error)
     if not fitting:
@@ -155,7 +150,7 @@ def apply(plan: Plan, tensors: Mapping[str, Tensor], wanted: Wanted, path: Path)
     found, converted = to_float32(found, path)
     found |= {name: torch.zeros_like(wanted.tensors[name], device="cpu") for name in plan.filled}
     _check(found, wanted, path)
-    return Matched(found, converted, _normalisation(plan, tensors))
+    return Matched(found, converted)
 
 
 def select_outputs(weights: Matched, wanted: Wanted, outputs: Sequence[int]) -> Matched:
@@ -210,8 +205,10 @@ def _other(tensor: Tensor) -> bool:
 def _shared(tensors: Collection[str], wanted: Wanted) -> Counter[str]:
     """Count, for each prefix in the file, the names of the network that follow it."""
     counts = Counter[str]()
+    # A hostile file has names of very many parts.
+    deepest = max((name.count(".") for name in wanted.tensors), default=0) + 1
     for name in tensors:
-        parts = name.split(".")
+        parts = name.rsplit(".", deepest)[-deepest:]
         for place in range(len(parts)):
             end = ".".join(parts[place:])
             if end in wanted.tensors and not end.endswith(_COUNTER):
@@ -219,20 +216,20 @@ def _shared(tensors: Collection[str], wanted: Wanted) -> Counter[str]:
     return counts
 
 
-def _prefixes(tensors: Collection[str], wanted: Wanted) -> Iterator[str]:
-    """Yield the prefixes under which all names of the network are present, shortest first."""
+def _complete(counts: Mapping[str, int], wanted: Wanted) -> list[str]:
+    """Return the prefixes under which all names of the network are present, shortest first."""
     needed = sum(not name.endswith(_COUNTER) for name in wanted.tensors)
-    counts = _shared(tensors, wanted)
     complete = [prefix for prefix, count in counts.items() if count == needed]
-    yield from sorted(complete, key=lambda prefix: (len(prefix), prefix))[:_MOST_PREFIXES]
+    return sorted(complete, key=lambda prefix: (len(prefix), prefix))[:_MOST_PREFIXES]
 
 
-def _likeliest(tensors: Collection[str], wanted: Wanted) -> str:
-    counts = _shared(tensors, wanted)
+def _likeliest(counts: Mapping[str, int]) -> str:
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
 
 
-def _by_name(tensors: Mapping[str, Tensor], wanted: Wanted, prefix: str, path: Path) -> Plan:
+def _by_name(
+    tensors: Mapping[str, Tensor], wanted: Wanted, prefix: str, path: Path, *, ordered: bool
+) -> Plan:
     """Plan for the names under a prefix.
 
     Raises:
@@ -256,7 +253,8 @@ def _by_name(tensors: Mapping[str, Tensor], wanted: Wanted, prefix: str, path: P
     found = {name: tensors[own] for name, own in plan.names.items()}
     found, _ = to_float32(found, path)
     found |= {name: wanted.tensors[name] for name in plan.filled}
-    _check(found | strange, wanted, path)
+    _check_head(found | strange, wanted, path, _others(plan, tensors), ordered=ordered)
+    check_names(wanted.tensors, found | strange, path, wanted.spec.arch)
     return plan
 
 
@@ -266,7 +264,13 @@ def _plan(tensors: Mapping[str, Tensor], wanted: Wanted, names: Mapping[str, str
     lacking = [name for name in wanted.tensors if names and name.endswith(_COUNTER)]
     used = set(names.values())
     rest = [name for name in tensors if name not in used]
-    own = _own_normalisation(rest, tensors, next(iter(names.values()), ""))
+    own = pairs_in(
+        rest,
+        tensors,
+        first=next(iter(names.values()), ""),
+        channels=wanted.spec.image_shape[0],
+        own=wanted.tensors,
+    )
     return Plan(
         names,
         filled=tuple(name for name in lacking if name not in names),
@@ -279,62 +283,57 @@ def _is_note(name: str, tensor: Tensor) -> bool:
     return name.rpartition(".")[2] in _NOTES and tensor.numel() == 1
 
 
-def _without_notes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _others(plan: Plan, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names in the file that no plan explains, such as those of another head."""
+    return [
+        name
+        for name in plan.ignored
+        if not name.endswith(_COUNTER) and not _is_note(name, tensors[name])
+    ]
+
+
+def _without_notes(tensors: Mapping[str, Tensor], wanted: Wanted) -> dict[str, Tensor]:
     """Return the tensors without those of profilers and without a normalisation."""
-    own = _own_normalisation(list(tensors), tensors, "")
+    channels = wanted.spec.image_shape[0]
+    own = pairs_in(tensors, tensors, first="", channels=channels, own=wanted.tensors)
     return {n: t for n, t in tensors.items() if n not in own and not _is_note(n, t)}
-
-
-def _own_normalisation(
-    names: Collection[str], tensors: Mapping[str, Tensor], first: str
-) -> tuple[str, ...]:
-    """Return the names of mean and standard deviation, if the file has one such pair.
-
-    Args:
-        names: Names that are not part of the network.
-        tensors: All tensors of the file.
-        first: A name of the network, which must be in the same part of the file; empty for any.
-    """
-    pairs, known = [], set(names)
-    for mean in names:
-        layer, _, last = mean.rpartition(".")
-        std = f"{mean.removesuffix('mean')}std"
-        around = mean.removesuffix("mean") and layer.rpartition(".")[0]
-        if last != "mean" or std not in known or (first and not first.startswith(around)):
-            continue
-        both = (tensors[mean], tensors[std])
-        if all(t.is_floating_point() and 0 < t.numel() <= _MOST_CHANNELS for t in both):
-            pairs.append((mean, std))
-    return pairs[0] if len(pairs) == 1 else ()
-
-
-def _normalisation(plan: Plan, tensors: Mapping[str, Tensor]) -> Normalisation | None:
-    """Return mean and standard deviation in a file, for pixels in [0, 1]."""
-    found = [tensors[name].flatten() for name in plan.normalisation if name in tensors]
-    if len(found) != 2 or any(tensor.is_meta for tensor in found):
-        return None
-    mean, std = (tuple(map(float, tensor.float().tolist())) for tensor in found)
-    if max(mean) > 1:
-        # A layer for bytes: (255 x - mean) / std equals (x - mean / 255) / (std / 255).
-        return tuple(value / 255 for value in mean), tuple(value / 255 for value in std)
-    return mean, std
 
 
 def _check(tensors: Mapping[str, Tensor], wanted: Wanted, path: Path) -> None:
     """Check that tensors are exactly those of the network."""
-    _check_head(tensors, wanted, path)
+    _check_head(tensors, wanted, path, (), ordered=True)
     check_names(wanted.tensors, tensors, path, wanted.spec.arch)
 
 
-def _check_head(tensors: Mapping[str, Tensor], wanted: Wanted, path: Path) -> None:
-    """Raise a specific error if only the classes of a file do not match."""
+def _check_head(
+    tensors: Mapping[str, Tensor],
+    wanted: Wanted,
+    path: Path,
+    others: Sequence[str],
+    *,
+    ordered: bool,
+) -> None:
+    """Raise a specific error if only the head or the classes of a file do not match.
+
+    Args:
+        tensors: Tensors by the names of the network.
+        wanted: The network.
+        path: The file, for messages.
+        others: Names in the file that are not used.
+        ordered: Whether the order of the tensors is that of a network.
+    """
     head = set(wanted.head)
     if not wanted.tensors.keys() - head <= tensors.keys():
         return
     if head and not tensors.keys() & head:
+        lacking = f"{path} has no head ({', '.join(sorted(head))})"
+        if not others:
+            raise InputError(f"{lacking}: it ends in features; give a whole classifier")
+        by_name = "" if ordered else " (tensors of safetensors files are matched by name)"
         raise InputError(
-            f"{path} has no head ({', '.join(sorted(head))}): it ends in features; give a whole "
-            "classifier"
+            f"{lacking}, but has {quoted(others[0])}: the head of its network has other names or "
+            f"other layers{by_name}; give --arch MODULE:FUNCTION with a function that builds this "
+            "network"
         )
     for name in tensors.keys() & head:
         found, fitting = tensors[name].shape, wanted.tensors[name].shape

@@ -17,6 +17,7 @@ from robustkd.models.registry import build
 from robustkd.models.serialization import restore
 from robustkd.teacher import match
 from robustkd.teacher.facts import Teacher, facts_of
+from robustkd.teacher.normalisation import Normalisation
 from robustkd.teacher.options import Option
 from robustkd.teacher.untrusted import quarantine
 
@@ -28,7 +29,7 @@ def check_ours(
     layout: quarantine.Layout,
     spec: Spec,
     path: Path,
-    given: match.Normalisation | None,
+    given: Normalisation | None,
     *,
     any_classes: bool,
 ) -> None:
@@ -61,9 +62,7 @@ def with_fresh_head(teacher: Teacher, spec: Spec, head: Mapping[str, Tensor]) ->
     return Teacher(model.eval(), replace(teacher.file, ignored=unused))
 
 
-def _check_description(
-    said: Spec, spec: Spec, path: Path, *, given: match.Normalisation | None
-) -> None:
+def _check_description(said: Spec, spec: Spec, path: Path, *, given: Normalisation | None) -> None:
     """Raise an error if the description in a file of this package contradicts the user."""
     check_fits(said, path, classes=spec.classes, image_shape=spec.image_shape)
     if given not in (None, (said.mean, said.std)):

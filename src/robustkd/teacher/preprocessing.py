@@ -15,7 +15,7 @@ from pathlib import Path
 from robustkd.core.errors import InputError, UsageError, quoted
 from robustkd.core.json_files import ForeignObject, is_number, read_foreign_json
 from robustkd.core.types import INTERPOLATIONS
-from robustkd.models.architectures.libraries import preprocessing
+from robustkd.models.architectures.libraries import CROP_MODES, preprocessing, share
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 BESIDE = "next to the weights"
@@ -26,13 +26,15 @@ _OF_THE_HUB = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = (*_OF_THE_HUB, ATTACKED)
 """Names of the weights in a folder of the Hugging Face Hub, in order of preference."""
 
+_OF_SEVERAL = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}\.|\.index\.json$")
+_ONE_FILE = "expected one: load the model and save it with max_shard_size larger than its weights"
 _LARGEST = 4096
 _SMALLEST_STD = 1e-6
 _LARGEST_STD = 1e3
 _NAME = re.compile(r"[A-Za-z0-9_]{1,80}")
 # The numbers that transformers writes are those of Pillow.
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-_MODES = {"center": "centred-square", "squash": "squash"}
+_LARGEST_CROP = 1.5
 _CROPS_FROM = 384
 """Size from which ConvNeXt's images are not cropped in transformers."""
 _LEVIT = 224 / 256
@@ -78,19 +80,19 @@ def weights_in(teacher: Path) -> Path:
     Folders of the Hub and of attacks have weights.
 
     Raises:
-        InputError: If a folder has no weights, or weights in several files.
+        InputError: If a folder has no weights, or weights in several files, or the file is one of
+            these.
     """
     if not os.path.isdir(teacher):
+        if _OF_SEVERAL.search(teacher.name):
+            raise InputError(f"{teacher} is one of several files of weights; {_ONE_FILE}")
         return teacher
     for name in WEIGHTS:
         if os.path.lexists(teacher / name):
             return teacher / name
     for name in _OF_THE_HUB:
         if os.path.lexists(teacher / f"{name}.index.json"):
-            raise InputError(
-                f"{teacher} has weights in several files; expected one: load the model and save "
-                "it with max_shard_size larger than its weights"
-            )
+            raise InputError(f"{teacher} has weights in several files; {_ONE_FILE}")
     raise InputError(
         f"{teacher} is a folder without weights; expected {' or '.join(_OF_THE_HUB)} in it, or the "
         "path of a file"
@@ -146,17 +148,18 @@ def of_timm(config: ForeignObject) -> Stated | None:
     if inner is None and not _is_of_timm(config.content.get("architecture")):
         return None
     cfg = inner or config
+    crop = cfg.number("crop_pct", 0.01, _LARGEST_CROP)
     std = cfg.numbers("std", _SMALLEST_STD, _LARGEST_STD)
     mean = cfg.numbers("mean", 0, 1)
     if len(mean) != len(std):
         raise cfg.wrong("mean", "as many numbers as std")
-    mode = cfg.text("crop_mode", tuple(_MODES))
+    mode = cfg.text("crop_mode", tuple(CROP_MODES))
     return Stated(
         CONFIG,
         f"timm/{name}" if (name := config.text("architecture")) else "",
         _side(cfg, "input_size", channels=True),
-        cfg.number("crop_pct", 0.01, 1),
-        _MODES[mode] if mode else None,
+        None if crop is None else share(crop),
+        CROP_MODES[mode] if mode else None,
         cfg.text("interpolation", INTERPOLATIONS),
         mean,
         std,

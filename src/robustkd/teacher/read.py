@@ -21,6 +21,7 @@ from robustkd.models.registry import build, check_name
 from robustkd.teacher import match
 from robustkd.teacher.best import Best
 from robustkd.teacher.facts import Teacher, facts_of
+from robustkd.teacher.normalisation import ADVICE, Normalisation, values_in
 from robustkd.teacher.options import Option, Options
 from robustkd.teacher.own_files import OWN_FILE, check_ours, ours, with_fresh_head
 from robustkd.teacher.preprocessing import (
@@ -111,7 +112,7 @@ def read_teacher(
     image_shape: tuple[int, int, int],
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
-    statistics: Callable[[], match.Normalisation] | None = None,
+    statistics: Callable[[], Normalisation] | None = None,
     judge: Callable[[Classifier], float] | None = None,
     teacher_key: str | None = None,
     outputs: tuple[int, ...] = (),
@@ -200,8 +201,8 @@ class _Asked:
 
     path: Path
     spec: Spec
-    given: match.Normalisation | None
-    statistics: Callable[[], match.Normalisation] | None
+    given: Normalisation | None
+    statistics: Callable[[], Normalisation] | None
     stated: Stated | None
     outputs: tuple[int, ...]
     outputs_of: int | None
@@ -259,16 +260,19 @@ class _Asked:
             weights = match.with_head(weights, {name: self.head[name] for name in wanted.head})
             unused = (f"head of {wanted.spec.classes} classes",)
         check_values(weights.tensors, self.path)
-        guesses = list(islice(self._normalisations(weights.normalisation), None if compared else 1))
+        own = None
+        if self.given is None:
+            channels = self.spec.image_shape[0]
+            names = option.plan.normalisation
+            own = values_in(names, read.tensors, channels=channels, path=self.path)
+        guesses = list(islice(self._normalisations(own), None if compared else 1))
         for source, guess in guesses:
             model = _filled(self.spec, weights.tensors, guess, self.path)
             facts = facts_of(read, option, weights, source)
             facts = replace(facts, outputs=self.outputs, ignored=(*unused, *facts.ignored))
             yield Teacher(model, facts), len(guesses) == 1
 
-    def _normalisations(
-        self, own: match.Normalisation | None
-    ) -> Iterator[tuple[str, match.Normalisation]]:
+    def _normalisations(self, own: Normalisation | None) -> Iterator[tuple[str, Normalisation]]:
         """Yield the candidates from the first source that has any.
 
         The sources are the user, the file, a file next to it, and, together, the values that are
@@ -336,13 +340,13 @@ def _classes_of(
 
 
 def _filled(
-    spec: Spec, tensors: Mapping[str, Tensor], normalisation: match.Normalisation, path: Path
+    spec: Spec, tensors: Mapping[str, Tensor], normalisation: Normalisation, path: Path
 ) -> Classifier:
     """Build a network with these weights and this normalisation, in eval mode."""
     try:
         spec = replace(spec, mean=normalisation[0], std=normalisation[1])
     except UsageError as error:
-        raise InputError(f"{path} has an invalid normalisation: {error}") from error
+        raise InputError(f"{path} has an invalid normalisation: {error}; {ADVICE}") from error
     model = build(spec, seed=0)
     check_buffers(model, {f"network.{name}": value for name, value in tensors.items()}, path)
     model.network.load_state_dict(dict(tensors))

@@ -25,7 +25,7 @@ def write_classes(
 ) -> Path:
     """PNGs in one folder per class; the classes differ in brightness, all images in noise."""
     for k, (name, count) in enumerate(counts.items()):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         shade = round(255 * (k + 0.5) / len(counts))
         for i in range(count):
             pixels = picture(seed + 1000 * k + i, size, shade)
@@ -52,13 +52,34 @@ def png(width: int, height: int, rows: bytes, *, bits: int = 8, kind: int = 2) -
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def many_scans(image: Image.Image, scans: int) -> bytes:
-    """A progressive JPEG whose last scan is repeated, each time through the whole image."""
+def many_scans(image: Image.Image, scans: int, *, several: bool = False) -> bytes:
+    """A progressive JPEG whose last scan is repeated, each time through the whole image.
+
+    Args:
+        image: The image.
+        scans: Number of scans.
+        several: Whether it is followed by a small image (MPO), whose scans count as well.
+    """
     stream = io.BytesIO()
-    image.save(stream, "JPEG", progressive=True)
+    more = {"save_all": True, "append_images": [Image.new("L", (8, 8))]} if several else {}
+    image.save(stream, "MPO" if several else "JPEG", progressive=True, **more)
     content = stream.getvalue()
-    last = content.rindex(b"\xff\xda")
-    return content[:-2] + content[last:-2] * (scans - content.count(b"\xff\xda")) + content[-2:]
+    end = content.index(b"\xff\xd9")
+    last = content.rindex(b"\xff\xda", 0, end)
+    again = scans - content.count(b"\xff\xda")
+    return content[:end] + content[last:end] * again + content[end:]
+
+
+def repeated_strips(side: int, strips: int) -> bytes:
+    """An uncompressed TIFF of black and white whose strips are the same half of the image."""
+    data = b"\xaa" * (side // 8 * (side // 2))
+    table = 8 + len(data)
+    tags = [(256, 1, side), (257, 1, side), (258, 1, 1), (259, 1, 1), (262, 1, 1)]
+    tags += [(273, strips, table), (277, 1, 1), (278, 1, side // 2), (279, 1, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    head = b"II*\0" + struct.pack("<I", table + 4 * strips)
+    return head + data + struct.pack("<I", 8) * strips + directory
 
 
 def one_colour_webp(side: int) -> bytes:

@@ -30,6 +30,7 @@ from tests.data.images.image_files import (
     one_colour_webp,
     picture,
     png,
+    repeated_strips,
     write_classes,
 )
 
@@ -76,6 +77,12 @@ def unwatched(monkeypatch):
     ("content", "reason"),
     [
         (many_scans(SMALL, 12_000), "12,000 scans; expected at most 100"),
+        (many_scans(SMALL, 12_000, several=True), "12,000 scans; expected at most 100"),
+        (
+            repeated_strips(2048, 16_000),
+            "2048x2048 in 16,000 parts of 33,554,432,000 pixels in total: the same part is given "
+            "many times",
+        ),
         (pgm(2000, 254), "2000x2000: more than 1,048,576 pixels in a form that is slow to decode"),
         (
             png(8000, 8000, bytes(100), kind=6),
@@ -83,13 +90,35 @@ def unwatched(monkeypatch):
         ),
         (bytes((1 << 26) + 1), "more than 67,108,864 bytes"),
     ],
-    ids=["scans", "odd maxval", "channels", "bytes"],
+    ids=["scans", "scans of several images", "strips", "odd maxval", "channels", "bytes"],
 )
 def test_images_with_absurd_headers_are_refused(content, reason):
     started = time.process_time()
     with pytest.raises(UndecodableError, match=f"^{re.escape(reason)}$"):
         read(content)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_images_in_many_strips_are_decoded(planes, unwatched):
+    """TIFFs in strips of one row, with the channels of a pixel together or in one plane each."""
+    pixels = picture(0, 64)
+    whole = pixels if planes == 1 else pixels.transpose(2, 0, 1)
+    rows = whole.reshape(-1, 64 * (3 if planes == 1 else 1))
+    size = rows.shape[1]
+    table = 8 + pixels.size
+    sizes = table + 4 * len(rows)
+    bits = sizes + 4 * len(rows)
+    tags = [(256, 1, 64), (257, 1, 64), (258, 3, bits), (259, 1, 1), (262, 1, 2)]
+    tags += [(273, len(rows), table), (277, 1, 3), (278, 1, 1), (279, len(rows), sizes)]
+    tags += [(284, 1, planes)]
+    content = b"II*\0" + struct.pack("<I", bits + 12) + rows.tobytes()
+    content += b"".join(struct.pack("<I", 8 + size * row) for row in range(len(rows)))
+    content += struct.pack("<I", size) * len(rows) + struct.pack("<III", 8, 8, 8)
+    content += struct.pack("<H", len(tags))
+    content += b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in tags)
+    found = decode(io.BytesIO(content + bytes(4)), size=64, channels=3)
+    assert (found == pixels.transpose(2, 0, 1)).all()
 
 
 def test_a_sparse_file_is_not_read_to_its_end(tmp_path):

@@ -40,6 +40,38 @@ def refused(path: Path, message: str, **reading: object) -> None:
         load_folder(path, Reading(**reading))
 
 
+@pytest.mark.parametrize("inner", ["", "{}", "data/{}"])
+@pytest.mark.parametrize("within", ["", "train"])
+def test_a_folder_one_level_too_high_is_refused(inner, within, tmp_path):
+    for split in ("test_set", "training_set"):
+        folder = tmp_path / within / split / inner.format(split)
+        write_classes(folder, {"cats": 11, "dogs": 11})
+    refused(
+        tmp_path,
+        f"{tmp_path / within} looks one level too high: test_set, training_set have no images of "
+        "their own, but the same folders cats, dogs; expected train/CLASS/ or CLASS/ with images: "
+        "give a folder in it, rename its folders to train and test, or name the classes with "
+        "--class-names if it is right",
+    )
+    asked = Reading(classes=("test_set", "training_set"))
+    assert load_folder(tmp_path, asked).classes == ("test_set", "training_set")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("cat/2019", "cat/2020", "dog/2020", "dog/2021"),
+        ("cat/images", "dog/images"),
+        ("cat", "cat/a", "cat/b", "dog/a", "dog/b"),
+        ("cat/a", "cat/b", "dog"),
+    ],
+)
+def test_images_deeper_in_class_folders_are_read(places, tmp_path):
+    for number, place in enumerate(places):
+        write_classes(tmp_path / place, {".": 11}, seed=100 * number)
+    assert load_folder(tmp_path).classes == ("cat", "dog")
+
+
 def test_classes_order_and_labels_are_those_of_image_folder(tmp_path):
     classes = {"b": 2, "B": 3, "a b": 1, "é": 2, "10": 2, "9": 1}
     write_classes(tmp_path, classes)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -14,9 +16,13 @@ from torch import Tensor, nn
 from torch.backends import cuda, mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.models import Spec, build, load, macs, parameters, preprocessing, save
 from robustkd.models.complexity import operations
+from robustkd.models.model_file import write_safetensors
+from robustkd.models.registry import layout
+from robustkd.teacher.read import load_teacher
+from tests.marks import slow_but
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -43,6 +49,58 @@ def test_they_take_any_classes_channels_and_sizes(arch, channels):
         claimed = made(arch, channels)
     logits = claimed.train()(torch.rand(2, channels, 64, 64, device="meta"))
     assert logits.shape == (2, 7)
+
+
+def test_the_inceptions_normalise_as_torchvision_does_with_its_weights():
+    images = torch.rand(2, 3, 96, 96)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
+    theirs = torchvision.models.googlenet(aux_logits=False, init_weights=True, transform_input=True)
+    expected = theirs._transform_input((images - mean) / std)
+    torch.testing.assert_close((images - 0.5) / 0.5, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ("regnet_y_128gf", "regnet_x_400mf", "resnet18", "squeezenet1_0"),
+        torchvision.models.list_models(module=torchvision.models),
+    ),
+)
+def test_every_classifier_of_torchvision_is_laid_out_without_memory(name):
+    model = layout(Spec(f"torchvision/{name}", 10, (3, 224, 224)))
+    assert all(weight.is_meta for weight in model.parameters())
+
+
+def test_a_network_that_needs_values_while_it_is_built_is_saved_and_read(tmp_path):
+    arch = "torchvision/regnet_y_400mf"
+    model = made(arch, size=32)
+    save(model, tmp_path / "ours.safetensors")
+    assert parameters(load(tmp_path / "ours.safetensors")) == parameters(layout(model.spec))
+    torch.save(model.network.state_dict(), tmp_path / "theirs.pt")
+    read = load_teacher(tmp_path / "theirs.pt", arch=arch, classes=7, image_shape=(3, 32, 32))
+    for name, tensor in read.network.state_dict().items():
+        assert torch.equal(tensor, model.network.state_dict()[name]), name
+
+
+def test_networks_of_timm_that_need_values_are_laid_out(monkeypatch):
+    def reads_values(*_: object, **__: object) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, int(torch.tensor(10.0).item())))
+
+    monkeypatch.setattr(timm, "create_model", reads_values)
+    assert parameters(layout(Spec("timm/resnet18", 10, (3, 8, 8)))) == 1930
+
+
+def test_a_claim_of_large_images_needs_the_values_of_a_network(tmp_path):
+    file, spec = tmp_path / "m.safetensors", Spec("timm/maxvit_tiny_tf_224", 2, (3, 4096, 4096))
+    write_safetensors(file, {"a": torch.zeros(300)}, {"spec": asdict(spec)})
+    with pytest.raises(InputError, match="4096 x 4096 pixels, but has only 1200 bytes of values"):
+        load(file)
+
+
+def test_a_network_for_images_larger_than_the_published_is_read(tmp_path):
+    saved = made("timm/test_vit", size=320)
+    save(saved, tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors").spec == saved.spec
 
 
 def test_weights_of_torchvision_fit_resnet_18():
@@ -75,7 +133,9 @@ HALF = (0.5, 0.5, 0.5)
         ("timm/resnet18", ((3, 224, 224), *IMAGENET, 0.95, SQUARE, "bicubic")),
         ("timm/vit_base_patch16_siglip_224", ((3, 224, 224), HALF, HALF, 0.9, SQUARE, "bicubic")),
         ("timm/tf_efficientnet_b1.in1k", ((3, 240, 240), *IMAGENET, 0.882, SQUARE, "bicubic")),
-        ("torchvision/inception_v3", ((3, 299, 299), *IMAGENET, 299 / 342, SQUARE, "bilinear")),
+        ("torchvision/resnet18", ((3, 224, 224), *IMAGENET, 224 / 256, SQUARE, "bilinear")),
+        ("torchvision/inception_v3", ((3, 299, 299), HALF, HALF, 299 / 342, SQUARE, "bilinear")),
+        ("torchvision/googlenet", ((3, 224, 224), HALF, HALF, 224 / 256, SQUARE, "bilinear")),
         ("wrn-16-2", None),
     ],
 )

@@ -19,6 +19,7 @@ from robustkd.teacher.read import load_teacher
 
 CODE = """
 from pathlib import Path
+import torch
 from torch import nn
 
 Path("imported").touch()
@@ -64,6 +65,14 @@ def counting(num_classes, img_size):
 def picky(num_classes, img_size):
     return Picky(img_size[0] * img_size[1], num_classes)
 
+def by_values(num_classes):
+    widths = torch.linspace(4, 8, 2)
+    first, second = (int(width.numpy()) for width in widths)
+    return nn.Sequential(
+        nn.Conv2d(1, first, 3), nn.Conv2d(first, second, 3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(int(widths[1].item()), num_classes),
+    )
+
 def stubborn(classes):
     return net(classes)
 """
@@ -94,6 +103,20 @@ def test_a_network_that_does_not_accept_every_image_is_built():
     model = build(Spec(own("picky"), 5, SHAPE), seed=0)
     assert model.training
     assert model(torch.rand(2, *SHAPE)).shape == (2, 5)
+
+
+def test_code_that_needs_values_of_tensors_is_built_for_a_file(tmp_path):
+    model = build(Spec(own("by_values"), 5, SHAPE), seed=0)
+    torch.save(model.network.state_dict(), tmp_path / "t.pt")
+    read = load_teacher(
+        tmp_path / "t.pt",
+        arch=own("by_values"),
+        classes=5,
+        image_shape=SHAPE,
+        mean=(0.5,),
+        std=(0.5,),
+    )
+    assert torch.equal(read.network[0].weight, model.network[0].weight)
 
 
 def test_the_trial_leaves_the_network_as_it_was():

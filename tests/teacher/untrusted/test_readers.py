@@ -245,7 +245,10 @@ def test_every_changed_bit_of_stored_values_is_noticed():
     for bit in range(16 * 8):
         content = bytearray(whole)
         content[start + bit // 8] ^= 1 << bit % 8
-        assert damaged(bytes(content)) == "has a wrong checksum in 'archive/data/0'; it is damaged"
+        assert damaged(bytes(content)) == (
+            "has a wrong checksum in 'archive/data/0'; it is damaged, or saved without checksums "
+            "(compute_crc32=False): save it again"
+        )
 
 
 # Views, wrappers, kinds.

@@ -37,6 +37,10 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _WORD, _BYTE = 65535, 255
 _SLOW = ("bmp_rle", "ppm", "ppm_plain")
 _SLOWER = 100
+_MOST_AREA = 2
+"""Largest area of all tiles, as a multiple of the image's; each channel may have its own."""
+_PER_TILE = 1000
+"""Cost of a tile of any size, in processed pixels."""
 _ROWS = 64
 _NARROW = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "I;16": 2, "I;16B": 2, "I;16L": 2, "RGB": 3}
 
@@ -146,10 +150,23 @@ def _cost(image: Image.Image, stream: Stream) -> int:
                 "that is slow to decode"
             )
         return pixels * _SLOWER
-    scans = _scans(stream) if image.format == "JPEG" else 1
+    # A TIFF can name the same strips any number of times, each of which is decoded.
+    area = sum(_area(tile.extents) for tile in tiles if tile.extents is not None)
+    if area > _MOST_AREA * pixels * len(image.getbands()):
+        raise UndecodableError(
+            f"{image.width}x{image.height} in {len(tiles):,} parts of {area:,} pixels in total: "
+            "the same part is given many times"
+        )
+    # Not only for the format JPEG: files of several images (MPO) consist of JPEGs.
+    scans = _scans(stream) if any(tile[0] == "jpeg" for tile in tiles) else 1
     if scans > MAX_SCANS:
         raise UndecodableError(f"{scans:,} scans; expected at most {MAX_SCANS}")
-    return pixels * max(1, scans)
+    return max(pixels * max(1, scans), area + _PER_TILE * max(0, len(tiles) - 1))
+
+
+def _area(extents: tuple[int, int, int, int]) -> int:
+    left, top, right, bottom = extents
+    return max(0, right - left) * max(0, bottom - top)
 
 
 def _scans(stream: Stream) -> int:

@@ -39,6 +39,7 @@ _SPELLINGS: Mapping[str, Split] = {
 """Names of the folders of splits, in lower case."""
 _ANNOTATIONS = "val/val_annotations.txt"
 _ANNOTATED = "val/images"
+_FEWEST, _SHOWN, _DEEPEST = 2, 3, 5
 _LOOSE = "images beside the class folders"
 """Kind of the images that belong to no class, where files that are left out are counted."""
 
@@ -94,6 +95,8 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
     if nested:
         _check_others(root, top, [name for name in found if name not in splits.values()], skipped)
     part, classes = (top, nested) if nested else ("", found)
+    if reading.classes is None:
+        _check_level(root, part, classes)
     named = ClassNames(classes)
     if isinstance(reading.classes, tuple):
         own = as_found(reading.classes, classes)
@@ -128,6 +131,40 @@ def _splits(root: Path, found: Sequence[str]) -> dict[Split, str]:
             )
         splits[split] = name
     return splits
+
+
+def _check_level(root: Path, part: str, classes: Sequence[str]) -> None:
+    """Refuse a folder above that of the class folders.
+
+    Raises:
+        InputError: If no class folder has images of its own, and all have the same folders.
+    """
+    common: tuple[str, ...] | None = None
+    for name in classes:
+        inner = _inner_folders(root, f"{part}/{name}" if part else name)
+        if len(inner) < _FEWEST or common not in (None, inner):
+            return
+        common = inner
+    if common is not None and len(classes) >= _FEWEST:
+        few = [shown(name) for name in classes[:_SHOWN]]
+        raise InputError(
+            f"{shown(root / part)} looks one level too high: {', '.join(few)} have no images of "
+            f"their own, but the same folders {', '.join(map(shown, common[:_SHOWN]))}; expected "
+            "train/CLASS/ or CLASS/ with images: give a folder in it, rename its folders to train "
+            "and test, or name the classes with --class-names if it is right"
+        )
+
+
+def _inner_folders(root: Path, place: str) -> tuple[str, ...]:
+    """Return the folders in a folder without images, or in the only folder in it, if it has one."""
+    for _ in range(_DEEPEST):
+        if image_names(root, place):
+            return ()
+        inner = folder_names(root, place)
+        if len(inner) != 1:
+            return inner
+        place = f"{place}/{inner[0]}"
+    return ()
 
 
 def _check_others(root: Path, top: str, others: Sequence[str], skipped: Counter[str]) -> None:

@@ -6,14 +6,25 @@ Only this module imports these libraries, and only when one of their networks is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
 from robustkd.core.types import INTERPOLATIONS
+
+_INCEPTIONS = ("googlenet", "inception_v3")
+
+
+CROP_MODES: Mapping[str, str] = {
+    "center": "centred-square",
+    "squash": "squash",
+    "border": "centred-square",
+}
+"""Way of resizing by the name of timm's crop mode; borders are not added."""
 
 
 class Preprocessing(NamedTuple):
@@ -56,7 +67,7 @@ def torchvision_network(name: str, *, classes: int, image_shape: tuple[int, int,
         options["image_size"] = size[0]
     if name.startswith("maxvit_"):
         options["input_size"] = tuple(size)
-    if name in ("googlenet", "inception_v3"):
+    if name in _INCEPTIONS:
         # With auxiliary heads, the output would be a tuple.
         options.update(aux_logits=False, init_weights=True)
     try:
@@ -88,6 +99,8 @@ def timm_network(name: str, *, classes: int, image_shape: tuple[int, int, int]) 
             name, pretrained=False, num_classes=classes, in_chans=image_shape[0], **options
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and torch.get_default_device().type == "meta":
+            raise  # The network may need values of tensors while it is built.
         raise UsageError(
             f"timm/{name} does not accept images of shape {image_shape}: {error}"
         ) from error
@@ -114,8 +127,8 @@ def preprocessing(arch: str) -> Preprocessing | None:
             config.input_size,
             tuple(config.mean),
             tuple(config.std),
-            crop=min(1.0, float(config.crop_pct)),
-            resize="squash" if config.crop_mode == "squash" else "centred-square",
+            crop=share(config.crop_pct),
+            resize=CROP_MODES.get(config.crop_mode, "centred-square"),
             interpolation=_interpolation(config.interpolation),
         )
     if library != "torchvision":
@@ -128,13 +141,27 @@ def preprocessing(arch: str) -> Preprocessing | None:
         return None
     steps = default.transforms()
     size = steps.crop_size[0]
+    mean, std = tuple(steps.mean), tuple(steps.std)
+    if name in _INCEPTIONS:
+        # With their published weights, these networks normalise their input once more
+        # (transform_input), which makes this of it.
+        mean = std = (0.5,) * 3
     return Preprocessing(
         (3, size, size),
-        tuple(steps.mean),
-        tuple(steps.std),
+        mean,
+        std,
         crop=min(1.0, size / steps.resize_size[0]),
         interpolation=_interpolation(steps.interpolation.value),
     )
+
+
+def share(crop_pct: float) -> float:
+    """Return the share of an image that is kept for a ``crop_pct`` of timm.
+
+    Values above 1 mean that the image is resized to less than the input of the network and padded.
+    The whole image is used instead.
+    """
+    return min(1.0, float(crop_pct))
 
 
 def _interpolation(name: str) -> str:

@@ -152,6 +152,7 @@ def main() -> None:
                     {
                         "wrappers": contents.wrappers,
                         "ignored": [quoted(key) for key in contents.ignored[:_MOST_IGNORED]],
+                        "more": max(0, len(contents.ignored) - _MOST_IGNORED),
                     }
                     for contents in found
                 ],

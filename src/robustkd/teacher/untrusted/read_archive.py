@@ -77,7 +77,10 @@ def verify(file: BufferedIOBase, member: Member) -> None:
     for chunk in _chunks(file, member):
         crc = zlib.crc32(chunk, crc)
     if crc != member.crc:
-        raise Refusal(f"has a wrong checksum in {quoted(member.name)}; it is damaged")
+        raise Refusal(
+            f"has a wrong checksum in {quoted(member.name)}; it is damaged, or saved without "
+            "checksums (compute_crc32=False): save it again"
+        )
 
 
 def _chunks(file: BufferedIOBase, member: Member) -> Iterator[bytes]:

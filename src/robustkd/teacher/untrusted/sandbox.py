@@ -24,6 +24,7 @@ _START = (
 _LONGEST_VERDICT = 1 << 17
 _TOO_LATE = -1000
 _LONGEST_REASON = 500
+_MOST_COUNTED = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,13 @@ class Surroundings:
 
     Attributes:
         wrappers: Keys that lead to the state dict, outermost first.
-        ignored: Keys that were not read, quoted.
+        ignored: The first keys that were not read, quoted.
+        more: Number of further ones.
     """
 
     wrappers: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    more: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,7 @@ def _parsed(verdict: bytes, seconds: float) -> ReadOutcome:
                 Surroundings(
                     tuple(_text(key) for key in each["wrappers"]),
                     tuple(_text(key) for key in each["ignored"]),
+                    _count(each["more"]),
                 )
                 for each in said.get("candidates", ())
             ),
@@ -195,6 +199,12 @@ def _parsed(verdict: bytes, seconds: float) -> ReadOutcome:
             "makes the reading process return an invalid verdict; it is damaged or malicious",
             seconds=seconds,
         )
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < _MOST_COUNTED:
+        raise ValueError("not a count")
+    return value
 
 
 def _text(value: object, longest: int = 100) -> str:
