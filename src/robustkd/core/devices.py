@@ -61,7 +61,8 @@ def without_parameters() -> Iterator[None]:
             return None
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(emptied)
+    # The hook may return another parameter, which PyTorch's type of it does not say.
+    hook = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]
     try:
         with _NoRandomNumbers():
             yield
