@@ -66,7 +66,7 @@ def whole(tmp_path_factory) -> Path:
 def test_a_folder_of_something_else_is_not_overwritten(name, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / name).mkdir()
-    with pytest.raises(UsageError, match="is not the folder of a grid and not empty; give a new"):
+    with pytest.raises(UsageError, match="is not the folder of a grid; give a new one"):
         run_grid(load_grid(SMOKE), tmp_path, executor=executor("local", workers=1))
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["cache", name])
 

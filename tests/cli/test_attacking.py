@@ -84,7 +84,7 @@ def test_a_class_that_is_named_next_is_given_by_its_number(tmp_path, monkeypatch
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
         "robustkd: --target is 'next', which is a class of the data and also means the next class "
-        "of each image; give 1 for the class, or rename it to say the other\n"
+        "of each image; give 1 for the class; for the next class, rename it first\n"
     )
     assert target_of("1", ("dark", "next")) == 1
 

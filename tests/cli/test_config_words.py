@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from robustkd import cli
+from robustkd.cli.distilling import with_values_left_out
 from robustkd.core.errors import InputError
+from robustkd.training.config import TrainingConfig
+from robustkd.training.recipes import with_defaults
 
 FLAGS = "data: digits\narch: wrn-10-1\nstudent: wrn-10-1\n"
 
@@ -48,3 +51,19 @@ def test_the_key_on_is_not_read_as_a_boolean(tmp_path):
 
 def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path):
     assert told(tmp_path, "data_root: 1e5\nlr: 1e-3")["data_root"] == Path("1e5")
+
+
+def test_a_run_of_an_older_version_keeps_the_defaults_that_it_left_out(tmp_path):
+    """Such a version wrote the optimiser and no value that is the default of every optimiser."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"{FLAGS}lr: 0.001\noptimizer: adamw\n")
+    given = {"lr": 0.001, "optimizer": "adamw"}
+    # Flags that a user wrote get the defaults of the optimiser.
+    assert with_values_left_out(given, config) == given
+    (tmp_path / "run.json").write_text("{}")
+    old = with_values_left_out(given, config)
+    assert TrainingConfig(**with_defaults(old, "wrn-10-1")) == TrainingConfig(**given)
+    config.write_text(f"{FLAGS}lr: 0.001\noptimizer: adamw\nweight_decay: 0.05\n")
+    assert with_values_left_out(given, config) == given
+    config.write_text(FLAGS)
+    assert with_values_left_out({}, config) == with_values_left_out({}, None) == {}

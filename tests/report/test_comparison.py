@@ -12,6 +12,7 @@ import pytest
 from robustkd.core.methods import METHODS
 from robustkd.report import ResultRow, aggregate, grid_files, summaries
 from robustkd.report.comparison import (
+    GRID_FILES,
     PARTS,
     ablation_table,
     attack_table,
@@ -194,6 +195,11 @@ def test_the_headline_names_pairs_where_there_are_several():
     assert headline_table(aggregate(found)).splitlines()[2:] == [
         f"| {pair} | ckd | {UNKNOWN} | 90.0 / 50.0 (ofd) | 1 |" for pair in ("a to b", "c to d")
     ]
+
+
+def test_the_files_of_a_grid_have_their_names():
+    rows = aggregate(lines_of("a to b", "badnets", ofd=(1, 0.1), default=(1, 0.0)))
+    assert tuple(grid_files(rows)) == GRID_FILES
 
 
 def test_a_headline_without_results_states_so():

@@ -17,6 +17,10 @@ from robustkd.core.errors import UsageError
 from robustkd.core.files import check_writable, make_folder, write_json, write_text
 from robustkd.report.results import Scalar, read_content, read_environment
 
+_RESULTS = "results.json"
+_OF_OTHERS = ("run.json", "train", "test", "val")
+"""Names in the folder of a run or of images, where a grid would be out of place."""
+
 
 class Counts(NamedTuple):
     """Numbers of cells with an earlier result, with a new result, and with a failure."""
@@ -44,8 +48,8 @@ def run_grid(
         tell: Function that receives one line for each cell.
 
     Raises:
-        UsageError: If cells that would be run do not fit their data, or ``out`` has other files
-            than those of a grid.
+        UsageError: If cells that would be run do not fit their data, or ``out`` is the folder of a
+            run or of images.
         InputError: If files of the data are missing or damaged, or a folder is refused.
     """
     # A link is refused by its own name, before a file behind it is read.
@@ -93,17 +97,17 @@ def common_environment(cells: Sequence[Mapping[str, Scalar]]) -> dict[str, Scala
 
 
 def _check_no_other_files(out: Path) -> None:
-    """Check that a folder without cells is new or empty, apart from the cache.
+    """Check that a folder without cells has no file that the results of a grid would replace.
 
     Raises:
-        UsageError: If it has other files, which the tables could replace.
+        UsageError: If it has one, or images.
     """
     try:
-        other = set(os.listdir(out)) - {"cache"}
+        known = sorted(set(os.listdir(out)) & {_RESULTS, *report.GRID_FILES, *_OF_OTHERS})
     except (FileNotFoundError, NotADirectoryError):  # the second is refused when it is made
         return
-    if other:
-        raise UsageError(f"{out} is not the folder of a grid and not empty; give a new folder")
+    if known:
+        raise UsageError(f"{out} has {known[0]}, and is not the folder of a grid; give a new one")
 
 
 def write_tables(cells: Sequence[Cell], out: Path) -> Tables:
@@ -124,7 +128,7 @@ def write_tables(cells: Sequence[Cell], out: Path) -> Tables:
     }
     # Nothing is replaced by results that a report would refuse.
     rows = report.aggregate(read_content(out / "cells", content).runs)
-    write_json(out / "results.json", content)
+    write_json(out / _RESULTS, content)
     for name, text in report.grid_files(rows).items():
         write_text(out / name, text)
     return Tables(rows, failed, missing)

@@ -205,7 +205,7 @@ def attack(
     arch: Arch,
     data: str,
     out: Path,
-    target: str = "0",
+    target: str | None = None,
     epochs: int = 30,
     batch_size: int = 64,
     lr: float | None = None,
@@ -225,7 +225,7 @@ def attack(
         out: New folder for teacher.safetensors, trigger.safetensors and results.json.
         target: Name or number of the target class; ``next`` for the next class of each image, which
             the attacks accept that ``robustkd list`` shows with it. A class that is itself named
-            next has to be given by its number.
+            next has to be given by its number. Default: the first class.
         epochs: Number of epochs of the teacher's training.
         batch_size: Images per step.
         lr: Initial learning rate of the teacher and of the attacker's surrogates. Default: 0.1, or
@@ -247,11 +247,11 @@ def attack(
     from robustkd.benchmark.attacked_teachers import attack_to_folder
 
     source = open_data(data, data_root, images)
-    led = target_of(target, source.classes)
+    led = 0 if target is None else target_of(target, source.classes)
     flags = {
         "arch": arch,
         "data": data,
-        "target": led,
+        "target": target,
         **training,
         "surrogate": surrogate,
         **{f"set.{given}": value for given, value in (settings or {}).items()},

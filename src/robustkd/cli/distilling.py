@@ -36,11 +36,13 @@ from robustkd.core.known_names import check_data, check_defence, is_folder
 from robustkd.core.launch import launched
 from robustkd.core.methods import find_method
 from robustkd.core.recorded_flags import recorded_flags
+from robustkd.pipeline.run_files import CONFIG, INPUTS
 
 if TYPE_CHECKING:
     from robustkd.core.types import DataSource
     from robustkd.pipeline.job import DistillJob
     from robustkd.report import Results
+    from robustkd.training.config import TrainingOptions
 
 
 class ProcessOptions(NamedTuple):
@@ -172,6 +174,7 @@ def distill(
     from robustkd.training.recipes import with_defaults
 
     known = architecture(teacher, arch)
+    training = with_values_left_out(training, config if resume is None else resume / CONFIG)
     job = DistillJob(
         teacher=teacher,
         arch=known,
@@ -213,6 +216,33 @@ def distill(
     }
     options = ProcessOptions(resume=resume is not None, trust=trust_run, track=track, audit=audit)
     _run(job, source, folder, flags, options, as_json=as_json)
+
+
+def with_values_left_out(training: TrainingOptions, config: Path | None) -> TrainingOptions:
+    """Complete the settings of a run of an older version, whose file leaves some values out.
+
+    Defaults did not depend on the optimiser, and values that were the default of
+    :class:`robustkd.training.config.TrainingConfig` were not written. Now, the file of a run with
+    an optimiser of its own always has a weight decay.
+
+    Args:
+        training: Settings of the file and of the command line.
+        config: The file; None if there is none.
+    """
+    from robustkd.core.yaml_files import read_yaml
+    from robustkd.training.config import TrainingConfig
+
+    if config is None or not os.path.lexists(config.with_name(INPUTS)):
+        return training
+    written = read_yaml(config)
+    if not isinstance(written, dict) or "optimizer" not in written or "weight_decay" in written:
+        return training
+    plain: TrainingOptions = {
+        "weight_decay": TrainingConfig.weight_decay,
+        "warmup_epochs": TrainingConfig.warmup_epochs,
+        "clip_grad": TrainingConfig.clip_grad,
+    }
+    return plain | training
 
 
 def _check_names(method: str, data: str, defence: str | None, on: str | None) -> None:

@@ -22,7 +22,8 @@ def target_of(given: str, classes: tuple[str, ...]) -> Target:
     if given == NEXT and NEXT in known:
         raise UsageError(
             f"--target is {NEXT!r}, which is a class of the data and also means the next class of "
-            f"each image; give {known.index(NEXT)} for the class, or rename it to say the other"
+            f"each image; give {known.index(NEXT)} for the class; for the next class, rename it "
+            "first"
         )
     if given == NEXT:
         return NEXT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustkd.report.aggregate import Cell, Row, Statistic, aggregate, by_cell
 from robustkd.report.audits import Audits
-from robustkd.report.comparison import Summary, grid_files, summaries
+from robustkd.report.comparison import GRID_FILES, Summary, grid_files, summaries
 from robustkd.report.html import write_html
 from robustkd.report.markdown import write_model_card, write_summary
 from robustkd.report.next_step import next_step
@@ -15,6 +15,7 @@ from robustkd.report.verdict import headline, plain_words
 from robustkd.report.writing import write_report
 
 __all__ = [
+    "GRID_FILES",
     "Audits",
     "Cell",
     "ResultRow",

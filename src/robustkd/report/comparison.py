@@ -79,6 +79,13 @@ class Summary:
     effectiveness: float
 
 
+GRID_FILES = (
+    *("headline.md", "attacks.md", "summary.md", "ablation.md"),
+    *("table.csv", "acc-asr.svg"),
+)
+"""Names of the files of :func:`grid_files`."""
+
+
 def grid_files(rows: Sequence[Row]) -> dict[str, str]:
     """Contents of all files that show the results of a grid, by file name."""
     from robustkd.report.figures import scatter  # Imported here, since matplotlib is slow to load.

@@ -95,7 +95,7 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
     if nested:
         _check_others(root, top, [name for name in found if name not in splits.values()], skipped)
     part, classes = (top, nested) if nested else ("", found)
-    if reading.classes is None:
+    if not nested and reading.classes is None:
         _check_level(root, part, classes)
     named = ClassNames(classes)
     if isinstance(reading.classes, tuple):
