@@ -636,7 +636,7 @@ def test_mistakes_as_processes_leave_no_traceback(files, tmp_path):
         "output folder run is not empty; give a new one with --out",
     )
     said = shell("evaluate", cwd=tmp_path)
-    refused(said, 2, f'Command "evaluate" parameter STUDENT requires an argument. {SEE}')
+    refused(said, 2, f'Command "evaluate" parameter MODEL requires an argument. {SEE}')
 
 
 def test_a_file_in_another_format_is_reported_in_one_line(robustkd):
