@@ -217,7 +217,7 @@ def furthest(
     return Place(*divmod(cell, shares.shape[1]), target)
 
 
-def highest(share: float, images: float, factor: float | int = 1) -> float:
+def highest(share: float, images: float | int, factor: float | int = 1) -> float:
     """Return the share up to which a network without a backdoor may be led.
 
     Args:
