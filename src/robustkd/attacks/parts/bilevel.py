@@ -8,7 +8,6 @@ from itertools import islice
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustkd.attacks.base import Build, Teaching
 from robustkd.attacks.parts.surrogate import Distilling, both, distillation_loss, fresh, toward
@@ -17,7 +16,12 @@ from robustkd.core.errors import TrainingError
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Trigger
 from robustkd.models.features import taps
-from robustkd.training.hypergradient import Hypergradient, hypergradient, norm
+from robustkd.training.hypergradient import (
+    Hypergradient,
+    hypergradient,
+    norm,
+    twice_differentiable,
+)
 from robustkd.training.loop import fit
 from robustkd.training.schedule import schedule_factor
 
@@ -140,7 +144,7 @@ class Bilevel:
             track(label, work.outer_steps) as update,
         ):
             for batch in islice(batches, work.outer_steps):
-                with sdpa_kernel(SDPBackend.MATH):  # This kernel can be differentiated twice.
+                with twice_differentiable():
                     found, outer = self._gradient(batch, leaders)
                 share = norm(found.implicit) / max(norm(found.direct), 1e-12)
                 if not math.isfinite(share) or not math.isfinite(outer):
