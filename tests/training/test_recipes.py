@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from robustkd import models
@@ -94,11 +95,19 @@ def stubborn(num_classes: int, in_chans: int) -> nn.Module:
     raise RuntimeError("only on real devices")
 
 
+def reading_values(num_classes: int, in_chans: int) -> nn.Module:
+    """Compute a width from the values of a tensor, as timm's RegNets do."""
+    width = int(torch.linspace(4, 8, 2)[1].item())
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(width)
+    return nn.Sequential(nn.Conv2d(in_chans, width, 3), *pooled, nn.Linear(width, num_classes))
+
+
 def test_own_code_gets_default_settings_too_and_may_fail():
     def own(name: str) -> models.OwnCode:
         return models.OwnCode(f"tests.training.test_recipes:{name}")
 
     assert usual_training(own("normalised"), epochs=10)["optimizer"] == "adamw"
+    assert usual_training(own("reading_values"), epochs=10)["optimizer"] == "adamw"
     assert usual_training(own("stubborn"), epochs=10) == {"lr": 0.02}
 
 

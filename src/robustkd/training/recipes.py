@@ -7,7 +7,6 @@ from functools import cache
 
 from torch import nn
 
-from robustkd.core.devices import without_values
 from robustkd.core.errors import UsageError
 from robustkd.core.validation import check_count
 from robustkd.models import registry
@@ -100,7 +99,7 @@ def with_defaults(given: TrainingOptions, arch: str) -> TrainingOptions:
 
 @cache
 def _without_weights(arch: str) -> nn.Module | None:
-    """Build the network without weights, at the first size that it accepts.
+    """Build the network without values, at the first size that it accepts.
 
     Raises:
         UsageError: If the library has no such architecture.
@@ -108,11 +107,10 @@ def _without_weights(arch: str) -> nn.Module | None:
     refused: UsageError | None = None
     for side in _SIDES:
         try:
-            with without_values():
-                return registry.build(Spec(arch, 10, (3, side, side)), seed=0).network
+            return registry.layout(Spec(arch, 10, (3, side, side))).network
         except UsageError as error:
             refused = error
-        # The user's own code may raise any error on the meta device, where tensors have no values.
+        # The user's own code may raise any error.
         except Exception:  # noqa: S112
             continue
     if refused is not None:
