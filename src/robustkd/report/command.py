@@ -58,7 +58,9 @@ def _attack(results: Results, *, private: bool) -> str:
     if not isinstance(flags, dict):
         raise InputError("results.json: config.flags is no object; expected flags and values")
     _check_names(flags, "results.json: config.flags")
-    return _line(f"attack {shlex.quote(run.attack)}", {**flags, "out": "repeated"}, private=private)
+    # With two triggers, each run is named by both.
+    name = str(config.get("attack", run.attack))
+    return _line(f"attack {shlex.quote(name)}", {**flags, "out": "repeated"}, private=private)
 
 
 def _attack_without_flags(results: Results, *, private: bool) -> str:
