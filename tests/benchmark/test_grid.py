@@ -498,6 +498,10 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
             "target and second_target are both 0; expected two different classes",
         ),
         (
+            {"attacks": {"tone": None}, "teaching": {"second": "blend", "second_target": 0}},
+            "target and second_target are both 0; expected two different classes",
+        ),
+        (
             {"attacks": {"tone": {"second": "blend", "second_target": 3}}, "target": "next"},
             "target is next, and each of two triggers has one target class; give the number of a "
             "class",

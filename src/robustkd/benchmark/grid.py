@@ -150,8 +150,9 @@ class Block(BaseModel):
             _check_arguments(key, getattr(self, key))
         for name, own in self.attacks.items():
             _check_arguments(f"attacks.{name}", own or {})
-            check_settings(name, {**self.teaching, **(own or {})})
-            check_accepts(name, self.target, own)
+            settings = {**self.teaching, **(own or {})}
+            check_settings(name, settings)
+            check_accepts(name, self.target, settings)
         return self
 
     @field_validator("methods", mode="before")
