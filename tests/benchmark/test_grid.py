@@ -13,7 +13,7 @@ from PIL import Image
 from robustkd import data
 from robustkd.attacks import ATTACKS, Blend
 from robustkd.attacks.data_poisoning import DirtyLabel
-from robustkd.attacks.registry import AttackRow
+from robustkd.attacks.registry import AttackRow, can_be_second
 from robustkd.benchmark import Cell, load_grid
 from robustkd.benchmark.attacked_teachers import attack_to_folder, sgd_rate
 from robustkd.benchmark.cells import TEACHER
@@ -25,6 +25,7 @@ from robustkd.core.plain_yaml import parse
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GRIDS = sorted(path.stem for path in BENCHMARKS.glob("*.yaml"))
+SECOND = ", ".join(name for name, row in ATTACKS.items() if "second" in row.arguments)
 BLOCK = {
     "data": {"digits": {"train": 40}},
     "pairs": [["wrn-10-1", "wrn-10-1"]],
@@ -247,6 +248,32 @@ def test_the_next_class_is_a_target_of_its_own(tmp_path):
         load(tmp_path, both)
 
 
+def test_a_second_trigger_is_an_attack_of_its_own(tmp_path):
+    two = {"tone": {"second": "blend", "second_target": 3, "second_rate": 0.1}}
+    plain = load(tmp_path, BLOCK | {"attacks": {"tone": None}})
+    cells = load(tmp_path, BLOCK | {"attacks": {"tone": None}, "also": [{"attacks": two}]})
+    assert [cell.name for cell in cells[: len(plain)]] == [cell.name for cell in plain]
+    second = cells[len(plain)].teacher
+    assert second.names == ("tone (with blend)", "blend (with tone)")
+    assert plain[0].teacher.names == ("tone",)
+    assert dict(second.attacking) == {"epochs": 2, **two["tone"]}
+    assert second.configuration()["attacking"] == second.attacking
+    swapped = {"blend": {"second": "tone", "second_target": 3}}
+    with pytest.raises(
+        UsageError, match=r"two different cells of digits, .*, blend \(with tone\), "
+    ):
+        load(tmp_path, BLOCK | {"attacks": two, "also": [{"attacks": swapped}]})
+
+
+def test_a_teacher_with_two_triggers_is_named_by_the_version_of_both_attacks(tmp_path, monkeypatch):
+    two = BLOCK | {"attacks": {"badnets": {"second": "blend", "second_target": 3}}}
+    before = load(tmp_path, two)[0].name
+    for name in ("badnets", "blend"):
+        with monkeypatch.context() as patch:
+            patch.setitem(ATTACKS, name, replace(ATTACKS[name], revision=7))
+            assert load(tmp_path, two)[0].name != before
+
+
 def test_the_teachers_own_cell_does_not_depend_on_how_students_learn(tmp_path):
     cell = load(tmp_path, BLOCK)[0]
     assert cell.method == TEACHER
@@ -448,6 +475,36 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
             {"attacks": {"badnets": None}, "also": [{"attacks": {"sig": None}}], "target": "next"},
             "also.0: target is next, and attack 'sig' has one target class; give its number, or "
             f"use one of {', '.join(name for name, row in ATTACKS.items() if row.next_class)}",
+        ),
+        (
+            {"attacks": {"sig": {"second": "blend", "second_target": 3}}},
+            f"this attack cannot have a second trigger; use one of {SECOND}",
+        ),
+        (
+            {"attacks": {"tone": {"second": "wanet", "second_target": 3}}},
+            "second is 'wanet', which cannot be a second trigger; use one of "
+            f"{', '.join(name for name, row in ATTACKS.items() if can_be_second(row))}",
+        ),
+        (
+            {"attacks": {"tone": {"second": "blend"}}},
+            "second is given and second_target is not; add it, or leave both out",
+        ),
+        (
+            {"attacks": {"tone": {"second": "blend", "second_target": "3"}}},
+            "second_target is '3'; expected a whole number",
+        ),
+        (
+            {"attacks": {"tone": {"second": "blend", "second_target": 0}}},
+            "target and second_target are both 0; expected two different classes",
+        ),
+        (
+            {"attacks": {"tone": None}, "teaching": {"second": "blend", "second_target": 0}},
+            "target and second_target are both 0; expected two different classes",
+        ),
+        (
+            {"attacks": {"tone": {"second": "blend", "second_target": 3}}, "target": "next"},
+            "target is next, and each of two triggers has one target class; give the number of a "
+            "class",
         ),
         ({"seeds": [2**40]}, "seeds.0 is 1099511627776; expected less than 2147483648"),
         ({"threads": 10**6}, "threads is 1000000; expected 1 to 1024"),

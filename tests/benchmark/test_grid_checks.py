@@ -52,6 +52,10 @@ WRONG = [
         "data: train is 99999999; digits can give from 10 (one of each class) to 1200 images; "
         "choose a number in between",
     ),
+    (
+        replace(CELL, teacher=replace(TEACHER, attacking={"second": "blend", "second_target": 10})),
+        "second_target: target class is 10; expected 0 to 9 for digits",
+    ),
 ]
 
 

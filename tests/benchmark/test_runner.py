@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -32,8 +33,9 @@ from robustkd.benchmark.cells import TeacherCell
 from robustkd.benchmark.executors import executor
 from robustkd.benchmark.records import Told, gather, run_each
 from robustkd.benchmark.run_cell import NoTeacherError
-from robustkd.core.errors import TrainingError, UsageError
+from robustkd.core.errors import InputError, TrainingError, UsageError
 from robustkd.core.files import write_json
+from robustkd.data import load
 
 SMOKE = Path(__file__).parents[2] / "benchmarks" / "smoke.yaml"
 TABLES = ("headline.md", "attacks.md", "summary.md", "table.csv", "acc-asr.svg")
@@ -263,6 +265,48 @@ def test_the_next_class_is_the_target_of_teachers_and_their_students(tmp_path):
     assert {run["n_asr"] for run in runs} == {run["n_acc"] for run in runs} == {120}
     rows = write_tables(cells, tmp_path).rows
     assert [row.method for row in rows] == [cell.method for cell in cells]
+
+
+def test_each_trigger_of_a_teacher_has_rows_of_its_own(tmp_path):
+    settings = small()[0].teacher.attacking
+    cells = small(target=2, attacking={**settings, "second": "blend", "second_target": 5})
+    told: list[str] = []
+    counts = run_grid(cells, tmp_path, executor=executor("local"), tell=told.append)
+    assert counts == (0, 3, 0)
+    assert all(re.search(r"^badnets \(with blend\) .* ASR +\S+% and +\S+% ", line) for line in told)
+    found = gather(cells, tmp_path).found
+    labels = load("digits", test=120).test.labels
+    for content in found:
+        (other,) = content["others"]
+        assert content["run"]["acc"] == other["acc"]
+        for run, target in ((content["run"], 2), (other, 5)):
+            assert run["n_asr"] == int((labels != target).sum())
+    names = ["badnets (with blend)", "blend (with badnets)"]
+    rows = write_tables(cells, tmp_path).rows
+    assert [(row.attack, row.method) for row in rows] == [
+        (name, cell.method) for name in names for cell in cells
+    ]
+    assert all(name in (tmp_path / "attacks.md").read_text() for name in names)
+    # A student without a teacher does not depend on the attack.
+    alone = [row.acc.mean for row in rows if row.method == "no-teacher"]
+    assert len(set(alone)) == 1
+    assert run_grid(cells, tmp_path, executor=executor("local")) == (3, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({}, "others is of type dict; expected a list"),
+        ([{"acc": 1}], "others[0] has no 'data'; every run needs it"),
+    ],
+)
+def test_a_damaged_run_of_a_further_trigger_is_refused(others, message, tmp_path):
+    (cell, *_) = small()
+    content = {"run": RUN, "others": others}
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / f"{cell.name}.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"{re.escape(message)}$"):
+        gather([cell], tmp_path)
 
 
 def test_a_grid_whose_cells_all_fail_ends_with_one_line(tmp_path, monkeypatch, capsys):

@@ -126,6 +126,17 @@ def test_older_results_have_a_command_only_if_the_data_has_a_name():
     assert printed(config, data="my-images") == ""
 
 
+def test_results_of_python_code_with_two_triggers_have_a_command():
+    config = {
+        **{"attack": "tone", "target": 8, "surrogate": "a", "lr": 0.1},
+        **{"second": "blend", "second_target": 3, "second_rate": 0.2},
+    }
+    assert printed(config, attack="tone (with blend)") == (
+        "robustkd attack tone --arch a --data digits --target 8 --second blend --second-target 3 "
+        "--lr 0.1 --set.second_rate 0.2 --out repeated"
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -297,6 +297,21 @@ def test_a_grid_of_controls_proves_nothing():
     )
 
 
+def test_two_triggers_of_a_teacher_are_told_with_the_warning():
+    runs = [
+        ResultRow(**make_run(method="teacher", attack=attack, asr=asr))
+        for attack, asr in (("tone (with blend)", 1.0), ("blend (with tone)", 0.95))
+    ]
+    assert headline(aggregate(runs)) == (
+        "Only teachers were measured, under 2 triggers with attack success rates of 95.0 % to "
+        "100.0 %. They were trained with a backdoor: use them for research only."
+    )
+    unknown = [ResultRow(**make_run(method="teacher", attack=name, asr=None)) for name in "ab"]
+    assert headline(aggregate(unknown)) == (
+        "These results hold neither a RobustKD student nor an ordinary one."
+    )
+
+
 def drop(teacher: float, student: float, n: int) -> str:
     methods = {"teacher": teacher, "default": student}
     return headline(

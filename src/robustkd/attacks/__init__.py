@@ -10,6 +10,7 @@ from robustkd.attacks.triggers.additive import Additive
 from robustkd.attacks.triggers.files import TRIGGERS, load_trigger, save_trigger
 from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend, MaskedPattern
 from robustkd.attacks.triggers.warp import Warp
+from robustkd.attacks.two_triggers import TwoTriggers
 from robustkd.core.types import Trigger
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Poisoned",
     "Teaching",
     "Trigger",
+    "TwoTriggers",
     "Warp",
     "find",
     "load_trigger",

@@ -94,12 +94,20 @@ class Backdoored:
         trigger: The trigger of the backdoor.
         target: Target class of the backdoor; ``next`` for the next class of each image.
         record: Settings and measurements of the attack, in JSON values.
+        others: Further triggers of the same teacher, each with its own target; empty for all
+            attacks with one trigger.
     """
 
     teacher: nn.Module
     trigger: Trigger
     target: Target
     record: Mapping[str, object] = field(default_factory=dict)
+    others: tuple[tuple[Trigger, Target], ...] = ()
+
+    @property
+    def backdoors(self) -> tuple[tuple[Trigger, Target], ...]:
+        """All triggers with their targets, :attr:`trigger` with :attr:`target` first."""
+        return ((self.trigger, self.target), *self.others)
 
 
 @runtime_checkable

@@ -20,12 +20,19 @@ from robustkd.attacks.parts.trigger_families import TRIGGER_FAMILIES
 from robustkd.attacks.scar import OSCAR, SCAR
 from robustkd.attacks.transformation import AdaptiveTransformation, LearnedTransformation
 from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend
+from robustkd.attacks.two_triggers import (
+    TwoTriggers,
+    can_be_combined,
+    check_distinct,
+    check_two_targets,
+)
 from robustkd.attacks.wanet import WaNet
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
 from robustkd.core.targets import NEXT, Target
-from robustkd.core.triggers import apply_trigger, check_one_target
+from robustkd.core.triggers import apply_trigger, check_one_target, check_target
 from robustkd.core.types import DataSource, Settings, Trigger
+from robustkd.core.validation import check_count
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -38,6 +45,10 @@ TRANSFORMATIONS: Mapping[str, str] = {
 }
 """Families of learned transformations that are attacks of the table, with their summaries."""
 _TEACHING = tuple(field.name for field in fields(Teaching))
+SECOND = ("second", "second_target")
+"""Settings that add the trigger of another attack with another target, see
+:class:`robustkd.attacks.two_triggers.TwoTriggers`; ``second_NAME`` is the setting NAME of this
+other attack."""
 
 
 @runtime_checkable
@@ -76,7 +87,7 @@ class AttackRow:
         # A field without a default, such as a fixed trigger or a family, defines the attack and is
         # no setting.
         own = [field.name for field in fields(self.attack) if field.default is not MISSING]
-        return ("target", *_TEACHING, *own)
+        return ("target", *_TEACHING, *own, *(SECOND if can_be_combined(self.attack) else ()))
 
     def __call__(
         self,
@@ -94,6 +105,8 @@ class AttackRow:
             target: Target class of the backdoor; ``next`` for the next class of each image, if the
                 attack has :attr:`next_class`.
             settings: The other :attr:`arguments`; settings that are not given keep their defaults.
+                With ``second`` and ``second_target``, the teacher has two triggers, each with its
+                own target class, and ``second_NAME`` is the setting NAME of the second attack.
 
         Returns:
             The teacher with its backdoor, and the trigger.
@@ -106,18 +119,19 @@ class AttackRow:
         self.check(settings)
         if not self.next_class:
             target = check_one_target(target, data)
-        attack = replace(self.attack, **settings)
-        return attack(build, data, target=target, teaching=Teaching(**teaching))
+        return self.configured(settings)(build, data, target=target, teaching=Teaching(**teaching))
 
     def check(self, settings: Settings) -> None:
         """Check the settings that are specific to the attack.
 
         Raises:
-            UsageError: If a setting is unknown, of the wrong type or out of range; the message
-                names the first one.
+            UsageError: If a setting is unknown, of the wrong type or out of range, or the attack
+                cannot have a second trigger that the settings ask for; the message names the first
+                one.
         """
+        own, of_second = _parted(settings)
         annotated = {field.name: str(field.type) for field in fields(self.attack)}
-        for name, value in settings.items():
+        for name, value in own.items():
             if name not in self.arguments or not hasattr(self.attack, name):
                 expected = ", ".join(self.arguments)
                 raise UsageError(f"unknown setting {name!r}; expected one of {expected}")
@@ -127,7 +141,45 @@ class AttackRow:
             wanted, words = _KINDS.get(kind, ((object,), "a string"))
             if isinstance(value, bool) or not isinstance(value, wanted):
                 raise UsageError(f"{name} is {value!r}; expected {words}")
-        replace(self.attack, **settings)
+        if of_second:
+            self._check_second(of_second)
+        self.configured(settings)
+
+    def configured(self, settings: Settings) -> Attack:
+        """Return the attack with settings that :meth:`check` accepts."""
+        own, of_second = _parted(settings)
+        attack = replace(self.attack, **own)
+        if not of_second:
+            return attack
+        second = replace(find(of_second["second"]).attack, **_further(of_second))
+        return TwoTriggers(attack, second, of_second["second_target"])
+
+    def _check_second(self, settings: Settings) -> None:
+        """Check the settings of a second trigger."""
+        if not can_be_combined(self.attack):
+            raise UsageError(f"this attack cannot have a second trigger; use one of {_able()}")
+        for name in SECOND:
+            if name not in settings:
+                given = next(iter(settings))
+                raise UsageError(f"{given} is given and {name} is not; add it, or leave both out")
+        row = find(str(settings["second"]))
+        if not can_be_second(row):
+            raise UsageError(
+                f"second is {settings['second']!r}, which cannot be a second trigger; use one of "
+                f"{_able(second=True)}"
+            )
+        if row is self:
+            raise UsageError(
+                f"second is {settings['second']!r}, as the attack itself; expected another one"
+            )
+        check_count(least=0, second_target=settings["second_target"])
+        further = _further(settings)
+        try:
+            if any(map(is_of_second, further)):
+                raise UsageError("a second trigger has no second one; leave its settings out")
+            row.check(further)
+        except UsageError as error:
+            raise UsageError(f"second: {error}") from error
 
     def try_trigger(self, settings: Settings, image_shape: tuple[int, int, int]) -> None:
         """Apply the trigger to one grey image, if its form is known before the training.
@@ -139,13 +191,47 @@ class AttackRow:
         Raises:
             UsageError: If the trigger does not fit such images.
         """
-        own = {name: value for name, value in settings.items() if hasattr(self.attack, name)}
-        attack = replace(self.attack, **own)
-        trigger: object = getattr(attack, "trigger", None)
-        if isinstance(attack, _KnownForm):
-            trigger = attack.example(image_shape)
-        if callable(trigger):
-            apply_trigger(trigger, torch.full((1, *image_shape), 0.5))
+        attack = self.configured(
+            {name: value for name, value in settings.items() if name not in _TEACHING}
+        )
+        both = (attack.first, attack.second) if isinstance(attack, TwoTriggers) else (attack,)
+        for each in both:
+            trigger: object = getattr(each, "trigger", None)
+            if isinstance(each, _KnownForm):
+                trigger = each.example(image_shape)
+            if callable(trigger):
+                apply_trigger(trigger, torch.full((1, *image_shape), 0.5))
+
+
+def _parted(settings: Settings) -> tuple[Settings, Settings]:
+    """Return the settings of an attack, and those of its second trigger."""
+    of_second = {name: value for name, value in settings.items() if is_of_second(name)}
+    return {name: settings[name] for name in settings if name not in of_second}, of_second
+
+
+def _further(of_second: Settings) -> Settings:
+    """Return the settings of the second attack itself, without ``second_`` in their names."""
+    own = {name: value for name, value in of_second.items() if name not in SECOND}
+    return {name.removeprefix("second_"): value for name, value in own.items()}
+
+
+def is_of_second(name: str) -> bool:
+    """Return whether a setting is about the second trigger of an attack."""
+    return name in SECOND or name.startswith("second_")
+
+
+def can_be_second(row: AttackRow) -> bool:
+    """Return whether the trigger of an attack can be the second of another one.
+
+    An attack that takes functions, such as an adaptive one, can only be the first.
+    """
+    return can_be_combined(row.attack) and not row.takes
+
+
+def _able(*, second: bool = False) -> str:
+    """Return the names of the attacks that can have a second trigger, or can be the second."""
+    chosen = can_be_second if second else lambda row: can_be_combined(row.attack)
+    return ", ".join(name for name, row in ATTACKS.items() if chosen(row))
 
 
 ATTACKS: dict[str, AttackRow] = {
@@ -249,12 +335,18 @@ def find(name: str) -> AttackRow:
     raise UsageError(f"unknown attack {name!r}; {nearest(name, ATTACKS)}")
 
 
-def check_accepts(name: str, target: Target) -> None:
+def check_accepts(name: str, target: Target, settings: Settings | None = None) -> None:
     """Check that an attack accepts a target, before its data is known.
 
+    Args:
+        name: Name of the attack.
+        target: The target.
+        settings: Checked settings of the attack, for the target of a second trigger; None for none.
+
     Raises:
-        UsageError: If the attack is unknown, or the target is the next class of each image and the
-            attack has one target class; the message names the attacks that accept it.
+        UsageError: If the attack is unknown, the target is the next class of each image and the
+            attack has one target class, or two triggers have the same target; the message names
+            the attacks that accept the next class.
     """
     if not find(name).next_class and target == NEXT:
         able = ", ".join(known for known, row in ATTACKS.items() if row.next_class)
@@ -262,3 +354,17 @@ def check_accepts(name: str, target: Target) -> None:
             f"target is {NEXT}, and attack {name!r} has one target class; give its number, or use "
             f"one of {able}"
         )
+    if settings and "second_target" in settings:
+        check_distinct(target, settings["second_target"])
+
+
+def check_targets(target: Target, settings: Settings, data: DataSource) -> None:
+    """Check that the target of an attack, and that of its second trigger if any, fit the data.
+
+    Raises:
+        UsageError: If one is not the index of a class, or both are equal.
+    """
+    if "second_target" in settings:
+        check_two_targets(target, settings["second_target"], data)
+    else:
+        check_target(target, data)

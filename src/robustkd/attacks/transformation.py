@@ -80,6 +80,33 @@ class LearnedTransformation:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
         check_target(target, data)
         teacher = train_teacher(build, data, teaching)
+        trigger, learned = self.learn(teacher, build, data, target=target, teaching=teaching)
+        poisoned = Poisoned(data, trigger, target=target, rate=self.rate, seed=teaching.seed)
+        self.implant(teacher, poisoned, teaching)
+        record = {**learned, "rate": self.rate, "poisoned": int(poisoned.mask.sum())}
+        return Backdoored(teacher.eval(), trigger, target, record)
+
+    def learn(
+        self,
+        teacher: nn.Module,
+        build: Build,
+        data: DataSource,
+        *,
+        target: Target,
+        teaching: Teaching,
+    ) -> tuple[Trigger, dict[str, object]]:
+        """Learn the trigger on a clean teacher.
+
+        Args:
+            teacher: The clean teacher, which is not changed.
+            build: Builds the network with fresh weights.
+            data: The attacker's clean images.
+            target: Target class; ``next`` for the next class of each image.
+            teaching: Training settings of the attacker.
+
+        Returns:
+            The trigger; and its settings and its success before it is implanted, in JSON values.
+        """
         victims = self._victims(teacher, build, data, teaching)
         trigger = learn_transformation(
             victims,
@@ -91,18 +118,17 @@ class LearnedTransformation:
             seed=teaching.seed,
         )
         before, *others = (success(victim, data, trigger, target) for victim in victims)
-        poisoned = Poisoned(data, trigger, target=target, rate=self.rate, seed=teaching.seed)
-        epochs = self.implant_share * teaching.epochs
-        implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
-        record = {
+        return trigger, {
             "family": self.family,
             "strength": self.strength,
             "success_before": before,
             **({"success_surrogate": others[0]} if others else {}),
-            "rate": self.rate,
-            "poisoned": int(poisoned.mask.sum()),
         }
-        return Backdoored(teacher.eval(), trigger, target, record)
+
+    def implant(self, teacher: nn.Module, poisoned: DataSource, teaching: Teaching) -> None:
+        """Fine-tune a clean teacher on poisoned data."""
+        epochs = self.implant_share * teaching.epochs
+        implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))
 
     def example(self, image_shape: Shape) -> Trigger:
         """Return the transformation before it is learned, for images of a shape."""

@@ -14,12 +14,13 @@ import yaml
 from torch import nn
 
 from robustkd import models
-from robustkd.attacks import ATTACKS, Backdoored, Teaching, find, save_trigger
+from robustkd.attacks import ATTACKS, Backdoored, Teaching, find
 from robustkd.attacks.base import Build
-from robustkd.attacks.registry import check_accepts
+from robustkd.attacks.registry import check_accepts, check_targets, is_of_second
 from robustkd.attacks.triggers.files import check_known
 from robustkd.benchmark.rehearsal import expected_method, informed
-from robustkd.benchmark.rows import measured_run
+from robustkd.benchmark.rows import measured_runs, names_of_rows
+from robustkd.benchmark.trigger_files import save_triggers
 from robustkd.core.environment import environment
 from robustkd.core.errors import UsageError
 from robustkd.core.files import new_folder
@@ -27,10 +28,9 @@ from robustkd.core.method_settings import DetoxOptions
 from robustkd.core.methods import find_method
 from robustkd.core.plain_yaml import parse
 from robustkd.core.targets import Target
-from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Settings
 from robustkd.models.trial import check_runs
-from robustkd.report.results import ResultRow, Results
+from robustkd.report.results import Results
 from robustkd.training.config import TrainingOptions
 from robustkd.training.recipes import usual_training, with_defaults
 
@@ -160,7 +160,9 @@ def check_settings(name: str, settings: Settings) -> None:
     attack = find(name)
     given_by_us = {taken for row in ATTACKS.values() for taken in row.takes}
     known = set(attack.arguments) - {"target", "seed"} - given_by_us
-    unknown = next((given for given in settings if given not in known), None)
+    unknown = next(
+        (given for given in settings if given not in known and not is_of_second(given)), None
+    )
     if unknown is not None:
         raise UsageError(f"attack {name!r} has no argument {unknown!r}")
     teaching = {field.name for field in fields(Teaching)}
@@ -208,6 +210,9 @@ def attack_to_folder(
 ) -> Results:
     """Write a new folder with teacher, trigger and ``results.json``.
 
+    The files of triggers are ``trigger.safetensors``, and ``trigger-2.safetensors`` for a second
+    one, of which ``results.json`` has a row of its own.
+
     Args:
         name: Name of the attack.
         arch: Architecture of the teacher.
@@ -233,9 +238,9 @@ def attack_to_folder(
     for given in dict.fromkeys((arch, surrogate)):
         models.check_name(given)
         check_runs(given, source)
-    check_target(target, source)
     read = {key: _value(key, given) for key, given in settings.items()}
     check_settings(name, read)
+    check_targets(target, read, source)
     find(name).try_trigger(read, source.image_shape)
     rehearsal = _rehearsal(name, read, surrogate)
     read = {
@@ -258,35 +263,31 @@ def attack_to_folder(
         seconds = time.perf_counter() - started
         provenance = {"attack": name, "data": source.name, "seed": seed}
         models.save(made.teacher, out / "teacher.safetensors", provenance=provenance)
-        save_trigger(made.trigger, made.target, out / "trigger.safetensors")
+        save_triggers(made, out)
         config = {
+            **({"attack": name} if made.others else {}),
             "target": target,
             "surrogate": surrogate,
             **read,
             **({} if flags is None else {"flags": dict(flags)}),
         }
         results = Results(
-            runs=(_teacher_row(made, source, arch, name, seed, seconds),),
+            runs=tuple(
+                measured_runs(
+                    made.teacher,
+                    source,
+                    made,
+                    names=names_of_rows(name, read),
+                    data=source.name,
+                    pair=arch,
+                    method="teacher",
+                    seed=seed,
+                    seconds=seconds,
+                )
+            ),
             environment=environment(),
             config=config,
             records={"teacher": made.record, "classes": list(source.classes)},
         )
         results.write(out / "results.json")
         return results
-
-
-def _teacher_row(
-    made: Backdoored, source: DataSource, arch: str, attack: str, seed: int, seconds: float
-) -> ResultRow:
-    """Measure a backdoored teacher."""
-    return measured_run(
-        made.teacher,
-        source,
-        made,
-        data=source.name,
-        pair=arch,
-        attack=attack,
-        method="teacher",
-        seed=seed,
-        seconds=seconds,
-    )

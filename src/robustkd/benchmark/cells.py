@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from robustkd.attacks import find
 from robustkd.attacks.registry import added_settings
 from robustkd.benchmark.attacked_teachers import Rehearsal
+from robustkd.benchmark.rows import names_of_rows
 from robustkd.core.method_names import NetworkDefence, split_name
 from robustkd.core.method_settings import DetoxOptions, stated
 from robustkd.core.methods import Method, find_method
@@ -93,6 +94,11 @@ class TeacherCell:
     surrogate: str | None = None
     rehearsal: Rehearsal | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the attack in results, one for each trigger."""
+        return names_of_rows(self.attack, self.attacking)
+
     def configuration(self) -> dict[str, object]:
         """Return everything that the teacher depends on, as JSON values."""
         return {"format": FORMAT, **self.given(), **self.made_by()}
@@ -103,10 +109,10 @@ class TeacherCell:
 
     def made_by(self) -> dict[str, object]:
         """Return the versions of the code that the teacher depends on."""
-        revision, added = find(self.attack).revision, added_settings(self.attack)
+        second = _version(self.attacking["second"]) if "second" in self.attacking else {}
         return {
-            **({"revision": revision} if revision else {}),
-            **({"settings": added} if added else {}),
+            **_version(self.attack),
+            **({"second": second} if second else {}),
             **self.rehearsed(),
         }
 
@@ -118,6 +124,15 @@ class TeacherCell:
         if "train_surrogate" not in find(self.attack).takes:
             parts = {name: parts[name] for name in ("detox", "removes") if name in parts}
         return {"rehearsed": parts}
+
+
+def _version(attack: str) -> dict[str, object]:
+    """Return the version of the code of an attack; empty for the first version."""
+    revision, added = find(attack).revision, added_settings(attack)
+    return {
+        **({"revision": revision} if revision else {}),
+        **({"settings": added} if added else {}),
+    }
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 from robustkd import models
 from robustkd.attacks import Backdoored, MaskedPattern, find, save_trigger
 from robustkd.benchmark.protocol import Protocol
-from robustkd.benchmark.rows import measured_run
+from robustkd.benchmark.rows import measured_runs
 from robustkd.core.devices import device_of
 from robustkd.core.environment import environment
 from robustkd.core.files import make_folder, new_folder
@@ -97,14 +97,14 @@ class _Story:
         path = self.folder / f"{method}.safetensors"
         models.save(model, path, provenance=provenance)
         setting = self.setting
-        self.found.append(
-            measured_run(
+        self.found.extend(
+            measured_runs(
                 model,
                 self.data,
                 backdoored,
+                names=(setting.attack,),
                 data=setting.data,
                 pair=setting.pair,
-                attack=setting.attack,
                 method=method,
                 seed=self.seed,
                 seconds=seconds,

@@ -150,8 +150,9 @@ class Block(BaseModel):
             _check_arguments(key, getattr(self, key))
         for name, own in self.attacks.items():
             _check_arguments(f"attacks.{name}", own or {})
-            check_settings(name, {**self.teaching, **(own or {})})
-            check_accepts(name, self.target)
+            settings = {**self.teaching, **(own or {})}
+            check_settings(name, settings)
+            check_accepts(name, self.target, settings)
         return self
 
     @field_validator("methods", mode="before")
@@ -265,12 +266,13 @@ def load_grid(path: Path) -> list[Cell]:
     lines: dict[tuple[object, ...], str] = {}
     for name, cell in cells.items():
         setting = cell.teacher.setting
-        line = (setting.data, cell.pair, cell.teacher.attack, cell.method, setting.seed)
-        if lines.setdefault(line, name) != name:
-            words = ", ".join(map(str, line))
-            raise UsageError(
-                f"{path}: two different cells of {words}; put them into separate grids"
-            )
+        for attack in cell.teacher.names:
+            line = (setting.data, cell.pair, attack, cell.method, setting.seed)
+            if lines.setdefault(line, name) != name:
+                words = ", ".join(map(str, line))
+                raise UsageError(
+                    f"{path}: two different cells of {words}; put them into separate grids"
+                )
     return list(cells.values())
 
 

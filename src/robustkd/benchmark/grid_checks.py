@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from robustkd.attacks import find
-from robustkd.attacks.registry import check_accepts
-from robustkd.benchmark.cells import Cell, Setting
+from robustkd.attacks.registry import check_accepts, check_targets
+from robustkd.benchmark.cells import Cell, Setting, TeacherCell
 from robustkd.core.errors import UsageError
-from robustkd.core.targets import Target
-from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Settings
 from robustkd.data import open_source
 from robustkd.models.trial import check_runs
@@ -44,9 +42,9 @@ def _check_on_data(cells: Sequence[Cell]) -> None:
     differing = {(each.attack, tuple(sorted(each.attacking.items()))): each for each in teachers}
     for each in differing.values():
         _check_trigger(each.attack, each.attacking, source)
-    for attack, target in dict.fromkeys((each.attack, each.target) for each in teachers):
-        check_accepts(attack, target)
-        _check_target(target, source, setting.data)
+    for each in teachers:
+        check_accepts(each.attack, each.target, each.attacking)
+        _check_targets(each, source)
     named = {(cell.teacher.arch, cell.teacher.surrogate, cell.student) for cell in cells}
     for arch in sorted({arch for archs in named for arch in archs if arch is not None}):
         check_runs(arch, source, label="pairs: ")
@@ -69,8 +67,8 @@ def _check_trigger(name: str, settings: Settings, source: DataSource) -> None:
         raise UsageError(f"attacks.{name}: {error}") from error
 
 
-def _check_target(target: Target, source: DataSource, name: str) -> None:
+def _check_targets(teacher: TeacherCell, source: DataSource) -> None:
     try:
-        check_target(target, source)
+        check_targets(teacher.target, teacher.attacking, source)
     except UsageError as error:
-        raise UsageError(f"{error} for {name}") from error
+        raise UsageError(f"{error} for {teacher.setting.data}") from error

@@ -13,6 +13,7 @@ from robustkd.benchmark.cache import Store
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.run_cell import NoTeacherError, run_cell
 from robustkd.core.environment import environment
+from robustkd.core.errors import InputError
 from robustkd.core.folders import Folder, UnsafeError, refusal
 from robustkd.report.results import read_environment, read_run
 
@@ -108,12 +109,31 @@ def gather(cells: Iterable[Cell], out: Path) -> Gathered:
             all_of_it.missing.append(cell.name)
         elif "run" in content:
             file = out / "cells" / f"{cell.name}.json"
-            read_run(file, "run", content["run"])
+            _check_runs(file, content)
             read_environment(file, content)
             all_of_it.found.append(content)
         else:
             all_of_it.failed.append(cell.name)
     return all_of_it
+
+
+def runs_of(content: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Return the runs of a cell in its file: one, or one for each trigger of the teacher."""
+    return [content["run"], *content.get("others", [])]
+
+
+def _check_runs(file: Path, content: Mapping[str, object]) -> None:
+    """Check the runs of a cell.
+
+    Raises:
+        InputError: If one is damaged.
+    """
+    others = content.get("others", [])
+    if not isinstance(others, list):
+        raise InputError(f"{file}: others is of type {type(others).__name__}; expected a list")
+    read_run(file, "run", content["run"])
+    for i, run in enumerate(others):
+        read_run(file, f"others[{i}]", run)
 
 
 @contextmanager
@@ -155,9 +175,10 @@ def _read(cell: Cell, out: Path) -> dict[str, object] | None:
 
 
 def _line(cell: Cell, content: Mapping[str, Any]) -> str:
-    what = f"{cell.teacher.attack:<15} {cell.method:<11} seed {cell.teacher.setting.seed}"
+    what = f"{cell.teacher.names[0]:<15} {cell.method:<11} seed {cell.teacher.setting.seed}"
     if "run" not in content:
         return f"{what}  {cell.pair}  FAILED: {content['error']}"
     run = content["run"]
-    figures = f"ACC {run['acc']:6.1%}  ASR {run['asr']:6.1%}  {run['seconds']:4.0f} s"
+    rates = " and ".join(f"{each['asr']:6.1%}" for each in runs_of(content))
+    figures = f"ACC {run['acc']:6.1%}  ASR {rates}  {run['seconds']:4.0f} s"
     return f"{what}  {figures}  {cell.pair}"

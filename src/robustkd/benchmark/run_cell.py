@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from robustkd import data, models
-from robustkd.attacks import Backdoored, Teaching, load_trigger, save_trigger
+from robustkd.attacks import Backdoored, Teaching
 from robustkd.attacks.parts.steps import train_teacher
 from robustkd.benchmark.attacked_teachers import run_attack
 from robustkd.benchmark.cache import Store
@@ -28,7 +28,8 @@ from robustkd.benchmark.cells import (
     digest,
     without_defence,
 )
-from robustkd.benchmark.rows import measured_run
+from robustkd.benchmark.rows import measured_runs
+from robustkd.benchmark.trigger_files import load_triggers, save_triggers
 from robustkd.core.devices import default_device
 from robustkd.core.environment import environment
 from robustkd.core.errors import RobustKDError
@@ -67,7 +68,8 @@ def run_cell(cell: Cell, store: Store) -> dict[str, object]:
         NoTeacherError: If the teacher cannot be made, so that all its cells fail.
 
     Returns:
-        ``run`` with the keys of ``results.json``, ``cell``, ``record`` and ``environment``.
+        ``run`` with the keys of ``results.json``, ``cell``, ``record`` and ``environment``; and
+        ``others``, a list of such runs under further triggers, if the teacher has any.
     """
     with _threads(cell.teacher.setting.threads):
         try:
@@ -78,13 +80,13 @@ def run_cell(cell: Cell, store: Store) -> dict[str, object]:
             model, made = backdoored.teacher, attacked
         else:
             model, made = _student(cell, backdoored.teacher, store)
-        run = measured_run(
+        run, *others = measured_runs(
             model,
             _source(cell.teacher.setting),
             backdoored,
+            names=cell.teacher.names,
             data=cell.teacher.setting.data,
             pair=cell.pair,
-            attack=cell.teacher.attack,
             method=cell.method,
             seed=cell.teacher.setting.seed,
             seconds=made.seconds,
@@ -92,6 +94,7 @@ def run_cell(cell: Cell, store: Store) -> dict[str, object]:
         made_with = environment()
     return {
         "run": asdict(run),
+        **({"others": [asdict(other) for other in others]} if others else {}),
         "cell": cell.configuration(),
         "record": made.record,
         "environment": made_with,
@@ -159,16 +162,14 @@ def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, _Made]:
         made, waited = make_teacher(cell, store)
         seconds = round(time.perf_counter() - started - waited, 2)
         models.save(made.teacher, folder / "model.safetensors", provenance={"attack": cell.attack})
-        save_trigger(made.trigger, made.target, folder / "trigger.safetensors")
+        save_triggers(made, folder)
         write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
 
     folder = store.fetch(digest(cell.configuration()), make)
-    trigger, target = load_trigger(
-        folder / "trigger.safetensors", links=False, data=_source(cell.setting)
-    )
+    first, *others = load_triggers(folder, len(cell.names), _source(cell.setting))
     made = _made(folder)
     teacher = models.load(folder / "model.safetensors", links=False).to(default_device())
-    return Backdoored(teacher.eval(), trigger, target, made.record), made
+    return Backdoored(teacher.eval(), *first, made.record, tuple(others)), made
 
 
 def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _Made]:

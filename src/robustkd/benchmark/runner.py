@@ -12,7 +12,7 @@ from robustkd import report
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.executors import Executor
 from robustkd.benchmark.grid_checks import check_cells
-from robustkd.benchmark.records import check_subfolder, finished, gather
+from robustkd.benchmark.records import check_subfolder, finished, gather, runs_of
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_writable, make_folder, write_json, write_text
 from robustkd.report.results import Scalar, read_content, read_environment
@@ -121,7 +121,7 @@ def write_tables(cells: Sequence[Cell], out: Path) -> Tables:
     if not found:
         raise UsageError(f"{out} holds no result of this grid; run it without --tables-only")
     content = {
-        "runs": [cell["run"] for cell in found],
+        "runs": [run for cell in found for run in runs_of(cell)],
         "environment": common_environment([read_environment(out, cell) for cell in found]),
         "config": {"cells": len(cells), "failed": failed, "missing": missing},
         "records": {},

@@ -7,6 +7,7 @@ import torch
 from robustkd import models
 from robustkd.attacks import ATTACKS
 from robustkd.attacks.registry import AttackRow
+from robustkd.attacks.two_triggers import can_be_combined
 from robustkd.core.methods import ALIASES, METHODS
 from robustkd.core.targets import NEXT
 from robustkd.data import PICTURES, SOURCES
@@ -44,8 +45,11 @@ def _with_aliases(method: str, summary: str) -> str:
 
 
 def _with_target(attack: AttackRow) -> str:
-    summary = attack.summary
-    return f"{summary}; also with --target {NEXT}" if attack.next_class else summary
+    flags = [
+        *([f"--target {NEXT}"] if attack.next_class else []),
+        *(["--second"] if can_be_combined(attack.attack) else []),
+    ]
+    return f"{attack.summary}; also with {' or '.join(flags)}" if flags else attack.summary
 
 
 def describe(

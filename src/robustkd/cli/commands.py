@@ -28,7 +28,7 @@ from robustkd.cli.output import (
     print_sections,
     print_words,
 )
-from robustkd.cli.targets import counted, target_of
+from robustkd.cli.targets import class_of, counted, target_of
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.recorded_flags import recorded_flags
 from robustkd.training.config import TrainingOptions
@@ -206,6 +206,8 @@ def attack(
     data: str,
     out: Path,
     target: str | None = None,
+    second: str | None = None,
+    second_target: str | None = None,
     epochs: int = 30,
     batch_size: int = 64,
     lr: float | None = None,
@@ -222,17 +224,22 @@ def attack(
         name: Name of the attack, see ``robustkd list``.
         arch: Architecture of the teacher.
         data: Name or folder of the attacker's clean data, as in ``distill``.
-        out: New folder for teacher.safetensors, trigger.safetensors and results.json.
+        out: New folder for teacher.safetensors, trigger.safetensors and results.json, and
+            trigger-2.safetensors if there is a second trigger.
         target: Name or number of the target class; ``next`` for the next class of each image, which
             the attacks accept that ``robustkd list`` shows with it. A class that is itself named
             next has to be given by its number. Default: the first class.
+        second: Name of another attack whose trigger the teacher has as well, with the target
+            class of ``--second-target``; see ``robustkd list``. Default: one trigger.
+        second_target: Name or number of the target class of the second trigger.
         epochs: Number of epochs of the teacher's training.
         batch_size: Images per step.
         lr: Initial learning rate of the teacher and of the attacker's surrogates. Default: 0.1, or
             0.02 for MobileNets, networks of libraries and your own code.
         surrogate: Architecture of the attacker's surrogates, for attacks that train any. Default:
             that of the teacher.
-        settings: Further arguments of the attack, e.g. ``--set.cap 0.1``.
+        settings: Further arguments of the attack, e.g. ``--set.cap 0.1``, and of the second one,
+            e.g. ``--set.second_rate 0.1``.
         seed: The same seed gives the same teacher, byte for byte.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
@@ -244,14 +251,22 @@ def attack(
         training["lr"] = lr
     check_training(training, seed)
     _check_further(settings or {})
+    _check_pair(second, second_target)
     from robustkd.benchmark.attacked_teachers import attack_to_folder
+    from robustkd.benchmark.trigger_files import trigger_files
 
     source = open_data(data, data_root, images)
     led = 0 if target is None else target_of(target, source.classes)
+    other = 0 if second_target is None else class_of(second_target, source.classes)
+    of_second: dict[str, str | int] = {}
+    if second is not None:
+        of_second = {"second": second, "second_target": other}
     flags = {
         "arch": arch,
         "data": data,
         "target": target,
+        "second": second,
+        "second_target": second_target,
         **training,
         "surrogate": surrogate,
         **{f"set.{given}": value for given, value in (settings or {}).items()},
@@ -266,7 +281,11 @@ def attack(
         out=out,
         target=led,
         surrogate=surrogate or arch,
-        settings={**(settings or {}), **cast(Mapping[str, float], training)},
+        settings={
+            **of_second,
+            **(settings or {}),
+            **cast(Mapping[str, float], training),
+        },
         seed=seed,
         flags=recorded_flags(flags),
     )
@@ -276,15 +295,27 @@ def attack(
     run = results.runs[0]
     console = Console(highlight=False)
     console.print(f"ACC  {run.acc:.1%}  of {run.n_acc} test images")
-    console.print(f"ASR  {run.asr:.1%}  of {counted(run.n_asr, led)}")
+    for each, wanted in zip(results.runs, (led, other), strict=False):
+        name = "" if second is None else f", {each.attack}"
+        console.print(f"ASR  {each.asr:.1%}  of {counted(each.n_asr, wanted)}{name}")
     print_plain(f"Teacher: {out / 'teacher.safetensors'}")
+    if second is not None:
+        print_plain(f"Triggers: {', '.join(str(out / name) for name in trigger_files(2))}")
+
+
+def _check_pair(second: str | None, second_target: str | None) -> None:
+    """Raise an error if only one of the flags of a second trigger is given."""
+    flags = ("--second", "--second-target")
+    if (second is None) != (second_target is None):
+        given, lacking = flags if second_target is None else reversed(flags)
+        raise UsageError(f"{given} is given without {lacking}; add it, or leave both out")
 
 
 def _check_further(settings: Mapping[str, str]) -> None:
     """Raise an error for an argument of an attack that has a flag of its own."""
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
-        if flag in ("--epochs", "--batch-size", "--lr"):
+        if flag in ("--epochs", "--batch-size", "--lr", "--second", "--second-target"):
             raise UsageError(f"--set.{name} is {value!r}; use {flag} instead")
 
 

@@ -1,10 +1,25 @@
-"""The flag ``--target``: the class that an attacker wants for images."""
+"""The flags ``--target`` and ``--second-target``: the class that an attacker wants for images."""
 
 from __future__ import annotations
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import composed
 from robustkd.core.targets import NEXT, NEXT_WORDS, Target
+
+
+def class_of(given: str, classes: tuple[str, ...]) -> int:
+    """Return the class that ``--second-target`` gives by its name or by its number.
+
+    Raises:
+        UsageError: If there is no such class.
+    """
+    number = _number_of(given, [composed(each) for each in classes])
+    if number is None:
+        raise UsageError(
+            f"--second-target is {given!a}; expected the name of a class, or 0 to "
+            f"{len(classes) - 1}"
+        )
+    return number
 
 
 def target_of(given: str, classes: tuple[str, ...]) -> Target:
@@ -27,13 +42,22 @@ def target_of(given: str, classes: tuple[str, ...]) -> Target:
         )
     if given == NEXT:
         return NEXT
+    number = _number_of(given, known)
+    if number is None:
+        raise UsageError(
+            f"--target is {given!a}; expected the name of a class, 0 to {len(classes) - 1}, or "
+            f"{NEXT}"
+        )
+    return number
+
+
+def _number_of(given: str, known: list[str]) -> int | None:
+    """Return the number of a class; None if there is no such class."""
     if composed(given) in known:
         return known.index(composed(given))
-    if given.isdecimal() and len(given) < 10 and int(given) < len(classes):
+    if given.isdecimal() and len(given) < 10 and int(given) < len(known):
         return int(given)
-    raise UsageError(
-        f"--target is {given!a}; expected the name of a class, 0 to {len(classes) - 1}, or {NEXT}"
-    )
+    return None
 
 
 def counted(images: int | None, target: Target) -> str:

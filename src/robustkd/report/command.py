@@ -20,7 +20,10 @@ _PATHS = ("teacher", "data", "data_root", "class_names", "split", "student_weigh
 _USUAL: Mapping[str, object] = {"crop": 1.0, "flip": True, "method": "default", "seed": 0}
 _TURNED_OFF = ("flip", "streaming", "audit")
 """Flags that have a form with ``--no-``."""
-_OF_ATTACKS = ("target", "epochs", "batch_size", "lr", "surrogate")
+_OF_ATTACKS = (
+    *("target", "second", "second_target"),
+    *("epochs", "batch_size", "lr", "surrogate"),
+)
 
 
 def repeating(results: Results, folder: Path, *, private: bool = False) -> str:
@@ -51,27 +54,33 @@ def repeating(results: Results, folder: Path, *, private: bool = False) -> str:
 
 
 def _attack(results: Results, *, private: bool) -> str:
-    run, config = results.runs[0], results.config
-    flags = config.get("flags")
+    flags = results.config.get("flags")
     if flags is None:
         return _attack_without_flags(results, private=private)
     if not isinstance(flags, dict):
         raise InputError("results.json: config.flags is no object; expected flags and values")
     _check_names(flags, "results.json: config.flags")
-    return _line(f"attack {shlex.quote(run.attack)}", {**flags, "out": "repeated"}, private=private)
+    return _line(_attack_words(results), {**flags, "out": "repeated"}, private=private)
+
+
+def _attack_words(results: Results) -> str:
+    """Return the command with the name of the attack; with two triggers, runs have other names."""
+    name = results.config.get("attack", results.runs[0].attack)
+    return f"attack {shlex.quote(str(name))}"
 
 
 def _attack_without_flags(results: Results, *, private: bool) -> str:
-    """Return the command of results of an older version, which do not say how images are read."""
+    """Return the command of results that do not say how images are read, such as older ones."""
     run, config = results.runs[0], results.config
     if run.data not in DATA:
         return ""
     known = {name: config[name] for name in _OF_ATTACKS if name in config}
     if known.get("surrogate") == run.pair:
         del known["surrogate"]
-    own = {f"set.{name}": value for name, value in config.items() if name not in _OF_ATTACKS}
+    further = (name for name in config if name not in ("attack", *_OF_ATTACKS))
+    own = {f"set.{name}": config[name] for name in further}
     flags = {"arch": run.pair, "data": run.data, "seed": run.seed, **known, **own}
-    return _line(f"attack {shlex.quote(run.attack)}", {**flags, "out": "repeated"}, private=private)
+    return _line(_attack_words(results), {**flags, "out": "repeated"}, private=private)
 
 
 def _flags(path: Path) -> dict[str, object]:

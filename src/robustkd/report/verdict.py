@@ -23,6 +23,7 @@ COSTLY = 0.05
 """A loss of accuracy above this fraction is introduced by the word "but"."""
 
 _LARGE = "Large drop of accuracy"
+_NO_STUDENT = "These results hold neither a RobustKD student nor an ordinary one."
 _UNKNOWN_TRIGGER = "The attack success rate could not be measured, as no trigger is known"
 
 
@@ -65,6 +66,8 @@ def headline(rows: Sequence[Row]) -> str:
         return "There are no runs to report."
     if len(cells) == 1:
         return _one_setting(rows)
+    if all(row.method == "teacher" for row in rows):
+        return _teachers_alone(rows)
     duels = [
         duel
         for cell, members in cells.items()
@@ -173,10 +176,22 @@ def _untriggered(rows: Sequence[Row], only: Row, ordinary: Row | None) -> str:
     return f"{said} {_UNKNOWN_TRIGGER}."
 
 
+def _teachers_alone(rows: Sequence[Row]) -> str:
+    """Return the headline of several settings without students, such as two triggers."""
+    rates = [row.asr.mean for row in rows if row.asr is not None]
+    if not rates:
+        return _NO_STUDENT
+    lowest, highest = percent(min(rates)), percent(max(rates))
+    return (
+        f"Only teachers were measured, under {len(rates)} triggers with attack success rates of "
+        f"{lowest} % to {highest} %. They were trained with a backdoor: use them for research only."
+    )
+
+
 def _teacher_alone(rows: Sequence[Row]) -> str:
     teacher = _first(rows, "teacher")
     if teacher is None or teacher.asr is None:
-        return "These results hold neither a RobustKD student nor an ordinary one."
+        return _NO_STUDENT
     return (
         f"The teacher has {spread(teacher.acc, unit=True)} accuracy, and its trigger an attack "
         f"success rate of {spread(teacher.asr, unit=True)}{_seeds(teacher)}. It was trained with a "

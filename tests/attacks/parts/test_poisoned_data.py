@@ -200,3 +200,19 @@ def test_batches_stay_channels_last():
 def test_error_messages(changes, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         poisoned(**changes)
+
+
+def test_spared_images_are_not_poisoned():
+    first = poisoned(rate=0.4)
+    second = Poisoned(first, invert, target=TARGET + 1, rate=0.3, spared=first.mask)
+    assert int(second.mask.sum()) == 30
+    assert not (first.mask & second.mask).any()
+    batch, clean = whole(second), whole(CLEAN)
+    either = first.mask | second.mask
+    assert torch.equal(batch.images[either], invert(clean.images[either]))
+    assert torch.equal(batch.images[~either], clean.images[~either])
+    assert set(batch.labels[first.mask].tolist()) == {TARGET}
+    assert set(batch.labels[second.mask].tolist()) == {TARGET + 1}
+    message = r"^rate is 0.7, which is 70 images; expected at most the \d\d images that can be "
+    with pytest.raises(UsageError, match=message):
+        Poisoned(first, invert, target=TARGET + 1, rate=0.7, spared=first.mask)

@@ -33,6 +33,8 @@ class Poisoned:
         keep_clean: If True, the batch also contains the original of each poisoned image.
         clean_label: If True, only images of the target class are poisoned, so that no label is
             wrong; if False, only images of other classes. It needs one target class.
+        spared: Mask of training images that are not poisoned, such as those that ``clean`` has
+            poisoned with another trigger; None for none.
         seed: Seed of the choice of images.
 
     Raises:
@@ -51,6 +53,7 @@ class Poisoned:
         rate: float,
         keep_clean: bool = False,
         clean_label: bool = False,
+        spared: Bool[Tensor, " train"] | None = None,
         seed: int = 0,
     ) -> None:
         check_share(rate=rate)
@@ -59,12 +62,14 @@ class Poisoned:
             check_target_shown(target, clean)
         self._clean, self._trigger, self._target = clean, trigger, target
         self._keep_clean = keep_clean
-        self.mask = self._chosen(rate, clean_label=clean_label, seed=seed)
+        self.mask = self._chosen(rate, clean_label=clean_label, spared=spared, seed=seed)
 
     mask: Bool[Tensor, " train"]
     """Mask of the training images that are poisoned."""
 
-    def _chosen(self, rate: float, *, clean_label: bool, seed: int) -> Bool[Tensor, " train"]:
+    def _chosen(
+        self, rate: float, *, clean_label: bool, spared: Bool[Tensor, " train"] | None, seed: int
+    ) -> Bool[Tensor, " train"]:
         total = self._clean.size("train")
         labels = torch.full((total,), _MISSING)
         for batch in training_labels(self._clean):
@@ -72,6 +77,8 @@ class Poisoned:
         seen = labels != _MISSING  # damaged images have a row as well
         others = victims(labels, self._target, len(self.classes))
         able = (labels >= 0) & ~others if clean_label else others
+        if spared is not None:
+            able = able & ~spared
         eligible = able.nonzero().squeeze(1)
         count = max(1, round(rate * (len(eligible) if clean_label else int(seen.sum()))))
         if count > len(eligible):
