@@ -111,7 +111,7 @@ def config_of(words: list[str]) -> dict[str, object]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attacked_teachers, "attack_to_folder", spy)
         source = SimpleNamespace(classes=("0", "1"))
-        patch.setattr("robustkd.cli.commands.open_data", lambda *_: source)
+        patch.setattr("robustkd.cli.attacking.open_data", lambda *_: source)
         with pytest.raises(SystemExit):
             cli.main([*words, "--out", "made"])
     return kept

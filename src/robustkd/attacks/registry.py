@@ -300,11 +300,11 @@ ATTACKS: dict[str, AttackRow] = {
     **{
         f"adaptive-{family}": AttackRow(
             AdaptiveTransformation(family),
-            f"knows the hardening: learned transformation ({summary})",
+            f"knows the hardening: as {family}, learned on a hardened student as well",
             ("train_surrogate",),
             next_class=True,
         )
-        for family, summary in TRANSFORMATIONS.items()
+        for family in TRANSFORMATIONS
     },
 }
 

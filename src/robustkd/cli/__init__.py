@@ -4,8 +4,9 @@ Nothing heavy is imported at the top of these modules, so that ``--help`` is fas
 """
 
 from robustkd.cli.app import app, main
+from robustkd.cli.attacking import attack
 from robustkd.cli.auditing import audit
-from robustkd.cli.commands import attack, bench, demo, evaluate, list_
+from robustkd.cli.commands import bench, demo, evaluate, list_
 from robustkd.cli.distilling import distill
 from robustkd.cli.exporting import export
 from robustkd.cli.reporting import report
