@@ -200,6 +200,11 @@ def test_list_shows_the_taps_of_an_architecture(robustkd):
         2,
         "torchvision has no classifier 'resnet19'; did you mean 'resnet18'?",
     )
+    said = robustkd("list", "--taps", "torchvision/inception_v3", "--image", "3", "64", "64")
+    assert said.code == 2
+    assert said.err.startswith(
+        "robustkd: torchvision/inception_v3 does not work with images of shape 2 x 3 x 64 x 64"
+    )
 
 
 def test_own_code_is_named_on_the_command_line(robustkd, files, tmp_path):

@@ -67,6 +67,12 @@ def test_the_plan_counts_every_phase(teacher_file, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_training_with_a_warm_up_has_a_plan(teacher_file):
+    training = TrainingConfig(epochs=5, batch_size=32, warmup_epochs=3.0)
+    job = DistillJob(teacher_file, "wrn-10-1", "wrn-10-1", "kd", training)
+    assert dry_run.rehearse(job, CLEAN, audited=False)["distil"]["steps"] == 5 * 7
+
+
 def test_an_audit_that_will_not_be_made_is_not_in_the_plan(teacher_file):
     assert "audit" not in plan(teacher_file, "kd", audited=False)
     assert "audit" not in plan(teacher_file, "kd", Unlabelled(CLEAN))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 from robustkd.core.errors import InputError, UsageError
@@ -253,3 +254,22 @@ def test_a_file_of_another_state_dict_than_its_layout_is_refused(tmp_path, monke
     with pytest.raises(InputError, match="fewer state dicts than before"):
         read(path, teacher_key="b")
     assert "46 missing" in refusal(path, teacher_key="a")
+
+
+@pytest.mark.parametrize(
+    ("compute", "part"),
+    [
+        (parametrizations.weight_norm, "stem.parametrizations.weight.original0"),
+        (parametrizations.spectral_norm, "stem.parametrizations.weight.original"),
+        (weight_norm, "stem.weight_g"),
+        (spectral_norm, "stem.weight_orig"),
+        (lambda module: prune.l1_unstructured(module, "weight", 0.5), "stem.weight_orig"),
+    ],
+    ids=["weight norm", "spectral norm", "old weight norm", "old spectral norm", "pruned"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_weights_in_parts_are_named_with_a_way_out(compute, part, tmp_path):
+    network = model().network
+    compute(network.stem)
+    said = refusal(state_in(tmp_path / "t.pt", prefixed("module.", network.state_dict())))
+    assert f"; weights are stored in parts, such as '{part}': before you save the network" in said

@@ -16,6 +16,7 @@ from robustkd.models.complexity import operations
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
 from robustkd.teacher.defences.registry import DEFENCES
+from robustkd.training.inference import check_works
 from robustkd.training.losses import LOSSES
 
 _USUAL_IMAGE = (3, 32, 32)
@@ -70,6 +71,7 @@ def describe(
     shape = image_shape or usual
     model = models.build(models.Spec(arch, _CLASSES, shape), seed=0)
     images = torch.zeros(2, *shape)
+    check_works(model, images, name=str(arch))
     names = stages(model, images)
     layouts = layouts_of(model, names, images)
     size = {

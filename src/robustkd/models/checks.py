@@ -18,6 +18,11 @@ from robustkd.models.description import described_spec
 from robustkd.models.registry import build, check_name, layout
 
 _GREY = "; did you mean --grey, or Reading(channels=1) in Python?"
+# Name of a tensor from which a module of torch.nn.utils computes the one that the network has.
+_PART = re.compile(
+    r"(?P<module>(?:.*\.)?)"
+    r"(?:parametrizations\.(?P<new>\w+)\.original[01]?|(?P<old>\w+)_(?:g|v|orig))"
+)
 _LARGEST_SIDE = 4096
 _QUICK = 200  # number of layers, or of classes, that are built quickly
 # Depth in the name of a network of this package; each layer has at least one tensor.
@@ -198,8 +203,22 @@ def check_names(
     ]
     said = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems if names]
     if said:
-        hint = _GREY if _is_for_grey(expected, tensors) else ""
+        hint = _GREY if _is_for_grey(expected, tensors) else _hint_on_parts(expected, tensors)
         raise InputError(f"{path} does not fit the architecture {arch!r}: {'; '.join(said)}{hint}")
+
+
+def _hint_on_parts(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """Return what to do about weights that are stored in parts; empty if there are none."""
+    missing = expected.keys() - tensors.keys()
+    for name in tensors:
+        part = _PART.fullmatch(name)
+        if part is not None and f"{part['module']}{part['new'] or part['old']}" in missing:
+            return (
+                f"; weights are stored in parts, such as {quoted(name)}: before you save the "
+                "network, call remove_parametrizations, remove_weight_norm, remove_spectral_norm "
+                "or prune.remove of torch.nn.utils for its modules"
+            )
+    return ""
 
 
 def _is_for_grey(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:

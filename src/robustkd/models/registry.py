@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from robustkd.core.devices import without_parameters, without_values
 from robustkd.core.errors import UsageError
@@ -203,8 +205,20 @@ def build(spec: Spec, *, seed: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # Leaves generators of accelerators unchanged.
         network = family.build(spec, *parts)
+    _check_shapes_known(network)
     model = Classifier(spec, network)
     return model.to(memory_format=torch.channels_last)
+
+
+def _check_shapes_known(network: nn.Module) -> None:
+    """Raise an error for lazy modules, whose tensors have no shape before the first images."""
+    tensors = chain(network.named_parameters(), network.named_buffers())
+    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise UsageError(
+            f"the shape of {lazy!r} is not known, since its module is a lazy one: run the network "
+            "once on an image in the function that builds it"
+        )
 
 
 def layout(spec: Spec) -> Classifier:

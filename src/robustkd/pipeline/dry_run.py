@@ -210,7 +210,8 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
             ready.student,
             few,
             replace(how, detox=None, defence=None),
-            training=replace(training, epochs=1, compile=False),  # whose steps take about as long
+            # Steps of one epoch without a warm-up take about as long.
+            training=replace(training, epochs=1, warmup_epochs=0.0, compile=False),
             seed=job.seed,
         )
     clean_by_defence(ready.student, "student")

@@ -165,6 +165,20 @@ def check_classifier(
         check_logits(outputs, len(images), classes, f"{name} in train mode")
 
 
+def check_works(model: nn.Module, images: Images, *, name: str) -> None:
+    """Check that a model returns something for some images.
+
+    Args:
+        model: The model.
+        images: N x C x H x W; their content does not matter.
+        name: What the model is, for the message.
+
+    Raises:
+        UsageError: If it raises an error, or changes the images in place.
+    """
+    _tried(model, images, name)
+
+
 def _tried(model: nn.Module, images: Images, name: str, *, training: bool = False) -> object:
     """Return the outputs of a model.
 

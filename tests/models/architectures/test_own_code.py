@@ -75,6 +75,9 @@ def by_values(num_classes):
 
 def stubborn(classes):
     return net(classes)
+
+def lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 """
 SHAPE = (1, 8, 8)
 
@@ -187,6 +190,7 @@ def test_no_file_in_the_folder_replaces_an_installed_module(folder):
             "the network of users_nets:one_more maps 2 images to a tensor of shape (2, 6);",
         ),
         ("users_nets:stubborn", "users_nets:stubborn cannot be called with num_classes=: "),
+        ("users_nets:lazy", "the shape of '1.weight' is not known, since its module is a lazy one"),
     ],
 )
 def test_refusals_say_what_is_wrong(name, text):
