@@ -19,7 +19,7 @@ from robustkd.training.loop import fit
 
 CLASSES = ("café", "dark", "grey")
 LEVELS = (230, 30, 120)
-DISTIL = ("--student", "wrn-10-1", "--method", "kd", "--epochs", 6, "--batch-size", 16)
+DISTIL = ("--student", "wrn-10-1", "--method", "kd", "--epochs", 12, "--batch-size", 16)
 
 
 def write_images(folder: Path, level: int, count: int, seed: int) -> None:
