@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustkd import cli
-from robustkd.cli import verifying
+from robustkd.cli.teachers import accuracy_of
 from robustkd.core.errors import InputError
 from robustkd.models import write_safetensors
 from tests.digits_network import write_network
@@ -45,9 +45,8 @@ def test_a_hostile_trigger_is_refused_and_named(
     assert err.count("\n") == 1
 
 
-def test_a_teacher_with_outputs_that_are_not_finite_gives_no_drop(monkeypatch):
-    monkeypatch.setattr(verifying, "teacher_on", lambda *_, **__: Overflowing(float("nan")))
+def test_a_teacher_with_outputs_that_are_not_finite_gives_no_drop():
     with pytest.raises(
         InputError, match=r"^the outputs of the model are not finite on test images"
     ):
-        verifying._accuracy_of(Path("t"), None, white(), strict=True)
+        accuracy_of(Overflowing(float("nan")), white())

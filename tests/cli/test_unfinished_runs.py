@@ -43,6 +43,40 @@ def test_its_report_is_not_written(killed, capsys):
     )
 
 
+@pytest.fixture
+def measured_later(killed) -> Path:
+    """What a run leaves that is killed after its student was written."""
+    source = data.load("digits", train=300)
+    model = models.build(models.spec_for("wrn-10-1", source), seed=0)
+    models.save(model, killed / "student.safetensors")
+    return killed
+
+
+def test_a_student_without_results_is_said_to_be_of_a_run_that_is_not_finished(
+    measured_later, capsys
+):
+    line = (
+        f"{measured_later} is a run that is not finished and has no results.json yet; "
+        f"finish it with: robustkd distill --resume '{measured_later}'"
+    )
+    for command in (("verify", "--no-audit"), ("evaluate",)):
+        code, out, err = call(capsys, *command, measured_later, "--data", "digits")
+        assert (code, err) == (0, f"warning: {line}\n")
+        if command[0] == "verify":
+            said = f"DROP   not measured: {measured_later} is a run that is not finished\n"
+            assert said in out
+    words = ("verify", measured_later, "--data", "digits", "--max-drop", 0.1)
+    assert call(capsys, *words) == (3, "", f"robustkd: {line}\n")
+
+
+def test_an_export_says_so_as_well(measured_later, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("robustkd.export.export_student", lambda *_, **__: {})
+    words = ("export", measured_later, "--data", "digits", "--out", tmp_path / "new", "--json")
+    code, out, err = call(capsys, *words)
+    assert (code, out) == (0, "{}\n")
+    assert err.startswith(f"warning: {measured_later} is a run that is not finished and has no ")
+
+
 def test_a_teacher_of_a_student_is_no_run_that_is_not_finished(killed, tmp_path, capsys):
     student = tmp_path / "student.safetensors"
     source = data.load("digits", train=300)

@@ -118,6 +118,11 @@ class TeacherFlags:
     teacher_key: str | None = None
     allow_weak_sandbox: Annotated[bool, Parameter(negative="")] = False
 
+    def stated(self) -> list[str]:
+        """Return the flags that are given and say something about the content of the file."""
+        names = ("mean", "std", "teacher_key")
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+
 
 TEACHER = TeacherFlags()
 

@@ -13,8 +13,6 @@ from robustkd.core.errors import InputError, UsageError
 from robustkd.core.known_names import check_data, is_folder
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from robustkd.core.types import DataSource
     from robustkd.data import Reading
     from robustkd.models import Classifier, Spec
@@ -23,10 +21,6 @@ _EXPORTED = (".onnx", ".pt2")
 _STUDENTS_ONLY = (
     "expected a student that robustkd wrote: measure a teacher with robustkd evaluate or robustkd "
     "audit, and --arch"
-)
-_OF_THE_STUDENT = (
-    "the classes are those of the student: give the teacher that it was distilled from, or the "
-    "folder of its run without --teacher"
 )
 
 
@@ -63,6 +57,8 @@ def open_student(
 ) -> tuple[Classifier, DataSource]:
     """Load a student from its file or the folder of its run, and the data that it was made for.
 
+    A line on stderr says so if its run is not finished.
+
     Returns:
         The student, on the CPU, and the data.
 
@@ -72,9 +68,10 @@ def open_student(
             was made for other data.
     """
     from robustkd import models
+    from robustkd.cli.output import print_progress
     from robustkd.data.images.left_out import skipped_files
     from robustkd.models.model_file import ForeignFileError, is_described
-    from robustkd.pipeline.run_files import STUDENT
+    from robustkd.pipeline.run_files import RESULTS, STUDENT, unfinished
     from robustkd.teacher.untrusted.quarantine import check_format
 
     run, path = path, student_of(path)
@@ -83,6 +80,8 @@ def open_student(
             f"{path} is a folder without {STUDENT}; expected a student's file, or the folder of "
             "its run"
         )
+    if path.name == STUDENT and (line := unfinished(path.parent, RESULTS)):
+        print_progress(f"warning: {line}")
     if os.path.isfile(path) and not is_described(path):
         check_format(path)
     try:
@@ -212,14 +211,9 @@ def open_model(
     """
     from robustkd.models.model_file import is_described
 
-    path = _of_attack(student_of(path))
+    path = of_attack(student_of(path))
     if not os.path.exists(path) or is_described(path):
-        for name in ("mean", "std", "teacher_key"):
-            if getattr(teacher, name):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is given, but {path} is a file of robustkd, which "
-                    "states its own: leave it out"
-                )
+        check_none_stated(teacher, path)
         return open_student(path, arch, data, root, images)
     from robustkd.cli.output import print_progress
     from robustkd.core.devices import default_device
@@ -244,89 +238,20 @@ def open_model(
     return read.model, clean
 
 
-def teacher_on(
-    path: Path, arch: str | None, source: DataSource, *, strict: bool, flag: str
-) -> nn.Module:
-    """Load a teacher to measure it on the data of its student, as these are read for the student.
-
-    Args:
-        path: A teacher's file of any kind, or a folder with one.
-        arch: Its architecture.
-        flag: Flag that names its architecture, for messages.
-        source: Data of the student.
-        strict: If True, a teacher that does not seem to fit the data is refused; otherwise, a line
-            on stderr says so.
-
-    Returns:
-        A network whose outputs are the classes of the data, in their order.
-
-    Raises:
-        InputError: If the file is refused or does not fit the data.
-    """
-    from robustkd import models
-    from robustkd.cli.output import print_progress
-    from robustkd.core.devices import default_device
-    from robustkd.models.model_file import is_described
-    from robustkd.pipeline.opening import architecture, teacher_for
-    from robustkd.teacher.check import UnfitError, check_fit
-
-    path = _teacher_in(path)
-    if not os.path.exists(path) or is_described(path):
-        model = _in_order_of(models.load(path, arch=arch), path, source)
-    else:
-        model = teacher_for(path, architecture(path, arch, flag=flag), source).model
-    try:
-        check_fit(model.to(default_device()), source, path, advice=_OF_THE_STUDENT)
-    except UnfitError as error:
-        if strict:
-            raise
-        print_progress(f"warning: {error}")
-    return model
-
-
-def _teacher_in(path: Path) -> Path:
-    """Return the teacher's file in the folder of an attack; any other path as it is.
-
-    Raises:
-        InputError: If there is nothing at the path, or it is the folder of a run, whose student is
-            no teacher, or an exported model.
-    """
-    found = student_of(path)
-    if found != path:
-        raise InputError(
-            f"{path} is the folder of a run, which has a student; give the teacher's file"
+def check_none_stated(teacher: TeacherFlags, path: Path) -> None:
+    """Raise an error for flags that a file of robustkd makes superfluous."""
+    for flag in teacher.stated():
+        raise UsageError(
+            f"{flag} is given, but {path} is a file of robustkd, which states its own: leave it out"
         )
-    return _of_attack(path)
 
 
-def _of_attack(path: Path) -> Path:
+def of_attack(path: Path) -> Path:
     """Return the teacher's file in the folder of an attack; any other path as it is."""
     from robustkd.teacher.preprocessing import ATTACKED
 
     inner = path / ATTACKED
     return inner if os.path.lexists(inner) else path
-
-
-def _in_order_of(model: Classifier, path: Path, source: DataSource) -> nn.Module:
-    """Return a model whose outputs are in the order of the classes of some data.
-
-    Raises:
-        InputError: If the model has other classes, or expects images of another shape.
-    """
-    from robustkd import models
-    from robustkd.core.names import as_found
-    from robustkd.models.reordered import Reordered
-
-    own = as_found(model.spec.class_names, source.classes)
-    moved = set(own) == set(source.classes) and own != source.classes
-    models.check_fits(
-        model.spec,
-        path,
-        classes=len(source.classes),
-        image_shape=source.image_shape,
-        names=() if moved else source.classes,
-    )
-    return Reordered(model, [own.index(name) for name in source.classes]) if moved else model
 
 
 def given_of(images: ImageFlags) -> set[str]:

@@ -28,8 +28,7 @@ def report(
     from robustkd.pipeline.run_checks import unchanged
     from robustkd.pipeline.run_files import RESULTS, check_finished, has
 
-    if not has(run, RESULTS):
-        check_finished(run, RESULTS)
+    check_finished(run, RESULTS)
     if has(run, RESULTS) and not unchanged(run, RESULTS):
         print_progress(f"warning: {run / RESULTS} is not the file that its run wrote")
     page, card, summary = reports.write_report(run, out)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from robustkd.cli.auditing import suspicion, verdict_lines
-from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_new_files
-from robustkd.cli.opening import open_student, student_of, teacher_on, tell_left_out
+from robustkd.cli.flags import IMAGES, TEACHER, Arch, ImageFlags, TeacherFlags, check_new_files
+from robustkd.cli.opening import open_student, student_of, tell_left_out
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
 from robustkd.cli.targets import target_of
+from robustkd.cli.teachers import MeasuredTeacher, measure_teacher, recorded_in
 from robustkd.core.errors import (
     InconclusiveError,
     InputError,
@@ -25,11 +27,9 @@ from robustkd.core.errors import (
 
 if TYPE_CHECKING:
     from robustkd.core.targets import Target
-    from robustkd.core.types import DataSource
     from robustkd.data.images.unlabelled import FolderImages
     from robustkd.evaluation.verification import Recorded, Verification
     from robustkd.models import Spec
-    from robustkd.training.metrics import Proportion
 
 _MOST_CLASSES = 20
 _SUCCESS = 0.5
@@ -53,6 +53,7 @@ def verify(
     arch: Arch | None = None,
     out: Path | None = None,
     data_root: Path | None = None,
+    reading: TeacherFlags = TEACHER,
     images: ImageFlags = IMAGES,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -71,8 +72,10 @@ def verify(
             next class of each image, which needs folders named by the classes with ``triggered``.
             A class that is itself named next has to be given by its number. Default: the target in
             the file of ``trigger``.
-        teacher: Teacher's file, to measure its accuracy. Default: the accuracy in the results of
-            the run, if STUDENT is the folder of a run, and its accuracy is that of the run.
+        teacher: Teacher's file, to measure its accuracy. If STUDENT is the folder of a run, and
+            this is its teacher, it is read as in the run, unless ``--mean``, ``--std`` or
+            ``--teacher-key`` is given. Default: the accuracy in the results of the run, if STUDENT
+            is the folder of a run, and its accuracy is that of the run.
         teacher_arch: Architecture of the teacher's file.
         min_accuracy: Smallest accuracy, a fraction.
         max_drop: Largest loss of accuracy compared with the teacher, a fraction.
@@ -82,6 +85,7 @@ def verify(
         out: New JSON file with all measurements.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
+        reading: How the file of the teacher is read.
         images: How images are read; missing settings are taken from the student's file.
         as_json: Print the results as JSON.
     """
@@ -91,8 +95,9 @@ def verify(
         raise UsageError("--triggered is given without --target; add it")
     if target is not None and trigger is None and triggered is None:
         raise UsageError("--target is given without --trigger or --triggered; add one of them")
-    if teacher_arch is not None and teacher is None:
-        raise UsageError("--teacher-arch is given without --teacher; give both, or neither")
+    alone = [*(["--teacher-arch"] if teacher_arch is not None else []), *reading.stated()]
+    if alone and teacher is None:
+        raise UsageError(f"{alone[0]} is given without --teacher; give both, or neither")
     check_new_files({"--out": out})
     from robustkd.attacks import load_trigger
     from robustkd.core.devices import default_device
@@ -100,30 +105,42 @@ def verify(
     from robustkd.evaluation.verification import verify as verified
 
     thresholds = Thresholds(min_accuracy, max_drop, max_asr)
+    if teacher is None:
+        _check_teacher_known(student, max_drop)
     model, source = open_student(student, arch, data, data_root, images)
     known, led = load_trigger(trigger, data=source) if trigger is not None else (None, 0)
     if target is not None:
         led = target_of(target, source.classes)
     shown = None if triggered is None else _images(triggered, model.spec, source.classes, led)
+    strict, beside = max_drop is not None, None
+    if teacher is not None:
+        beside = measure_teacher(
+            teacher, teacher_arch, source, reading, student=student, strict=strict
+        )
     found = verified(
         model.to(default_device()),
         source,
         thresholds=thresholds,
-        teacher=None
-        if teacher is None
-        else _accuracy_of(teacher, teacher_arch, source, strict=max_drop is not None),
-        recorded=_recorded(student) if teacher is None else None,
+        teacher=None if beside is None else beside.accuracy,
+        recorded=_recorded(student) if beside is None else None,
         trigger=known,
         triggered=None if shown is None else shown.images,
         triggered_labels=None if shown is None else shown.labels,
         target=led,
         audited=audit,
     )
-    record = {"student": _file_record(student), "data": source.name, **found.record()}
+    found = _with_reason(found, student)
+    _warn(found, beside)
+    record = {
+        "student": _file_record(student),
+        "data": source.name,
+        **found.record(),
+        "teacher_file": None if beside is None else beside.record(),
+    }
     if as_json:
         print_json(record)
     else:
-        _print(found, source.classes)
+        _print(found, source.classes, measured=beside is not None)
     _write(found, record, out)
     _end(found)
 
@@ -181,30 +198,13 @@ def _images(folder: Path, spec: Spec, classes: tuple[str, ...], target: Target) 
     return found
 
 
-def _accuracy_of(
-    teacher: Path, arch: str | None, source: DataSource, *, strict: bool
-) -> Proportion:
-    """Measure a teacher on the test images of its student.
-
-    Raises:
-        InputError: If it does not fit the data, or an output is not finite.
-    """
-    from robustkd.training.inference import accuracy_by_class
-    from robustkd.training.metrics import Proportion
-
-    network = teacher_on(teacher, arch, source, strict=strict, flag="--teacher-arch")
-    return sum(accuracy_by_class(network, source, "test"), start=Proportion(0, 0))
-
-
 def _recorded(student: Path) -> Recorded | None:
     """Return the accuracies of student and teacher in the results of a run; None without any.
 
     Raises:
         InputError: If the results are not those that the run wrote.
     """
-    from robustkd.evaluation.verification import Recorded
     from robustkd.pipeline.run_files import RESULTS
-    from robustkd.training.metrics import Proportion
 
     if not (student / RESULTS).is_file():
         return None
@@ -216,19 +216,36 @@ def _recorded(student: Path) -> Recorded | None:
             f"{student / RESULTS} is not the file that its run wrote; restore it, or measure the "
             "teacher with --teacher"
         )
-    known = [run for run in report.read(student).runs if run.n_acc]
-    teachers = [run for run in known if run.method == "teacher"]
-    students = [run for run in known if run.method != "teacher"]
-    if len(teachers) != 1 or len(students) != 1:
-        return None
-    own, other = (
-        Proportion(round(run.acc * (run.n_acc or 0)), run.n_acc or 0)
-        for run in (*students, *teachers)
-    )
-    return Recorded(own, other)
+    return recorded_in(report.read(student))
 
 
-def _print(found: Verification, classes: tuple[str, ...]) -> None:
+def _check_teacher_known(student: Path, max_drop: float | None) -> None:
+    """Raise an error for a limit of the drop if the run has not measured its teacher yet."""
+    from robustkd.pipeline.run_files import RESULTS, check_finished
+
+    if max_drop is not None:
+        check_finished(student, RESULTS)
+
+
+def _with_reason(found: Verification, student: Path) -> Verification:
+    """State that the drop is unknown because the run is not finished, if this is so."""
+    from robustkd.pipeline.run_files import RESULTS, unfinished
+
+    if found.teacher is None and not found.unknown and unfinished(student, RESULTS):
+        return replace(found, unknown=f"{student} is a run that is not finished")
+    return found
+
+
+def _warn(found: Verification, beside: MeasuredTeacher | None) -> None:
+    """Print a line if the teacher of the run has another accuracy than in the run."""
+    if beside is None or beside.recorded is None:
+        return
+    if line := beside.recorded.disagreement(found.accuracy, beside.accuracy):
+        print_progress(f"warning: {line}")
+
+
+def _print(found: Verification, classes: tuple[str, ...], *, measured: bool) -> None:
+    origin = "" if measured else ", in the results of the run"
     print_words(f"ACC    {found.accuracy}  of {found.accuracy.n} test images")
     order = sorted(
         (place for place, each in enumerate(found.by_class) if each.n),
@@ -238,8 +255,9 @@ def _print(found: Verification, classes: tuple[str, ...]) -> None:
         print_plain(f"       {found.by_class[place]}  class {classes[place]}")
     if len(order) > _MOST_CLASSES:
         print_words(f"       and {len(order) - _MOST_CLASSES} classes with higher accuracy")
-    if found.drop is not None:
+    if found.drop is not None and found.teacher is not None:
         print_words(f"DROP   {_beside_teacher(*found.drop)}")
+        print_words(f"       teacher: {found.teacher}  of {found.teacher.n} test images{origin}")
     else:
         print_words(f"DROP   not measured: {found.unknown or 'no teacher was given'}")
     if found.asr is not None:

@@ -75,8 +75,27 @@ class Recorded:
 
         Otherwise, the test images or how they are read have changed.
         """
-        most = math.ceil(_ROUNDED * accuracy.n)
-        return accuracy.n == self.student.n and abs(accuracy.hits - self.student.hits) <= most
+        return _agree(accuracy, self.student)
+
+    def disagreement(self, student: Proportion, teacher: Proportion) -> str:
+        """Return a sentence if this teacher has another accuracy than in the run; else nothing.
+
+        Args:
+            student: Accuracy of the student, which shows whether the test images are the same.
+            teacher: Accuracy of the same teacher, as it is read now.
+        """
+        if not self.agrees(student) or _agree(teacher, self.teacher):
+            return ""
+        return (
+            f"the accuracy of the teacher is {teacher} on {teacher.n} test images, and it was "
+            f"{self.teacher} on the same images in the run of the student, so it is not read as "
+            "there: check --mean, --std, --teacher-key and --class-names"
+        )
+
+
+def _agree(one: Proportion, other: Proportion) -> bool:
+    """Return whether two accuracies are equal, up to rounding on a device."""
+    return one.n == other.n and abs(one.hits - other.hits) <= math.ceil(_ROUNDED * one.n)
 
 
 @dataclass(frozen=True)

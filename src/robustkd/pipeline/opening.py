@@ -166,10 +166,12 @@ def teacher_for(
     std: tuple[float, ...] = (),
     teacher_key: str | None = None,
     allow_weak_sandbox: bool = False,
+    outputs: tuple[int, ...] = (),
 ) -> Teacher:
     """Read a teacher's file for data that are open.
 
-    Arguments and errors are those of :func:`robustkd.teacher.read.read_teacher`.
+    ``outputs`` has precedence over the outputs that the data state. Other arguments and errors are
+    those of :func:`robustkd.teacher.read.read_teacher`.
     """
     return read_teacher(
         teacher,
@@ -180,8 +182,8 @@ def teacher_for(
         std=std,
         teacher_key=teacher_key,
         allow_weak_sandbox=allow_weak_sandbox,
-        outputs=getattr(clean, "outputs", ()),
-        outputs_of=getattr(clean, "outputs_of", None),
+        outputs=outputs or getattr(clean, "outputs", ()),
+        outputs_of=None if outputs else getattr(clean, "outputs_of", None),
         statistics=lambda: pixel_statistics(clean),
         judge=lambda model: accuracy_on(model.to(default_device()), clean, "validation").value,
     )

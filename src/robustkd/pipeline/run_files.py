@@ -43,9 +43,21 @@ def check_finished(folder: Path, needed: str) -> None:
     Raises:
         InputError: With the command that resumes the run.
     """
+    if line := unfinished(folder, needed):
+        raise InputError(line)
+
+
+def unfinished(folder: Path, needed: str) -> str:
+    """Return a line with the command that resumes a run without a file; empty for other folders.
+
+    Args:
+        folder: A folder, which may be something else.
+        needed: Name of the file.
+    """
     begun = has(folder, CONFIG) and any(has(folder, name) for name in (INPUTS, ENVIRONMENT))
-    if begun and not has(folder, LAST):
-        raise InputError(
-            f"{folder} is a run that is not finished and has no {needed} yet; finish it with: "
-            f"robustkd distill --resume {shlex.quote(str(folder))}"
-        )
+    if not begun or has(folder, LAST) or has(folder, needed):
+        return ""
+    return (
+        f"{folder} is a run that is not finished and has no {needed} yet; finish it with: "
+        f"robustkd distill --resume {shlex.quote(str(folder))}"
+    )

@@ -58,7 +58,8 @@ def write_results(
         environment=environment(),
         config={"arch": job.arch, "student": job.student, **provenance},
         records={
-            "teacher_file": ready.file.record(),
+            "teacher_file": ready.file.record()
+            | {"mean": list(ready.teacher.spec.mean), "std": list(ready.teacher.spec.std)},
             **({"student_weights": own.record()} if (own := ready.student_file) else {}),
             **made.record,
             "classes": list(clean.classes),

@@ -45,6 +45,8 @@ _FILE_LABELS: Mapping[str, str] = {
     "ignored": "Other keys, which were not read",
     "converted": "Tensors converted to float32, by type",
     "normalisation": "Mean and standard deviation taken from",
+    "mean": "Mean of each channel",
+    "std": "Standard deviation of each channel",
     "limits": "Limits of the process that read the file",
 }
 
