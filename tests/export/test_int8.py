@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +15,9 @@ import onnx
 import pytest
 import torch
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, WriteError
 from robustkd.data import InMemory
-from robustkd.export import FILES, OnnxClassifier, int8
+from robustkd.export import FILES, OnnxClassifier, export_student, int8
 from robustkd.export.int8 import (
     RECIPES,
     Quantised,
@@ -125,17 +129,77 @@ def test_incomplete_files_are_in_the_folder_of_the_export(exported, monkeypatch,
         quantise(source, out, images, recipe)
 
     monkeypatch.setattr(int8, "quantise", noted)
-    quantise_best(
+    quantised(exported, tmp_path / "out")
+    (made,) = seen
+    assert made.parent.parent == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def quantised(exported, out: Path) -> Quantised:
+    """The student, quantised by one recipe."""
+    return quantise_best(
         exported.folder / FILES["onnx"],
-        tmp_path / "out",
+        out,
         exported.student.spec,
         exported.source,
         student=predict(exported.student, exported.source, "validation"),
         recipes=RECIPES[:1],
     )
-    (made,) = seen
-    assert made.parent.parent == tmp_path
+
+
+def test_temporary_files_of_onnxruntime_are_in_the_folder_of_the_export(
+    exported, monkeypatch, tmp_path
+):
+    """A full folder of the system does not stop an export, as one that is missing does not."""
+    elsewhere = str(tmp_path / "missing")
+    monkeypatch.setattr(tempfile, "tempdir", elsewhere)
+    assert not quantised(exported, tmp_path / "out").failures
+    assert tempfile.gettempdir() == elsewhere
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def cut_off(_: Path, out: Path, **__: object) -> None:
+    """What onnxruntime does on a full disk: a file is not complete, and cannot be read later."""
+    out.write_bytes(b"part")
+    onnx.load(out)
+
+
+class FullFile:
+    """A file on a full disk."""
+
+    def __enter__(self) -> FullFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    write = full
+
+
+@pytest.mark.parametrize("step", [full, cut_off])
+@pytest.mark.parametrize("of", ["preparation", "recipe"])
+def test_a_full_disk_is_not_a_fault_of_the_network(
+    step: Callable[..., None], of: str, exported, monkeypatch, tmp_path
+):
+    if of == "preparation":
+        monkeypatch.setattr("onnxruntime.quantization.shape_inference.quant_pre_process", step)
+    else:
+        monkeypatch.setattr(int8, "quantise", lambda source, out, *_: step(source, out))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: FullFile())
+    out = tmp_path / "out"
+    message = f"{out} cannot be written: No space left on device"
+    with pytest.raises(WriteError, match=f"^{re.escape(message)}$"):
+        export_student(exported.student, exported.source, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_preparation_that_fails_with_enough_space_is_left_out(exported, monkeypatch, tmp_path):
+    monkeypatch.setattr("onnxruntime.quantization.shape_inference.quant_pre_process", cut_off)
+    assert not quantised(exported, tmp_path / "out").failures
 
 
 def test_accuracy_has_precedence_over_agreement():

@@ -12,7 +12,15 @@ from torch import nn
 
 from robustkd.core.errors import InputError
 from robustkd.data import InMemory, Labelled
-from robustkd.teacher.check import best_order, check_accuracy, confusion
+from robustkd.teacher.check import (
+    UnfitError,
+    best_order,
+    check_accuracy,
+    check_fit,
+    confusion,
+    predict_some,
+)
+from tests.unlabelled import Unlabelled
 
 PATH = Path("teacher.pt")
 
@@ -89,6 +97,116 @@ def test_two_of_many_classes_that_are_exchanged_are_found():
     order = [*range(10), 11, 10]
     with pytest.raises(InputError, match="another order than the classes"):
         check_accuracy(Reader(order), source(names), PATH)
+
+
+class Shown(nn.Module):
+    """Answers with the output that the first pixel shows."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images):
+        return nn.functional.one_hot((images[:, 0, 0, 0] * 255).round().long(), self.classes) + 0.0
+
+
+def drawn(order: list[int], each: int, right: float, random: torch.Generator) -> Labelled:
+    """Images that show the outputs of a teacher, whose errors go to the next three classes."""
+    labels = torch.arange(len(order)).repeat_interleave(each)
+    wrong = torch.rand(len(labels), generator=random) >= right
+    said = labels + wrong * torch.randint(1, 4, labels.shape, generator=random)
+    images = torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(order)[said % len(order)]
+    return Labelled(images, labels)
+
+
+def refused(order: list[int], each: int, right: float, seed: int, *, trained: int = 4) -> bool:
+    """Return whether the outputs seem to be in another order than the classes.
+
+    There are ``each`` validation images and ``trained`` times as many training images of a class.
+    """
+    random = torch.Generator().manual_seed(seed)
+    validation, training = (drawn(order, n, right, random) for n in (each, trained * each))
+    names = tuple(f"class {k:03d}" for k in range(len(order)))
+    data = InMemory("toy", names, training, validation, validation)
+    try:
+        check_fit(Shown(len(order)), data, PATH)
+    except UnfitError as error:
+        return "another order than the classes" in str(error)
+    return False
+
+
+FEW = [(50, 1), (100, 1), (100, 2), (200, 1), (200, 2)]
+"""Number of classes, and of validation images of each."""
+
+
+@pytest.mark.parametrize(
+    ("classes", "each", "right"),
+    [(*few, right) for few in FEW for right in (0.4, 0.5, 0.6)]
+    + [(classes, 10, 0.2) for classes in (10, 50, 100, 200)],
+)
+@pytest.mark.parametrize("trained", [1, 4])
+def test_the_right_order_is_not_refused_for_many_classes_with_few_images(
+    classes, each, right, trained
+):
+    """An order that is judged on the images that it was fitted to would look far better."""
+    order = list(range(classes))
+    assert not any(refused(order, each, right, seed, trained=trained) for seed in range(20))
+
+
+def random_order(classes: int) -> list[int]:
+    return torch.randperm(classes, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def natural_order(classes: int) -> list[int]:
+    """The outputs are in the order of numbers, and the classes in that of strings."""
+    return [int(name) for name in sorted(map(str, range(classes)))]
+
+
+@pytest.mark.parametrize(
+    ("order", "each", "right"),
+    [
+        (random_order(10), 10, 0.9),
+        (random_order(10), 20, 0.4),
+        (random_order(100), 2, 0.6),
+        (random_order(200), 10, 0.6),
+        (natural_order(12), 20, 0.9),
+        (natural_order(100), 5, 0.7),
+        ([1, 0, *range(2, 10)], 20, 0.9),
+    ],
+)
+def test_another_order_is_refused(order, each, right):
+    assert all(refused(order, each, right, seed) for seed in range(10))
+
+
+def test_a_teacher_that_knows_the_training_images_by_heart_is_judged_on_others():
+    order, random = list(range(100)), torch.Generator().manual_seed(0)
+    training, validation = drawn(order, 4, 1.0, random), drawn(order, 1, 0.5, random)
+    data = InMemory("toy", tuple(map(str, order)), training, validation, validation)
+    assert check_fit(Shown(100), data, PATH).value == pytest.approx(0.5, abs=0.1)
+
+
+def test_training_images_without_labels_show_no_order():
+    teacher, data = Reader([1, 0, 2, 3]), source(ANIMALS)
+    shown = "100 of 100 images of apple are classified as dog"
+    with pytest.raises(UnfitError, match=shown):
+        check_fit(Reader([0, 1, 3, 2]), Unlabelled(data, before=200), PATH)
+    # The classes that are exchanged have no label, or none has one.
+    assert check_fit(teacher, Unlabelled(data, before=200), PATH).value == 0.5
+    assert check_fit(teacher, Unlabelled(data), PATH).value == 0.5
+
+
+def test_an_order_is_fitted_to_the_same_labelled_training_images_in_every_call():
+    data, teacher = source(ANIMALS), Reader([0, 1, 2, 3])
+    logits, labels = predict_some(teacher, data, images=200)
+    assert logits.shape == (256, 4)  # whole batches
+    assert torch.equal(labels, logits.argmax(1))
+    assert torch.equal(labels, predict_some(teacher, data, images=200)[1])
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+    assert len(predict_some(teacher, data, images=5000)[0]) == 400
+    half = Unlabelled(data, before=300)
+    assert len(predict_some(teacher, half, images=5000)[0]) == 100
+    assert predict_some(teacher, Unlabelled(data), images=9)[0].shape == (0, 4)
 
 
 def test_an_accuracy_that_cannot_be_told_from_chance_is_refused():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,8 @@ from robustkd.training.metrics import Proportion, accuracy
 _MOST_IMAGES, _FEWEST_IMAGES = 256, 32
 _PIXELS = 1 << 22
 _AT_ONCE = 16
+_ROOM = 4
+"""Most files of the size of the source that a step of the quantisation has on the disk at once."""
 _INSTEAD = "export the other files alone with --no-int8 (in Python: int8=False)"
 
 
@@ -151,10 +154,14 @@ def quantise_best(
 
     Raises:
         InputError: If onnxruntime can apply none of them.
+        OSError: If a file cannot be written, for example because the disk is full.
     """
     images = calibration_images(data)
     # Within the folder of the export, so that the next one removes what a killed one left.
-    with tempfile.TemporaryDirectory(prefix=".robustkd-", dir=out.parent) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix=".robustkd-", dir=out.parent) as folder,
+        _temporary_files_in(folder),
+    ):
         prepared = _prepared(source, Path(folder) / "prepared.onnx")
         rows, best = [], None
         for number, recipe in enumerate(recipes):
@@ -198,8 +205,7 @@ def _try(
         found, labels = predict(OnnxClassifier(out), data, "validation")
     # The errors of onnxruntime have no common base class.
     except Exception as error:
-        if (cause := of_the_system(error)) is not None:
-            raise cause from error
+        _check_written(error, source, out.parent)
         return Tried(recipe.name, None, None, first_line(error))
     return Tried(recipe.name, accuracy(found, labels), compare(student[0], found))
 
@@ -264,8 +270,42 @@ def _prepared(source: Path, out: Path) -> Path:
         try:
             with quiet():
                 quant_pre_process(source, out, **options)
-        except Exception:
+        except Exception as error:
             out.unlink(missing_ok=True)
+            _check_written(error, source, out.parent)
         else:
             return out
     return source
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Let onnxruntime write its temporary files to a folder, not to that of the system.
+
+    They are as large as the network. There they need no second disk with space, and a killed export
+    leaves none of them.
+    """
+    before = tempfile.tempdir
+    tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _check_written(error: Exception, source: Path, folder: Path) -> None:
+    """Raise an error of the system if a step failed for lack of space, and not by the network.
+
+    onnxruntime reports no error if it cannot write a file completely, and then fails to read it. So
+    the space that it needed is filled, and made free again.
+
+    Raises:
+        OSError: If the step failed since a file could not be written.
+    """
+    if (cause := of_the_system(error)) is not None:
+        raise cause from error
+    block = bytes(source.stat().st_size)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(_ROOM):
+            file.write(block)
+            file.flush()

@@ -11,12 +11,22 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, printable
-from robustkd.core.types import DataSource, Labels, Logits
-from robustkd.training.inference import finite_on, predict
+from robustkd.core.types import UNLABELLED, DataSource, Labels, Logits
+from robustkd.models.features.taps import frozen_modes
+from robustkd.training.inference import batch_size_for, finite_on, predict
 from robustkd.training.metrics import Proportion, accuracy
 
 _NEAR_CHANCE = 0.1
+_FAR_BETTER = 2 / 3
+"""Least share of another order among the images that one of both orders classifies correctly.
+
+Only classes that the order moves are counted. A weak teacher can take a class for a similar one
+somewhat more often than for itself, so that less than twice as many would mean little.
+"""
+_TRAINING_IMAGES = 4096
+"""Most training images from which another order is fitted."""
 _MOST_NAMED = 3
 _MOST_LISTED = 12
 _NAMES = "write these names to a file, one per line, and pass it with --class-names"
@@ -51,7 +61,7 @@ def check_accuracy(
         raise _not_finite(clean, path, "training")
     advice = f"{_NAMES}, or pass --keep-class-order to keep the order as it is"
     if not keep_class_order:
-        _check_class_order(logits, labels, clean, path, advice)
+        _check_class_order(teacher, logits, labels, clean, path, advice)
     return _above_chance(logits, labels, clean, path)
 
 
@@ -70,12 +80,12 @@ def check_fit(
         Accuracy on the validation images.
 
     Raises:
-        UnfitError: If the accuracy is near chance, or another order of the classes fits the
-            teacher's outputs far better.
+        UnfitError: If the accuracy is near chance, or another order of the classes, which is fitted
+            to training images, is far better on the validation images.
         InputError: If an output is not finite.
     """
     logits, labels = _predictions(teacher, clean, path)
-    _check_class_order(logits, labels, clean, path, advice)
+    _check_class_order(teacher, logits, labels, clean, path, advice)
     return _above_chance(logits, labels, clean, path)
 
 
@@ -109,6 +119,34 @@ def _not_finite(clean: DataSource, path: Path, images: str) -> InputError:
     )
 
 
+def predict_some(model: nn.Module, data: DataSource, *, images: int) -> tuple[Logits, Labels]:
+    """Compute the logits of some labelled training images, which are always the same.
+
+    Args:
+        model: Any classifier of images in [0, 1].
+        data: The images; they are not augmented, and those without a label are left out.
+        images: Number of images to read, rounded up to whole batches; at most all.
+
+    Returns:
+        Logits and labels on the CPU, possibly of no image.
+    """
+    chosen = torch.Generator().manual_seed(0)
+    size, seen = batch_size_for(data.image_shape), 0
+    logits, labels = [torch.empty(0, len(data.classes))], [torch.empty(0, dtype=torch.int64)]
+    with torch.inference_mode(), frozen_modes(model):
+        for batch in data.batches(
+            "train", batch_size=size, device=device_of(model), shuffle=chosen
+        ):
+            labelled = batch.labels != UNLABELLED
+            if labelled.any():
+                logits.append(model(batch.images[labelled]).cpu().float())
+                labels.append(batch.labels[labelled].cpu())
+            seen += len(labelled)
+            if seen >= images:
+                break
+    return torch.cat(logits), torch.cat(labels)
+
+
 def confusion(logits: Tensor, labels: Tensor) -> Confusion:
     """Count the images of each class (rows) that go to each output (columns)."""
     classes = logits.shape[1]
@@ -120,29 +158,46 @@ def best_order(counts: Confusion) -> list[int]:
     """Return, for each class, the output that fits it best when every output is used once.
 
     The assignment maximises the number of images that are classified correctly (Kuhn 1955,
-    doi 10.1002/nav.3800020109).
+    doi 10.1002/nav.3800020109). Of equally good ones, it is one that moves the fewest classes, so
+    that classes without images stay where they are.
 
     >>> best_order(torch.tensor([[1, 9], [8, 2]]))
     [1, 0]
+    >>> best_order(torch.tensor([[0, 0, 0], [0, 0, 3], [0, 2, 0]]))
+    [0, 2, 1]
     """
     from scipy.optimize import linear_sum_assignment
 
-    return [int(output) for output in linear_sum_assignment(-counts.numpy())[1]]
+    classes = len(counts)
+    # All classes that stay count less than one image.
+    gain = counts * (classes + 1) + torch.eye(classes, dtype=counts.dtype)
+    return [int(output) for output in linear_sum_assignment(-gain.numpy())[1]]
 
 
 def _check_class_order(
-    logits: Logits, labels: Labels, clean: DataSource, path: Path, advice: str
+    teacher: nn.Module,
+    logits: Logits,
+    labels: Labels,
+    clean: DataSource,
+    path: Path,
+    advice: str,
 ) -> None:
+    """Raise an error if another order of the classes fits the validation images far better.
+
+    The order is fitted to training images and judged on validation images. With many classes and
+    few images, an order that is judged on the images that it was fitted to looks better than the
+    right one. It does no harm if the teacher was trained on these training images.
+    """
     counts, classes = confusion(logits, labels), clean.classes
     found = accuracy(logits, labels)
     # No order fits better than the most frequent output of each class. For most teachers this is
-    # enough to know, and SciPy, which `best_order` uses, need not be imported.
+    # enough to know: no training image is read, and SciPy, which `best_order` uses, not imported.
     most = Proportion(int(counts.amax(dim=1).sum()), found.n)
     if not _is_clearly_better(most, found):
         return
-    order = best_order(counts)
+    order = best_order(confusion(*predict_some(teacher, clean, images=_TRAINING_IMAGES)))
     fitting = Proportion(int(counts[range(len(order)), order].sum()), found.n)
-    if not _is_clearly_better(fitting, found):
+    if not _is_clearly_better(fitting, found) or not _fits_moved_classes(counts, order):
         return
     moved = [label for label, output in enumerate(order) if output != label and counts[label].any()]
     moved.sort(key=lambda label: -int(counts[label, order[label]]))
@@ -163,6 +218,14 @@ def _check_class_order(
 def _is_clearly_better(one: Proportion, other: Proportion) -> bool:
     clearly = one.wilson()[0] > other.wilson()[1]
     return clearly and one.value - other.value >= _NEAR_CHANCE
+
+
+def _fits_moved_classes(counts: Confusion, order: Sequence[int]) -> bool:
+    """Return whether an order is far better for the classes that it moves."""
+    moved = [label for label, output in enumerate(order) if output != label]
+    before = int(counts[moved, moved].sum())
+    after = int(counts[moved, [order[label] for label in moved]].sum())
+    return Proportion(after, before + after).wilson()[0] >= _FAR_BETTER
 
 
 def _kind(names: Sequence[str]) -> str:
