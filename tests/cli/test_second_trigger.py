@@ -105,6 +105,18 @@ def test_both_triggers_are_written_measured_and_reported(robustkd):
             "badnets --second blend --second-target 5 --set.second_rate 2.0",
             "second: rate is 2.0; expected above 0 and at most 1",
         ),
+        (
+            "badnets --second tone --second-target 5 --set.second_epochs 3",
+            "--set.second_epochs is given, and both triggers share epochs; leave it out",
+        ),
+        (
+            "tone --second flow --second-target 5 --set.second_implant_lr 0.1",
+            "--set.second_implant_lr is given, and the fine-tuning has the settings of the first ",
+        ),
+        (
+            "tone --second blend --second-target 5 --set.rate 0.4 --set.second_rate 0.6",
+            "second: rate is 0.6, which is 720 images; expected at most the ",
+        ),
         ("badnets --set.second blend", "--set.second is 'blend'; use --second instead"),
         (
             "badnets --set.second_target 5",
