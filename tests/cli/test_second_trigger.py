@@ -64,7 +64,7 @@ def test_both_triggers_are_written_measured_and_reported(robustkd):
         assert {name: getattr(run, name) for name in json.loads(found.out)} == json.loads(found.out)
     said = robustkd("report", "made")
     assert said.code == 0
-    assert "Only teachers were measured, under 2 triggers with attack success rates of " in said.out
+    assert "Only the teacher was measured, under 2 triggers with attack success rates " in said.out
     assert "badnets (with blend)" in Path("made/report.html").read_text()
     assert repeating(results, Path("made")) == (
         f"robustkd attack badnets {shlex.join(WORDS[:6])} {shlex.join(SECOND[:4])} --epochs 1 "
