@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -20,12 +21,22 @@ from robustkd.attacks import (
     find,
     load_trigger,
     save_trigger,
+    transformation,
     two_triggers,
 )
+from robustkd.attacks.base import Build
 from robustkd.attacks.data_poisoning import CleanLabel, DirtyLabel
-from robustkd.attacks.registry import TRANSFORMATIONS, can_be_second, check_accepts, check_targets
+from robustkd.attacks.registry import (
+    TRANSFORMATIONS,
+    AttackRow,
+    can_be_second,
+    check_accepts,
+    check_targets,
+)
 from robustkd.attacks.transformation import AdaptiveTransformation, LearnedTransformation
+from robustkd.benchmark.attacked_teachers import check_settings
 from robustkd.core.errors import UsageError
+from robustkd.core.targets import Target
 from robustkd.core.types import DataSource
 from robustkd.training.inference import accuracy_on, predict
 from robustkd.training.metrics import attack_success
@@ -188,12 +199,41 @@ ABLE = ", ".join(["badnets", "blend", *TRANSFORMATIONS])
         (
             "tone",
             {"second_alpha": 0.1},
-            "second: unknown setting 'alpha'; expected one of target, ",
+            "unknown setting 'second_alpha'; expected one of second_rate",
+        ),
+        (
+            "badnets",
+            {"second": "tone", "second_alpha": 0.1},
+            "unknown setting 'second_alpha'; expected one of second_strength, "
+            "second_trigger_steps, second_rate, second_implant_share, second_implant_lr",
+        ),
+        *(
+            (
+                "tone",
+                {f"second_{name}": 3},
+                f"second_{name} is given, and both triggers share {name}; leave it out",
+            )
+            for name in ("epochs", "lr", "batch_size", "seed")
+        ),
+        *(
+            (
+                "tone",
+                {"second": "flow", f"second_{name}": 0.02},
+                f"second_{name} is given, and the fine-tuning has the settings of the first "
+                f"attack; use {name}",
+            )
+            for name in ("implant_share", "implant_lr")
+        ),
+        ("tone", {"rate": 0.95}, "rate is 0.95, which is 95 images; expected at most the "),
+        (
+            "tone",
+            {"rate": 0.4, "second_rate": 0.6},
+            "second: rate is 0.6, which is 60 images; expected at most the ",
         ),
         (
             "tone",
             {"second_second": "flow"},
-            "second: a second trigger has no second one; leave its settings out",
+            "second_second is given, and a second trigger has no second one; leave it out",
         ),
         (
             "tone",
@@ -237,6 +277,81 @@ def test_python_code_is_told_which_attack_does_not_fit():
         "different targets"
     )
     assert TwoTriggers(AdaptiveTransformation("tone"), BADNETS, 3).second is BADNETS
+    other = LearnedTransformation("flow", implant_lr=0.1)
+    assert raised(lambda: TwoTriggers(TONE, other, 3)) == (
+        "second: implant_lr is 0.1, and the fine-tuning has that of the first attack, 0.02; leave "
+        "it out"
+    )
+    assert TwoTriggers(BADNETS, other, 3).second is other
+    assert TwoTriggers(replace(TONE, implant_lr=0.1), other, 3).second is other
+
+
+@pytest.mark.parametrize("before", [(), (BADNETS,)])
+def test_the_teacher_is_fine_tuned_with_the_settings_of_the_first_attack_that_learns(
+    before, monkeypatch
+):
+    used: list[Teaching] = []
+    monkeypatch.setattr(transformation, "implant", lambda *given: used.append(given[-1]))
+    own = replace(TONE, implant_lr=0.1, implant_share=2.0)
+    first, second = (*before, own, FLOW)[:2]
+    TwoTriggers(first, second, 3)(build, DATA, target=8, teaching=TEACHING)
+    assert used == [TEACHING.again(2.0, 0.1, turn=1)]
+
+
+@dataclass(frozen=True)
+class OwnFields:
+    """An attack of a user's own, with a setting whose name begins as those of second triggers."""
+
+    second_chance: float = 0.5
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
+    ) -> Backdoored:
+        del data, teaching
+        return Backdoored(build(), BadNets(), target, {"chance": self.second_chance})
+
+
+@dataclass(frozen=True)
+class OwnBlend(DirtyLabel):
+    """An attack with such a setting, whose trigger can be one of two."""
+
+    second_chance: float = 0.5
+
+
+def test_settings_of_an_attack_itself_are_not_those_of_a_second_trigger(monkeypatch):
+    row = AttackRow(OwnFields(), "its own")
+    made = row(build, DATA, target=3, **SHORT, second_chance=0.7)
+    assert (made.record, made.others) == ({"chance": 0.7}, ())
+    monkeypatch.setitem(ATTACKS, "own", row)
+    check_settings("own", {"epochs": 2, "second_chance": 0.7})
+    assert raised(lambda: row.check({"second_rate": 0.1})).startswith("this attack cannot have a ")
+    combined = AttackRow(OwnBlend(Blend()), "its own, of two triggers")
+    monkeypatch.setitem(ATTACKS, "own-blend", combined)
+    second = {"second": "badnets", "second_target": 3, "second_rate": 0.1}
+    attack = combined.configured({"second_chance": 0.7, **second})
+    assert attack == TwoTriggers(
+        OwnBlend(Blend(), second_chance=0.7), DirtyLabel(BadNets(), 0.1), 3
+    )
+    swapped = {"second": "own-blend", "second_target": 3, "second_second_chance": 0.7}
+    find("tone").check(swapped)
+    assert find("tone").parts(swapped)["second: "] == OwnBlend(Blend(), second_chance=0.7)
+
+
+@dataclass(frozen=True)
+class Reserved(OwnFields):
+    """An attack with a setting that adds a second trigger to all others."""
+
+    second_target: int = 3
+
+
+def test_a_row_of_the_table_has_one_trigger_and_no_setting_of_a_second_one():
+    assert raised(lambda: AttackRow(TwoTriggers(BADNETS, BLEND, 3), "two")) == (
+        "an attack of the table has one trigger, and TwoTriggers has two; add a row for each of "
+        "them, and combine them with the settings second and second_target"
+    )
+    assert raised(lambda: AttackRow(Reserved(), "reserved")) == (
+        "Reserved has a setting second_target, which adds another trigger; use another name"
+    )
 
 
 def test_targets_are_checked_before_and_with_the_data():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,17 +11,22 @@ import yaml
 from PIL import Image
 
 from robustkd import data
-from robustkd.attacks import ATTACKS, Blend
+from robustkd.attacks import ATTACKS, Backdoored, BadNets, Blend, Teaching
+from robustkd.attacks.base import Build
 from robustkd.attacks.data_poisoning import DirtyLabel
 from robustkd.attacks.registry import AttackRow, can_be_second
 from robustkd.benchmark import Cell, load_grid
 from robustkd.benchmark.attacked_teachers import attack_to_folder, sgd_rate
+from robustkd.benchmark.cache import Store
 from robustkd.benchmark.cells import TEACHER
 from robustkd.benchmark.grid import Block
+from robustkd.benchmark.run_cell import make_teacher
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.method_settings import DetoxSettings, HardeningSettings
 from robustkd.core.methods import METHODS
 from robustkd.core.plain_yaml import parse
+from robustkd.core.targets import Target
+from robustkd.core.types import DataSource
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GRIDS = sorted(path.stem for path in BENCHMARKS.glob("*.yaml"))
@@ -302,24 +307,67 @@ def test_an_attack_of_ones_own_is_named_by_its_settings(tmp_path, monkeypatch):
     assert len(set(names)) == 3
 
 
+def attack_to_small_folder(name: str, out: Path, settings: dict[str, str | int | float]) -> None:
+    attack_to_folder(
+        name,
+        arch="wrn-10-1",
+        surrogate="wrn-10-1",
+        source=data.load("digits", train=20, validation=20, test=20),
+        out=out,
+        target=1,
+        seed=0,
+        settings=settings,
+    )
+
+
 def test_a_trigger_that_cannot_be_saved_is_refused_before_the_training(tmp_path, monkeypatch):
     own = AttackRow(DirtyLabel(lambda images: images), "own")
     monkeypatch.setitem(ATTACKS, "own", own)
     message = "^the trigger is of type function, which cannot be saved; add its type to robustkd"
     with pytest.raises(UsageError, match=message):
-        attack_to_folder(
-            "own",
-            arch="wrn-10-1",
-            surrogate="wrn-10-1",
-            source=data.load("digits", train=20, validation=20, test=20),
-            out=tmp_path / "own",
-            target=1,
-            seed=0,
-            settings={},
-        )
+        attack_to_small_folder("own", tmp_path / "own", {})
     assert not (tmp_path / "own").exists()
     with pytest.raises(UsageError, match="which cannot be saved"):
         load(tmp_path, BLOCK | {"attacks": {"own": {}}})
+
+
+def test_a_second_trigger_that_cannot_be_saved_is_refused_before_the_training(
+    tmp_path, monkeypatch
+):
+    own = AttackRow(DirtyLabel(lambda images: images), "own")
+    monkeypatch.setitem(ATTACKS, "own", own)
+    two = {"second": "own", "second_target": 3}
+    message = "second: the trigger is of type function, which cannot be saved; add its type"
+    with pytest.raises(UsageError, match=f"^{message}"):
+        attack_to_small_folder("tone", tmp_path / "own", two)
+    assert not (tmp_path / "own").exists()
+    with pytest.raises(UsageError, match=f": attacks.tone: {message}"):
+        load(tmp_path, BLOCK | {"attacks": {"tone": two}})
+
+
+@dataclass(frozen=True)
+class TwoByItself:
+    """An attack of a user's own that returns two triggers, although no setting adds one."""
+
+    def __call__(
+        self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
+    ) -> Backdoored:
+        del data, teaching
+        return Backdoored(build(), BadNets(), target, others=((Blend(), 3),))
+
+
+def test_a_result_with_more_triggers_than_rows_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(ATTACKS, "own", AttackRow(TwoByItself(), "own"))
+    message = (
+        "^attack 'own' returns 2 triggers; expected 1, since only the settings second and "
+        "second_target add another one$"
+    )
+    with pytest.raises(UsageError, match=message):
+        attack_to_small_folder("own", tmp_path / "own", {})
+    assert not list((tmp_path / "own").glob("*.safetensors"))
+    (cell, *_) = load(tmp_path, BLOCK | {"attacks": {"own": None}})
+    with pytest.raises(UsageError, match=message):
+        make_teacher(cell.teacher, Store(tmp_path / "cache"))
 
 
 def test_a_preset_that_changes_is_another_cell(tmp_path, monkeypatch):
@@ -478,33 +526,40 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
         ),
         (
             {"attacks": {"sig": {"second": "blend", "second_target": 3}}},
-            f"this attack cannot have a second trigger; use one of {SECOND}",
+            f"attacks.sig: this attack cannot have a second trigger; use one of {SECOND}",
+        ),
+        (
+            {
+                "attacks": {"badnets": None, "sig": None},
+                "teaching": {"second": "blend", "second_target": 3},
+            },
+            f"attacks.sig: this attack cannot have a second trigger; use one of {SECOND}",
         ),
         (
             {"attacks": {"tone": {"second": "wanet", "second_target": 3}}},
-            "second is 'wanet', which cannot be a second trigger; use one of "
+            "attacks.tone: second is 'wanet', which cannot be a second trigger; use one of "
             f"{', '.join(name for name, row in ATTACKS.items() if can_be_second(row))}",
         ),
         (
             {"attacks": {"tone": {"second": "blend"}}},
-            "second is given and second_target is not; add it, or leave both out",
+            "attacks.tone: second is given and second_target is not; add it, or leave both out",
         ),
         (
             {"attacks": {"tone": {"second": "blend", "second_target": "3"}}},
-            "second_target is '3'; expected a whole number",
+            "attacks.tone: second_target is '3'; expected a whole number",
         ),
         (
             {"attacks": {"tone": {"second": "blend", "second_target": 0}}},
-            "target and second_target are both 0; expected two different classes",
+            "attacks.tone: target and second_target are both 0; expected two different classes",
         ),
         (
             {"attacks": {"tone": None}, "teaching": {"second": "blend", "second_target": 0}},
-            "target and second_target are both 0; expected two different classes",
+            "attacks.tone: target and second_target are both 0; expected two different classes",
         ),
         (
             {"attacks": {"tone": {"second": "blend", "second_target": 3}}, "target": "next"},
-            "target is next, and each of two triggers has one target class; give the number of a "
-            "class",
+            "attacks.tone: target is next, and each of two triggers has one target class; give the "
+            "number of a class",
         ),
         ({"seeds": [2**40]}, "seeds.0 is 1099511627776; expected less than 2147483648"),
         ({"threads": 10**6}, "threads is 1000000; expected 1 to 1024"),
@@ -514,8 +569,11 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
             {"attacks": {"adaptive-tone": {"family": "patch"}}},
             "attack 'adaptive-tone' has no argument 'family'",
         ),
-        ({"attacks": {"ckd": {"cap": "x"}}}, "cap is 'x'; expected a number"),
-        ({"attacks": {"ckd": {"cap": 2.0}}}, "cap is 2.0; expected above 0 and at most 1"),
+        ({"attacks": {"ckd": {"cap": "x"}}}, "attacks.ckd: cap is 'x'; expected a number"),
+        (
+            {"attacks": {"ckd": {"cap": 2.0}}},
+            "attacks.ckd: cap is 2.0; expected above 0 and at most 1",
+        ),
         (
             {"attacks": {"adba": {"build_surrogate": 3}}},
             "attack 'adba' has no argument 'build_surrogate'",

@@ -54,7 +54,7 @@ WRONG = [
     ),
     (
         replace(CELL, teacher=replace(TEACHER, attacking={"second": "blend", "second_target": 10})),
-        "second_target: target class is 10; expected 0 to 9 for digits",
+        "attacks.badnets: second_target: target class is 10; expected 0 to 9 for digits",
     ),
 ]
 

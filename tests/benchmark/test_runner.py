@@ -287,9 +287,13 @@ def test_each_trigger_of_a_teacher_has_rows_of_its_own(tmp_path):
         (name, cell.method) for name in names for cell in cells
     ]
     assert all(name in (tmp_path / "attacks.md").read_text() for name in names)
-    # A student without a teacher does not depend on the attack.
-    alone = [row.acc.mean for row in rows if row.method == "no-teacher"]
-    assert len(set(alone)) == 1
+    # A student without a teacher does not depend on the second trigger, even if trained anew.
+    single = [cell for cell in small(target=2) if cell.method == "no-teacher"]
+    assert run_grid(single, tmp_path / "single", executor=executor("local")) == (0, 1, 0)
+    (alone,) = gather(single, tmp_path / "single").found
+    both = next(content for content in found if content["run"]["method"] == "no-teacher")
+    for name in ("acc", "asr", "ra"):
+        assert alone["run"][name] == both["run"][name]
     assert run_grid(cells, tmp_path, executor=executor("local")) == (3, 0, 0)
 
 
@@ -306,6 +310,22 @@ def test_a_damaged_run_of_a_further_trigger_is_refused(others, message, tmp_path
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / f"{cell.name}.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=f"{re.escape(message)}$"):
+        gather([cell], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("second", "others", "message"),
+    [
+        ({"second": "blend", "second_target": 5}, {}, "0 runs in others; expected 1"),
+        ({"second": "blend", "second_target": 5}, {"others": [RUN, RUN]}, "2 runs in others; "),
+        ({}, {"others": [RUN]}, "1 runs in others; expected 0"),
+    ],
+)
+def test_a_file_without_a_run_for_each_trigger_is_refused(second, others, message, tmp_path):
+    (cell, *_) = small(target=2, attacking={"epochs": 1, **second})
+    (tmp_path / "cells").mkdir()
+    write_json(tmp_path / "cells" / f"{cell.name}.json", {"run": RUN, **others})
+    with pytest.raises(InputError, match=f"{re.escape(f'{cell.name}.json: {message}')}"):
         gather([cell], tmp_path)
 
 

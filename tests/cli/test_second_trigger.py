@@ -64,7 +64,7 @@ def test_both_triggers_are_written_measured_and_reported(robustkd):
         assert {name: getattr(run, name) for name in json.loads(found.out)} == json.loads(found.out)
     said = robustkd("report", "made")
     assert said.code == 0
-    assert "Only teachers were measured, under 2 triggers with attack success rates of " in said.out
+    assert "Only the teacher was measured, under 2 triggers with attack success rates " in said.out
     assert "badnets (with blend)" in Path("made/report.html").read_text()
     assert repeating(results, Path("made")) == (
         f"robustkd attack badnets {shlex.join(WORDS[:6])} {shlex.join(SECOND[:4])} --epochs 1 "
@@ -104,6 +104,18 @@ def test_both_triggers_are_written_measured_and_reported(robustkd):
         (
             "badnets --second blend --second-target 5 --set.second_rate 2.0",
             "second: rate is 2.0; expected above 0 and at most 1",
+        ),
+        (
+            "badnets --second tone --second-target 5 --set.second_epochs 3",
+            "--set.second_epochs is given, and both triggers share epochs; leave it out",
+        ),
+        (
+            "tone --second flow --second-target 5 --set.second_implant_lr 0.1",
+            "--set.second_implant_lr is given, and the fine-tuning has the settings of the first ",
+        ),
+        (
+            "tone --second blend --second-target 5 --set.rate 0.4 --set.second_rate 0.6",
+            "second: rate is 0.6, which is 720 images; expected at most the ",
         ),
         ("badnets --set.second blend", "--set.second is 'blend'; use --second instead"),
         (

@@ -298,14 +298,26 @@ def test_a_grid_of_controls_proves_nothing():
 
 
 def test_two_triggers_of_a_teacher_are_told_with_the_warning():
-    runs = [
-        ResultRow(**make_run(method="teacher", attack=attack, asr=asr))
-        for attack, asr in (("tone (with blend)", 1.0), ("blend (with tone)", 0.95))
-    ]
-    assert headline(aggregate(runs)) == (
-        "Only teachers were measured, under 2 triggers with attack success rates of 95.0 % to "
-        "100.0 %. They were trained with a backdoor: use them for research only."
+    def told(*attacks: str, seeds: int = 1) -> str:
+        rates = (1.0, 0.95)
+        return headline(
+            aggregate(
+                ResultRow(**make_run(method="teacher", attack=attack, asr=asr, seed=seed))
+                for seed in range(seeds)
+                for attack, asr in zip(attacks, rates, strict=True)
+            )
+        )
+
+    both = ("tone (with blend)", "blend (with tone)")
+    rates = "measured, under 2 triggers with attack success rates of 95.0 % to 100.0 %. "
+    assert told(*both) == (
+        f"Only the teacher was {rates}It was trained with backdoors: use it for research only."
     )
+    several = (
+        f"Only teachers were {rates}They were trained with a backdoor: use them for research only."
+    )
+    assert told(*both, seeds=2) == told("tone", "blend") == several
+    assert told("tone (with blend)", "flow (with blend)") == several
     unknown = [ResultRow(**make_run(method="teacher", attack=name, asr=None)) for name in "ab"]
     assert headline(aggregate(unknown)) == (
         "These results hold neither a RobustKD student nor an ordinary one."

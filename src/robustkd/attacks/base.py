@@ -95,7 +95,8 @@ class Backdoored:
         target: Target class of the backdoor; ``next`` for the next class of each image.
         record: Settings and measurements of the attack, in JSON values.
         others: Further triggers of the same teacher, each with its own target; empty for all
-            attacks with one trigger.
+            attacks with one trigger. Commands and grids accept only those that their settings
+            ``second`` and ``second_target`` add.
     """
 
     teacher: nn.Module

@@ -21,10 +21,13 @@ from robustkd.attacks.scar import OSCAR, SCAR
 from robustkd.attacks.transformation import AdaptiveTransformation, LearnedTransformation
 from robustkd.attacks.triggers.patterns import SIG, BadNets, Blend
 from robustkd.attacks.two_triggers import (
+    SECOND,
     TwoTriggers,
     can_be_combined,
     check_distinct,
+    check_names_of_second,
     check_two_targets,
+    is_of_second,
 )
 from robustkd.attacks.wanet import WaNet
 from robustkd.core.errors import UsageError
@@ -45,10 +48,6 @@ TRANSFORMATIONS: Mapping[str, str] = {
 }
 """Families of learned transformations that are attacks of the table, with their summaries."""
 _TEACHING = tuple(field.name for field in fields(Teaching))
-SECOND = ("second", "second_target")
-"""Settings that add the trigger of another attack with another target, see
-:class:`robustkd.attacks.two_triggers.TwoTriggers`; ``second_NAME`` is the setting NAME of this
-other attack."""
 
 
 @runtime_checkable
@@ -77,6 +76,19 @@ class AttackRow:
     revision: int = 0
     next_class: bool = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.attack, TwoTriggers):
+            raise UsageError(
+                "an attack of the table has one trigger, and TwoTriggers has two; add a row for "
+                "each of them, and combine them with the settings second and second_target"
+            )
+        for name in SECOND:
+            if name in self.own:
+                raise UsageError(
+                    f"{type(self.attack).__name__} has a setting {name}, which adds another "
+                    "trigger; use another name"
+                )
+
     @property
     def arguments(self) -> tuple[str, ...]:
         """Names of all keyword arguments of a call.
@@ -84,10 +96,15 @@ class AttackRow:
         >>> ATTACKS["sig"].arguments
         ('target', 'epochs', 'lr', 'batch_size', 'seed', 'rate')
         """
+        further = SECOND if can_be_combined(self.attack) else ()
+        return ("target", *_TEACHING, *self.own, *further)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Names of the settings that are specific to the attack."""
         # A field without a default, such as a fixed trigger or a family, defines the attack and is
         # no setting.
-        own = [field.name for field in fields(self.attack) if field.default is not MISSING]
-        return ("target", *_TEACHING, *own, *(SECOND if can_be_combined(self.attack) else ()))
+        return tuple(field.name for field in fields(self.attack) if field.default is not MISSING)
 
     def __call__(
         self,
@@ -129,10 +146,10 @@ class AttackRow:
                 cannot have a second trigger that the settings ask for; the message names the first
                 one.
         """
-        own, of_second = _parted(settings)
+        own, of_second = self._parted(settings)
         annotated = {field.name: str(field.type) for field in fields(self.attack)}
         for name, value in own.items():
-            if name not in self.arguments or not hasattr(self.attack, name):
+            if name not in self.own:
                 expected = ", ".join(self.arguments)
                 raise UsageError(f"unknown setting {name!r}; expected one of {expected}")
             default = getattr(self.attack, name)
@@ -147,12 +164,34 @@ class AttackRow:
 
     def configured(self, settings: Settings) -> Attack:
         """Return the attack with settings that :meth:`check` accepts."""
-        own, of_second = _parted(settings)
+        own, of_second = self._parted(settings)
         attack = replace(self.attack, **own)
         if not of_second:
             return attack
         second = replace(find(of_second["second"]).attack, **_further(of_second))
         return TwoTriggers(attack, second, of_second["second_target"])
+
+    def parts(self, settings: Settings) -> dict[str, Attack]:
+        """Return the attacks of all triggers, by the beginning of messages about each.
+
+        Args:
+            settings: Checked settings of the attack, and of its training.
+        """
+        attack = self.configured(
+            {name: value for name, value in settings.items() if name not in _TEACHING}
+        )
+        if isinstance(attack, TwoTriggers):
+            return {"": attack.first, "second: ": attack.second}
+        return {"": attack}
+
+    def is_of_second(self, name: str) -> bool:
+        """Return whether a setting is about a second trigger, and none of the attack itself."""
+        return name not in self.own and is_of_second(name)
+
+    def _parted(self, settings: Settings) -> tuple[Settings, Settings]:
+        """Return the settings of the attack itself, and those of its second trigger."""
+        of_second = {name: settings[name] for name in settings if self.is_of_second(name)}
+        return {name: settings[name] for name in settings if name not in of_second}, of_second
 
     def _check_second(self, settings: Settings) -> None:
         """Check the settings of a second trigger."""
@@ -174,9 +213,8 @@ class AttackRow:
             )
         check_count(least=0, second_target=settings["second_target"])
         further = _further(settings)
+        check_names_of_second(further, row.own, first=self.attack)
         try:
-            if any(map(is_of_second, further)):
-                raise UsageError("a second trigger has no second one; leave its settings out")
             row.check(further)
         except UsageError as error:
             raise UsageError(f"second: {error}") from error
@@ -191,11 +229,7 @@ class AttackRow:
         Raises:
             UsageError: If the trigger does not fit such images.
         """
-        attack = self.configured(
-            {name: value for name, value in settings.items() if name not in _TEACHING}
-        )
-        both = (attack.first, attack.second) if isinstance(attack, TwoTriggers) else (attack,)
-        for each in both:
+        for each in self.parts(settings).values():
             trigger: object = getattr(each, "trigger", None)
             if isinstance(each, _KnownForm):
                 trigger = each.example(image_shape)
@@ -203,21 +237,10 @@ class AttackRow:
                 apply_trigger(trigger, torch.full((1, *image_shape), 0.5))
 
 
-def _parted(settings: Settings) -> tuple[Settings, Settings]:
-    """Return the settings of an attack, and those of its second trigger."""
-    of_second = {name: value for name, value in settings.items() if is_of_second(name)}
-    return {name: settings[name] for name in settings if name not in of_second}, of_second
-
-
 def _further(of_second: Settings) -> Settings:
     """Return the settings of the second attack itself, without ``second_`` in their names."""
     own = {name: value for name, value in of_second.items() if name not in SECOND}
     return {name.removeprefix("second_"): value for name, value in own.items()}
-
-
-def is_of_second(name: str) -> bool:
-    """Return whether a setting is about the second trigger of an attack."""
-    return name in SECOND or name.startswith("second_")
 
 
 def can_be_second(row: AttackRow) -> bool:

@@ -14,8 +14,8 @@ if one is learned, the backdoors are implanted by fine-tuning a clean teacher, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import TypeAlias, TypeGuard
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from robustkd.attacks.base import Attack, Backdoored, Build, Teaching
 from robustkd.attacks.data_poisoning import DirtyLabel
-from robustkd.attacks.parts.poisoned_data import Poisoned
+from robustkd.attacks.parts.poisoned_data import Poisoned, choose_images
 from robustkd.attacks.parts.steps import train_teacher
 from robustkd.attacks.transformation import LearnedTransformation
 from robustkd.attacks.triggers.files import describe
@@ -38,6 +38,11 @@ from robustkd.training.loop import fit
 
 Part: TypeAlias = DirtyLabel | LearnedTransformation
 """Attack that can be combined with another: its poisoned images need no training of their own."""
+SECOND = ("second", "second_target")
+"""Settings of the table's attacks that add the trigger of another attack with another target;
+``second_NAME`` is the setting NAME of this other attack."""
+IMPLANT = ("implant_share", "implant_lr")
+"""Settings of the fine-tuning, which are those of the first attack that learns."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class TwoTriggers:
                 f"the rates of the two triggers are {first.rate} and {second.rate}; expected at "
                 "most 1 together, since no image carries both"
             )
+        _check_implant(first, second)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
@@ -75,6 +81,7 @@ class TwoTriggers:
         targets = check_two_targets(target, self.second_target, data)
         parts = self._parts()
         _check_different(parts, data.image_shape)
+        masks = _choose_both(parts, targets, data, teaching.seed)
         learning = next((part for part in parts if isinstance(part, LearnedTransformation)), None)
         if learning is None:
             teacher = build().to(default_device())
@@ -84,8 +91,8 @@ class TwoTriggers:
             _ready(part, teacher, build, data, own, teaching)
             for part, own in zip(parts, targets, strict=True)
         )
-        some = first.carried_by(data, teaching.seed)
-        both = second.carried_by(some, teaching.seed, spared=some.mask)
+        some = first.carried_by(data, masks[0])
+        both = second.carried_by(some, masks[1])
         if learning is None:
             fit(Supervised(teacher), both, **asdict(teaching), label="train the teacher")
         else:
@@ -115,6 +122,40 @@ def _part(name: str, attack: Attack) -> Part:
 def can_be_combined(attack: object) -> TypeGuard[Part]:
     """Return whether the trigger of an attack can be one of two."""
     return isinstance(attack, DirtyLabel | LearnedTransformation)
+
+
+def is_of_second(name: str) -> bool:
+    """Return whether the name of a setting is that of a setting of a second trigger."""
+    return name in SECOND or name.startswith("second_")
+
+
+def check_names_of_second(names: Iterable[str], own: Collection[str], *, first: Attack) -> None:
+    """Check the names of the settings of a second attack.
+
+    Args:
+        names: The names, without ``second_``.
+        own: Names of all settings that are specific to the second attack.
+        first: The first attack.
+
+    Raises:
+        UsageError: If it has no such setting, or both attacks share it.
+    """
+    shared = IMPLANT if isinstance(first, LearnedTransformation) else ()
+    able = [name for name in own if name not in shared]
+    for name in names:
+        given = f"second_{name} is given"
+        if name in able:
+            continue
+        if name in own:
+            raise UsageError(
+                f"{given}, and the fine-tuning has the settings of the first attack; use {name}"
+            )
+        if name in {field.name for field in fields(Teaching)}:
+            raise UsageError(f"{given}, and both triggers share {name}; leave it out")
+        if is_of_second(name):
+            raise UsageError(f"{given}, and a second trigger has no second one; leave it out")
+        expected = ", ".join(f"second_{each}" for each in able)
+        raise UsageError(f"unknown setting 'second_{name}'; expected one of {expected}")
 
 
 def check_two_targets(target: Target, second: Target, data: DataSource) -> tuple[int, int]:
@@ -152,7 +193,7 @@ def _check_different(parts: tuple[Part, Part], image_shape: tuple[int, int, int]
     """Check that two fixed triggers do not change an image in the same way.
 
     Raises:
-        UsageError: If they do, since an image with both targets could be classified as one alone.
+        UsageError: If they do, since one image would then have two targets.
     """
     image = torch.rand((1, *image_shape), generator=torch.Generator().manual_seed(0))
     changed = [apply_trigger(each.trigger, image) for each in parts if isinstance(each, DirtyLabel)]
@@ -161,6 +202,39 @@ def _check_different(parts: tuple[Part, Part], image_shape: tuple[int, int, int]
             "both triggers change images in the same way; expected different ones, since they have "
             "different targets"
         )
+
+
+def _check_implant(first: Part, second: Part) -> None:
+    """Check that the second attack has no settings of the fine-tuning, if the first one has them.
+
+    Raises:
+        UsageError: If it has, and they would be ignored.
+    """
+    if not (isinstance(first, LearnedTransformation) and isinstance(second, LearnedTransformation)):
+        return
+    for name in IMPLANT:
+        own, other = getattr(first, name), getattr(second, name)
+        if other not in (own, getattr(LearnedTransformation, name)):
+            raise UsageError(
+                f"second: {name} is {other}, and the fine-tuning has that of the first attack, "
+                f"{own}; leave it out"
+            )
+
+
+def _choose_both(
+    parts: tuple[Part, Part], targets: tuple[int, int], data: DataSource, seed: int
+) -> tuple[Bool[Tensor, " train"], Bool[Tensor, " train"]]:
+    """Choose the images of both triggers, before anything is trained.
+
+    Raises:
+        UsageError: If the rate of an attack is more than the images that can be poisoned.
+    """
+    first = choose_images(data, target=targets[0], rate=parts[0].rate, seed=seed)
+    try:
+        second = choose_images(data, target=targets[1], rate=parts[1].rate, spared=first, seed=seed)
+    except UsageError as error:
+        raise UsageError(f"second: {error}") from error
+    return first, second
 
 
 @dataclass(frozen=True)
@@ -179,13 +253,9 @@ class _Ready:
     rate: float
     facts: Mapping[str, object]
 
-    def carried_by(
-        self, data: DataSource, seed: int, *, spared: Bool[Tensor, " train"] | None = None
-    ) -> Poisoned:
-        """Return data of which a share carries the trigger and the label of the target."""
-        return Poisoned(
-            data, self.trigger, target=self.target, rate=self.rate, spared=spared, seed=seed
-        )
+    def carried_by(self, data: DataSource, mask: Bool[Tensor, " train"]) -> Poisoned:
+        """Return data of which the chosen images carry the trigger and the label of the target."""
+        return Poisoned(data, self.trigger, target=self.target, rate=self.rate, mask=mask)
 
     def record(self, poisoned: Poisoned) -> dict[str, object]:
         """Return facts about the trigger and the data that carry it."""

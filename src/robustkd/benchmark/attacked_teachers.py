@@ -16,7 +16,7 @@ from torch import nn
 from robustkd import models
 from robustkd.attacks import ATTACKS, Backdoored, Teaching, find
 from robustkd.attacks.base import Build
-from robustkd.attacks.registry import check_accepts, check_targets, is_of_second
+from robustkd.attacks.registry import check_accepts, check_targets
 from robustkd.attacks.triggers.files import check_known
 from robustkd.benchmark.rehearsal import expected_method, informed
 from robustkd.benchmark.rows import measured_runs, names_of_rows
@@ -28,7 +28,7 @@ from robustkd.core.method_settings import DetoxOptions
 from robustkd.core.methods import find_method
 from robustkd.core.plain_yaml import parse
 from robustkd.core.targets import Target
-from robustkd.core.types import DataSource, Settings
+from robustkd.core.types import DataSource, Settings, Trigger
 from robustkd.models.trial import check_runs
 from robustkd.report.results import Results
 from robustkd.training.config import TrainingOptions
@@ -85,7 +85,8 @@ def run_attack(
             is None.
 
     Raises:
-        UsageError: If the attack or one of its arguments is unknown.
+        UsageError: If the attack or one of its arguments is unknown, or the attack returns another
+            number of triggers than results have rows for.
     """
     check_settings(name, settings)
     attack = find(name)
@@ -106,7 +107,14 @@ def run_attack(
     if "build_surrogate" in attack.takes:
         extra = {**extra, "build_surrogate": build_surrogate}
     arguments = {**extra, **settings, "target": target, "seed": seed}
-    return attack(build_teacher or partial(build, arch, seed), source, **arguments)
+    made = attack(build_teacher or partial(build, arch, seed), source, **arguments)
+    found, expected = len(made.backdoors), len(names_of_rows(name, settings))
+    if found != expected:
+        raise UsageError(
+            f"attack {name!r} returns {found} triggers; expected {expected}, since only the "
+            "settings second and second_target add another one"
+        )
+    return made
 
 
 def at_own_rates(name: str, settings: Settings, *, arch: str, surrogate: str) -> Settings:
@@ -161,16 +169,26 @@ def check_settings(name: str, settings: Settings) -> None:
     given_by_us = {taken for row in ATTACKS.values() for taken in row.takes}
     known = set(attack.arguments) - {"target", "seed"} - given_by_us
     unknown = next(
-        (given for given in settings if given not in known and not is_of_second(given)), None
+        (given for given in settings if given not in known and not attack.is_of_second(given)),
+        None,
     )
     if unknown is not None:
         raise UsageError(f"attack {name!r} has no argument {unknown!r}")
     teaching = {field.name for field in fields(Teaching)}
     attack.check({key: value for key, value in settings.items() if key not in teaching})
     # A fixed trigger is known before the training, and has to be saved after it.
-    trigger = getattr(attack.attack, "trigger", None)
-    if trigger is not None:
+    for which, part in attack.parts(settings).items():
+        trigger = getattr(part, "trigger", None)
+        if trigger is not None:
+            _check_can_be_saved(trigger, which)
+
+
+def _check_can_be_saved(trigger: Trigger, which: str) -> None:
+    """Check a trigger; ``which`` is the beginning of the message."""
+    try:
         check_known(trigger)
+    except UsageError as error:
+        raise UsageError(f"{which}{error}") from error
 
 
 def _value(name: str, given: str | int | float) -> str | int | float:

@@ -27,7 +27,7 @@ from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
 from robustkd.benchmark.folder_data import folder_name
 from robustkd.benchmark.grid_methods import method_in_grid
-from robustkd.benchmark.grid_words import refusal, shown
+from robustkd.benchmark.grid_words import naming, refusal, shown
 from robustkd.benchmark.rehearsal import expected_method
 from robustkd.core.errors import UsageError
 from robustkd.core.method_settings import BY_DATA, DetoxOptions, DetoxSettings
@@ -151,8 +151,9 @@ class Block(BaseModel):
         for name, own in self.attacks.items():
             _check_arguments(f"attacks.{name}", own or {})
             settings = {**self.teaching, **(own or {})}
-            check_settings(name, settings)
-            check_accepts(name, self.target, settings)
+            with naming(name):
+                check_settings(name, settings)
+                check_accepts(name, self.target, settings)
         return self
 
     @field_validator("methods", mode="before")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 from robustkd.attacks import find
 from robustkd.attacks.registry import check_accepts, check_targets
 from robustkd.benchmark.cells import Cell, Setting, TeacherCell
+from robustkd.benchmark.grid_words import naming
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Settings
 from robustkd.data import open_source
@@ -43,7 +45,6 @@ def _check_on_data(cells: Sequence[Cell]) -> None:
     for each in differing.values():
         _check_trigger(each.attack, each.attacking, source)
     for each in teachers:
-        check_accepts(each.attack, each.target, each.attacking)
         _check_targets(each, source)
     named = {(cell.teacher.arch, cell.teacher.surrogate, cell.student) for cell in cells}
     for arch in sorted({arch for archs in named for arch in archs if arch is not None}):
@@ -61,14 +62,15 @@ def _opened(setting: Setting) -> DataSource:
 
 
 def _check_trigger(name: str, settings: Settings, source: DataSource) -> None:
-    try:
+    with naming(name):
         find(name).try_trigger(settings, source.image_shape)
-    except UsageError as error:
-        raise UsageError(f"attacks.{name}: {error}") from error
 
 
 def _check_targets(teacher: TeacherCell, source: DataSource) -> None:
-    try:
-        check_targets(teacher.target, teacher.attacking, source)
-    except UsageError as error:
-        raise UsageError(f"{error} for {teacher.setting.data}") from error
+    """Check the targets of a teacher; the target of a grid with one trigger is not an attack's."""
+    with naming(teacher.attack) if len(teacher.names) > 1 else nullcontext():
+        check_accepts(teacher.attack, teacher.target, teacher.attacking)
+        try:
+            check_targets(teacher.target, teacher.attacking, source)
+        except UsageError as error:
+            raise UsageError(f"{error} for {teacher.setting.data}") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from robustkd.core.errors import printable
+from robustkd.core.errors import UsageError, printable
 from robustkd.core.names import nearest
 
 if TYPE_CHECKING:
@@ -116,6 +117,24 @@ def _form(path: tuple[int | str, ...]) -> str:
 
 def _dotted(path: tuple[int | str, ...]) -> str:
     return printable(".".join(map(str, path)))
+
+
+@contextmanager
+def naming(attack: str) -> Iterator[None]:
+    """Add the key of an attack in the grid to the messages of checks that do not name the attack.
+
+    >>> with naming("ckd"):
+    ...     raise UsageError("cap is 2; expected at most 1")
+    Traceback (most recent call last):
+    ...
+    robustkd.core.errors.UsageError: attacks.ckd: cap is 2; expected at most 1
+    """
+    try:
+        yield
+    except UsageError as error:
+        if f"attack {attack!r}" in str(error):
+            raise
+        raise UsageError(f"attacks.{attack}: {error}") from error
 
 
 def shown(value: object) -> str:

@@ -109,7 +109,7 @@ def gather(cells: Iterable[Cell], out: Path) -> Gathered:
             all_of_it.missing.append(cell.name)
         elif "run" in content:
             file = out / "cells" / f"{cell.name}.json"
-            _check_runs(file, content)
+            _check_runs(cell, file, content)
             read_environment(file, content)
             all_of_it.found.append(content)
         else:
@@ -122,11 +122,11 @@ def runs_of(content: Mapping[str, Any]) -> list[dict[str, object]]:
     return [content["run"], *content.get("others", [])]
 
 
-def _check_runs(file: Path, content: Mapping[str, object]) -> None:
+def _check_runs(cell: Cell, file: Path, content: Mapping[str, object]) -> None:
     """Check the runs of a cell.
 
     Raises:
-        InputError: If one is damaged.
+        InputError: If one is damaged, or there is not one for each trigger of the teacher.
     """
     others = content.get("others", [])
     if not isinstance(others, list):
@@ -134,6 +134,12 @@ def _check_runs(file: Path, content: Mapping[str, object]) -> None:
     read_run(file, "run", content["run"])
     for i, run in enumerate(others):
         read_run(file, f"others[{i}]", run)
+    expected = len(cell.teacher.names) - 1
+    if len(others) != expected:
+        raise InputError(
+            f"{file}: {len(others)} runs in others; expected {expected}, one for each further "
+            "trigger of the teacher"
+        )
 
 
 @contextmanager

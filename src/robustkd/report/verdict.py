@@ -182,10 +182,24 @@ def _teachers_alone(rows: Sequence[Row]) -> str:
     if not rates:
         return _NO_STUDENT
     lowest, highest = percent(min(rates)), percent(max(rates))
+    which, warning = "teachers were", "They were trained with a backdoor: use them"
+    if _of_one_teacher(rows):
+        which, warning = "the teacher was", "It was trained with backdoors: use it"
     return (
-        f"Only teachers were measured, under {len(rates)} triggers with attack success rates of "
-        f"{lowest} % to {highest} %. They were trained with a backdoor: use them for research only."
+        f"Only {which} measured, under {len(rates)} triggers with attack success rates of "
+        f"{lowest} % to {highest} %. {warning} for research only."
     )
+
+
+def _of_one_teacher(rows: Sequence[Row]) -> bool:
+    """Return whether rows are about the triggers of one teacher, of one seed.
+
+    The rows of two triggers are named after each other, as in ``tone (with blend)``.
+    """
+    if any(row.acc.n != 1 or " (with " not in row.attack for row in rows):
+        return False
+    attacks = (frozenset(row.attack.removesuffix(")").split(" (with ")) for row in rows)
+    return len({(row.data, row.pair, both) for row, both in zip(rows, attacks, strict=True)}) == 1
 
 
 def _teacher_alone(rows: Sequence[Row]) -> str:

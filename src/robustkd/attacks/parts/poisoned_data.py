@@ -36,6 +36,8 @@ class Poisoned:
         spared: Mask of training images that are not poisoned, such as those that ``clean`` has
             poisoned with another trigger; None for none.
         seed: Seed of the choice of images.
+        mask: Result of :func:`choose_images` with the same arguments, if the images were chosen
+            before the trigger was known; None to choose them now.
 
     Raises:
         UsageError: If the target is not a class of the data or not one class with ``clean_label``,
@@ -55,41 +57,18 @@ class Poisoned:
         clean_label: bool = False,
         spared: Bool[Tensor, " train"] | None = None,
         seed: int = 0,
+        mask: Bool[Tensor, " train"] | None = None,
     ) -> None:
-        check_share(rate=rate)
-        check_target(target, clean)
-        if clean_label:
-            check_target_shown(target, clean)
         self._clean, self._trigger, self._target = clean, trigger, target
         self._keep_clean = keep_clean
-        self.mask = self._chosen(rate, clean_label=clean_label, spared=spared, seed=seed)
+        if mask is None:
+            mask = choose_images(
+                clean, target=target, rate=rate, clean_label=clean_label, spared=spared, seed=seed
+            )
+        self.mask = mask
 
     mask: Bool[Tensor, " train"]
     """Mask of the training images that are poisoned."""
-
-    def _chosen(
-        self, rate: float, *, clean_label: bool, spared: Bool[Tensor, " train"] | None, seed: int
-    ) -> Bool[Tensor, " train"]:
-        total = self._clean.size("train")
-        labels = torch.full((total,), _MISSING)
-        for batch in training_labels(self._clean):
-            labels[batch.rows] = batch.labels
-        seen = labels != _MISSING  # damaged images have a row as well
-        others = victims(labels, self._target, len(self.classes))
-        able = (labels >= 0) & ~others if clean_label else others
-        if spared is not None:
-            able = able & ~spared
-        eligible = able.nonzero().squeeze(1)
-        count = max(1, round(rate * (len(eligible) if clean_label else int(seen.sum()))))
-        if count > len(eligible):
-            raise UsageError(
-                f"rate is {rate}, which is {count} images; expected at most the {len(eligible)} "
-                "images that can be poisoned"
-            )
-        order = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(seed))
-        mask = torch.zeros(total, dtype=torch.bool)
-        mask[eligible[order[:count]]] = True
-        return mask
 
     @property
     def name(self) -> str:
@@ -139,3 +118,48 @@ class Poisoned:
             images, labels, rows = batch.images.clone(), batch.labels.clone(), batch.rows
             images[chosen], labels[chosen] = marked, targets
         return Batch(images.contiguous(memory_format=torch.channels_last), labels, rows)
+
+
+def choose_images(
+    clean: DataSource,
+    *,
+    target: Target,
+    rate: float,
+    clean_label: bool = False,
+    spared: Bool[Tensor, " train"] | None = None,
+    seed: int = 0,
+) -> Bool[Tensor, " train"]:
+    """Choose the training images that are poisoned, by their labels alone.
+
+    The arguments are those of :class:`Poisoned`.
+
+    Returns:
+        Mask of the training images.
+
+    Raises:
+        UsageError: As :class:`Poisoned` does before batches are read.
+    """
+    check_share(rate=rate)
+    check_target(target, clean)
+    if clean_label:
+        check_target_shown(target, clean)
+    total = clean.size("train")
+    labels = torch.full((total,), _MISSING)
+    for batch in training_labels(clean):
+        labels[batch.rows] = batch.labels
+    seen = labels != _MISSING  # damaged images have a row as well
+    others = victims(labels, target, len(clean.classes))
+    able = (labels >= 0) & ~others if clean_label else others
+    if spared is not None:
+        able = able & ~spared
+    eligible = able.nonzero().squeeze(1)
+    count = max(1, round(rate * (len(eligible) if clean_label else int(seen.sum()))))
+    if count > len(eligible):
+        raise UsageError(
+            f"rate is {rate}, which is {count} images; expected at most the {len(eligible)} "
+            "images that can be poisoned"
+        )
+    order = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(seed))
+    mask = torch.zeros(total, dtype=torch.bool)
+    mask[eligible[order[:count]]] = True
+    return mask
