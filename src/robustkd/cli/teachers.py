@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 from collections.abc import Sequence
@@ -166,12 +165,12 @@ def accuracy_of(network: nn.Module, source: DataSource) -> Proportion:
 def _described(path: Path, arch: str | None, source: DataSource) -> tuple[nn.Module, HowRead]:
     """Load a teacher from a file of this package."""
     from robustkd import models
+    from robustkd.core.files import sha256_of
     from robustkd.data.images.listing import shown
     from robustkd.teacher.own_files import OWN_FILE
 
     model = models.load(path, arch=arch)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     words = f"{shown(path.name)}, a file of robustkd, {path.stat().st_size:,} bytes, sha256 "
     how = HowRead(words + sha256[:12], path, sha256, "", model.spec, OWN_FILE)
     return _in_order_of(model, path, source), how

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -147,9 +146,10 @@ def verify(
 
 def _file_record(student: Path) -> dict[str, object]:
     """Return the path and the SHA-256 of the student's file, as JSON values."""
+    from robustkd.core.files import sha256_of
+
     path = student_of(student)
-    with path.open("rb") as file:
-        return {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"path": str(path), "sha256": sha256_of(path)}
 
 
 def _write(found: Verification, record: Mapping[str, object], out: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -209,6 +210,16 @@ def make_folder(path: Path) -> Path:
 
 def _not_made(path: Path, reason: str | None) -> InputError:
     return InputError(f"output folder {path} cannot be made: {reason}")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from robustkd.core.errors import UsageError
-from robustkd.core.files import check_free, write_json
+from robustkd.core.files import check_free, sha256_of, write_json
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Labels, Logits, Trigger
@@ -208,7 +207,7 @@ def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -
         },
         "data": data.name,
         "files": {
-            kind: {"name": path.name, "bytes": sizes[kind], "sha256": _sha256(path)}
+            kind: {"name": path.name, "bytes": sizes[kind], "sha256": sha256_of(path)}
             for kind, path in files.items()
         },
         "opset": OPSET,
@@ -226,8 +225,3 @@ def _content(model: Classifier, folder: Path, data: DataSource, found: _Found) -
             *busy(here),
         ],
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

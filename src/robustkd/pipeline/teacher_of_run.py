@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustkd.core.files import read_json
+from robustkd.core.files import read_json, sha256_of
 from robustkd.core.json_files import is_number
 from robustkd.pipeline.run_files import INPUTS, has
 from robustkd.report.results import Results
@@ -40,10 +39,8 @@ class TeacherOfRun:
     def is_in(self, file: Path) -> bool:
         """Return whether a file has the same content; a file of another size is not read."""
         try:
-            if not file.is_file() or file.stat().st_size != self.bytes:
-                return False
-            with file.open("rb") as opened:
-                return hashlib.file_digest(opened, "sha256").hexdigest() == self.sha256
+            same_size = file.is_file() and file.stat().st_size == self.bytes
+            return same_size and sha256_of(file) == self.sha256
         except OSError:
             return False
 
