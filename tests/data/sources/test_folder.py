@@ -497,6 +497,38 @@ def test_images_beside_the_splits_are_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("splits", "other", "free"),
+    [
+        (["train", "test"], "eval/light", "val"),
+        (["train"], "eval/light", "val or test"),
+        (["train", "val", "test"], "eval/light", ""),
+        (["train"], "car/vw", ""),
+        (["train"], "eval/a/b/c", ""),
+    ],
+)
+def test_images_deeper_in_a_folder_beside_the_splits_are_refused(splits, other, free, tmp_path):
+    """They may be those of a split with another name, or ``train`` may be the name of a class."""
+    write_splits(tmp_path, {split: {"dark": 4, "light": 4} for split in splits})
+    write_classes(tmp_path / other, {".": 1})
+    name = other.split("/")[0]
+    rename = f", or rename {name} to {free} if it is that split" if free else ""
+    refused(
+        tmp_path,
+        f"{tmp_path} has class folders in train, and images in {name} next to it; expected either "
+        f"train/CLASS/ or CLASS/ with images: move one of them away{rename}",
+    )
+
+
+def test_folders_without_images_beside_the_splits_are_counted(tmp_path):
+    write_splits(tmp_path, {"train": {"dark": 12, "light": 12}})
+    (tmp_path / "notes" / "deeper").mkdir(parents=True)
+    (tmp_path / "notes" / "deeper" / "a.txt").write_text("no image")
+    (tmp_path / "notes" / ".hidden").mkdir()
+    shutil.copy(tmp_path / "train" / "dark" / "000.png", tmp_path / "notes" / ".hidden")
+    assert load_folder(tmp_path).skipped == {"folders": 1}
+
+
 # A teacher of more classes than the folder.
 
 

@@ -183,6 +183,26 @@ def images_below(root: Path, path: str, skipped: Counter[str] | None = None) -> 
     return [f"{place}/{name}" for place, files in found for name in files]
 
 
+def holds_images(root: Path, path: str) -> bool:
+    """Return whether ``root / path`` or a folder below it has an image; only the first is sought.
+
+    Arguments and errors are those of :func:`image_names`.
+    """
+    waiting = [path]
+    while waiting:
+        place = waiting.pop()
+        for name, is_folder in _entries(root, place):
+            if is_folder:
+                waiting.append(f"{place}/{name}")
+            elif _is_image(name):
+                return True
+    return False
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
 def _counter(skipped: Counter[str] | None) -> Counter[str]:
     return Counter() if skipped is None else skipped
 
@@ -223,7 +243,7 @@ def _sorted_entries(root: Path, path: str, skipped: Counter[str]) -> tuple[Sorte
         for name, is_folder in _entries(root, path):
             if is_folder:
                 inner.append(name)
-            elif name.lower().endswith(EXTENSIONS):
+            elif _is_image(name):
                 yield name
             else:
                 skipped[_kind(name)] += 1

@@ -20,6 +20,7 @@ from robustkd.data.images.options import Reading
 from robustkd.data.images.scan import (
     check_same_classes,
     folder_names,
+    holds_images,
     image_names,
     read_lines,
     scan,
@@ -93,7 +94,8 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
             f"{shown(root)} has no folders; expected train/CLASS/ or CLASS/ with images"
         )
     if nested:
-        _check_others(root, top, [name for name in found if name not in splits.values()], skipped)
+        others = [name for name in found if name not in splits.values()]
+        _check_others(root, splits, others, nested, skipped)
     part, classes = (top, nested) if nested else ("", found)
     if not nested and reading.classes is None:
         _check_level(root, part, classes)
@@ -167,17 +169,30 @@ def _inner_folders(root: Path, place: str) -> tuple[str, ...]:
     return ()
 
 
-def _check_others(root: Path, top: str, others: Sequence[str], skipped: Counter[str]) -> None:
-    """Count folders other than those of the splits, and refuse those that could be classes.
+def _check_others(
+    root: Path,
+    splits: Mapping[Split, str],
+    others: Sequence[str],
+    classes: Sequence[str],
+    skipped: Counter[str],
+) -> None:
+    """Count folders other than those of the splits, and refuse those with images at any depth.
+
+    Such images could be those of classes, or of a split whose name is not known.
 
     Raises:
         InputError: If such a folder holds images.
     """
+    top = splits["train"]
+    free = [name for name in ("val", "test") if _SPELLINGS[name] not in splits]
     for name in others:
-        if image_names(root, name):
+        if holds_images(root, name):
+            is_split = not set(classes).isdisjoint(folder_names(root, name))
+            rename = f", or rename {shown(name)} to {' or '.join(free)} if it is that split"
             raise InputError(
                 f"{shown(root)} has class folders in {top}, and images in {shown(name)} next to "
                 f"it; expected either {top}/CLASS/ or CLASS/ with images: move one of them away"
+                f"{rename if is_split and free else ''}"
             )
         skipped["folders"] += 1
 
