@@ -579,6 +579,18 @@ def test_names_that_look_the_same_are_the_same_class_in_every_split(first, secon
     assert load_folder(tmp_path, Reading(classes=("tea", second))).classes == ("tea", first)
 
 
+@pytest.mark.parametrize("part", ["", "train", "test"])
+def test_two_folders_whose_names_look_the_same_are_refused(part, tmp_path):
+    if part:
+        write_splits(tmp_path, {"train": {ONE: 4, "tea": 4}, "test": {ONE: 4, "tea": 4}})
+    write_classes(tmp_path / part, {ONE: 4, TWO: 4, "tea": 4})
+    refused(
+        tmp_path,
+        f"{tmp_path / part}: the names of the folders 'cafe\\u0301' and 'caf\\xe9' differ only in "
+        "how Unicode writes their accents, so they are the same class; merge the folders",
+    )
+
+
 @pytest.mark.parametrize(
     ("lines", "outputs"),
     [(["tea", TWO], ()), (["bread", TWO, "tea"], (1, 2)), ([f"7 {TWO}", "9 tea"], (7, 9))],
@@ -590,3 +602,12 @@ def test_a_file_of_class_names_may_use_the_other_form(lines, outputs, tmp_path):
     found = load_folder(tmp_path / "images", Reading(classes=names))
     assert set(found.classes) == {ONE, "tea"}
     assert found.outputs == outputs
+
+
+def test_a_file_of_class_names_may_not_name_a_class_in_both_forms(tmp_path):
+    write_classes(tmp_path / "images", {ONE: 12, "tea": 12})
+    names = tmp_path / "names.txt"
+    for lines in ([ONE, TWO, "tea"], [f"7 {ONE}", f"8 {TWO}", "9 tea"]):
+        names.write_text("\n".join(lines))
+        with pytest.raises(InputError, match=f"the class '{ONE}' twice; remove one"):
+            load_folder(tmp_path / "images", Reading(classes=names))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from robustkd.core.errors import InputError
 from robustkd.core.json_files import parse_foreign_json
-from robustkd.core.names import as_found
+from robustkd.core.names import as_found, composed
 from robustkd.data.images.listing import shown
 from robustkd.data.images.scan import (
     MOST_TEXT,
@@ -159,7 +159,7 @@ def _once(pairs: Sequence[tuple[int, str]], path: Path) -> dict[int, str]:
         InputError: If a number or a name occurs twice.
     """
     numbers, names = zip(*pairs, strict=True) if pairs else ((), ())
-    for kind, values in (("output", numbers), ("class", names)):
+    for kind, values in (("output", numbers), ("class", [composed(name) for name in names])):
         twice = next((value for value, n in Counter(values).items() if n > 1), None)
         if twice is not None:
             raise InputError(

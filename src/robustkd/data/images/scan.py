@@ -13,8 +13,8 @@ from heapq import nsmallest
 from pathlib import Path
 
 from robustkd.core import folders, trees
-from robustkd.core.errors import InputError
-from robustkd.core.names import unfit
+from robustkd.core.errors import InputError, quoted
+from robustkd.core.names import composed, unfit
 from robustkd.data.images.filenames import SortedNames
 from robustkd.data.images.left_out import counted
 from robustkd.data.images.listing import Folder, Listing, list_files, shown
@@ -58,6 +58,28 @@ def folder_names(root: Path, part: str = "") -> tuple[str, ...]:
                 f"{len(name)} characters; expected {expected}: rename it"
             )
     return tuple(sorted(names))
+
+
+def class_folders(root: Path, part: str = "") -> tuple[str, ...]:
+    """Return the sorted names of the class folders within ``root / part``.
+
+    Arguments are those of :func:`folder_names`.
+
+    Raises:
+        InputError: As :func:`folder_names`, or if two names differ only in Unicode's form, which
+            makes them names of the same class.
+    """
+    names = folder_names(root, part)
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(composed(name), name)
+        if other != name:
+            raise InputError(
+                f"{shown(root / part)}: the names of the folders {quoted(other)} and "
+                f"{quoted(name)} differ only in how Unicode writes their accents, so they are the "
+                "same class; merge the folders"
+            )
+    return names
 
 
 def read_text(path: Path, *, most: int) -> str:

@@ -19,6 +19,7 @@ from robustkd.data.images.listing import Encoded, Folder, Listing, list_files, s
 from robustkd.data.images.options import Reading
 from robustkd.data.images.scan import (
     check_same_classes,
+    class_folders,
     folder_names,
     holds_images,
     image_names,
@@ -79,11 +80,11 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
         root: The folder, with no link in its path.
         reading: How images are read.
     """
-    found = folder_names(root)
+    found = class_folders(root)
     skipped: Counter[str] = Counter()
     splits = _splits(root, found)
     top = splits.get("train", "")
-    nested = folder_names(root, top) if top else ()
+    nested = class_folders(root, top) if top else ()
     if not nested and found and all(name.lower() in _SPELLINGS for name in found):
         raise InputError(
             f"{shown(root)} has {' and '.join(found)} but no class folders in {top or 'train'}; "
@@ -215,7 +216,7 @@ def _given(
         if split not in splits:
             continue
         part = splits[split]
-        own = folder_names(root, part)
+        own = class_folders(root, part)
         advice = f", or rename {part} to leave it out"
         check_same_classes(
             as_found(own, classes),
