@@ -611,3 +611,20 @@ def test_a_file_of_class_names_may_not_name_a_class_in_both_forms(tmp_path):
         names.write_text("\n".join(lines))
         with pytest.raises(InputError, match=f"the class '{ONE}' twice; remove one"):
             load_folder(tmp_path / "images", Reading(classes=names))
+
+
+def test_a_folder_with_other_classes_than_the_model_is_named(tmp_path):
+    """The folder can be changed, the model cannot."""
+    write_splits(tmp_path, {"train": {"ant": 12, "bee": 12}})
+    use = "or use the data that the model was trained for"
+    folder = tmp_path / "train"
+    refused(
+        tmp_path,
+        f"{folder} has the class 'bee' that the model lacks; remove it, {use}",
+        classes=("ant",),
+    )
+    refused(
+        tmp_path,
+        f"{folder} lacks the class 'cat' that the model has; add it, {use}",
+        classes=("bee", "cat", "ant"),
+    )

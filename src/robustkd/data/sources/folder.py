@@ -103,7 +103,9 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
     named = ClassNames(classes)
     if isinstance(reading.classes, tuple):
         own = as_found(reading.classes, classes)
-        check_same_classes(own, classes, it="the model", other="the folder", advice="")
+        advice = ", or use the data that the model was trained for"
+        it = shown(root / part)
+        check_same_classes(classes, own, it=it, other="the model", advice=advice)
         named = ClassNames(own)
     elif reading.classes is not None:
         named = read_class_names(reading.classes, classes)
