@@ -7,8 +7,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from robustkd.core.errors import InputError
 from robustkd.core.folders import Folder, refusal
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,20 @@ class Store:
         except OSError as error:
             raise refusal(self.root / key, error) from error
         return self.root / key
+
+    def read(self, key: str, make: Callable[[Path], None], load: Callable[[Path], _Read]) -> _Read:
+        """Return what ``load`` reads from the folder of a key, which `fetch` makes if necessary.
+
+        A damaged entry is not replaced, since somebody may have changed it on purpose.
+
+        Raises:
+            InputError: As `fetch`, or if the entry is damaged; the message names its folder.
+        """
+        folder = self.fetch(key, make)
+        try:
+            return load(folder)
+        except InputError as error:
+            raise InputError(f"{error}; to make it again, remove the folder {folder}") from error
 
     def _make(self, root: Folder, key: str, make: Callable[[Path], None]) -> None:
         with root.locked(f"{key}.lock", seconds=math.inf):

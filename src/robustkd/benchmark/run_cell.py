@@ -32,8 +32,9 @@ from robustkd.benchmark.rows import measured_runs
 from robustkd.benchmark.trigger_files import load_triggers, save_triggers
 from robustkd.core.devices import default_device
 from robustkd.core.environment import environment
-from robustkd.core.errors import RobustKDError
+from robustkd.core.errors import InputError, RobustKDError
 from robustkd.core.files import read_json, write_json
+from robustkd.core.json_files import is_number
 from robustkd.core.method_names import NetworkDefence
 from robustkd.core.methods import find_method
 from robustkd.core.types import DataSource, Split
@@ -57,8 +58,12 @@ class _Made(NamedTuple):
 
 
 def _made(folder: Path) -> _Made:
-    content = read_json(folder / "made.json")
-    return _Made(content["record"], content["seconds"])
+    path = folder / "made.json"
+    content = read_json(path)
+    record, seconds = content.get("record"), content.get("seconds")
+    if not isinstance(record, dict) or not is_number(seconds):
+        raise InputError(f"{path} is damaged; expected a record and a number of seconds")
+    return _Made(record, seconds)
 
 
 def run_cell(cell: Cell, store: Store) -> dict[str, object]:
@@ -130,9 +135,10 @@ class _SharedTeacher:
 
         key = {"setting": setting.configuration(), "arch": self.cell.arch, **asdict(teaching)}
         started = time.perf_counter()
-        folder = self.store.fetch(digest({"format": FORMAT, "kind": "clean teacher", **key}), make)
+        entry = digest({"format": FORMAT, "kind": "clean teacher", **key})
+        network = self.store.read(entry, make, _network)
         self.waits.append(time.perf_counter() - started)
-        return models.load(folder / "model.safetensors", links=False).to(default_device())
+        return network
 
 
 def make_teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, float]:
@@ -165,11 +171,12 @@ def _teacher(cell: TeacherCell, store: Store) -> tuple[Backdoored, _Made]:
         save_triggers(made, folder)
         write_json(folder / "made.json", {"record": made.record, "seconds": seconds})
 
-    folder = store.fetch(digest(cell.configuration()), make)
-    first, *others = load_triggers(folder, len(cell.names), _source(cell.setting))
-    made = _made(folder)
-    teacher = models.load(folder / "model.safetensors", links=False).to(default_device())
-    return Backdoored(teacher.eval(), *first, made.record, tuple(others)), made
+    def read(folder: Path) -> tuple[Backdoored, _Made]:
+        first, *others = load_triggers(folder, len(cell.names), _source(cell.setting))
+        teacher, made = _network_made(folder)
+        return Backdoored(teacher.eval(), *first, made.record, tuple(others)), made
+
+    return store.read(digest(cell.configuration()), make, read)
 
 
 def _student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _Made]:
@@ -210,12 +217,15 @@ def _cleaned(
         write_json(folder / "made.json", {"record": done.record, "seconds": seconds})
 
     configuration = {"format": FORMAT, **key, "defence": defence_parts(use)}
-    return _read_network(store.fetch(digest(configuration), make))
+    return store.read(digest(configuration), make, _network_made)
 
 
-def _read_network(folder: Path) -> tuple[nn.Module, _Made]:
-    model = models.load(folder / "model.safetensors", links=False).to(default_device())
-    return model, _made(folder)
+def _network(folder: Path) -> nn.Module:
+    return models.load(folder / "model.safetensors", links=False).to(default_device())
+
+
+def _network_made(folder: Path) -> tuple[nn.Module, _Made]:
+    return _network(folder), _made(folder)
 
 
 def _plain_student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Module, _Made]:
@@ -253,7 +263,7 @@ def _plain_student(cell: Cell, teacher: nn.Module, store: Store) -> tuple[nn.Mod
         configuration["teacher"] = {"format": FORMAT, **setting.configuration()}
         for name in cell.teacher.made_by():
             del configuration[name]
-    return _read_network(store.fetch(digest({**configuration, "kind": "student"}), make))
+    return store.read(digest({**configuration, "kind": "student"}), make, _network_made)
 
 
 @lru_cache(maxsize=2)
