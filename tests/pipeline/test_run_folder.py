@@ -245,13 +245,21 @@ def test_an_interrupt_prints_how_to_resume(settings, typed, tmp_path):
         opened(tmp_path, inputs=inputs),
     ):
         raise KeyboardInterrupt
-    message = f"x cannot be written: No space left on device; free some space, then {how}"
-    with (
-        pytest.raises(WriteError, match=f"^{re.escape(message)}$"),
-        opened(tmp_path, inputs=inputs, resume=True),
+    for reason, advice in (
+        ("No space left on device", "; free some space, then "),
+        ("I/O error: No space left on device (os error 28)", "; free some space, then "),
+        ("Disk quota exceeded", "; free some space, then "),
+        ("File too large; raise the limit (ulimit -f)", "; then "),
+        ("Permission denied", "; correct this, then "),
+        ("Is a directory", "; correct this, then "),
     ):
-        raise WriteError("x cannot be written: No space left on device")
-    assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
+        message = f"x cannot be written: {reason}{advice}{how}"
+        with (
+            pytest.raises(WriteError, match=f"^{re.escape(message)}$"),
+            opened(tmp_path, inputs=inputs, resume=True),
+        ):
+            raise WriteError(f"x cannot be written: {reason}")
+        assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
 
 
 def test_an_error_without_a_message_is_logged_by_its_name(tmp_path):

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,16 @@ def test_a_full_disk_during_the_copy_is_not_blamed_on_the_run(failing, number, f
     assert str(caught.value) == (
         f"{folder / 'checkpoint.safetensors'} cannot be copied for verification: "
         f"{os.strerror(number)}; free space in the folder for temporary files, or set TMPDIR to "
+        "another folder"
+    )
+
+
+def test_a_folder_for_temporary_files_that_is_not_there_is_not_called_full(folder, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "none"))
+    with opened(folder, inputs=INPUTS, resume=True) as run, pytest.raises(InputError) as caught:
+        run.last()
+    assert str(caught.value).endswith(
+        ": No such file or directory; check the folder for temporary files, or set TMPDIR to "
         "another folder"
     )
 

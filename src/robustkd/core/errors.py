@@ -9,8 +9,9 @@ import errno
 import os
 from typing import ClassVar
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OF_THE_MACHINE = {
-    (errno.ENOSPC, errno.EDQUOT): "the disk is full; make room",
+    _FULL: "the disk is full; make room",
     (errno.ENOMEM,): "memory ran out; end other programs, or use a larger machine",
     (errno.EMFILE, errno.ENFILE): "too many files are open; raise the limit (ulimit -n)",
     (errno.EAGAIN,): "no more processes can be started; raise the limit (ulimit -u)",
@@ -92,8 +93,40 @@ def limit_to_raise(error: OSError) -> str:
     >>> limit_to_raise(OSError(27, "File too large")), limit_to_raise(OSError(28, "No space left"))
     ('raise the limit (ulimit -f)', '')
     """
-    room = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "" if room else _of_the_machine(error).partition("; ")[2]
+    return "" if is_full(error) else _of_the_machine(error).partition("; ")[2]
+
+
+def is_full(error: Exception) -> bool:
+    """Return whether an error is a lack of space, by its number or, without one, by its message.
+
+    >>> is_full(OSError(28, "x")), is_full(WriteError("x cannot be written: Permission denied"))
+    (True, False)
+    >>> is_full(WriteError("x cannot be written: No space left on device"))
+    True
+    """
+    number = getattr(error, "errno", None)
+    if number is not None:
+        return number in _FULL
+    return any(os.strerror(number) in str(error) for number in _FULL)
+
+
+def temporary_advice(error: OSError, *, room: str = "set TMPDIR to another folder") -> str:
+    """Return what to do about an error of the folder for temporary files.
+
+    Args:
+        error: The error.
+        room: What to do instead of freeing space, if it is a lack of space.
+
+    >>> temporary_advice(OSError(28, "No space left on device"))
+    'free space in the folder for temporary files, or set TMPDIR to another folder'
+    >>> temporary_advice(OSError(13, "Permission denied"))
+    'check the folder for temporary files, or set TMPDIR to another folder'
+    """
+    if is_full(error):
+        return f"free space in the folder for temporary files, or {room}"
+    return limit_to_raise(error) or (
+        "check the folder for temporary files, or set TMPDIR to another folder"
+    )
 
 
 def _of_the_machine(error: OSError) -> str:

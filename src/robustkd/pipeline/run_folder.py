@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from robustkd.core.errors import InputError, TrainingError, UsageError, WriteError
+from robustkd.core.errors import InputError, TrainingError, UsageError, WriteError, is_full
 from robustkd.core.files import (
     locked,
     new_folder,
@@ -346,7 +346,8 @@ def _command_added(command: str | None) -> Iterator[None]:
         raise KeyboardInterrupt(f"interrupted; resume with: {command}") from None
     except WriteError as error:
         # A message with advice says what else to do.
-        advice = "" if "; " in str(error) else "free some space, "
+        own = "free some space, " if is_full(error) else "correct this, "
+        advice = "" if "; " in str(error) else own
         raise WriteError(f"{error}; {advice}then resume with: {command}") from error
 
 

@@ -9,7 +9,6 @@ the run.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import hmac
 import json
@@ -19,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, is_full, temporary_advice
 from robustkd.core.files import read_json, replacing, write_json
 from robustkd.core.folders import Folder
 from robustkd.pipeline.run_files import SEAL
@@ -114,15 +113,15 @@ class Seal:
         try:
             private = tempfile.TemporaryDirectory(prefix="robustkd-run-")
         except OSError as error:
-            raise _no_room(path, error) from error
+            raise _not_copied(path, error) from error
         with private as place:
             copy = Path(place) / name
             try:
                 with Folder.at(self._folder) as folder, folder.open(name) as file:
                     self._copy(file, copy)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise _no_room(path, error) from error
+                if is_full(error):
+                    raise _not_copied(path, error) from error
                 raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
             with _named(copy, path):
                 yield copy
@@ -152,10 +151,10 @@ def listed(folder: Path, name: str) -> bool:
         return list(_facts(file)) in facts
 
 
-def _no_room(path: Path, error: OSError) -> InputError:
+def _not_copied(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"{path} cannot be copied for verification: {error.strerror or error}; free space in the "
-        "folder for temporary files, or set TMPDIR to another folder"
+        f"{path} cannot be copied for verification: {error.strerror or error}; "
+        f"{temporary_advice(error)}"
     )
 
 

@@ -96,8 +96,8 @@ def test_the_file_is_anonymous_and_closed_with_the_last_reader(tmp_path, monkeyp
     assert len(os.listdir("/dev/fd")) == before
 
 
-def test_missing_space_is_reported_in_one_line(tmp_path, monkeypatch):
-    advice = "; free some space, or set TMPDIR to another folder"
+def test_a_missing_folder_is_reported_in_one_line(tmp_path, monkeypatch):
+    advice = "; check the folder for temporary files, or set TMPDIR to another folder"
     missing = tmp_path / "missing"
     monkeypatch.setattr(tempfile, "tempdir", str(missing))
     message = (
@@ -114,7 +114,8 @@ def test_a_full_disk_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr("robustkd.data.images.filenames.TemporaryFile", lambda **_: full())
     message = (
         f"{tempfile.gettempdir()}: the names of the images cannot be kept in a temporary file "
-        "there (No space left on device); free some space, or set TMPDIR to another folder"
+        "there (No space left on device); free space in the folder for temporary files, or set "
+        "TMPDIR to another folder"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Names().extend(["a"])

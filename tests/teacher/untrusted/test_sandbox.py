@@ -292,7 +292,7 @@ def test_a_missing_folder_for_temporary_files_is_reported(tmp_path, monkeypatch)
     path = tmp_path / "teacher.pt"
     path.write_bytes(saved(weights()))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    with pytest.raises(InputError, match="No such file or directory; free space in the folder"):
+    with pytest.raises(InputError, match="No such file or directory; check the folder for "):
         quarantine.read(path)
 
 

@@ -17,7 +17,7 @@ from multiprocessing.reduction import DupFd
 from tempfile import TemporaryFile, gettempdir
 from typing import IO, Protocol, runtime_checkable
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, temporary_advice
 
 _STEP = 64
 """Distance between two names whose position is kept; as many names are read at once."""
@@ -38,7 +38,7 @@ class Names:
             # A finalizer closes the file when the names are no longer used.
             self._hold(TemporaryFile(prefix="robustkd-"))  # noqa: SIM115
         except OSError as error:
-            raise _no_space(error) from error
+            raise _not_kept(error) from error
         self._places = array("q")
         self._count = self._end = 0
 
@@ -80,7 +80,7 @@ class Names:
                 self._count += len(some)
             self._file.flush()
         except OSError as error:
-            raise _no_space(error) from error
+            raise _not_kept(error) from error
         return self._count - before
 
     def _block(self, number: int) -> list[str]:
@@ -140,8 +140,8 @@ class SortedNames:
         return merge(*(runs.read(start, start + _SORTED_AT_ONCE) for start in starts), self._latest)
 
 
-def _no_space(error: OSError) -> InputError:
+def _not_kept(error: OSError) -> InputError:
     return InputError(
         f"{gettempdir()}: the names of the images cannot be kept in a temporary file there "
-        f"({error.strerror}); free some space, or set TMPDIR to another folder"
+        f"({error.strerror}); {temporary_advice(error)}"
     )

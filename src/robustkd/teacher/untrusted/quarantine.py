@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from robustkd.core.errors import InputError, limit_to_raise
+from robustkd.core.errors import InputError, temporary_advice
 from robustkd.core.folders import UnsafeError
 from robustkd.core.layout import read_layout
 from robustkd.core.trees import open_named
@@ -24,10 +24,7 @@ from robustkd.teacher.untrusted.formats import HEAD, recognise
 from robustkd.teacher.untrusted.read_safetensors import OWN_KEY
 
 _CHUNK = 1 << 20
-_ROOM = (
-    "free space in the folder for temporary files, or set TMPDIR to one that has room for two "
-    "copies of the file"
-)
+_ROOM = "set TMPDIR to one that has room for two copies of the file"
 _EXPECTED = "expected a safetensors file or a torch checkpoint"
 
 
@@ -184,7 +181,7 @@ def _system(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise InputError(
             f"{path} cannot be read because of the system: {reason}; "
-            f"{limit_to_raise(error) or _ROOM}"
+            f"{temporary_advice(error, room=_ROOM)}"
         ) from error
 
 
