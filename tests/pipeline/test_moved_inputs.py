@@ -10,7 +10,13 @@ import pytest
 from robustkd import data, models
 from robustkd.core.errors import InputError
 from robustkd.data.images.content import content_sha256
-from robustkd.pipeline.run_checks import as_recorded, check_same, named_as_before
+from robustkd.pipeline.run_checks import (
+    as_recorded,
+    check_same,
+    check_same_images,
+    facts_of_images,
+    named_as_before,
+)
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from tests.cli.test_folders_of_students import call, write_images
@@ -88,26 +94,82 @@ def test_a_run_of_an_older_version_is_compared_without_the_hash(tmp_path):
         check_same(tmp_path, {"data": now})
 
 
-def test_a_run_goes_on_with_moved_teacher_and_images(images, tmp_path, capsys, monkeypatch):
+class Killed(BaseException):
+    """The end of the process, before the training."""
+
+
+def kill(*_: object, **__: object) -> None:
+    raise Killed
+
+
+@pytest.fixture
+def begin(images, tmp_path, capsys, monkeypatch) -> tuple[str, ...]:
+    """The command that starts a run, without its last word; ``run`` is killed before it trains."""
     monkeypatch.chdir(tmp_path)
     source = opened(images)
     teacher = models.build(models.spec_for("wrn-10-1", source), seed=0)
     fit(Supervised(teacher), source, epochs=6, batch_size=16, lr=0.05)
     models.save(teacher, Path("teacher.safetensors"))
     words = ("distill", "teacher.safetensors", "--arch", "wrn-10-1", "--data", "own", "--grey")
-    more = ("--no-flip", "--no-audit", "--student", "wrn-10-1", "--method", "kd", "--epochs", 2)
-    assert call(capsys, *words, *more, "--out", "whole")[0] == 0
-
-    class Killed(BaseException):
-        pass
-
-    def kill(*_: object, **__: object) -> None:
-        raise Killed
-
+    more = ("--no-flip", "--no-audit", "--student", "wrn-10-1", "--method", "kd", "--epochs", "2")
     with monkeypatch.context() as patched:
         patched.setattr("robustkd.pipeline.run.make_student", kill)
         with pytest.raises(Killed):
             call(capsys, *words, *more, "--out", "run")
+    return (*words, *more, "--out")
+
+
+def exchange(images: Path) -> None:
+    """Give both classes the images of the other, so that the teacher is always wrong."""
+    for old, new in (("a", "c"), ("b", "a"), ("c", "b")):
+        (images / old).rename(images / new)
+
+
+def damage(images: Path) -> None:
+    for path in (images / "a").iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+
+
+def add_class(images: Path) -> None:
+    write_images(images / "c", 30, 20, 7)
+
+
+def remove_some(images: Path) -> None:
+    for path in sorted((images / "a").iterdir())[:5]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(exchange, "content"), (damage, "content"), (add_class, "classes"), (remove_some, "sizes")],
+)
+def test_changed_images_are_named_before_what_follows_from_them(
+    change, what, images, begin, capsys
+):
+    change(images)
+    code, out, err = call(capsys, "distill", "--resume", "run")
+    assert (code, out) == (3, "")
+    assert err.startswith(f"robustkd: run was started with data {what} ")
+    assert err.endswith("; use the same, or start a new run with --out\n")
+    assert len(err.splitlines()) == 1
+
+
+def test_images_are_compared_with_what_a_run_has_recorded(images, tmp_path):
+    source = opened(images)
+    check_same_images(tmp_path / "none", source)
+    facts = facts_of_images(source)
+    run = tmp_path / "run.json"
+    for known in ({}, facts, {**facts, "split": "0", "name": "x"}):
+        run.write_text(json.dumps({"data": known}))
+        check_same_images(tmp_path, source)
+    for name in facts:
+        run.write_text(json.dumps({"data": {**facts, name: "another"}}))
+        with pytest.raises(InputError, match=f"with data {name} 'another', now it is .*; use the"):
+            check_same_images(tmp_path, source)
+
+
+def test_a_run_goes_on_with_moved_teacher_and_images(images, begin, capsys):
+    assert call(capsys, *begin, "whole")[0] == 0
     Path("own").rename("moved")
     code, _, err = call(capsys, "distill", "--resume", "run")
     assert code == 3

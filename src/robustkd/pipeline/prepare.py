@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import get_args
 
 from robustkd import models
 from robustkd.core.devices import default_device
-from robustkd.core.types import DataSource, Split
-from robustkd.data import Pictures, split_text
+from robustkd.core.types import DataSource
+from robustkd.data import split_text
 from robustkd.models.features import taps
 from robustkd.pipeline.initial_student import initial_student
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening import file_line, teacher_for, unused
+from robustkd.pipeline.run_checks import facts_of_images
 from robustkd.teacher.augmentation import AugmentationChoice, choose_augmentation
 from robustkd.teacher.check import check_accuracy
 from robustkd.teacher.facts import TeacherFile
@@ -115,13 +115,9 @@ def identity(clean: DataSource, spec: models.Spec) -> dict[str, object]:
     for text in split_text(clean) or ():
         split.update(text.encode())
     augmentation = getattr(clean, "augmentation", None)
-    content = clean.content() if isinstance(clean, Pictures) else None
     return {
-        "classes": list(clean.classes),
-        "shape": list(clean.image_shape),
-        "sizes": {part: clean.size(part) for part in get_args(Split)},
+        **facts_of_images(clean),
         "split": split.hexdigest(),
-        **({} if content is None else {"content": content}),
         "name": clean.name,
         # Other sources have no property that is the same in another process.
         "augmentation": repr(augmentation) if is_dataclass(augmentation) else None,

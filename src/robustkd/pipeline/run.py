@@ -23,7 +23,7 @@ from robustkd.pipeline.following import (
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.opening_lines import opening_lines
 from robustkd.pipeline.prepare import inputs_of, prepare
-from robustkd.pipeline.run_checks import named_as_before
+from robustkd.pipeline.run_checks import check_same_images, named_as_before
 from robustkd.pipeline.run_results import pair_name, write_results
 from robustkd.pipeline.student import make_student
 from robustkd.report.results import Results
@@ -80,6 +80,7 @@ def distill_file(
         check_compiler()
     if resume:
         clean = named_as_before(out, clean)
+        check_same_images(out, clean)
     if not processes.first:
         return follow(job, clean, processes)
     check_divisible(job.how.losses, job.how.safeguard, processes)

@@ -7,11 +7,12 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 from robustkd.core.environment import environment, is_kernel_choice
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.files import read_json, write_json
-from robustkd.core.types import DataSource
+from robustkd.core.types import DataSource, Split
 from robustkd.core.user_key import user_key
 from robustkd.data import Pictures
 from robustkd.pipeline.run_files import INPUTS, LAST, SEAL, SEALED, has
@@ -40,13 +41,52 @@ def check_same(folder: Path, inputs: Mapping[str, Mapping[str, object]]) -> None
         known, facts = (_of_kind(side, kind) for side in (before, now))
         for name in (*facts, *(name for name in known if name not in facts)):
             if known.get(name) != facts.get(name):
-                error = UsageError if kind == "settings" else InputError
-                absent = "the default" if kind == "settings" else "none"
-                was, value = (_brief(of[name]) if name in of else absent for of in (known, facts))
-                raise error(
-                    f"{folder} was started with {_plain(kind)} {_plain(name)} {was}, now it is "
-                    f"{value}; use the same, or start a new run with --out"
-                )
+                raise _differs(folder, kind, name, known, facts)
+
+
+def check_same_images(folder: Path, clean: DataSource) -> None:
+    """Check that the images are those with which a run was started.
+
+    This is part of what `check_same` checks. It comes before the teacher is measured on the images,
+    whose message would name a consequence, such as a low accuracy.
+
+    Raises:
+        InputError: If they differ.
+    """
+    before = _data_before(folder)
+    if not before:
+        return
+    now = json.loads(json.dumps(facts_of_images(clean)))
+    for name in now:
+        if name in before and before[name] != now[name]:
+            raise _differs(folder, "data", name, before, now)
+
+
+def facts_of_images(clean: DataSource) -> dict[str, object]:
+    """Return properties of the data that do not depend on the models: for a folder, with a hash."""
+    content = clean.content() if isinstance(clean, Pictures) else None
+    return {
+        "classes": list(clean.classes),
+        "shape": list(clean.image_shape),
+        "sizes": {part: clean.size(part) for part in get_args(Split)},
+        **({} if content is None else {"content": content}),
+    }
+
+
+def _differs(
+    folder: Path,
+    kind: str,
+    name: str,
+    known: Mapping[str, object],
+    facts: Mapping[str, object],
+) -> UsageError | InputError:
+    error = UsageError if kind == "settings" else InputError
+    absent = "the default" if kind == "settings" else "none"
+    was, value = (_brief(of[name]) if name in of else absent for of in (known, facts))
+    return error(
+        f"{folder} was started with {_plain(kind)} {_plain(name)} {was}, now it is "
+        f"{value}; use the same, or start a new run with --out"
+    )
 
 
 def _of_kind(inputs: Mapping[str, object], kind: str) -> Mapping[str, object]:
