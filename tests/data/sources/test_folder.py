@@ -359,6 +359,34 @@ def test_images_of_several_sizes_need_a_choice(tmp_path):
         load_folder(folder)
 
 
+@pytest.mark.parametrize("odd", [("train", 137), ("val", 3), ("test", 59)])
+def test_every_image_of_a_small_folder_is_looked_at_for_its_size(odd, tmp_path):
+    split, number = odd
+    counts = {"train": {"a": 200}, "val": {"a": 60}, "test": {"a": 60}}
+    for files in counts.values():
+        files["b"] = 3
+    folder = write_splits(tmp_path / "data", counts)
+    assert load_folder(folder).image_size == 16
+    Image.fromarray(picture(0, 20)).save(folder / split / "a" / f"{number:03d}.png")
+    name = {"val": "validation"}.get(split, split)
+    where = "train" if split == "train" else f"train and {name}"
+    message = f"^data {where}: images of 16x16 and 20x20 pixels, so the model's input size cannot"
+    with pytest.raises(UsageError, match=message):
+        load_folder(folder)
+    assert load_folder(folder, Reading(image_size=16)).image_size == 16
+
+
+def test_a_limited_number_of_images_is_looked_at_for_their_size(tmp_path, monkeypatch):
+    folder = write_splits(tmp_path, {"train": {"a": 150, "b": 150}, "test": {"a": 50, "b": 50}})
+    looked: list[int] = []
+    monkeypatch.setattr("robustkd.data.images.options._LOOKED_AT", 200)
+    monkeypatch.setattr(
+        "robustkd.data.images.options.dimensions", lambda _: looked.append(1) or (16, 16)
+    )
+    assert load_folder(folder).image_size == 16
+    assert len(looked) == 32 + 150 + 50
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [

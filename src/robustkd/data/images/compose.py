@@ -39,7 +39,7 @@ def compose(
         UsageError: If the image size is not given and cannot be determined.
         InputError: If a class has too few images, or ``reading.split`` does not fit.
     """
-    size = reading.image_size or guess_size(train, f"{name} train")
+    size = reading.image_size or guess_size(train, given.items(), name)
     parts: dict[Split, Part] = {split: whole(files) for split, files in given.items()}
     missing = [split for split in get_args(HeldOut) if split not in given]
     made = None

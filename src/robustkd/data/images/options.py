@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
@@ -12,7 +12,7 @@ import numpy as np
 from robustkd.core.environment import usable_cores
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.launch import launched
-from robustkd.core.types import INTERPOLATIONS, RESIZES
+from robustkd.core.types import INTERPOLATIONS, RESIZES, Split
 from robustkd.core.validation import check_share
 from robustkd.data.augment import Augmentation, CropFlip, ZoomFlip
 from robustkd.data.images.decode import Channels, UndecodableError, dimensions
@@ -24,7 +24,7 @@ IN_MEMORY_BYTES = 1 << 30
 _MOST_WORKERS = 4
 _WORTH_WORKERS = 1000
 _SMALL = 96
-_LOOKED_AT = 32
+_FIRST_LOOK, _LOOKED_AT = 32, 4000
 _LARGEST_SIZE = 4096
 _LARGEST_GUESS = 512
 
@@ -130,35 +130,59 @@ class Reading:
                 )
 
 
-def guess_size(files: Encoded, where: str) -> int:
-    """Determine the size of square images from a sample.
+def guess_size(train: Encoded, others: Iterable[tuple[Split, Encoded]], name: str) -> int:
+    """Determine the size of square images from the headers of at most some thousand of them.
+
+    The images are spread evenly over each split, and over the splits by their sizes.
 
     Args:
-        files: The images.
-        where: Description of the images, for messages.
+        train: The training images, which are looked at first.
+        others: Other splits and their images.
+        name: Name of the data, for messages.
 
     Raises:
-        UnknownSizeError: If the images of the sample differ in size, are not square, or are large.
-        InputError: If no image of the sample can be read.
+        UnknownSizeError: If these images differ in size, are not square, or are large.
+        InputError: If no image of a small sample of ``train`` can be read.
     """
-    n = len(files.labels)
-    found: set[tuple[int, int]] = set()
-    for row in np.unique(np.linspace(0, n - 1, _LOOKED_AT).astype(np.int64)):
-        try:
-            with files.open(int(row)) as stream:
-                found.add(dimensions(stream))
-        except (OSError, UndecodableError):
-            continue
+    found: dict[tuple[int, int], Split] = {}
+    for size in _sizes(train, _FIRST_LOOK):
+        found.setdefault(size, "train")
     if not found:
         raise InputError(
-            f"{shown(where)}: no image can be read, among them {shown(files.name(0))}; "
+            f"{shown(f'{name} train')}: no image can be read, among them {shown(train.name(0))}; "
             "expected images of a known format"
         )
-    width, height = min(found)
-    if len(found) > 1 or width != height or width > _LARGEST_GUESS:
-        sizes = " and ".join(f"{width}x{height}" for width, height in sorted(found)[:2])
+    splits: list[tuple[Split, Encoded]] = [("train", train), *others]
+    total = sum(len(files.labels) for _, files in splits)
+    for split, files in splits:
+        share = _LOOKED_AT * len(files.labels) // total
+        for size in _sizes(files, max(share, _FIRST_LOOK)):
+            if not _is_plain(found):
+                break
+            found.setdefault(size, split)
+    if not _is_plain(found):
+        few = sorted(found)[:2]
+        sizes = " and ".join(f"{width}x{height}" for width, height in few)
+        where = " and ".join(dict.fromkeys(found[size] for size in few))
         raise UnknownSizeError(
-            f"{shown(where)}: images of {sizes} pixels, so the model's input size cannot be "
-            "guessed; give it with --image-size, or Reading(image_size=...) in Python"
+            f"{shown(f'{name} {where}')}: images of {sizes} pixels, so the model's input size "
+            "cannot be guessed; give it with --image-size, or Reading(image_size=...) in Python"
         )
-    return width
+    return min(found)[0]
+
+
+def _is_plain(sizes: Collection[tuple[int, int]]) -> bool:
+    """Return whether all images have one size, and are squares and not large."""
+    width, height = min(sizes)
+    return len(sizes) == 1 and width == height and width <= _LARGEST_GUESS
+
+
+def _sizes(files: Encoded, most: int) -> Iterator[tuple[int, int]]:
+    """Yield width and height of some images, without those that cannot be read."""
+    n = len(files.labels)
+    for row in np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64)):
+        try:
+            with files.open(int(row)) as stream:
+                yield dimensions(stream)
+        except (OSError, UndecodableError):
+            continue
