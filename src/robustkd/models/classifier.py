@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
-from robustkd.core.types import INTERPOLATIONS, RESIZES, DataSource, Images, Logits
-from robustkd.core.validation import check_share
+from robustkd.core.preprocessing import check_preprocessing, usual_resize
+from robustkd.core.types import DataSource, Images, Logits
 
 _LONGEST_NAME = 1000
 _MOST_SHOWN = 60
@@ -30,7 +30,8 @@ class Spec:
         class_names: Name of each class in the order of the logits; empty if unknown.
         resize: How an image of another size is brought to ``image_shape``: ``centred-square`` cuts
             out the centred square and resamples it; ``squash`` cuts out the centred rectangle of
-            the image's proportions and resamples it to a square.
+            the image's proportions and resamples it. If empty, ``centred-square``, or ``squash`` if
+            height and width differ, so that no part of an image is cut off.
         crop: Side of that square as a share of the shorter side of the image, or of that rectangle
             as a share of both sides, in (0, 1].
         interpolation: Filter of Pillow with which it is resampled, such as ``bilinear``.
@@ -51,7 +52,7 @@ class Spec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
-    resize: str = "centred-square"
+    resize: str = ""
     crop: float = 1.0
     interpolation: str = "bilinear"
 
@@ -86,11 +87,8 @@ class Spec:
             raise UsageError(f"class name {twice[:_MOST_SHOWN]!a} is given twice")
         if max(map(len, names), default=0) > _LONGEST_NAME:
             raise UsageError(f"a class name has more than {_LONGEST_NAME} characters")
-        check_share(crop=self.crop)
-        for field, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
-            value = getattr(self, field)
-            if value not in known:
-                raise UsageError(f"{field} is {value[:_MOST_SHOWN]!a}; expected {', '.join(known)}")
+        object.__setattr__(self, "resize", self.resize or usual_resize(self.image_shape))
+        check_preprocessing(resize=self.resize, crop=self.crop, interpolation=self.interpolation)
 
 
 class Normalise(nn.Module):

@@ -9,6 +9,7 @@ from typing import get_args
 
 from robustkd import models
 from robustkd.core.devices import default_device
+from robustkd.core.preprocessing import usual_resize
 from robustkd.core.types import DataSource, Split
 from robustkd.data import Pictures, split_text
 from robustkd.models.features import taps
@@ -147,5 +148,5 @@ def identity_of_file(file: TeacherFile, spec: models.Spec) -> dict[str, object]:
 def _form(spec: models.Spec) -> dict[str, object]:
     """Return crop, resize and interpolation, unless they are those of all earlier versions."""
     found = (spec.crop, spec.resize, spec.interpolation)
-    usual = (models.Spec.resize, models.Spec.interpolation)
+    usual = (usual_resize(spec.image_shape), models.Spec.interpolation)
     return {} if found[1:] == usual else {"form": list(found)}

@@ -12,8 +12,7 @@ import numpy as np
 from robustkd.core.environment import usable_cores
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.launch import launched
-from robustkd.core.types import INTERPOLATIONS, RESIZES
-from robustkd.core.validation import check_share
+from robustkd.core.preprocessing import check_preprocessing
 from robustkd.data.augment import Augmentation, CropFlip, ZoomFlip
 from robustkd.data.images.decode import Channels, UndecodableError, dimensions
 from robustkd.data.images.listing import Encoded, shown
@@ -84,13 +83,9 @@ class Reading:
             )
         if self.channels not in get_args(Channels):
             raise UsageError(f"channels is {self.channels}; expected 3 (colour) or 1 (grey)")
-        check_share(crop=self.crop)
+        check_preprocessing(resize=self.resize, crop=self.crop, interpolation=self.interpolation)
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"workers is {self.workers}; expected at least 0")
-        for field, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
-            value = getattr(self, field)
-            if value not in known:
-                raise UsageError(f"{field} is {value!r}; expected {', '.join(known)}")
 
     def workers_for(self, images: int) -> int:
         """Return the number of worker processes for this many images."""

@@ -234,7 +234,13 @@ class Pictures:
             labels = torch.from_numpy(part.labels_at(np.flatnonzero(good)))
             held[split] = Labelled(pixels[torch.from_numpy(good)], labels)
         return InMemory(
-            name=self.name, classes=self.classes, augmentation=self.augmentation, **held
+            name=self.name,
+            classes=self.classes,
+            augmentation=self.augmentation,
+            resize=self.resize,
+            crop=self.crop,
+            interpolation=self.interpolation,
+            **held,
         )
 
     def _pass(
