@@ -75,6 +75,8 @@ def test_a_single_string_is_no_list_of_names(value):
 
 CHANNELS = "a list of numbers, one for each channel"
 NAMED = "expected a list of names"
+SIDE = "expected one whole number of pixels, for height and width"
+ORDER = "expected a list of names, or the path of a file"
 REFUSED = [
     ("DistillJob(*NAMES, seed=-1)", "seed is -1; expected at least 0"),
     ("DistillJob(*NAMES, seed=2**63)", f"seed is {2**63}; expected at most {LARGEST_SEED}"),
@@ -150,13 +152,28 @@ REFUSED = [
         "DistillJob(*NAMES, method='kd', defence='clp', on='both')",
         "on is 'both'; expected teacher or student",
     ),
+    ("Reading(image_size=(16, 16))", f"image_size is (16, 16); {SIDE}"),
+    ("Reading(image_size=16.5)", f"image_size is 16.5; {SIDE}"),
+    ("Reading(image_size='16')", f"image_size is '16'; {SIDE}"),
+    ("Reading(image_size=True)", f"image_size is True; {SIDE}"),
+    ("Reading(channels='3')", "channels is '3'; expected 3 (colour) or 1 (grey)"),
+    ("Reading(channels=2)", "channels is 2; expected 3 (colour) or 1 (grey)"),
+    ("Reading(classes=5)", f"classes is 5; {ORDER}"),
+    ("Reading(classes=['a', 1])", f"classes is ['a', 1]; {ORDER}"),
+    ("Reading(split=5)", "split is 5; expected the path of a file"),
+    ("Reading(workers=1.5)", "workers is 1.5; expected a whole number"),
+    ("Reading(flip='no')", "flip is 'no'; expected True or False"),
+    ("Reading(streaming='no')", "streaming is 'no'; expected True or False"),
+    ("Reading(resize=None)", "resize is None; expected centred-square, squash"),
+    ("Reading(crop='0.5')", "crop is '0.5'; expected a number"),
+    ("load_data('digits', reading={})", "reading is of type dict; expected robustkd.Reading"),
 ]
 """Calls by a user who has no type checker, and the message of the error."""
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from robustkd import UniversalPerturbations, detoxify, find_perturbations, run
+from robustkd import Reading, UniversalPerturbations, detoxify, find_perturbations, load_data, run
 from robustkd.attacks import Blend, Teaching
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence
