@@ -75,6 +75,9 @@ def test_a_single_string_is_no_list_of_names(value):
 
 CHANNELS = "a list of numbers, one for each channel"
 NAMED = "expected a list of names"
+CALLED = (
+    "expected one that can be called, such as CropFlip(pad=4, flip=True), or CropFlip() for none"
+)
 SIDE = "expected one whole number of pixels, for height and width"
 ORDER = "expected a list of names, or the path of a file"
 REFUSED = [
@@ -166,6 +169,13 @@ REFUSED = [
     ("Reading(streaming='no')", "streaming is 'no'; expected True or False"),
     ("Reading(resize=None)", "resize is None; expected centred-square, squash"),
     ("Reading(crop='0.5')", "crop is '0.5'; expected a number"),
+    ("from_dataset(None, augmentation='none')", f"augmentation is 'none'; {CALLED}"),
+    (
+        "from_dataset(DataLoader([(0, 1)]))",
+        "train is a DataLoader; expected its dataset: give loader.dataset",
+    ),
+    ("from_dataset(None, classes='ab')", f"classes is 'ab'; {NAMED}"),
+    ("load_data('digits').with_augmentation('light')", f"augmentation is 'light'; {CALLED}"),
     ("load_data('digits', reading={})", "reading is of type dict; expected robustkd.Reading"),
 ]
 """Calls by a user who has no type checker, and the message of the error."""
@@ -173,7 +183,9 @@ REFUSED = [
 SCRIPT = """
 import sys
 from pathlib import Path
-from robustkd import Reading, UniversalPerturbations, detoxify, find_perturbations, load_data, run
+from torch.utils.data import DataLoader
+from robustkd import Reading, UniversalPerturbations, detoxify, find_perturbations
+from robustkd import from_dataset, load_data, run
 from robustkd.attacks import Blend, Teaching
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence

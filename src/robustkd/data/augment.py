@@ -315,6 +315,19 @@ def named(name: str, usual: Augmentation) -> Augmentation:
     raise UsageError(f"augment is {name!r}; expected {', '.join(AUGMENTATIONS)}")
 
 
+def check_augmentation(augmentation: object) -> None:
+    """Raise an error for an augmentation that is no function of images and a generator.
+
+    Raises:
+        UsageError: If it is something else, such as a name.
+    """
+    if not callable(augmentation):
+        raise UsageError(
+            f"augmentation is {augmentation!r}; expected one that can be called, such as "
+            "CropFlip(pad=4, flip=True), or CropFlip() for none"
+        )
+
+
 def weaker(augmentation: Augmentation) -> list[Augmentation]:
     """Return weaker forms of an augmentation, strongest first; empty if there are none.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from robustkd.core.errors import UsageError
 from robustkd.core.preprocessing import check_preprocessing
 from robustkd.core.types import RESIZES, Batch, Images, Labels, Places, Plan, Split
-from robustkd.data.augment import Augmentation, CropFlip, part_of
+from robustkd.data.augment import Augmentation, CropFlip, check_augmentation, part_of
 from robustkd.data.labelled import Labelled, first_rows
 
 
@@ -51,6 +51,7 @@ class InMemory:
     interpolation: str = field(default="bilinear", repr=False)
 
     def __post_init__(self) -> None:
+        check_augmentation(self.augmentation)
         check_preprocessing(
             resize=self.resize or RESIZES[0], crop=self.crop, interpolation=self.interpolation
         )
