@@ -75,6 +75,7 @@ def test_a_single_string_is_no_list_of_names(value):
 
 CHANNELS = "a list of numbers, one for each channel"
 NAMED = "expected a list of names"
+FOR = "arch='wrn-10-1', classes=2, image_shape=(1, 8, 8)"
 CALLED = (
     "expected one that can be called, such as CropFlip(pad=4, flip=True), or CropFlip() for none"
 )
@@ -169,6 +170,12 @@ REFUSED = [
     ("Reading(streaming='no')", "streaming is 'no'; expected True or False"),
     ("Reading(resize=None)", "resize is None; expected centred-square, squash"),
     ("Reading(crop='0.5')", "crop is '0.5'; expected a number"),
+    ("load_data('digits', train='100')", "train is '100'; expected a whole number"),
+    ("load_data('digits', test=100.0)", "test is 100.0; expected a whole number"),
+    ("load_data('digits').subset(train=20.5)", "train is 20.5; expected a whole number"),
+    ("load_data('digits').subset(train=20, seed='0')", "seed is '0'; expected a whole number"),
+    (f"load_teacher('t.pt', {FOR}, mean=0.5)", f"mean is 0.5; expected {CHANNELS}"),
+    (f"load_teacher('t.pt', {FOR}, std=['0.5'])", "std is '0.5'; expected a number"),
     ("from_dataset(None, augmentation='none')", f"augmentation is 'none'; {CALLED}"),
     (
         "from_dataset(DataLoader([(0, 1)]))",
@@ -185,7 +192,7 @@ import sys
 from pathlib import Path
 from torch.utils.data import DataLoader
 from robustkd import Reading, UniversalPerturbations, detoxify, find_perturbations
-from robustkd import from_dataset, load_data, run
+from robustkd import from_dataset, load_data, load_teacher, run
 from robustkd.attacks import Blend, Teaching
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence
@@ -219,10 +226,12 @@ def test_calls_from_python_are_checked_before_any_work():
 
 NUMBERS = """
 import json
+import tempfile
 from pathlib import Path
 import numpy as np
 import torch
 import yaml
+import robustkd
 from robustkd.core.recorded_flags import recorded_flags
 from robustkd.pipeline.job import DistillJob
 from robustkd.training.config import TrainingConfig
@@ -245,6 +254,20 @@ for given in (of_numpy, plain):
     job = DistillJob(Path("teacher.pt"), "wrn-10-1", "wrn-10-1", **given)
     print(json.dumps(job.settings()), yaml.safe_dump(recorded_flags(job.flags())).split())
 print(recorded_flags({"a": np.array([1.0, 2.0]), "b": (), "c": None}))
+data = robustkd.load_data("digits", train=np.int64(20))
+print(data.size("train"), data.subset(train=np.int64(10), seed=np.int64(3)).size("train"))
+spec = robustkd.Spec("wrn-10-1", 2, (1, 8, 8))
+with tempfile.TemporaryDirectory() as folder:
+    torch.save(robustkd.build(spec, seed=0).network.state_dict(), f"{folder}/t.pt")
+    for values in (np.array([0.5]), torch.tensor([0.5]), [0.5]):
+        print(robustkd.load_teacher(
+            f"{folder}/t.pt",
+            arch="wrn-10-1",
+            classes=2,
+            image_shape=(1, 8, 8),
+            mean=values,
+            std=values,
+        ).spec == spec)
 """
 
 
@@ -253,9 +276,11 @@ def test_numbers_of_numpy_are_written_as_plain_numbers():
     done = subprocess.run(
         [sys.executable, "-c", NUMBERS], capture_output=True, text=True, check=True
     )
-    of_numpy, plain, flags = done.stdout.splitlines()
+    of_numpy, plain, flags, subsets, *teachers = done.stdout.splitlines()
     assert of_numpy == plain
     assert flags == "{'a': array([1., 2.])}"
+    assert subsets == "20 10"
+    assert teachers == ["True"] * 3
 
 
 TABLES = """
