@@ -76,6 +76,7 @@ def test_a_single_string_is_no_list_of_names(value):
 CHANNELS = "a list of numbers, one for each channel"
 NAMED = "expected a list of names"
 FOR = "arch='wrn-10-1', classes=2, image_shape=(1, 8, 8)"
+SHAPE = "expected (1 or 3, height, width) in pixels"
 CALLED = (
     "expected one that can be called, such as CropFlip(pad=4, flip=True), or CropFlip() for none"
 )
@@ -170,6 +171,20 @@ REFUSED = [
     ("Reading(streaming='no')", "streaming is 'no'; expected True or False"),
     ("Reading(resize=None)", "resize is None; expected centred-square, squash"),
     ("Reading(crop='0.5')", "crop is '0.5'; expected a number"),
+    ("Spec('resnet-8', 10.0, (1, 8, 8))", "classes is 10.0; expected a whole number"),
+    ("Spec('resnet-8', True, (1, 8, 8))", "classes is True; expected a whole number"),
+    ("Spec(8, 10, (1, 8, 8))", "arch is 8; expected a name"),
+    ("Spec('resnet-8', 10, 8)", f"image shape is 8; {SHAPE}"),
+    ("Spec('resnet-8', 10, (1, 8.0, 8))", f"image shape is (1, 8.0, 8); {SHAPE}"),
+    ("Spec('resnet-8', 10, (1, 8, '8'))", f"image shape is (1, 8, '8'); {SHAPE}"),
+    ("Spec('resnet-8', 10, (1, 8, 8), mean=0.5)", f"mean is 0.5; expected {CHANNELS}"),
+    ("Spec('resnet-8', 10, (1, 8, 8), std=['1'])", "std is '1'; expected a number"),
+    ("Spec('resnet-8', 2, (1, 8, 8), class_names='ab')", f"class_names is 'ab'; {NAMED}"),
+    ("Spec('resnet-8', 2, (1, 8, 8), class_names=[1, 2])", f"class_names is [1, 2]; {NAMED}"),
+    (
+        "Spec('resnet-8', 2, (1, 8, 8), resize=None)",
+        "resize is None; expected centred-square, squash",
+    ),
     ("load_data('digits', train='100')", "train is '100'; expected a whole number"),
     ("load_data('digits', test=100.0)", "test is 100.0; expected a whole number"),
     ("load_data('digits').subset(train=20.5)", "train is 20.5; expected a whole number"),
@@ -191,7 +206,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from torch.utils.data import DataLoader
-from robustkd import Reading, UniversalPerturbations, detoxify, find_perturbations
+from robustkd import Reading, Spec, UniversalPerturbations, detoxify, find_perturbations
 from robustkd import from_dataset, load_data, load_teacher, run
 from robustkd.attacks import Blend, Teaching
 from robustkd.core.errors import UsageError
@@ -257,6 +272,14 @@ print(recorded_flags({"a": np.array([1.0, 2.0]), "b": (), "c": None}))
 data = robustkd.load_data("digits", train=np.int64(20))
 print(data.size("train"), data.subset(train=np.int64(10), seed=np.int64(3)).size("train"))
 spec = robustkd.Spec("wrn-10-1", 2, (1, 8, 8))
+names = ["a", "b"]
+listed = robustkd.Spec("wrn-10-1", 2, [1, 8, 8], mean=[0], std=[1], class_names=names, crop=1)
+arrays = robustkd.Spec(
+    "wrn-10-1", np.int64(2), np.array([1, 8, 8]), np.zeros(1), torch.ones(1), class_names=names
+)
+given = robustkd.Spec("wrn-10-1", 2, (1, 8, 8), (0.0,), (1.0,), ("a", "b"))
+print(listed == arrays == given, hash(listed) == hash(arrays) == hash(given))
+print(repr(listed) == repr(arrays) == repr(given))
 with tempfile.TemporaryDirectory() as folder:
     torch.save(robustkd.build(spec, seed=0).network.state_dict(), f"{folder}/t.pt")
     for values in (np.array([0.5]), torch.tensor([0.5]), [0.5]):
@@ -276,10 +299,11 @@ def test_numbers_of_numpy_are_written_as_plain_numbers():
     done = subprocess.run(
         [sys.executable, "-c", NUMBERS], capture_output=True, text=True, check=True
     )
-    of_numpy, plain, flags, subsets, *teachers = done.stdout.splitlines()
+    of_numpy, plain, flags, subsets, hashes, shown, *teachers = done.stdout.splitlines()
     assert of_numpy == plain
     assert flags == "{'a': array([1., 2.])}"
     assert subsets == "20 10"
+    assert (hashes, shown) == ("True True", "True")
     assert teachers == ["True"] * 3
 
 
