@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from robustkd.core.default_type import default_type
 from robustkd.core.errors import UsageError
 from robustkd.core.files import at_home, free_name
 from robustkd.core.method_names import Side
@@ -44,6 +45,7 @@ class RunResult:
     folder: Path
 
 
+@default_type()
 def run(
     teacher: str | Path,
     data: str | Path | DataSource,

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustkd.core.default_type import default_type
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
@@ -262,6 +263,7 @@ def _led_by_own(
     return torch.stack([largest, tested]), known
 
 
+@default_type()
 def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> References:
     """Train and search the reference networks; they serve for all audits on the same data.
 
