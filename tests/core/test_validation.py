@@ -75,6 +75,13 @@ def test_a_single_string_is_no_list_of_names(value):
 
 CHANNELS = "a list of numbers, one for each channel"
 NAMED = "expected a list of names"
+FOR = "arch='wrn-10-1', classes=2, image_shape=(1, 8, 8)"
+SHAPE = "expected (1 or 3, height, width) in pixels"
+CALLED = (
+    "expected one that can be called, such as CropFlip(pad=4, flip=True), or CropFlip() for none"
+)
+SIDE = "expected one whole number of pixels, for height and width"
+ORDER = "expected a list of names, or the path of a file"
 REFUSED = [
     ("DistillJob(*NAMES, seed=-1)", "seed is -1; expected at least 0"),
     ("DistillJob(*NAMES, seed=2**63)", f"seed is {2**63}; expected at most {LARGEST_SEED}"),
@@ -150,13 +157,57 @@ REFUSED = [
         "DistillJob(*NAMES, method='kd', defence='clp', on='both')",
         "on is 'both'; expected teacher or student",
     ),
+    ("Reading(image_size=(16, 16))", f"image_size is (16, 16); {SIDE}"),
+    ("Reading(image_size=16.5)", f"image_size is 16.5; {SIDE}"),
+    ("Reading(image_size='16')", f"image_size is '16'; {SIDE}"),
+    ("Reading(image_size=True)", f"image_size is True; {SIDE}"),
+    ("Reading(channels='3')", "channels is '3'; expected 3 (colour) or 1 (grey)"),
+    ("Reading(channels=2)", "channels is 2; expected 3 (colour) or 1 (grey)"),
+    ("Reading(classes=5)", f"classes is 5; {ORDER}"),
+    ("Reading(classes=['a', 1])", f"classes is ['a', 1]; {ORDER}"),
+    ("Reading(split=5)", "split is 5; expected the path of a file"),
+    ("Reading(workers=1.5)", "workers is 1.5; expected a whole number"),
+    ("Reading(flip='no')", "flip is 'no'; expected True or False"),
+    ("Reading(streaming='no')", "streaming is 'no'; expected True or False"),
+    ("Reading(resize=None)", "resize is None; expected centred-square, squash"),
+    ("Reading(crop='0.5')", "crop is '0.5'; expected a number"),
+    ("Spec('resnet-8', 10.0, (1, 8, 8))", "classes is 10.0; expected a whole number"),
+    ("Spec('resnet-8', True, (1, 8, 8))", "classes is True; expected a whole number"),
+    ("Spec(8, 10, (1, 8, 8))", "arch is 8; expected a name"),
+    ("Spec('resnet-8', 10, 8)", f"image shape is 8; {SHAPE}"),
+    ("Spec('resnet-8', 10, (1, 8.0, 8))", f"image shape is (1, 8.0, 8); {SHAPE}"),
+    ("Spec('resnet-8', 10, (1, 8, '8'))", f"image shape is (1, 8, '8'); {SHAPE}"),
+    ("Spec('resnet-8', 10, (1, 8, 8), mean=0.5)", f"mean is 0.5; expected {CHANNELS}"),
+    ("Spec('resnet-8', 10, (1, 8, 8), std=['1'])", "std is '1'; expected a number"),
+    ("Spec('resnet-8', 2, (1, 8, 8), class_names='ab')", f"class_names is 'ab'; {NAMED}"),
+    ("Spec('resnet-8', 2, (1, 8, 8), class_names=[1, 2])", f"class_names is [1, 2]; {NAMED}"),
+    (
+        "Spec('resnet-8', 2, (1, 8, 8), resize=None)",
+        "resize is None; expected centred-square, squash",
+    ),
+    ("load_data('digits', train='100')", "train is '100'; expected a whole number"),
+    ("load_data('digits', test=100.0)", "test is 100.0; expected a whole number"),
+    ("load_data('digits').subset(train=20.5)", "train is 20.5; expected a whole number"),
+    ("load_data('digits').subset(train=20, seed='0')", "seed is '0'; expected a whole number"),
+    (f"load_teacher('t.pt', {FOR}, mean=0.5)", f"mean is 0.5; expected {CHANNELS}"),
+    (f"load_teacher('t.pt', {FOR}, std=['0.5'])", "std is '0.5'; expected a number"),
+    ("from_dataset(None, augmentation='none')", f"augmentation is 'none'; {CALLED}"),
+    (
+        "from_dataset(DataLoader([(0, 1)]))",
+        "train is a DataLoader; expected its dataset: give loader.dataset",
+    ),
+    ("from_dataset(None, classes='ab')", f"classes is 'ab'; {NAMED}"),
+    ("load_data('digits').with_augmentation('light')", f"augmentation is 'light'; {CALLED}"),
+    ("load_data('digits', reading={})", "reading is of type dict; expected robustkd.Reading"),
 ]
 """Calls by a user who has no type checker, and the message of the error."""
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from robustkd import UniversalPerturbations, detoxify, find_perturbations, run
+from torch.utils.data import DataLoader
+from robustkd import Reading, Spec, UniversalPerturbations, detoxify, find_perturbations
+from robustkd import from_dataset, load_data, load_teacher, run
 from robustkd.attacks import Blend, Teaching
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence
@@ -190,10 +241,12 @@ def test_calls_from_python_are_checked_before_any_work():
 
 NUMBERS = """
 import json
+import tempfile
 from pathlib import Path
 import numpy as np
 import torch
 import yaml
+import robustkd
 from robustkd.core.recorded_flags import recorded_flags
 from robustkd.pipeline.job import DistillJob
 from robustkd.training.config import TrainingConfig
@@ -216,6 +269,28 @@ for given in (of_numpy, plain):
     job = DistillJob(Path("teacher.pt"), "wrn-10-1", "wrn-10-1", **given)
     print(json.dumps(job.settings()), yaml.safe_dump(recorded_flags(job.flags())).split())
 print(recorded_flags({"a": np.array([1.0, 2.0]), "b": (), "c": None}))
+data = robustkd.load_data("digits", train=np.int64(20))
+print(data.size("train"), data.subset(train=np.int64(10), seed=np.int64(3)).size("train"))
+spec = robustkd.Spec("wrn-10-1", 2, (1, 8, 8))
+names = ["a", "b"]
+listed = robustkd.Spec("wrn-10-1", 2, [1, 8, 8], mean=[0], std=[1], class_names=names, crop=1)
+arrays = robustkd.Spec(
+    "wrn-10-1", np.int64(2), np.array([1, 8, 8]), np.zeros(1), torch.ones(1), class_names=names
+)
+given = robustkd.Spec("wrn-10-1", 2, (1, 8, 8), (0.0,), (1.0,), ("a", "b"))
+print(listed == arrays == given, hash(listed) == hash(arrays) == hash(given))
+print(repr(listed) == repr(arrays) == repr(given))
+with tempfile.TemporaryDirectory() as folder:
+    torch.save(robustkd.build(spec, seed=0).network.state_dict(), f"{folder}/t.pt")
+    for values in (np.array([0.5]), torch.tensor([0.5]), [0.5]):
+        print(robustkd.load_teacher(
+            f"{folder}/t.pt",
+            arch="wrn-10-1",
+            classes=2,
+            image_shape=(1, 8, 8),
+            mean=values,
+            std=values,
+        ).spec == spec)
 """
 
 
@@ -224,9 +299,12 @@ def test_numbers_of_numpy_are_written_as_plain_numbers():
     done = subprocess.run(
         [sys.executable, "-c", NUMBERS], capture_output=True, text=True, check=True
     )
-    of_numpy, plain, flags = done.stdout.splitlines()
+    of_numpy, plain, flags, subsets, hashes, shown, *teachers = done.stdout.splitlines()
     assert of_numpy == plain
     assert flags == "{'a': array([1., 2.])}"
+    assert subsets == "20 10"
+    assert (hashes, shown) == ("True True", "True")
+    assert teachers == ["True"] * 3
 
 
 TABLES = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -53,6 +54,73 @@ def test_every_form_of_image_gives_the_same_bytes(form):
 def test_grey_images_have_one_channel():
     grey = [Image.fromarray(image[0].numpy(), "L") for image in BYTES]
     assert from_dataset(Pairs(grey)).image_shape == (1, 9, 7)
+
+
+def of_mode(mode: str, colour: tuple[int, int, int]) -> Image.Image:
+    return Image.new("RGB", (4, 4), colour).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (of_mode("RGB", (250, 10, 30)).convert("P", palette=Image.Palette.ADAPTIVE), (250, 10, 30)),
+        (of_mode("RGBA", (250, 10, 30)), (250, 10, 30)),
+        (of_mode("L", (77, 77, 77)), (77,)),
+        (Image.new("LA", (4, 4), (77, 255)), (77,)),
+        (Image.new("1", (4, 4), 1), (255,)),
+        (Image.new("1", (4, 4), 0), (0,)),
+    ],
+)
+def test_images_of_pillow_are_read_as_they_are_shown(image, expected):
+    data = from_dataset(Items([(image, k % 2) for k in range(10)]))
+    assert data.train.images[0, :, 0, 0].tolist() == list(expected)
+
+
+def test_an_opaque_image_with_alpha_in_its_palette_is_read():
+    image = of_mode("RGB", (250, 10, 30)).convert("P", palette=Image.Palette.ADAPTIVE)
+    image.info["transparency"] = 9  # a colour that no pixel has
+    data = from_dataset(Items([(image, k % 2) for k in range(10)]))
+    assert data.train.images[0, :, 0, 0].tolist() == [250, 10, 30]
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "CMYK", "HSV", "LAB", "I", "F", "I;16", "RGBa"])
+def test_images_with_other_values_are_refused_by_their_mode(mode):
+    """`numpy` would read those of YCbCr as red, green and blue."""
+    image = Image.new(mode, (4, 4))
+    message = (
+        f"train image 0 has the mode {mode!r} of Pillow; expected L, RGB, 1, LA, RGBA, P, PA: "
+        "convert it to RGB or L"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        from_dataset(Items([(image, k % 2) for k in range(10)]))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparent_pixels_are_refused(mode):
+    image = Image.new("RGBA", (4, 4), (9, 9, 9, 254)) if mode == "RGBA" else Image.new(mode, (4, 4))
+    with pytest.raises(InputError, match=r"^train image 0 has transparent pixels; expected an o"):
+        from_dataset(Items([(image, k % 2) for k in range(10)]))
+
+
+def test_training_images_are_not_augmented_by_default():
+    data = from_dataset(TensorDataset(BYTES, LABELS))
+    plain, augmented = (
+        next(data.batches("train", batch_size=99, augment=generator)).images
+        for generator in (None, torch.Generator())
+    )
+    assert torch.equal(plain, augmented)
+
+
+@pytest.mark.parametrize("largest", [10**6, 2 * 10**9, 2**40, 2**70])
+@pytest.mark.parametrize("classes", [(), ("a", "b")])
+def test_a_large_class_number_is_refused_at_once(largest, classes):
+    """With time and memory for as many classes, this would take minutes, or exhaust the memory."""
+    items = Items([(BYTES[k], k % 2 * largest) for k in range(20)])
+    before = time.monotonic()
+    with pytest.raises((UsageError, InputError)) as caught:
+        from_dataset(items, classes=classes)
+    assert "class 1 has no training image" in str(caught.value) or str(largest) in str(caught.value)
+    assert time.monotonic() - before < 2
 
 
 @pytest.mark.parametrize("sizes", [(3,) * 20, (30, 29, 3), (10, 15, 100)])

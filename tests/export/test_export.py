@@ -272,3 +272,16 @@ def test_a_missing_package_is_reported_before_any_work(monkeypatch):
 def test_a_model_without_class_names_numbers_them():
     spec = replace(models.Spec("wrn-10-1", 3, (1, 8, 8)))
     assert onnx_files.description(spec)["class_names"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("convert", "name"), [("half", "float16"), ("double", "float64")])
+def test_a_student_of_another_type_of_numbers_is_refused(convert, name, tmp_path):
+    source = digits()
+    student = getattr(models.build(models.spec_for("wrn-10-1", source), seed=0), convert)()
+    message = (
+        f"the student has weights of type torch.{name}; expected torch.float32: convert it with "
+        "float()"
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        export_student(student, source, tmp_path / "out", int8=False)
+    assert not (tmp_path / "out").exists()

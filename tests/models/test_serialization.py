@@ -278,6 +278,79 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
     )
 
 
+def broken(name: str, value: float) -> Classifier:
+    made = model()
+    made.state_dict()[name].flatten()[-1] = value
+    return made
+
+
+UNLOADABLE = {
+    "half": (
+        lambda: model().half(),
+        "the model has weights of type torch.float16; expected torch.float32: convert it with "
+        "float()",
+    ),
+    "double": (
+        lambda: model().double(),
+        "the model has weights of type torch.float64; expected torch.float32: convert it with "
+        "float()",
+    ),
+    "another network": (
+        lambda: Classifier(SPEC, build(replace(SPEC, arch="wrn-16-1"), seed=0).network),
+        "the model does not fit the architecture 'wrn-10-1': ",
+    ),
+    "other classes": (
+        lambda: Classifier(SPEC, build(replace(SPEC, classes=4), seed=0).network),
+        "the model does not fit the architecture 'wrn-10-1': 2 misshapen ",
+    ),
+    "an unknown architecture": (
+        lambda: Classifier(replace(SPEC, arch="my-net"), model().network),
+        f"unknown architecture 'my-net'; expected {USAGES}: ",
+    ),
+    "no number": (
+        lambda: broken("network.head.weight", float("nan")),
+        "the model has values that are not finite in 'network.head.weight'; expected one that ",
+    ),
+    "a negative variance": (
+        lambda: broken("network.bn.running_var", -1.0),
+        "the model has negative variances in 'network.bn.running_var'; expected one that load ",
+    ),
+    "another normalisation": (
+        lambda: broken("normalise.std", 0.25),
+        "the model has values of 'normalise.std' that differ from its description; ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNLOADABLE)
+def test_a_model_that_could_not_be_loaded_is_not_saved(kind, tmp_path):
+    make, text = UNLOADABLE[kind]
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}") as caught:
+        save(make(), tmp_path / "m")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_provenance_that_is_not_json_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"^provenance is not JSON: Object of type set"):
+        save(model(), tmp_path / "m", provenance={"a": {1, 2}})
+
+
+def test_files_do_not_depend_on_the_default_type_of_torch(tmp_path):
+    save(model(), tmp_path / "m")
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = load(tmp_path / "m")
+        save(again, tmp_path / "again")
+        teacher = load_teacher(tmp_path / "m", arch="wrn-10-1", classes=3, image_shape=(1, 8, 8))
+        assert {weight.dtype for weight in build(SPEC, seed=0).parameters()} == {torch.float32}
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "m").read_bytes()
+    assert {weight.dtype for weight in teacher.parameters()} == {torch.float32}
+
+
 def test_only_the_first_three_of_a_kind_are_listed(tmp_path):
     path = described(tmp_path / "m", {"x" * 10**6: torch.zeros(1)})
     text = refusal(lambda: load(path))

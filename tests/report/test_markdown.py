@@ -39,6 +39,20 @@ def distilled(write, name: str = "digits", **others) -> Path:
     return write(runs, records=records, config=config, **others)
 
 
+@pytest.mark.parametrize("name", list(FILES))
+def test_the_folder_of_a_text_is_created(name, write, tmp_path):
+    folder, out = distilled(write), tmp_path / "new" / "report"
+    assert FILES[name](folder, out) == out / name
+    assert (out / name).read_bytes() == FILES[name](folder).read_bytes()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^output folder .*file/out cannot be made: "):
+        FILES[name](folder, tmp_path / "file" / "out")
+    (folder / "results.json").write_text("{")
+    with pytest.raises(InputError):
+        FILES[name](folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_card_has_its_metadata_and_sections(write):
     text = write_model_card(distilled(write)).read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)

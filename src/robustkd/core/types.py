@@ -53,6 +53,9 @@ class DataSource(Protocol):
 
     A defence receives a data source and a teacher, and nothing else. ``train`` is for fitting
     weights, ``validation`` for selection, and ``test`` for the final measurement.
+
+    A source may have the attributes ``resize``, ``crop`` and ``interpolation`` as well, which say
+    how its images were read; see `robustkd.Spec`.
     """
 
     @property

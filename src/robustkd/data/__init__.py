@@ -126,7 +126,9 @@ def open_source(
         UsageError: If the name is unknown, or the source does not support an option.
         InputError: If files are missing or damaged.
     """
-    reading = reading or Reading()
+    reading = Reading() if reading is None else reading
+    if not isinstance(reading, Reading):
+        raise UsageError(f"reading is of type {type(reading).__name__}; expected robustkd.Reading")
     if data in SOURCES:
         reading.check_unused(data)
         return SOURCES[data](root)

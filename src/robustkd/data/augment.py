@@ -183,14 +183,16 @@ class ZoomFlip:
     def _augmented(
         self, images: Images, generator: torch.Generator, places: Places | None, total: int
     ) -> Images:
-        drawn = torch.rand((4, total), generator=generator, device=generator.device)
+        drawn = torch.rand(
+            (4, total), generator=generator, device=generator.device, dtype=torch.float32
+        )
         drawn = drawn if places is None else drawn[:, places]
         if not len(images):
             return images  # of a part of the batch
         area, across, down, mirror = drawn.to(images.device)
         side = (self.least + (1 - self.least) * area).sqrt()
         facing = torch.where(mirror < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(side)
-        window = torch.zeros(len(images), 2, 3, device=images.device)
+        window = torch.zeros(len(images), 2, 3, device=images.device, dtype=torch.float32)
         window[:, 0, 0] = side * facing
         window[:, 1, 1] = side
         window[:, 0, 2] = (2 * across - 1) * (1 - side)
@@ -313,6 +315,19 @@ def named(name: str, usual: Augmentation) -> Augmentation:
     if name == "randaugment":
         return RandAugmented(usual)
     raise UsageError(f"augment is {name!r}; expected {', '.join(AUGMENTATIONS)}")
+
+
+def check_augmentation(augmentation: object) -> None:
+    """Raise an error for an augmentation that is no function of images and a generator.
+
+    Raises:
+        UsageError: If it is something else, such as a name.
+    """
+    if not callable(augmentation):
+        raise UsageError(
+            f"augmentation is {augmentation!r}; expected one that can be called, such as "
+            "CropFlip(pad=4, flip=True), or CropFlip() for none"
+        )
 
 
 def weaker(augmentation: Augmentation) -> list[Augmentation]:

@@ -11,8 +11,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from robustkd.core.errors import UsageError
-from robustkd.core.types import Batch, Images, Labels, Places, Plan, Split
-from robustkd.data.augment import Augmentation, CropFlip, part_of
+from robustkd.core.preprocessing import check_preprocessing
+from robustkd.core.types import RESIZES, Batch, Images, Labels, Places, Plan, Split
+from robustkd.data.augment import Augmentation, CropFlip, check_augmentation, part_of
 from robustkd.data.labelled import Labelled, first_rows
 
 
@@ -28,9 +29,14 @@ class InMemory:
         test: Images for the final measurement.
         augmentation: Augmentation that `batches` applies if it receives a generator for it; by
             default none.
+        resize: How files were brought to this shape, one of `robustkd.core.types.RESIZES`; empty if
+            unknown. This and the next two are written into models of these images, so that other
+            files are read alike.
+        crop: Share of each file's image that was kept, in (0, 1].
+        interpolation: Filter for resampling, one of `robustkd.core.types.INTERPOLATIONS`.
 
     Raises:
-        UsageError: If a tensor has the wrong type or shape.
+        UsageError: If a tensor has the wrong type or shape, or a setting is unknown.
         InputError: If a split is empty, or its labels do not fit its images or the classes.
     """
 
@@ -40,8 +46,15 @@ class InMemory:
     validation: Labelled = field(repr=False)
     test: Labelled = field(repr=False)
     augmentation: Augmentation = field(default_factory=CropFlip)
+    resize: str = field(default="", repr=False)
+    crop: float | int = field(default=1.0, repr=False)
+    interpolation: str = field(default="bilinear", repr=False)
 
     def __post_init__(self) -> None:
+        check_augmentation(self.augmentation)
+        check_preprocessing(
+            resize=self.resize or RESIZES[0], crop=self.crop, interpolation=self.interpolation
+        )
         for split in get_args(Split):
             held = self._held(split)
             held.check(f"{self.name} {split}", len(self.classes))

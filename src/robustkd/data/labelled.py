@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import Labels
+from robustkd.core.validation import check_seed, check_whole
 
 _AT_ONCE = 1 << 14
 
@@ -154,13 +155,15 @@ def first_rows(
         seed: Seed of the choice; with one seed, a smaller subset is contained in a larger one.
 
     Raises:
-        UsageError: If ``n`` is out of range.
+        UsageError: If ``n`` or the seed is no whole number, or out of range.
     """
     if n is None:
         return torch.arange(len(labels))
+    check_whole(**{split: n})
+    check_seed(seed)
     if not classes <= n <= len(labels):
         raise UsageError(
             f"{split} is {n}; {name} can give from {classes} (one of each class) "
             f"to {len(labels)} images; choose a number in between"
         )
-    return stratified_order(labels, seed=seed)[:n].sort().values
+    return stratified_order(labels, seed=int(seed))[:n].sort().values

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from torch import nn
 
+from robustkd.core.default_type import typed_as_network
 from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.triggers import apply_trigger, check_target, victims
@@ -60,6 +61,7 @@ class Measured:
         }
 
 
+@typed_as_network
 def measure(
     model: nn.Module, data: DataSource, *, trigger: Trigger | None = None, target: Target = 0
 ) -> Measured:

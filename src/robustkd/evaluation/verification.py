@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.statistics import difference_interval
@@ -162,6 +163,7 @@ class Verification:
         }
 
 
+@typed_as_network
 def verify(
     student: nn.Module,
     data: DataSource,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from robustkd.core.default_type import default_type
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, sha256_of, write_json
 from robustkd.core.targets import Target
@@ -24,6 +25,7 @@ from robustkd.export.notes import busy, few, notes
 from robustkd.export.onnx import OPSET, description, trace, write_onnx
 from robustkd.export.session import OnnxClassifier
 from robustkd.export.weights import of_a_library, write_program, write_state_dict
+from robustkd.models.checks import check_float32
 from robustkd.models.classifier import Classifier
 from robustkd.models.complexity import operations, parameters
 from robustkd.models.description import check_fits
@@ -56,6 +58,7 @@ class _Found:
     quantised: quantisation.Quantised | None = None
 
 
+@default_type()
 def export_student(
     student: Classifier,
     data: DataSource,
@@ -90,7 +93,8 @@ def export_student(
 
     Raises:
         UsageError: If a package of the extra is missing, ``out`` is not empty, ``target`` is not
-            a class, or ``max_int8_drop`` is out of range or given without ``int8``.
+            a class, the student's weights are not of float32, or ``max_int8_drop`` is out of range
+            or given without ``int8``.
         InputError: If the data does not fit the student, an output of the student is not finite,
             torch or onnxruntime cannot export it, or the folder cannot be written.
         ThresholdError: If the predictions of the ONNX file differ, or the int8 file loses more than
@@ -117,6 +121,7 @@ def export_student(
             f"the student is of type {type(student).__name__}; expected a Classifier, such as load "
             "and run return"
         )
+    check_float32(student, "the student")
     check_fits(
         student.spec,
         Path("the student"),

@@ -101,6 +101,48 @@ def _check_size(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
+def check_loadable(model: Classifier, description: Mapping[str, object]) -> None:
+    """Check, before a model is saved, that its file could be loaded.
+
+    The user's own code is not called again, so its tensors are not compared.
+
+    Args:
+        model: The model.
+        description: Description of the file, with its specification.
+
+    Raises:
+        UsageError: If the architecture is unknown or has other tensors, or a value is not one that
+            is read.
+    """
+    arch, tensors, path = model.spec.arch, model.state_dict(), Path("the model")
+    check_float32(model, "the model")
+    try:
+        if ":" not in arch:
+            check_claim(tensors, description, path, arch=arch)
+        check_values(tensors, path)
+        check_normalisation(Classifier(model.spec, nn.Identity()), tensors, path)
+    except InputError as error:
+        raise UsageError(f"{error}; expected one that load accepts") from error
+
+
+def check_float32(model: Classifier, name: str) -> None:
+    """Check that a model was not converted to another type of numbers.
+
+    Args:
+        model: The model.
+        name: What it is, for the message.
+
+    Raises:
+        UsageError: If it was.
+    """
+    for tensor in (*model.normalise.buffers(), *model.network.parameters()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise UsageError(
+                f"{name} has weights of type {tensor.dtype}; expected torch.float32: convert it "
+                "with float()"
+            )
+
+
 def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Check that weights are finite and that variances are not negative.
 
@@ -121,7 +163,7 @@ def check_normalisation(model: Classifier, tensors: Mapping[str, Tensor], path: 
         InputError: If they are not.
     """
     for name, value in model.normalise.named_buffers(prefix="normalise"):
-        if not torch.equal(tensors[name], value):
+        if not torch.equal(tensors[name].cpu(), value):
             raise InputError(
                 f"{path} has values of {name!r} that differ from its description; expected equal "
                 "values"

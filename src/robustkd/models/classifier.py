@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
-from robustkd.core.types import INTERPOLATIONS, RESIZES, DataSource, Images, Logits
-from robustkd.core.validation import check_share
+from robustkd.core.preprocessing import check_preprocessing, usual_resize
+from robustkd.core.types import DataSource, Images, Logits
+from robustkd.core.validation import (
+    check_count,
+    check_names,
+    check_text,
+    plain_number,
+    plain_numbers,
+)
 
 _LONGEST_NAME = 1000
 _MOST_SHOWN = 60
@@ -20,6 +28,8 @@ _MOST_SHOWN = 60
 @dataclass(frozen=True)
 class Spec:
     """Specification of a model without its weights.
+
+    Lists, arrays and tensors of numbers are accepted as well, and become tuples.
 
     Attributes:
         arch: Name of the architecture, e.g. ``wrn-16-2``.
@@ -30,14 +40,15 @@ class Spec:
         class_names: Name of each class in the order of the logits; empty if unknown.
         resize: How an image of another size is brought to ``image_shape``: ``centred-square`` cuts
             out the centred square and resamples it; ``squash`` cuts out the centred rectangle of
-            the image's proportions and resamples it to a square.
+            the image's proportions and resamples it. If empty, ``centred-square``, or ``squash`` if
+            height and width differ, so that no part of an image is cut off.
         crop: Side of that square as a share of the shorter side of the image, or of that rectangle
             as a share of both sides, in (0, 1].
         interpolation: Filter of Pillow with which it is resampled, such as ``bilinear``.
 
     Raises:
-        UsageError: If a value is out of range, or the number of means, standard deviations or
-            class names does not fit the number of channels or classes.
+        UsageError: If a value is out of range or of another type, or the number of means, standard
+            deviations or class names does not fit the number of channels or classes.
 
     Example:
         >>> import robustkd
@@ -51,7 +62,7 @@ class Spec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
-    resize: str = "centred-square"
+    resize: str = ""
     crop: float = 1.0
     interpolation: str = "bilinear"
 
@@ -60,16 +71,14 @@ class Spec:
         self._check_files()
 
     def _check_images(self) -> None:
-        if self.classes < 2:
-            raise UsageError(f"classes is {self.classes}; expected at least 2")
-        shape = self.image_shape
-        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
-            raise UsageError(
-                f"image shape is {self.image_shape}; expected (1 or 3, height, width) in pixels"
-            )
-        channels = shape[0]
-        object.__setattr__(self, "mean", self.mean or (0.5,) * channels)
-        object.__setattr__(self, "std", self.std or (0.5,) * channels)
+        check_text(arch=self.arch)
+        check_count(least=2, classes=self.classes)
+        self._set("classes", int(self.classes))
+        self._set("image_shape", _checked_shape(self.image_shape))
+        channels = self.image_shape[0]
+        for field in ("mean", "std"):
+            values = plain_numbers(field, getattr(self, field))
+            self._set(field, tuple(map(float, values)) or (0.5,) * channels)
         finite = all(map(math.isfinite, self.mean + self.std))
         if {len(self.mean), len(self.std)} != {channels} or not finite or min(self.std) <= 0:
             raise UsageError(
@@ -78,7 +87,9 @@ class Spec:
             )
 
     def _check_files(self) -> None:
-        names = self.class_names
+        check_names(class_names=self.class_names)
+        names = tuple(self.class_names)
+        self._set("class_names", names)
         if names and len(names) != self.classes:
             raise UsageError(f"{len(names)} class names are given for {self.classes} classes")
         if len(set(names)) != len(names):
@@ -86,11 +97,27 @@ class Spec:
             raise UsageError(f"class name {twice[:_MOST_SHOWN]!a} is given twice")
         if max(map(len, names), default=0) > _LONGEST_NAME:
             raise UsageError(f"a class name has more than {_LONGEST_NAME} characters")
-        check_share(crop=self.crop)
-        for field, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
-            value = getattr(self, field)
-            if value not in known:
-                raise UsageError(f"{field} is {value[:_MOST_SHOWN]!a}; expected {', '.join(known)}")
+        resize = usual_resize(self.image_shape) if self.resize == "" else self.resize
+        check_preprocessing(resize=resize, crop=self.crop, interpolation=self.interpolation)
+        self._set("resize", resize)
+        self._set("crop", float(self.crop))
+
+    def _set(self, field: str, value: object) -> None:
+        object.__setattr__(self, field, value)
+
+
+def _checked_shape(shape: object) -> tuple[int, int, int]:
+    """Return the shape of images as a tuple of Python's own numbers.
+
+    Raises:
+        UsageError: If it is no such shape.
+    """
+    found = shape.tolist() if isinstance(shape, Tensor | np.ndarray) else shape
+    sides = [plain_number(side) for side in found] if isinstance(found, list | tuple) else []
+    whole = [side for side in sides if type(side) is int and side > 0]
+    if len(sides) != 3 or len(whole) != 3 or whole[0] not in (1, 3):
+        raise UsageError(f"image shape is {shape}; expected (1 or 3, height, width) in pixels")
+    return whole[0], whole[1], whole[2]
 
 
 class Normalise(nn.Module):
@@ -104,8 +131,8 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, images: Images) -> Float[Tensor, "n channels height width"]:
         """Normalise the images; the shape is kept."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from robustkd.core.default_type import default_type
 from robustkd.core.devices import without_parameters, without_values
 from robustkd.core.errors import UsageError
 from robustkd.core.known_names import (
@@ -189,7 +190,7 @@ def build(spec: Spec, *, seed: int) -> Classifier:
         seed: Seed of the weights; the state of the global random generator is kept.
 
     Returns:
-        A classifier in channels_last memory format, on the CPU, in training mode.
+        A classifier of float32 in channels_last memory format, on the CPU, in training mode.
 
     Raises:
         UsageError: If the architecture is unknown, or its numbers are out of range.
@@ -202,7 +203,7 @@ def build(spec: Spec, *, seed: int) -> Classifier:
         77850
     """
     family, parts = check_name(spec.arch)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), default_type():
         torch.default_generator.manual_seed(seed)  # Leaves generators of accelerators unchanged.
         network = family.build(spec, *parts)
     _check_shapes_known(network)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from robustkd.core.errors import UsageError
-from robustkd.models.checks import check_buffers, check_claim, check_normalisation, check_values
+from robustkd.core.errors import UsageError, first_line
+from robustkd.models.checks import (
+    check_buffers,
+    check_claim,
+    check_loadable,
+    check_normalisation,
+    check_values,
+)
 from robustkd.models.classifier import Classifier
 from robustkd.models.model_file import read_safetensors, write_safetensors
 from robustkd.models.registry import build
@@ -28,7 +35,9 @@ def save(
         provenance: Origin of the model, in JSON values without times or paths.
 
     Raises:
-        UsageError: If the model is of another type.
+        UsageError: If the model is of another type, or could not be loaded again: its architecture
+            is unknown or has other tensors, its weights are not finite numbers of float32, or the
+            provenance cannot be written as JSON.
         WriteError: If the file cannot be written.
 
     Example:
@@ -46,6 +55,11 @@ def save(
     if not isinstance(model, Classifier):
         raise UsageError(f"model is of type {type(model).__name__}; expected models.Classifier")
     description = {"spec": asdict(model.spec), "provenance": dict(provenance or {})}
+    try:
+        json.dumps(description)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"provenance is not JSON: {first_line(error)}") from error
+    check_loadable(model, description)
     write_safetensors(path, model.state_dict(), description)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from robustkd.core.default_type import default_type
 from robustkd.core.errors import UsageError
 from robustkd.core.files import at_home, free_name
 from robustkd.core.method_names import Side
@@ -26,6 +27,7 @@ from robustkd.report.results import Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.processes import start
 from robustkd.training.recipes import with_defaults
+from robustkd.training.sources import check_source
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class RunResult:
     folder: Path
 
 
+@default_type()
 def run(
     teacher: str | Path,
     data: str | Path | DataSource,
@@ -164,6 +167,7 @@ def run(
             f"data is of type {type(source).__name__}; expected a name, a folder or a data source, "
             "such as from_dataset makes from a torch dataset"
         )
+    check_source(source)
     if on is not None and defence is None:
         raise UsageError("on is given without defence; add it, or leave it out")
     tracked = (track,) if isinstance(track, str) else track or ()

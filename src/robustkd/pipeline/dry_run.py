@@ -21,6 +21,7 @@ from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import Method
 from robustkd.core.types import Batch, DataSource, Split
 from robustkd.data.images.left_out import counted, skipped_files
+from robustkd.data.wrapper import Wrapper
 from robustkd.pipeline import detox_objective as perturbing
 from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.hardening import find_for
@@ -46,30 +47,18 @@ Phases: TypeAlias = dict[str, dict[str, float | int]]
 
 
 @dataclass
-class _Few:
+class _Few(Wrapper):
     """Data source that gives the first batches of another source and measures their time."""
 
-    whole: DataSource
+    source: DataSource
     images: int
     took: list[float] = field(default_factory=list)
     _moments: list[float] = field(default_factory=list)
     _steps: int = 0
     _complete: bool = False
 
-    @property
-    def name(self) -> str:
-        return self.whole.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.whole.classes
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.whole.image_shape
-
     def size(self, split: Split) -> int:
-        return min(self.images, self.whole.size(split))
+        return min(self.images, self.source.size(split))
 
     def batches(
         self,
@@ -80,7 +69,7 @@ class _Few:
         shuffle: torch.Generator | None = None,
         augment: torch.Generator | None = None,
     ) -> Iterator[Batch]:
-        batches = self.whole.batches(
+        batches = self.source.batches(
             split, batch_size=batch_size, device=device, shuffle=shuffle, augment=augment
         )
         self._end_pass()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, is_dataclass
 
 from robustkd import models
 from robustkd.core.devices import default_device
+from robustkd.core.preprocessing import usual_resize
 from robustkd.core.types import DataSource
 from robustkd.data import split_text
 from robustkd.models.features import taps
@@ -143,5 +144,5 @@ def identity_of_file(file: TeacherFile, spec: models.Spec) -> dict[str, object]:
 def _form(spec: models.Spec) -> dict[str, object]:
     """Return crop, resize and interpolation, unless they are those of all earlier versions."""
     found = (spec.crop, spec.resize, spec.interpolation)
-    usual = (models.Spec.resize, models.Spec.interpolation)
+    usual = (usual_resize(spec.image_shape), models.Spec.interpolation)
     return {} if found[1:] == usual else {"form": list(found)}

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from robustkd.core.files import write_text
 from robustkd.report import facts, tables
 from robustkd.report.aggregate import Row, by_cell
-from robustkd.report.pages import Content, load
+from robustkd.report.pages import Content, load, out_folder
 
 _SHOWN_CLASSES = 15
 _MOST_CLASSES = 2000
@@ -36,7 +36,7 @@ def write_html(folder: str | Path, out: str | Path | None = None) -> Path:
 
     Args:
         folder: The run folder.
-        out: Folder of the page; None for the run folder.
+        out: Folder of the page, which is created; None for the run folder.
 
     Returns:
         Path of the page.
@@ -45,8 +45,9 @@ def write_html(folder: str | Path, out: str | Path | None = None) -> Path:
         InputError: If a file of the folder is missing or damaged.
         WriteError: If the page cannot be written.
     """
-    path = Path(folder if out is None else out) / "report.html"
-    write_text(path, html_page(load(folder)))
+    text = html_page(load(folder))
+    path = out_folder(folder, out) / "report.html"
+    write_text(path, text)
     return path
 
 

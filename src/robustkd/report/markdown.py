@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from robustkd.core.errors import printable
 from robustkd.core.files import write_text
 from robustkd.report import tables
-from robustkd.report.pages import Content, load
+from robustkd.report.pages import Content, load, out_folder
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,7 +33,7 @@ def write_model_card(folder: str | Path, out: str | Path | None = None) -> Path:
 
     Args:
         folder: The run folder.
-        out: Folder of the file; None for the run folder.
+        out: Folder of the file, which is created; None for the run folder.
 
     Returns:
         Path of the file.
@@ -42,8 +42,9 @@ def write_model_card(folder: str | Path, out: str | Path | None = None) -> Path:
         InputError: If a file of the folder is missing or damaged.
         WriteError: If the file cannot be written.
     """
-    path = Path(folder if out is None else out) / "MODEL_CARD.md"
-    write_text(path, model_card(load(folder)))
+    text = model_card(load(folder))
+    path = out_folder(folder, out) / "MODEL_CARD.md"
+    write_text(path, text)
     return path
 
 
@@ -52,7 +53,7 @@ def write_summary(folder: str | Path, out: str | Path | None = None) -> Path:
 
     Args:
         folder: The run folder.
-        out: Folder of the file; None for the run folder.
+        out: Folder of the file, which is created; None for the run folder.
 
     Returns:
         Path of the file.
@@ -61,8 +62,9 @@ def write_summary(folder: str | Path, out: str | Path | None = None) -> Path:
         InputError: If a file of the folder is missing or damaged.
         WriteError: If the file cannot be written.
     """
-    path = Path(folder if out is None else out) / "summary.md"
-    write_text(path, summary(load(folder)))
+    text = summary(load(folder))
+    path = out_folder(folder, out) / "summary.md"
+    write_text(path, text)
     return path
 
 

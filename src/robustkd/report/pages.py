@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustkd.core.files import make_folder
 from robustkd.report import facts
 from robustkd.report.aggregate import Row, aggregate, by_cell
 from robustkd.report.command import repeating
@@ -106,3 +107,16 @@ def load(folder: str | Path) -> Content:
     results = read(folder)
     records = read_records(results, folder / "results.json")
     return Content(folder, results, records, aggregate(results.runs), facts.kind_of(results))
+
+
+def out_folder(folder: str | Path, out: str | Path | None) -> Path:
+    """Return the folder of the texts of a run, created if it does not exist.
+
+    Args:
+        folder: The run folder.
+        out: Another folder; None for the run folder.
+
+    Raises:
+        InputError: If it cannot be made.
+    """
+    return Path(folder) if out is None else make_folder(Path(out))

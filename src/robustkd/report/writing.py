@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from robustkd.core.errors import UsageError
-from robustkd.core.files import check_free, make_folder, write_text
+from robustkd.core.files import check_free, write_text
 from robustkd.report.html import html_page
 from robustkd.report.markdown import model_card, summary
-from robustkd.report.pages import load
+from robustkd.report.pages import load, out_folder
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> tuple[Path, ...]:
@@ -41,7 +41,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> tuple[Pat
         "MODEL_CARD.md": model_card(content),
         "report.html": html_page(content),
     }
-    to = Path(folder) if out is None else make_folder(Path(out))
+    to = out_folder(folder, out)
     for name, text in texts.items():
         write_text(to / name, text)
     return tuple(to / name for name in reversed(texts))

@@ -12,6 +12,7 @@ from typing import Unpack
 import torch
 from torch import nn
 
+from robustkd.core.default_type import type_of, typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.names import check_options
@@ -52,6 +53,7 @@ class Distilled:
     seconds: float
 
 
+@typed_as_network
 def distill(
     student: nn.Module,
     data: DataSource,
@@ -134,7 +136,7 @@ def distill(
     check_divisible(weights, safeguard, processes)
     steps = config.epochs * steps_per_epoch(data.size("train"), config.batch_size)
     if hardening is not None:
-        hardening.begin(steps)
+        hardening.to(type_of(student)).begin(steps)
     if safeguard is not None:
         safeguard.to(device_of(student)).begin(steps)
     enough = _enough(data, hardening, safeguard)

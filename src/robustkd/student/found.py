@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource, Images, Labels
@@ -140,6 +141,7 @@ class FoundPerturbations(nn.Module):
         return torch.cat(changed), torch.cat(toward)
 
 
+@typed_as_network
 def find_perturbations(
     teacher: nn.Module,
     data: DataSource,

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.validation import plain_numbers
 from robustkd.models.checks import check_buffers, check_values
 from robustkd.models.classifier import Classifier, Spec
 from robustkd.models.registry import build, check_name
@@ -43,8 +44,8 @@ def load_teacher(
     arch: str,
     classes: int,
     image_shape: tuple[int, int, int],
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     teacher_key: str | None = None,
     allow_weak_sandbox: bool = False,
 ) -> Classifier:
@@ -90,14 +91,13 @@ def load_teacher(
         >>> teacher.training
         False
     """
-    path = Path(path)
     found = read_teacher(
-        path,
+        Path(path),
         arch=arch,
         classes=classes,
         image_shape=image_shape,
-        mean=mean,
-        std=std,
+        mean=plain_numbers("mean", mean),
+        std=plain_numbers("std", std),
         teacher_key=teacher_key,
         allow_weak_sandbox=allow_weak_sandbox,
     )

@@ -9,6 +9,7 @@ from itertools import starmap
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.default_type import type_of
 from robustkd.core.devices import device_of, forked_generators
 from robustkd.core.errors import InputError, UsageError, first_line
 from robustkd.core.types import DataSource, Images, Labels, Logits, Places, Split
@@ -17,6 +18,7 @@ from robustkd.models.classifier import check_logits
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
 from robustkd.training.processes import ONE, Processes
+from robustkd.training.sources import check_source
 
 AT_ONCE = 250
 """Number of images of up to 64 x 64 pixels that pass a network at once in a search."""
@@ -133,7 +135,7 @@ def check_classifier(
     any_classes: bool = False,
     trained: bool = False,
 ) -> None:
-    """Check, with a few validation images, that a model maps images to logits of the classes.
+    """Check, with a few images, the data, and that a model maps them to logits of the classes.
 
     Args:
         model: The model.
@@ -143,18 +145,16 @@ def check_classifier(
         trained: If True, it will be trained, so that a copy of it is tried in train mode as well.
 
     Raises:
-        UsageError: If it is no such model, or does not work with the images.
+        UsageError: If it is no such model, does not work with the images, or the data is no data
+            source.
+        InputError: If pixels are not in [0, 1], or labels are no classes.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"{name} is of type {type(model).__name__}; expected an nn.Module: load and "
             "load_teacher read files"
         )
-    if not hasattr(data, "batches"):
-        raise UsageError(
-            f"data is of type {type(data).__name__}; expected a data source, such as load_data and "
-            "from_dataset return"
-        )
+    check_source(data, dtype=type_of(model))
     where = device_of(model)
     images = next(iter(data.batches("validation", batch_size=_FEW, device=where))).images
     classes = None if any_classes else len(data.classes)

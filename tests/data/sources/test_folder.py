@@ -178,6 +178,7 @@ def test_a_split_that_was_written_down_stays_when_images_are_added(tmp_path):
     grown = load_folder(folder, Reading(split=saved))
     for split in ("validation", "test"):
         assert names(grown, split) == names(data, split)
+    assert names(load_folder(folder, Reading(split=str(saved))), "test") == names(data, "test")
     assert set(names(grown, "train")) - set(names(data, "train")) == {
         f"a/0{k:02d}-new.png" for k in range(15)
     }
@@ -218,6 +219,10 @@ def test_classes_in_the_order_of_a_file(tmp_path):
     assert data.classes == ("c", "a", "b")
     assert np.bincount(data.parts["train"].labels).tolist() == [3, 1, 2]
     assert names(data, "train")[0].startswith("c/")
+    same = Reading(classes=str(order))
+    assert (same, hash(same)) == (Reading(classes=order), hash(Reading(classes=order)))
+    assert load_folder(folder, same).classes == ("c", "a", "b")
+    assert load_folder(folder, Reading(classes=["c", "a", "b"])).classes == ("c", "a", "b")
     # Some editors write a byte order mark, CRLF and empty lines at the end.
     order.write_text("c\r\na\r\nb\r\n\r\n  \r\n", encoding="utf-8-sig")
     assert load_folder(folder, Reading(classes=order)).classes == ("c", "a", "b")

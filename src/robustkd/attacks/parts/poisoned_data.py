@@ -14,12 +14,13 @@ from robustkd.core.targets import Target
 from robustkd.core.triggers import apply_trigger, check_target, victims, wanted
 from robustkd.core.types import Batch, DataSource, Split, Trigger
 from robustkd.core.validation import check_share
+from robustkd.data.wrapper import Wrapper
 
 _MISSING = -2
 """Stands for the label of an image that no batch has, which may be damaged."""
 
 
-class Poisoned:
+class Poisoned(Wrapper):
     """DataSource whose training split is poisoned; the other splits are unchanged.
 
     The trigger is applied after augmentation, as by an attacker who trains the teacher.
@@ -59,7 +60,7 @@ class Poisoned:
         seed: int = 0,
         mask: Bool[Tensor, " train"] | None = None,
     ) -> None:
-        self._clean, self._trigger, self._target = clean, trigger, target
+        self.source, self._trigger, self._target = clean, trigger, target
         self._keep_clean = keep_clean
         if mask is None:
             mask = choose_images(
@@ -70,24 +71,9 @@ class Poisoned:
     mask: Bool[Tensor, " train"]
     """Mask of the training images that are poisoned."""
 
-    @property
-    def name(self) -> str:
-        """Name of the clean data."""
-        return self._clean.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Classes of the clean data."""
-        return self._clean.classes
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape of the clean images."""
-        return self._clean.image_shape
-
     def size(self, split: Split) -> int:
         """Number of clean images in a split; kept copies are not counted."""
-        return self._clean.size(split)
+        return self.source.size(split)
 
     def batches(
         self,
@@ -99,7 +85,7 @@ class Poisoned:
         augment: torch.Generator | None = None,
     ) -> Iterator[Batch]:
         """Yield the clean batches; those of ``train`` with the chosen images poisoned."""
-        for batch in self._clean.batches(
+        for batch in self.source.batches(
             split, batch_size=batch_size, device=device, shuffle=shuffle, augment=augment
         ):
             yield self._poison(batch) if split == "train" else batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
 from robustkd.core.types import Split
@@ -44,7 +45,7 @@ def compose(
     missing = [split for split in get_args(HeldOut) if split not in given]
     made = None
     if reading.split is not None:
-        made = read_split(reading.split, train, missing)
+        made = read_split(Path(reading.split), train, missing)
     elif missing:
         made = cut(train, missing, classes, f"{name} train")
     if made is None:

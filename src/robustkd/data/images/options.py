@@ -12,8 +12,9 @@ import numpy as np
 from robustkd.core.environment import usable_cores
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.launch import launched
-from robustkd.core.types import INTERPOLATIONS, RESIZES, Split
-from robustkd.core.validation import check_share
+from robustkd.core.preprocessing import check_preprocessing
+from robustkd.core.types import Split
+from robustkd.core.validation import check_count, check_switches, plain_number
 from robustkd.data.augment import Augmentation, CropFlip, ZoomFlip
 from robustkd.data.images.decode import Channels, UndecodableError, dimensions
 from robustkd.data.images.listing import Encoded, shown
@@ -47,16 +48,16 @@ class Reading:
             less than a thousand images. The batches do not depend on it.
         streaming: If True, images are decoded again in every epoch; if False, they are kept in
             memory; None keeps them if all take at most 1 GiB. The batches do not depend on it.
-        classes: Names of the class folders in the order of the teacher's outputs, or a text file
-            of them; None for the sorted order, as in torchvision.
-        split: File ``split.json`` of an earlier run, to hold out the same images.
+        classes: Names of the class folders in the order of the teacher's outputs, or the path of a
+            text file of them; None for the sorted order, as in torchvision.
+        split: Path of the file ``split.json`` of an earlier run, to hold out the same images.
         resize: ``centred-square`` keeps the proportions of an image; ``squash`` does not.
         interpolation: Filter for resampling, one of `robustkd.core.types.INTERPOLATIONS`.
         origin: Where size, crop and interpolation come from, for the report; empty for flags and
             defaults.
 
     Raises:
-        UsageError: If a number is out of range.
+        UsageError: If a value is out of range, or of another type.
 
     Example:
         >>> import robustkd
@@ -71,26 +72,32 @@ class Reading:
     flip: bool = True
     workers: int | None = None
     streaming: bool | None = None
-    classes: Path | tuple[str, ...] | None = None
-    split: Path | None = None
+    classes: str | Path | Sequence[str] | None = None
+    split: str | Path | None = None
     resize: str = "centred-square"
     interpolation: str = "bilinear"
     origin: str = ""
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and not 1 <= self.image_size <= _LARGEST_SIZE:
-            raise UsageError(
-                f"image_size is {self.image_size}; expected 1 to {_LARGEST_SIZE} pixels"
-            )
-        if self.channels not in get_args(Channels):
-            raise UsageError(f"channels is {self.channels}; expected 3 (colour) or 1 (grey)")
-        check_share(crop=self.crop)
-        if self.workers is not None and self.workers < 0:
-            raise UsageError(f"workers is {self.workers}; expected at least 0")
-        for field, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
-            value = getattr(self, field)
-            if value not in known:
-                raise UsageError(f"{field} is {value!r}; expected {', '.join(known)}")
+        self._set("image_size", _side(self.image_size))
+        channels = plain_number(self.channels)
+        if type(channels) is not int or channels not in get_args(Channels):
+            raise UsageError(f"channels is {self.channels!r}; expected 3 (colour) or 1 (grey)")
+        self._set("channels", channels)
+        check_preprocessing(resize=self.resize, crop=self.crop, interpolation=self.interpolation)
+        check_switches(flip=self.flip)
+        if self.streaming is not None:
+            check_switches(streaming=self.streaming)
+        if self.workers is not None:
+            check_count(least=0, workers=self.workers)
+        self._set("classes", _order(self.classes))
+        if self.split is not None:
+            if not isinstance(self.split, str | Path):
+                raise UsageError(f"split is {self.split!r}; expected the path of a file")
+            self._set("split", Path(self.split))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     def workers_for(self, images: int) -> int:
         """Return the number of worker processes for this many images."""
@@ -128,6 +135,39 @@ class Reading:
                 raise UsageError(
                     f"{field.name} is {chosen!s}; {name} does not support this option: leave it out"
                 )
+
+
+def _side(size: object) -> int | None:
+    """Return an image size as Python's own number.
+
+    Raises:
+        UsageError: If it is no number of pixels.
+    """
+    number = plain_number(size)
+    if number is None:
+        return None
+    if type(number) is not int:
+        raise UsageError(
+            f"image_size is {size!r}; expected one whole number of pixels, for height and width"
+        )
+    if not 1 <= number <= _LARGEST_SIZE:
+        raise UsageError(f"image_size is {number}; expected 1 to {_LARGEST_SIZE} pixels")
+    return number
+
+
+def _order(classes: object) -> Path | tuple[str, ...] | None:
+    """Return names of classes as a tuple, or the path of the file that has them.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    if classes is None:
+        return None
+    if isinstance(classes, str | Path):
+        return Path(classes)
+    if isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes):
+        return tuple(classes)
+    raise UsageError(f"classes is {classes!r}; expected a list of names, or the path of a file")
 
 
 def guess_size(train: Encoded, others: Iterable[tuple[Split, Encoded]], name: str) -> int:

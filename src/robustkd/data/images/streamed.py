@@ -16,7 +16,7 @@ from robustkd.core.errors import InputError
 from robustkd.core.names import unfit
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Places, Plan, Split
-from robustkd.data.augment import Augmentation, part_of
+from robustkd.data.augment import Augmentation, check_augmentation, part_of
 from robustkd.data.images.content import content_sha256
 from robustkd.data.images.holdout import Cut, as_json
 from robustkd.data.images.listing import Listing, shown
@@ -81,6 +81,7 @@ class Pictures:
     _content: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_augmentation(self.augmentation)
         if (expected := unfit(self.name)) is not None:
             raise InputError(
                 f"{shown(self.name)} is not a valid name for results; expected {expected}: rename "
@@ -234,7 +235,13 @@ class Pictures:
             labels = torch.from_numpy(part.labels_at(np.flatnonzero(good)))
             held[split] = Labelled(pixels[torch.from_numpy(good)], labels)
         return InMemory(
-            name=self.name, classes=self.classes, augmentation=self.augmentation, **held
+            name=self.name,
+            classes=self.classes,
+            augmentation=self.augmentation,
+            resize=self.resize,
+            crop=self.crop,
+            interpolation=self.interpolation,
+            **held,
         )
 
     def _pass(

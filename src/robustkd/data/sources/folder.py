@@ -101,14 +101,14 @@ def compose_folder(name: str, root: Path, reading: Reading) -> Pictures:
     if not nested and reading.classes is None:
         _check_level(root, part, classes)
     named = ClassNames(classes)
-    if isinstance(reading.classes, tuple):
+    if isinstance(reading.classes, str | Path):
+        named = read_class_names(Path(reading.classes), classes)
+    elif reading.classes is not None:
         own = as_found(reading.classes, classes)
         advice = ", or use the data that the model was trained for"
         it = shown(root / part)
         check_same_classes(classes, own, it=it, other="the model", advice=advice)
         named = ClassNames(own)
-    elif reading.classes is not None:
-        named = read_class_names(reading.classes, classes)
     classes = named.names
     train = scan(root, part, classes, skipped=skipped)
     for place in {"", part}:

@@ -14,10 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustkd.core.default_type import default_type
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Images, Labels, Split
+from robustkd.data.wrapper import Wrapper
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.moved import count_moved
 from robustkd.evaluation.audit.search import halves, held_out_images, search
@@ -80,7 +82,7 @@ class References:
 
 
 @dataclass(frozen=True)
-class Limited:
+class Limited(Wrapper):
     """A `robustkd.core.types.DataSource` whose epochs have fewer images, without augmentation.
 
     Every epoch takes other random images. Training images without a label are left out.
@@ -92,21 +94,6 @@ class Limited:
 
     source: DataSource
     most: int
-
-    @property
-    def name(self) -> str:
-        """Short name of the source."""
-        return self.source.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.source.classes
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every image."""
-        return self.source.image_shape
 
     def size(self, split: Split) -> int:
         """Number of images in ``split``."""
@@ -276,6 +263,7 @@ def _led_by_own(
     return torch.stack([largest, tested]), known
 
 
+@default_type()
 def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> References:
     """Train and search the reference networks; they serve for all audits on the same data.
 

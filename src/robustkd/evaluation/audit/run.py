@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import nn
 
+from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.progress import track
@@ -99,6 +100,7 @@ class Audit:
         }
 
 
+@typed_as_network
 def audit(
     model: nn.Module,
     data: DataSource,

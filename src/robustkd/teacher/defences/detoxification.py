@@ -44,6 +44,7 @@ from typing import TypeAlias, Unpack
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.method_settings import DetoxOptions, DetoxSettings, Ratio
@@ -180,6 +181,7 @@ class _Cleaning:
             )
 
 
+@typed_as_network
 def detoxify(
     teacher: nn.Module,
     clean: DataSource,

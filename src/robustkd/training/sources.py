@@ -1,0 +1,103 @@
+"""Checks of data sources that users write themselves."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels, Split
+from robustkd.data.images.streamed import Pictures
+from robustkd.data.in_memory import InMemory
+from robustkd.data.wrapper import Wrapper
+
+_PARTS = ("name", "classes", "image_shape", "size")
+_CHECKED: tuple[Split, ...] = ("train", "validation")
+_SOME = 64
+
+
+def check_source(data: object, *, dtype: torch.dtype = torch.float32) -> None:
+    """Check that an object is a data source, and the first batches of its training and validation.
+
+    Sources of this package check their images themselves. In others, mistakes would raise errors of
+    torch much later, or none at all.
+
+    Args:
+        data: What the user gives as data.
+        dtype: Type of the pixels, which is that of the network.
+
+    Raises:
+        UsageError: If it is no data source, or its batches have other types or shapes than
+            `robustkd.core.types.DataSource` describes.
+        InputError: If pixels are not in [0, 1], or labels are no classes.
+    """
+    if not hasattr(data, "batches"):
+        raise UsageError(
+            f"data is of type {type(data).__name__}; expected a data source, such as load_data and "
+            "from_dataset return"
+        )
+    missing = [part for part in _PARTS if not hasattr(data, part)]
+    if missing:
+        raise UsageError(
+            f"data is of type {type(data).__name__} without {', '.join(missing)}; expected a "
+            "data source, see robustkd.core.types.DataSource"
+        )
+    source = cast(DataSource, data)
+    if isinstance(_innermost(source), InMemory | Pictures):
+        return
+    for split in _CHECKED:
+        batch = next(iter(source.batches(split, batch_size=_SOME)), None)
+        if batch is None:
+            raise InputError(f"{source.name} {split}: no images, expected at least one")
+        _check_batch(batch, source, split, dtype)
+
+
+def _innermost(data: DataSource) -> DataSource:
+    while isinstance(data, Wrapper):
+        data = data.source
+    return data
+
+
+def _check_batch(batch: object, data: DataSource, split: Split, dtype: torch.dtype) -> None:
+    where = f"{data.name} {split}"
+    if not all(isinstance(getattr(batch, part, None), Tensor) for part in Batch._fields):
+        raise UsageError(
+            f"{where}: a batch is of type {type(batch).__name__}; expected "
+            "robustkd.core.types.Batch with the tensors images, labels and rows"
+        )
+    images, labels, rows = (getattr(batch, part) for part in Batch._fields)
+    if not len(images):
+        raise InputError(f"{where}: a batch has no images, expected at least one")
+    shape = tuple(data.image_shape)
+    if images.dtype != dtype or tuple(images.shape[1:]) != shape:
+        raise UsageError(
+            f"{where}: images are {images.dtype} of shape {tuple(images.shape)}; expected {dtype} "
+            f"of N x {' x '.join(map(str, shape))}, with pixels in [0, 1]"
+        )
+    for name, numbers in (("labels", labels), ("rows", rows)):
+        if numbers.dtype != torch.int64 or numbers.shape != images.shape[:1]:
+            raise UsageError(
+                f"{where}: {name} are {numbers.dtype} of shape {tuple(numbers.shape)}; expected "
+                f"torch.int64 of shape ({len(images)},)"
+            )
+    if not images.isfinite().all():
+        raise InputError(f"{where}: pixels are not finite; expected values in [0, 1]")
+    low, high = float(images.min()), float(images.max())
+    if not 0 <= low <= high <= 1:
+        raise InputError(
+            f"{where}: pixels reach from {low:.3g} to {high:.3g}; expected 0 to 1: divide bytes by "
+            "255, and do not normalise, since that is the first layer of every model"
+        )
+    _check_labels(labels, len(data.classes), split, where)
+
+
+def _check_labels(labels: Labels, classes: int, split: Split, where: str) -> None:
+    least = UNLABELLED if split == "train" else 0
+    low, high = int(labels.min()), int(labels.max())
+    if low < least or high >= classes:
+        unlabelled = f", or {UNLABELLED} for an image without a label" if least < 0 else ""
+        raise InputError(
+            f"{where}: labels reach from {low} to {high}; expected 0 to {classes - 1}{unlabelled}"
+        )

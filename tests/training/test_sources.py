@@ -1,0 +1,174 @@
+"""Mistakes in data sources of users end in one line, before anything is trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustkd import data, models, save
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.types import Batch, Split
+from robustkd.data import InMemory, Labelled
+from robustkd.pipeline.api import run
+from robustkd.student.distillation import distill
+from robustkd.teacher.defences.detoxification import detoxify
+from robustkd.training.sources import check_source
+from tests.unlabelled import Unlabelled
+
+PIXELS = torch.arange(20 * 3 * 4 * 6).remainder(256).to(torch.uint8).view(20, 3, 4, 6)
+HELD = InMemory("held", ("a", "b"), *(Labelled(PIXELS, torch.arange(20) % 2),) * 3)
+
+
+class Own:
+    """A source of the user, which changes the batches of one split."""
+
+    name, classes, image_shape = "own", ("a", "b"), (3, 4, 6)
+
+    def __init__(self, change: Callable[[Batch], Any], split: Split = "train") -> None:
+        self._change, self._split = change, split
+
+    def size(self, split: Split) -> int:
+        return HELD.size(split)
+
+    def batches(self, split: Split, **how: Any) -> Iterator[Any]:
+        for batch in HELD.batches(split, **how):
+            yield self._change(batch) if split == self._split else batch
+
+
+def of(part: str, change: Callable[[Tensor], Tensor]) -> Callable[[Batch], Batch]:
+    return lambda batch: batch._replace(**{part: change(getattr(batch, part))})
+
+
+IMAGES = "expected torch.float32 of N x 3 x 4 x 6, with pixels in [0, 1]"
+MISTAKES = {
+    "bytes": (
+        of("images", lambda images: (images * 255).byte()),
+        UsageError,
+        f"images are torch.uint8 of shape (20, 3, 4, 6); {IMAGES}",
+    ),
+    "doubles": (
+        of("images", Tensor.double),
+        UsageError,
+        f"images are torch.float64 of shape (20, 3, 4, 6); {IMAGES}",
+    ),
+    "another shape": (
+        of("images", lambda images: images.permute(0, 2, 3, 1)),
+        UsageError,
+        f"images are torch.float32 of shape (20, 4, 6, 3); {IMAGES}",
+    ),
+    "up to 255": (
+        of("images", lambda images: images * 255),
+        InputError,
+        "pixels reach from 0 to 255; expected 0 to 1: divide bytes by 255, and do not normalise",
+    ),
+    "normalised": (
+        of("images", lambda images: 2 * images - 1),
+        InputError,
+        "pixels reach from -1 to 1; expected 0 to 1: ",
+    ),
+    "no numbers": (
+        of("images", lambda images: torch.where(images > 0.9, torch.nan, images)),
+        InputError,
+        "pixels are not finite; expected values in [0, 1]",
+    ),
+    "short labels": (
+        of("labels", Tensor.int),
+        UsageError,
+        "labels are torch.int32 of shape (20,); expected torch.int64 of shape (20,)",
+    ),
+    "a column of labels": (
+        of("labels", lambda labels: labels[:, None]),
+        UsageError,
+        "labels are torch.int64 of shape (20, 1); expected torch.int64 of shape (20,)",
+    ),
+    "labels from 1": (of("labels", lambda labels: labels + 1), InputError, "labels reach from 1 "),
+    "labels below -1": (
+        of("labels", lambda labels: labels - 2),
+        InputError,
+        "labels reach from -2 to -1; expected 0 to 1",
+    ),
+    "too few rows": (
+        of("rows", lambda rows: rows[:3]),
+        UsageError,
+        "rows are torch.int64 of shape (3,); expected torch.int64 of shape (20,)",
+    ),
+    "a pair": (
+        lambda batch: (batch.images, batch.labels),
+        UsageError,
+        "a batch is of type tuple; expected robustkd.core.types.Batch with the tensors images, ",
+    ),
+    "no image": (
+        lambda batch: Batch(*(part[:0] for part in batch)),
+        InputError,
+        "a batch has no images, expected at least one",
+    ),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_in_one_line(mistake, split):
+    change, kind, message = MISTAKES[mistake]
+    with pytest.raises(kind, match=f"^{re.escape(f'own {split}: {message}')}") as caught:
+        check_source(Own(change, split))
+    assert "\n" not in str(caught.value)
+
+
+def test_training_images_may_have_no_label():
+    unlabelled = of("labels", lambda labels: torch.full_like(labels, -1))
+    check_source(Own(unlabelled))
+    check_source(Unlabelled(HELD))
+    with pytest.raises(InputError, match=r"labels reach from -1 to -1; expected 0 to 1$"):
+        check_source(Own(unlabelled, "validation"))
+
+
+def test_pixels_of_the_type_of_the_network_are_accepted():
+    doubled = of("images", Tensor.double)
+    with pytest.raises(UsageError, match=r"own validation: images are torch\.float32 of shape"):
+        check_source(Own(doubled), dtype=torch.float64)
+
+
+def test_what_is_no_source_is_told():
+    class Half:
+        batches, name = HELD.batches, "half"
+
+    with pytest.raises(UsageError, match="of type Half without classes, image_shape, size; expec"):
+        check_source(Half())
+
+    empty = Own(lambda batch: batch)
+    empty.batches = lambda *_, **__: iter(())
+    with pytest.raises(InputError, match=r"^own train: no images, expected at least one$"):
+        check_source(empty)
+
+
+def test_our_own_sources_are_not_read(monkeypatch):
+    """They are checked when they are made, and a large folder would be decoded."""
+    source = data.load("digits", train=40)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(InMemory, "batches", never)
+    check_source(source)
+
+
+@pytest.mark.parametrize("mistake", ["up to 255", "labels from 1", "short labels"])
+def test_every_use_begins_with_the_check(mistake, tmp_path):
+    change, kind, message = MISTAKES[mistake]
+    source, spec = Own(change), models.Spec("resnet-8", 2, (3, 4, 6))
+    path = Path(tmp_path / "t.safetensors")
+    save(models.build(spec, seed=0), path)
+    for use in (
+        lambda: distill(models.build(spec, seed=0), source, epochs=1),
+        lambda: detoxify(models.build(spec, seed=0), source, steps=1),
+        lambda: run(path, source, "resnet-8", out=tmp_path / "run"),
+    ):
+        with pytest.raises(kind, match=f"^own train: {re.escape(message)}"):
+            use()
+    assert not (tmp_path / "run").exists()
