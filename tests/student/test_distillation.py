@@ -75,6 +75,33 @@ def test_same_seed_same_student_byte_for_byte(hardened, teacher, tmp_path):
     assert student(4) != one
 
 
+def test_gradients_of_the_caller_have_no_effect(teacher, tmp_path):
+    expected = digest(short(teacher, losses=dict.fromkeys(TERMS, 1.0)), tmp_path)
+    student = net()
+    for network in (student, teacher):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    found = short(teacher, student=student, losses=dict.fromkeys(TERMS, 1.0))
+    assert digest(found, tmp_path) == expected
+    teacher.zero_grad()
+
+
+def test_an_interrupted_distillation_begins_anew(teacher, tmp_path, monkeypatch):
+    expected = digest(short(teacher, hardening=perturbations()), tmp_path)
+    student, first = net(), net().state_dict()
+
+    def interrupt(self: UniversalPerturbations, _processes: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UniversalPerturbations, "advance", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            short(teacher, student=student, hardening=perturbations())
+    student.load_state_dict(first)
+    found = short(teacher, student=student, hardening=perturbations())
+    assert digest(found, tmp_path) == expected
+
+
 def test_the_global_random_generator_is_not_used(teacher):
     before = torch.get_rng_state()
     short(teacher, hardening=perturbations())

@@ -41,6 +41,7 @@ from robustkd.training.optimisers import (
     optimiser_state,
     parameter_groups,
     restore_optimiser,
+    without_gradients,
 )
 from robustkd.training.parts import PartsOfBatches
 from robustkd.training.precision import new_accelerator, prepared
@@ -71,6 +72,8 @@ def fit(
     **training: Unpack[TrainingOptions],
 ) -> list[dict[str, float]]:
     """Train a learner on the augmented training split, by default by SGD with Nesterov momentum.
+
+    Gradients of earlier calls have no effect, and none are left at the end.
 
     Args:
         learner: Module to train, in place; parameters without ``requires_grad`` are not changed.
@@ -103,7 +106,6 @@ def fit(
         WriteError: If the log cannot be written.
     """
     config = TrainingConfig(**training)
-    accelerator = new_accelerator(config.precision)
     optimiser = new_optimiser(
         config.optimizer,
         parameter_groups(learner, config.lr, rates),
@@ -113,15 +115,20 @@ def fit(
     )
     for group in optimiser.param_groups:
         group["start"] = group["lr"]
-    loop = _Loop(learner, companion, optimiser, accelerator, seed, config, processes)
     steps = config.epochs * steps_per_epoch(data.size("train"), config.batch_size)
     warmup = config.warmup_epochs / config.epochs
 
-    def save() -> None:
-        if keeper is not None and processes.first:
-            keeper.save(loop.state())
+    with (
+        new_accelerator(config.precision) as accelerator,
+        without_gradients(learner),
+        forked_generators(accelerator.device),
+    ):
+        loop = _Loop(learner, companion, optimiser, accelerator, seed, config, processes)
 
-    with forked_generators(accelerator.device):
+        def save() -> None:
+            if keeper is not None and processes.first:
+                keeper.save(loop.state())
+
         torch.manual_seed(seed + processes.rank)  # for dropout and stochastic depth
         last = processes.from_first(lambda: None if keeper is None else keeper.last())
         if last is not None:

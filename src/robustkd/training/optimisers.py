@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,6 +99,20 @@ def parameter_groups(
             rate = rates.get(name.partition(".")[0], lr)
             groups.setdefault(rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """Remove the gradients of all parameters now, and again when the block ends.
+
+    A caller's backward pass, or an interrupted training, may have left some, which would be added
+    to those of the first step.
+    """
+    module.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        module.zero_grad(set_to_none=True)
 
 
 _STEP = "step"

@@ -289,6 +289,19 @@ def test_the_teacher_is_not_changed():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
 
 
+def test_gradients_of_the_caller_have_no_effect_and_none_are_returned():
+    teacher, data = Level(), source()
+    for parameter in teacher.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    found = detoxify(
+        *(teacher, data), stages=("stage",), variance_weight=0.3, raises=0, batch_size=48, steps=5
+    )
+    expected = cleaned(steps=5)
+    assert torch.equal(found.teacher.masks[0].mask, expected.teacher.masks[0].mask)
+    assert all(parameter.grad is None for parameter in found.teacher.parameters())
+    assert all(parameter.grad is not None for parameter in teacher.parameters())
+
+
 def test_the_same_seed_gives_the_same_masks():
     first, again, other = (cleaned(seed=seed, steps=5).teacher.masks[0] for seed in (0, 0, 1))
     assert torch.equal(first.mask, again.mask)

@@ -174,6 +174,7 @@ class _Cleaning:
                 for mask in self.teacher.feature_masks:
                     mask.project()
                 update(loss=float(loss.detach()), term=float(term.detach()))
+        optimiser.zero_grad(set_to_none=True)  # what is returned and copied has no gradients
         if not all(torch.isfinite(parameter).all() for parameter in self.teacher.parameters()):
             raise TrainingError(
                 f"detoxification diverged at λ {variance_weight:.3g}; try a smaller lr"
