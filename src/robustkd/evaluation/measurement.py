@@ -9,6 +9,7 @@ from typing import TypedDict
 from torch import nn
 
 from robustkd.core.errors import UsageError
+from robustkd.core.modes import usual_modes
 from robustkd.core.targets import Target
 from robustkd.core.triggers import apply_trigger, check_target, victims
 from robustkd.core.types import DataSource, Trigger
@@ -60,6 +61,7 @@ class Measured:
         }
 
 
+@usual_modes()
 def measure(
     model: nn.Module, data: DataSource, *, trigger: Trigger | None = None, target: Target = 0
 ) -> Measured:

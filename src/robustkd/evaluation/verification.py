@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.modes import usual_modes
 from robustkd.core.statistics import difference_interval
 from robustkd.core.targets import NEXT, Target
 from robustkd.core.triggers import check_target, victims, wanted
@@ -162,6 +163,7 @@ class Verification:
         }
 
 
+@usual_modes()
 def verify(
     student: nn.Module,
     data: DataSource,
