@@ -64,7 +64,7 @@ def fit(
     label: str = "train",
     rates: Mapping[str, float] = MappingProxyType({}),
     hooks: Hooks = NO_HOOKS,
-    log: Path | None = None,
+    log: str | Path | None = None,
     companion: nn.Module | None = None,
     keeper: Keeper | None = None,
     epoch_lines: bool = True,
@@ -105,7 +105,7 @@ def fit(
         InputError: If the keeper's state does not fit the networks.
         WriteError: If the log cannot be written.
     """
-    config = TrainingConfig(**training)
+    config, seed = TrainingConfig(**training), int(seed)
     optimiser = new_optimiser(
         config.optimizer,
         parameter_groups(learner, config.lr, rates),
@@ -146,7 +146,7 @@ def fit(
                 if epoch_lines and processes.first:
                     update.line(epoch_line(label, config.epochs, loop.records[-1]))
                 if log is not None and processes.first:
-                    write_records(log, loop.records)
+                    write_records(Path(log), loop.records)
                 save()
     loop.select()
     learner.eval()

@@ -86,7 +86,8 @@ def parameter_groups(
         rates: Learning rates of children of the learner, by name, in place of ``lr``.
 
     Raises:
-        UsageError: If a rate is not above 0, or the learner has no child with that name.
+        UsageError: If a rate is not above 0, the learner has no child with that name, or there is
+            nothing to train.
     """
     check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
     children = [name for name, _ in learner.named_children()]
@@ -98,6 +99,8 @@ def parameter_groups(
         if parameter.requires_grad:
             rate = rates.get(name.partition(".")[0], lr)
             groups.setdefault(rate, []).append(parameter)
+    if not groups:
+        raise UsageError("there is no weight to train; expected some with requires_grad")
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 

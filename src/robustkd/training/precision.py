@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from robustkd.training.config import Precision
+from robustkd.training.config import Precision, check_precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def mixed(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Enable mixed precision while the block lasts; weights may change in the block."""
+    """Enable mixed precision while the block lasts; weights may change in the block.
+
+    Raises:
+        UsageError: If the precision is unknown.
+    """
+    check_precision(precision)
     dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     # Without the cache of autocast, which would keep the weights of the first step.
     with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):

@@ -27,6 +27,7 @@ from robustkd.teacher.defences.masks import (
     save_detoxified,
 )
 from robustkd.training.metrics import Proportion
+from tests.modes import MODES
 from tests.unlabelled import Unlabelled
 
 
@@ -300,6 +301,26 @@ def test_gradients_of_the_caller_have_no_effect_and_none_are_returned():
     assert torch.equal(found.teacher.masks[0].mask, expected.teacher.masks[0].mask)
     assert all(parameter.grad is None for parameter in found.teacher.parameters())
     assert all(parameter.grad is not None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_modes_of_the_caller_have_no_effect(mode, tmp_path):
+    expected = cleaned(steps=5).teacher.masks[0]
+    teacher, data = Level(), source()
+    with mode():
+        found = detoxify(
+            *(teacher, data),
+            stages=("stage",),
+            variance_weight=0.3,
+            raises=0,
+            batch_size=48,
+            steps=5,
+        ).teacher
+    assert torch.equal(found.masks[0].mask, expected.mask)
+    assert torch.equal(found.masks[0].pattern, expected.pattern)
+    save_detoxified(detoxified_wrn(), tmp_path / "m")
+    with mode():
+        assert not any(each.is_inference() for each in load_detoxified(tmp_path / "m").parameters())
 
 
 def test_the_same_seed_gives_the_same_masks():
