@@ -146,6 +146,36 @@ REFUSED = [
         "find_perturbations(None, None, ('tone',), steps=1.5)",
         "steps is 1.5; expected a whole number",
     ),
+    ("detoxify(None, None, precision='fp8')", "precision is 'fp8'; expected no, bf16, fp16"),
+    (
+        "detoxify(NET, DATA, objective='x')",
+        "objective is of type str; expected a function",
+    ),
+    (
+        "UniversalPerturbations(2, (1, 8, 8), fixed=UniversalPerturbations(2, (1, 8, 8)))",
+        "fixed is of type UniversalPerturbations; expected what find_perturbations returns",
+    ),
+    (
+        "distill(NET, DATA, hardening=0.5)",
+        "hardening is of type float; expected UniversalPerturbations, whose argument fixed takes "
+        "what find_perturbations returns",
+    ),
+    (
+        "distill(NET, DATA, safeguard='bcu')",
+        "safeguard is of type str; expected a Safeguard, such as start_safeguard makes",
+    ),
+    ("distill(NET, DATA, log=5)", "log is of type int; expected a path"),
+    ("distill(NET, DATA, label=None)", "label is None; expected a name"),
+    (
+        "audit(NET, DATA, references=[NET])",
+        "references is of type list; expected References, as make_references returns",
+    ),
+    ("audit(NET, DATA, effort='quick')", "effort is of type str; expected an Effort"),
+    (
+        "save_detoxified(NET, 'cleaned')",
+        "teacher is of type Sequential; expected a DetoxifiedTeacher, such as the attribute "
+        "teacher of what detoxify returns: robustkd.save takes plain networks",
+    ),
     ("UniversalPerturbations(1, (1, 8, 8))", "classes is 1; expected at least 2"),
     ("UniversalPerturbations(2, (1, 8, 8), seed=-1)", "seed is -1; expected at least 0"),
     ("Teaching(epochs=0.5)", "epochs is 0.5; expected a whole number"),
@@ -208,6 +238,8 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from robustkd import Reading, Spec, UniversalPerturbations, detoxify, find_perturbations
 from robustkd import from_dataset, load_data, load_teacher, run
+from torch import nn
+from robustkd import audit, distill, save_detoxified
 from robustkd.attacks import Blend, Teaching
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence
@@ -220,6 +252,8 @@ from robustkd.training.config import TrainingConfig
 from robustkd.training.recipes import with_defaults
 
 NAMES = (Path("teacher.pt"), "wrn-10-1", "wrn-10-1")
+NET = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+DATA = load_data("digits", train=20, validation=20, test=20)
 for call in sys.argv[1:]:
     try:
         eval(call)
@@ -305,6 +339,69 @@ def test_numbers_of_numpy_are_written_as_plain_numbers():
     assert subsets == "20 10"
     assert (hashes, shown) == ("True True", "True")
     assert teachers == ["True"] * 3
+
+
+SEEDS = """
+from dataclasses import replace
+import numpy as np
+import torch
+from robustkd import UniversalPerturbations, Spec, audit, build, detoxify, distill
+from robustkd import find_perturbations, load_data
+from robustkd.attacks import Blend, Teaching
+from robustkd.evaluation.audit import Effort, make_references
+from robustkd.teacher.defences.registry import DEFENCES
+
+data = load_data("digits", train=32, validation=20, test=20)
+def net():
+    return build(Spec("wrn-10-1", 10, data.image_shape), seed=0)
+
+def state(module):
+    return [value.tolist() for value in module.state_dict().values()]
+
+def brief(defence):
+    once = {name: 1 for name in ("epochs", "rounds", "steps", "mask_steps", "generator_steps",
+        "unlearn_epochs", "noise_steps") if hasattr(defence, name)}
+    if hasattr(defence, "tuning"):
+        once["tuning"] = replace(defence.tuning, epochs=1)
+    return replace(defence, **once)
+
+def everything(whole, real):
+    seed = whole(3)
+    found = find_perturbations(net(), data, ("tone", "generator"), seed=seed, steps=whole(1))
+    hardening = UniversalPerturbations(
+        whole(10), data.image_shape, seed=seed, share=real(0.5), fixed=found
+    )
+    yield "hardening", state(hardening)
+    made = distill(
+        net(), data, teacher=net(), losses={"kd": real(0.5)}, hardening=hardening, seed=seed,
+        epochs=whole(1), batch_size=whole(16),
+    )
+    yield "distill", state(made.student)
+    settings = {"steps": whole(1), "raises": whole(0), "batch_size": whole(16), "cap": real(0.5)}
+    yield "detoxify", state(detoxify(net(), data, seed=seed, **settings).teacher)
+    effort = Effort(strengths=(0.5,), steps=2, references=1, margins=1)
+    references = make_references(data, effort, seed=seed)
+    yield "audit", str(audit(net(), data, seed=seed, references=references, effort=effort).verdict)
+    yield "Teaching", (Teaching(seed=seed), type(Teaching(seed=seed).seed))
+    yield "Blend", Blend(seed=seed)(torch.zeros(1, *data.image_shape)).tolist()
+    for name in ("anp", "fst", "bti-dbf", "universal", "ft"):
+        yield name, state(brief(DEFENCES[name].defence)(net(), data, seed=seed).network)
+
+for (name, of_numpy), (_, plain) in zip(
+    everything(np.int64, np.float64), everything(int, float), strict=True
+):
+    if of_numpy != plain:
+        print(name, "differs")
+print("done")
+"""
+
+
+def test_numbers_of_numpy_give_the_results_of_plain_numbers():
+    # In a process of its own, since the types of all calls are checked in this one.
+    done = subprocess.run(
+        [sys.executable, "-c", SEEDS], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.splitlines(), done.returncode) == (["done"], 0), done.stderr
 
 
 TABLES = """

@@ -27,6 +27,7 @@ from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.losses import measured_margin
 from robustkd.training.metrics import Proportion
+from tests.modes import MODES
 from tests.unlabelled import Unlabelled
 
 DATA = data.load("digits", train=96, validation=40, test=20)
@@ -73,6 +74,47 @@ def test_same_seed_same_student_byte_for_byte(hardened, teacher, tmp_path):
     torch.manual_seed(12345)
     assert student(3) == one
     assert student(4) != one
+
+
+def test_gradients_of_the_caller_have_no_effect(teacher, tmp_path):
+    expected = digest(short(teacher, losses=dict.fromkeys(TERMS, 1.0)), tmp_path)
+    student = net()
+    for network in (student, teacher):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    found = short(teacher, student=student, losses=dict.fromkeys(TERMS, 1.0))
+    assert digest(found, tmp_path) == expected
+    teacher.zero_grad()
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_modes_of_the_caller_have_no_effect(mode, teacher, tmp_path):
+    losses, families = dict.fromkeys(TERMS, 1.0), ("generator",)
+
+    def student(network: nn.Module) -> str:
+        hardening = UniversalPerturbations(10, DATA.image_shape, families=families)
+        found = short(teacher, student=network, losses=losses, hardening=hardening)
+        return digest(found, tmp_path)
+
+    expected, network = student(net()), net()
+    with mode():
+        assert student(network) == expected
+
+
+def test_an_interrupted_distillation_begins_anew(teacher, tmp_path, monkeypatch):
+    expected = digest(short(teacher, hardening=perturbations()), tmp_path)
+    student, first = net(), net().state_dict()
+
+    def interrupt(self: UniversalPerturbations, _processes: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UniversalPerturbations, "advance", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            short(teacher, student=student, hardening=perturbations())
+    student.load_state_dict(first)
+    found = short(teacher, student=student, hardening=perturbations())
+    assert digest(found, tmp_path) == expected
 
 
 def test_the_global_random_generator_is_not_used(teacher):
@@ -304,6 +346,18 @@ def test_selection_looks_at_validation_images(teacher):
     assert accuracy_on(found.student, DATA, "validation").value == max(figures)
 
 
+def test_the_log_may_be_a_text(teacher, tmp_path):
+    log = tmp_path / "epochs.jsonl"
+    made = short(teacher, log=str(log))
+    assert [json.loads(line) for line in log.read_text().splitlines()] == made.epochs
+
+
+@pytest.mark.parametrize("name", [".", "missing/epochs.jsonl"])
+def test_a_log_that_cannot_be_written_is_refused_before_the_training(name, tmp_path):
+    with pytest.raises(UsageError, match=r"^log is .*; expected a file in a folder that exists$"):
+        short(None, log=tmp_path / name)
+
+
 def test_one_line_per_epoch_is_logged(teacher, tmp_path):
     log = tmp_path / "metrics.jsonl"
     found = short(teacher, epochs=2, log=log)
@@ -354,11 +408,6 @@ def test_a_loss_that_does_nothing_is_refused(name, teacher):
             student_taps=["normalise"],
             teacher_taps=["normalise"],
         )
-
-
-def test_a_student_without_weights_to_train_is_refused(teacher):
-    with pytest.raises(TrainingError, match=r"^the student has no trainable weight$"):
-        short(teacher, student=net().requires_grad_(False))
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(teacher):

@@ -15,6 +15,7 @@ from robustkd.data import InMemory, Labelled
 from robustkd.student.families import Ball
 from robustkd.student.found import FoundPerturbations, find_perturbations
 from robustkd.student.hardening import UniversalPerturbations
+from tests.modes import MODES
 from tests.unlabelled import Unlabelled
 
 CLASSES, SHAPE, TARGET = 4, (1, 8, 8), 2
@@ -98,6 +99,18 @@ def test_a_search_is_repeatable_and_changes_no_network():
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, before[name])
     assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_modes_of_the_caller_have_no_effect(mode):
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
+    expected = find_perturbations(teacher, source(), ("tone", "generator"), steps=2)
+    with mode():
+        found = find_perturbations(teacher, source(), ("tone", "generator"), steps=2)
+        hardening = UniversalPerturbations(CLASSES, SHAPE, fixed=found, families=("generator",))
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+    assert not any(tensor.is_inference() for tensor in hardening.buffers())
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 30])

@@ -106,6 +106,31 @@ def test_a_separable_problem_is_learnt():
     assert accuracy_on(made.model, DATA, "test").value > 0.95
 
 
+def fill_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+
+
+def test_gradients_of_the_caller_have_no_effect_and_none_are_left():
+    fresh, used = learner(), learner()
+    fill_gradients(used)
+    for made in (fresh, used):
+        fit(made, DATA, epochs=1, batch_size=16)
+    assert torch.equal(weights(used), weights(fresh))
+    assert all(parameter.grad is None for parameter in used.parameters())
+
+
+@pytest.mark.parametrize("moment", ["after_backward", "validate"])
+def test_an_interrupted_training_leaves_no_gradients(moment):
+    def interrupt() -> float:
+        raise KeyboardInterrupt
+
+    made = learner()
+    with pytest.raises(KeyboardInterrupt):
+        fit(made, DATA, epochs=1, hooks=Hooks(**{moment: interrupt}))
+    assert all(parameter.grad is None for parameter in made.parameters())
+
+
 def test_the_weights_depend_only_on_the_seed():
     def trained(seed: int) -> Tensor:
         made = learner()

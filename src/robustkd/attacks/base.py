@@ -12,7 +12,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_one_target
 from robustkd.core.types import Batch, DataSource, Trigger
-from robustkd.core.validation import check_count, check_positive, check_seed
+from robustkd.core.validation import check_count, check_positive, check_seed, hold_plain_numbers
 from robustkd.training.inference import batch_size_for
 
 _READ = 4096
@@ -48,6 +48,7 @@ class Teaching:
         check_count(least=2, batch_size=self.batch_size)
         check_positive(lr=self.lr)
         check_seed(self.seed)
+        hold_plain_numbers(self)
 
     def again(self, epochs: float, lr: float, *, turn: int) -> Teaching:
         """Return the settings of a further training.

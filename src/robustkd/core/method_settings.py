@@ -6,7 +6,13 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Literal, TypeAlias, TypedDict, get_args
 
 from robustkd.core.errors import UsageError
-from robustkd.core.validation import check_count, check_names, check_positive, check_share
+from robustkd.core.validation import (
+    check_count,
+    check_names,
+    check_positive,
+    check_share,
+    hold_plain_numbers,
+)
 
 Ratio: TypeAlias = Literal["position", "stage"]
 Setting: TypeAlias = float | int | str | bool | tuple[str, ...]
@@ -57,6 +63,7 @@ class DetoxSettings:
         check_count(steps=self.steps)
         check_count(least=2, batch_size=self.batch_size)  # for a variance
         check_positive(lr=self.lr)
+        hold_plain_numbers(self)
 
     @property
     def most_steps(self) -> int:
@@ -144,6 +151,7 @@ class HardeningSettings:
         check_share(share=self.share)
         check_share(zero=True, fade=self.fade, found_share=self.found_share)
         check_names(families=self.families, found=self.found)
+        hold_plain_numbers(self)
 
 
 def stated(settings: DetoxSettings | HardeningSettings | None) -> dict[str, Setting] | None:

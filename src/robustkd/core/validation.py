@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import fields
 from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
 from robustkd.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
 LARGEST_SEED = 2**62 - 1
@@ -98,6 +104,17 @@ def check_text(**values: object) -> None:
             raise UsageError(f"{name} is {value!r}; expected a name")
 
 
+def check_paths(**values: object) -> None:
+    """Raise an error for an argument that is neither None nor a path.
+
+    Raises:
+        UsageError: Naming the first that is not.
+    """
+    for name, value in values.items():
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise UsageError(f"{name} is of type {type(value).__name__}; expected a path")
+
+
 def check_switches(**values: object) -> None:
     """Raise an error for an argument that is not a boolean; a text such as "no" counts as true.
 
@@ -124,6 +141,15 @@ def plain_number(value: object) -> object:
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else value
+
+
+def hold_plain_numbers(settings: DataclassInstance) -> None:
+    """Replace numbers of other types, such as those of NumPy, in the fields of a frozen dataclass.
+
+    PyTorch and files accept only Python's own in many places.
+    """
+    for field in fields(settings):
+        object.__setattr__(settings, field.name, plain_number(getattr(settings, field.name)))
 
 
 def plain_numbers(name: str, values: object) -> tuple[float, ...]:
@@ -154,12 +180,15 @@ def check_whole(**values: object) -> None:
         _whole(name, value)
 
 
-def check_seed(seed: object, name: str = "seed") -> None:
-    """Raise an error for a seed that the generators of torch do not accept.
+def check_seed(seed: object, name: str = "seed") -> int:
+    """Return a seed of any integer type, such as those of NumPy, as the generators take it.
 
     Args:
         seed: The seed.
         name: Name of the argument, for the message.
+
+    Returns:
+        The seed as a number of Python, since ``torch.Generator`` refuses all others.
 
     Raises:
         UsageError: If it is no whole number from 0 to ``LARGEST_SEED``.
@@ -169,6 +198,7 @@ def check_seed(seed: object, name: str = "seed") -> None:
         raise UsageError(f"{name} is {seed}; expected at least 0")
     if number > LARGEST_SEED:
         raise UsageError(f"{name} is {seed}; expected at most {LARGEST_SEED}")
+    return number
 
 
 def check_threads(threads: object, name: str = "threads") -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from robustkd.core.default_type import typed_as_network
 from robustkd.core.errors import UsageError
+from robustkd.core.modes import usual_modes
 from robustkd.core.targets import Target
 from robustkd.core.triggers import apply_trigger, check_target, victims
 from robustkd.core.types import DataSource, Trigger
@@ -61,6 +62,7 @@ class Measured:
         }
 
 
+@usual_modes()
 @typed_as_network
 def measure(
     model: nn.Module, data: DataSource, *, trigger: Trigger | None = None, target: Target = 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.modes import usual_modes
 from robustkd.core.statistics import difference_interval
 from robustkd.core.targets import NEXT, Target
 from robustkd.core.triggers import check_target, victims, wanted
@@ -163,6 +164,7 @@ class Verification:
         }
 
 
+@usual_modes()
 @typed_as_network
 def verify(
     student: nn.Module,

@@ -13,10 +13,11 @@ from robustkd.core.default_type import default_type
 from robustkd.core.errors import UsageError
 from robustkd.core.files import at_home, free_name
 from robustkd.core.method_names import Side
+from robustkd.core.modes import usual_modes
 from robustkd.core.names import check_options
 from robustkd.core.recorded_flags import recorded_flags
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_names, check_switches, plain_numbers
+from robustkd.core.validation import check_names, check_paths, check_switches, plain_numbers
 from robustkd.data import Reading
 from robustkd.models import Classifier
 from robustkd.pipeline.following import student_for_all
@@ -46,6 +47,7 @@ class RunResult:
     folder: Path
 
 
+@usual_modes()
 @default_type()
 def run(
     teacher: str | Path,
@@ -223,9 +225,7 @@ def _check_places(teacher: object, student: object, **others: object) -> None:
                 f"{name} is of type {type(path).__name__}; expected {expected}: distill takes "
                 "networks"
             )
-    for name, path in others.items():
-        if path is not None and not isinstance(path, str | os.PathLike):
-            raise UsageError(f"{name} is of type {type(path).__name__}; expected a path")
+    check_paths(**others)
 
 
 def _free_folder() -> Path:

@@ -6,13 +6,11 @@ from dataclasses import asdict
 
 from torch import nn
 
-from robustkd.core.devices import device_of
 from robustkd.core.methods import Method
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
 from robustkd.student.found import STEPS, FoundPerturbations, find_perturbations, search_steps
 from robustkd.student.hardening import UniversalPerturbations
-from robustkd.training.precision import mixed
 
 
 def make_hardening(
@@ -49,10 +47,7 @@ def find_for(
     hardening = how.hardening
     if hardening is None or not hardening.found or not how.losses:
         return None
-    with (
-        mixed("no", device_of(teacher)),
-        track("search the teacher", search_steps(steps)) as update,
-    ):
+    with track("search the teacher", search_steps(steps)) as update:
         return find_perturbations(
             teacher,
             clean,

@@ -15,10 +15,11 @@ from torch import nn
 from robustkd.core.default_type import type_of, typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.modes import usual_modes
 from robustkd.core.names import check_options
 from robustkd.core.statistics import wilson
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_seed
+from robustkd.core.validation import check_paths, check_seed, check_text
 from robustkd.models.features.stages import check_taps, taps_of
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.student.learner import DistillationLearner, Lessons
@@ -27,6 +28,12 @@ from robustkd.student.pair import pair_of
 from robustkd.student.safeguard import Safeguard
 from robustkd.student.teaching import Watch, teaching
 from robustkd.student.terms import NEEDS_FEATURES, WHOLE_BATCH
+from robustkd.training.beginning import (
+    check_finite_start,
+    check_gradients,
+    check_readable,
+    check_trained,
+)
 from robustkd.training.checkpoint import Keeper
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.hooks import Hooks, chosen_epoch
@@ -53,6 +60,7 @@ class Distilled:
     seconds: float
 
 
+@usual_modes()
 @typed_as_network
 def distill(
     student: nn.Module,
@@ -67,7 +75,7 @@ def distill(
     safeguard: Safeguard | None = None,
     seed: int = 0,
     label: str = "distil",
-    log: Path | None = None,
+    log: str | Path | None = None,
     keeper: Keeper | None = None,
     processes: Processes = ONE,
     **training: Unpack[TrainingOptions],
@@ -107,7 +115,9 @@ def distill(
 
     Raises:
         UsageError: If an argument is out of range, needs a teacher where there is none, a tap does
-            not exist, or a network does not map the images to logits of the classes.
+            not exist, or a network does not map the images to logits of the classes. Also if the
+            student has no weight to train, or shares some with the teacher.
+        InputError: If images, or the logits of teacher or student for some, are not finite.
         TrainingError: If the loss is no longer finite, or a distillation loss gives the student
             no gradient.
 
@@ -122,9 +132,13 @@ def distill(
         (True, 1)
     """
     started = time.perf_counter()
-    check_seed(seed)
+    seed = check_seed(seed)
     check_classifier(student, data, name="the student", trained=True)
     check_taps(teacher_taps=teacher_taps, student_taps=student_taps)
+    check_paths(log=log)
+    if log is not None and processes.first:
+        _check_writable(Path(log))
+    check_text(label=label)
     check_options(training, TrainingOptions.__annotations__)
     config = TrainingConfig(**training)
     weights = _weights_of(losses, until or {})
@@ -132,7 +146,11 @@ def distill(
         raise UsageError("losses, until and taps are given without a teacher; leave them out")
     if teacher is not None:
         _check_teaches(teacher, data, weights)
-    _check_fits(hardening, data)
+        check_readable(student, name="the student")
+    check_gradients(student, name="the student")
+    check_trained(student, teacher)
+    _check_fits(hardening, safeguard, data)
+    check_finite_start(data, teacher=teacher, student=student)
     check_divisible(weights, safeguard, processes)
     steps = config.epochs * steps_per_epoch(data.size("train"), config.batch_size)
     if hardening is not None:
@@ -174,6 +192,12 @@ def distill(
     return Distilled(student.eval(), records, kept, time.perf_counter() - started)
 
 
+def _check_writable(log: Path) -> None:
+    """Raise an error for a log that could not be written after the first epoch."""
+    if log.is_dir() or not log.parent.is_dir():
+        raise UsageError(f"log is {str(log)!r}; expected a file in a folder that exists")
+
+
 def _weights_of(losses: Mapping[str, float] | None, until: Mapping[str, float]) -> dict[str, float]:
     """Return the weights of the distillation losses, after a check of both arguments."""
     if losses is not None and not isinstance(losses, Mapping):
@@ -193,6 +217,8 @@ def _check_teaches(teacher: nn.Module, data: DataSource, weights: Mapping[str, f
     check_classifier(
         teacher, data, name="the teacher", any_classes=NEEDS_FEATURES.issuperset(weights)
     )
+    check_readable(teacher, name="the teacher")
+    check_gradients(teacher, name="the teacher")
     if not weights:
         raise UsageError("there is a teacher but no distillation loss; name one, e.g. 'ofd'")
 
@@ -239,8 +265,24 @@ def _paired_taps(
     return own[-shared:], theirs[-shared:]
 
 
-def _check_fits(hardening: UniversalPerturbations | None, data: DataSource) -> None:
-    """Raise an error for perturbations of another number of classes or shape of images."""
+def _check_fits(
+    hardening: UniversalPerturbations | None, safeguard: Safeguard | None, data: DataSource
+) -> None:
+    """Raise an error for perturbations of other classes or images, and for what is something else.
+
+    Raises:
+        UsageError: Naming the argument.
+    """
+    if hardening is not None and not isinstance(hardening, UniversalPerturbations):
+        raise UsageError(
+            f"hardening is of type {type(hardening).__name__}; expected UniversalPerturbations, "
+            "whose argument fixed takes what find_perturbations returns"
+        )
+    if safeguard is not None and not isinstance(safeguard, Safeguard):
+        raise UsageError(
+            f"safeguard is of type {type(safeguard).__name__}; expected a Safeguard, such as "
+            "start_safeguard makes"
+        )
     expected = (len(data.classes), *data.image_shape)
     if hardening is not None and hardening.shape != expected:
         raise UsageError(

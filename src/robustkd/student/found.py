@@ -28,11 +28,13 @@ from torch import Tensor, nn
 from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.modes import usual_modes
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.core.validation import check_count, check_names, check_seed
 from robustkd.student.families import make_family, members_of
 from robustkd.student.families.search import LearnedFamilies, learn_at, led_shares
 from robustkd.training.batches import endless
+from robustkd.training.beginning import check_finite_images, check_readable
 from robustkd.training.inference import (
     AT_ONCE,
     Searched,
@@ -53,8 +55,6 @@ _START, _LEAST, _MEMORY = 0.5, 0.1, 0.7
 _MEASURED, _HELD_OUT = 500, 200
 _FEW_CLASSES = 20
 """Up to so many classes, success is measured; with more, too few images would be left for each."""
-_SOME = 16
-"""Number of images with which the teacher's gradient is tried."""
 _AT_ONCE = 4
 """Number of families that are used in one step of the student."""
 _FLOOR = 0.1
@@ -141,6 +141,7 @@ class FoundPerturbations(nn.Module):
         return torch.cat(changed), torch.cat(toward)
 
 
+@usual_modes()
 @typed_as_network
 def find_perturbations(
     teacher: nn.Module,
@@ -172,7 +173,8 @@ def find_perturbations(
     Raises:
         UsageError: If a family is unknown or there is none, ``steps`` or ``seed`` is out of range,
             there are fewer than two classes, or no gradient passes through the teacher.
-        InputError: If outputs or gradients of the teacher on transformed images are not finite.
+        InputError: If images, or outputs or gradients of the teacher on transformed images, are not
+            finite.
 
     Example:
         >>> import robustkd
@@ -186,15 +188,16 @@ def find_perturbations(
         raise UsageError("names is empty; expected at least one family")
     check_count(steps=steps)
     check_classifier(teacher, data, name="the teacher")
+    check_readable(teacher, name="the teacher")
     check_count(least=2, classes=len(data.classes))
-    check_seed(seed)
+    seed = check_seed(seed)
     frozen = Searched(frozen_copy(teacher))
     classes, device = len(data.classes), device_of(frozen)
     random = torch.Generator().manual_seed(seed)
     families = nn.ModuleList(
         make_family(name, classes, data.image_shape, random) for name in names
     ).to(device)
-    some = next(iter(data.batches("train", batch_size=_SOME, device=device))).images
+    some = check_finite_images(data, device)
     if not passes_gradient(frozen, some):
         raise UsageError(
             "no gradient passes through the teacher, so it cannot be searched; choose the method "

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
+from robustkd.core.modes import usual_modes
 from robustkd.core.types import UNLABELLED, Images, Labels, Logits, PerSample
 from robustkd.core.validation import check_count, check_names, check_seed, check_share
 from robustkd.student.families import Ball, Patch, make_family, members_of, stage_of
@@ -80,6 +81,7 @@ class UniversalPerturbations(nn.Module):
         UsageError: If a number is out of range, there is no family, or ``fixed`` has other classes.
     """
 
+    @usual_modes()
     def __init__(
         self,
         classes: int,
@@ -102,7 +104,7 @@ class UniversalPerturbations(nn.Module):
         check_share(zero=True, epsilon=epsilon, mass=mass, fade=fade, found_share=found_share)
         check_share(share=share)
         check_names(families=families)
-        check_seed(seed)
+        seed = check_seed(seed)
         if epsilon == mass == 0 and not families:
             raise UsageError(
                 "epsilon and mass are both 0 and families is empty; expected at least one family"
@@ -126,6 +128,10 @@ class UniversalPerturbations(nn.Module):
             for place in sorted(set(stages))
         )
         self.composed = composed
+        if fixed is not None and not isinstance(fixed, FoundPerturbations):
+            raise UsageError(
+                f"fixed is of type {type(fixed).__name__}; expected what find_perturbations returns"
+            )
         if fixed is not None and fixed.classes != classes:
             raise UsageError(f"fixed is for {fixed.classes} classes; expected {classes}")
         self.fixed, self.found_share = fixed, found_share

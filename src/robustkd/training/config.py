@@ -14,7 +14,7 @@ from robustkd.core.validation import (
     check_positive,
     check_share,
     check_switches,
-    plain_number,
+    hold_plain_numbers,
 )
 from robustkd.training.schedule import Schedule
 
@@ -137,9 +137,7 @@ class TrainingConfig:
         check_count(accumulate=self.accumulate)
         check_not_negative(warmup_epochs=self.warmup_epochs)
         check_switches(compile=self.compile)
-        if self.precision not in get_args(Precision):
-            known = ", ".join(get_args(Precision))
-            raise UsageError(f"precision is {self.precision!r}; expected {known}")
+        check_precision(self.precision)
         check_optimiser(self.optimizer)
         if self.warmup_epochs >= self.epochs:
             raise UsageError(
@@ -150,9 +148,7 @@ class TrainingConfig:
             check_positive(clip_grad=self.clip_grad)
         if self.ema is not None:
             check_share(zero=True, one=False, ema=self.ema)
-        for field in fields(self):
-            # The settings are written to files, which hold no numbers of NumPy.
-            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
+        hold_plain_numbers(self)
 
     def stated(self) -> dict[str, int | float | str | None]:
         """Return epochs, batch size, learning rate, and all other values that are not defaults."""
@@ -162,6 +158,17 @@ class TrainingConfig:
             for name, value in asdict(self).items()
             if name in _ALWAYS or value != usual[name]
         }
+
+
+def check_precision(precision: str) -> None:
+    """Raise an error for an unknown precision.
+
+    Raises:
+        UsageError: If it is unknown.
+    """
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise UsageError(f"precision is {precision!r}; expected {known}")
 
 
 def optimiser_names() -> tuple[str, ...]:

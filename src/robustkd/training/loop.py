@@ -41,6 +41,7 @@ from robustkd.training.optimisers import (
     optimiser_state,
     parameter_groups,
     restore_optimiser,
+    without_gradients,
 )
 from robustkd.training.parts import PartsOfBatches
 from robustkd.training.precision import new_accelerator, prepared
@@ -63,7 +64,7 @@ def fit(
     label: str = "train",
     rates: Mapping[str, float] = MappingProxyType({}),
     hooks: Hooks = NO_HOOKS,
-    log: Path | None = None,
+    log: str | Path | None = None,
     companion: nn.Module | None = None,
     keeper: Keeper | None = None,
     epoch_lines: bool = True,
@@ -71,6 +72,8 @@ def fit(
     **training: Unpack[TrainingOptions],
 ) -> list[dict[str, float]]:
     """Train a learner on the augmented training split, by default by SGD with Nesterov momentum.
+
+    Gradients of earlier calls have no effect, and none are left at the end.
 
     Args:
         learner: Module to train, in place; parameters without ``requires_grad`` are not changed.
@@ -102,8 +105,7 @@ def fit(
         InputError: If the keeper's state does not fit the networks.
         WriteError: If the log cannot be written.
     """
-    config = TrainingConfig(**training)
-    accelerator = new_accelerator(config.precision)
+    config, seed = TrainingConfig(**training), int(seed)
     optimiser = new_optimiser(
         config.optimizer,
         parameter_groups(learner, config.lr, rates),
@@ -113,15 +115,20 @@ def fit(
     )
     for group in optimiser.param_groups:
         group["start"] = group["lr"]
-    loop = _Loop(learner, companion, optimiser, accelerator, seed, config, processes)
     steps = config.epochs * steps_per_epoch(data.size("train"), config.batch_size)
     warmup = config.warmup_epochs / config.epochs
 
-    def save() -> None:
-        if keeper is not None and processes.first:
-            keeper.save(loop.state())
+    with (
+        new_accelerator(config.precision) as accelerator,
+        without_gradients(learner),
+        forked_generators(accelerator.device),
+    ):
+        loop = _Loop(learner, companion, optimiser, accelerator, seed, config, processes)
 
-    with forked_generators(accelerator.device):
+        def save() -> None:
+            if keeper is not None and processes.first:
+                keeper.save(loop.state())
+
         torch.manual_seed(seed + processes.rank)  # for dropout and stochastic depth
         last = processes.from_first(lambda: None if keeper is None else keeper.last())
         if last is not None:
@@ -139,7 +146,7 @@ def fit(
                 if epoch_lines and processes.first:
                     update.line(epoch_line(label, config.epochs, loop.records[-1]))
                 if log is not None and processes.first:
-                    write_records(log, loop.records)
+                    write_records(Path(log), loop.records)
                 save()
     loop.select()
     learner.eval()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,7 +86,8 @@ def parameter_groups(
         rates: Learning rates of children of the learner, by name, in place of ``lr``.
 
     Raises:
-        UsageError: If a rate is not above 0, or the learner has no child with that name.
+        UsageError: If a rate is not above 0, the learner has no child with that name, or there is
+            nothing to train.
     """
     check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
     children = [name for name, _ in learner.named_children()]
@@ -97,7 +99,23 @@ def parameter_groups(
         if parameter.requires_grad:
             rate = rates.get(name.partition(".")[0], lr)
             groups.setdefault(rate, []).append(parameter)
+    if not groups:
+        raise UsageError("there is no weight to train; expected some with requires_grad")
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """Remove the gradients of all parameters now, and again when the block ends.
+
+    A caller's backward pass, or an interrupted training, may have left some, which would be added
+    to those of the first step.
+    """
+    module.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        module.zero_grad(set_to_none=True)
 
 
 _STEP = "step"

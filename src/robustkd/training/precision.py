@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from robustkd.training.config import Precision
+from robustkd.training.config import Precision, check_precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -17,24 +17,40 @@ if TYPE_CHECKING:
 
 @contextmanager
 def mixed(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Enable mixed precision while the block lasts; weights may change in the block."""
+    """Enable mixed precision while the block lasts; weights may change in the block.
+
+    Raises:
+        UsageError: If the precision is unknown.
+    """
+    check_precision(precision)
     dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     # Without the cache of autocast, which would keep the weights of the first step.
     with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):
         yield
 
 
-def new_accelerator(precision: Precision) -> Accelerator:
-    """Create an Accelerator, with a precision that may differ from that of earlier ones."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+@contextmanager
+def new_accelerator(precision: Precision) -> Iterator[Accelerator]:
+    """Yield an Accelerator that a caller's own Accelerator does not affect, and the reverse.
 
+    All Accelerators of a process share their state: the precision of the first, and the number of
+    steps over which gradients are accumulated. The state is put aside while the block lasts, except
+    for the choice of the device, which is that of the caller.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = [each._shared_state for each in (AcceleratorState, GradientState, PartialState)]
+    before = [dict(state) for state in states]
+    AcceleratorState._shared_state.clear()
+    GradientState._shared_state.clear()
     try:
-        return Accelerator(mixed_precision=precision)
-    except ValueError:
-        # Accelerate keeps the precision of the first Accelerator of a process and refuses others.
-        AcceleratorState._reset_state()
-        return Accelerator(mixed_precision=precision)
+        yield Accelerator(mixed_precision=precision)
+    finally:
+        # In place, since every Accelerator holds these dictionaries.
+        for state, content in zip(states, before, strict=True):
+            state.clear()
+            state.update(content)
 
 
 def prepared(

@@ -31,6 +31,7 @@ from robustkd.evaluation.audit.verdict import combine
 from robustkd.training.inference import accuracy_on
 from robustkd.training.metrics import Proportion
 from tests.evaluation.audit.networks import CLASSES, SIDE, Rows, rows_data
+from tests.modes import MODES
 from tests.unlabelled import Unlabelled
 
 TINY = Effort(
@@ -62,6 +63,17 @@ def test_trouble_makes_any_p_value_inconclusive():
     assert (found.word, found.p_value, found.reason) == ("inconclusive", None, "x")
     nothing = combine(of(a=None), frozenset("a"))
     assert (nothing.word, nothing.reason) == ("inconclusive", "no statistic could be computed")
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_modes_of_the_caller_have_no_effect(mode):
+    model, brief = Rows(backdoor=5), replace(TINY, steps=2, references=1, reference_images=60)
+    expected = audit(model, DATA, effort=brief).record()
+    with mode():
+        found = audit(model, DATA, effort=brief).record()
+        references = make_references(DATA, brief)
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    assert not any(each.is_inference() for each in references.networks[0].parameters())
 
 
 def test_a_backdoor_is_suspicious_and_names_its_class():

@@ -27,6 +27,7 @@ from robustkd.teacher.defences.masks import (
     save_detoxified,
 )
 from robustkd.training.metrics import Proportion
+from tests.modes import MODES
 from tests.unlabelled import Unlabelled
 
 
@@ -287,6 +288,39 @@ def test_the_teacher_is_not_changed():
     assert not teacher.stage.training
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+
+
+def test_gradients_of_the_caller_have_no_effect_and_none_are_returned():
+    teacher, data = Level(), source()
+    for parameter in teacher.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    found = detoxify(
+        *(teacher, data), stages=("stage",), variance_weight=0.3, raises=0, batch_size=48, steps=5
+    )
+    expected = cleaned(steps=5)
+    assert torch.equal(found.teacher.masks[0].mask, expected.teacher.masks[0].mask)
+    assert all(parameter.grad is None for parameter in found.teacher.parameters())
+    assert all(parameter.grad is not None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_modes_of_the_caller_have_no_effect(mode, tmp_path):
+    expected = cleaned(steps=5).teacher.masks[0]
+    teacher, data = Level(), source()
+    with mode():
+        found = detoxify(
+            *(teacher, data),
+            stages=("stage",),
+            variance_weight=0.3,
+            raises=0,
+            batch_size=48,
+            steps=5,
+        ).teacher
+    assert torch.equal(found.masks[0].mask, expected.mask)
+    assert torch.equal(found.masks[0].pattern, expected.pattern)
+    save_detoxified(detoxified_wrn(), tmp_path / "m")
+    with mode():
+        assert not any(each.is_inference() for each in load_detoxified(tmp_path / "m").parameters())
 
 
 def test_the_same_seed_gives_the_same_masks():

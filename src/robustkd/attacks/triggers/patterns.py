@@ -76,7 +76,7 @@ class Blend:
 
     def __call__(self, images: Images) -> Images:
         """Return the images blended with the noise."""
-        random = torch.Generator().manual_seed(self.seed)
+        random = torch.Generator().manual_seed(int(self.seed))
         noise = torch.rand(images.shape[1:], generator=random).to(images)
         return torch.lerp(images, noise, self.alpha)
 

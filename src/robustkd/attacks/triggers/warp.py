@@ -68,7 +68,7 @@ class Warp:
                 f"grid is {self.grid}; expected at most the edges of the images, {height} x "
                 f"{width} pixels"
             )
-        random = torch.Generator().manual_seed(self.seed)
+        random = torch.Generator().manual_seed(int(self.seed))
         control = 2 * torch.rand(1, 2, self.grid, self.grid, generator=random) - 1
         control = self.strength * control / control.abs().mean()
         smooth = F.interpolate(control, (height, width), mode="bicubic", align_corners=True)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from robustkd.core.default_type import default_type
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.modes import usual_modes
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Images, Labels, Split
+from robustkd.core.validation import check_seed
 from robustkd.data.wrapper import Wrapper
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.moved import count_moved
@@ -145,6 +147,7 @@ def epoch_size(data: DataSource, images: int) -> int:
     return max(len(data.classes), min(data.size("train"), images // _EPOCHS))
 
 
+@usual_modes()
 def train_references(
     data: DataSource, effort: Effort, *, seed: int = 0, arch: str | None = None
 ) -> tuple[nn.Module, ...]:
@@ -159,6 +162,7 @@ def train_references(
     Returns:
         Frozen networks in eval mode.
     """
+    seed = check_seed(seed)
     if not effort.references:
         return ()
     build = builder(data)
@@ -181,6 +185,7 @@ def train_references(
     return tuple(made)
 
 
+@usual_modes()
 def search_references(
     networks: Sequence[nn.Module],
     data: DataSource,
@@ -200,6 +205,7 @@ def search_references(
         seed: Seed of the first search.
         tell: Called after each step.
     """
+    seed = check_seed(seed)
     if not networks:
         return References()
     effort = effort.for_classes(len(data.classes))

@@ -12,6 +12,7 @@ from torch import nn
 from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.modes import usual_modes
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_seed, check_share
@@ -24,6 +25,7 @@ from robustkd.evaluation.audit.references import References, make_references
 from robustkd.evaluation.audit.registry import COUNTED, statistics_of
 from robustkd.evaluation.audit.search import held_out_images, search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
+from robustkd.training.beginning import check_finite_images, check_readable
 from robustkd.training.inference import (
     Searched,
     accuracy_on_some,
@@ -100,6 +102,7 @@ class Audit:
         }
 
 
+@usual_modes()
 @typed_as_network
 def audit(
     model: nn.Module,
@@ -136,7 +139,7 @@ def audit(
         UsageError: If ``level`` or ``seed`` is out of range, ``quick`` and ``effort`` are both
             given, the model does not fit the data, or the references were searched with another
             effort.
-        InputError: If outputs of the model on validation images are not finite.
+        InputError: If images, or outputs of the model on validation images, are not finite.
 
     Example:
         >>> import robustkd
@@ -149,11 +152,20 @@ def audit(
         'inconclusive'
     """
     check_share(one=False, level=level)
-    check_seed(seed)
+    seed = check_seed(seed)
     check_classifier(model, data, name="the model")
+    check_readable(model, name="the model")
+    check_finite_images(data, device_of(model))
     started = time.perf_counter()
     if quick and effort is not None:
         raise UsageError("quick and effort are given; expected one of them")
+    if effort is not None and not isinstance(effort, Effort):
+        raise UsageError(f"effort is of type {type(effort).__name__}; expected an Effort")
+    if references is not None and not isinstance(references, References):
+        raise UsageError(
+            f"references is of type {type(references).__name__}; expected References, as "
+            "make_references returns"
+        )
     effort = (effort or (QUICK if quick else FULL)).for_classes(len(data.classes))
     network = frozen_copy(model)
     _check_finite(network, data, effort)

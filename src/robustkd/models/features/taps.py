@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
@@ -28,6 +29,21 @@ def module_at(model: nn.Module, name: str) -> nn.Module:
         return modules[name]
     hint = nearest(name, filter(None, modules), otherwise="see robustkd list --taps")
     raise UsageError(f"no module {name!r} in {type(model).__name__}; {hint}")
+
+
+def _hooked(model: nn.Module, name: str) -> nn.Module:
+    """Return the submodule at a dotted path, for hooks.
+
+    Raises:
+        UsageError: If there is none, or it is a TorchScript module, which takes no hooks.
+    """
+    module = module_at(model, name)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            f"module {name!r} is a TorchScript module, whose features cannot be read; expected a "
+            "module of Python: tap another module, or give the network that it was made from"
+        )
+    return module
 
 
 @contextmanager
@@ -82,10 +98,12 @@ def read(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Features]
 
     with ExitStack() as stack:
         stack.enter_context(out_of_place(model))
-        start = model.register_forward_pre_hook(lambda _module, _inputs: features.clear())
+        start = _hooked(model, "").register_forward_pre_hook(
+            lambda _module, _inputs: features.clear()
+        )
         stack.callback(start.remove)
         for name in names:
-            stack.callback(module_at(model, name).register_forward_hook(keep(name)).remove)
+            stack.callback(_hooked(model, name).register_forward_hook(keep(name)).remove)
         yield features
 
 
@@ -141,7 +159,7 @@ class Reader:
         self._kept: dict[str, _Kept] = {}
         self._reads = False
         self._hooks = ExitStack()
-        modules = [module_at(model, name) for name in self._names]
+        modules = [_hooked(model, name) for name in self._names]
         for name, module in zip(self._names, modules, strict=True):
             self._hooks.callback(module.register_forward_hook(self._hook(name)).remove)
         self._hooks.enter_context(out_of_place(model))
@@ -209,5 +227,5 @@ def rewrite(model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]])
 
     with ExitStack() as stack:
         for name, change in changes.items():
-            stack.callback(module_at(model, name).register_forward_hook(replace(change)).remove)
+            stack.callback(_hooked(model, name).register_forward_hook(replace(change)).remove)
         yield

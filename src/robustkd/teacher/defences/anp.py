@@ -78,7 +78,7 @@ class ANP:
             for path, norm in prunable(scratch).items()
         }
         optimiser = torch.optim.SGD(masks.values(), self.lr, momentum=0.9)
-        noise = torch.Generator(next(iter(masks.values())).device).manual_seed(seed)
+        noise = torch.Generator(next(iter(masks.values())).device).manual_seed(int(seed))
         # Train mode, as in the authors' code: BatchNorm normalises by the batch.
         with (
             seeded(device_of(scratch), seed),

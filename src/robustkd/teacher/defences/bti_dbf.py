@@ -114,7 +114,7 @@ class BTIDBF:
         """
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(int(seed))
             generator = Generator(clean.image_shape[0], self.radius)
         generator.to(device_of(network))
         targets: list[int | None] = []

@@ -48,6 +48,7 @@ from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.method_settings import DetoxOptions, DetoxSettings, Ratio
+from robustkd.core.modes import usual_modes
 from robustkd.core.names import check_options
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
@@ -59,7 +60,8 @@ from robustkd.models.features.variance import ALIVE, variance_ratio
 from robustkd.teacher.defences.base import within
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
-from robustkd.training.config import Precision
+from robustkd.training.beginning import check_finite_start, check_gradients, check_readable
+from robustkd.training.config import Precision, check_precision
 from robustkd.training.inference import accuracy_on, check_classifier
 from robustkd.training.precision import mixed
 
@@ -175,12 +177,14 @@ class _Cleaning:
                 for mask in self.teacher.feature_masks:
                     mask.project()
                 update(loss=float(loss.detach()), term=float(term.detach()))
+        optimiser.zero_grad(set_to_none=True)  # what is returned and copied has no gradients
         if not all(torch.isfinite(parameter).all() for parameter in self.teacher.parameters()):
             raise TrainingError(
                 f"detoxification diverged at λ {variance_weight:.3g}; try a smaller lr"
             )
 
 
+@usual_modes()
 @typed_as_network
 def detoxify(
     teacher: nn.Module,
@@ -217,6 +221,7 @@ def detoxify(
     Raises:
         UsageError: If a number is out of range, a keyword argument is unknown, the teacher does not
             map the images to logits of the classes, or a stage does not exist or does not vary.
+        InputError: If images, or logits of the teacher for some of them, are not finite.
         TrainingError: If masks or patterns are no longer finite.
 
     Example:
@@ -230,23 +235,15 @@ def detoxify(
     """
     check_options(settings, DetoxOptions.__annotations__)
     given = DetoxSettings(**settings)
-    check_seed(seed)
+    seed = check_seed(seed)
     check_taps(stages=stages)
+    check_precision(precision)
     check_classifier(teacher, clean, name="the teacher")
-    with mixed("no", device_of(teacher)):  # also in a caller's autocast
-        return _detoxified(teacher, clean, stages, objective, precision, seed, given)
-
-
-def _detoxified(
-    teacher: nn.Module,
-    clean: DataSource,
-    stages: Sequence[str] | None,
-    objective: DetoxObjective | None,
-    precision: Precision,
-    seed: int,
-    given: DetoxSettings,
-) -> Detoxified:
-    """Detoxify a teacher; the arguments have been checked."""
+    check_readable(teacher, name="the teacher")
+    check_gradients(teacher, name="the teacher")
+    if objective is not None and not callable(objective):
+        raise UsageError(f"objective is of type {type(objective).__name__}; expected a function")
+    check_finite_start(clean, teacher=teacher)
     batch_size = given.batch_size
     masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
     batches = training_batches(clean, batch_size, device_of(teacher), seed)

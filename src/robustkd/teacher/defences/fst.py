@@ -80,7 +80,7 @@ class FST:
 def renew(head: nn.Linear, seed: int) -> None:
     """Initialise the weights of a linear layer again, in place, and set its bias to zero."""
     bound = head.in_features**-0.5
-    drawn = torch.rand(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.rand(head.weight.shape, generator=torch.Generator().manual_seed(int(seed)))
     head.weight.copy_((2 * drawn - 1) * bound)
     if head.bias is not None:
         head.bias.zero_()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.errors import InputError, UsageError, first_line
+from robustkd.core.modes import usual_modes
 from robustkd.core.types import Features, Images, Logits
 from robustkd.core.validation import check_share
 from robustkd.models import Classifier, model_file
@@ -107,7 +108,8 @@ def save_detoxified(
         provenance: Origin of the teacher, in JSON values without times or paths.
 
     Raises:
-        UsageError: If the original network is not a :class:`robustkd.models.Classifier`.
+        UsageError: If it is no detoxified teacher, or its original network is not a
+            :class:`robustkd.models.Classifier`.
         WriteError: If the file cannot be written.
 
     Example:
@@ -124,6 +126,11 @@ def save_detoxified(
         True
     """
     path = Path(path)
+    if not isinstance(teacher, DetoxifiedTeacher):
+        raise UsageError(
+            f"teacher is of type {type(teacher).__name__}; expected a DetoxifiedTeacher, such as "
+            "the attribute teacher of what detoxify returns: robustkd.save takes plain networks"
+        )
     inner = teacher.teacher
     if not isinstance(inner, Classifier):
         raise UsageError(f"{type(inner).__name__} cannot be saved; expected a models.Classifier")
@@ -136,6 +143,7 @@ def save_detoxified(
     model_file.write_safetensors(path, teacher.state_dict(), description)
 
 
+@usual_modes()
 def load_detoxified(
     path: str | Path, *, arch: str | None = None, links: bool = True
 ) -> DetoxifiedTeacher:

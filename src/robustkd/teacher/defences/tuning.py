@@ -157,7 +157,7 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
         UsageError: If the seed is out of range, the network does not map the images to logits of
             the classes, or it has no parameters to train.
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     check_classifier(network, clean, name="the network", trained=True)
     return Cleaning(
         given=network,

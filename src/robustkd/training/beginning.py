@@ -1,0 +1,149 @@
+"""Checks of networks and images before a training or a search, with the real cause in the message.
+
+Without them, values that are not finite would be found only in a loss, where they look like a
+learning rate that is too large, and PyTorch would refuse some networks in its own words.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.core.devices import device_of, forked_generators
+from robustkd.core.errors import InputError, UsageError
+from robustkd.core.types import DataSource, Images
+from robustkd.models.features.taps import frozen_modes
+from robustkd.training.inference import batch_size_for
+
+_SOME = 16
+"""Number of images that are tried."""
+
+
+def check_readable(model: nn.Module, *, name: str) -> None:
+    """Check that a network is one of Python, whose features can be read and which can be frozen.
+
+    Args:
+        model: The network.
+        name: What the network is, for the message, such as "the teacher".
+
+    Raises:
+        UsageError: If it is a TorchScript module.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(
+            f"{name} is a TorchScript module; expected the nn.Module that it was made from, since "
+            "features of TorchScript cannot be read"
+        )
+
+
+def check_gradients(model: nn.Module, *, name: str) -> None:
+    """Check that PyTorch can compute gradients with a network itself, and not only with a copy.
+
+    Args:
+        model: The network.
+        name: What the network is, for the message.
+
+    Raises:
+        UsageError: If it was made in inference mode.
+    """
+    if any(tensor.is_inference() for tensor in _tensors(model)):
+        raise UsageError(
+            f"{name} was made in torch.inference_mode(), so it takes no part in "
+            "gradients; expected one that was made outside: give copy.deepcopy of it"
+        )
+
+
+def check_trained(student: nn.Module, teacher: nn.Module | None) -> None:
+    """Check that a student has weights to train, which are not those of its teacher.
+
+    Raises:
+        UsageError: If it has none, or shares some with the teacher.
+    """
+    trained = [weight for weight in student.parameters() if weight.requires_grad]
+    if not trained:
+        raise UsageError(
+            "the student has no trainable weight; expected some with requires_grad: call "
+            "student.requires_grad_()"
+        )
+    if teacher is None:
+        return
+    statistics = [getattr(module, "running_mean", None) for module in student.modules()]
+    changed = {_place(each) for each in (*trained, *statistics) if isinstance(each, Tensor)}
+    if changed & {_place(each) for each in _tensors(teacher)} - {0}:
+        raise UsageError(
+            "student and teacher share weights, and the teacher must stay as it is; expected two "
+            "networks: give copy.deepcopy of one of them"
+        )
+
+
+def check_finite_images(data: DataSource, device: torch.device) -> Images:
+    """Check the first training and validation images, and return those for training.
+
+    Raises:
+        InputError: If a pixel is not finite.
+    """
+    size = batch_size_for(data.image_shape, _SOME)
+    validation, train = (
+        next(iter(data.batches(split, batch_size=size, device=device))).images
+        for split in ("validation", "train")
+    )
+    if not (_is_finite(train) and _is_finite(validation)):
+        raise InputError(
+            f"the images of {data.name} are not finite; expected pixels in [0, 1]: check how they "
+            "are read"
+        )
+    return train
+
+
+def check_finite_start(
+    data: DataSource, *, teacher: nn.Module | None = None, student: nn.Module | None = None
+) -> None:
+    """Check that images, teacher and student are finite before a training.
+
+    Args:
+        data: The images, of which the first are tried.
+        teacher: Network whose logits are compared in eval mode; None for none.
+        student: Network to train, tried in train mode, as a copy; None for none.
+
+    Raises:
+        InputError: Naming the images, the teacher or the student.
+    """
+    if teacher is not None:
+        images = check_finite_images(data, device_of(teacher))
+        with torch.no_grad(), frozen_modes(teacher):
+            if not _is_finite(teacher(images)):
+                raise InputError(
+                    f"the logits of the teacher are not finite on images of {data.name}; expected "
+                    "weights that were trained on such images"
+                )
+    if student is not None:
+        images = check_finite_images(data, device_of(student))
+        # The values of a buffer may be infinite, as in a mask of attention.
+        broken = not all(map(_is_finite, student.parameters())) or any(
+            bool(buffer.isnan().any()) for buffer in student.buffers()
+        )
+        if not broken and len(images) > 1:  # BatchNorm needs two
+            with torch.no_grad(), forked_generators(images.device):
+                broken = not _is_finite(copy.deepcopy(student).train()(images))
+        if broken:
+            raise InputError(
+                f"the weights of the student, or its logits on images of {data.name}, are not "
+                "finite before the training; expected finite initial weights"
+            )
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _place(tensor: Tensor) -> int:
+    """Return where the values are in memory; 0 for tensors that have none."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _is_finite(values: Tensor) -> bool:
+    return bool(values.isfinite().all())
