@@ -13,6 +13,7 @@ from torch import nn
 import robustkd
 from robustkd.core.errors import InputError, UsageError
 from robustkd.evaluation.audit import (
+    COUNTED,
     LEVEL,
     STATISTICS,
     Effort,
@@ -90,6 +91,14 @@ def test_the_pictures_are_those_of_the_network_whose_verdict_counts(monkeypatch)
         assert found.pictures is not None
         assert alone.pictures is not None
         assert torch.equal(found.pictures.after, alone.pictures.after)
+
+
+def test_the_pictures_are_those_of_the_statistic_that_decides():
+    found = audit(Rows(5), DATA, references=BESIDE, effort=TINY)
+    learned = {name: each for name, each in found.evidence.items() if name in COUNTED}
+    assert found.verdict.reason == min(learned, key=lambda name: learned[name].p_value)
+    assert found.pictures is not None
+    assert found.pictures.member == learned[found.verdict.reason].member
 
 
 class Knows(Rows):
