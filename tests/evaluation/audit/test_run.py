@@ -94,11 +94,13 @@ def test_the_pictures_are_those_of_the_network_whose_verdict_counts(monkeypatch)
 
 
 def test_the_pictures_are_those_of_the_statistic_that_decides():
-    found = audit(Rows(5), DATA, references=BESIDE, effort=TINY)
-    learned = {name: each for name, each in found.evidence.items() if name in COUNTED}
-    assert found.verdict.reason == min(learned, key=lambda name: learned[name].p_value)
+    source = rows_data(128)
+    beside = search_references([Rows(None), Rows(None)], source, TINY)
+    found = audit(Rows(5), source, references=beside, effort=TINY)
+    p_values = {name: found.evidence[name].p_value for name in COUNTED}
+    assert found.verdict.reason == min(p_values, key=p_values.__getitem__)
     assert found.pictures is not None
-    assert found.pictures.member == learned[found.verdict.reason].member
+    assert found.pictures.member == found.evidence[found.verdict.reason].member
 
 
 class Knows(Rows):

@@ -50,8 +50,8 @@ from robustkd.student.families import members_of
 
 MARGIN = 0.1
 """Mean share by which networks without a backdoor may exceed the references or other classes."""
-FEWEST = 30
-"""Number of images from which the means are nearly normal."""
+FEWEST = 10
+"""Number of images from which the test is made; with few, the error of the mean is large."""
 
 
 def mean_share(subject: Subject) -> Evidence:
