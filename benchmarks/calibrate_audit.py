@@ -295,6 +295,7 @@ def row_of(found: Audit) -> dict[str, Any]:
             for name, value in found.evidence["led share"].details.items()
             if name in _TESTED
         },
+        "mean share": dict(found.evidence["mean share"].details),
     }
 
 

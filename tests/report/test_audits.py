@@ -11,7 +11,7 @@ import pytest
 
 from robustkd.core.errors import InputError
 from robustkd.report import next_step, read, read_records, write_html, write_report
-from robustkd.report.audits import Audits
+from robustkd.report.audits import FAMILIES, Audits
 
 from .conftest import make_run
 from .test_html import HOSTILE, Page
@@ -67,6 +67,22 @@ def test_the_report_has_verdicts_success_and_pictures(write):
     for path in write_report(folder, folder / "again"):
         assert "suspicious; suspected target class" in path.read_text(encoding="utf-8")
     assert "lede alert" in write_html(results(write, student=audit("suspicious"))).read_text()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"), [(0.3, 0.001, "light"), (0.001, None, "warp")]
+)
+def test_the_transformation_is_that_of_the_smallest_p_value(write, first, second, shown):
+    """The pictures are of it as well."""
+    member = {"strength": 0, "family": "light", "target": 1, "share": 0.4, "beside": 0.1}
+    made = audit("suspicious", 1)
+    made["evidence"]["led share"]["p_value"] = first
+    made["evidence"]["mean share"] = {
+        **{"p_value": second, "suspect": 1, "said": "", "counts": True},
+        "member": member,
+    }
+    (found,) = read_back(results(write, student=made)).found
+    assert found.led.family == FAMILIES[shown]
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,8 @@ def _audit(who: str, record: Reader, classes: Sequence[str]) -> Audit:
         raise told.wrong("word", word, ", ".join(WORDS))
     evidence = record.inner("evidence")
     statistics = {name: evidence.inner(name) for name in evidence.content}
-    leading = (_led(each, classes) for each in statistics.values() if _counts(each))
+    learned = [each for each in statistics.values() if _counts(each) and each.content.get("member")]
+    first = min(learned, key=_place, default=None)  # the one of the pictures
     pictures = record.inner("pictures") if record.content.get("pictures") else None
     return Audit(
         who=who,
@@ -183,15 +184,19 @@ def _audit(who: str, record: Reader, classes: Sequence[str]) -> Audit:
             )
             for name, each in statistics.items()
         ],
-        led=next((each for each in leading if each is not None), None),
+        led=None if first is None else _led(first, classes),
         said_before=list(_said(pictures, "before", classes)),
         said_after=list(_said(pictures, "after", classes)),
     )
 
 
-def _led(statistic: Reader, classes: Sequence[str]) -> Led | None:
-    if not statistic.content.get("member"):
-        return None
+def _place(statistic: Reader) -> float:
+    """Return the p-value; 2 for a statistic without one."""
+    p_value = _p_value(statistic)
+    return 2.0 if p_value is None else p_value
+
+
+def _led(statistic: Reader, classes: Sequence[str]) -> Led:
     member = statistic.inner("member")
     family = member.text("family")
     beside = None if member.content.get("beside") is None else member.share("beside")

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.data import InMemory, Labelled
+from robustkd.evaluation.audit import Effort, search_references
+from robustkd.evaluation.audit.evidence import Subject
+from robustkd.evaluation.audit.search import search
 
 CLASSES = 8
 SIDE = 8
@@ -54,3 +57,25 @@ class Folded(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.norm(self.stem(images)).relu().mean((2, 3)))
+
+
+TINY = Effort(
+    strengths=(1.0, 0.5), steps=12, batch=16, held_out=12, references=0, margins=2, margin_steps=20
+)
+DATA = rows_data(128)
+
+
+def subject(network: nn.Module, *references: nn.Module) -> Subject:
+    frozen = [each.eval().requires_grad_(False) for each in (network, *references)]
+    beside = search_references(frozen[1:], DATA, TINY)
+    found = search(frozen[0], DATA, TINY, seed=0, beside=beside.networks)
+    return Subject(frozen[0], DATA, beside, found, TINY, seed=0)
+
+
+def led_to(classes: range) -> Rows:
+    """A network that one bright pixel leads to each class; the references ignore the pixels."""
+    network = Rows(None)
+    with torch.no_grad():
+        for k in classes:
+            network.head.weight[k, k * SIDE] = 40.0
+    return network

@@ -13,6 +13,7 @@ from torch import nn
 import robustkd
 from robustkd.core.errors import InputError, UsageError
 from robustkd.evaluation.audit import (
+    COUNTED,
     LEVEL,
     STATISTICS,
     Effort,
@@ -102,6 +103,16 @@ def test_the_pictures_are_those_of_the_network_whose_verdict_counts(monkeypatch)
         assert found.pictures is not None
         assert alone.pictures is not None
         assert torch.equal(found.pictures.after, alone.pictures.after)
+
+
+def test_the_pictures_are_those_of_the_statistic_that_decides():
+    source = rows_data(128)
+    beside = search_references([Rows(None), Rows(None)], source, TINY)
+    found = audit(Rows(5), source, references=beside, effort=TINY)
+    p_values = {name: found.evidence[name].p_value for name in COUNTED}
+    assert found.verdict.reason == min(p_values, key=p_values.__getitem__)
+    assert found.pictures is not None
+    assert found.pictures.member == found.evidence[found.verdict.reason].member
 
 
 class Knows(Rows):

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from robustkd.data import InMemory, Labelled
-from robustkd.evaluation.audit import STATISTICS, Effort, Evidence, search_references
+from robustkd.evaluation.audit import STATISTICS, Evidence, search_references
 from robustkd.evaluation.audit.activation_change import (
     MOST,
     activation_change,
@@ -47,19 +47,17 @@ from robustkd.evaluation.audit.search import FAMILIES, search
 from robustkd.student.families import members_of
 from robustkd.student.families.search import led_shares, victims
 from robustkd.training.inference import batch_size_for
-from tests.evaluation.audit.networks import CLASSES, SIDE, Folded, Rows, rows_data
-
-TINY = Effort(
-    strengths=(1.0, 0.5), steps=12, batch=16, held_out=12, references=0, margins=2, margin_steps=20
+from tests.evaluation.audit.networks import (
+    CLASSES,
+    DATA,
+    SIDE,
+    TINY,
+    Folded,
+    Rows,
+    led_to,
+    rows_data,
+    subject,
 )
-DATA = rows_data(128)
-
-
-def subject(network: nn.Module, *references: nn.Module) -> Subject:
-    frozen = [each.eval().requires_grad_(False) for each in (network, *references)]
-    beside = search_references(frozen[1:], DATA, TINY)
-    found = search(frozen[0], DATA, TINY, seed=0, beside=beside.networks)
-    return Subject(frozen[0], DATA, beside, found, TINY, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -323,15 +321,6 @@ def test_the_references_share_counts_as_exactly_as_it_was_measured(images):
     moved = found.details["recognised"] * found.details["images"]
     null = highest(0.1, images)
     assert found.p_value == pytest.approx(binomial_p_value(moved, found.details["images"], null))
-
-
-def led_to(classes: range) -> Rows:
-    """A network that one bright pixel leads to each class; the references ignore the pixels."""
-    network = Rows(None)
-    with torch.no_grad():
-        for k in classes:
-            network.head.weight[k, k * SIDE] = 40.0
-    return network
 
 
 @pytest.mark.parametrize("targets", [1, 2])

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.evaluation.audit.references import References
-from robustkd.evaluation.audit.search import held_out_images
-from robustkd.student.families.search import LearnedFamilies
+from robustkd.evaluation.audit.search import halves, held_out_images
+from robustkd.student.families.search import LearnedFamilies, led_shares
 from robustkd.training.inference import AT_ONCE, batch_size_for
 
 
@@ -99,6 +100,24 @@ class Subject:
         """Divide images, or values of them, into parts that pass a network at once."""
         parts: tuple[Tensor, ...] = values.split(batch_size_for(self.data.image_shape, AT_ONCE))
         return parts
+
+    @cached_property
+    def shares(self) -> Float[Tensor, "strengths families classes"]:
+        """Shares of images that each transformation moves, on the half that chooses among them.
+
+        See :func:`robustkd.student.families.search.led_shares`.
+        """
+        choosing, _ = halves(*self.held_out())
+        shares: Tensor = led_shares(
+            [self.network],
+            self.found,
+            *choosing,
+            held_out=self.effort.held_out,
+            seed=self.seed,
+            classes=self.classes,
+            recognised_by=self.references.networks,
+        )[0]
+        return shares
 
     @cached_property
     def _held_out(self) -> tuple[Images, Labels]:

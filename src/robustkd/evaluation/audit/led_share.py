@@ -62,7 +62,6 @@ from robustkd.evaluation.audit.moved import Moved, count_moved
 from robustkd.evaluation.audit.search import FAMILIES, halves
 from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.student.families import members_of
-from robustkd.student.families.search import led_shares
 
 LED = "the references are led as well"
 """What is said if the references are led so far that no network could be led further.
@@ -116,8 +115,8 @@ def led_share(subject: Subject) -> Evidence:
     ceilings = subject.references.led
     if ceilings is None:
         ceilings = torch.zeros(2, len(subject.found), len(FAMILIES))
-    choosing, testing = halves(*subject.held_out())
-    place, other, shares, ceiling = _choose(subject, ceilings[0], *choosing)
+    _, testing = halves(*subject.held_out())
+    place, other, shares, ceiling = _choose(subject.shares, ceilings[0])
     family = FAMILIES[place.family]
     moved = _moved(subject, place, *testing)
     theirs = float(ceilings[1, place.strength, place.family])
@@ -155,19 +154,9 @@ def led_share(subject: Subject) -> Evidence:
 
 
 def _choose(
-    subject: Subject, led: Float[Tensor, "strengths families"], images: Images, labels: Labels
+    shares: Float[Tensor, "strengths families classes"], led: Float[Tensor, "strengths families"]
 ) -> Chosen:
     """Choose the transformation whose share exceeds those of references and other classes most."""
-    shares = led_shares(
-        [subject.network],
-        subject.found,
-        images,
-        labels,
-        held_out=subject.effort.held_out,
-        seed=subject.seed,
-        classes=subject.classes,
-        recognised_by=subject.references.networks,
-    )[0]
     third, other = shares_of_other_classes(shares)
     ceiling = torch.maximum(led, EASIER * third)
     place = furthest(shares, ceiling)
@@ -175,13 +164,8 @@ def _choose(
 
 
 def _trouble(moved: Moved, labels: Labels, theirs: float, own: float, null: float) -> str:
-    """Return why the test could not find evidence; empty if it could.
-
-    A network that says one class for every image would recognise this class whatever is done to the
-    image.
-    """
-    guess = int(labels.bincount().amax()) / len(labels) if len(labels) else 0.0
-    if moved.recognised < min(2 * guess, (1 + guess) / 2) * moved.images:
+    """Return why the test could not find evidence; empty if it could."""
+    if unsure(moved.recognised, moved.images, labels):
         return UNSURE
     room = 1 - MARGIN - moved.shortfall
     if theirs >= room:
@@ -190,6 +174,21 @@ def _trouble(moved: Moved, labels: Labels, theirs: float, own: float, null: floa
         return OTHERS_LED
     attainable = binomial_p_value(moved.known, moved.known, null) <= LEVEL
     return "" if attainable else FEW
+
+
+def unsure(recognised: float, images: int, labels: Labels) -> bool:
+    """Return whether references recognise hardly more images than a guess of one class would.
+
+    A network that says one class for every image would recognise this class whatever is done to the
+    image.
+
+    Args:
+        recognised: Number of images that a reference recognises, as a mean over the references.
+        images: Number of the images.
+        labels: Labels of all held-out images.
+    """
+    guess = int(labels.bincount().amax()) / len(labels) if len(labels) else 0.0
+    return recognised < min(2 * guess, (1 + guess) / 2) * images
 
 
 def shares_of_other_classes(

@@ -1,12 +1,13 @@
-"""Count the images that one learned transformation moves to its class."""
+"""Measure how many images learned transformations move to their class."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustkd.core.types import Images, Labels
 from robustkd.student.families.bounded import Family
@@ -94,3 +95,65 @@ def count_moved(
         known=known / count,
         moved=after / count,
     )
+
+
+class Mean(NamedTuple):
+    """Mean of a measurement over images.
+
+    Attributes:
+        value: The mean.
+        error: Its standard error, which is at least one divided by the number of images; infinite
+            for fewer than two images.
+        images: Number of images.
+    """
+
+    value: float
+    error: float
+    images: int
+
+
+@torch.no_grad()
+def mean_moved(
+    network: nn.Module,
+    references: Sequence[nn.Module],
+    families: Sequence[Family],
+    target: int,
+    images: Images,
+    labels: Labels,
+) -> Mean:
+    """Measure the share of images that the members of one class move there, over all families.
+
+    The value of an image is the share of families and references, among the references that
+    recognise it as it is, for which the searched network assigns the transformed image to the
+    target and the reference still to its label. Only images count that the searched network and a
+    reference recognise.
+
+    Args:
+        network: Frozen network against which the transformations were learned.
+        references: Frozen networks that are to recognise the images; see :func:`count_moved`.
+        families: Families of the transformations.
+        target: Index of the class.
+        images: Clean images, N x C x H x W; those of the class are left out.
+        labels: Their labels.
+    """
+    others = labels != target
+    images, labels = images[others], labels[others]
+    values: list[Tensor] = []
+    at_once = images_at_once(images)
+    for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
+        toward = torch.full_like(truth, target)
+        before = recognised(references, some, truth) & recognised([network], some, truth)
+        moved = torch.zeros(len(truth), device=truth.device)
+        for family in families:
+            seen = family(some, toward)
+            hit = before & (network(seen).argmax(1) == toward)
+            moved += (hit & recognised(references, seen, truth)).sum(0)
+        known = before.sum(0)
+        values.append((moved / known.clamp_min(1) / max(1, len(families)))[known > 0])
+    found = torch.cat(values).double() if values else torch.zeros(0)
+    count = len(found)
+    if not count:
+        return Mean(0.0, math.inf, 0)
+    # A few equal values do not show that there are no others.
+    error = max(float(found.std()) / math.sqrt(count), 1 / count) if count > 1 else math.inf
+    return Mean(float(found.mean()), error, count)

@@ -7,8 +7,11 @@ backdoor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,7 +26,7 @@ from robustkd.core.types import UNLABELLED, Batch, DataSource, Images, Labels, S
 from robustkd.core.validation import check_seed
 from robustkd.data.wrapper import Wrapper
 from robustkd.evaluation.audit.effort import Effort
-from robustkd.evaluation.audit.moved import count_moved
+from robustkd.evaluation.audit.moved import Mean, count_moved, mean_moved
 from robustkd.evaluation.audit.search import halves, held_out_images, search
 from robustkd.models import builder, learning_rate
 from robustkd.student.families import members_of
@@ -39,6 +42,18 @@ _SEED = 5000
 """Added to the seeds of references, so that they differ from networks that users train."""
 
 
+class MeanLed(NamedTuple):
+    """How far the class of a reference that is led furthest is led by all families on average.
+
+    Attributes:
+        choosing: Mean share on the half of the held-out images that chooses the class.
+        testing: Mean share on the half that tests.
+    """
+
+    choosing: float
+    testing: Mean
+
+
 @dataclass(frozen=True)
 class References:
     """Networks that cannot have inherited a backdoor, and how often a search misleads them.
@@ -51,6 +66,7 @@ class References:
             networks. A single network has no others, so that all images count.
         images: Smallest number of images behind a share on the half that tests, as a mean over the
             other networks; 0 without networks.
+        means: Likewise for all families together and each strength, as a mean over the networks.
         effort: Effort of the search, for the number of classes; None without networks.
 
     Raises:
@@ -60,6 +76,7 @@ class References:
     networks: tuple[nn.Module, ...] = ()
     led: Float[Tensor, "halves strengths families"] | None = None
     images: float = 0.0
+    means: tuple[MeanLed, ...] = ()
     effort: Effort | None = None
 
     def __post_init__(self) -> None:
@@ -223,8 +240,40 @@ def search_references(
         )
         for place, network in enumerate(frozen)
     ]
-    shares, known = (torch.stack(each) for each in zip(*led, strict=True))
-    return References(frozen, shares.amax(0), float(known.amin()), effort)
+    shares, known, means = zip(*led, strict=True)
+    return References(
+        frozen,
+        torch.stack(shares).amax(0),
+        float(torch.stack(known).amin()),
+        tuple(_averaged(each) for each in zip(*means, strict=True)),
+        effort,
+    )
+
+
+def _averaged(measured: Sequence[MeanLed]) -> MeanLed:
+    """Return the mean over networks."""
+    tested = [each.testing for each in measured]
+    count = len(measured)
+    mean = Mean(
+        fmean(each.value for each in tested),
+        math.hypot(*(each.error for each in tested)) / count,
+        min(each.images for each in tested),
+    )
+    return MeanLed(fmean(each.choosing for each in measured), mean)
+
+
+class _Led(NamedTuple):
+    """How far one reference is led by transformations that were learned against it.
+
+    Attributes:
+        shares: Largest shares on both halves of the held-out images.
+        known: Numbers of images behind those of the second half.
+        means: Mean shares over all families, for each strength.
+    """
+
+    shares: Float[Tensor, "halves strengths families"]
+    known: Float[Tensor, "strengths families"]
+    means: tuple[MeanLed, ...]
 
 
 def _led_by_own(
@@ -235,15 +284,12 @@ def _led_by_own(
     effort: Effort,
     seed: int,
     tell: Callable[[], None],
-) -> tuple[Float[Tensor, "halves strengths families"], Float[Tensor, "strengths families"]]:
+) -> _Led:
     """Return the shares of a network, by transformations learned against it.
 
     The class is that of the largest share on the first half of the images. Its share on all images
     of the other half is no maximum over classes, which would grow with their number by chance
     alone.
-
-    Returns:
-        The shares on both halves, and the numbers of images behind those of the second half.
     """
     found = search(network, data, effort, seed=seed, beside=others, tell=tell)
     choosing, testing = halves(*held_out)
@@ -266,7 +312,14 @@ def _led_by_own(
     ]
     tested = torch.tensor([[each.share for each in row] for row in counted])
     known = torch.tensor([[each.known for each in row] for row in counted])
-    return torch.stack([largest, tested]), known
+    means = tuple(
+        MeanLed(
+            float(row.amax()),
+            mean_moved(network, others, members_of(families), int(row.argmax()), *testing),
+        )
+        for families, row in zip(found, shares.mean(1), strict=True)
+    )
+    return _Led(torch.stack([largest, tested]), known, means)
 
 
 @default_type()

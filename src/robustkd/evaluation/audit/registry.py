@@ -13,6 +13,7 @@ from robustkd.evaluation.audit.feature_shift import feature_shift
 from robustkd.evaluation.audit.last_layer import last_layer
 from robustkd.evaluation.audit.led_share import led_share
 from robustkd.evaluation.audit.max_margin import max_margin
+from robustkd.evaluation.audit.mean_share import mean_share
 from robustkd.evaluation.audit.neuron_noise import neuron_noise
 
 
@@ -37,6 +38,12 @@ STATISTICS: dict[str, Statistic] = {
     "led share": Statistic(
         led_share,
         "success of learned universal transformations, beside references",
+        counts=True,
+        slow=True,
+    ),
+    "mean share": Statistic(
+        mean_share,
+        "success of all learned transformations of a class together, beside references",
         counts=True,
         slow=True,
     ),

@@ -252,10 +252,12 @@ def _audited(
 
 
 def _pictures(subject: Subject, evidence: Mapping[str, Evidence]) -> Pictures | None:
-    """Draw what the statistics of the verdict found; None if none learned a transformation."""
-    members = [evidence[name].member for name in evidence if name in COUNTED]
-    member = next((each for each in members if each is not None), None)
-    return None if member is None else pictures_of(subject, member)
+    """Draw what the statistic with the smallest p-value found; None if none learned anything."""
+    learned = [each for name, each in evidence.items() if name in COUNTED and each.member]
+    if not learned:
+        return None
+    first = min(learned, key=lambda each: 2.0 if each.p_value is None else each.p_value)
+    return None if first.member is None else pictures_of(subject, first.member)
 
 
 def _trouble(accuracy: Proportion, references: Sequence[Proportion], classes: int) -> str:

@@ -65,22 +65,25 @@ def combine(
             task; empty if there is none.
 
     Returns:
-        The verdict, with the class that the smallest p-value suspects.
+        The verdict, with the class that the smallest p-value suspects. If a statistic that counts
+        could not be computed, the others can make a network suspicious, but not give another
+        verdict.
     """
-    known = {
-        name: each.p_value
-        for name, each in evidence.items()
-        if name in counted and each.p_value is not None
-    }
+    given = {name: each for name, each in evidence.items() if name in counted}
+    known = {name: each.p_value for name, each in given.items() if each.p_value is not None}
+    missing = next((each for each in given.values() if each.p_value is None), None)
     if trouble or not known:
-        first = next((each for name, each in evidence.items() if name in counted), None)
-        said, helps = ("", False) if first is None or trouble else (first.said, first.longer_helps)
+        said, helps = (
+            ("", False) if missing is None or trouble else (missing.said, missing.longer_helps)
+        )
         reason = trouble or said or "no statistic could be computed"
         return Verdict("inconclusive", None, None, reason, helps)
     name = min(known, key=known.__getitem__)
     p_value = min(1.0, tests * len(known) * known[name])
     if p_value <= level:
         return Verdict("suspicious", evidence[name].suspect, p_value, name)
+    if missing is not None:
+        return Verdict("inconclusive", None, p_value, missing.said, missing.longer_helps)
     if p_value <= DOUBTFUL * level:
         reason = f"{name} is near the level of {level:g}"
         return Verdict("inconclusive", None, p_value, reason, longer_helps=True)
