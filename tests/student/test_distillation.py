@@ -509,9 +509,9 @@ def test_when_no_loss_is_left_the_teacher_is_not_run_again(teacher):
         found = short(teacher, losses={"kd": 1.0}, until={"kd": 0.5}, epochs=4)
     finally:
         handle.remove()
-    # The first six of 12 steps; before the training, three calls look at its outputs, and three
+    # The first six of 12 steps; before the training, four calls look at its outputs, and three
     # belong to the folding of its BatchNorm layers.
-    assert len(calls) == 6 + 3 + 3
+    assert len(calls) == 6 + 4 + 3
     assert [record["kd"] > 0 for record in found.epochs] == [True, True, False, False]
 
 
