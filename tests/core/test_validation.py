@@ -218,6 +218,7 @@ REFUSED = [
     ("load_data('digits', train='100')", "train is '100'; expected a whole number"),
     ("load_data('digits', test=100.0)", "test is 100.0; expected a whole number"),
     ("load_data('digits').subset(train=20.5)", "train is 20.5; expected a whole number"),
+    ("build(Spec('wrn-10-1', 2, (1, 8, 8)), seed=1.5)", "seed is 1.5; expected a whole number"),
     ("load_data('digits').subset(train=20, seed='0')", "seed is '0'; expected a whole number"),
     (f"load_teacher('t.pt', {FOR}, mean=0.5)", f"mean is 0.5; expected {CHANNELS}"),
     (f"load_teacher('t.pt', {FOR}, std=['0.5'])", "std is '0.5'; expected a number"),
@@ -237,7 +238,7 @@ import sys
 from pathlib import Path
 from torch.utils.data import DataLoader
 from robustkd import Reading, Spec, UniversalPerturbations, detoxify, find_perturbations
-from robustkd import from_dataset, load_data, load_teacher, run
+from robustkd import build, from_dataset, load_data, load_teacher, run
 from torch import nn
 from robustkd import audit, distill, save_detoxified
 from robustkd.attacks import Blend, Teaching
@@ -315,7 +316,7 @@ given = robustkd.Spec("wrn-10-1", 2, (1, 8, 8), (0.0,), (1.0,), ("a", "b"))
 print(listed == arrays == given, hash(listed) == hash(arrays) == hash(given))
 print(repr(listed) == repr(arrays) == repr(given))
 with tempfile.TemporaryDirectory() as folder:
-    torch.save(robustkd.build(spec, seed=0).network.state_dict(), f"{folder}/t.pt")
+    torch.save(robustkd.build(spec, seed=np.int64(0)).network.state_dict(), f"{folder}/t.pt")
     for values in (np.array([0.5]), torch.tensor([0.5]), [0.5]):
         print(robustkd.load_teacher(
             f"{folder}/t.pt",

@@ -70,7 +70,6 @@ def broken(value: float = math.nan) -> Net:
     return made
 
 
-IMAGES = "the images of broken are not finite; expected pixels in [0, 1]: check how they are read"
 TEACHER = (
     "the logits of the teacher are not finite on images of noise; expected weights that were "
     "trained on such images"
@@ -92,7 +91,8 @@ STUDENT = (
     ],
 )
 def test_images_that_are_not_finite_are_named(call, split):
-    with pytest.raises(InputError, match=f"^{re.escape(IMAGES)}$"):
+    message = rf"^broken {split}: pixels are not finite; expected values in \[0, 1\]$"
+    with pytest.raises(InputError, match=message):
         call(Broken(split))
 
 

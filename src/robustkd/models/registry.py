@@ -25,6 +25,7 @@ from robustkd.core.known_names import (
 )
 from robustkd.core.names import nearest
 from robustkd.core.types import DataSource
+from robustkd.core.validation import check_seed
 from robustkd.models.architectures.libraries import (
     timm_network,
     torchvision_network,
@@ -193,7 +194,7 @@ def build(spec: Spec, *, seed: int) -> Classifier:
         A classifier of float32 in channels_last memory format, on the CPU, in training mode.
 
     Raises:
-        UsageError: If the architecture is unknown, or its numbers are out of range.
+        UsageError: If the architecture is unknown, or its numbers or the seed are out of range.
 
     Example:
         >>> import robustkd
@@ -203,6 +204,7 @@ def build(spec: Spec, *, seed: int) -> Classifier:
         77850
     """
     family, parts = check_name(spec.arch)
+    seed = check_seed(seed)
     with torch.random.fork_rng(devices=[]), default_type():
         torch.default_generator.manual_seed(seed)  # Leaves generators of accelerators unchanged.
         network = family.build(spec, *parts)

@@ -34,7 +34,7 @@ from robustkd.core.validation import check_count, check_names, check_seed
 from robustkd.student.families import make_family, members_of
 from robustkd.student.families.search import LearnedFamilies, learn_at, led_shares
 from robustkd.training.batches import endless
-from robustkd.training.beginning import check_finite_images, check_readable
+from robustkd.training.beginning import check_readable, first_images
 from robustkd.training.inference import (
     AT_ONCE,
     Searched,
@@ -197,7 +197,7 @@ def find_perturbations(
     families = nn.ModuleList(
         make_family(name, classes, data.image_shape, random) for name in names
     ).to(device)
-    some = check_finite_images(data, device)
+    some = first_images(data, device)
     if not passes_gradient(frozen, some):
         raise UsageError(
             "no gradient passes through the teacher, so it cannot be searched; choose the method "

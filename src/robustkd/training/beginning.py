@@ -1,4 +1,4 @@
-"""Checks of networks and images before a training or a search, with the real cause in the message.
+"""Checks of networks before a training or a search, with the real cause in the message.
 
 Without them, values that are not finite would be found only in a loss, where they look like a
 learning rate that is too large, and PyTorch would refuse some networks in its own words.
@@ -79,40 +79,27 @@ def check_trained(student: nn.Module, teacher: nn.Module | None) -> None:
         )
 
 
-def check_finite_images(data: DataSource, device: torch.device) -> Images:
-    """Check the first training and validation images, and return those for training.
-
-    Raises:
-        InputError: If a pixel is not finite.
-    """
+def first_images(data: DataSource, device: torch.device) -> Images:
+    """Return the first training images, on which networks are tried."""
     size = batch_size_for(data.image_shape, _SOME)
-    validation, train = (
-        next(iter(data.batches(split, batch_size=size, device=device))).images
-        for split in ("validation", "train")
-    )
-    if not (_is_finite(train) and _is_finite(validation)):
-        raise InputError(
-            f"the images of {data.name} are not finite; expected pixels in [0, 1]: check how they "
-            "are read"
-        )
-    return train
+    return next(iter(data.batches("train", batch_size=size, device=device))).images
 
 
 def check_finite_start(
     data: DataSource, *, teacher: nn.Module | None = None, student: nn.Module | None = None
 ) -> None:
-    """Check that images, teacher and student are finite before a training.
+    """Check that teacher and student are finite before a training.
 
     Args:
-        data: The images, of which the first are tried.
+        data: Images that were checked, see `robustkd.training.sources`; the first are tried.
         teacher: Network whose logits are compared in eval mode; None for none.
         student: Network to train, tried in train mode, as a copy; None for none.
 
     Raises:
-        InputError: Naming the images, the teacher or the student.
+        InputError: Naming the teacher or the student.
     """
     if teacher is not None:
-        images = check_finite_images(data, device_of(teacher))
+        images = first_images(data, device_of(teacher))
         with torch.no_grad(), frozen_modes(teacher):
             if not _is_finite(teacher(images)):
                 raise InputError(
@@ -120,7 +107,7 @@ def check_finite_start(
                     "weights that were trained on such images"
                 )
     if student is not None:
-        images = check_finite_images(data, device_of(student))
+        images = first_images(data, device_of(student))
         # The values of a buffer may be infinite, as in a mask of attention.
         broken = not all(map(_is_finite, student.parameters())) or any(
             bool(buffer.isnan().any()) for buffer in student.buffers()

@@ -25,7 +25,7 @@ from robustkd.evaluation.audit.references import References, make_references
 from robustkd.evaluation.audit.registry import COUNTED, statistics_of
 from robustkd.evaluation.audit.search import held_out_images, search
 from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
-from robustkd.training.beginning import check_finite_images, check_readable
+from robustkd.training.beginning import check_readable
 from robustkd.training.inference import (
     Searched,
     accuracy_on_some,
@@ -155,7 +155,6 @@ def audit(
     seed = check_seed(seed)
     check_classifier(model, data, name="the model")
     check_readable(model, name="the model")
-    check_finite_images(data, device_of(model))
     started = time.perf_counter()
     if quick and effort is not None:
         raise UsageError("quick and effort are given; expected one of them")

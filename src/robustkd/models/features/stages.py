@@ -122,7 +122,7 @@ def _levels(model: nn.Module, example: Images) -> tuple[list[str], list[_Level]]
         stack.enter_context(torch.enable_grad())
         stack.enter_context(out_of_place(model))
         for name, module in model.named_modules():
-            if name:
+            if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 stack.callback(module.register_forward_hook(note(name)).remove)
         logits = model(pixels)
     everything = _bottlenecks(logits, pixels)
