@@ -559,6 +559,21 @@ def test_folders_without_images_beside_the_splits_are_counted(tmp_path):
     (tmp_path / "notes" / "deeper" / "a.txt").write_text("no image")
     (tmp_path / "notes" / ".hidden").mkdir()
     shutil.copy(tmp_path / "train" / "dark" / "000.png", tmp_path / "notes" / ".hidden")
+    # Links that lead elsewhere make no difference, as those of a virtual environment.
+    (tmp_path / "notes" / "deeper" / "link").symlink_to(tmp_path.parent)
+    assert load_folder(tmp_path).skipped == {"folders": 1}
+
+
+def test_an_image_is_sought_among_some_names_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("robustkd.data.images.scan._MOST_SOUGHT", 10)
+    write_splits(tmp_path, {"train": {"dark": 12, "light": 12}})
+    (tmp_path / "notes" / "a").mkdir(parents=True)
+    for number in range(8):
+        (tmp_path / "notes" / f"{number}.txt").touch()
+    shutil.copy(tmp_path / "train" / "dark" / "000.png", tmp_path / "notes" / "a")
+    with pytest.raises(InputError, match="images in notes next to it"):
+        load_folder(tmp_path)
+    (tmp_path / "notes" / "8.txt").touch()
     assert load_folder(tmp_path).skipped == {"folders": 1}
 
 

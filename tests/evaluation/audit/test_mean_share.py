@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -142,6 +143,16 @@ def test_what_cannot_be_tested_has_no_p_value(backdoored):
     constant = replace(backdoored.references, networks=(Says(2), Says(3)))
     unsure = mean_share(replace(backdoored, references=constant))
     assert (unsure.p_value, unsure.said) == (None, UNSURE)
+
+
+def test_the_means_behind_the_null_need_images_as_well(backdoored):
+    few = tuple(MeanLed(0.0, Mean(0.0, math.inf, 1)) for _ in backdoored.found)
+    found = mean_share(replace(backdoored, references=replace(backdoored.references, means=few)))
+    assert (found.p_value, found.said) == (None, FEW)
+    # JSON has no infinity.
+    assert json.loads(json.dumps(found.record(), allow_nan=False))["details"]["references"] == {
+        **{"value": 0.0, "error": None, "images": 1}
+    }
 
 
 def test_a_statistic_without_a_p_value_leaves_the_verdict_open():

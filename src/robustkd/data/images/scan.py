@@ -26,6 +26,8 @@ EXTENSIONS = (
 """Extensions of the formats that are read: those of torchvision's ImageFolder and others."""
 
 _MOST_LISTED = 5
+_MOST_SOUGHT = 10_000
+"""Names in folders that are no data among which an image is sought."""
 MOST_TEXT = 1 << 24
 """Largest size in bytes of a text file such as a list of class names."""
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -208,16 +210,26 @@ def images_below(root: Path, path: str, skipped: Counter[str] | None = None) -> 
 def holds_images(root: Path, path: str) -> bool:
     """Return whether ``root / path`` or a folder below it has an image; only the first is sought.
 
-    Arguments and errors are those of :func:`image_names`.
+    Folders below that cannot be read, or that hold links which leave ``root``, are no data and are
+    left out. The search ends after some ten thousand names.
+
+    Arguments and errors, those of ``root / path`` itself, are as for :func:`image_names`.
     """
-    waiting = [path]
+    waiting, left = [path], _MOST_SOUGHT
     while waiting:
         place = waiting.pop()
-        for name, is_folder in _entries(root, place):
-            if is_folder:
-                waiting.append(f"{place}/{name}")
-            elif _is_image(name):
-                return True
+        try:
+            for name, is_folder in _entries(root, place):
+                if is_folder:
+                    waiting.append(f"{place}/{name}")
+                elif _is_image(name):
+                    return True
+                left -= 1
+                if not left:
+                    return False
+        except InputError:
+            if place == path:
+                raise
     return False
 
 

@@ -19,7 +19,8 @@ is at most :math:`c_s + 0.1 + e` or at most :math:`1.5\, b_s + 0.1 + e`, with th
 half and the shortfall e of the led share. Each of the two is a one-sided t-test of the images'
 values, whose standard error includes that of :math:`c_s` or :math:`1.5\, b_s`; the p-value is the
 larger one. The margin of 0.1 and the factor of 1.5 are for differences between networks and between
-classes. They were chosen on other networks than those of the calibration.
+classes. They were chosen on other networks than those of the calibration. The standard error is
+that of the images only; how much networks differ from each other is for the margin.
 
 The statistic is ours. That the larger p-value is one for a union of null hypotheses is from Berger
 1982, doi 10.1080/00401706.1982.10487790. For related work, see
@@ -74,9 +75,9 @@ def mean_share(subject: Subject) -> Evidence:
     nulls = (led, Mean(EASIER * other.value, EASIER * other.error, other.images))
     room = 1 - MARGIN - moved.shortfall
     details = {
-        "mean": own._asdict(),
-        "references": led._asdict(),
-        "other class": {"class": int(others[strength, 0]), **other._asdict()},
+        "mean": own.record(),
+        "references": led.record(),
+        "other class": {"class": int(others[strength, 0]), **other.record()},
         "shortfall": moved.shortfall,
     }
     shares = (each / max(1, moved.images) for each in (moved.led, moved.beside))
@@ -84,7 +85,7 @@ def mean_share(subject: Subject) -> Evidence:
     trouble = ""
     if unsure(moved.recognised, moved.images, testing[1]):
         trouble = UNSURE
-    elif own.images < FEWEST:
+    elif min(each.images for each in (own, *nulls)) < FEWEST:
         trouble = FEW
     elif nulls[0].value >= room:
         trouble = LED
@@ -109,7 +110,7 @@ def exceeds(mean: Mean, null: Mean, margin: float) -> float:
 
     Args:
         mean: The mean that may be larger; of at least two images.
-        null: The mean with which it is compared, independent of it.
+        null: The mean with which it is compared. Both are treated as independent.
         margin: Difference up to which the null hypothesis holds.
 
     >>> exceeds(Mean(0.5, 0.02, 100), Mean(0.2, 0.02, 100), 0.1) < 1e-8

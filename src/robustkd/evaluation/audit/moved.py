@@ -111,6 +111,10 @@ class Mean(NamedTuple):
     error: float
     images: int
 
+    def record(self) -> dict[str, float | int | None]:
+        """Return the measurement as JSON values, which have no infinity."""
+        return {**self._asdict(), "error": self.error if math.isfinite(self.error) else None}
+
 
 @torch.no_grad()
 def mean_moved(

@@ -80,7 +80,7 @@ class References:
     effort: Effort | None = None
 
     def __post_init__(self) -> None:
-        if self.networks and (self.led is None or self.effort is None):
+        if self.networks and (self.led is None or self.effort is None or not self.means):
             raise UsageError("expected references that were searched, see search_references")
 
     def for_audit(self, effort: Effort, device: torch.device) -> References:

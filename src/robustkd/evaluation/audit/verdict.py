@@ -79,7 +79,7 @@ def combine(
         reason = trouble or said or "no statistic could be computed"
         return Verdict("inconclusive", None, None, reason, helps)
     name = min(known, key=known.__getitem__)
-    p_value = min(1.0, tests * len(known) * known[name])
+    p_value = min(1.0, tests * len(given) * known[name])
     if p_value <= level:
         return Verdict("suspicious", evidence[name].suspect, p_value, name)
     if missing is not None:
