@@ -248,7 +248,10 @@ def attackers_checkpoint(*flags: str, **changes: object) -> Callable[[Place], li
     def make(place: Place) -> list[str]:
         path = place.run() / CHECKPOINT
         state = load_state(path)
-        tensors = {n: t + 1 if t.is_floating_point() else t for n, t in state.tensors.items()}
+        tensors = {
+            name: value + 1 if value.is_floating_point() and ".normalise." not in name else value
+            for name, value in state.tensors.items()
+        }
         values = dict(state.values)
         for name, value in changes.items():
             if isinstance(value, torch.Tensor):
@@ -354,6 +357,14 @@ RUN_FOLDERS = [
 
 CHECKPOINTS = [
     ("other weights, trusted", attackers_checkpoint("--trust-run"), 0, ""),
+    (
+        "another normalisation, trusted",
+        attackers_checkpoint(
+            "--trust-run", **{"learner.student.model.normalise.mean": torch.full((1, 1, 1), 9.0)}
+        ),
+        2,
+        "the model has values of 'normalise.mean' that differ from its description",
+    ),
     (
         "no JSON object",
         replaced(

@@ -6,12 +6,9 @@ import math
 import os
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import Any
 
 from robustkd.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 # The largest seed for which 2 * seed + 1 is a valid seed of torch's generators.
 LARGEST_SEED = 2**62 - 1
@@ -143,7 +140,7 @@ def plain_number(value: object) -> object:
     return float(value) if isinstance(value, Real) else value
 
 
-def hold_plain_numbers(settings: DataclassInstance) -> None:
+def hold_plain_numbers(settings: Any) -> None:  # noqa: ANN401 (typing has no name for dataclasses)
     """Replace numbers of other types, such as those of NumPy, in the fields of a frozen dataclass.
 
     PyTorch and files accept only Python's own in many places.

@@ -122,7 +122,7 @@ def check_loadable(model: Classifier, description: Mapping[str, object]) -> None
         check_values(tensors, path)
         check_normalisation(Classifier(model.spec, nn.Identity()), tensors, path)
     except InputError as error:
-        raise UsageError(f"{error}; expected one that load accepts") from error
+        raise UsageError(f"{error}: load would refuse its file") from error
 
 
 def check_float32(model: Classifier, name: str) -> None:
