@@ -134,6 +134,17 @@ def test_pixels_of_the_type_of_the_network_are_accepted():
         check_source(Own(doubled), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("change", [lambda x: 1.0000007 * x, lambda x: x - 0.0012])
+def test_pixels_may_be_rounded(change):
+    """Resizing and changes of the hue give values a little outside of [0, 1]."""
+    check_source(Own(of("images", change)))
+
+
+def test_the_range_of_pixels_has_enough_digits():
+    with pytest.raises(InputError, match=r"pixels reach from 0 to 1\.0108; expected 0 to 1: "):
+        check_source(Own(of("images", lambda images: 1.0108 * images)))
+
+
 def test_what_is_no_source_is_told():
     class Half:
         batches, name = HELD.batches, "half"

@@ -16,6 +16,8 @@ from robustkd.data.wrapper import Wrapper
 _PARTS = ("name", "classes", "image_shape", "size")
 _CHECKED: tuple[Split, ...] = ("train", "validation")
 _SOME = 64
+_ROUNDED = 0.01
+"""How far pixels may be outside of [0, 1], which resizing and changes of the hue cause."""
 
 
 def check_source(data: object, *, dtype: torch.dtype = torch.float32) -> None:
@@ -85,9 +87,9 @@ def _check_batch(batch: object, data: DataSource, split: Split, dtype: torch.dty
     if not images.isfinite().all():
         raise InputError(f"{where}: pixels are not finite; expected values in [0, 1]")
     low, high = float(images.min()), float(images.max())
-    if not 0 <= low <= high <= 1:
+    if low < -_ROUNDED or high > 1 + _ROUNDED:
         raise InputError(
-            f"{where}: pixels reach from {low:.3g} to {high:.3g}; expected 0 to 1: divide bytes by "
+            f"{where}: pixels reach from {low:.6g} to {high:.6g}; expected 0 to 1: divide bytes by "
             "255, and do not normalise, since that is the first layer of every model"
         )
     _check_labels(labels, len(data.classes), split, where)
