@@ -36,9 +36,21 @@ def type_of(network: object) -> torch.dtype:
         Float64 if the first weight of the network has this type; otherwise float32, also for half
         precision, for which there is autocast.
     """
+    return torch.float64 if _first_type(network) == torch.float64 else torch.float32
+
+
+def types_for(network: object) -> tuple[torch.dtype, ...]:
+    """Return the types that images for a network may have.
+
+    Returns:
+        That of :func:`type_of`, and that of the first weight of the network if it is another one.
+    """
+    return tuple(dict.fromkeys((type_of(network), _first_type(network))))
+
+
+def _first_type(network: object) -> torch.dtype:
     weights = network.parameters() if isinstance(network, nn.Module) else iter(())
-    first = next((each.dtype for each in weights if each.is_floating_point()), torch.float32)
-    return torch.float64 if first == torch.float64 else torch.float32
+    return next((each.dtype for each in weights if each.is_floating_point()), torch.float32)
 
 
 def typed_as_network(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -83,9 +83,10 @@ def measure(
         UsageError: If ``model`` does not map the images to logits of the classes, ``target`` is not
             a class, no test image is of another one, or ``trigger`` does not return images like
             those that it is given.
-        InputError: If an output of the model is not finite.
+        InputError: If pixels are not in [0, 1], labels are no classes, or an output of the model
+            is not finite.
     """
-    check_classifier(model, data, name="the model")
+    check_classifier(model, data, name="the model", splits=("test",))
     clean, labels = predict(model, data, "test")
     check_finite(clean, "test images")
     acc = accuracy(clean, labels)

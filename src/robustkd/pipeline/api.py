@@ -28,7 +28,7 @@ from robustkd.report.results import Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.processes import start
 from robustkd.training.recipes import with_defaults
-from robustkd.training.sources import check_source
+from robustkd.training.sources import LEARNING, check_source
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def run(
             f"data is of type {type(source).__name__}; expected a name, a folder or a data source, "
             "such as from_dataset makes from a torch dataset"
         )
-    check_source(source)
+    check_source(source, splits=(*LEARNING, "test"))
     if on is not None and defence is None:
         raise UsageError("on is given without defence; add it, or leave it out")
     tracked = (track,) if isinstance(track, str) else track or ()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import starmap
 
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.default_type import type_of
+from robustkd.core.default_type import types_for
 from robustkd.core.devices import device_of, forked_generators
 from robustkd.core.errors import InputError, UsageError, first_line
 from robustkd.core.types import DataSource, Images, Labels, Logits, Places, Split
@@ -18,7 +18,7 @@ from robustkd.models.classifier import check_logits
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
 from robustkd.training.processes import ONE, Processes
-from robustkd.training.sources import check_source
+from robustkd.training.sources import LEARNING, check_source
 
 AT_ONCE = 250
 """Number of images of up to 64 x 64 pixels that pass a network at once in a search."""
@@ -134,6 +134,7 @@ def check_classifier(
     name: str,
     any_classes: bool = False,
     trained: bool = False,
+    splits: Sequence[Split] = LEARNING,
 ) -> None:
     """Check, with a few images, the data, and that a model maps them to logits of the classes.
 
@@ -143,6 +144,7 @@ def check_classifier(
         name: What the model is, for the message, such as "the teacher".
         any_classes: If True, it may have been trained for other classes.
         trained: If True, it will be trained, so that a copy of it is tried in train mode as well.
+        splits: The splits of the data that the caller reads; the model is tried on the last one.
 
     Raises:
         UsageError: If it is no such model, does not work with the images, or the data is no data
@@ -154,9 +156,9 @@ def check_classifier(
             f"{name} is of type {type(model).__name__}; expected an nn.Module: load and "
             "load_teacher read files"
         )
-    check_source(data, dtype=type_of(model))
+    check_source(data, dtypes=types_for(model), splits=splits)
     where = device_of(model)
-    images = next(iter(data.batches("validation", batch_size=_FEW, device=where))).images
+    images = next(iter(data.batches(splits[-1], batch_size=_FEW, device=where))).images
     classes = None if any_classes else len(data.classes)
     check_logits(_tried(model, images, name), len(images), classes, name)
     if trained and len(images) > 1:  # BatchNorm needs two
