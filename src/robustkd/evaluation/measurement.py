@@ -14,8 +14,9 @@ from robustkd.core.modes import usual_modes
 from robustkd.core.targets import Target
 from robustkd.core.triggers import apply_trigger, check_target, victims
 from robustkd.core.types import DataSource, Trigger
-from robustkd.training.inference import check_classifier, check_finite, predict
+from robustkd.training.inference import check_finite, predict
 from robustkd.training.metrics import Proportion, accuracy, attack_success, robust_accuracy
+from robustkd.training.trial import check_classifier
 
 
 class Figures(TypedDict):

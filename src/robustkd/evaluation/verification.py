@@ -22,14 +22,10 @@ from robustkd.data.in_memory import to_floats
 from robustkd.evaluation.audit import Audit, audit
 from robustkd.evaluation.measurement import measure
 from robustkd.models.features.taps import frozen_modes
-from robustkd.training.inference import (
-    accuracy_by_class,
-    check_classifier,
-    check_finite,
-    images_at_once,
-)
+from robustkd.training.inference import accuracy_by_class, check_finite, images_at_once
 from robustkd.training.metrics import Proportion
 from robustkd.training.sources import LEARNING
+from robustkd.training.trial import check_classifier
 
 Outcome: TypeAlias = Literal["passed", "suspicious", "missed", "inconclusive"]
 _MOST_DIGITS = 6

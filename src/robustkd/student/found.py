@@ -39,11 +39,11 @@ from robustkd.training.inference import (
     AT_ONCE,
     Searched,
     batch_size_for,
-    check_classifier,
     frozen_copy,
     passes_gradient,
 )
 from robustkd.training.processes import Portion
+from robustkd.training.trial import check_classifier
 
 STRENGTHS = (1.0, 0.5)
 """Bounds of the search, as shares of the full bounds."""

@@ -29,13 +29,13 @@ from robustkd.training.beginning import check_readable
 from robustkd.training.inference import (
     Searched,
     accuracy_on_some,
-    check_classifier,
     finite_for,
     finite_on,
     frozen_copy,
     passes_gradient,
 )
 from robustkd.training.metrics import Proportion
+from robustkd.training.trial import check_classifier
 
 _PROBE = 7000
 """Added to the seed of the probe student, so that no network of the user has the same weights."""

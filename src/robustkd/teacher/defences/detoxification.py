@@ -60,10 +60,16 @@ from robustkd.models.features.variance import ALIVE, variance_ratio
 from robustkd.teacher.defences.base import within
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
-from robustkd.training.beginning import check_finite_start, check_gradients, check_readable
+from robustkd.training.beginning import (
+    check_finite_start,
+    check_gradients,
+    check_readable,
+    first_images,
+)
 from robustkd.training.config import Precision, check_precision
-from robustkd.training.inference import accuracy_on, check_classifier
+from robustkd.training.inference import accuracy_on
 from robustkd.training.precision import mixed
+from robustkd.training.trial import check_classifier
 
 _STATISTICS_BATCHES = 8
 
@@ -243,7 +249,7 @@ def detoxify(
     check_gradients(teacher, name="the teacher")
     if objective is not None and not callable(objective):
         raise UsageError(f"objective is of type {type(objective).__name__}; expected a function")
-    check_finite_start(clean, teacher=teacher)
+    check_finite_start(teacher, first_images(clean, device_of(teacher)), data=clean.name)
     batch_size = given.batch_size
     masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
     batches = training_batches(clean, batch_size, device_of(teacher), seed)

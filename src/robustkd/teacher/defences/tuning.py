@@ -26,8 +26,9 @@ from robustkd.core.validation import (
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
-from robustkd.training.inference import accuracy_on, check_classifier
+from robustkd.training.inference import accuracy_on
 from robustkd.training.schedule import schedule_factor
+from robustkd.training.trial import check_classifier
 
 Gradients: TypeAlias = Callable[[Batch], Tensor]
 """Function that adds the gradients of a batch to the parameters and returns the loss."""
