@@ -8,12 +8,11 @@ from typing import TypedDict
 
 from torch import nn
 
-from robustkd.core.default_type import typed_as_network
 from robustkd.core.errors import UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.targets import Target
 from robustkd.core.triggers import apply_trigger, check_target, victims
 from robustkd.core.types import DataSource, Trigger
+from robustkd.core.usual_state import usual_state
 from robustkd.training.inference import check_finite, predict
 from robustkd.training.metrics import Proportion, accuracy, attack_success, robust_accuracy
 from robustkd.training.trial import check_classifier
@@ -63,8 +62,7 @@ class Measured:
         }
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def measure(
     model: nn.Module, data: DataSource, *, trigger: Trigger | None = None, target: Target = 0
 ) -> Measured:

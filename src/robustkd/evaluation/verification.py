@@ -10,14 +10,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.statistics import difference_interval
 from robustkd.core.targets import NEXT, Target
 from robustkd.core.triggers import check_target, victims, wanted
 from robustkd.core.types import DataSource, Labels, Split, Trigger
+from robustkd.core.usual_state import usual_state
 from robustkd.data.in_memory import to_floats
 from robustkd.evaluation.audit import Audit, audit
 from robustkd.evaluation.measurement import measure
@@ -161,8 +160,7 @@ class Verification:
         }
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def verify(
     student: nn.Module,
     data: DataSource,

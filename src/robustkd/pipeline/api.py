@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from robustkd.core.default_type import default_type
 from robustkd.core.errors import UsageError
 from robustkd.core.files import at_home, free_name
 from robustkd.core.method_names import Side
-from robustkd.core.modes import usual_modes
 from robustkd.core.names import check_options
 from robustkd.core.recorded_flags import recorded_flags
 from robustkd.core.types import DataSource
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_names, check_paths, check_switches, plain_numbers
 from robustkd.data import Reading
 from robustkd.models import Classifier
@@ -47,8 +46,7 @@ class RunResult:
     folder: Path
 
 
-@usual_modes()
-@default_type()
+@usual_state
 def run(
     teacher: str | Path,
     data: str | Path | DataSource,

@@ -12,13 +12,12 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from robustkd.core.default_type import type_of, typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.names import check_options
 from robustkd.core.statistics import wilson
 from robustkd.core.types import DataSource, Images
+from robustkd.core.usual_state import type_of, usual_state
 from robustkd.core.validation import check_paths, check_seed, check_text
 from robustkd.models.features.stages import check_taps, taps_of
 from robustkd.student.hardening import UniversalPerturbations
@@ -62,8 +61,7 @@ class Distilled:
     seconds: float
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def distill(
     student: nn.Module,
     data: DataSource,

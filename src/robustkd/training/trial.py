@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from robustkd.core.default_type import types_for
 from robustkd.core.devices import device_of, forked_generators
 from robustkd.core.errors import InputError, UsageError, first_line
 from robustkd.core.types import DataSource, Images, Split
+from robustkd.core.usual_state import types_for
 from robustkd.models.checks import has_finite_weights
 from robustkd.models.classifier import check_logits
 from robustkd.models.features.taps import frozen_modes

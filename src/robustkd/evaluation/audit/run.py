@@ -9,12 +9,11 @@ from functools import partial
 
 from torch import nn
 
-from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_seed, check_share
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
@@ -102,8 +101,7 @@ class Audit:
         }
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def audit(
     model: nn.Module,
     data: DataSource,

@@ -44,14 +44,13 @@ from typing import TypeAlias, Unpack
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.method_settings import DetoxOptions, DetoxSettings, Ratio
-from robustkd.core.modes import usual_modes
 from robustkd.core.names import check_options
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_seed
 from robustkd.models.features import taps
 from robustkd.models.features.collect import features_on
@@ -190,8 +189,7 @@ class _Cleaning:
             )
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def detoxify(
     teacher: nn.Module,
     clean: DataSource,
