@@ -384,8 +384,10 @@ def everything(whole, real):
     references = make_references(data, effort, seed=seed)
     yield "audit", str(audit(net(), data, seed=seed, references=references, effort=effort).verdict)
     yield "Teaching", (Teaching(seed=seed), type(Teaching(seed=seed).seed))
+    yield "subset", data.subset(train=whole(20), seed=seed).size("train")
+    yield "type", type(Blend(seed=seed).seed)
     yield "Blend", Blend(seed=seed)(torch.zeros(1, *data.image_shape)).tolist()
-    for name in ("anp", "fst", "bti-dbf", "universal", "ft"):
+    for name in ("anp", "fst", "bti-dbf", "universal", "ft", "rnp", "nad"):
         yield name, state(brief(DEFENCES[name].defence)(net(), data, seed=seed).network)
 
 for (name, of_numpy), (_, plain) in zip(

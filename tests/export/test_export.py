@@ -28,6 +28,7 @@ from robustkd.models import complexity
 from robustkd.training.inference import predict
 from robustkd.training.metrics import accuracy
 from tests.export.conftest import HOSTILE, TRIGGER, digits
+from tests.modes import MODES
 
 
 def described(path: Path) -> dict[str, object]:
@@ -46,6 +47,16 @@ def test_the_onnx_file_gives_the_students_logits_for_any_number_of_images(export
     for threads in (1, 2):
         file = OnnxClassifier(exported.folder / FILES["onnx"], threads=threads)
         torch.testing.assert_close(file(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES.values())
+def test_the_mode_of_the_caller_changes_no_file(exported, mode, tmp_path):
+    with mode():
+        found = export_student(exported.student, exported.source, tmp_path / "out", int8=False)
+    assert (tmp_path / "out" / FILES["onnx"]).read_bytes() == (
+        exported.folder / FILES["onnx"]
+    ).read_bytes()
+    assert found["files"].keys() >= {"onnx", "program"}
 
 
 # torch.export.load of torch 2.10 warns about its own buffer.

@@ -17,11 +17,13 @@ from robustkd.student.distillation import distill
 from robustkd.student.terms import TERMS
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training import compiling
+from robustkd.training.beginning import first_images
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.processes import ONE, Processes
 
 DATA = data.load("digits", train=96, validation=40, test=20)
+SOME = first_images(DATA, torch.device("cpu"))
 STAGES = tuple(f"network.groups.{stage}" for stage in range(3))
 
 
@@ -67,7 +69,7 @@ def test_the_teacher_is_folded_if_all_processes_can_fold_it(processes, norms, te
     images = next(iter(DATA.batches("test", batch_size=20))).images
     teacher.train()
     with ExitStack() as closing:
-        shown = teaching.teaching(teacher, STAGES, DATA, closing, processes)(images)
+        shown = teaching.teaching(teacher, STAGES, SOME, closing, processes)(images)
         assert runs == [norms]
         assert not any(module.training for module in teacher.modules())
     assert teacher.training
@@ -163,9 +165,9 @@ def test_a_detoxified_teacher_is_compiled(teacher, monkeypatch, tmp_path, capsys
         masks = {name: FeatureMask(features[name].mean(0), cap=0.9) for name in STAGES}
     cleaned = DetoxifiedTeacher(teacher, masks).to(memory_format=torch.channels_last)
     with ExitStack() as closing:
-        plain = teaching.teaching(cleaned, cleaned.taps, DATA, closing)(images)
+        plain = teaching.teaching(cleaned, cleaned.taps, SOME, closing)(images)
     with ExitStack() as closing:
-        teach = teaching.teaching(cleaned, cleaned.taps, DATA, closing, compiled=True)
+        teach = teaching.teaching(cleaned, cleaned.taps, SOME, closing, compiled=True)
         compiled = teach(images)
     assert not capsys.readouterr().err
     torch.testing.assert_close(compiled.logits, plain.logits, rtol=1e-3, atol=1e-4)

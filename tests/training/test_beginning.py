@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +20,13 @@ from robustkd.models.features import taps
 from robustkd.student.distillation import distill
 from robustkd.student.found import find_perturbations
 from robustkd.teacher.defences.detoxification import detoxify
-from robustkd.training.beginning import check_finite_start, check_gradients, check_trained
+from robustkd.training.beginning import (
+    check_finite_start,
+    check_gradients,
+    check_trained,
+    first_images,
+)
+from robustkd.training.trial import check_classifier
 
 
 class Net(nn.Module):
@@ -115,16 +122,55 @@ def test_statistics_of_the_student_that_are_not_numbers_are_found():
     student = Net()
     student.norm.running_mean.fill_(math.nan)
     with pytest.raises(InputError, match=f"^{re.escape(STUDENT)}$"):
-        check_finite_start(DATA, student=student)
+        check_classifier(student, DATA, name="the student", trained=True)
 
 
 def test_the_check_changes_neither_networks_nor_random_numbers():
     student, before = Net(), Net().state_dict()
     student.register_buffer("mask", torch.tensor([-math.inf]))  # as attention has them
     state = torch.get_rng_state()
-    check_finite_start(DATA, teacher=Net(1), student=student)
+    check_classifier(student, DATA, name="the student", trained=True)
+    check_finite_start(Net(1), first_images(DATA, torch.device("cpu")), data=DATA.name)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(student.state_dict()[name], value) for name, value in before.items())
+
+
+class Counted(Broken):
+    """The same images, with a count of how often their first batches are read."""
+
+    def __init__(self) -> None:
+        self.reads = Counter[str]()
+
+    def batches(self, split: str, **how: Any) -> Iterator[Batch]:
+        self.reads[split] += 1
+        return DATA.batches(split, **how)
+
+
+def test_the_data_is_read_no_more_than_needed_before_a_training(monkeypatch):
+    class Begun(Exception):  # noqa: N818
+        pass
+
+    def begin(*_: object, **__: object) -> None:
+        raise Begun
+
+    monkeypatch.setattr("robustkd.student.distillation.fit", begin)
+    source, student = Counted(), Trained()
+    with pytest.raises(Begun):
+        distill(student, source, teacher=Net(1), losses={"kd": 1.0}, epochs=1)
+    # A check, the first images, and the shapes of the stages; a check, and a trial.
+    assert source.reads == {"train": 3, "validation": 2}
+    assert student.runs == [True]
+
+
+class Trained(Net):
+    """Keeps whether it was in train mode in each call."""
+
+    runs: ClassVar[list[bool]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.runs.append(True)
+        return super().forward(images)
 
 
 def assigned(teacher: Net) -> Net:

@@ -11,14 +11,9 @@ from robustkd.core.errors import UsageError
 from robustkd.data import CropFlip, InMemory, Labelled
 from robustkd.models.features import collect
 from robustkd.models.features.collect import features_on
-from robustkd.training.inference import (
-    accuracy_by_class,
-    accuracy_on,
-    batch_size_for,
-    check_classifier,
-    predict,
-)
+from robustkd.training.inference import accuracy_by_class, accuracy_on, batch_size_for, predict
 from robustkd.training.metrics import Proportion
+from robustkd.training.trial import check_classifier
 
 
 def source(n: int) -> InMemory:

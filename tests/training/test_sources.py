@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustkd import data, models, save
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import Batch, Split
 from robustkd.data import InMemory, Labelled
+from robustkd.evaluation.measurement import measure
+from robustkd.evaluation.verification import Thresholds, verify
 from robustkd.pipeline.api import run
 from robustkd.student.distillation import distill
 from robustkd.teacher.defences.detoxification import detoxify
@@ -131,7 +134,65 @@ def test_training_images_may_have_no_label():
 def test_pixels_of_the_type_of_the_network_are_accepted():
     doubled = of("images", Tensor.double)
     with pytest.raises(UsageError, match=r"own validation: images are torch\.float32 of shape"):
-        check_source(Own(doubled), dtype=torch.float64)
+        check_source(Own(doubled), dtypes=(torch.float64,))
+
+
+@pytest.mark.parametrize("change", [lambda x: 1.0000007 * x, lambda x: x - 0.0012])
+def test_pixels_may_be_rounded(change):
+    """Resizing and changes of the hue give values a little outside of [0, 1]."""
+    check_source(Own(of("images", change)))
+
+
+def test_the_range_of_pixels_has_enough_digits():
+    with pytest.raises(InputError, match=r"pixels reach from 0 to 1\.0108; expected 0 to 1: "):
+        check_source(Own(of("images", lambda images: 1.0108 * images)))
+
+
+def test_networks_of_bfloat16_take_images_of_their_type():
+    images = of("images", lambda images: images.bfloat16())
+    network = nn.Sequential(nn.Flatten(), nn.Linear(72, 2)).bfloat16()
+    assert measure(network, Own(images, "test")).acc.n == 20
+    either = r"images are torch\.float64 .*; expected torch\.float32 or torch\.bfloat16 of N x 3"
+    with pytest.raises(UsageError, match=either):
+        measure(network, Own(of("images", Tensor.double), "test"))
+
+
+class TestImages(Own):
+    """A source with test images alone."""
+
+    __test__ = False
+
+    def size(self, split: Split) -> int:
+        return HELD.size(split) if split == "test" else 0
+
+    def batches(self, split: Split, **how: Any) -> Iterator[Any]:
+        return super().batches(split, **how) if split == "test" else iter(())
+
+
+def test_measuring_reads_test_images_alone():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(72, 2))
+    source = TestImages(lambda batch: batch)
+    assert measure(network, source).acc.n == 20
+    found = verify(network, source, thresholds=Thresholds(), audited=False)
+    assert found.accuracy.n == 20
+    with pytest.raises(InputError, match=r"^own train: no images, expected at least one$"):
+        verify(network, source, thresholds=Thresholds())
+
+
+@pytest.mark.parametrize("use", [measure, partial(verify, thresholds=Thresholds(), audited=False)])
+@pytest.mark.parametrize("mistake", ["up to 255", "labels from 1"])
+def test_test_images_that_are_measured_are_checked(mistake, use):
+    change, kind, message = MISTAKES[mistake]
+    network = nn.Sequential(nn.Flatten(), nn.Linear(72, 2))
+    with pytest.raises(kind, match=f"^own test: {re.escape(message)}"):
+        use(network, Own(change, "test"))
+
+
+def test_a_run_begins_with_the_check_of_its_test_images(tmp_path):
+    path = tmp_path / "t.safetensors"
+    save(models.build(models.Spec("resnet-8", 2, (3, 4, 6)), seed=0), path)
+    with pytest.raises(InputError, match=r"^own test: pixels reach from 0 to 255; "):
+        run(path, Own(MISTAKES["up to 255"][0], "test"), "resnet-8", out=tmp_path / "run")
 
 
 def test_what_is_no_source_is_told():

@@ -16,8 +16,8 @@ from robustkd.models.complexity import operations
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
 from robustkd.teacher.defences.registry import DEFENCES
-from robustkd.training.inference import check_works
 from robustkd.training.losses import LOSSES
+from robustkd.training.trial import check_works
 
 _USUAL_IMAGE = (3, 32, 32)
 _CLASSES = 10

@@ -160,10 +160,10 @@ def first_rows(
     if n is None:
         return torch.arange(len(labels))
     check_whole(**{split: n})
-    check_seed(seed)
+    seed = check_seed(seed)
     if not classes <= n <= len(labels):
         raise UsageError(
             f"{split} is {n}; {name} can give from {classes} (one of each class) "
             f"to {len(labels)} images; choose a number in between"
         )
-    return stratified_order(labels, seed=int(seed))[:n].sort().values
+    return stratified_order(labels, seed=seed)[:n].sort().values

@@ -8,14 +8,14 @@ from typing import TypedDict
 
 from torch import nn
 
-from robustkd.core.default_type import typed_as_network
 from robustkd.core.errors import UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.targets import Target
 from robustkd.core.triggers import apply_trigger, check_target, victims
 from robustkd.core.types import DataSource, Trigger
-from robustkd.training.inference import check_classifier, check_finite, predict
+from robustkd.core.usual_state import usual_state
+from robustkd.training.inference import check_finite, predict
 from robustkd.training.metrics import Proportion, accuracy, attack_success, robust_accuracy
+from robustkd.training.trial import check_classifier
 
 
 class Figures(TypedDict):
@@ -62,8 +62,7 @@ class Measured:
         }
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def measure(
     model: nn.Module, data: DataSource, *, trigger: Trigger | None = None, target: Target = 0
 ) -> Measured:
@@ -83,9 +82,10 @@ def measure(
         UsageError: If ``model`` does not map the images to logits of the classes, ``target`` is not
             a class, no test image is of another one, or ``trigger`` does not return images like
             those that it is given.
-        InputError: If an output of the model is not finite.
+        InputError: If pixels are not in [0, 1], labels are no classes, or an output of the model
+            is not finite.
     """
-    check_classifier(model, data, name="the model")
+    check_classifier(model, data, name="the model", splits=("test",))
     clean, labels = predict(model, data, "test")
     check_finite(clean, "test images")
     acc = accuracy(clean, labels)

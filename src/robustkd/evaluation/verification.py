@@ -10,25 +10,21 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.statistics import difference_interval
 from robustkd.core.targets import NEXT, Target
 from robustkd.core.triggers import check_target, victims, wanted
-from robustkd.core.types import DataSource, Labels, Trigger
+from robustkd.core.types import DataSource, Labels, Split, Trigger
+from robustkd.core.usual_state import usual_state
 from robustkd.data.in_memory import to_floats
 from robustkd.evaluation.audit import Audit, audit
 from robustkd.evaluation.measurement import measure
 from robustkd.models.features.taps import frozen_modes
-from robustkd.training.inference import (
-    accuracy_by_class,
-    check_classifier,
-    check_finite,
-    images_at_once,
-)
+from robustkd.training.inference import accuracy_by_class, check_finite, images_at_once
 from robustkd.training.metrics import Proportion
+from robustkd.training.sources import LEARNING
+from robustkd.training.trial import check_classifier
 
 Outcome: TypeAlias = Literal["passed", "suspicious", "missed", "inconclusive"]
 _MOST_DIGITS = 6
@@ -164,8 +160,7 @@ class Verification:
         }
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def verify(
     student: nn.Module,
     data: DataSource,
@@ -184,7 +179,7 @@ def verify(
 
     Args:
         student: Any classifier of images in [0, 1].
-        data: Clean images; accuracies are measured on ``test``.
+        data: Clean images; accuracies are measured on ``test``, and only the audit reads others.
         thresholds: What the student must meet.
         teacher: Accuracy of the teacher on the test images; None to take that of the run.
         recorded: Accuracies that the run of the student measured; that of the teacher is used if
@@ -201,7 +196,8 @@ def verify(
         UsageError: If a threshold needs something that is not given, ``target`` is no class,
             ``triggered`` is empty, or the student does not fit the data.
         InputError: If a threshold needs the accuracy of the teacher, and the test images are not
-            those of the run; or if an output of the student is not finite.
+            those of the run; if images that are read are not in [0, 1]; or if an output of the
+            student is not finite.
     """
     if thresholds.max_drop is not None and teacher is None and recorded is None:
         raise UsageError(
@@ -215,7 +211,8 @@ def verify(
     goals = None
     if triggered is not None:
         triggered, goals = _with_goals(triggered, triggered_labels, target, len(data.classes))
-    check_classifier(student, data, name="the student")
+    splits: tuple[Split, ...] = (*LEARNING, "test") if audited else ("test",)
+    check_classifier(student, data, name="the student", splits=splits)
     by_class = accuracy_by_class(student, data, "test")
     accuracy = sum(by_class, start=Proportion(0, 0))
     unknown = ""

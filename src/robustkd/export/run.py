@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from robustkd.core.default_type import default_type
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, sha256_of, write_json
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_target
 from robustkd.core.types import DataSource, Labels, Logits, Trigger
+from robustkd.core.usual_state import usual_state
 from robustkd.evaluation.measurement import Measured, measure
 from robustkd.export import int8 as quantisation
 from robustkd.export import parity as parities
@@ -58,7 +58,7 @@ class _Found:
     quantised: quantisation.Quantised | None = None
 
 
-@default_type()
+@usual_state
 def export_student(
     student: Classifier,
     data: DataSource,

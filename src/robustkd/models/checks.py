@@ -156,6 +156,17 @@ def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise InputError(f"{path} has negative variances in {name!r}")
 
 
+def has_finite_weights(model: nn.Module) -> bool:
+    """Return whether all parameters are finite, and all buffers are numbers.
+
+    The values of a buffer may be infinite, as in a mask of attention.
+    """
+    with torch.no_grad():
+        return all(bool(weight.isfinite().all()) for weight in model.parameters()) and not any(
+            bool(buffer.isnan().any()) for buffer in model.buffers()
+        )
+
+
 def check_normalisation(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Check that mean and standard deviation are those of the description.
 

@@ -164,8 +164,8 @@ class Classifier(nn.Module):
         return logits
 
 
-def check_logits(outputs: object, images: int, classes: int | None, network: str) -> None:
-    """Raise an error for outputs of a network that are not logits.
+def check_logits(outputs: object, images: int, classes: int | None, network: str) -> Logits:
+    """Return the outputs of a network if they are logits.
 
     Args:
         outputs: What the network returned.
@@ -189,6 +189,7 @@ def check_logits(outputs: object, images: int, classes: int | None, network: str
         raise UsageError(
             f"{network} returns numbers of type {outputs.dtype}; expected logits in floating point"
         )
+    return outputs
 
 
 def spec_for(arch: str, data: DataSource) -> Spec:

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from robustkd.core.default_type import default_type
 from robustkd.core.devices import without_parameters, without_values
 from robustkd.core.errors import UsageError
 from robustkd.core.known_names import (
@@ -25,6 +24,7 @@ from robustkd.core.known_names import (
 )
 from robustkd.core.names import nearest
 from robustkd.core.types import DataSource
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_seed
 from robustkd.models.architectures.libraries import (
     timm_network,
@@ -183,6 +183,7 @@ def learning_rate(arch: str) -> float:
     return _SLOW_RATE if family in _SLOW else USUAL_RATE
 
 
+@usual_state
 def build(spec: Spec, *, seed: int) -> Classifier:
     """Build a model with fresh weights.
 
@@ -205,7 +206,7 @@ def build(spec: Spec, *, seed: int) -> Classifier:
     """
     family, parts = check_name(spec.arch)
     seed = check_seed(seed)
-    with torch.random.fork_rng(devices=[]), default_type():
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # Leaves generators of accelerators unchanged.
         network = family.build(spec, *parts)
     _check_shapes_known(network)

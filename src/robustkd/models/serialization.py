@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError, first_line
+from robustkd.core.usual_state import usual_state
 from robustkd.models.checks import (
     check_buffers,
     check_claim,
@@ -63,6 +64,7 @@ def save(
     write_safetensors(path, model.state_dict(), description)
 
 
+@usual_state
 def load(path: str | Path, *, arch: str | None = None, links: bool = True) -> Classifier:
     """Load a model that :func:`save` wrote, in eval mode. No code from the file is executed.
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from robustkd.core.default_type import default_type
 from robustkd.core.errors import UsageError
 from robustkd.core.files import at_home, free_name
 from robustkd.core.method_names import Side
-from robustkd.core.modes import usual_modes
 from robustkd.core.names import check_options
 from robustkd.core.recorded_flags import recorded_flags
 from robustkd.core.types import DataSource
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_names, check_paths, check_switches, plain_numbers
 from robustkd.data import Reading
 from robustkd.models import Classifier
@@ -28,7 +27,7 @@ from robustkd.report.results import Results
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.processes import start
 from robustkd.training.recipes import with_defaults
-from robustkd.training.sources import check_source
+from robustkd.training.sources import LEARNING, check_source
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class RunResult:
     folder: Path
 
 
-@usual_modes()
-@default_type()
+@usual_state
 def run(
     teacher: str | Path,
     data: str | Path | DataSource,
@@ -169,7 +167,7 @@ def run(
             f"data is of type {type(source).__name__}; expected a name, a folder or a data source, "
             "such as from_dataset makes from a torch dataset"
         )
-    check_source(source)
+    check_source(source, splits=(*LEARNING, "test"))
     if on is not None and defence is None:
         raise UsageError("on is given without defence; add it, or leave it out")
     tracked = (track,) if isinstance(track, str) else track or ()

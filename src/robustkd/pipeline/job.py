@@ -13,7 +13,6 @@ from robustkd.core.validation import (
     check_seed,
     check_switches,
     check_text,
-    plain_number,
     plain_numbers,
 )
 from robustkd.data.augment import AUGMENTATIONS
@@ -89,11 +88,10 @@ class DistillJob:
             keep_class_order=self.keep_class_order, allow_weak_sandbox=self.allow_weak_sandbox
         )
         check_names(teacher_taps=self.teacher_taps, student_taps=self.student_taps)
-        check_seed(self.seed)
         # The settings are written to files, which hold no numbers of NumPy.
         plain = {
             "method": method_name(self.method),
-            "seed": plain_number(self.seed),
+            "seed": check_seed(self.seed),
             "mean": plain_numbers("mean", self.mean),
             "std": plain_numbers("std", self.std),
             "teacher_taps": tuple(self.teacher_taps),

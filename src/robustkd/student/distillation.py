@@ -12,13 +12,12 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from robustkd.core.default_type import type_of, typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.names import check_options
 from robustkd.core.statistics import wilson
-from robustkd.core.types import DataSource
+from robustkd.core.types import DataSource, Images
+from robustkd.core.usual_state import type_of, usual_state
 from robustkd.core.validation import check_paths, check_seed, check_text
 from robustkd.models.features.stages import check_taps, taps_of
 from robustkd.student.hardening import UniversalPerturbations
@@ -33,14 +32,16 @@ from robustkd.training.beginning import (
     check_gradients,
     check_readable,
     check_trained,
+    first_images,
 )
 from robustkd.training.checkpoint import Keeper
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.hooks import Hooks, chosen_epoch
-from robustkd.training.inference import accuracy_on, check_classifier
+from robustkd.training.inference import accuracy_on
 from robustkd.training.last_batch import steps_per_epoch
 from robustkd.training.loop import fit
 from robustkd.training.processes import ONE, Processes
+from robustkd.training.trial import check_classifier
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class Distilled:
     seconds: float
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def distill(
     student: nn.Module,
     data: DataSource,
@@ -133,11 +133,11 @@ def distill(
     """
     started = time.perf_counter()
     seed = check_seed(seed)
-    check_classifier(student, data, name="the student", trained=True)
+    tried = check_classifier(student, data, name="the student", trained=True)
     check_taps(teacher_taps=teacher_taps, student_taps=student_taps)
     check_paths(log=log)
     if log is not None and processes.first:
-        _check_writable(Path(log))
+        _check_has_folder(Path(log))
     check_text(label=label)
     check_options(training, TrainingOptions.__annotations__)
     config = TrainingConfig(**training)
@@ -145,13 +145,15 @@ def distill(
     if teacher is None and (losses or until or teacher_taps or student_taps):
         raise UsageError("losses, until and taps are given without a teacher; leave them out")
     if teacher is not None:
-        _check_teaches(teacher, data, weights)
+        _check_teaches(teacher, data, weights, tried)
         check_readable(student, name="the student")
     check_gradients(student, name="the student")
     check_trained(student, teacher)
     _check_fits(hardening, safeguard, data)
-    check_finite_start(data, teacher=teacher, student=student)
     check_divisible(weights, safeguard, processes)
+    if teacher is not None:
+        some = first_images(data, device_of(student))
+        check_finite_start(teacher, some, data=data.name)
     steps = config.epochs * steps_per_epoch(data.size("train"), config.batch_size)
     if hardening is not None:
         hardening.to(type_of(student)).begin(steps)
@@ -166,12 +168,13 @@ def distill(
             lessons = Lessons(
                 names[0],
                 _objective(student, teacher, data, names, weights, config.temperature, seed),
-                teaching(teacher, names[1], data, closing, processes, compiled=config.compile),
+                teaching(teacher, names[1], some, closing, processes, compiled=config.compile),
                 EarlyStop(until, steps) if until else None,
             )
         watched = Watch(student, lessons.taps if lessons else (), closing, compiled, processes)
         learner = DistillationLearner(watched, lessons, hardening, safeguard, processes)
-        learner.check_active(data)
+        if teacher is not None:
+            learner.check_active(some)
         records = fit(
             learner,
             data,
@@ -192,8 +195,8 @@ def distill(
     return Distilled(student.eval(), records, kept, time.perf_counter() - started)
 
 
-def _check_writable(log: Path) -> None:
-    """Raise an error for a log that could not be written after the first epoch."""
+def _check_has_folder(log: Path) -> None:
+    """Raise an error for a log that is a folder, or whose folder does not exist."""
     if log.is_dir() or not log.parent.is_dir():
         raise UsageError(f"log is {str(log)!r}; expected a file in a folder that exists")
 
@@ -211,11 +214,17 @@ def _weights_of(losses: Mapping[str, float] | None, until: Mapping[str, float]) 
     return weights
 
 
-def _check_teaches(teacher: nn.Module, data: DataSource, weights: Mapping[str, float]) -> None:
-    """Raise an error for a teacher that the losses cannot use."""
+def _check_teaches(
+    teacher: nn.Module, data: DataSource, weights: Mapping[str, float], images: Images
+) -> None:
+    """Raise an error for a teacher that the losses cannot use, which is tried on the images."""
     # Features can be those of a network for other classes.
     check_classifier(
-        teacher, data, name="the teacher", any_classes=NEEDS_FEATURES.issuperset(weights)
+        teacher,
+        data,
+        name="the teacher",
+        any_classes=NEEDS_FEATURES.issuperset(weights),
+        images=images,
     )
     check_readable(teacher, name="the teacher")
     check_gradients(teacher, name="the teacher")

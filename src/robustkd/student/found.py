@@ -25,11 +25,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.types import DataSource, Images, Labels
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_count, check_names, check_seed
 from robustkd.student.families import make_family, members_of
 from robustkd.student.families.search import LearnedFamilies, learn_at, led_shares
@@ -39,11 +38,11 @@ from robustkd.training.inference import (
     AT_ONCE,
     Searched,
     batch_size_for,
-    check_classifier,
     frozen_copy,
     passes_gradient,
 )
 from robustkd.training.processes import Portion
+from robustkd.training.trial import check_classifier
 
 STRENGTHS = (1.0, 0.5)
 """Bounds of the search, as shares of the full bounds."""
@@ -141,8 +140,7 @@ class FoundPerturbations(nn.Module):
         return torch.cat(changed), torch.cat(toward)
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def find_perturbations(
     teacher: nn.Module,
     data: DataSource,

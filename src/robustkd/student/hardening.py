@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.types import UNLABELLED, Images, Labels, Logits, PerSample
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_count, check_names, check_seed, check_share
 from robustkd.student.families import Ball, Patch, make_family, members_of, stage_of
 from robustkd.student.families.bounded import Members
@@ -81,7 +81,7 @@ class UniversalPerturbations(nn.Module):
         UsageError: If a number is out of range, there is no family, or ``fixed`` has other classes.
     """
 
-    @usual_modes()
+    @usual_state
     def __init__(
         self,
         classes: int,

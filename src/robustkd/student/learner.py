@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError
-from robustkd.core.types import UNLABELLED, DataSource, Images, Labels, Logits
+from robustkd.core.types import UNLABELLED, Images, Labels, Logits
 from robustkd.models.features import taps
 from robustkd.student.hardening import UniversalPerturbations, withstand
 from robustkd.student.objective import DistillationObjective, EarlyStop
@@ -135,19 +134,18 @@ class DistillationLearner(nn.Module):
         if self._hardening is not None:
             self._hardening.advance(self._processes)
 
-    def check_active(self, data: DataSource) -> None:
-        """Raise an error for a distillation loss that gives the student no gradient.
+    def check_active(self, images: Images) -> None:
+        """Raise an error for a distillation loss that gives the student no gradient for images.
 
         Raises:
             TrainingError: If there is such a loss.
         """
         if self.objective is None or self._teach is None:
             return
-        batch = next(iter(data.batches("train", batch_size=16, device=device_of(self.student))))
         weights = [p for p in self.student.parameters() if p.requires_grad]
         with taps.frozen_modes(self.student):
-            taught = self._teach(batch.images)  # before the student, as in a step
-            shown = self.student(batch.images)
+            taught = self._teach(images)  # before the student, as in a step
+            shown = self.student(images)
             parts = self.objective(shown, taught)
         for name, part in parts.items():
             gradients = (

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
-from robustkd.core.types import DataSource, Features, Images
+from robustkd.core.types import Features, Images
 from robustkd.models.features import taps
 from robustkd.models.features.folding import folded
 from robustkd.student.terms import Outputs
 from robustkd.training.compiling import Compiled, Run
-from robustkd.training.inference import batch_size_for
 from robustkd.training.processes import ONE, Processes
-
-_COMPARED = 16
 
 
 class Watch(nn.Module):
@@ -82,7 +79,7 @@ def _traced(model: nn.Module, names: Sequence[str]) -> Iterator[Run]:
 def teaching(
     teacher: nn.Module,
     names: Sequence[str],
-    data: DataSource,
+    images: Images,
     closing: ExitStack,
     processes: Processes = ONE,
     *,
@@ -96,14 +93,14 @@ def teaching(
     Args:
         teacher: The network. It is in eval mode until ``closing`` restores its modes.
         names: Module paths of the stages whose features are returned.
-        data: Images of which some are used to compare the outputs.
+        images: Some images, on which the outputs are compared.
         closing: Removes all hooks at its end.
         processes: Processes that train together; all use the same layers.
         compiled: If True, the network is compiled.
     """
     closing.enter_context(taps.frozen_modes(teacher))
     device = device_of(teacher)
-    short = _shortened(teacher, names, data, processes)
+    short = _shortened(teacher, names, images.to(device), processes)
     watched = Watch(short, names, closing, False if compiled else None, processes)
 
     @torch.no_grad()
@@ -119,11 +116,9 @@ def teaching(
 
 
 def _shortened(
-    teacher: nn.Module, names: Sequence[str], data: DataSource, processes: Processes
+    teacher: nn.Module, names: Sequence[str], images: Images, processes: Processes
 ) -> nn.Module:
     """Return the teacher with folded layers if all processes can fold them, or the teacher."""
-    size = batch_size_for(data.image_shape, _COMPARED)
-    batch = next(iter(data.batches("train", batch_size=size, device=device_of(teacher))))
-    short = folded(teacher, names, batch.images)
+    short = folded(teacher, names, images)
     able = processes.gather(torch.tensor([int(short is not None)]))
     return short if short is not None and bool(able.all()) else teacher

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.modes import usual_modes
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import plain_numbers
 from robustkd.models.checks import check_buffers, check_values
 from robustkd.models.classifier import Classifier, Spec
@@ -39,7 +39,7 @@ from robustkd.teacher.untrusted import quarantine
 _FEWEST_CLASSES = 2
 
 
-@usual_modes()
+@usual_state
 def load_teacher(
     path: str | Path,
     *,

@@ -6,13 +6,12 @@ learning rate that is too large, and PyTorch would refuse some networks in its o
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.devices import device_of, forked_generators
+from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource, Images
 from robustkd.models.features.taps import frozen_modes
@@ -85,41 +84,24 @@ def first_images(data: DataSource, device: torch.device) -> Images:
     return next(iter(data.batches("train", batch_size=size, device=device))).images
 
 
-def check_finite_start(
-    data: DataSource, *, teacher: nn.Module | None = None, student: nn.Module | None = None
-) -> None:
-    """Check that teacher and student are finite before a training.
+def check_finite_start(teacher: nn.Module, images: Images, *, data: str) -> None:
+    """Check that the logits of a teacher are finite before a training.
 
     Args:
-        data: Images that were checked, see `robustkd.training.sources`; the first are tried.
-        teacher: Network whose logits are compared in eval mode; None for none.
-        student: Network to train, tried in train mode, as a copy; None for none.
+        teacher: The network, which is tried in eval mode.
+        images: Images that were checked, such as those of :func:`first_images`.
+        data: Name of their source, for the message.
 
     Raises:
-        InputError: Naming the teacher or the student.
+        InputError: If they are not.
     """
-    if teacher is not None:
-        images = first_images(data, device_of(teacher))
-        with torch.no_grad(), frozen_modes(teacher):
-            if not _is_finite(teacher(images)):
-                raise InputError(
-                    f"the logits of the teacher are not finite on images of {data.name}; expected "
-                    "weights that were trained on such images"
-                )
-    if student is not None:
-        images = first_images(data, device_of(student))
-        # The values of a buffer may be infinite, as in a mask of attention.
-        broken = not all(map(_is_finite, student.parameters())) or any(
-            bool(buffer.isnan().any()) for buffer in student.buffers()
+    with torch.no_grad(), frozen_modes(teacher):
+        logits = teacher(images.to(device_of(teacher)))
+    if not logits.isfinite().all():
+        raise InputError(
+            f"the logits of the teacher are not finite on images of {data}; expected weights that "
+            "were trained on such images"
         )
-        if not broken and len(images) > 1:  # BatchNorm needs two
-            with torch.no_grad(), forked_generators(images.device):
-                broken = not _is_finite(copy.deepcopy(student).train()(images))
-        if broken:
-            raise InputError(
-                f"the weights of the student, or its logits on images of {data.name}, are not "
-                "finite before the training; expected finite initial weights"
-            )
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -130,7 +112,3 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 def _place(tensor: Tensor) -> int:
     """Return where the values are in memory; 0 for tensors that have none."""
     return tensor.untyped_storage().data_ptr()
-
-
-def _is_finite(values: Tensor) -> bool:
-    return bool(values.isfinite().all())

@@ -9,23 +9,19 @@ from itertools import starmap
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.default_type import type_of
-from robustkd.core.devices import device_of, forked_generators
-from robustkd.core.errors import InputError, UsageError, first_line
+from robustkd.core.devices import device_of
+from robustkd.core.errors import InputError
 from robustkd.core.types import DataSource, Images, Labels, Logits, Places, Split
 from robustkd.data.portions import portions
-from robustkd.models.classifier import check_logits
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
 from robustkd.training.processes import ONE, Processes
-from robustkd.training.sources import check_source
 
 AT_ONCE = 250
 """Number of images of up to 64 x 64 pixels that pass a network at once in a search."""
 _BATCH, _LARGEST = 256, 64 * 64
 _FEWEST = 8
 _SOME = 64
-_FEW = 2
 _MOST_BROKEN = 0.1
 """Share of images whose gradients may be broken; the others are enough for a search."""
 _SEED = 0
@@ -125,92 +121,6 @@ def accuracy_by_class(model: nn.Module, data: DataSource, split: Split) -> tuple
             images += labels.bincount(minlength=classes)
             hits += labels[logits.argmax(1) == labels].bincount(minlength=classes)
     return tuple(map(Proportion, hits.tolist(), images.tolist()))
-
-
-def check_classifier(
-    model: nn.Module,
-    data: DataSource,
-    *,
-    name: str,
-    any_classes: bool = False,
-    trained: bool = False,
-) -> None:
-    """Check, with a few images, the data, and that a model maps them to logits of the classes.
-
-    Args:
-        model: The model.
-        data: The images.
-        name: What the model is, for the message, such as "the teacher".
-        any_classes: If True, it may have been trained for other classes.
-        trained: If True, it will be trained, so that a copy of it is tried in train mode as well.
-
-    Raises:
-        UsageError: If it is no such model, does not work with the images, or the data is no data
-            source.
-        InputError: If pixels are not in [0, 1], or labels are no classes.
-    """
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"{name} is of type {type(model).__name__}; expected an nn.Module: load and "
-            "load_teacher read files"
-        )
-    check_source(data, dtype=type_of(model))
-    where = device_of(model)
-    images = next(iter(data.batches("validation", batch_size=_FEW, device=where))).images
-    classes = None if any_classes else len(data.classes)
-    check_logits(_tried(model, images, name), len(images), classes, name)
-    if trained and len(images) > 1:  # BatchNorm needs two
-        with forked_generators(where):
-            outputs = _tried(copy.deepcopy(model), images, name, training=True)
-        check_logits(outputs, len(images), classes, f"{name} in train mode")
-
-
-def check_works(model: nn.Module, images: Images, *, name: str) -> None:
-    """Check that a model returns something for some images.
-
-    Args:
-        model: The model.
-        images: N x C x H x W; their content does not matter.
-        name: What the model is, for the message.
-
-    Raises:
-        UsageError: If it raises an error, or changes the images in place.
-    """
-    _tried(model, images, name)
-
-
-def _tried(model: nn.Module, images: Images, name: str, *, training: bool = False) -> object:
-    """Return the outputs of a model.
-
-    Raises:
-        UsageError: If it does not work with the images, or changes them in place, so that other
-            networks would see other images, and no gradient could reach them.
-    """
-    try:
-        # Not in inference mode: what the model keeps of this call may be needed for gradients.
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            frozen_modes(model, training=training),
-        ):
-            images = images.clone()
-            before = images._version
-            outputs: object = model(images)
-            changed = images._version != before
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of a shape or type; networks raise errors of any kind
-        shape = " x ".join(map(str, images.shape))
-        raise UsageError(
-            f"{name} does not work with images of shape {shape} and type {images.dtype}: "
-            f"{first_line(error)}"
-        ) from error
-    if changed:
-        raise UsageError(
-            f"{name} changes its input in place; expected a network that leaves it as it is: give "
-            "one that calls it with a copy, images.clone()"
-        )
-    return outputs
 
 
 class Searched(nn.Module):

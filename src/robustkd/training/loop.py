@@ -105,7 +105,7 @@ def fit(
         InputError: If the keeper's state does not fit the networks.
         WriteError: If the log cannot be written.
     """
-    config, seed = TrainingConfig(**training), int(seed)
+    config = TrainingConfig(**training)
     optimiser = new_optimiser(
         config.optimizer,
         parameter_groups(learner, config.lr, rates),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Collection, Sequence
+from typing import Final, cast
 
 import torch
 from torch import Tensor
@@ -14,19 +15,28 @@ from robustkd.data.in_memory import InMemory
 from robustkd.data.wrapper import Wrapper
 
 _PARTS = ("name", "classes", "image_shape", "size")
-_CHECKED: tuple[Split, ...] = ("train", "validation")
+LEARNING: Final[tuple[Split, ...]] = ("train", "validation")
+"""The splits that a training or a search reads."""
 _SOME = 64
+_ROUNDED = 0.01
+"""How far pixels may be outside of [0, 1], which resizing and changes of the hue cause."""
 
 
-def check_source(data: object, *, dtype: torch.dtype = torch.float32) -> None:
-    """Check that an object is a data source, and the first batches of its training and validation.
+def check_source(
+    data: object,
+    *,
+    dtypes: Collection[torch.dtype] = (torch.float32,),
+    splits: Sequence[Split] = LEARNING,
+) -> None:
+    """Check that an object is a data source, and the first batch of each split that will be used.
 
     Sources of this package check their images themselves. In others, mistakes would raise errors of
     torch much later, or none at all.
 
     Args:
         data: What the user gives as data.
-        dtype: Type of the pixels, which is that of the network.
+        dtypes: Types that pixels may have, which are those that the network takes.
+        splits: The splits that the caller reads.
 
     Raises:
         UsageError: If it is no data source, or its batches have other types or shapes than
@@ -47,11 +57,11 @@ def check_source(data: object, *, dtype: torch.dtype = torch.float32) -> None:
     source = cast(DataSource, data)
     if isinstance(_innermost(source), InMemory | Pictures):
         return
-    for split in _CHECKED:
+    for split in splits:
         batch = next(iter(source.batches(split, batch_size=_SOME)), None)
         if batch is None:
             raise InputError(f"{source.name} {split}: no images, expected at least one")
-        _check_batch(batch, source, split, dtype)
+        _check_batch(batch, source, split, dtypes)
 
 
 def _innermost(data: DataSource) -> DataSource:
@@ -60,7 +70,9 @@ def _innermost(data: DataSource) -> DataSource:
     return data
 
 
-def _check_batch(batch: object, data: DataSource, split: Split, dtype: torch.dtype) -> None:
+def _check_batch(
+    batch: object, data: DataSource, split: Split, dtypes: Collection[torch.dtype]
+) -> None:
     where = f"{data.name} {split}"
     if not all(isinstance(getattr(batch, part, None), Tensor) for part in Batch._fields):
         raise UsageError(
@@ -71,10 +83,11 @@ def _check_batch(batch: object, data: DataSource, split: Split, dtype: torch.dty
     if not len(images):
         raise InputError(f"{where}: a batch has no images, expected at least one")
     shape = tuple(data.image_shape)
-    if images.dtype != dtype or tuple(images.shape[1:]) != shape:
+    if images.dtype not in dtypes or tuple(images.shape[1:]) != shape:
         raise UsageError(
-            f"{where}: images are {images.dtype} of shape {tuple(images.shape)}; expected {dtype} "
-            f"of N x {' x '.join(map(str, shape))}, with pixels in [0, 1]"
+            f"{where}: images are {images.dtype} of shape {tuple(images.shape)}; expected "
+            f"{' or '.join(map(str, dtypes))} of N x {' x '.join(map(str, shape))}, with pixels in "
+            "[0, 1]"
         )
     for name, numbers in (("labels", labels), ("rows", rows)):
         if numbers.dtype != torch.int64 or numbers.shape != images.shape[:1]:
@@ -85,9 +98,9 @@ def _check_batch(batch: object, data: DataSource, split: Split, dtype: torch.dty
     if not images.isfinite().all():
         raise InputError(f"{where}: pixels are not finite; expected values in [0, 1]")
     low, high = float(images.min()), float(images.max())
-    if not 0 <= low <= high <= 1:
+    if low < -_ROUNDED or high > 1 + _ROUNDED:
         raise InputError(
-            f"{where}: pixels reach from {low:.3g} to {high:.3g}; expected 0 to 1: divide bytes by "
+            f"{where}: pixels reach from {low:.6g} to {high:.6g}; expected 0 to 1: divide bytes by "
             "255, and do not normalise, since that is the first layer of every model"
         )
     _check_labels(labels, len(data.classes), split, where)

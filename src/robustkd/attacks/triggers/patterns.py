@@ -15,7 +15,13 @@ from torch import Tensor
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
-from robustkd.core.validation import check_count, check_positive, check_share, check_whole
+from robustkd.core.validation import (
+    check_count,
+    check_positive,
+    check_share,
+    check_whole,
+    hold_plain_numbers,
+)
 
 Plane = Float[Tensor, "_ _ _"]
 """A tensor of shape C x H x W. The annotation does not check that two planes have equal shapes."""
@@ -73,10 +79,11 @@ class Blend:
         check_whole(seed=self.seed)
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; expected at least 0 and below 2^63")
+        hold_plain_numbers(self)
 
     def __call__(self, images: Images) -> Images:
         """Return the images blended with the noise."""
-        random = torch.Generator().manual_seed(int(self.seed))
+        random = torch.Generator().manual_seed(self.seed)
         noise = torch.rand(images.shape[1:], generator=random).to(images)
         return torch.lerp(images, noise, self.alpha)
 

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import Images
-from robustkd.core.validation import check_count, check_not_negative, check_whole
+from robustkd.core.validation import (
+    check_count,
+    check_not_negative,
+    check_whole,
+    hold_plain_numbers,
+)
 from robustkd.data.transformations import displace
 
 _FINEST = 1024
@@ -56,6 +61,7 @@ class Warp:
         check_whole(seed=self.seed)
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; expected at least 0 and below 2^63")
+        hold_plain_numbers(self)
 
     def field(self, height: int, width: int) -> Float[Tensor, "height width 2"]:
         """Return the displacement of every pixel in pixels, along columns and then along rows.
@@ -68,7 +74,7 @@ class Warp:
                 f"grid is {self.grid}; expected at most the edges of the images, {height} x "
                 f"{width} pixels"
             )
-        random = torch.Generator().manual_seed(int(self.seed))
+        random = torch.Generator().manual_seed(self.seed)
         control = 2 * torch.rand(1, 2, self.grid, self.grid, generator=random) - 1
         control = self.strength * control / control.abs().mean()
         smooth = F.interpolate(control, (height, width), mode="bicubic", align_corners=True)

@@ -17,12 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustkd.core.default_type import default_type
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.progress import track
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Images, Labels, Split
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_seed
 from robustkd.data.wrapper import Wrapper
 from robustkd.evaluation.audit.effort import Effort
@@ -164,7 +163,7 @@ def epoch_size(data: DataSource, images: int) -> int:
     return max(len(data.classes), min(data.size("train"), images // _EPOCHS))
 
 
-@usual_modes()
+@usual_state
 def train_references(
     data: DataSource, effort: Effort, *, seed: int = 0, arch: str | None = None
 ) -> tuple[nn.Module, ...]:
@@ -202,7 +201,7 @@ def train_references(
     return tuple(made)
 
 
-@usual_modes()
+@usual_state
 def search_references(
     networks: Sequence[nn.Module],
     data: DataSource,
@@ -322,7 +321,7 @@ def _led_by_own(
     return _Led(torch.stack([largest, tested]), known, means)
 
 
-@default_type()
+@usual_state
 def make_references(data: DataSource, effort: Effort, *, seed: int = 0) -> References:
     """Train and search the reference networks; they serve for all audits on the same data.
 

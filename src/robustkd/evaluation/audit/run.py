@@ -9,12 +9,11 @@ from functools import partial
 
 from torch import nn
 
-from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
-from robustkd.core.modes import usual_modes
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_seed, check_share
 from robustkd.evaluation.audit.effort import FULL, QUICK, Effort
 from robustkd.evaluation.audit.evidence import Evidence, Subject
@@ -29,13 +28,13 @@ from robustkd.training.beginning import check_readable
 from robustkd.training.inference import (
     Searched,
     accuracy_on_some,
-    check_classifier,
     finite_for,
     finite_on,
     frozen_copy,
     passes_gradient,
 )
 from robustkd.training.metrics import Proportion
+from robustkd.training.trial import check_classifier
 
 _PROBE = 7000
 """Added to the seed of the probe student, so that no network of the user has the same weights."""
@@ -102,8 +101,7 @@ class Audit:
         }
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def audit(
     model: nn.Module,
     data: DataSource,

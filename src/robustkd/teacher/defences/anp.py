@@ -78,10 +78,10 @@ class ANP:
             for path, norm in prunable(scratch).items()
         }
         optimiser = torch.optim.SGD(masks.values(), self.lr, momentum=0.9)
-        noise = torch.Generator(next(iter(masks.values())).device).manual_seed(int(seed))
+        noise = torch.Generator(next(iter(masks.values())).device).manual_seed(work.seed)
         # Train mode, as in the authors' code: BatchNorm normalises by the batch.
         with (
-            seeded(device_of(scratch), seed),
+            seeded(device_of(scratch), work.seed),
             frozen_modes(scratch, training=True),
             track("ANP", self.steps) as update,
         ):

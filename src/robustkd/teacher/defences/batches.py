@@ -23,7 +23,7 @@ def training_batches(
         device: Device of the batches.
         seed: Seed of order and augmentation.
     """
-    order, crops = (torch.Generator().manual_seed(2 * int(seed) + k) for k in (0, 1))
+    order, crops = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
     batches = endless(clean, batch_size, device, shuffle=order, augment=crops)
     return lambda: next(batches)
 

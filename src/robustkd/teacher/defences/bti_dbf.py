@@ -114,7 +114,7 @@ class BTIDBF:
         """
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
+            torch.default_generator.manual_seed(work.seed)
             generator = Generator(clean.image_shape[0], self.radius)
         generator.to(device_of(network))
         targets: list[int | None] = []
@@ -127,7 +127,7 @@ class BTIDBF:
             found = count_moves(ending.network, generator, work)
             moves.append(found)
             targets.append(clear_target(found) if target is None else target)
-            self._unlearn(work, generator, seed=seed + turn)
+            self._unlearn(work, generator, seed=work.seed + turn)
         return work.finish(
             targets=targets,
             moved=[found.share for found in moves],

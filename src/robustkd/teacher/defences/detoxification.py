@@ -44,14 +44,13 @@ from typing import TypeAlias, Unpack
 import torch
 from torch import Tensor, nn
 
-from robustkd.core.default_type import typed_as_network
 from robustkd.core.devices import device_of
 from robustkd.core.errors import TrainingError, UsageError
 from robustkd.core.method_settings import DetoxOptions, DetoxSettings, Ratio
-from robustkd.core.modes import usual_modes
 from robustkd.core.names import check_options
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_seed
 from robustkd.models.features import taps
 from robustkd.models.features.collect import features_on
@@ -60,10 +59,16 @@ from robustkd.models.features.variance import ALIVE, variance_ratio
 from robustkd.teacher.defences.base import within
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
-from robustkd.training.beginning import check_finite_start, check_gradients, check_readable
+from robustkd.training.beginning import (
+    check_finite_start,
+    check_gradients,
+    check_readable,
+    first_images,
+)
 from robustkd.training.config import Precision, check_precision
-from robustkd.training.inference import accuracy_on, check_classifier
+from robustkd.training.inference import accuracy_on
 from robustkd.training.precision import mixed
+from robustkd.training.trial import check_classifier
 
 _STATISTICS_BATCHES = 8
 
@@ -184,8 +189,7 @@ class _Cleaning:
             )
 
 
-@usual_modes()
-@typed_as_network
+@usual_state
 def detoxify(
     teacher: nn.Module,
     clean: DataSource,
@@ -243,7 +247,7 @@ def detoxify(
     check_gradients(teacher, name="the teacher")
     if objective is not None and not callable(objective):
         raise UsageError(f"objective is of type {type(objective).__name__}; expected a function")
-    check_finite_start(clean, teacher=teacher)
+    check_finite_start(teacher, first_images(clean, device_of(teacher)), data=clean.name)
     batch_size = given.batch_size
     masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
     batches = training_batches(clean, batch_size, device_of(teacher), seed)

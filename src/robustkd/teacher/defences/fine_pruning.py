@@ -69,7 +69,7 @@ class FinePruning:
             work,
             supervised(work.network),
             self.tuning,
-            seed=seed,
+            seed=work.seed,
             label="fine-prune",
             after_step=lambda: cut(head, head.weight.detach(), dead),
         )

@@ -34,7 +34,7 @@ class FineTuning:
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
-        tune(work, supervised(work.network), self.tuning, seed=seed, label="fine-tune")
+        tune(work, supervised(work.network), self.tuning, seed=work.seed, label="fine-tune")
         return work.finish()
 
     def batches(self, images: int) -> int:

@@ -51,7 +51,7 @@ class FST:
         check_stored(work.network, [head], who="this defence")
         head.requires_grad_(True)  # The new classifier has to be trained.
         old = head.weight.detach().clone()
-        renew(head, seed)
+        renew(head, work.seed)
         project(head, old)
 
         def gradients(batch: Batch) -> Tensor:
@@ -64,7 +64,7 @@ class FST:
             work,
             gradients,
             self.tuning,
-            seed=seed,
+            seed=work.seed,
             label="FST",
             after_step=lambda: project(head, old),
         )
@@ -80,7 +80,7 @@ class FST:
 def renew(head: nn.Linear, seed: int) -> None:
     """Initialise the weights of a linear layer again, in place, and set its bias to zero."""
     bound = head.in_features**-0.5
-    drawn = torch.rand(head.weight.shape, generator=torch.Generator().manual_seed(int(seed)))
+    drawn = torch.rand(head.weight.shape, generator=torch.Generator().manual_seed(seed))
     head.weight.copy_((2 * drawn - 1) * bound)
     if head.bias is not None:
         head.bias.zero_()

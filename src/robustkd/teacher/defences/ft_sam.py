@@ -66,7 +66,7 @@ class FTSAM:
                 self._loss(student, batch).backward()
             return loss
 
-        tune(work, gradients, self.tuning, seed=seed, label="FT-SAM")
+        tune(work, gradients, self.tuning, seed=work.seed, label="FT-SAM")
         return work.finish()
 
     def batches(self, images: int) -> int:

@@ -74,7 +74,7 @@ class IBAU:
                 work,
                 partial(self._unlearn, work.network, delta=delta),
                 self.tuning,
-                seed=seed + turn,
+                seed=work.seed + turn,
                 label=f"I-BAU, round {turn + 1}",
                 training=False,
             )

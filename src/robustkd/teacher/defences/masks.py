@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.errors import InputError, UsageError, first_line
-from robustkd.core.modes import usual_modes
 from robustkd.core.types import Features, Images, Logits
+from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_share
 from robustkd.models import Classifier, model_file
 from robustkd.models.checks import check_keys
@@ -143,7 +143,7 @@ def save_detoxified(
     model_file.write_safetensors(path, teacher.state_dict(), description)
 
 
-@usual_modes()
+@usual_state
 def load_detoxified(
     path: str | Path, *, arch: str | None = None, links: bool = True
 ) -> DetoxifiedTeacher:

@@ -65,12 +65,12 @@ class NAD:
         gradients = supervised(teacher)
         first, size = work, self.teacher.batch_size
         if size != self.tuning.batch_size:
-            first = work.with_batches(size, seed=seed)
-        tune(first, gradients, self.teacher, seed=seed, label="NAD, teacher", network=teacher)
+            first = work.with_batches(size)
+        tune(first, gradients, self.teacher, seed=work.seed, label="NAD, teacher", network=teacher)
         teacher.requires_grad_(False)
         with taps.read(teacher, names) as guide, taps.read(work.network, names) as features:
             learn = self._gradients(work.network, teacher, features, guide, layouts)
-            tune(work, learn, self.tuning, seed=seed, label="NAD")
+            tune(work, learn, self.tuning, seed=work.seed, label="NAD")
         return work.finish(stages=list(names))
 
     def batches(self, images: int) -> int:

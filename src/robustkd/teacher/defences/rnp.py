@@ -79,7 +79,7 @@ class RNP:
         work = begin(network, clean, batch_size=self.batch_size, seed=seed)
         scratch = trainable_copy(network)
         prunable(scratch)
-        with seeded(device_of(scratch), seed):
+        with seeded(device_of(scratch), work.seed):
             self._unlearn(work, scratch)
             masks = self._recover(work, scratch.requires_grad_(False))
         return prune_by_masks(work, masks, THRESHOLDS, self.budget)

@@ -81,7 +81,7 @@ class SAU:
             loss.backward()
             return loss
 
-        tune(work, gradients, self.tuning, seed=seed, label="SAU", training=False)
+        tune(work, gradients, self.tuning, seed=work.seed, label="SAU", training=False)
         return work.finish()
 
     def batches(self, images: int) -> int:

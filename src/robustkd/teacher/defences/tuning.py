@@ -26,8 +26,9 @@ from robustkd.core.validation import (
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import Defended
 from robustkd.teacher.defences.batches import training_batches, with_predicted_labels
-from robustkd.training.inference import accuracy_on, check_classifier
+from robustkd.training.inference import accuracy_on
 from robustkd.training.schedule import schedule_factor
+from robustkd.training.trial import check_classifier
 
 Gradients: TypeAlias = Callable[[Batch], Tensor]
 """Function that adds the gradients of a batch to the parameters and returns the loss."""
@@ -105,6 +106,7 @@ class Cleaning:
         batches: Function that returns the next training batch, with a label for every image.
         epoch: Number of batches per epoch.
         accuracy_before: Clean validation accuracy of the caller's network, in [0, 1].
+        seed: The seed of the defence, as a number of Python.
     """
 
     given: nn.Module
@@ -113,12 +115,13 @@ class Cleaning:
     batches: Callable[[], Batch]
     epoch: int
     accuracy_before: float
+    seed: int
 
-    def with_batches(self, batch_size: int, *, seed: int) -> Cleaning:
+    def with_batches(self, batch_size: int) -> Cleaning:
         """Return the same cleaning with new training batches of another size."""
         return replace(
             self,
-            batches=_batches(self.given, self.clean, batch_size, seed),
+            batches=_batches(self.given, self.clean, batch_size, self.seed),
             epoch=full_batches(self.clean.size("train"), batch_size),
         )
 
@@ -166,6 +169,7 @@ def begin(network: nn.Module, clean: DataSource, *, batch_size: int, seed: int) 
         batches=_batches(network, clean, batch_size, seed),
         epoch=full_batches(clean.size("train"), batch_size),
         accuracy_before=accuracy_on(network, clean, "validation").value,
+        seed=seed,
     )
 
 

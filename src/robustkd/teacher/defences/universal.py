@@ -52,7 +52,7 @@ class UniversalTraining:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=self.tuning.batch_size, seed=seed)
         like = work.batches().images[:1]
-        corners = torch.rand(like.shape, generator=torch.Generator().manual_seed(int(seed)))
+        corners = torch.rand(like.shape, generator=torch.Generator().manual_seed(work.seed))
         delta = ((corners - 0.5).sign() * self.epsilon).to(like).requires_grad_()
         student = work.network
 
@@ -69,7 +69,7 @@ class UniversalTraining:
             delta.grad = None
             return loss
 
-        tune(work, gradients, self.tuning, seed=seed, label="universal training")
+        tune(work, gradients, self.tuning, seed=work.seed, label="universal training")
         return work.finish()
 
     def batches(self, images: int) -> int:
