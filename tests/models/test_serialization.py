@@ -309,11 +309,11 @@ UNLOADABLE = {
     ),
     "no number": (
         lambda: broken("network.head.weight", float("nan")),
-        "the model has values that are not finite in 'network.head.weight'; expected one that ",
+        "the model has values that are not finite in 'network.head.weight': load would ",
     ),
     "a negative variance": (
         lambda: broken("network.bn.running_var", -1.0),
-        "the model has negative variances in 'network.bn.running_var'; expected one that load ",
+        "the model has negative variances in 'network.bn.running_var': load would ",
     ),
     "another normalisation": (
         lambda: broken("normalise.std", 0.25),
