@@ -106,7 +106,7 @@ def mean_share(subject: Subject) -> Evidence:
 
 
 def exceeds(mean: Mean, null: Mean, margin: float) -> float:
-    """Return the p-value of a mean that is at most ``margin`` above another one.
+    """Return the p-value of the hypothesis that a mean is at most ``margin`` above another one.
 
     Args:
         mean: The mean that may be larger; of at least two images.
