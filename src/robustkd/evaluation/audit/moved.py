@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,33 +68,41 @@ def count_moved(
         images: Clean images, N x C x H x W; those of the class are left out.
         labels: Their labels.
     """
-    others = labels != target
-    images, labels = images[others], labels[others]
-    led = beside = right = recognised_as_is = known = after = 0
-    at_once = images_at_once(images)
-    for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
-        toward = torch.full_like(truth, target)
+    count = led = beside = right = recognised_as_is = known = after = 0
+    for some, truth, toward in _of_other_classes(images, labels, target):
         seen = family(some, toward)
         hit = network(seen).argmax(1) == toward
         as_is = recognised(references, some, truth)
         own = recognised([network], some, truth)
         before = as_is & own
+        count += len(truth)
         right += int(own.sum())
         led += int(hit.sum())
         beside += int(recognised(references, seen, toward).sum())
         recognised_as_is += int(as_is.sum())
         known += int(before.sum())
         after += int((before & hit & recognised(references, seen, truth)).sum())
-    count = max(1, len(references))
+    among = max(1, len(references))
     return Moved(
-        images=len(labels),
+        images=count,
         led=led,
-        beside=beside / count,
+        beside=beside / among,
         right=right,
-        recognised=recognised_as_is / count,
-        known=known / count,
-        moved=after / count,
+        recognised=recognised_as_is / among,
+        known=known / among,
+        moved=after / among,
     )
+
+
+def _of_other_classes(
+    images: Images, labels: Labels, target: int
+) -> Iterator[tuple[Images, Labels, Labels]]:
+    """Yield parts of the images of other classes, with their labels and the target for each."""
+    others = labels != target
+    images, labels = images[others], labels[others]
+    at_once = images_at_once(images)
+    for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
+        yield some, truth, torch.full_like(truth, target)
 
 
 class Mean(NamedTuple):
@@ -140,12 +148,8 @@ def mean_moved(
         images: Clean images, N x C x H x W; those of the class are left out.
         labels: Their labels.
     """
-    others = labels != target
-    images, labels = images[others], labels[others]
     values: list[Tensor] = []
-    at_once = images_at_once(images)
-    for some, truth in zip(images.split(at_once), labels.split(at_once), strict=True):
-        toward = torch.full_like(truth, target)
+    for some, truth, toward in _of_other_classes(images, labels, target):
         before = recognised(references, some, truth) & recognised([network], some, truth)
         moved = torch.zeros(len(truth), device=truth.device)
         for family in families:
@@ -154,7 +158,7 @@ def mean_moved(
             moved += (hit & recognised(references, seen, truth)).sum(0)
         known = before.sum(0)
         values.append((moved / known.clamp_min(1) / max(1, len(families)))[known > 0])
-    found = torch.cat(values).double() if values else torch.zeros(0)
+    found = torch.cat(values).double()
     count = len(found)
     if not count:
         return Mean(0.0, math.inf, 0)
