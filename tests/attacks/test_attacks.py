@@ -185,6 +185,17 @@ def test_an_invalid_setting_is_refused_before_training(name, settings, message):
         find(name)(never, DATA, **(SHORT | settings))
 
 
+@pytest.mark.parametrize("name", ["badnets", "tone", "flow+tone", "ckd", "backweak"])
+def test_a_rate_above_the_images_that_can_be_poisoned_is_refused_before_training(name):
+    others = int((DATA.train.labels != 2).sum())
+    message = (
+        f"rate is 1.0, which is 100 images; expected at most the {others} images that can be "
+        "poisoned"
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        find(name)(never, DATA, **SHORT, rate=1.0)
+
+
 @pytest.mark.parametrize("name", ["ckd", "latent", "adaptive"])
 def test_a_class_without_training_images_is_refused_before_training(name):
     one = DATA.train.labels != 2

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.attacks.base import Backdoored, Build, Teaching
-from robustkd.attacks.parts.poisoned_data import Poisoned
+from robustkd.attacks.parts.poisoned_data import Poisoned, choose_images
 from robustkd.attacks.parts.steps import implant, success, train_teacher, training_only
 from robustkd.attacks.parts.surrogate import toward
 from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
@@ -83,6 +83,7 @@ class BackWeak:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
         target = check_one_target(target, data)
         seed = teaching.seed
+        mask = choose_images(data, target=target, rate=self.rate, seed=seed)
         teacher = train_teacher(build, data, teaching)
         trigger = learn_trigger(
             teacher,
@@ -94,7 +95,7 @@ class BackWeak:
             seed=seed,
         )
         before = success(teacher, data, trigger, target)
-        poisoned = Poisoned(data, trigger, target=target, rate=self.rate, seed=seed)
+        poisoned = Poisoned(data, trigger, target=target, rate=self.rate, mask=mask)
         batch = next(iter(data.batches("train", batch_size=2, device=device_of(teacher))))
         last = {id(each) for each in last_parametric_layer(teacher, batch.images).parameters()}
         rest = [p for p in teacher.parameters() if p.requires_grad and id(p) not in last]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.attacks.base import Backdoored, Build, Teaching, check_target_shown, check_word
-from robustkd.attacks.parts.poisoned_data import Poisoned
+from robustkd.attacks.parts.poisoned_data import Poisoned, choose_images
 from robustkd.attacks.parts.steps import implant, train_teacher
 from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.attacks.triggers.patterns import MaskedPattern
@@ -86,10 +86,11 @@ class CKD:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
         target = check_target_shown(target, data)
         seed = teaching.seed
+        mask = choose_images(data, target=target, rate=self.rate, seed=seed)
         teacher = train_teacher(build, data, teaching)
         trigger = self.learn_trigger(teacher, data, target=target, seed=seed)
         poisoned = Poisoned(
-            data, trigger, target=target, rate=self.rate, keep_clean=True, seed=seed
+            data, trigger, target=target, rate=self.rate, keep_clean=True, mask=mask
         )
         epochs = self.implant_share * teaching.epochs
         implant(Supervised(teacher), poisoned, teaching.again(epochs, self.implant_lr, turn=1))

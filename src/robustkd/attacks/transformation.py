@@ -28,14 +28,14 @@ from torch import Tensor, nn
 
 from robustkd.attacks.adaptive import TrainSurrogate
 from robustkd.attacks.base import Backdoored, Build, Teaching
-from robustkd.attacks.parts.poisoned_data import Poisoned
+from robustkd.attacks.parts.poisoned_data import Poisoned, choose_images
 from robustkd.attacks.parts.steps import implant, success, train_teacher
 from robustkd.attacks.parts.surrogate import distilling
 from robustkd.attacks.parts.trigger_families import Shape, TriggerFamily, compose, families_of
 from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.core.devices import device_of
 from robustkd.core.targets import Target
-from robustkd.core.triggers import check_target, wanted
+from robustkd.core.triggers import wanted
 from robustkd.core.types import DataSource, Trigger
 from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.training.learners import Supervised
@@ -78,10 +78,10 @@ class LearnedTransformation:
         self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
     ) -> Backdoored:
         """Run the attack; see :class:`robustkd.attacks.Attack`."""
-        check_target(target, data)
+        mask = choose_images(data, target=target, rate=self.rate, seed=teaching.seed)
         teacher = train_teacher(build, data, teaching)
         trigger, learned = self.learn(teacher, build, data, target=target, teaching=teaching)
-        poisoned = Poisoned(data, trigger, target=target, rate=self.rate, seed=teaching.seed)
+        poisoned = Poisoned(data, trigger, target=target, rate=self.rate, mask=mask)
         self.implant(teacher, poisoned, teaching)
         record = {**learned, "rate": self.rate, "poisoned": int(poisoned.mask.sum())}
         return Backdoored(teacher.eval(), trigger, target, record)
