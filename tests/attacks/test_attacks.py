@@ -174,6 +174,8 @@ def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(na
         ("sig", {"rate": 1.5}, "rate is 1.5; expected above 0 and at most 1"),
         ("ckd", {"rate": 2.0}, "rate is 2.0; expected above 0 and at most 1"),
         ("ckd", {"strength": 0.0}, "strength is 0.0; expected more than 0"),
+        ("tone", {"strength": 1e8}, "strength is 100000000.0; expected at most 1000"),
+        ("flow+tone", {"strength": 1001.0}, "strength is 1001.0; expected at most 1000"),
         ("ckd", {"implant_share": -1.0}, "implant_share is -1.0; expected more than 0"),
         ("latent", {"implant_lr": -1.0}, "implant_lr is -1.0; expected more than 0"),
         ("adba", {"trigger_lr": float("inf")}, "trigger_lr is inf; expected a finite number"),

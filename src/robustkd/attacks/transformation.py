@@ -34,6 +34,7 @@ from robustkd.attacks.parts.surrogate import distilling
 from robustkd.attacks.parts.trigger_families import Shape, TriggerFamily, compose, families_of
 from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, sample
 from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.triggers import wanted
 from robustkd.core.types import DataSource, Trigger
@@ -41,6 +42,8 @@ from robustkd.core.validation import check_count, check_positive, check_share
 from robustkd.training.learners import Supervised
 
 _STEP = 0.1
+_STRONGEST = 1000
+"""Largest strength; far below it, no image can be recognised any more."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class LearnedTransformation:
     Attributes:
         family: Name of a row of :data:`robustkd.attacks.parts.trigger_families.TRIGGER_FAMILIES`,
             or two of them joined by ``+``, applied in this order.
-        strength: Bound of the transformation as a multiple of the family's default, above 0.
+        strength: Bound of the transformation as a multiple of the family's default, above 0 and at
+            most 1000, so that the numbers of the trigger can be saved.
         trigger_steps: Optimiser steps (Adam) on the parameters.
         rate: Share of the training images that are poisoned, in (0, 1].
         implant_share: Epochs of the fine-tuning, as a share of the epochs of the clean teacher.
@@ -72,6 +76,8 @@ class LearnedTransformation:
             implant_share=self.implant_share,
             implant_lr=self.implant_lr,
         )
+        if self.strength > _STRONGEST:
+            raise UsageError(f"strength is {self.strength}; expected at most {_STRONGEST}")
         check_count(trigger_steps=self.trigger_steps)
 
     def __call__(
