@@ -75,12 +75,13 @@ def test_a_store_follows_no_link(name, tmp_path, victim):
         store.fetch("key", lambda folder: (folder / "made.json").write_text("{}"))
 
 
-def test_what_a_killed_process_left_in_a_store_is_removed(tmp_path):
-    left = tmp_path / ".robustkd-key-0123456789abcdef.partial"
+@pytest.mark.parametrize("key", ["key", "12aaf9bb7935c95d"])
+def test_what_a_killed_process_left_in_a_store_is_removed(key, tmp_path):
+    left = tmp_path / f".robustkd-{key}-0123456789abcdef.partial"
     other = tmp_path / ".robustkd-other-0123456789abcdef.partial"
     for folder in (left, other):
         folder.mkdir()
-    Store(tmp_path).fetch("key", lambda _folder: None)
+    Store(tmp_path).fetch(key, lambda _folder: None)
     assert (left.exists(), other.exists()) == (False, True)
 
 

@@ -27,7 +27,7 @@ from robustkd.core.errors import InputError, WriteError, limit_to_raise
 
 LOCK = ".lock"
 """Name of the file that marks a folder as being in use."""
-LEFTOVER = re.compile(r"\.robustkd-[a-z]+-[0-9a-f]{16}\.partial")
+LEFTOVER = re.compile(r"\.robustkd-[A-Za-z0-9-]+-[0-9a-f]{16}\.partial")
 """Pattern of the names of private folders, which killed processes leave behind."""
 
 MOST_TEXT = 1 << 26
@@ -221,9 +221,9 @@ class Folder:
         Args:
             purpose: Purpose of the folders; None for all purposes.
         """
-        start = ".robustkd-" if purpose is None else f".robustkd-{purpose}-"
-        ours = [name for name in self.names() if name.startswith(start)]
-        for name in filter(LEFTOVER.fullmatch, ours):
+        for name in filter(LEFTOVER.fullmatch, self.names()):
+            if purpose not in (None, name.removeprefix(".robustkd-").rpartition("-")[0]):
+                continue
             shutil.rmtree(name, ignore_errors=True, dir_fd=self.descriptor)
 
     @contextmanager
