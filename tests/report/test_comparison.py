@@ -143,6 +143,14 @@ def test_every_attack_gets_its_verdict(attack, word):
     assert verdict([row for row in rows() if row.attack == attack]) == word
 
 
+def test_an_ordinary_student_with_weights_of_its_own_counts_as_any_other():
+    shares = {"teacher": 1.0, "no-teacher": 0.1, "at-0.5+kd-1": 0.8, "teacher-clp+at-0.5+kd-1": 0.7}
+    found = aggregate(ResultRow(**make_run(method=name, asr=asr)) for name, asr in shares.items())
+    assert verdict(found) == "survives"
+    assert "(at-0.5+kd-1)" in headline_table(found)
+    assert [one.ordinary_asr for one in summaries(found)] == [0.8]
+
+
 @pytest.mark.parametrize(("acc", "useful"), [(0.81, True), (0.79, False)])
 def test_an_inaccurate_teacher_proves_nothing(acc, useful):
     shares = {"teacher": 1.0, "no-teacher": 0.1, "ofd": 0.8, "kd": 0.8, "default": 0.02}

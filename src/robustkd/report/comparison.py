@@ -100,6 +100,12 @@ def grid_files(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
+def ordinary_students(members: Iterable[Row]) -> list[str]:
+    """Names of the ordinary students of a setting, with any losses."""
+    known = {row.method: look_up(row.method) for row in members}
+    return [name for name, how in known.items() if how and how.losses and not how.defended]
+
+
 def inherited(members: Iterable[Row], ordinary: Iterable[str]) -> bool:
     """Whether one of these ordinary students inherits the backdoor.
 
@@ -254,7 +260,7 @@ def headline_table(rows: Sequence[Row]) -> str:
     lines = []
     for cell, members in cells.items():
         inheriting = max(
-            (row for row in members if row.method in METHODS["default"].rivals and row.asr),
+            (row for row in members if row.method in ordinary_students(members) and row.asr),
             key=lambda row: row.asr.mean if row.asr else 0,
         )
         others = [_find(members, method) for method in ("no-teacher", *methods)]
@@ -271,7 +277,7 @@ def _counting(rows: Sequence[Row]) -> dict[Cell, list[Row]]:
     return {
         cell: members
         for cell, members in by_cell(rows).items()
-        if inherited(members, METHODS["default"].rivals)
+        if inherited(members, ordinary_students(members))
     }
 
 
@@ -318,8 +324,7 @@ def verdict(members: Sequence[Row]) -> str:
         ``survives``, ``fools clean students``, ``control`` or ``useless teacher``; an en dash if
         no ASR was measured.
     """
-    ordinary = dict.fromkeys(chain.from_iterable(method.rivals for method in METHODS.values()))
-    known = [asr for _, asr in _measured(members, ordinary)]
+    known = [asr for _, asr in _measured(members, ordinary_students(members))]
     return _word(members, max(known)) if known else UNKNOWN
 
 
