@@ -438,6 +438,16 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
         ),
         ({"data": {"digits": {"test": "a"}}}, "data.digits.test is 'a'; expected a whole number"),
         ({"data": {3: {}}}, "data has the key 3; expected a name"),
+        ({"data": {None: {}}}, "data has the key None; expected a name"),
+        ({"training": {1.5: 2}}, "training has the key 1.5; expected a name"),
+        (
+            {"data": {"digits": {None: 2}}},
+            "data.digits has the key None; expected train, validation or test",
+        ),
+        *(
+            ({key: 2}, f"the key {key} is not a string; expected {', '.join(Block.model_fields)}")
+            for key in (None, 1, 1.5)
+        ),
         (
             {"attacks": ["badnets"]},
             "attacks is ['badnets']; expected at least one attack with its arguments, such as "

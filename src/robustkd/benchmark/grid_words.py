@@ -75,8 +75,11 @@ def refusal(error: ValidationError, content: object, known: Iterable[str]) -> st
     path = _path(place, content)
     if kind == "extra_forbidden":
         return f"unknown key {shown(place[-1])}; {nearest(str(place[-1]), known)}"
+    if kind == "invalid_key":
+        return f"the key {shown(first['input'])} is not a string; expected {', '.join(known)}"
     if place[-1] == "[key]":
-        where, expected = _dotted(path[:-1]), limits.get("expected", "a name").replace("'", "")
+        # The key itself comes before; pydantic writes it as a text.
+        where, expected = _dotted(place[:-2]), limits.get("expected", "a name").replace("'", "")
         return f"{where} has the key {shown(first['input'])}; expected {expected}"
     if kind == "missing" and len(place) == 1:
         return f"{_dotted(place)} is missing; expected {_form(place)}"
