@@ -17,6 +17,7 @@ from robustkd import cli, data, models
 from robustkd.attacks import BadNets, save_trigger
 from robustkd.evaluation.measurement import measure
 from robustkd.export import run
+from robustkd.export.weights import write_state_dict
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from tests.export.test_export import broken
@@ -136,6 +137,22 @@ def test_an_exported_model_is_never_loaded(robustkd, command, name, tmp_path):
     assert err == (
         f"robustkd: {name} is an exported model, which only robustkd export measures; give the "
         "student.safetensors that was exported, or the folder of its run\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["verify", "evaluate", "audit", "export", "distill"])
+def test_an_exported_state_dict_is_called_one(robustkd, command, tmp_path):
+    source = data.load("digits")
+    spec = models.spec_for("timm/test_efficientnet", source)
+    write_state_dict(models.build(spec, seed=0), tmp_path / "state_dict.safetensors")
+    more = {"export": ("--out", "out"), "distill": ("--out", "out", "--student", "wrn-10-1")}
+    code, out, err = robustkd(
+        command, "state_dict.safetensors", "--data", "digits", *more.get(command, ())
+    )
+    assert (code, out) == (3, "")
+    assert err == (
+        "robustkd: state_dict.safetensors is a state dict for torchvision or timm, which robustkd "
+        "export wrote; give the student.safetensors that was exported, or the folder of its run\n"
     )
 
 

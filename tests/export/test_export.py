@@ -9,9 +9,11 @@ import os
 import re
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -20,6 +22,8 @@ import torch
 from robustkd import models
 from robustkd.core.errors import InputError, ThresholdError, UsageError, WriteError
 from robustkd.core.files import read_json
+from robustkd.core.types import Batch, Split
+from robustkd.data import InMemory
 from robustkd.evaluation.measurement import measure
 from robustkd.export import FILES, OnnxClassifier, compare, export_student, installed, run
 from robustkd.export import int8 as quantisation
@@ -248,7 +252,9 @@ def test_a_failed_export_is_reported_in_one_line_and_leaves_nothing(exported, tm
     with pytest.raises(InputError, match=r"^the student calls class 0 'a\\nb'; the data calls it"):
         export_student(exported.student, other, tmp_path / "out")
     stubborn = models.build(exported.student.spec, seed=0)
-    stubborn.network.forward = lambda images: images.mean((2, 3)) * float(images.sum())
+    stubborn.network.forward = lambda images: (
+        images.mean((2, 3)).expand(-1, len(HOSTILE)) * float(images.sum())
+    )
     with pytest.raises(InputError, match=r"^wrn-10-1 cannot be exported to ONNX: .+$"):
         export_student(stubborn, exported.source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
@@ -296,3 +302,39 @@ def test_a_student_of_another_type_of_numbers_is_refused(convert, name, tmp_path
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         export_student(student, source, tmp_path / "out", int8=False)
     assert not (tmp_path / "out").exists()
+
+
+class Own:
+    """A data source of the user's own code; the pixels of one split are bytes as floats."""
+
+    def __init__(self, source: InMemory, wrong: str) -> None:
+        self.name, self.classes, self.image_shape = "own", source.classes, source.image_shape
+        self.size, self._source, self._wrong = source.size, source, wrong
+
+    def batches(self, split: Split, **how: Any) -> Iterator[Batch]:
+        for batch in self._source.batches(split, **how):
+            yield batch._replace(images=batch.images * 255) if split == self._wrong else batch
+
+
+@pytest.mark.parametrize(
+    ("split", "int8"), [("train", True), ("validation", False), ("test", False)]
+)
+def test_pixels_of_another_range_are_refused_before_any_work(exported, split, int8, tmp_path):
+    told: list[str] = []
+    with pytest.raises(InputError, match=rf"^own {split}: pixels reach from 0 to 255; expected"):
+        export_student(
+            exported.student,
+            Own(exported.source, split),
+            tmp_path / "out",
+            int8=int8,
+            tell=told.append,
+        )
+    assert (told, list(tmp_path.iterdir())) == ([], [])
+
+
+def test_a_student_that_does_not_work_with_the_images_is_refused(exported, tmp_path):
+    student = models.build(exported.student.spec, seed=0)
+    student.network.forward = lambda images: images @ torch.zeros(7)
+    with pytest.raises(UsageError, match=r"^the student does not work with images of shape 2 x 1"):
+        export_student(student, exported.source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -212,3 +212,21 @@ def test_a_summary_has_verdict_table_and_settings(write):
     assert "| RobustKD (default) | 98.0 [96.4, 98.9] |" in text
     assert "- Training, epochs: 3" in text
     assert json.dumps("\n\n\n") not in json.dumps(text)
+
+
+@pytest.mark.parametrize("texts", [write_model_card, write_summary])
+@pytest.mark.parametrize(
+    ("seeds", "n_acc", "brackets", "deviation"),
+    [(1, 500, True, False), (1, None, False, False), (3, 500, False, True)],
+)
+def test_the_numbers_of_a_table_are_explained(write, texts, seeds, n_acc, brackets, deviation):
+    runs = [
+        make_run(data="digits", attack="trigger unknown", method=method, asr=None, ra=None)
+        | {"n_acc": n_acc, "seed": seed, "acc": 0.9 + seed / 100}
+        for method in ("teacher", "default")
+        for seed in range(seeds)
+    ]
+    text = texts(write(runs)).read_text(encoding="utf-8")
+    assert "n is the number of seeds." in text
+    assert ("Brackets hold 95 % intervals" in text) is brackets
+    assert ("mean ± sample standard deviation" in text) is deviation

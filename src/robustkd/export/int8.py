@@ -25,6 +25,7 @@ from robustkd.core.types import DataSource, Labels, Logits
 from robustkd.export.installed import quiet
 from robustkd.export.onnx import INPUT, of_the_system, stamp
 from robustkd.export.parity import Parity, compare
+from robustkd.export.runtime import load_onnxruntime
 from robustkd.export.session import OnnxClassifier
 from robustkd.models.classifier import Spec
 from robustkd.training.inference import predict
@@ -224,6 +225,7 @@ def quantise(
         images: Clean images in [0, 1] for calibration, as many as :func:`calibration_images` gives.
         recipe: The recipe.
     """
+    load_onnxruntime()  # before its parts, so that it sends no data
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     methods = {
@@ -264,6 +266,7 @@ def _reader(images: Float[np.ndarray, "m channels height width"]) -> object:
 
 def _prepared(source: Path, out: Path) -> Path:
     """Infer shapes and fold layers, as far as onnxruntime can, and return the new file."""
+    load_onnxruntime()
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     for options in ({}, {"skip_symbolic_shape": True}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from robustkd.core.environment import usable_cores
 from robustkd.core.errors import RobustKDError
+from robustkd.export.runtime import TELEMETRY
 
 _SECONDS = 2.0
 _LONGEST = 600.0
@@ -78,7 +80,12 @@ def running(path: Path, *, seconds: float = _SECONDS) -> Running:
     command = [sys.executable, "-I", str(script), str(path.absolute()), str(seconds), *counts]
     try:
         done = subprocess.run(  # noqa: S603 (our own script)
-            command, capture_output=True, text=True, timeout=_LONGEST, check=True
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST,
+            check=True,
+            env={**TELEMETRY, **os.environ},
         )
         return _parsed(json.loads(done.stdout))
     except subprocess.CalledProcessError as error:

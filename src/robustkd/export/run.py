@@ -12,7 +12,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, sha256_of, write_json
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_target
-from robustkd.core.types import DataSource, Labels, Logits, Trigger
+from robustkd.core.types import DataSource, Labels, Logits, Split, Trigger
 from robustkd.core.usual_state import usual_state
 from robustkd.evaluation.measurement import Measured, measure
 from robustkd.export import int8 as quantisation
@@ -31,6 +31,8 @@ from robustkd.models.complexity import operations, parameters
 from robustkd.models.description import check_fits
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.inference import check_finite, predict
+from robustkd.training.sources import check_source
+from robustkd.training.trial import check_classifier
 
 FILES: Final = {
     "onnx": "student.onnx",
@@ -93,10 +95,12 @@ def export_student(
 
     Raises:
         UsageError: If a package of the extra is missing, ``out`` is not empty, ``target`` is not
-            a class, the student's weights are not of float32, or ``max_int8_drop`` is out of range
-            or given without ``int8``.
-        InputError: If the data does not fit the student, an output of the student is not finite,
-            torch or onnxruntime cannot export it, or the folder cannot be written.
+            a class, the student's weights are not of float32, it does not work with the images,
+            ``data`` is no data source, or ``max_int8_drop`` is out of range or given without
+            ``int8``.
+        InputError: If the data does not fit the student, pixels are not in [0, 1], labels are no
+            classes, an output of the student is not finite, torch or onnxruntime cannot export it,
+            or the folder cannot be written.
         ThresholdError: If the predictions of the ONNX file differ, or the int8 file loses more than
             ``max_int8_drop`` (exit code 5).
 
@@ -122,6 +126,7 @@ def export_student(
             "and run return"
         )
     check_float32(student, "the student")
+    check_source(data, splits=())
     check_fits(
         student.spec,
         Path("the student"),
@@ -129,6 +134,9 @@ def export_student(
         image_shape=data.image_shape,
         names=tuple(data.classes),
     )
+    # The training images are those of the calibration.
+    read: tuple[Split, ...] = ("train", "test", "validation") if int8 else ("test", "validation")
+    check_classifier(student, data, name="the student", splits=read)
     if trigger is not None:
         check_target(target, data)
     model = copy.deepcopy(student).cpu()

@@ -10,6 +10,7 @@ from torch import nn
 
 from robustkd.core.types import Images, Logits
 from robustkd.export.onnx import INPUT
+from robustkd.export.runtime import load_onnxruntime
 
 _ERRORS_ONLY = 3
 
@@ -36,10 +37,9 @@ class OnnxClassifier(nn.Module):
 
 def session(path: Path, *, threads: int) -> Any:  # noqa: ANN401 (onnxruntime is imported late)
     """Create an onnxruntime session on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    runtime = load_onnxruntime()
+    options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -25,6 +25,11 @@ def described_spec(description: Mapping[str, object], path: Path, arch: str | No
     said = description.get("spec")
     if said is None and "trigger" in description:
         raise InputError(f"{path} is a trigger, which robustkd attack wrote; give a model's file")
+    if said is None and "normalisation" in description:
+        raise InputError(
+            f"{path} is a state dict for torchvision or timm, which robustkd export wrote; give "
+            "the student.safetensors that was exported, or the folder of its run"
+        )
     try:
         if not isinstance(said, dict):
             raise TypeError("no spec")

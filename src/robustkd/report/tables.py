@@ -86,6 +86,17 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def markdown_legend(rows: Sequence[Row]) -> str:
+    """Sentences that explain the numbers in :func:`markdown_table`."""
+    values = [value for row in rows for value in row.shares if value is not None]
+    words = ["n is the number of seeds."]
+    if any(value.sd is not None for value in values):
+        words.append("Percentages of several seeds are mean ± sample standard deviation.")
+    if any(value.sd is None and value.interval is not None for value in values):
+        words.append("Brackets hold 95 % intervals, which cover the sampling of the test images.")
+    return " ".join(words)
+
+
 def percent(share: float) -> str:
     """Format a fraction as a percentage with one decimal, without the percent sign.
 
