@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from robustkd.evaluation.audit.evidence import Evidence
@@ -30,3 +31,26 @@ def test_the_guide_to_the_audit_has_the_shares_that_count_as_evidence():
         n = int(tested)
         fewest = next(k for k in range(n + 1) if _is_evidence(k, n, led))
         assert round(100 * fewest / n) == int(share)
+
+
+def _audited(data: str) -> list[dict]:
+    path = ROOT / "benchmarks" / "results" / "audit" / f"{data}.json"
+    return json.loads(path.read_text())["rows"]
+
+
+def test_the_calibration_tells_how_many_networks_neuron_noise_accuses():
+    known = [(row, row["full"]["p_values"]["neuron noise"]) for row in _audited("digits")]
+    known = [(row, p_value) for row, p_value in known if p_value is not None]
+    clean = [(row, p_value) for row, p_value in known if row["attack"] == "clean"]
+    of_all, of_clean = (sum(p_value <= 0.01 for _, p_value in rows) for rows in (known, clean))
+    text = _text("results/audit.md")
+    assert f"it accuses {of_all} of the {len(known)} networks with BatchNorm" in text
+    assert f"also {of_clean} of the {len(clean)} without a backdoor" in text
+
+
+def test_the_calibration_tells_how_many_images_count():
+    usual = [row["full"] for row in _audited("digits") if not row.get("brief")]
+    counts = [audit["led share"]["images"] for audit in usual]
+    counts += [audit["mean share"]["mean"]["images"] for audit in usual]
+    words = f"{min(counts):.0f} to {max(counts):.0f} for networks that were trained as usual"
+    assert words in _text("results/audit.md")
