@@ -17,10 +17,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from tests.data.images.image_files import picture
+
+if TYPE_CHECKING:
+    import torch
+
+    from robustkd.core.types import DataSource
 
 CLASSES = 10
 SIZES = (2_000, 20_000, 200_000)
