@@ -156,6 +156,13 @@ OWN_FILES = [
 """Commands on files of the reader's own; the quickstart makes the files of all other commands."""
 
 
+def test_the_guide_to_the_report_has_every_file_of_a_run():
+    (tree,) = [block.code for block in blocks("text") if block.code.startswith("my-run\n")]
+    guide = (ROOT / "docs/guides/report.md").read_text().partition("## The run folder")[2]
+    for name in re.findall(r"^(?:├|└)── ([\w.-]+)$", tree, re.MULTILINE):
+        assert re.search(rf"^\|.*`{re.escape(name)}/?`.*\|", guide, re.MULTILINE), name
+
+
 def test_every_command_is_run_by_a_test_or_installs_and_checks():
     pages = {block.page for block in OWN_FILES}
     assert pages == {"README.md", "docs/index.md", "docs/guides/data.md"}

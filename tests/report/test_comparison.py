@@ -252,6 +252,15 @@ def test_the_ablation_has_the_attacks_that_are_inherited_and_whole():
     ]
 
 
+def test_an_ablation_without_a_line_says_why():
+    measured = dict.fromkeys(PARTS.values(), (1, 0.5))
+    del measured["both"]
+    assert ablation_table(aggregate(lines_of("a to b", "ckd", **measured))) == (
+        "No attack that an ordinary student inherits was measured with all of the methods "
+        "ofd, paper, mix, additions, both.\n"
+    )
+
+
 def test_the_ablations_means_stand_beneath_its_columns_when_pairs_are_named():
     found = [
         run

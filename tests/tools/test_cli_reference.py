@@ -35,3 +35,11 @@ def test_every_command_has_its_section_usage_and_flags():
         assert f"```text\nrobustkd {command} " in text
     assert "\n`--epochs INT`, default `30`\n:   " in text
     assert "``" not in text.replace("```", "")
+
+
+def test_help_names_flags_with_their_dashes():
+    for section in re.split(r"^## ", page(), flags=re.MULTILINE)[1:]:
+        flags = set(re.findall(r"^`.*--([\w-]+)", section, re.MULTILINE))
+        choices = set(", ".join(re.findall(r"choices: (.*)", section)).split(", "))
+        named = set(re.findall(r"`([\w-]+)`", section)) & flags - choices
+        assert not named, section.partition("\n")[0]

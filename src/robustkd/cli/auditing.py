@@ -53,7 +53,8 @@ def audit(
             folder, as in ``distill``.
         data: Name or folder of the data, as in ``distill``.
         arch: Architecture of a teacher's file, or of your own code: ``package.module:callable``.
-        quick: Use fewer steps and fewer reference networks.
+        quick: Search at one strength instead of two, train fewer reference networks, and leave out
+            slow statistics that are not part of the verdict.
         probe: Also distil a small student and audit it, for backdoors that become active in
             students only.
         level: Accepted probability to call a model without a backdoor suspicious.

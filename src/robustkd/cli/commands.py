@@ -92,7 +92,7 @@ def evaluate(
         trigger: Trigger file, as ``robustkd attack`` writes it.
         target: Name or number of the class to which triggered images are sent; ``next`` for the
             next class of each image. A class that is itself named next has to be given by its
-            number. Default: the target in the file of ``trigger``.
+            number. Default: the target in the file of ``--trigger``.
         data_root: Folder of the data set's files. Default: the folder in the environment
             variable ROBUSTKD_DATA, then ``~/.cache/robustkd``.
         teacher: How the file of a teacher is read.
@@ -141,7 +141,7 @@ def bench(
         out: Folder of the results. Cells that already have a result in it are not run again,
             and these results are not verified, so continue only a folder that you trust.
             Default: ``results/GRID``, next to the grid's file.
-        cache: Folder of trained networks. Default: ``cache`` in ``out``.
+        cache: Folder of trained networks. Default: ``cache/`` in the folder of ``--out``.
         tables_only: Only write the tables again from existing results.
     """
     _check_running({"--executor": executor, "--workers": workers, "--cache": cache}, tables_only)

@@ -68,13 +68,13 @@ def verify(
         triggered: Folder of images that have the trigger, or of folders of such images named by
             their classes, of any depth.
         target: Name or number of the class to which triggered images are sent; ``next`` for the
-            next class of each image, which needs folders named by the classes with ``triggered``.
-            A class that is itself named next has to be given by its number. Default: the target in
-            the file of ``trigger``.
+            next class of each image, for which the folders in ``--triggered`` must be named by
+            their classes. A class that is itself named next has to be given by its number. Default:
+            the target in the file of ``--trigger``.
         teacher: Teacher's file, to measure its accuracy. If STUDENT is the folder of a run, and
             this is its teacher, it is read as in the run, unless ``--mean``, ``--std`` or
-            ``--teacher-key`` is given. Default: the accuracy in the results of the run, if STUDENT
-            is the folder of a run, and its accuracy is that of the run.
+            ``--teacher-key`` is given. Default: if STUDENT is the folder of a run, the teacher's
+            accuracy in its results, as long as the student still has the accuracy stated there.
         teacher_arch: Architecture of the teacher's file.
         min_accuracy: Smallest accuracy, a fraction.
         max_drop: Largest loss of accuracy compared with the teacher, a fraction.

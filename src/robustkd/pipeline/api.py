@@ -77,19 +77,20 @@ def run(
 
     Args:
         teacher: File of the teacher: safetensors, or a PyTorch checkpoint; or a folder of the
-            Hugging Face Hub with one. No code in it is run.
+            Hugging Face Hub with one, or of an attack. No code in it is run.
         data: Name of a data set, a folder of images, ``hf:NAME@REVISION``, or a data source such as
             :func:`robustkd.from_dataset` makes from any torch dataset.
         student: Architecture of the student, such as ``wrn-10-1`` or ``timm/resnet18``.
-        arch: Architecture of the teacher; if None, the one of timm that ``config.json`` beside
-            the weights states.
+        arch: Architecture of the teacher; if None, the one that a file of RobustKD states, or that
+            of timm in ``config.json`` beside the weights.
         method: Name of a method; ``robustkd list`` shows all.
         out: New folder for the run; if None, ``robustkd-run``, or the first of ``robustkd-run-2``,
             ``robustkd-run-3``, ... that does not exist.
         seed: Seed of everything random.
         mean: Mean of each channel, in [0, 1], with which the teacher's images were normalised. By
-            default, the value in the file; otherwise the published value of the architecture or
-            that of the data, whichever gives the higher accuracy on validation images.
+            default, the value in the file, else in ``config.json`` or ``preprocessor_config.json``
+            beside it; else the published value of the architecture or that of the data, whichever
+            gives the higher accuracy on validation images.
         std: Standard deviation of each channel, likewise.
         teacher_taps: Module paths of the teacher's stages. By default, those that
             ``robustkd list --taps`` shows.

@@ -47,6 +47,10 @@ _NONE_COUNTS = (
     "No attack counts: with none of them, an ordinary student has an ASR of at least 30 % "
     "and 20 points more than a student without a teacher.\n"
 )
+_NONE_WHOLE = (
+    "No attack that an ordinary student inherits was measured with all of the methods "
+    f"{', '.join(PARTS.values())}.\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +289,8 @@ def ablation_table(rows: Sequence[Row]) -> str:
     """Markdown table of ACC / ASR without the defence, with each part alone, and with both parts.
 
     There is one line per setting in which an ordinary student inherits the backdoor and all of
-    these methods were measured. The last line has the means.
+    these methods were measured. The last line has the means. Without such a setting, the result is
+    a sentence that says so.
     """
     cells = by_cell(rows)
     head, names = _settings(cells)
@@ -294,15 +299,16 @@ def ablation_table(rows: Sequence[Row]) -> str:
         shown = [row for method in PARTS.values() if (row := _find(members, method)) is not None]
         if len(shown) == len(PARTS) and inherited(members, METHODS["both"].rivals):
             whole.append((names[cell], shown))
+    if not whole:
+        return _NONE_WHOLE
     lines = [[*name, *map(_figures, shown), _counts(shown)] for name, shown in whole]
-    if whole:
-        columns = list(zip(*(shown for _, shown in whole), strict=True))
-        means = [
-            f"{percent(fmean(row.acc.mean for row in column))} / "
-            f"{percent(fmean(row.asr.mean for row in column if row.asr))}"
-            for column in columns
-        ]
-        lines.append([*("" for _ in head[1:]), "mean", *means, ""])
+    columns = list(zip(*(shown for _, shown in whole), strict=True))
+    means = [
+        f"{percent(fmean(row.acc.mean for row in column))} / "
+        f"{percent(fmean(row.asr.mean for row in column if row.asr))}"
+        for column in columns
+    ]
+    lines.append([*("" for _ in head[1:]), "mean", *means, ""])
     return _markdown([*head, *PARTS, "n"], lines, numbers=0)
 
 

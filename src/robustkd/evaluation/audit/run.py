@@ -119,7 +119,8 @@ def audit(
         model: Any classifier of images in [0, 1], N x C x H x W; it is not changed.
         data: Clean labelled images. Transformations are learned on ``train``, and all measurements
             are made on ``validation``.
-        quick: If True, use fewer steps, and fewer references that see fewer images.
+        quick: If True, search at one strength instead of two, use fewer references that see fewer
+            images, and leave out slow statistics that are not part of the verdict.
         probe: If True, also distil a small student from the model and audit it, for backdoors that
             become active in students only. As two networks are tested, their p-values are doubled.
         level: Level of the test, in (0, 1).

@@ -137,9 +137,9 @@ class Bounded(Members):
         start: Largest absolute value of the initial parameters, as a share of the bound.
     """
 
-    members: Float[Tensor, classes * shape]
+    members: Float[Tensor, "classes ..."]
     limit: Tensor
-    average: Float[Tensor, classes * shape]
+    average: Float[Tensor, "classes ..."]
 
     def __init__(
         self,

@@ -1,0 +1,56 @@
+"""Figures in the sentences of a page follow from the code or from committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from robustkd.evaluation.audit.evidence import Evidence
+from robustkd.evaluation.audit.led_share import binomial_p_value, highest
+from robustkd.evaluation.audit.registry import COUNTED
+from robustkd.evaluation.audit.verdict import combine
+from tests.docs.pages import ROOT
+
+
+def _text(page: str) -> str:
+    return " ".join((ROOT / "docs" / page).read_text().split())
+
+
+def _is_evidence(moved: int, tested: int, led: float) -> bool:
+    p_value = binomial_p_value(moved, tested, highest(led, tested))
+    others = {name: Evidence(1.0, None, "") for name in COUNTED}
+    return combine({**others, "led share": Evidence(p_value, 0, "")}, COUNTED).word == "suspicious"
+
+
+def test_the_guide_to_the_audit_has_the_shares_that_count_as_evidence():
+    text = _text("guides/audit.md")
+    led = float(re.search(r"led in (\d+) % of the images", text)[1]) / 100
+    examples = re.findall(r"(\d+) % of (\d+)", text.partition("must move at least ")[2])[:2]
+    assert len(examples) == 2
+    for share, tested in examples:
+        n = int(tested)
+        fewest = next(k for k in range(n + 1) if _is_evidence(k, n, led))
+        assert round(100 * fewest / n) == int(share)
+
+
+def _audited(data: str) -> list[dict]:
+    path = ROOT / "benchmarks" / "results" / "audit" / f"{data}.json"
+    return json.loads(path.read_text())["rows"]
+
+
+def test_the_calibration_tells_how_many_networks_neuron_noise_accuses():
+    known = [(row, row["full"]["p_values"]["neuron noise"]) for row in _audited("digits")]
+    known = [(row, p_value) for row, p_value in known if p_value is not None]
+    clean = [(row, p_value) for row, p_value in known if row["attack"] == "clean"]
+    of_all, of_clean = (sum(p_value <= 0.01 for _, p_value in rows) for rows in (known, clean))
+    text = _text("results/audit.md")
+    assert f"it accuses {of_all} of the {len(known)} networks with BatchNorm" in text
+    assert f"also {of_clean} of the {len(clean)} without a backdoor" in text
+
+
+def test_the_calibration_tells_how_many_images_count():
+    usual = [row["full"] for row in _audited("digits") if not row.get("brief")]
+    counts = [audit["led share"]["images"] for audit in usual]
+    counts += [audit["mean share"]["mean"]["images"] for audit in usual]
+    words = f"{min(counts):.0f} to {max(counts):.0f} for networks that were trained as usual"
+    assert words in _text("results/audit.md")
