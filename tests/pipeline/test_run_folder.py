@@ -117,7 +117,7 @@ INPUTS = {
 
 
 def begin(folder: Path, **changes) -> Run:
-    with opened(folder, inputs=INPUTS, config={"epochs": 3}, **changes) as run:
+    with opened(folder, **{"inputs": INPUTS, "config": {"epochs": 3}} | changes) as run:
         return run
 
 
@@ -260,6 +260,21 @@ def test_an_interrupt_prints_how_to_resume(settings, typed, tmp_path):
         ):
             raise WriteError(f"x cannot be written: {reason}")
         assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
+
+
+def test_an_interrupt_before_the_log_begins_prints_how_to_resume(tmp_path, monkeypatch):
+    """The folder has its first file by then, so that no other run can take it."""
+
+    def stop(_seal):
+        raise KeyboardInterrupt
+
+    config = {"data": "digits"}
+    command = f"interrupted; resume with: robustkd distill --resume {tmp_path}"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.Seal, "write", stop)
+        with pytest.raises(KeyboardInterrupt, match=f"^{re.escape(command)}$"):
+            begin(tmp_path, config=config)
+    begin(tmp_path, config=config, resume=True)
 
 
 def test_an_error_without_a_message_is_logged_by_its_name(tmp_path):

@@ -92,6 +92,28 @@ def test_computed_buffers_may_be_saved_in_another_precision(dtype, tmp_path):
     teacher(tmp_path / "teacher.pt", rounded)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tables_of_integers_may_be_saved_as_float_numbers(dtype, tmp_path):
+    floats = {name: tensor.to(dtype) for name, tensor in state().items()}
+    found = teacher(tmp_path / "teacher.pt", floats).network
+    assert found.index.tolist() == [0, 3, 1]
+    assert found.index.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 3, 4], "has other values in 'network.index' than its architecture computes"),
+        ([0, 3, 1.5], "1 mistyped (index torch.float32 for torch.int64)"),
+        ([0, 3, torch.nan], "1 mistyped (index torch.float32 for torch.int64)"),
+    ],
+)
+def test_tables_of_integers_saved_as_float_numbers_are_compared(values, message, tmp_path):
+    with pytest.raises(InputError) as caught:
+        teacher(tmp_path / "teacher.pt", state(index=torch.tensor(values).half()))
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_outputs_that_are_not_finite_are_reported(split):
     """A head scaled by 1e38 is finite, but its outputs are not."""

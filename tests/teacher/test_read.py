@@ -126,6 +126,20 @@ def test_other_floats_are_converted(dtype, tmp_path):
     assert {t.dtype for t in found.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_batch_counters_may_have_been_converted_with_the_weights(dtype, tmp_path):
+    """As by ``{name: tensor.half() for name, tensor in state_dict.items()}``."""
+    state = {n: t.to(dtype) for n, t in network().state_dict().items()}
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    for name, value in zip(counters, (torch.inf, -3.0, torch.nan), strict=False):
+        state[name] = torch.tensor(value, dtype=dtype)
+    found = read(state_in(tmp_path / "t.pt", {f"module.{n}": t for n, t in state.items()}))
+    read_counters = [found.model.network.state_dict()[name] for name in counters]
+    assert [int(counter) for counter in read_counters] == [0, 0, 0, 1, 1, 1, 1]
+    assert {counter.dtype for counter in read_counters} == {torch.int64}
+    assert found.file.converted == {str(dtype).removeprefix("torch."): len(state)}
+
+
 def test_missing_batch_counters_are_filled_in(tmp_path):
     state = {n: t for n, t in network().state_dict().items() if "num_batches" not in n}
     found = read(state_in(tmp_path / "t.pt", state))

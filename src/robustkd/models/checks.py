@@ -194,7 +194,8 @@ def check_buffers(model: Classifier, tensors: Mapping[str, Tensor], path: Path) 
         path: The file, for messages.
 
     Raises:
-        InputError: If a buffer differs by more than rounding to float16 or bfloat16.
+        InputError: If a buffer of integers differs, or one of float numbers by more than rounding
+            to float16 or bfloat16.
     """
     computed = {
         name: buffer
@@ -204,7 +205,8 @@ def check_buffers(model: Classifier, tensors: Mapping[str, Tensor], path: Path) 
     # A buffer that differs between two fresh networks is random.
     again = dict(build(model.spec, seed=1).named_buffers()) if computed else {}
     for name, buffer in computed.items():
-        types = (buffer.dtype, torch.float16, torch.bfloat16)
+        halves = (torch.float16, torch.bfloat16) if buffer.is_floating_point() else ()
+        types = (buffer.dtype, *halves)
         rounded = (buffer.to(kind).to(buffer.dtype) for kind in types)
         if torch.equal(again[name], buffer) and not any(
             torch.equal(tensors[name], value) for value in rounded

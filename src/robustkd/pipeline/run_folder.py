@@ -270,22 +270,26 @@ def opened(
         KeyboardInterrupt: With the command that resumes the run.
     """
     key = key_of_user(resuming=resume and not trust)
+    switches = [*(["--trust-run"] if key is None else []), *(["--allow-weak-sandbox"] * weak)]
+
+    def command() -> str | None:
+        # No command resumes a run whose data came from Python code.
+        known = (not config or "data" in config) and has(folder, CONFIG)
+        return resume_command(folder, inputs, config or {}, switches) if known else None
+
     with _old_folder(folder) if resume else _new_folder(folder) as held:
         inputs = as_recorded(folder, inputs) if resume else inputs
         seal = Seal(folder, key, json.loads(json.dumps(inputs)))
         run = Run(folder, seal)
-        if resume:
-            check_same(folder, inputs)
-            check_seal(folder, seal, trust=trust)
-            held.clean()
-        else:
-            # Written first: any folder with this file can be resumed.
-            write_text(folder / CONFIG, _as_yaml(config or {}))
-            seal.write()
-        # No command resumes a run whose data came from Python code.
-        known = not config or "data" in config
-        switches = [*(["--trust-run"] if key is None else []), *(["--allow-weak-sandbox"] * weak)]
-        command = resume_command(folder, inputs, config or {}, switches) if known else None
+        with _command_added(command):
+            if resume:
+                check_same(folder, inputs)
+                check_seal(folder, seal, trust=trust)
+                held.clean()
+            else:
+                # Written first: any folder with this file can be resumed.
+                write_text(folder / CONFIG, _as_yaml(config or {}))
+                seal.write()
         with logged(held), _command_added(command), run.interrupts.watched():
             note_environment(folder / ENVIRONMENT)
             if split is not None:
@@ -335,20 +339,21 @@ def _as_yaml(config: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def _command_added(command: str | None) -> Iterator[None]:
+def _command_added(command: Callable[[], str | None]) -> Iterator[None]:
     """Add the command that resumes the run, if there is one, to interrupts and write errors."""
-    if command is None:
-        yield
-        return
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; resume with: {command}") from None
+        if (known := command()) is None:
+            raise
+        raise KeyboardInterrupt(f"interrupted; resume with: {known}") from None
     except WriteError as error:
+        if (known := command()) is None:
+            raise
         # A message with advice says what else to do.
         own = "free some space, " if is_full(error) else "correct this, "
         advice = "" if "; " in str(error) else own
-        raise WriteError(f"{error}; {advice}then resume with: {command}") from error
+        raise WriteError(f"{error}; {advice}then resume with: {known}") from error
 
 
 def _times(found: object, count: int) -> list[float]:

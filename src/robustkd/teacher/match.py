@@ -25,6 +25,7 @@ _NOTES = frozenset({"total_ops", "total_params", "n_averaged"})
 _MOST_COPIES = 16
 _ROOM = 64 << 20
 _MOST_PREFIXES = 8
+_LARGEST_COUNT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Matched:
 
     Attributes:
         tensors: Every parameter and buffer of the network.
-        converted: Number of tensors that were converted to float32, by their type.
+        converted: Number of tensors that were converted from another type than float32, by type.
     """
 
     tensors: Mapping[str, Tensor]
@@ -148,6 +149,7 @@ def apply(plan: Plan, tensors: Mapping[str, Tensor], wanted: Wanted, path: Path)
     """
     found = {name: tensors[own] for name, own in plan.names.items() if own in tensors}
     found, converted = to_float32(found, path)
+    found = _as_integers(found, wanted)
     found |= {name: torch.zeros_like(wanted.tensors[name], device="cpu") for name in plan.filled}
     _check(found, wanted, path)
     return Matched(found, converted)
@@ -196,6 +198,27 @@ def to_float32(
             "cannot be distilled from: give the float ones"
         )
     return {name: t.float() if _other(t) else t for name, t in tensors.items()}, dict(counts)
+
+
+def _as_integers(found: Mapping[str, Tensor], wanted: Wanted) -> dict[str, Tensor]:
+    """Convert tensors of float numbers that are integers in the network, such as its counters.
+
+    A conversion of a whole state dict to half precision converts them, too. A batch counter may
+    have become infinite or negative, and is then 0: the outputs do not depend on it. Other tensors
+    are converted if no value changes.
+    """
+    made = dict(found)
+    for name, tensor in found.items():
+        kind = wanted.tensors[name].dtype
+        if kind.is_floating_point or kind.is_complex or not tensor.is_floating_point():
+            continue
+        if name.endswith(_COUNTER):
+            tensor = tensor.nan_to_num(0, 0, 0).clamp(0, _LARGEST_COUNT)
+        whole = tensor.to(kind)
+        # A tensor on the device ``meta`` has no values to compare.
+        if tensor.is_meta or name.endswith(_COUNTER) or torch.equal(whole.to(tensor.dtype), tensor):
+            made[name] = whole
+    return made
 
 
 def _other(tensor: Tensor) -> bool:
@@ -252,6 +275,7 @@ def _by_name(
     }
     found = {name: tensors[own] for name, own in plan.names.items()}
     found, _ = to_float32(found, path)
+    found = _as_integers(found, wanted)
     found |= {name: wanted.tensors[name] for name in plan.filled}
     _check_head(found | strange, wanted, path, _others(plan, tensors), ordered=ordered)
     check_names(wanted.tensors, found | strange, path, wanted.spec.arch)

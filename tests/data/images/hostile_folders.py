@@ -126,8 +126,8 @@ def leave_one_out(split: str) -> Callable[[Path], None]:
 
 def missing_class(part: str) -> str:
     return (
-        f"{{root}}/{part} lacks the class 'light' that train has; add it, or rename {part} to "
-        "leave it out"
+        f"{{root}}/{part} lacks the class 'light' that train has; add it, or move {part} out "
+        "of the folder"
     )
 
 

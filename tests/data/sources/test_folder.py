@@ -676,3 +676,19 @@ def test_a_folder_with_other_classes_than_the_model_is_named(tmp_path):
         f"{folder} lacks the class 'cat' that the model has; add it, {use}",
         classes=("bee", "cat", "ant"),
     )
+
+
+def test_a_split_that_lacks_a_class_can_be_moved_away_as_advised(tmp_path):
+    folder = write_classes(tmp_path / "data" / "train", {"a": 20, "b": 20}).parent
+    write_classes(folder / "val", {"a": 2})
+    missing = "val lacks the class 'b' that train has; add it, or move val out of the folder"
+    refused(folder, f"{folder}/{missing}")
+    (folder / "val").rename(tmp_path / "val")
+    assert load_folder(folder).size("validation") == 4
+
+
+@pytest.mark.parametrize(("count", "few"), [(1, "1 image"), (2, "2 images")])
+def test_a_class_with_too_few_images_to_hold_some_out_is_refused(count, few, tmp_path):
+    write_classes(tmp_path / "data", {"a": count, "b": 5})
+    with pytest.raises(InputError, match=rf"class 'a' has {few}, expected at least 3 to cut"):
+        load_folder(tmp_path / "data")

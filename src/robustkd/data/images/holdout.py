@@ -64,8 +64,9 @@ def cut(files: Encoded, missing: Sequence[HeldOut], classes: Sequence[str], wher
     least = 1 + len(missing)
     rarest = int(found.argmin())
     if found[rarest] < least:
+        few = "1 image" if found[rarest] == 1 else f"{found[rarest]} images"
         raise InputError(
-            f"{shown(where)}: class {classes[rarest]!r} has {found[rarest]} images, expected "
+            f"{shown(where)}: class {classes[rarest]!r} has {few}, expected "
             f"at least {least} to cut {' and '.join(missing) or 'nothing'} from them; add images "
             "or folders for these splits"
         )

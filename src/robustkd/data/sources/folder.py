@@ -219,7 +219,7 @@ def _given(
             continue
         part = splits[split]
         own = class_folders(root, part)
-        advice = f", or rename {part} to leave it out"
+        advice = f", or move {part} out of the folder"
         check_same_classes(
             as_found(own, classes),
             classes,
