@@ -25,6 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # also in programs that the tests start
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_state(tmp_path_factory) -> Iterator[None]:
     """Give the tests, and the processes that they start, a secret key of their own."""

@@ -34,7 +34,7 @@ def test_the_guide_to_the_audit_has_the_shares_that_count_as_evidence():
 
 
 def _audited(data: str) -> list[dict]:
-    """Return the rows of the calibration; those with a probe student are of the same networks."""
+    """Return the rows of the calibration without a probe student."""
     path = ROOT / "benchmarks" / "results" / "audit" / f"{data}.json"
     return [row for row in json.loads(path.read_text())["rows"] if not row["probe"]]
 
@@ -45,7 +45,7 @@ def test_the_calibration_tells_how_many_networks_neuron_noise_accuses():
     clean = [(row, p_value) for row, p_value in known if row["attack"] == "clean"]
     of_all, of_clean = (sum(p_value <= 0.01 for _, p_value in rows) for rows in (known, clean))
     text = _text("results/audit.md")
-    assert f"it accuses {of_all} of the {len(known)} networks with BatchNorm" in text
+    assert f"it accuses {of_all} of the {len(known)} networks with BatchNorm that were" in text
     assert f"also {of_clean} of the {len(clean)} without a backdoor" in text
 
 

@@ -76,8 +76,8 @@ def run(
     The same arguments give the same student file as the command.
 
     Args:
-        teacher: File of the teacher: safetensors, or a PyTorch checkpoint; or a folder of the
-            Hugging Face Hub with one, or of an attack. No code in it is run.
+        teacher: File of the teacher: safetensors, or a PyTorch checkpoint; or a folder with
+            one: of the Hugging Face Hub, or of an attack. No code in it is run.
         data: Name of a data set, a folder of images, ``hf:NAME@REVISION``, or a data source such as
             :func:`robustkd.from_dataset` makes from any torch dataset.
         student: Architecture of the student, such as ``wrn-10-1`` or ``timm/resnet18``.
