@@ -23,7 +23,7 @@ from robustkd.attacks import (
 from robustkd.attacks.cheatkd import CKD, _goal
 from robustkd.attacks.data_poisoning import DirtyLabel
 from robustkd.attacks.registry import TRANSFORMATIONS, check_accepts
-from robustkd.core.errors import UsageError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.models.features import taps
 from robustkd.models.features.stages import stages
 from robustkd.training.inference import accuracy_on, predict
@@ -196,6 +196,24 @@ def test_a_rate_above_the_images_that_can_be_poisoned_is_refused_before_training
     )
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         find(name)(never, DATA, **SHORT, rate=1.0)
+
+
+class Bytes:
+    """A source of the user's own, whose pixels reach from 0 to 255."""
+
+    def __init__(self, source):
+        self.name, self.classes, self.source = source.name, source.classes, source
+        self.image_shape, self.size = source.image_shape, source.size
+
+    def batches(self, split, **options):
+        for batch in self.source.batches(split, **options):
+            yield batch._replace(images=255 * batch.images)
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_every_attack_checks_data_before_training(name):
+    with pytest.raises(InputError, match=r"^digits train: pixels reach from 0 to 255; "):
+        find(name)(never, Bytes(DATA), **SHORT)
 
 
 @pytest.mark.parametrize("name", ["ckd", "latent", "adaptive"])

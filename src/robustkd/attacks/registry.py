@@ -36,6 +36,7 @@ from robustkd.core.targets import NEXT, Target
 from robustkd.core.triggers import apply_trigger, check_one_target, check_target
 from robustkd.core.types import DataSource, Settings, Trigger
 from robustkd.core.validation import check_count
+from robustkd.training.sources import check_source
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -130,10 +131,12 @@ class AttackRow:
 
         Raises:
             UsageError: If the target is not a class of the data or not one that the attack accepts,
-                or a setting is unknown, of the wrong type or out of range.
+                a setting is unknown, of the wrong type or out of range, or ``data`` is no source.
+            InputError: If pixels are not in [0, 1], or labels are no classes.
         """
         teaching = {name: settings.pop(name) for name in _TEACHING if name in settings}
         self.check(settings)
+        check_source(data)
         if not self.next_class:
             target = check_one_target(target, data)
         return self.configured(settings)(build, data, target=target, teaching=Teaching(**teaching))
