@@ -332,6 +332,19 @@ def test_pixels_of_another_range_are_refused_before_any_work(exported, split, in
     assert (told, list(tmp_path.iterdir())) == ([], [])
 
 
+def test_a_trigger_that_returns_no_images_is_refused_before_any_work(exported, tmp_path):
+    told: list[str] = []
+    with pytest.raises(UsageError, match=r"^the trigger returns pixels from .* to .*; expected"):
+        export_student(
+            exported.student,
+            exported.source,
+            tmp_path / "out",
+            trigger=lambda images: 255 * images,
+            tell=told.append,
+        )
+    assert (told, list(tmp_path.iterdir())) == ([], [])
+
+
 def test_a_student_that_does_not_work_with_the_images_is_refused(exported, tmp_path):
     student = models.build(exported.student.spec, seed=0)
     student.network.forward = lambda images: images @ torch.zeros(7)

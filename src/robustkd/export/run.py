@@ -11,7 +11,7 @@ from typing import Final
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_free, sha256_of, write_json
 from robustkd.core.targets import Target
-from robustkd.core.triggers import check_target
+from robustkd.core.triggers import apply_trigger, check_target
 from robustkd.core.types import DataSource, Labels, Logits, Split, Trigger
 from robustkd.core.usual_state import usual_state
 from robustkd.evaluation.measurement import Measured, measure
@@ -95,9 +95,9 @@ def export_student(
 
     Raises:
         UsageError: If a package of the extra is missing, ``out`` is not empty, ``target`` is not
-            a class, the student's weights are not of float32, it does not work with the images,
-            ``data`` is no data source, or ``max_int8_drop`` is out of range or given without
-            ``int8``.
+            a class, ``trigger`` does not return images like those that it is given, the student's
+            weights are not of float32, it does not work with the images, ``data`` is no data
+            source, or ``max_int8_drop`` is out of range or given without ``int8``.
         InputError: If the data does not fit the student, pixels are not in [0, 1], labels are no
             classes, an output of the student is not finite, torch or onnxruntime cannot export it,
             or the folder cannot be written.
@@ -136,9 +136,10 @@ def export_student(
     )
     # The training images are those of the calibration.
     read: tuple[Split, ...] = ("train", "test", "validation") if int8 else ("test", "validation")
-    check_classifier(student, data, name="the student", splits=read)
+    images = check_classifier(student, data, name="the student", splits=read)
     if trigger is not None:
         check_target(target, data)
+        apply_trigger(trigger, images.cpu())
     model = copy.deepcopy(student).cpu()
     with frozen_modes(model), whole_folder(out) as folder:
         found = _Found()
