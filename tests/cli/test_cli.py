@@ -594,6 +594,12 @@ def test_a_missing_option_is_reported_in_one_line(robustkd, files):
     refused(said, 2, f'Command "distill" parameter --data requires an argument. {SEE}')
 
 
+def test_an_unknown_option_is_named_with_a_missing_one(robustkd, files):
+    said = robustkd("distill", files.teacher, "--metod", "mix")
+    missing = 'Command "distill" parameter --data requires an argument.'
+    refused(said, 2, f"{missing} Unknown option: --metod. {SEE}")
+
+
 def test_an_unknown_command_is_reported_in_one_line(robustkd):
     available = (
         "Available commands: demo, audit, distill, verify, evaluate, export, report, bench, ..."

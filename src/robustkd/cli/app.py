@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, MissingArgumentError
 from rich.console import Console
 
 from robustkd.cli.files import from_files
@@ -50,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 result_action="return_value",
             )
     except CycloptsError as error:
-        line = " ".join(str(error).split())
-        print_error(errors, f"{line} (see robustkd --help)")
+        print_error(errors, f"{_described(error)} (see robustkd --help)")
         _end(_USAGE)
     except UsageError as error:
         print_error(errors, in_flags(str(error), app, words))
@@ -65,6 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print_error(errors, str(stop) or "interrupted")
         _end(_INTERRUPTED)
+
+
+def _described(error: CycloptsError) -> str:
+    """Return the message of cyclopts in one line.
+
+    If a flag is missing, a flag that does not exist is named as well, since it is often the cause.
+    """
+    line = " ".join(str(error).split())
+    left = error.unused_tokens if isinstance(error, MissingArgumentError) else None
+    unknown = [word for word in left or () if word.startswith("--") and word not in line]
+    return f"{line} Unknown option: {unknown[0]}." if unknown else line
 
 
 def _end(code: int) -> NoReturn:
