@@ -92,9 +92,9 @@ def test_each_process_decodes_only_its_own_images(folder, monkeypatch):
     decoded: list[int] = []
     usual = loader.Decoder.__getitem__
 
-    def counted(self: loader.Decoder, rows: object) -> loader.Decoded:
-        decoded.extend(rows)  # type: ignore[arg-type]
-        return usual(self, rows)  # type: ignore[arg-type]
+    def counted(self: loader.Decoder, portion: loader.Portion) -> loader.Decoded:
+        decoded.extend(portion.rows)
+        return usual(self, portion)
 
     monkeypatch.setattr(loader.Decoder, "__getitem__", counted)
     loaded(source, lambda size: torch.arange(size)[::4])

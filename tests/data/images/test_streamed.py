@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import os
 import re
@@ -92,15 +91,6 @@ def test_a_pass_does_not_use_the_global_generators(folder):
     before = torch.get_rng_state()
     list(data.batches("train", batch_size=16))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_an_unfinished_pass_leaves_no_process(folder):
-    data = load_folder(folder, Reading(workers=2, streaming=True))
-    batches = data.batches("train", batch_size=2)
-    assert len(next(batches).labels) == 2
-    del batches
-    gc.collect()
-    assert not torch.multiprocessing.active_children()
 
 
 def test_the_rule_for_streaming():

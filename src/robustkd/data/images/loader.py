@@ -6,12 +6,18 @@ only decode.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -21,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustkd.core.errors import InputError
 from robustkd.core.surroundings import safe_children
+from robustkd.core.types import Split
 from robustkd.data.images.decode import Channels, UndecodableError, decode
 from robustkd.data.images.listing import Encoded
 
@@ -90,20 +97,28 @@ class Decoded(NamedTuple):
     failures: list[tuple[int, str]]
 
 
+class Portion(NamedTuple):
+    """Images that are decoded at once: some rows of a split."""
+
+    split: Split
+    rows: SomeRows
+
+
 class Decoder(Dataset[Decoded]):
     """Dataset that decodes many rows of a split at once."""
 
-    def __init__(self, part: Part, form: Form) -> None:
-        self._part, self._form = part, form
+    def __init__(self, parts: Mapping[Split, Part], form: Form) -> None:
+        self._parts, self._form = dict(parts), form
 
-    def __getitem__(self, rows: Rows) -> Decoded:
-        form = self._form
+    def __getitem__(self, portion: Portion) -> Decoded:
+        part, form = self._parts[portion.split], self._form
         good: list[int] = []
         failures: list[tuple[int, str]] = []
-        pixels = np.empty((len(rows), form.channels, form.size, form.size), dtype=np.uint8)
-        for row in map(int, rows):
+        shape = (len(portion.rows), form.channels, form.size, form.size)
+        pixels = np.empty(shape, dtype=np.uint8)
+        for row in map(int, portion.rows):
             try:
-                with self._part.files.open(int(self._part.rows[row])) as stream:
+                with part.files.open(int(part.rows[row])) as stream:
                     pixels[len(good)] = decode(
                         stream,
                         size=form.size,
@@ -120,71 +135,164 @@ class Decoder(Dataset[Decoded]):
         return Decoded(pixels[: len(good)], np.array(good, dtype=np.int64), failures)
 
 
-class _Batches(Sampler[SomeRows]):
-    """Sampler of batches that are made lazily."""
-
-    def __init__(self, batches: Iterable[SomeRows]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[SomeRows]:
-        return iter(self._batches)
-
-
 def cut(order: Rows, batch_size: int) -> Iterator[SomeRows]:
     """Divide an order into batches lazily."""
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
-def decoded(
-    part: Part, batches: Iterable[SomeRows], *, form: Form, workers: int
-) -> Iterator[Decoded]:
-    """Decode the images of a split, batch by batch.
+class Decoding:
+    """Decoding of the images of some splits, pass by pass.
+
+    Worker processes live from one pass to the next. Where Python does not fork, such as on macOS or
+    from Python 3.14 on, each takes seconds to start, since it imports PyTorch. A pass that begins
+    before another has ended has its own.
 
     Args:
-        part: The split.
-        batches: Rows of the split in each batch; iterated once.
+        parts: The splits.
         form: Form of the decoded images.
-        workers: Number of worker processes; 0 decodes in this process.
-
-    Raises:
-        InputError: If a worker process cannot be started, or dies.
     """
-    if workers:
-        _check_processes()
-    with warnings.catch_warnings():
-        # The number of workers is the user's choice.
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        loader: DataLoader[Decoded] = DataLoader(
-            Decoder(part, form),
-            batch_size=None,
-            sampler=_Batches(batches),
-            num_workers=workers,
-            worker_init_fn=_undisturbed,
-            collate_fn=cast(Callable[..., Decoded], _as_it_is),
-            # Without it, each pass would draw from torch's global generator.
-            generator=torch.Generator(),
-        )
-        with safe_children():
-            stream = iter(loader)
-    try:
-        yield from stream
-    except InputError as error:
-        # The error of a worker contains its traceback as text.
-        message = str(error).rpartition("InputError: ")[2].strip()
-        _release(error)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+
+    def __init__(self, parts: Mapping[Split, Part], form: Form) -> None:
+        self._decoder = Decoder(parts, form)
+        self._idle: list[_Workers] = []
+        _all.add(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A copy, such as that of another process, starts its own workers.
+        return type(self), (self._decoder._parts, self._decoder._form)
+
+    def decode(
+        self, split: Split, batches: Sequence[SomeRows], *, workers: int
+    ) -> Iterator[Decoded]:
+        """Decode images of a split, batch by batch.
+
+        Args:
+            split: The split.
+            batches: Rows of the split in each batch.
+            workers: Number of worker processes; 0 decodes in this process.
+
+        Raises:
+            InputError: If a worker process cannot be started, or dies.
+        """
+        portions = [Portion(split, rows) for rows in batches]
+        if not workers:
+            yield from map(self._decoder.__getitem__, portions)
+            return
+        running = self._take(workers)
+        try:
+            yield from running.run(portions)
+        except GeneratorExit:
+            self._keep(running)
             raise
-        message = (
-            "a process that decodes images died: an image crashed it, or memory ran out; "
-            "try --workers 0 to see which"
-        )
-        _release(error)
-    else:
-        return
-    del stream
-    raise InputError(message)
+        except InputError as error:
+            # The error of a worker contains its traceback as text.
+            message = str(error).rpartition("InputError: ")[2].strip()
+            _release(error)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            message = (
+                "a process that decodes images died: an image crashed it, or memory ran out; "
+                "try --workers 0 to see which"
+            )
+            _release(error)
+        else:
+            self._keep(running)
+            return
+        del running
+        raise InputError(message)
+
+    def end(self) -> None:
+        """End the worker processes that no pass uses."""
+        self._idle.clear()
+
+    def _take(self, workers: int) -> _Workers:
+        """Return idle workers, or new ones if there are none that live and have this number."""
+        idle, self._idle = self._idle, []
+        if idle and idle[0].number == workers and idle[0].alive:
+            return idle[0]
+        del idle
+        return _Workers(self._decoder, workers)
+
+    def _keep(self, workers: _Workers) -> None:
+        """Keep workers for the next pass, in the place of those that are idle."""
+        if workers.owner == os.getpid():
+            self._idle = [workers]
+        else:
+            _of_parent.append(workers)
+
+    def leave_to_parent(self) -> None:
+        """Forget idle workers in a forked process, without ending them: they are the parent's."""
+        _of_parent.extend(self._idle)
+        self._idle = []
+
+
+class _Workers:
+    """Worker processes, which serve one pass after the other."""
+
+    def __init__(self, decoder: Decoder, number: int) -> None:
+        _check_processes()
+        self.number, self.owner = number, os.getpid()
+        self._processes: set[BaseProcess] = set()
+        self._portions = _Portions()
+        with _any_number():
+            self._loader: DataLoader[Decoded] = DataLoader(
+                decoder,
+                batch_size=None,
+                sampler=self._portions,
+                num_workers=number,
+                persistent_workers=True,
+                worker_init_fn=_undisturbed,
+                collate_fn=cast(Callable[..., Decoded], _as_it_is),
+                # Without it, the loader would draw from torch's global generator.
+                generator=torch.Generator(),
+            )
+
+    def run(self, portions: Sequence[Portion]) -> Iterator[Decoded]:
+        """Decode some portions, in order. What is left of an unfinished pass is dropped."""
+        self._portions.next_pass = portions
+        before = set(multiprocessing.active_children())
+        with _any_number(), _as_it_was(), safe_children():
+            stream = iter(self._loader)
+        self._processes = self._processes or set(multiprocessing.active_children()) - before
+        yield from stream
+
+    @property
+    def alive(self) -> bool:
+        """Whether all processes that were started still run; the system may have killed some."""
+        return all(process.is_alive() for process in self._processes)
+
+
+class _Portions(Sampler[Portion]):
+    """Sampler of the portions of the next pass."""
+
+    def __init__(self) -> None:
+        self.next_pass: Sequence[Portion] = ()
+
+    def __iter__(self) -> Iterator[Portion]:
+        return iter(self.next_pass)
+
+
+_all: weakref.WeakSet[Decoding] = weakref.WeakSet()
+_of_parent: list[_Workers] = []
+"""Workers that a forked process must not end, as it would if nothing held them."""
+
+
+@atexit.register
+def _end_all() -> None:
+    """End idle workers while the interpreter is still whole."""
+    for decoding in list(_all):
+        decoding.end()
+
+
+def _leave_to_parent() -> None:
+    for decoding in list(_all):
+        decoding.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _release(error: BaseException) -> None:
@@ -214,6 +322,30 @@ def _check_processes() -> None:
             "need shared memory (/dev/shm) and room for further processes: provide both, or use "
             "--workers 0"
         ) from error
+
+
+@contextmanager
+def _any_number() -> Iterator[None]:
+    """Silence the warning of more workers than cores: their number is the user's choice."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Keep what happens on SIGCHLD, which PyTorch would change when it starts a worker.
+
+    Its handler raises the error of a dead worker wherever the program is, such as in a training
+    step. Without it, the error is raised by the pass, within some seconds.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # Windows has none
+    before = None if number is None else signal.getsignal(number)
+    yield
+    if number is None or before is None:
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, before)
 
 
 def _undisturbed(worker: int) -> None:

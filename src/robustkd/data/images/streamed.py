@@ -20,7 +20,7 @@ from robustkd.data.augment import Augmentation, check_augmentation, part_of
 from robustkd.data.images.content import content_sha256
 from robustkd.data.images.holdout import Cut, as_json
 from robustkd.data.images.listing import Listing, shown
-from robustkd.data.images.loader import Decoded, Form, Part, SomeRows, cut, decoded
+from robustkd.data.images.loader import Decoded, Decoding, Form, Part, SomeRows, cut
 from robustkd.data.images.options import Reading
 from robustkd.data.in_memory import InMemory, pass_order, to_floats
 from robustkd.data.labelled import Labelled, first_rows
@@ -79,6 +79,7 @@ class Pictures:
     _held: dict[Split, Held] = field(default_factory=dict, init=False, repr=False)
     _failed: dict[Split, dict[int, str]] = field(default_factory=dict, init=False, repr=False)
     _content: list[str] = field(default_factory=list, init=False, repr=False)
+    _decoding: Decoding = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_augmentation(self.augmentation)
@@ -102,6 +103,15 @@ class Pictures:
                     f"{shown(self.name)} {split}: labels reach from {low} to {high}, expected 0 "
                     f"to {len(self.classes) - 1}; check that they belong to this data set"
                 )
+        reading = self.reading
+        form = Form(
+            self.image_size,
+            reading.channels,
+            reading.crop,
+            reading.resize,
+            reading.interpolation,
+        )
+        object.__setattr__(self, "_decoding", Decoding(self.parts, form))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -221,6 +231,7 @@ class Pictures:
         made._held.update(self._held)
         made._failed.update(self._failed)
         made._content.extend(self._content)
+        object.__setattr__(made, "_decoding", self._decoding)
         return made
 
     def in_memory(self) -> InMemory:
@@ -270,16 +281,8 @@ class Pictures:
             yield Batch(images, *(numbers.to(device, torch.int64) for numbers in chosen))
 
     def _stream(self, split: Split, batches: Sequence[SomeRows]) -> Iterator[Decoded]:
-        part, reading = self.parts[split], self.reading
-        form = Form(
-            self.image_size,
-            reading.channels,
-            reading.crop,
-            reading.resize,
-            reading.interpolation,
-        )
-        workers = reading.workers_for(sum(map(len, batches)))
-        for batch in decoded(part, batches, form=form, workers=workers):
+        workers = self.reading.workers_for(sum(map(len, batches)))
+        for batch in self._decoding.decode(split, batches, workers=workers):
             self._note(split, batch.failures)
             yield batch
 
@@ -301,11 +304,14 @@ class Pictures:
             held = Held(
                 torch.zeros((n, *self.image_shape), dtype=torch.uint8), np.zeros(n, dtype=np.bool_)
             )
-            with track(f"read {split}", -(-n // _AT_ONCE)) as update:
-                for pixels, rows, _ in self._stream(split, list(cut(np.arange(n), _AT_ONCE))):
-                    held.pixels[torch.from_numpy(rows)] = torch.from_numpy(pixels)
-                    held.good[rows] = True
-                    update()
+            try:
+                with track(f"read {split}", -(-n // _AT_ONCE)) as update:
+                    for pixels, rows, _ in self._stream(split, list(cut(np.arange(n), _AT_ONCE))):
+                        held.pixels[torch.from_numpy(rows)] = torch.from_numpy(pixels)
+                        held.good[rows] = True
+                        update()
+            finally:
+                self._decoding.end()  # its processes have nothing more to do
             self._held[split] = held
         return self._held[split]
 
