@@ -244,6 +244,7 @@ def opened(
     resume: bool = False,
     trust: bool = False,
     weak: bool = False,
+    further: Sequence[str] = (),
 ) -> Iterator[Run]:
     """Start a run in a new folder, or continue the run in an existing one.
 
@@ -257,6 +258,7 @@ def opened(
         trust: If True, continue without verifying that a run of this user wrote the files.
         weak: Whether files may be read on a system without seccomp, which the command that resumes
             the run then allows as well.
+        further: Further flags and values for this command, which no file of the run has.
 
     Yields:
         The run. The messages of interrupts and write errors in the block contain the command that
@@ -271,11 +273,12 @@ def opened(
     """
     key = key_of_user(resuming=resume and not trust)
     switches = [*(["--trust-run"] if key is None else []), *(["--allow-weak-sandbox"] * weak)]
+    unstored = [*further, *switches]
 
     def command() -> str | None:
         # No command resumes a run whose data came from Python code.
         known = (not config or "data" in config) and has(folder, CONFIG)
-        return resume_command(folder, inputs, config or {}, switches) if known else None
+        return resume_command(folder, inputs, config or {}, unstored) if known else None
 
     with _old_folder(folder) if resume else _new_folder(folder) as held:
         inputs = as_recorded(folder, inputs) if resume else inputs
