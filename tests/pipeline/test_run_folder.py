@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from robustkd.core.files import free_name, new_folder, write_json
 from robustkd.core.folders import Folder
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.run_folder import Run, opened
+from robustkd.training.checkpoint import State
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -260,6 +262,23 @@ def test_an_interrupt_prints_how_to_resume(settings, typed, tmp_path):
         ):
             raise WriteError(f"x cannot be written: {reason}")
         assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_an_interrupt_waits_for_a_checkpoint_after_the_first_step(steps, tmp_path):
+    """Nothing is lost before, and the first step takes minutes if networks are compiled."""
+
+    def train(run: Run) -> None:
+        run.last()
+        for _ in range(steps):
+            assert not run.is_due()
+        signal.raise_signal(signal.SIGTERM)
+        assert run.is_due()
+        run.save(State({}, {"records": [], "step": 1}))
+
+    with pytest.raises(KeyboardInterrupt, match="resume with"), opened(tmp_path, inputs={}) as run:
+        train(run)
+    assert (tmp_path / "checkpoint.safetensors").exists() == bool(steps)
 
 
 def test_an_interrupt_before_the_log_begins_prints_how_to_resume(tmp_path, monkeypatch):

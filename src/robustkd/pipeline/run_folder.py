@@ -168,10 +168,9 @@ class Run:
         return record
 
     def last(self) -> State | None:
-        """Return the last stored state; from now on, an interrupt waits for the next checkpoint."""
+        """Return the last stored state."""
         from robustkd.training.checkpoint import load_state
 
-        self.interrupts.deferring = True
         path = self.folder / CHECKPOINT
         if not has(self.folder, CHECKPOINT):
             return None
@@ -186,7 +185,12 @@ class Run:
         return state
 
     def is_due(self) -> bool:
-        """Return whether a checkpoint is due: after some minutes, or if the run is interrupted."""
+        """Return whether a checkpoint is due: after some minutes, or if the run is interrupted.
+
+        From the first call on, an interrupt waits for the next checkpoint. Before it, no step is
+        lost, and the first one may take minutes, in which networks are compiled.
+        """
+        self.interrupts.deferring = True
         return self.interrupts.asked or time.monotonic() - self._kept > _KEEP_EVERY
 
     def save(self, state: State) -> None:
