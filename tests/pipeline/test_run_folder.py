@@ -339,6 +339,28 @@ def test_resuming_on_another_machine_warns(tmp_path, caplog):
     assert record.getMessage().startswith("torch was 1.0 when the run was started and is ")
 
 
+def test_resuming_with_another_number_of_processes_warns_and_names_nothing_else(
+    tmp_path, caplog, monkeypatch
+):
+    """Torchrun also sets a variable for NCCL, which is not used on a processor."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    begin(alone)
+    with monkeypatch.context() as patch:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+            patch.setenv(name, value)
+        patch.setenv("MASTER_ADDR", "localhost")
+        patch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+        begin(together)
+        begin(alone, resume=True)
+    begin(together, resume=True)
+    said = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    ending = "now: the student may differ in its last bits from that of an uninterrupted run"
+    assert said == [
+        f"processes was 1 when the run was started and is 2 {ending}",
+        f"processes was 2 when the run was started and is 1 {ending}",
+    ]
+
+
 def test_warnings_still_reach_stderr_and_the_logger_is_left_as_it_was(tmp_path):
     logger = logging.getLogger("robustkd")
     before = logger.level, list(logger.handlers)
