@@ -9,7 +9,9 @@ import shlex
 import subprocess
 import sys
 from hashlib import sha256
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -21,6 +23,7 @@ from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, load_trigger, save_trig
 from robustkd.benchmark import attacked_teachers
 from robustkd.core.errors import TrainingError
 from robustkd.core.methods import ALIASES, METHODS
+from robustkd.pipeline import run as main_line
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.metrics import Proportion
@@ -425,6 +428,28 @@ def test_a_run_is_resumed_with_the_same_teacher_and_settings(robustkd, files, tm
         3,
         f"run was started with teacher sha256 {was!r}, now it is {now!r}; {ending}",
     )
+
+
+def test_the_command_that_resumes_a_run_has_the_flags_that_are_not_stored(
+    robustkd, files, monkeypatch
+):
+    """With another number of threads, the student would differ in its last bits."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    for service in ("wandb", "mlflow"):
+        module = ModuleType(service)
+        module.__spec__ = ModuleSpec(service, None)
+        monkeypatch.setitem(sys.modules, service, module)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")
+    monkeypatch.setattr(main_line, "make_student", stop)
+    flags = "--device cpu --threads 1 --track wandb --track mlflow"
+    command = f"robustkd distill --resume run {flags}"
+    said = robustkd(*distilling(files.teacher), *flags.split())
+    assert said.err.endswith(f"robustkd: interrupted; resume with: {command}\n")
+    said = robustkd(*command.split()[1:])
+    assert (said.code, said.err.splitlines()[-1].partition("with: ")[2]) == (130, command)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ class Service(ModuleType):
         self.logged.append((step, values))
 
     def finish(self):
+        print("view the run at ...")
         self.ended += 1
 
 
@@ -62,6 +63,13 @@ def test_every_epoch_is_sent_once(service, tmp_path):
     assert service.begun == [{"project": "robustkd", "name": "my-run"}]
     assert service.settings == {"seed": "3"}
     assert service.ended == 1
+
+
+def test_what_the_service_prints_is_not_among_the_results(service, tmp_path, capsys):
+    """MLflow prints where a run is shown, and would break the output of ``--json``."""
+    with experiments(["wandb"], tmp_path, {}):
+        pass
+    assert capsys.readouterr() == ("", "view the run at ...\n")
 
 
 def test_an_error_of_the_service_does_not_end_the_run(service, tmp_path):

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from robustkd.core.files import free_name, new_folder, write_json
 from robustkd.core.folders import Folder
 from robustkd.pipeline import run_folder
 from robustkd.pipeline.run_folder import Run, opened
+from robustkd.training.checkpoint import State
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -262,6 +264,23 @@ def test_an_interrupt_prints_how_to_resume(settings, typed, tmp_path):
         assert f"INFO stopped: {message}\n" in (tmp_path / "run.log").read_text()
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_an_interrupt_waits_for_a_checkpoint_after_the_first_step(steps, tmp_path):
+    """Nothing is lost before, and the first step takes minutes if networks are compiled."""
+
+    def train(run: Run) -> None:
+        run.last()
+        for _ in range(steps):
+            assert not run.is_due()
+        signal.raise_signal(signal.SIGTERM)
+        assert run.is_due()
+        run.save(State({}, {"records": [], "step": 1}))
+
+    with pytest.raises(KeyboardInterrupt, match="resume with"), opened(tmp_path, inputs={}) as run:
+        train(run)
+    assert (tmp_path / "checkpoint.safetensors").exists() == bool(steps)
+
+
 def test_an_interrupt_before_the_log_begins_prints_how_to_resume(tmp_path, monkeypatch):
     """The folder has its first file by then, so that no other run can take it."""
 
@@ -318,6 +337,28 @@ def test_resuming_on_another_machine_warns(tmp_path, caplog):
     begin(tmp_path, resume=True)
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert record.getMessage().startswith("torch was 1.0 when the run was started and is ")
+
+
+def test_resuming_with_another_number_of_processes_warns_and_names_nothing_else(
+    tmp_path, caplog, monkeypatch
+):
+    """Torchrun also sets a variable for NCCL, which is not used on a processor."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    begin(alone)
+    with monkeypatch.context() as patch:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+            patch.setenv(name, value)
+        patch.setenv("MASTER_ADDR", "localhost")
+        patch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+        begin(together)
+        begin(alone, resume=True)
+    begin(together, resume=True)
+    said = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    ending = "now: the student may differ in its last bits from that of an uninterrupted run"
+    assert said == [
+        f"processes was 1 when the run was started and is 2 {ending}",
+        f"processes was 2 when the run was started and is 1 {ending}",
+    ]
 
 
 def test_warnings_still_reach_stderr_and_the_logger_is_left_as_it_was(tmp_path):

@@ -16,6 +16,7 @@ import torch
 
 from robustkd.core import user_key as keys
 from robustkd.core.errors import InputError
+from robustkd.core.files import sha256_of
 from robustkd.core.user_key import KEY, state_folder, user_key
 from robustkd.models import Spec, build, save
 from robustkd.pipeline.run_files import SEAL
@@ -157,25 +158,29 @@ def test_another_user_s_run_is_refused(folder, tmp_path, monkeypatch):
     assert f"{folder / SEAL} was not written by a run of yours" in refused(folder)
 
 
-def test_a_run_killed_between_seal_and_file_can_be_resumed(folder, monkeypatch):
-    """The seal is written first, and lists the previous file as well."""
-    path = folder / "checkpoint.safetensors"
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    with opened(folder, inputs=INPUTS, resume=True) as run:
-        go_on(run)
-        monkeypatch.setattr(os, "rename", _but(os.rename, path.name, killed))
-        with pytest.raises(KeyboardInterrupt):
-            run.save(state(4))
-        monkeypatch.undo()
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_run_killed_between_seal_and_file_can_be_resumed(kills, folder, monkeypatch):
+    """The seal is written first, and lists the file that is still there as well."""
+    for step in range(4, 4 + kills):
+        with opened(folder, inputs=INPUTS, resume=True) as run:
+            assert go_on(run)[0] == 3
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "rename", _killed_at(folder / "checkpoint.safetensors"))
+                with pytest.raises(KeyboardInterrupt):
+                    run.save(state(step))
+        listed = json.loads((folder / SEAL).read_text())["files"]["checkpoint.safetensors"]
+        assert listed[-1][1] != sha256_of(folder / "checkpoint.safetensors")
     assert resume(folder)[0] == 3
 
 
-def _but(function, name, other):
-    def renamed(source, target, **how):
-        return (other if target == name else function)(source, target, **how)
+def _killed_at(path: Path):
+    """Return a function that renames files, but ends the process before it reaches this path."""
+    rename = os.rename
+
+    def renamed(source, target, *, src_dir_fd, dst_dir_fd):
+        if target == path.name and os.path.samestat(os.fstat(dst_dir_fd), path.parent.stat()):
+            raise KeyboardInterrupt
+        rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     return renamed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,6 +100,30 @@ def test_a_lack_of_memory_is_no_failure_of_the_compiler(monkeypatch):
     made = Compiled(lambda x: (x, ()), lambda x: (x + 1, ()))
     with pytest.raises(torch.OutOfMemoryError):
         made(torch.zeros(1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_of_the_compiler_is_no_fault_of_the_network(number, monkeypatch, capsys):
+    """A terminal sends Ctrl-C to the compiler as well; this process stops after its step."""
+    codes = iter([-number, 0])
+
+    def interrupted(run: compiling.Run) -> compiling.Run:
+        def compiled(images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            code = next(codes)
+            if code:
+                try:
+                    raise subprocess.CalledProcessError(code, "g++")
+                except subprocess.CalledProcessError as error:
+                    raise RuntimeError("C++ compile error") from error
+            return run(images)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", interrupted)
+    made = Compiled(lambda x: (x, ()), lambda x: (x + 1, ()), failed=pytest.fail)
+    zero = torch.zeros(1)
+    assert [made(zero)[0].item(), made(zero)[0].item()] == [1, 0]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("first", [True, False])

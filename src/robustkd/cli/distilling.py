@@ -53,12 +53,14 @@ class ProcessOptions(NamedTuple):
         trust: Whether its files are trusted without verification.
         track: Services that receive the records of the training.
         audit: Whether teacher and student are audited at the end.
+        machine: Flags of the device and of the threads, which are not stored with the run.
     """
 
     resume: bool
     trust: bool
     track: tuple[str, ...]
     audit: bool
+    machine: tuple[str, ...]
 
 
 def distill(
@@ -214,7 +216,16 @@ def distill(
         **form_flags(source),
         **audit_flag(audit),
     }
-    options = ProcessOptions(resume=resume is not None, trust=trust_run, track=track, audit=audit)
+    options = ProcessOptions(
+        resume=resume is not None,
+        trust=trust_run,
+        track=track,
+        audit=audit,
+        machine=(
+            *(() if device == "auto" else ("--device", device)),
+            *(() if threads is None else ("--threads", str(threads))),
+        ),
+    )
     _run(job, source, folder, flags, options, as_json=as_json)
 
 
@@ -326,6 +337,7 @@ def _run(
         trust=options.trust,
         track=options.track,
         audited=options.audit,
+        further=options.machine,
         tell=print_progress,
     )
     if launched().rank:

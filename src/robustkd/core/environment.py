@@ -13,6 +13,8 @@ from robustkd.core.launch import launched
 
 _LIBRARIES = "OMP|MKL|KMP|OPENBLAS|ONEDNN|DNNL|ATEN|TORCH|PYTORCH|CUDA|CUDNN|CUBLAS|NVIDIA"
 _CHOOSES_KERNELS = re.compile(rf"({_LIBRARIES})_[A-Z0-9_]{{1,60}}")
+_CHOOSES_NO_KERNELS = "TORCH_NCCL_"
+"""Start of the names that set how processes wait for each other, one of which torchrun sets."""
 _CHOOSES_PLACES = ("_HOME", "_DIR", "_PATH", "_CACHE", "_LOGS", "_OUT", "_FILE")
 _LONGEST_VALUE = 60
 _QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
@@ -21,7 +23,9 @@ _QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
 
 def is_kernel_choice(name: str) -> bool:
     """Return whether an environment variable of that name can change the last bits of results."""
-    return _CHOOSES_KERNELS.fullmatch(name) is not None and not name.endswith(_CHOOSES_PLACES)
+    if name.startswith(_CHOOSES_NO_KERNELS) or name.endswith(_CHOOSES_PLACES):
+        return False
+    return _CHOOSES_KERNELS.fullmatch(name) is not None
 
 
 def kernel_choices() -> dict[str, str]:

@@ -7,8 +7,9 @@ example because its server cannot be reached, the run continues without it and s
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -76,9 +77,13 @@ class Experiment:
 
     @contextmanager
     def _ends_on_error(self, what: str) -> Iterator[None]:
-        """Continue without the tracker after any of its errors."""
+        """Continue without the tracker after any of its errors.
+
+        What it prints goes to stderr, since stdout has the results of the command.
+        """
         try:
-            yield
+            with redirect_stdout(sys.stderr):
+                yield
         except Exception as error:
             self._tracker = None
             reason = printable(" ".join(str(error).split()))[:200]

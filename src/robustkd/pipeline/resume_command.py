@@ -17,7 +17,7 @@ def resume_command(
     folder: Path,
     inputs: Mapping[str, Mapping[str, object]],
     config: Mapping[str, object],
-    switches: Sequence[str] = (),
+    further: Sequence[str] = (),
 ) -> str:
     """Return the command that resumes a run.
 
@@ -26,7 +26,7 @@ def resume_command(
         inputs: Inputs of the run, as in :func:`robustkd.pipeline.run_folder.opened`.
         config: Flags of the present command; places that have changed since the start of the run
             are part of the command.
-        switches: Flags without a value that no file can set.
+        further: Flags and values that no file of the run has.
     """
     before = read_yaml(folder / CONFIG, links=False)
     known = before if isinstance(before, dict) else {}
@@ -40,7 +40,7 @@ def resume_command(
     own = {name: inputs.get("settings", {}).get(name) for name in ("arch", "student")}
     typed = {name: str(value) for name, value in own.items() if ":" in str(value)} | moved
     flags = [word for name, value in typed.items() for word in (_flag(name), value)]
-    words = ["robustkd", "distill", *teacher, "--resume", str(folder), *flags, *switches]
+    words = ["robustkd", "distill", *teacher, "--resume", str(folder), *flags, *further]
     return shlex.join(words)
 
 

@@ -44,6 +44,7 @@ def distill_file(
     trust: bool = False,
     track: Sequence[str] = (),
     audited: bool = True,
+    further: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> Results:
     """Distil a student from a teacher's file into a run folder with results and report.
@@ -62,6 +63,8 @@ def distill_file(
         track: Services that receive the records of the training, ``wandb`` or ``mlflow``. The
             student does not depend on them.
         audited: If True, make the quick audit of teacher and student at the end.
+        further: Flags and values of the command that ``config`` does not have, for the command that
+            resumes an interrupted run.
         tell: Function that receives one line about the teacher before the training.
 
     Returns:
@@ -103,6 +106,7 @@ def distill_file(
         resume=resume,
         trust=trust,
         weak=job.allow_weak_sandbox,
+        further=[*further, *(word for name in services for word in ("--track", name))],
     ) as run:
         if run_is_finished(processes, run):
             tell(f"{out} is already finished")

@@ -172,7 +172,8 @@ def note_environment(path: Path) -> None:
     if not has(path.parent, path.name):
         write_json(path, now)
         return
-    before = read_json(path)
+    # One process is not recorded.
+    before, now = {"processes": 1, **read_json(path)}, {"processes": 1, **now}
     set_before = (name for name in before if is_kernel_choice(name) and name not in now)
     for name in (*now, *set_before):
         if before.get(name) != now.get(name):

@@ -168,10 +168,9 @@ class Run:
         return record
 
     def last(self) -> State | None:
-        """Return the last stored state; from now on, an interrupt waits for the next checkpoint."""
+        """Return the last stored state."""
         from robustkd.training.checkpoint import load_state
 
-        self.interrupts.deferring = True
         path = self.folder / CHECKPOINT
         if not has(self.folder, CHECKPOINT):
             return None
@@ -186,7 +185,12 @@ class Run:
         return state
 
     def is_due(self) -> bool:
-        """Return whether a checkpoint is due: after some minutes, or if the run is interrupted."""
+        """Return whether a checkpoint is due: after some minutes, or if the run is interrupted.
+
+        From the first call on, an interrupt waits for the next checkpoint. Before it, no step is
+        lost, and the first one may take minutes, in which networks are compiled.
+        """
+        self.interrupts.deferring = True
         return self.interrupts.asked or time.monotonic() - self._kept > _KEEP_EVERY
 
     def save(self, state: State) -> None:
@@ -244,6 +248,7 @@ def opened(
     resume: bool = False,
     trust: bool = False,
     weak: bool = False,
+    further: Sequence[str] = (),
 ) -> Iterator[Run]:
     """Start a run in a new folder, or continue the run in an existing one.
 
@@ -257,6 +262,7 @@ def opened(
         trust: If True, continue without verifying that a run of this user wrote the files.
         weak: Whether files may be read on a system without seccomp, which the command that resumes
             the run then allows as well.
+        further: Further flags and values for this command, which no file of the run has.
 
     Yields:
         The run. The messages of interrupts and write errors in the block contain the command that
@@ -271,11 +277,12 @@ def opened(
     """
     key = key_of_user(resuming=resume and not trust)
     switches = [*(["--trust-run"] if key is None else []), *(["--allow-weak-sandbox"] * weak)]
+    unstored = [*further, *switches]
 
     def command() -> str | None:
         # No command resumes a run whose data came from Python code.
         known = (not config or "data" in config) and has(folder, CONFIG)
-        return resume_command(folder, inputs, config or {}, switches) if known else None
+        return resume_command(folder, inputs, config or {}, unstored) if known else None
 
     with _old_folder(folder) if resume else _new_folder(folder) as held:
         inputs = as_recorded(folder, inputs) if resume else inputs

@@ -130,11 +130,14 @@ class Seal:
         known = self._files.get(to.name, [])
         most = max((size for size, _ in known), default=0)
         with to.open("xb") as copy:
-            if _facts(file, most=most, copy=copy) not in known:
+            found = _facts(file, most=most, copy=copy)
+            if found not in known:
                 raise InputError(
                     f"{self._folder / to.name} was not written by this run: it was changed, or "
                     f"comes from another run; start a new run with --out, or {TRUST}"
                 )
+        # Another listed file never reached its place, and would push this one off the list.
+        self._files[to.name] = [found]
 
     def _code(self, files: Mapping[str, object]) -> str:
         text = json.dumps([self._run, files], sort_keys=True)

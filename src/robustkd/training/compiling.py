@@ -7,6 +7,8 @@ import importlib
 import logging
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ _CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 _SHARED = "torchinductor_"
 """Start of the name of PyTorch's own folder, below that for temporary files."""
 _LONGEST = 200
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 Run = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 
@@ -117,6 +120,8 @@ class Compiled:
             except torch.OutOfMemoryError:
                 raise  # without compilation, more memory is needed
             except Exception as error:  # of the compiler, which has many kinds
+                if _was_interrupted(error):
+                    return self._otherwise(images)
                 self._run = None
                 self._failed()
                 if self._processes.first:
@@ -126,6 +131,18 @@ class Compiled:
     def _line(self, error: Exception) -> str:
         reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
         return f"the {self._name} cannot be compiled and runs as it is: {reason}"
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C or SIGTERM ended the C++ compiler, which is no fault of the network.
+
+    A terminal sends Ctrl-C to the compiler as well. The training decides whether it stops.
+    """
+    while error is not None:
+        if isinstance(error, subprocess.CalledProcessError) and -error.returncode in _INTERRUPTS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager
