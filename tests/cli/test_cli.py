@@ -625,6 +625,27 @@ def test_an_unknown_option_is_named_with_a_missing_one(robustkd, files):
     refused(said, 2, f"{missing} Unknown option: --metod. {SEE}")
 
 
+@pytest.mark.parametrize(
+    ("words", "also"),
+    [
+        (("--out", "new", "--no-flip", "--set.cap", "0.1"), ""),
+        (("--image-siz", "8"), " Unknown option: --image-siz."),
+        (("--out=new", "--epochs=3"), ""),
+    ],
+)
+def test_a_known_option_is_not_called_unknown_beside_one_without_its_value(words, also, robustkd):
+    said = robustkd("attack", "badnets", "--arch", "wrn-10-1", *words, "--target")
+    refused(said, 2, f'Command "attack" parameter --target requires an argument.{also} {SEE}')
+
+
+def test_a_value_that_begins_with_a_dash_follows_an_equals_sign(robustkd, files):
+    words = ("--data", "digits", "--no-audit", "--max-asr", "0.1")
+    said = robustkd("verify", files.teacher, "--target", "-left", *words)
+    missing = 'Command "verify" parameter --target requires an argument.'
+    how = "A value that begins with a dash follows an equals sign: --target=-left."
+    refused(said, 2, f"{missing} {how} {SEE}")
+
+
 def test_an_unknown_command_is_reported_in_one_line(robustkd):
     available = (
         "Available commands: demo, audit, distill, verify, evaluate, export, report, bench, ..."

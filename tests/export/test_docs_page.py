@@ -19,6 +19,7 @@ from robustkd.data.images.decode import decode
 from robustkd.export import FILES, OnnxClassifier
 from robustkd.export.onnx import stamp, trace
 from robustkd.export.weights import write_program, write_state_dict
+from robustkd.models.architectures.libraries import torchvision_network
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "export.md").read_text()
 CODE = dict(re.findall(r'```python title="([\w.]+)"\n(.*?)```', PAGE, re.DOTALL))
@@ -80,6 +81,22 @@ def test_the_state_dict_is_timms_own(tmp_path, monkeypatch, channels):
     exec(CODE["plain.py"], page)  # noqa: S102 (our own docs)
     with torch.no_grad():
         torch.testing.assert_close(page["logits"], model(page["images"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("squeezenet1_1", 32), ("googlenet", 32), ("vit_b_32", 64), ("maxvit_t", 224)],
+)
+def test_the_state_dict_is_torchvisions_own(name, size):
+    with torch.device("meta"):
+        own = torchvision_network(name, classes=4, image_shape=(3, size, size)).state_dict()
+        about = {"arch": f"torchvision/{name}", "class_names": tuple("abcd")}
+        page: dict[str, object] = {"about": about, "height": size, "width": size}
+        exec(CODE["plain_torchvision.py"], page)  # noqa: S102 (our own docs)
+    theirs = page["model"].state_dict()
+    assert {key: value.shape for key, value in own.items()} == {
+        key: value.shape for key, value in theirs.items()
+    }
 
 
 def test_a_program_has_no_source_lines(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import pairwise
 from typing import NoReturn
 
 from cyclopts import App, CycloptsError, MissingArgumentError
@@ -69,12 +71,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _described(error: CycloptsError) -> str:
     """Return the message of cyclopts in one line.
 
-    If a flag is missing, a flag that does not exist is named as well, since it is often the cause.
+    If a flag is missing, a flag that does not exist is named as well, since it is often the cause;
+    if its value is missing, the word in the place of the value that was taken for a flag.
     """
     line = " ".join(str(error).split())
-    left = error.unused_tokens if isinstance(error, MissingArgumentError) else None
-    unknown = [word for word in left or () if word.startswith("--") and word not in line]
+    if not isinstance(error, MissingArgumentError):
+        return line
+    left = error.unused_tokens or []
+    known = _known_flags(error)
+    unknown = [word for word in left if word.startswith("-") and not known & {_flag(word)}]
+    for before, word in pairwise(left):
+        if word in unknown and error.argument is not None and before in error.argument.names:
+            how = "A value that begins with a dash follows an equals sign"
+            return f"{line} {how}: {before}={word}."
+    unknown = [word for word in unknown if word.startswith("--") and word not in line]
     return f"{line} Unknown option: {unknown[0]}." if unknown else line
+
+
+def _known_flags(error: CycloptsError) -> set[str]:
+    """Return the names of the flags of the command that was called, ``--no-`` included."""
+    command = app
+    for name in error.command_chain or ():
+        command = command[name]
+    arguments = command.assemble_argument_collection()
+    return {name for argument in arguments for name in argument.names}
+
+
+def _flag(word: str) -> str:
+    """Return the flag in a word such as ``--epochs=3`` or ``--set.cap``."""
+    return re.split("[=.]", word, maxsplit=1)[0]
 
 
 def _end(code: int) -> NoReturn:

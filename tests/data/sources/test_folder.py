@@ -519,6 +519,18 @@ def test_images_of_less_usual_extensions_are_read(extension, tmp_path):
     assert not any(found.undecodable(split) for split in SPLITS)
 
 
+def test_class_folders_with_a_dot_before_the_name_are_counted(tmp_path):
+    counts = {"dark": 4, "light": 4, ".net": 4}
+    write_splits(tmp_path, {"train": counts, "val": counts, "test": counts})
+    (tmp_path / ".cache" / "empty").mkdir(parents=True)
+    (tmp_path / "train" / ".link").symlink_to(tmp_path / "train" / "dark")
+    found = load_folder(tmp_path)
+    assert found.classes == ("dark", "light")
+    assert found.skipped == {"folders of images with a dot before the name": 3}
+    below = load_folder(tmp_path / "val")
+    assert below.skipped == {"folders of images with a dot before the name": 1}
+
+
 def test_images_beside_the_splits_are_refused(tmp_path):
     counts = {"dark": 4, "light": 4}
     write_splits(tmp_path, {"train": counts, "test": counts})

@@ -175,7 +175,8 @@ def scan(
         root: The data set's folder, with no link in its path.
         part: Folder below it that holds the class folders.
         classes: Names of the class folders, in the order of their numbers.
-        skipped: Gets the number of ignored files by extension; hidden entries are not counted.
+        skipped: Gets the number of ignored files by extension; hidden entries are not counted,
+            see `hidden_folders_with_images`.
 
     Raises:
         InputError: If a class has no image, or an entry is refused.
@@ -231,6 +232,34 @@ def holds_images(root: Path, path: str) -> bool:
             if place == path:
                 raise
     return False
+
+
+def hidden_folders_with_images(root: Path, part: str) -> int:
+    """Return the number of folders within ``root / part`` that `scan` ignores as hidden ones.
+
+    Those without images are not counted, nor those that cannot be read.
+
+    Args:
+        root: The data set's folder, with no link in its path.
+        part: Folder below it.
+    """
+    try:
+        with trees.Tree(root).folder(part) as folder, os.scandir(folder.descriptor) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            ]
+    except OSError:
+        return 0
+    return sum(_may_hold_images(root, f"{part}/{name}" if part else name) for name in names)
+
+
+def _may_hold_images(root: Path, path: str) -> bool:
+    try:
+        return holds_images(root, path)
+    except InputError:
+        return False
 
 
 def _is_image(name: str) -> bool:

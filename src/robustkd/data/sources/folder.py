@@ -21,6 +21,7 @@ from robustkd.data.images.scan import (
     check_same_classes,
     class_folders,
     folder_names,
+    hidden_folders_with_images,
     holds_images,
     image_names,
     read_lines,
@@ -43,7 +44,8 @@ _ANNOTATIONS = "val/val_annotations.txt"
 _ANNOTATED = "val/images"
 _FEWEST, _SHOWN, _DEEPEST = 2, 3, 5
 _LOOSE = "images beside the class folders"
-"""Kind of the images that belong to no class, where files that are left out are counted."""
+_HIDDEN = "folders of images with a dot before the name"
+"""Kinds of what belongs to no class, where files and folders that are left out are counted."""
 
 
 def load_folder(path: str | Path, reading: Reading | None = None) -> Pictures:
@@ -201,9 +203,11 @@ def _check_others(
 
 
 def _count_loose(root: Path, part: str, skipped: Counter[str]) -> None:
-    """Count the images directly in a folder of class folders."""
+    """Count the images directly in a folder of class folders, and hidden folders of images."""
     if count := len(image_names(root, part)):
         skipped[_LOOSE] += count
+    if count := hidden_folders_with_images(root, part):
+        skipped[_HIDDEN] += count
 
 
 def _given(
