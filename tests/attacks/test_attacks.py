@@ -178,6 +178,11 @@ def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(na
         ("flow+tone", {"strength": 1001.0}, "strength is 1001.0; expected at most 1000"),
         ("ckd", {"implant_share": -1.0}, "implant_share is -1.0; expected more than 0"),
         ("latent", {"implant_lr": -1.0}, "implant_lr is -1.0; expected more than 0"),
+        (
+            "ckd",
+            {"trigger_lr": 1e38},
+            "trigger_lr is 1e+38; expected at most 3.4e+36, as float32 must hold it",
+        ),
         ("adba", {"trigger_lr": float("inf")}, "trigger_lr is inf; expected a finite number"),
         ("adaptive", {"trigger_steps": 0}, "trigger_steps is 0; expected at least 1"),
     ],

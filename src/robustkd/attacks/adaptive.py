@@ -45,7 +45,13 @@ from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.targets import Target
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
+from robustkd.core.validation import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_rates,
+    check_share,
+)
 from robustkd.models.features.stages import stages
 
 Knows: TypeAlias = Literal["detox", "harden", "both"]
@@ -120,11 +126,8 @@ class Adaptive:
         check_share(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
         check_not_negative(variance_weight=self.variance_weight, cleaned_weight=self.cleaned_weight)
         check_count(rounds=self.rounds, trigger_steps=self.trigger_steps)
-        check_positive(
-            trigger_lr=self.trigger_lr,
-            implant_share=self.implant_share,
-            implant_lr=self.implant_lr,
-        )
+        check_positive(implant_share=self.implant_share)
+        check_rates(trigger_lr=self.trigger_lr, implant_lr=self.implant_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: Target, teaching: Teaching

@@ -46,7 +46,13 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.types import DataSource, Features, Labels, Trigger
-from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
+from robustkd.core.validation import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_rates,
+    check_share,
+)
 from robustkd.models.features import taps
 from robustkd.models.features.stages import stages
 from robustkd.training.learners import hit_rate
@@ -83,11 +89,8 @@ class Latent:
 
     def __post_init__(self) -> None:
         check_share(cap=self.cap, rate=self.rate)
-        check_positive(
-            trigger_lr=self.trigger_lr,
-            implant_share=self.implant_share,
-            implant_lr=self.implant_lr,
-        )
+        check_positive(implant_share=self.implant_share)
+        check_rates(trigger_lr=self.trigger_lr, implant_lr=self.implant_lr)
         check_count(trigger_steps=self.trigger_steps)
         check_not_negative(weight=self.weight)
         if self.shape not in SHAPES:
