@@ -58,11 +58,17 @@ class WaNet:
         check_share(rate=self.rate)
         check_not_negative(cross_ratio=self.cross_ratio)
         most = (1 - self.rate) / self.rate
-        if self.cross_ratio > most:
+        if self.cross_ratio <= most:
+            return
+        if self.cross_ratio == WaNet.cross_ratio:  # so that the rate is what the user has chosen
             raise UsageError(
-                f"cross_ratio is {self.cross_ratio}; expected 0 to {most:g}, since rate is "
-                f"{self.rate}"
+                f"rate is {self.rate}; expected above 0 and at most {1 / (1 + self.cross_ratio):g},"
+                f" or a smaller cross_ratio: there are {self.cross_ratio:g} further images for each"
+                " warped one"
             )
+        raise UsageError(
+            f"cross_ratio is {self.cross_ratio}; expected 0 to {most:g}, since rate is {self.rate}"
+        )
 
     def example(self, image_shape: tuple[int, int, int]) -> Trigger:
         """Return the warp of one seed, for images of any shape."""
