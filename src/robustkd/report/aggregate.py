@@ -64,6 +64,8 @@ class Row:
         seconds: Wall time in seconds.
         base: Share of clean images of other classes that are classified as the target class, or as
             the next class of each; None if it was not measured.
+        attacks: Names in ``attack`` of all rows of the same models, one for each trigger of the
+            teacher; None if the results are of a version that did not record them.
     """
 
     data: str
@@ -76,6 +78,7 @@ class Row:
     ra: Statistic | None
     seconds: Statistic
     base: Statistic | None = None
+    attacks: tuple[str, ...] | None = None
 
     @property
     def cell(self) -> Cell:
@@ -139,6 +142,7 @@ def _row(cell: Cell, method: str, runs: list[ResultRow]) -> Row:
         ra=_statistic([(run.ra, run.n_asr) for run in runs]),
         seconds=seconds,
         base=_statistic([(run.base, run.n_asr) for run in runs]),
+        attacks=runs[0].attacks,
     )
 
 
