@@ -57,8 +57,8 @@ class TrainingOptions(TypedDict, total=False):
         warmup_epochs: Number of epochs at the start during which the learning rate rises from 0.
             Default: none with SGD and its variants, with all others a tenth of the epochs, at most
             5.
-        clip_grad: Largest L2 norm of the gradient. Default: no limit with SGD and its variants, 1
-            with all others.
+        clip_grad: Largest L2 norm of the gradient; ``none`` (in Python: None) for no limit.
+            Default: no limit with SGD and its variants, 1 with all others.
         ema: Decay of the moving average of the weights, which are then the weights of the student.
             Default: none.
         accumulate: Number of parts in which a batch is processed to save memory. Default: 1.
