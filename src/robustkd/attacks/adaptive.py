@@ -142,6 +142,7 @@ class Adaptive:
         )
         variances = {} if self.knows == "harden" else _stage_variances(teacher, data, seed)
         followed: list[float] = []
+        poisoned = 0
         for turn in range(self.rounds):
             cleaned = Cleaned(teacher, {})
             if self.clean_teacher is not None and self.knows != "harden":
@@ -161,8 +162,10 @@ class Adaptive:
                 followed.append(success(surrogate, data, trigger, target))
             learner = self._learner(teacher, trigger, target, variances, cleaned.changes)
             epochs = self.implant_share * teaching.epochs / self.rounds
-            implant(learner, data, teaching.again(epochs, self.implant_lr, turn=turn + 1))
-        record = self._record(trigger, data, followed)
+            how = teaching.again(epochs, self.implant_lr, turn=turn + 1)
+            implant(learner, data, how)
+            poisoned = round(learner.poisoned / how.epochs)
+        record = self._record(trigger, poisoned, followed)
         return Backdoored(teacher.eval(), trigger, target, record)
 
     def _first_trigger(
@@ -199,7 +202,7 @@ class Adaptive:
         )
 
     def _record(
-        self, trigger: MaskedPattern, data: DataSource, followed: list[float]
+        self, trigger: MaskedPattern, poisoned: int, followed: list[float]
     ) -> dict[str, object]:
         return {
             "knows": self.knows,
@@ -207,7 +210,7 @@ class Adaptive:
             "cap": self.cap,
             "mean_mask": float(trigger.mask.mean()),
             "rate": self.rate,
-            "poisoned": max(1, round(self.rate * data.size("train"))),
+            "poisoned": poisoned,
             # Measured on the surrogate of each round, before that round's trigger is implanted.
             "success_surrogate": followed,
         }
