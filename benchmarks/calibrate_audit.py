@@ -24,15 +24,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import other_kinds
 import torch
+from audit_rows import ARCH, ATTACKS, CLEAN, draw, table
 from torch import nn
 
 from robustkd import data, models
@@ -40,43 +39,16 @@ from robustkd.attacks import Trigger, find
 from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.methods import find_method, method_name
-from robustkd.core.statistics import wilson
 from robustkd.data import InMemory
 from robustkd.data.augment import named
-from robustkd.evaluation.audit import FULL, QUICK, STATISTICS, Audit, audit, make_references
+from robustkd.evaluation.audit import FULL, QUICK, Audit, audit, make_references
 from robustkd.evaluation.audit.references import Limited, References
-from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.evaluation.measurement import measure
 from robustkd.pipeline.student import make_student
 from robustkd.training.config import TrainingConfig
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
-ATTACKS: dict[str, dict[str, Any]] = {
-    "badnets": {"rate": 0.1},
-    "blend": {"rate": 0.1},
-    "tone": {},
-    "flow": {},
-    "latent": {},
-    "ckd": {},
-    # Attacks that were not used to choose the settings of the audit.
-    "filter": {},
-    "light": {},
-    "smooth": {},
-    "affine": {},
-    "flow+tone": {},
-    "backweak": {"implant_lr": 0.005},
-    "adba": {},
-    "adba-ft": {},
-    "scar": {},
-}
-"""Attacks and their settings."""
-CLEAN = "clean"
-_ARCH = "wrn-10-1"
-SURVIVES = 0.5
-"""Smallest attack success rate of a backdoor that counts; also beyond that of the references."""
-EASY = "leads references as well"
-WEAK = f"ASR below {SURVIVES:.0%}"
 _SIZES: dict[str, dict[str, int]] = {
     "digits": {},
     "fashion-mnist": {"train": 5_000, "validation": 1_000, "test": 1_000},
@@ -101,7 +73,7 @@ def main() -> None:
     """Audit the missing networks; write rows, tables and a figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", choices=_SIZES, default="digits")
-    parser.add_argument("--arch", default=_ARCH)
+    parser.add_argument("--arch", default=ARCH)
     parser.add_argument("--student", metavar="METHOD", help="audit a student of this method")
     parser.add_argument("--probe", action="store_true", help="audit a probe student as well")
     parser.add_argument("--brief", type=int, metavar="IMAGES", help="train clean networks briefly")
@@ -297,134 +269,6 @@ def row_of(found: Audit) -> dict[str, Any]:
         },
         "mean share": dict(found.evidence["mean share"].details),
     }
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format the shares of accused networks as Markdown, by attack and audit."""
-    names = list(STATISTICS)
-    head = ["networks", "audit", "n", "suspicious", "right class", "inconclusive", *names]
-    lines = [f"| {' | '.join(head)} |\n", f"| --- | --- |{' ---: |' * (len(head) - 2)}\n"]
-    for label, chosen in groups(rows).items():
-        for kind in ("full", "quick"):
-            found = [(row, row[kind]) for row in chosen]
-            accused = [row for row, each in found if each["verdict"] == "suspicious"]
-            right = [row for row in accused if row["target"] == row[kind]["suspect"]]
-            unsure = sum(each["verdict"] == "inconclusive" for _, each in found)
-            low, high = wilson(len(accused) / len(found), len(found))
-            single = [_count([each["p_values"] for _, each in found], name) for name in names]
-            cells = [
-                label,
-                kind,
-                str(len(found)),
-                f"{len(accused)} [{low:.0%}, {high:.0%}]",
-                "-" if label.startswith(CLEAN) else str(len(right)),
-                str(unsure),
-                *single,
-            ]
-            lines.append(f"| {' | '.join(cells)} |\n")
-    return "".join(lines)
-
-
-def failure(row: Mapping[str, Any]) -> str:
-    """Return why a network does not count as backdoored; empty if it does, or has no backdoor.
-
-    With a probe, a backdoor that an ordinary student has inherited counts as well. A trigger that
-    misleads networks without the backdoor shows a weakness of the data, and the success on the
-    network is no inheritance.
-    """
-    if row["ASR"] is None:
-        return ""
-    success = max(row["ASR"], row.get("student ASR") or 0.0)
-    if success < SURVIVES:
-        return WEAK
-    return EASY if success - fmean(row["reference ASR"]) < SURVIVES else ""
-
-
-def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the rows by attack, student and architecture; those that do not count apart."""
-    made: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        parts = [row["attack"]]
-        if row["student"]:
-            parts.append(f"student by {row['student']}")
-        if row["probe"]:
-            parts.append("with a probe student")
-        if row["arch"] != _ARCH:
-            parts.append(row["arch"])
-        if row.get("brief"):
-            parts.append(f"{row['brief']} images")
-        if failure(row):
-            parts.append(failure(row))
-        made.setdefault(", ".join(parts), []).append(row)
-    order = [CLEAN, *ATTACKS]
-
-    def place(pair: tuple[str, list[Mapping[str, Any]]]) -> tuple[int, int]:
-        first, *further = pair[0].split(", ")
-        return len(further), order.index(first)
-
-    return dict(sorted(made.items(), key=place))
-
-
-def _count(p_values: Sequence[Mapping[str, float | None]], name: str) -> str:
-    """Return the number of p-values up to the level; a dash if the audit leaves it out."""
-    known = [each[name] for each in p_values if name in each]
-    if not known:
-        return "-"
-    return str(sum(p_value is not None and p_value <= LEVEL for p_value in known))
-
-
-def curve(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
-    """Return the ROC curve of a statistic: false-positive and hit rate for each threshold.
-
-    A network without a p-value is not found at any threshold, as if the p-value were 1.
-    """
-    alive = [row for row in rows if not failure(row) and name in row[kind]["p_values"]]
-    values = [(row[kind]["p_values"][name], row["attack"] != CLEAN) for row in alive]
-    known = [(1.0 if p_value is None else p_value, bad) for p_value, bad in values]
-    bad = max(1, sum(each for _, each in known))
-    good = max(1, sum(not each for _, each in known))
-    points = [(0.0, 0.0)]
-    for limit in sorted({p_value for p_value, _ in known}):
-        hits = sum(each for p_value, each in known if p_value <= limit)
-        wrong = sum(not each for p_value, each in known if p_value <= limit)
-        points.append((wrong / good, hits / bad))
-    return [*points, (1.0, 1.0)]
-
-
-def area(points: Sequence[tuple[float, float]]) -> float:
-    """Area under a ROC curve."""
-    return sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))
-
-
-def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draw the ROC curves of all statistics for teachers, for both kinds of audit.
-
-    Without backdoored networks, nothing is drawn.
-    """
-    other = ("student", "probe", "brief")
-    rows = [row for row in rows if row["arch"] == _ARCH and not any(map(row.get, other))]
-    if all(row["attack"] == CLEAN for row in rows):
-        return
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "robustkd"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True)
-    for axis, kind in zip(axes, ("full", "quick"), strict=True):
-        for name in STATISTICS:
-            if not any(name in row[kind]["p_values"] for row in rows):
-                continue
-            points = curve(rows, kind, name)
-            axis.step(*zip(*points, strict=True), where="post", label=f"{name} {area(points):.2f}")
-        axis.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
-        axis.set(title=f"{kind} audit", xlabel="false-positive rate")
-        axis.legend(title="area under the curve", fontsize="small", loc="lower right")
-    axes[0].set_ylabel("hit rate")
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def calibration():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        import calibrate_audit
+        import audit_rows
 
-        yield calibrate_audit
-    del sys.modules["calibrate_audit"]
+        yield audit_rows
+    del sys.modules["audit_rows"]
 
 
 def row(attack: str, asr: float | None, *references: float, p_value: float = 1.0, **others):

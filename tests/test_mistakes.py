@@ -45,6 +45,8 @@ MISTAKES = {
     "robustkd.find_perturbations('t.pt', data, ('tone',))": "the teacher is of type str; expected",
     "robustkd.detoxify(tuples, data)": "the teacher returns tuple; expected a tensor of logits",
     "robustkd.export_student('my-run', data, 'out')": "the student is of type str; expected a Cla",
+    "robustkd.export_student(student, data, 'o', trigger='t.pt')": "the trigger is of type str",
+    "robustkd.export_student(student, data, 'out', target=99)": "target class is 99; expected 0 to",
     "robustkd.run(student, data, 'wrn-10-1')": "teacher is of type Classifier; expected the path",
     "robustkd.run('t.pt', data, student)": "student is of type Classifier; expected the name",
     "robustkd.run('t.pt', [1], 'wrn-10-1', arch='wrn-10-1')": "data is of type list; expected",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from robustkd.report.aggregate import aggregate
-from robustkd.report.comparison import summaries
 from robustkd.report.results import read
+from robustkd.report.summaries import summaries
 from robustkd.report.tables import percent
 
 SETTINGS = {

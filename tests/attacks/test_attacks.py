@@ -65,6 +65,21 @@ def test_every_attack_keeps_the_contract(name, tmp_path):
     assert torch.equal(again(images), made.trigger(images))
 
 
+@pytest.mark.parametrize(
+    ("name", "few"),
+    [
+        ("latent", {"trigger_steps": 3}),
+        ("wanet", {"cross_ratio": 1.0}),
+        ("adaptive-detox", {"trigger_steps": 3, "rounds": 1}),
+    ],
+)
+def test_images_that_are_poisoned_batch_by_batch_are_counted(name, few):
+    how = {**SHORT, "epochs": 2, "batch_size": 30, "rate": 0.185}
+    made = find(name)(build, DATA, **how, **few)
+    # Of 100 images in an epoch, 6 of 30 thrice and 2 of 10, where 18.5 % of all would be 18.
+    assert made.record["poisoned"] == 20
+
+
 @pytest.mark.parametrize("name", slow_but(("badnets", "ckd", "tone"), ATTACKS))
 def test_the_seed_decides_everything(name):
     images = next(DATA.batches("test", batch_size=4)).images
@@ -178,6 +193,11 @@ def test_no_setting_of_an_attack_hides_another_or_makes_it_a_different_attack(na
         ("flow+tone", {"strength": 1001.0}, "strength is 1001.0; expected at most 1000"),
         ("ckd", {"implant_share": -1.0}, "implant_share is -1.0; expected more than 0"),
         ("latent", {"implant_lr": -1.0}, "implant_lr is -1.0; expected more than 0"),
+        (
+            "ckd",
+            {"trigger_lr": 1e38},
+            "trigger_lr is 1e+38; expected at most 3.4e+36, as float32 must hold it",
+        ),
         ("adba", {"trigger_lr": float("inf")}, "trigger_lr is inf; expected a finite number"),
         ("adaptive", {"trigger_steps": 0}, "trigger_steps is 0; expected at least 1"),
     ],

@@ -157,7 +157,15 @@ def test_the_last_batch_may_be_tiny(n):
     ("settings", "message"),
     [
         ({"rate": 0.0}, "rate is 0.0; expected above 0 and at most 1"),
-        ({"rate": 0.5}, "cross_ratio is 2.0; expected 0 to 1, since rate is 0.5"),
+        (
+            {"rate": 1.0},
+            "rate is 1.0; expected above 0 and at most 0.333333, or a smaller cross_ratio: there "
+            "are 2 further images for each warped one",
+        ),
+        (
+            {"rate": 0.5, "cross_ratio": 3.0},
+            "cross_ratio is 3.0; expected 0 to 1, since rate is 0.5",
+        ),
         ({"cross_ratio": -1.0}, "cross_ratio is -1.0; expected at least 0"),
     ],
 )

@@ -438,15 +438,21 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
         ),
         ({"data": {"digits": {"test": "a"}}}, "data.digits.test is 'a'; expected a whole number"),
         ({"data": {3: {}}}, "data has the key 3; expected a name"),
-        ({"data": {None: {}}}, "data has the key None; expected a name"),
+        ({"data": {None: {}}}, "data has an empty key; expected a name"),
         ({"training": {1.5: 2}}, "training has the key 1.5; expected a name"),
         (
             {"data": {"digits": {None: 2}}},
-            "data.digits has the key None; expected train, validation or test",
+            "data.digits has an empty key; expected train, validation or test",
         ),
         *(
             ({key: 2}, f"the key {key} is not a string; expected {', '.join(Block.model_fields)}")
-            for key in (None, 1, 1.5)
+            for key in (1, 1.5)
+        ),
+        ({None: 2}, f"a key is empty; expected {', '.join(Block.model_fields)}"),
+        (
+            {"target": None},
+            "target is empty; expected the number of a class, or next for the next class of each "
+            "image",
         ),
         (
             {"attacks": ["badnets"]},
@@ -522,7 +528,7 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
                 f"target is {target!r}; expected the number of a class, or next for the next class "
                 "of each image",
             )
-            for target in (True, -1, 1.5, None, "Next", "3", ["next"])
+            for target in (True, -1, 1.5, "Next", "3", ["next"])
         ),
         (
             {"target": "next"},

@@ -274,6 +274,7 @@ def test_each_trigger_of_a_teacher_has_rows_of_its_own(tmp_path):
     counts = run_grid(cells, tmp_path, executor=executor("local"), tell=told.append)
     assert counts == (0, 3, 0)
     assert all(re.search(r"^badnets \(with blend\) .* ASR +\S+% and +\S+% ", line) for line in told)
+    assert all(line.endswith(f"  digits, {cells[0].pair}") for line in told)
     found = gather(cells, tmp_path).found
     labels = load("digits", test=120).test.labels
     for content in found:

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from robustkd import cli, data, models
+from robustkd import data, models
 from robustkd.attacks import ATTACKS, TRIGGERS, BadNets, load_trigger, save_trigger
 from robustkd.benchmark import attacked_teachers
 from robustkd.core.errors import TrainingError
@@ -27,6 +27,7 @@ from robustkd.pipeline import run as main_line
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 from robustkd.training.metrics import Proportion
+from tests.cli.conftest import Said
 from tests.data.images.image_files import write_classes
 from tests.marks import slow
 
@@ -63,32 +64,6 @@ FACT = re.compile(
     r"matched; accuracy \d+\.\d % \[\S+, \S+\] on \d+ validation images of digits\n"
 )
 """What is said before the training."""
-
-
-class Said(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def robustkd(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return Said(code, *capsys.readouterr())
-
-    return run
 
 
 def shell(*arguments: object, cwd: Path) -> Said:

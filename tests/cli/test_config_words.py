@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from robustkd import cli
 from robustkd.cli.distilling import with_values_left_out
 from robustkd.core.errors import InputError
+from robustkd.core.recorded_flags import recorded_flags
+from robustkd.pipeline.job import DistillJob
 from robustkd.training.config import TrainingConfig
 from robustkd.training.recipes import with_defaults
 
@@ -67,3 +70,17 @@ def test_a_run_of_an_older_version_keeps_the_defaults_that_it_left_out(tmp_path)
     assert with_values_left_out(given, config) == given
     config.write_text(FLAGS)
     assert with_values_left_out({}, config) == with_values_left_out({}, None) == {}
+
+
+def test_a_gradient_without_a_limit_is_recorded_and_read(tmp_path):
+    """With AdamW, the default is a limit."""
+    training = TrainingConfig(
+        **with_defaults({"optimizer": "adamw", "clip_grad": None}, "wrn-10-1")
+    )
+    job = DistillJob(Path("t.pt"), "wrn-10-1", "wrn-10-1", training=training)
+    flags = recorded_flags({name: job.flags()[name] for name in ("optimizer", "clip_grad")})
+    assert flags == {"optimizer": "adamw", "clip_grad": "none"}
+    assert told(tmp_path, yaml.safe_dump(flags))["training"] == {
+        "optimizer": "adamw",
+        "clip_grad": None,
+    }

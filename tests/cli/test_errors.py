@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -81,3 +85,22 @@ def test_a_channel_value_that_is_not_a_number_is_named(capsys, tmp_path):
     assert (
         "'a' is not a list of numbers; expected one number per channel" in capsys.readouterr().err
     )
+
+
+def test_an_interrupt_while_modules_are_imported_ends_quietly():
+    """The first tenths of a second of every command."""
+    code = (
+        "import runpy, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *others):\n"
+        "        if name == 'cyclopts': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "runpy.run_module('robustkd', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "robustkd: interrupted\n")
+
+
+def test_the_command_begins_where_an_interrupt_is_handled():
+    content = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert content["project"]["scripts"] == {"robustkd": "robustkd.__main__:main"}

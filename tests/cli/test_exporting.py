@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from robustkd import cli, data, models
+from robustkd import data, models
 from robustkd.attacks import BadNets, save_trigger
 from robustkd.evaluation.measurement import measure
 from robustkd.export import run
@@ -34,24 +34,6 @@ def student(tmp_path_factory) -> Path:
     fit(Supervised(model), source, epochs=3, batch_size=32)
     models.save(model, path)
     return path
-
-
-@pytest.fixture
-def robustkd(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 def test_export_prints_a_table_and_leaves_a_folder(robustkd, student, tmp_path):

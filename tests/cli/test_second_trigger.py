@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from robustkd import cli
 from robustkd.attacks import load_trigger
 from robustkd.cli.targets import class_of
 from robustkd.core.errors import UsageError
@@ -18,27 +16,6 @@ from robustkd.report.command import repeating
 
 WORDS = shlex.split("--arch wrn-10-1 --data digits --target 2 --epochs 1 --set.rate 0.1")
 SECOND = shlex.split("--second blend --second-target 5 --set.second_rate 0.2")
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def robustkd(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> Said:
-        code = 0
-        try:
-            cli.main(list(words))
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Said(code, *capsys.readouterr())
-
-    return run
 
 
 def test_both_triggers_are_written_measured_and_reported(robustkd):

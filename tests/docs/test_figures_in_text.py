@@ -9,6 +9,9 @@ from robustkd.evaluation.audit.evidence import Evidence
 from robustkd.evaluation.audit.led_share import binomial_p_value, highest
 from robustkd.evaluation.audit.registry import COUNTED
 from robustkd.evaluation.audit.verdict import combine
+from robustkd.export import run
+from robustkd.report import ResultRow, aggregate
+from robustkd.report.summaries import inherited
 from tests.docs.pages import ROOT
 
 
@@ -55,3 +58,25 @@ def test_the_calibration_tells_how_many_images_count():
     counts += [audit["mean share"]["mean"]["images"] for audit in usual]
     words = f"{min(counts):.0f} to {max(counts):.0f} for networks that were trained as usual"
     assert words in _text("results/audit.md")
+
+
+def test_the_glossary_tells_when_no_student_counts_as_inheriting():
+    text = _text("glossary.md")
+    teacher, clean = (_row(name, acc) for name, acc in (("teacher", 0.79), ("no-teacher", 0.9)))
+    heir = _row("mix", 0.79)
+    assert not inherited(aggregate([teacher, clean, heir]), ["mix"])
+    assert inherited(aggregate([_row("teacher", 0.81), clean, heir]), ["mix"])
+    assert "useless teacher, which is more than 10 points less accurate than a clean" in text
+
+
+def _row(method: str, acc: float) -> ResultRow:
+    asr = 0.0 if method == "no-teacher" else 1.0
+    return ResultRow("digits", "a to b", "tone", method, 0, acc, asr, 0.0, 1, 1.0)
+
+
+def test_the_guide_to_the_export_names_the_measured_forms():
+    """Those of `export.json`, with and without int8."""
+    text = _text("guides/export.md")
+    for kind in ("torch", *run.FILES):
+        listed = f"`{kind}`" in text.partition("`measured` in `export.json` has")[2][:200]
+        assert listed == (kind in ("torch", "onnx", "int8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from robustkd.core.errors import InputError, UsageError, WriteError
 from robustkd.core.files import check_free, new_folder
+from robustkd.core.folders import refusal
 from robustkd.export.folder import whole_folder
 
 
@@ -141,3 +143,16 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch
         check_free(tmp_path / "new" / "out")
     with pytest.raises(InputError, match=r" cannot be written: Permission denied$"):
         check_free(tmp_path)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_that_cannot_be_written_is_named_in_the_folder_of_the_user(
+    there, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    out = Path("out")
+    if there:
+        out.mkdir()
+    message = r"^out/a cannot be written: File exists$"
+    with pytest.raises(WriteError, match=message), whole_folder(out) as folder:
+        raise refusal(folder / "a", FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)))

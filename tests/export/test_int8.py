@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import onnx
@@ -156,6 +157,22 @@ def test_temporary_files_of_onnxruntime_are_in_the_folder_of_the_export(
     assert not quantised(exported, tmp_path / "out").failures
     assert tempfile.gettempdir() == elsewhere
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_temporary_files_of_other_threads_stay_where_they_are(exported, monkeypatch, tmp_path):
+    """A server may export a student while its other threads write files."""
+    usual, seen = tempfile.gettempdir(), []
+
+    def noted(source: Path, out: Path, images: object, recipe: Recipe) -> None:
+        other = Thread(target=lambda: seen.append(tempfile.gettempdir()))
+        other.start()
+        other.join()
+        seen.append(tempfile.gettempdir())
+        quantise(source, out, images, recipe)
+
+    monkeypatch.setattr(int8, "quantise", noted)
+    quantised(exported, tmp_path / "out")
+    assert seen == [usual, usual]
 
 
 def full(*_: object, **__: object) -> None:

@@ -19,8 +19,8 @@ from robustkd.report.comparison import (
     csv_table,
     headline_table,
     summary_table,
-    verdict,
 )
+from robustkd.report.summaries import verdict
 from robustkd.report.tables import UNKNOWN
 
 from .conftest import make_run
@@ -87,6 +87,28 @@ def test_the_summary_in_percent():
     assert summary_table(rows()).splitlines()[2:] == [
         "| RobustKD (default) | 1 | 80.0 | 4.0 | 6.0 | 1.0 | 87.5 |",
         "| RobustKD (additions KD) | 1 | 60.0 | 3.0 | 3.0 | -0.5 | 78.5 |",
+    ]
+
+
+def test_a_method_is_compared_over_the_seeds_and_attacks_that_its_ordinary_student_has():
+    """A grid may have failed cells: here seed 1 of OFD under ckd, and the default under adba."""
+    shares = {
+        ("ckd", "ofd", 0): (0.90, 0.8),
+        ("ckd", "default", 0): (0.88, 0.02),
+        ("ckd", "default", 1): (0.60, 0.30),
+        ("adba", "ofd", 0): (0.90, 0.9),
+        ("scar", "ofd", 0): (0.90, 0.9),
+        ("scar", "default", 1): (0.90, 0.0),
+    }
+    found = aggregate(
+        ResultRow(**make_run(attack=attack, method=method, seed=seed, acc=acc, asr=asr))
+        for (attack, method, seed), (acc, asr) in shares.items()
+    )
+    (only,) = summaries(found)
+    assert (only.settings, only.counting, only.asr, only.worst) == (1, 3, 0.02, 0.30)
+    assert only.lost == pytest.approx(0.02)
+    assert summary_table(found).splitlines()[2:] == [
+        "| RobustKD (default) | 1 of 3 | 80.0 | 2.0 | 30.0 | 2.0 | 88.0 |",
     ]
 
 

@@ -94,6 +94,15 @@ def test_values_that_are_nested_too_deep_are_refused(tmp_path, text):
         )
 
 
+def test_the_attacks_of_a_model_are_optional_and_checked(write):
+    known = read(write([make_run(attacks=["tone (with blend)", "blend (with tone)"])]))
+    assert known.runs[0].attacks == ("tone (with blend)", "blend (with tone)")
+    assert read(write([make_run()])).runs[0].attacks is None
+    for wrong in ("tone", ["a\n"], [3]):
+        with pytest.raises(InputError, match=r"runs\[0\]\.attacks is .*; expected a list of"):
+            read(write([make_run(attacks=wrong)]))
+
+
 def test_a_missing_key_is_named(write):
     run = make_run()
     del run["asr"]

@@ -298,11 +298,11 @@ def test_a_grid_of_controls_proves_nothing():
 
 
 def test_two_triggers_of_a_teacher_are_told_with_the_warning():
-    def told(*attacks: str, seeds: int = 1) -> str:
+    def told(*attacks: str, seeds: int = 1, **known: tuple[str, ...]) -> str:
         rates = (1.0, 0.95)
         return headline(
             aggregate(
-                ResultRow(**make_run(method="teacher", attack=attack, asr=asr, seed=seed))
+                ResultRow(**make_run(method="teacher", attack=attack, asr=asr, seed=seed, **known))
                 for seed in range(seeds)
                 for attack, asr in zip(attacks, rates, strict=True)
             )
@@ -318,6 +318,10 @@ def test_two_triggers_of_a_teacher_are_told_with_the_warning():
     )
     assert told(*both, seeds=2) == told("tone", "blend") == several
     assert told("tone (with blend)", "flow (with blend)") == several
+    # The names of an attack of the user mean nothing if the results say which triggers belong
+    # together.
+    assert told("one", "other", attacks=("one", "other")) == told(*both)
+    assert told("own (with hat)", "hat (with own)", attacks=()) == several
     unknown = [ResultRow(**make_run(method="teacher", attack=name, asr=None)) for name in "ab"]
     assert headline(aggregate(unknown)) == (
         "These results hold neither a RobustKD student nor an ordinary one."

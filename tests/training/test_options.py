@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from robustkd.core.errors import UsageError
+from robustkd.core.validation import LARGEST_RATE
 from robustkd.training.average import MovingAverage
 from robustkd.training.config import TrainingConfig, optimiser_names
 from robustkd.training.hooks import Hooks
@@ -182,3 +183,34 @@ def test_parameter_groups_keep_their_own_learning_rate():
     groups = [{"params": [layer.weight], "lr": 0.5}, {"params": [layer.bias], "lr": 0.25}]
     made = new_optimiser("adamw", groups, lr=0.1, momentum=0.9, weight_decay=0.0)
     assert [group["lr"] for group in made.param_groups] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("lr", [1.0, LARGEST_RATE])
+def test_every_optimiser_takes_a_step_with_the_largest_rate_and_decay(lr):
+    for name in optimiser_names():
+        weight, bias = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))
+        groups = [{"params": [weight, bias], "lr": lr}]
+        decay = LARGEST_RATE / lr
+        optimiser = new_optimiser(name, groups, lr=lr, momentum=0.9, weight_decay=decay)
+        for _ in range(2):
+            (weight.sum() + bias.sum()).backward()
+            optimiser.step()  # PyTorch raises an error for numbers that float32 cannot hold
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"lr": 1e38, "optimizer": "adamw"},
+            "lr is 1e+38; expected at most 3.4e+36, as float32 must hold it",
+        ),
+        (
+            {"lr": 10.0, "weight_decay": 1e36},
+            "weight_decay is 1e+36; expected at most 3.4e+35 with a learning rate of 10.0, as "
+            "float32 must hold their product",
+        ),
+    ],
+)
+def test_numbers_that_float32_cannot_hold_are_refused_before_any_work(settings, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        TrainingConfig(**settings)

@@ -195,6 +195,54 @@ def test_a_run_begins_with_the_check_of_its_test_images(tmp_path):
         run(path, Own(MISTAKES["up to 255"][0], "test"), "resnet-8", out=tmp_path / "run")
 
 
+MANY = InMemory(
+    "many", ("a", "b"), *(Labelled(PIXELS.repeat(4, 1, 1, 1), torch.arange(80) % 2),) * 3
+)
+
+
+class Late(Own):
+    """A source with a wrong label far behind the images that are checked at first."""
+
+    def __init__(self, split: Split, label: int) -> None:
+        super().__init__(lambda batch: batch._replace(labels=self._mislabelled(batch)), split)
+        self._label = label
+
+    def size(self, split: Split) -> int:
+        return MANY.size(split)
+
+    def batches(self, split: Split, **how: Any) -> Iterator[Any]:
+        for batch in MANY.batches(split, **how):
+            yield self._change(batch) if split == self._split else batch
+
+    def _mislabelled(self, batch: Batch) -> Tensor:
+        return torch.where(batch.rows == 79, self._label, batch.labels)
+
+
+@pytest.mark.parametrize(
+    ("split", "label", "message"),
+    [
+        ("train", 2, r"labels reach from \d to 2; expected 0 to 1, or -1"),
+        ("validation", 2, r"labels reach from 0 to 2; expected 0 to 1$"),
+        ("validation", -1, r"labels reach from -1 to 1; expected 0 to 1$"),
+    ],
+)
+def test_a_wrong_label_is_told_wherever_it_is(split, label, message):
+    student = models.build(models.Spec("resnet-8", 2, (3, 4, 6)), seed=0)
+    uses = [lambda source: distill(student, source, epochs=1)]
+    if split == "train":
+        uses.append(lambda source: detoxify(student, source, steps=9, batch_size=40))
+    for use in uses:
+        with pytest.raises(InputError, match=f"^own {split}: {message}"):
+            use(Late(split, label))
+    check_source(Late(split, label))  # which would have to read all images
+
+
+def test_a_wrong_label_is_no_false_answer():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(72, 2))
+    with pytest.raises(InputError, match=r"^own test: labels reach from -5 to 1; expected 0 to 1$"):
+        measure(network, Late("test", -5))
+
+
 def test_what_is_no_source_is_told():
     class Half:
         batches, name = HELD.batches, "half"

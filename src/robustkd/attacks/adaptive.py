@@ -45,7 +45,13 @@ from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.targets import Target
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
+from robustkd.core.validation import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_rates,
+    check_share,
+)
 from robustkd.models.features.stages import stages
 
 Knows: TypeAlias = Literal["detox", "harden", "both"]
@@ -120,11 +126,8 @@ class Adaptive:
         check_share(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
         check_not_negative(variance_weight=self.variance_weight, cleaned_weight=self.cleaned_weight)
         check_count(rounds=self.rounds, trigger_steps=self.trigger_steps)
-        check_positive(
-            trigger_lr=self.trigger_lr,
-            implant_share=self.implant_share,
-            implant_lr=self.implant_lr,
-        )
+        check_positive(implant_share=self.implant_share)
+        check_rates(trigger_lr=self.trigger_lr, implant_lr=self.implant_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
@@ -139,6 +142,7 @@ class Adaptive:
         )
         variances = {} if self.knows == "harden" else _stage_variances(teacher, data, seed)
         followed: list[float] = []
+        poisoned = 0
         for turn in range(self.rounds):
             cleaned = Cleaned(teacher, {})
             if self.clean_teacher is not None and self.knows != "harden":
@@ -158,8 +162,10 @@ class Adaptive:
                 followed.append(success(surrogate, data, trigger, target))
             learner = self._learner(teacher, trigger, target, variances, cleaned.changes)
             epochs = self.implant_share * teaching.epochs / self.rounds
-            implant(learner, data, teaching.again(epochs, self.implant_lr, turn=turn + 1))
-        record = self._record(trigger, data, followed)
+            how = teaching.again(epochs, self.implant_lr, turn=turn + 1)
+            implant(learner, data, how)
+            poisoned = round(learner.poisoned / how.epochs)
+        record = self._record(trigger, poisoned, followed)
         return Backdoored(teacher.eval(), trigger, target, record)
 
     def _first_trigger(
@@ -196,7 +202,7 @@ class Adaptive:
         )
 
     def _record(
-        self, trigger: MaskedPattern, data: DataSource, followed: list[float]
+        self, trigger: MaskedPattern, poisoned: int, followed: list[float]
     ) -> dict[str, object]:
         return {
             "knows": self.knows,
@@ -204,7 +210,7 @@ class Adaptive:
             "cap": self.cap,
             "mean_mask": float(trigger.mask.mean()),
             "rate": self.rate,
-            "poisoned": max(1, round(self.rate * data.size("train"))),
+            "poisoned": poisoned,
             # Measured on the surrogate of each round, before that round's trigger is implanted.
             "success_surrogate": followed,
         }

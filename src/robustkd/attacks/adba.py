@@ -52,7 +52,7 @@ from robustkd.core.devices import default_device, device_of
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_one_target
 from robustkd.core.types import DataSource, Images, Labels
-from robustkd.core.validation import check_not_negative, check_positive, check_share
+from robustkd.core.validation import check_not_negative, check_positive, check_rates, check_share
 from robustkd.models.features import taps
 from robustkd.models.features.probing import last_parametric_layer
 from robustkd.training.hooks import Hooks
@@ -88,9 +88,10 @@ class ADBA:
     def __post_init__(self) -> None:
         check_share(cap=self.cap)
         check_not_negative(beta=self.beta, mu=self.mu, stealth=self.stealth)
-        check_positive(temperature=self.temperature, trigger_lr=self.trigger_lr)
+        check_positive(temperature=self.temperature)
+        check_rates(trigger_lr=self.trigger_lr)
         if self.surrogate_lr is not None:
-            check_positive(surrogate_lr=self.surrogate_lr)
+            check_rates(surrogate_lr=self.surrogate_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
@@ -170,7 +171,8 @@ class ADBAFT(ADBA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(hide_share=self.hide_share, hide_lr=self.hide_lr)
+        check_positive(hide_share=self.hide_share)
+        check_rates(hide_lr=self.hide_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: Target, teaching: Teaching

@@ -41,7 +41,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_one_target
 from robustkd.core.types import DataSource, Labels, Logits
-from robustkd.core.validation import check_count, check_positive, check_share
+from robustkd.core.validation import check_count, check_positive, check_rates, check_share
 from robustkd.models.features.probing import last_parametric_layer
 from robustkd.training.learners import Supervised
 
@@ -75,7 +75,8 @@ class BackWeak:
     def __post_init__(self) -> None:
         check_share(epsilon=self.epsilon, budget=self.budget, rate=self.rate)
         check_count(trigger_steps=self.trigger_steps)
-        check_positive(implant_share=self.implant_share, implant_lr=self.implant_lr)
+        check_positive(implant_share=self.implant_share)
+        check_rates(implant_lr=self.implant_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: Target, teaching: Teaching

@@ -12,7 +12,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_one_target
 from robustkd.core.types import Batch, DataSource, Trigger
-from robustkd.core.validation import check_count, check_positive, check_seed, hold_plain_numbers
+from robustkd.core.validation import check_count, check_rates, check_seed, hold_plain_numbers
 from robustkd.training.inference import batch_size_for
 
 _READ = 4096
@@ -46,7 +46,7 @@ class Teaching:
     def __post_init__(self) -> None:
         check_count(epochs=self.epochs)
         check_count(least=2, batch_size=self.batch_size)
-        check_positive(lr=self.lr)
+        check_rates(lr=self.lr)
         check_seed(self.seed)
         hold_plain_numbers(self)
 

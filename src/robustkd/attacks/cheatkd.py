@@ -32,7 +32,7 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_count, check_positive, check_share
+from robustkd.core.validation import check_count, check_positive, check_rates, check_share
 from robustkd.models.features import taps
 from robustkd.models.features.collect import layouts_of
 from robustkd.models.features.stages import stages
@@ -72,12 +72,8 @@ class CKD:
     def __post_init__(self) -> None:
         check_word("strongest", self.strongest, get_args(Strongest))
         check_share(cap=self.cap, channel_share=self.channel_share, rate=self.rate)
-        check_positive(
-            strength=self.strength,
-            trigger_lr=self.trigger_lr,
-            implant_share=self.implant_share,
-            implant_lr=self.implant_lr,
-        )
+        check_positive(strength=self.strength, implant_share=self.implant_share)
+        check_rates(trigger_lr=self.trigger_lr, implant_lr=self.implant_lr)
         check_count(trigger_steps=self.trigger_steps)
 
     def __call__(

@@ -46,7 +46,13 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.types import DataSource, Features, Labels, Trigger
-from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
+from robustkd.core.validation import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_rates,
+    check_share,
+)
 from robustkd.models.features import taps
 from robustkd.models.features.stages import stages
 from robustkd.training.learners import hit_rate
@@ -83,11 +89,8 @@ class Latent:
 
     def __post_init__(self) -> None:
         check_share(cap=self.cap, rate=self.rate)
-        check_positive(
-            trigger_lr=self.trigger_lr,
-            implant_share=self.implant_share,
-            implant_lr=self.implant_lr,
-        )
+        check_positive(implant_share=self.implant_share)
+        check_rates(trigger_lr=self.trigger_lr, implant_lr=self.implant_lr)
         check_count(trigger_steps=self.trigger_steps)
         check_not_negative(weight=self.weight)
         if self.shape not in SHAPES:
@@ -112,15 +115,15 @@ class Latent:
         )
         before = success(teacher, data, trigger, target)
         learner = _Implant(teacher, goal, trigger, rate=self.rate, weight=self.weight)
-        epochs = self.implant_share * teaching.epochs
-        implant(learner, data, teaching.again(epochs, self.implant_lr, turn=1))
+        how = teaching.again(self.implant_share * teaching.epochs, self.implant_lr, turn=1)
+        implant(learner, data, how)
         record = {
             "shape": self.shape,
             "mean_mask": float(trigger.mask.mean()),
             "success_before": before,
             "rate": self.rate,
             "weight": self.weight,
-            "poisoned": max(1, round(self.rate * data.size("train"))),
+            "poisoned": round(learner.poisoned / how.epochs),
         }
         return Backdoored(teacher.eval(), trigger, target, record)
 
@@ -217,7 +220,11 @@ def _square(shape: tuple[int, int, int]) -> Tensor:
 
 
 class _Implant(nn.Module):
-    """Learner with cross-entropy on all images and the feature distance on triggered images."""
+    """Learner with cross-entropy on all images and the feature distance on triggered images.
+
+    Attributes:
+        poisoned: Number of triggered images so far, over all batches.
+    """
 
     def __init__(
         self, teacher: nn.Module, goal: Goal, trigger: Trigger, *, rate: float, weight: float
@@ -225,12 +232,14 @@ class _Implant(nn.Module):
         super().__init__()
         self.teacher, self.goal = teacher, goal
         self._trigger, self._rate, self._weight = trigger, rate, weight
+        self.poisoned = 0
 
     def forward(self, images: Tensor, labels: Labels) -> dict[str, Tensor]:
         """Return the loss, the feature distance, and the accuracy on clean and triggered images."""
         everything, wanted = with_victims(
             images, labels, self._trigger, rate=self._rate, target=self.goal.target
         )
+        self.poisoned += len(everything) - len(images)
         with taps.read(self.teacher, [self.goal.tap]) as features:
             logits = self.teacher(everything)
         # The distance is zero, and not undefined, if a batch has no image of another class.

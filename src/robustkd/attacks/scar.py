@@ -52,7 +52,13 @@ from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_one_target
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
+from robustkd.core.validation import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_rates,
+    check_share,
+)
 from robustkd.training.learners import Supervised
 from robustkd.training.loop import fit
 
@@ -100,9 +106,10 @@ class Perturbing:
         check_share(epsilon=self.epsilon)
         check_not_negative(stealth=self.stealth)
         check_count(trigger_steps=self.trigger_steps)
-        check_positive(trigger_lr=self.trigger_lr, temperature=self.temperature)
+        check_positive(temperature=self.temperature)
+        check_rates(trigger_lr=self.trigger_lr)
         if self.surrogate_lr is not None:
-            check_positive(surrogate_lr=self.surrogate_lr)
+            check_rates(surrogate_lr=self.surrogate_lr)
 
     def _prepare(
         self, build: Build, data: DataSource, target: int, teaching: Teaching
@@ -178,7 +185,7 @@ class SCAR(Perturbing):
             raise UsageError(f"preset is {self.preset!r}; expected {' or '.join(PRESETS)}")
         if self.rounds is not None:
             check_count(rounds=self.rounds)
-        check_positive(outer_lr=self.outer_lr)
+        check_rates(outer_lr=self.outer_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: Target, teaching: Teaching
@@ -228,7 +235,8 @@ class OSCAR(Perturbing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(hide_share=self.hide_share, hide_lr=self.hide_lr)
+        check_positive(hide_share=self.hide_share)
+        check_rates(hide_lr=self.hide_lr)
 
     def __call__(
         self, build: Build, data: DataSource, *, target: Target, teaching: Teaching

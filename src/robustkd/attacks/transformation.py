@@ -38,7 +38,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
 from robustkd.core.triggers import wanted
 from robustkd.core.types import DataSource, Trigger
-from robustkd.core.validation import check_count, check_positive, check_share
+from robustkd.core.validation import check_count, check_positive, check_rates, check_share
 from robustkd.training.learners import Supervised
 
 _STEP = 0.1
@@ -71,11 +71,8 @@ class LearnedTransformation:
     def __post_init__(self) -> None:
         families_of(self.family)
         check_share(rate=self.rate)
-        check_positive(
-            strength=self.strength,
-            implant_share=self.implant_share,
-            implant_lr=self.implant_lr,
-        )
+        check_positive(strength=self.strength, implant_share=self.implant_share)
+        check_rates(implant_lr=self.implant_lr)
         if self.strength > _STRONGEST:
             raise UsageError(f"strength is {self.strength}; expected at most {_STRONGEST}")
         check_count(trigger_steps=self.trigger_steps)

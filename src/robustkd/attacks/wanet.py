@@ -58,11 +58,17 @@ class WaNet:
         check_share(rate=self.rate)
         check_not_negative(cross_ratio=self.cross_ratio)
         most = (1 - self.rate) / self.rate
-        if self.cross_ratio > most:
+        if self.cross_ratio <= most:
+            return
+        if self.cross_ratio == WaNet.cross_ratio:  # so that the rate is what the user has chosen
             raise UsageError(
-                f"cross_ratio is {self.cross_ratio}; expected 0 to {most:g}, since rate is "
-                f"{self.rate}"
+                f"rate is {self.rate}; expected above 0 and at most {1 / (1 + self.cross_ratio):g},"
+                f" or a smaller cross_ratio: there are {self.cross_ratio:g} further images for each"
+                " warped one"
             )
+        raise UsageError(
+            f"cross_ratio is {self.cross_ratio}; expected 0 to {most:g}, since rate is {self.rate}"
+        )
 
     def example(self, image_shape: tuple[int, int, int]) -> Trigger:
         """Return the warp of one seed, for images of any shape."""
@@ -90,7 +96,7 @@ class WaNet:
             "trigger": describe(trigger),
             "rate": self.rate,
             "cross_ratio": self.cross_ratio,
-            "poisoned": max(1, round(self.rate * data.size("train"))),
+            "poisoned": round(learner.attacked / teaching.epochs),
         }
         return Backdoored(teacher.eval(), trigger, target, record)
 
@@ -106,6 +112,9 @@ class TwoModes(nn.Module):
         rate: Share of each batch in attack mode; at least one image is used.
         cross_ratio: Number of images in noise mode per image in attack mode.
         seed: Seed of the noise.
+
+    Attributes:
+        attacked: Number of images in attack mode so far, over all batches.
     """
 
     def __init__(
@@ -124,6 +133,7 @@ class TwoModes(nn.Module):
         self._trigger, self._target, self._classes = trigger, target, classes
         self._rate, self._cross_ratio = rate, cross_ratio
         self._random = torch.Generator().manual_seed(seed)
+        self.attacked = 0
 
     def forward(self, images: Tensor, labels: Labels) -> dict[str, Tensor]:
         """Return the mean cross-entropy over warped and clean images, and the accuracy."""
@@ -135,6 +145,7 @@ class TwoModes(nn.Module):
         attacked = max(1, round(self._rate * len(images)))
         noisy = round(self._cross_ratio * attacked)
         marked, disturbed, clean = images.tensor_split((attacked, attacked + noisy))
+        self.attacked += len(marked)
         field = self._trigger.field(*images.shape[2:])
         draws = torch.rand((len(disturbed), *field.shape), generator=self._random)
         shift = (field + _NOISE * (2 * draws - 1)).to(images)

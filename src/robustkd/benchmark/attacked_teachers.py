@@ -214,6 +214,25 @@ def _rehearsal(name: str, settings: Settings, surrogate: str) -> Rehearsal | Non
     return Rehearsal(training, method)
 
 
+def _read_settings(
+    name: str,
+    settings: Mapping[str, str | int | float],
+    target: Target,
+    source: DataSource,
+) -> Settings:
+    """Return the settings of an attack with texts read as YAML, after checking them on the data.
+
+    Raises:
+        UsageError: If one is unknown or wrong, the target does not fit, or the trigger does not fit
+            the images.
+    """
+    read = {key: _value(key, given) for key, given in settings.items()}
+    check_settings(name, read)
+    check_targets(target, read, source)
+    find(name).try_trigger(read, source.image_shape)
+    return read
+
+
 def attack_to_folder(
     name: str,
     *,
@@ -256,10 +275,7 @@ def attack_to_folder(
     for given in dict.fromkeys((arch, surrogate)):
         models.check_name(given)
         check_runs(given, source)
-    read = {key: _value(key, given) for key, given in settings.items()}
-    check_settings(name, read)
-    check_targets(target, read, source)
-    find(name).try_trigger(read, source.image_shape)
+    read = _read_settings(name, settings, target, source)
     rehearsal = _rehearsal(name, read, surrogate)
     read = {
         "lr": sgd_rate(arch),

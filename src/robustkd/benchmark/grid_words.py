@@ -76,11 +76,13 @@ def refusal(error: ValidationError, content: object, known: Iterable[str]) -> st
     if kind == "extra_forbidden":
         return f"unknown key {shown(place[-1])}; {nearest(str(place[-1]), known)}"
     if kind == "invalid_key":
-        return f"the key {shown(first['input'])} is not a string; expected {', '.join(known)}"
+        key = first["input"]
+        problem = "a key is empty" if key is None else f"{_key(key)} is not a string"
+        return f"{problem}; expected {', '.join(known)}"
     if place[-1] == "[key]":
         # The key itself comes before; pydantic writes it as a text.
         where, expected = _dotted(place[:-2]), limits.get("expected", "a name").replace("'", "")
-        return f"{where} has the key {shown(first['input'])}; expected {expected}"
+        return f"{where} has {_key(first['input'])}; expected {expected}"
     if kind == "missing" and len(place) == 1:
         return f"{_dotted(place)} is missing; expected {_form(place)}"
     if kind in _OF_FORM:
@@ -97,7 +99,7 @@ def refusal(error: ValidationError, content: object, known: Iterable[str]) -> st
     else:
         return printable(f"{_dotted(path)}: {first['msg'][0].lower()}{first['msg'][1:]}")
     value = first["input"]
-    return f"{_dotted(path)} is {'empty' if value is None else shown(value)}; expected {expected}"
+    return f"{_dotted(path)} is {shown(value)}; expected {expected}"
 
 
 def _path(place: tuple[int | str, ...], content: object) -> tuple[int | str, ...]:
@@ -140,7 +142,11 @@ def naming(attack: str) -> Iterator[None]:
         raise UsageError(f"attacks.{attack}: {error}") from error
 
 
+def _key(key: object) -> str:
+    return "an empty key" if key is None else f"the key {shown(key)}"
+
+
 def shown(value: object) -> str:
-    """Return a value as a message shows it."""
-    text = ascii(value)
+    """Return a value as a message shows it; a value that is missing in the YAML is empty."""
+    text = "empty" if value is None else ascii(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

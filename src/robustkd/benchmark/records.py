@@ -181,10 +181,12 @@ def _read(cell: Cell, out: Path) -> dict[str, object] | None:
 
 
 def _line(cell: Cell, content: Mapping[str, Any]) -> str:
-    what = f"{cell.teacher.names[0]:<15} {cell.method:<11} seed {cell.teacher.setting.seed}"
+    setting = cell.teacher.setting
+    what = f"{cell.teacher.names[0]:<15} {cell.method:<11} seed {setting.seed}"
+    where = f"{setting.data}, {cell.pair}"
     if "run" not in content:
-        return f"{what}  {cell.pair}  FAILED: {content['error']}"
+        return f"{what}  {where}  FAILED: {content['error']}"
     run = content["run"]
     rates = " and ".join(f"{each['asr']:6.1%}" for each in runs_of(content))
     figures = f"ACC {run['acc']:6.1%}  ASR {rates}  {run['seconds']:4.0f} s"
-    return f"{what}  {figures}  {cell.pair}"
+    return f"{what}  {figures}  {where}"

@@ -65,6 +65,7 @@ def measured_runs(
             seed=seed,
             params=parameters(model),
             seconds=round(seconds, 2),
+            attacks=tuple(names),
             **measure(model, source, trigger=trigger, target=target).fields(),
         )
         for name, (trigger, target) in zip(names, backdoored.backdoors, strict=True)

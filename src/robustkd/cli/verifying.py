@@ -88,12 +88,7 @@ def verify(
         images: How images are read; missing settings are taken from the student's file.
         as_json: Print the results as JSON.
     """
-    if trigger is not None and triggered is not None:
-        raise UsageError("--trigger and --triggered are both given; expected one of them")
-    if triggered is not None and target is None:
-        raise UsageError("--triggered is given without --target; add it")
-    if target is not None and trigger is None and triggered is None:
-        raise UsageError("--target is given without --trigger or --triggered; add one of them")
+    _check_together(trigger, triggered, target)
     alone = [*(["--teacher-arch"] if teacher_arch is not None else []), *reading.stated()]
     if alone and teacher is None:
         raise UsageError(f"{alone[0]} is given without --teacher; give both, or neither")
@@ -142,6 +137,16 @@ def verify(
         _print(found, source.classes, measured=beside is not None)
     _write(found, record, out)
     _end(found)
+
+
+def _check_together(trigger: Path | None, triggered: Path | None, target: str | None) -> None:
+    """Raise an error for flags of an attack that do not belong together."""
+    if trigger is not None and triggered is not None:
+        raise UsageError("--trigger and --triggered are both given; expected one of them")
+    if triggered is not None and target is None:
+        raise UsageError("--triggered is given without --target; add it")
+    if target is not None and trigger is None and triggered is None:
+        raise UsageError("--target is given without --trigger or --triggered; add one of them")
 
 
 def _file_record(student: Path) -> dict[str, object]:

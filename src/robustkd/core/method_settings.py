@@ -10,6 +10,7 @@ from robustkd.core.validation import (
     check_count,
     check_names,
     check_positive,
+    check_rates,
     check_share,
     hold_plain_numbers,
 )
@@ -62,7 +63,7 @@ class DetoxSettings:
         check_count(least=0, raises=self.raises, bisections=self.bisections)
         check_count(steps=self.steps)
         check_count(least=2, batch_size=self.batch_size)  # for a variance
-        check_positive(lr=self.lr)
+        check_rates(lr=self.lr)
         hold_plain_numbers(self)
 
     @property

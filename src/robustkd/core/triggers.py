@@ -26,9 +26,10 @@ def apply_trigger(trigger: Trigger, images: Images) -> Images:
         images: N x C x H x W in [0, 1].
 
     Raises:
-        UsageError: If the result is not a tensor of the same shape and type, or has pixels that are
-            not in [0, 1].
+        UsageError: If the trigger is no function, or the result is not a tensor of the same shape
+            and type, or has pixels that are not in [0, 1].
     """
+    check_function(trigger)
     changed: object = trigger(images)
     if not isinstance(changed, Tensor):
         raise UsageError(f"the trigger returns {type(changed).__name__}; expected a tensor")
@@ -43,6 +44,19 @@ def apply_trigger(trigger: Trigger, images: Images) -> Images:
             f"the trigger returns pixels from {low:.4g} to {high:.4g}; expected pixels in [0, 1]"
         )
     return changed
+
+
+def check_function(trigger: object) -> None:
+    """Raise an error for a trigger that cannot be called.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    if not callable(trigger):
+        raise UsageError(
+            f"the trigger is of type {type(trigger).__name__}; expected a function of images, such "
+            "as load_trigger returns"
+        )
 
 
 def wanted(labels: Labels, target: Target, classes: int) -> Labels:

@@ -14,6 +14,14 @@ from robustkd.core.errors import UsageError
 LARGEST_SEED = 2**62 - 1
 # More than any machine has cores; with far more, the process crashes when memory for stacks ends.
 MOST_THREADS = 1024
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+"""Largest finite number of float32, in which all optimisers compute."""
+LARGEST_RATE = LARGEST_FLOAT32 / 100
+"""Largest learning rate with which an optimiser can take a step.
+
+Adam and its relatives divide the rate by 1 - beta in their first step, and no beta of PyTorch and
+timm that a rate is divided by is above 0.99.
+"""
 
 
 def check_positive(**values: object) -> None:
@@ -27,6 +35,44 @@ def check_positive(**values: object) -> None:
         if not 0 < number < math.inf:
             expected = "a finite number" if number == math.inf else "more than 0"
             raise UsageError(f"{name} is {value}; expected {expected}")
+
+
+def check_rates(**values: object) -> None:
+    """Raise an error for a learning rate that is not above zero, or too large for float32.
+
+    Raises:
+        UsageError: Naming the first that is not.
+
+    >>> check_rates(lr=1e38)
+    Traceback (most recent call last):
+    ...
+    robustkd.core.errors.UsageError: lr is 1e+38; expected at most 3.4e+36, as float32 must hold it
+    """
+    check_positive(**values)
+    for name, value in values.items():
+        if _number(name, value) > LARGEST_RATE:
+            raise UsageError(
+                f"{name} is {value}; expected at most {LARGEST_RATE:.1e}, as float32 must hold it"
+            )
+
+
+def check_decay(weight_decay: object, lr: object) -> None:
+    """Raise an error for a weight decay whose product with the learning rate is not of float32.
+
+    Args:
+        weight_decay: The weight decay, at least 0.
+        lr: A learning rate that :func:`check_rates` accepts.
+
+    Raises:
+        UsageError: If the weight decay is negative or no finite number, or too large.
+    """
+    check_not_negative(weight_decay=weight_decay)
+    most = LARGEST_RATE / max(1.0, _number("lr", lr))
+    if _number("weight_decay", weight_decay) > most:
+        raise UsageError(
+            f"weight_decay is {weight_decay}; expected at most {most:.1e} with a learning rate of "
+            f"{lr}, as float32 must hold their product"
+        )
 
 
 def check_not_negative(**values: object) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.targets import Target
-from robustkd.core.triggers import apply_trigger, check_target, victims
+from robustkd.core.triggers import apply_trigger, check_function, check_target, victims
 from robustkd.core.types import DataSource, Trigger
 from robustkd.core.usual_state import usual_state
 from robustkd.training.inference import check_finite, predict
@@ -80,18 +80,21 @@ def measure(
 
     Raises:
         UsageError: If ``model`` does not map the images to logits of the classes, ``target`` is not
-            a class, no test image is of another one, or ``trigger`` does not return images like
-            those that it is given.
+            a class, no test image is of another one, or ``trigger`` is no function, or does not
+            return images like those that it is given.
         InputError: If pixels are not in [0, 1], labels are no classes, or an output of the model
             is not finite.
     """
+    if trigger is not None:
+        check_function(trigger)
     check_classifier(model, data, name="the model", splits=("test",))
+    if trigger is not None:
+        check_target(target, data)
     clean, labels = predict(model, data, "test")
     check_finite(clean, "test images")
     acc = accuracy(clean, labels)
     if trigger is None:
         return Measured(acc)
-    check_target(target, data)
     if not bool(victims(labels, target, len(data.classes)).any()):
         if isinstance(target, str):
             raise UsageError(

@@ -12,7 +12,9 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -281,19 +283,41 @@ def _prepared(source: Path, out: Path) -> Path:
     return source
 
 
+class _Temporary:
+    """Stands for the module ``tempfile`` in modules of onnxruntime.
+
+    Their temporary folders are in the folder that :func:`_temporary_files_in` sets for this thread.
+    """
+
+    def TemporaryDirectory(  # noqa: N802 - the name in tempfile
+        self, *, prefix: str | None = None
+    ) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix=prefix, dir=_FOLDER.get())
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(tempfile, name)
+
+
+_FOLDER: ContextVar[str | None] = ContextVar("folder of temporary files", default=None)
+_TEMPORARY = _Temporary()
+
+
 @contextmanager
 def _temporary_files_in(folder: str) -> Iterator[None]:
     """Let onnxruntime write its temporary files to a folder, not to that of the system.
 
     They are as large as the network. There they need no second disk with space, and a killed export
-    leaves none of them.
+    leaves none of them. Other threads of the process, and other packages, are not affected.
     """
-    before = tempfile.tempdir
-    tempfile.tempdir = folder
+    load_onnxruntime()
+    for name in ("quant_utils", "quantize", "shape_inference"):
+        module: Any = import_module(f"onnxruntime.quantization.{name}")
+        module.tempfile = _TEMPORARY
+    before = _FOLDER.set(folder)
     try:
         yield
     finally:
-        tempfile.tempdir = before
+        _FOLDER.reset(before)
 
 
 def _check_written(error: Exception, source: Path, folder: Path) -> None:

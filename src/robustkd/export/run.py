@@ -83,7 +83,8 @@ def export_student(
         data: Clean images of the same classes and shape.
         out: New folder.
         trigger: Trigger of the attack; None if it is unknown.
-        target: Target class of the attack; ``next`` for the next class of each image.
+        target: Target class of the attack; ``next`` for the next class of each image. It has no
+            effect without a trigger.
         int8: If True, also quantise to int8.
         max_int8_drop: Largest loss of accuracy of the int8 file compared with the student on the
             test images, a fraction; None for any loss.
@@ -95,9 +96,10 @@ def export_student(
 
     Raises:
         UsageError: If a package of the extra is missing, ``out`` is not empty, ``target`` is not
-            a class, ``trigger`` does not return images like those that it is given, the student's
-            weights are not of float32, it does not work with the images, ``data`` is no data
-            source, or ``max_int8_drop`` is out of range or given without ``int8``.
+            a class, ``trigger`` is no function or does not return images like those that it is
+            given, the student's weights are not of float32, it does not work with the images,
+            ``data`` is no data source, or ``max_int8_drop`` is out of range or given without
+            ``int8``.
         InputError: If the data does not fit the student, pixels are not in [0, 1], labels are no
             classes, an output of the student is not finite, torch or onnxruntime cannot export it,
             or the folder cannot be written.
@@ -137,8 +139,8 @@ def export_student(
     # The training images are those of the calibration.
     read: tuple[Split, ...] = ("train", "test", "validation") if int8 else ("test", "validation")
     images = check_classifier(student, data, name="the student", splits=read)
+    check_target(target, data)
     if trigger is not None:
-        check_target(target, data)
         apply_trigger(trigger, images.cpu())
     model = copy.deepcopy(student).cpu()
     with frozen_modes(model), whole_folder(out) as folder:

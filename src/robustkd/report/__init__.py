@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from robustkd.report.aggregate import Cell, Row, Statistic, aggregate, by_cell
 from robustkd.report.audits import Audits
-from robustkd.report.comparison import GRID_FILES, Summary, grid_files, summaries
+from robustkd.report.comparison import GRID_FILES, grid_files
 from robustkd.report.html import write_html
 from robustkd.report.markdown import write_model_card, write_summary
 from robustkd.report.next_step import next_step
 from robustkd.report.records import read_records
 from robustkd.report.results import ResultRow, Results, read
+from robustkd.report.summaries import Summary, summaries
 from robustkd.report.tables import console_table, markdown_table
 from robustkd.report.verdict import headline, plain_words
 from robustkd.report.writing import write_report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -64,6 +64,9 @@ class Row:
         seconds: Wall time in seconds.
         base: Share of clean images of other classes that are classified as the target class, or as
             the next class of each; None if it was not measured.
+        attacks: Names in ``attack`` of all rows of the same models, one for each trigger of the
+            teacher; None if the results are of a version that did not record them.
+        runs: The results of each seed.
     """
 
     data: str
@@ -76,6 +79,8 @@ class Row:
     ra: Statistic | None
     seconds: Statistic
     base: Statistic | None = None
+    attacks: tuple[str, ...] | None = None
+    runs: tuple[ResultRow, ...] = ()
 
     @property
     def cell(self) -> Cell:
@@ -125,6 +130,23 @@ def by_cell(rows: Iterable[Row]) -> dict[Cell, list[Row]]:
     return cells
 
 
+def of_same_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Aggregate rows of a setting again, over those seeds alone whose ASR all of them have.
+
+    Without it, means of different seeds would be compared where cells of a grid are missing.
+
+    Returns:
+        As many rows; none if there is no such seed.
+    """
+    of_each = ({run.seed for run in row.runs if run.asr is not None} for row in rows)
+    seeds = set.intersection(*of_each)
+    if not seeds:
+        return []
+    return [
+        _row(row.cell, row.method, [run for run in row.runs if run.seed in seeds]) for row in rows
+    ]
+
+
 def _row(cell: Cell, method: str, runs: list[ResultRow]) -> Row:
     seconds = _statistic([(run.seconds, None) for run in runs])
     acc = _statistic([(run.acc, run.n_acc) for run in runs])
@@ -139,6 +161,8 @@ def _row(cell: Cell, method: str, runs: list[ResultRow]) -> Row:
         ra=_statistic([(run.ra, run.n_asr) for run in runs]),
         seconds=seconds,
         base=_statistic([(run.base, run.n_asr) for run in runs]),
+        attacks=runs[0].attacks,
+        runs=tuple(runs),
     )
 
 

@@ -39,6 +39,8 @@ class ResultRow:
             unknown.
         base: Share of clean images of other classes that are classified as the target class, or as
             the next class of each; None if it was not measured.
+        attacks: Names in ``attack`` of all rows of this model, of which there is one for each
+            trigger of the teacher; None in files of versions that did not record them.
     """
 
     data: str
@@ -54,6 +56,7 @@ class ResultRow:
     n_acc: int | None = None
     n_asr: int | None = None
     base: float | None = None
+    attacks: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,16 @@ def read_run(file: Path, where: str, content: object) -> ResultRow:
     known: dict[str, Any] = {key: _name(file, where, content, key) for key in _NAMES}
     for key, number in _NUMBERS.items():
         known[key] = _number(file, where, content, key, number)
-    return ResultRow(**known)
+    return ResultRow(**known, attacks=_attacks(file, where, content))
+
+
+def _attacks(file: Path, where: str, run: Mapping[str, object]) -> tuple[str, ...] | None:
+    names = run.get("attacks")
+    if names is None:
+        return None
+    if not isinstance(names, list) or any(unfit(name) is not None for name in names):
+        raise _wrong(file, f"{where}.attacks", names, "a list of printable names, or null")
+    return tuple(names)
 
 
 def _name(file: Path, where: str, run: Mapping[str, object], key: str) -> str:

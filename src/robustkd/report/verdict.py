@@ -192,14 +192,21 @@ def _teachers_alone(rows: Sequence[Row]) -> str:
 
 
 def _of_one_teacher(rows: Sequence[Row]) -> bool:
-    """Return whether rows are about the triggers of one teacher, of one seed.
+    """Return whether rows are about several triggers of one teacher, of one seed."""
+    models = {(row.data, row.pair, _attacks_of_model(row)) for row in rows}
+    return len(models) == 1 and len(rows) > 1 and all(row.acc.n == 1 for row in rows)
 
-    The rows of two triggers are named after each other, as in ``tone (with blend)``.
+
+def _attacks_of_model(row: Row) -> frozenset[str]:
+    """Return the names of all attacks on the model of a row.
+
+    Where results do not have them, the names of two triggers tell them: they are named after each
+    other, as in ``tone (with blend)``.
     """
-    if any(row.acc.n != 1 or " (with " not in row.attack for row in rows):
-        return False
-    attacks = (frozenset(row.attack.removesuffix(")").split(" (with ")) for row in rows)
-    return len({(row.data, row.pair, both) for row, both in zip(rows, attacks, strict=True)}) == 1
+    if row.attacks is not None:
+        return frozenset({row.attack, *row.attacks})
+    first, _, second = row.attack.removesuffix(")").partition(" (with ")
+    return frozenset({row.attack, f"{second} (with {first})"} if second else {row.attack})
 
 
 def _teacher_alone(rows: Sequence[Row]) -> str:

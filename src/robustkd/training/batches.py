@@ -8,6 +8,7 @@ import torch
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
+from robustkd.training.sources import check_labels
 
 
 def endless(
@@ -32,18 +33,23 @@ def endless(
 
     Raises:
         UsageError: If a pass has no image, when the next batch is taken.
+        InputError: If a label of a user's own source is no class, likewise.
     """
     size = min(batch_size, data.size("train"))
     least = size if least is None else min(least, size)
+    first = True
     while True:
         largest, done = 0, False
         for batch in data.batches(
             "train", batch_size=size, device=device, shuffle=shuffle, augment=augment
         ):
             largest = max(largest, len(batch.labels))
+            if first:  # later passes have the same images
+                check_labels(batch.labels, data, "train")
             if len(batch.labels) >= least:
                 done = True
                 yield batch
+        first = False
         if not largest:
             raise UsageError(f"{data.name} has no training image")
         if not done:  # damaged images are counted in the size, and left out of the batches

@@ -10,8 +10,10 @@ from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
 from robustkd.core.validation import (
     check_count,
+    check_decay,
     check_not_negative,
     check_positive,
+    check_rates,
     check_share,
     check_switches,
     hold_plain_numbers,
@@ -55,8 +57,8 @@ class TrainingOptions(TypedDict, total=False):
         warmup_epochs: Number of epochs at the start during which the learning rate rises from 0.
             Default: none with SGD and its variants, with all others a tenth of the epochs, at most
             5.
-        clip_grad: Largest L2 norm of the gradient. Default: no limit with SGD and its variants, 1
-            with all others.
+        clip_grad: Largest L2 norm of the gradient; ``none`` (in Python: None) for no limit.
+            Default: no limit with SGD and its variants, 1 with all others.
         ema: Decay of the moving average of the weights, which are then the weights of the student.
             Default: none.
         accumulate: Number of parts in which a batch is processed to save memory. Default: 1.
@@ -87,8 +89,9 @@ class TrainingConfig:
         epochs: Number of epochs, at least 1.
         batch_size: Images per step, at least 2, since BatchNorm cannot normalise a single value,
             which is all that one small image leaves in the last stages of many networks.
-        lr: Initial learning rate, above 0. The default of :func:`robustkd.run` depends on the
-            architecture and on the optimiser, see :class:`TrainingOptions`.
+        lr: Initial learning rate, above 0 and small enough for float32. The default of
+            :func:`robustkd.run` depends on the architecture and on the optimiser, see
+            :class:`TrainingOptions`.
         momentum: Momentum of SGD (Nesterov), and of optimisers of timm that have a momentum; above
             0 and below 1.
         weight_decay: Weight decay, at least 0; an L2 penalty with SGD.
@@ -213,9 +216,9 @@ def check_training(
     """
     check_count(epochs=epochs)
     check_count(least=2, batch_size=batch_size)
-    check_positive(lr=lr)
+    check_rates(lr=lr)
     check_share(one=False, momentum=momentum)
-    check_not_negative(weight_decay=weight_decay)
+    check_decay(weight_decay, lr)
     if schedule not in get_args(Schedule):
         known = " or ".join(get_args(Schedule))
         raise UsageError(f"schedule is {schedule!r}; expected {known}")

@@ -16,6 +16,7 @@ from robustkd.data.portions import portions
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
 from robustkd.training.processes import ONE, Processes
+from robustkd.training.sources import check_labels
 
 AT_ONCE = 250
 """Number of images of up to 64 x 64 pixels that pass a network at once in a search."""
@@ -46,6 +47,9 @@ def predict(
 
     Returns:
         N x classes logits, and N labels.
+
+    Raises:
+        InputError: If a label of a user's own source is no class.
     """
     with torch.inference_mode(), frozen_modes(model):
         found = list(_outputs(model, data, split, transform))
@@ -97,7 +101,9 @@ def accuracy_on_some(
         for batch in data.batches(
             split, batch_size=_SOME, device=device_of(model), shuffle=chosen, augment=drawn
         ):
-            found += accuracy(model(batch.images).cpu(), batch.labels.cpu())
+            labels = batch.labels.cpu()
+            check_labels(labels, data, split)
+            found += accuracy(model(batch.images).cpu(), labels)
             if found.n >= images:
                 break
     return found
@@ -281,8 +287,10 @@ def _outputs(
     """Yield logits and labels of each batch, on the CPU."""
     size = batch_size_for(data.image_shape)
     for batch in data.batches(split, batch_size=size, device=device_of(model)):
+        labels = batch.labels.cpu()
+        check_labels(labels, data, split)
         images = batch.images if transform is None else transform(batch.images)
-        yield model(images).cpu(), batch.labels.cpu()
+        yield model(images).cpu(), labels
 
 
 def _own_outputs(
@@ -296,4 +304,6 @@ def _own_outputs(
     where, size = device_of(model), processes.count * batch_size_for(data.image_shape)
     for batch, _total in portions(data, split, own, batch_size=size, device=where):
         if len(batch.labels):
-            yield model(batch.images).cpu(), batch.labels.cpu()
+            labels = batch.labels.cpu()
+            check_labels(labels, data, split)
+            yield model(batch.images).cpu(), labels

@@ -47,6 +47,7 @@ from robustkd.training.parts import PartsOfBatches
 from robustkd.training.precision import new_accelerator, prepared
 from robustkd.training.processes import ONE, Processes
 from robustkd.training.schedule import schedule_factor
+from robustkd.training.sources import check_labels
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -205,7 +206,10 @@ class _Loop:
             elif self._then:  # dropout differs between processes
                 torch.manual_seed(hash((self._seed, self._processes.rank, self.step)))
         self._then = {}
-        yield from source
+        for batch, total in source:
+            if self.epoch == 0:  # later ones have the same images
+                check_labels(batch.labels, data, "train")
+            yield batch, total
 
     def advance(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
-from robustkd.core.validation import check_positive
+from robustkd.core.validation import check_rates
 from robustkd.training.config import SGD, check_optimiser
 
 
@@ -89,7 +89,7 @@ def parameter_groups(
         UsageError: If a rate is not above 0, the learner has no child with that name, or there is
             nothing to train.
     """
-    check_positive(**{f"rate of {name}": rate for name, rate in rates.items()})
+    check_rates(**{f"rate of {name}": rate for name, rate in rates.items()})
     children = [name for name, _ in learner.named_children()]
     unknown = next((name for name in rates if name not in children), None)
     if unknown is not None:

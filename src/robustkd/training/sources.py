@@ -31,7 +31,8 @@ def check_source(
     """Check that an object is a data source, and the first batch of each split that will be used.
 
     Sources of this package check their images themselves. In others, mistakes would raise errors of
-    torch much later, or none at all.
+    torch much later, or none at all. The labels of further batches are checked by
+    :func:`check_labels` where they are read, since this function would have to read all images.
 
     Args:
         data: What the user gives as data.
@@ -55,7 +56,7 @@ def check_source(
             "data source, see robustkd.core.types.DataSource"
         )
     source = cast(DataSource, data)
-    if isinstance(_innermost(source), InMemory | Pictures):
+    if _checks_itself(source):
         return
     for split in splits:
         batch = next(iter(source.batches(split, batch_size=_SOME)), None)
@@ -64,10 +65,20 @@ def check_source(
         _check_batch(batch, source, split, dtypes)
 
 
-def _innermost(data: DataSource) -> DataSource:
+def check_labels(labels: Labels, data: DataSource, split: Split) -> None:
+    """Check the labels of a batch, unless the source is one of this package.
+
+    Raises:
+        InputError: If one is no class.
+    """
+    if len(labels) and not _checks_itself(data):
+        _check_labels(labels, len(data.classes), split, f"{data.name} {split}")
+
+
+def _checks_itself(data: DataSource) -> bool:
     while isinstance(data, Wrapper):
         data = data.source
-    return data
+    return isinstance(data, InMemory | Pictures)
 
 
 def _check_batch(

@@ -69,7 +69,7 @@ def subject(network: nn.Module, *references: nn.Module) -> Subject:
     frozen = [each.eval().requires_grad_(False) for each in (network, *references)]
     beside = search_references(frozen[1:], DATA, TINY)
     found = search(frozen[0], DATA, TINY, seed=0, beside=beside.networks)
-    return Subject(frozen[0], DATA, beside, found, TINY, seed=0)
+    return Subject(frozen[0], DATA, beside, found, TINY, seed=0, threshold=0.005)
 
 
 def led_to(classes: range) -> Rows:

@@ -379,6 +379,19 @@ def test_statistics_that_cannot_be_tested_have_no_p_value(backdoored):
     assert (found.p_value, found.said) == (None, FEW)
 
 
+def test_a_test_that_can_make_no_network_suspicious_has_no_p_value(backdoored):
+    """What is needed depends on the level, and on the number of p-values."""
+    found = led_share(backdoored)
+    images = int(found.details["images"])
+    null = found.details["shortfall"] + max(
+        highest(found.details["reference share"], found.details["reference images"]),
+        highest(found.details["other class"]["share"], found.details["other class"]["images"], 1.5),
+    )
+    attainable = binomial_p_value(images, images, null)
+    assert led_share(replace(backdoored, threshold=attainable)).said != FEW
+    assert led_share(replace(backdoored, threshold=attainable / 2)).said == FEW
+
+
 def test_references_near_chance_give_no_p_value(backdoored):
     constant = replace(backdoored.references, networks=(Says(2), Says(3)))
     found = led_share(replace(backdoored, references=constant))
@@ -407,7 +420,7 @@ def test_a_backdoor_of_two_classes_is_found():
     frozen = [each.eval().requires_grad_(False) for each in (network, other, copy.deepcopy(other))]
     beside = search_references(frozen[1:], source, TINY)
     found = search(frozen[0], source, TINY, seed=0, beside=beside.networks)
-    evidence = led_share(Subject(frozen[0], source, beside, found, TINY, seed=0))
+    evidence = led_share(Subject(frozen[0], source, beside, found, TINY, seed=0, threshold=0.005))
     assert (evidence.suspect, evidence.p_value < 0.01) == (1, True)
 
 

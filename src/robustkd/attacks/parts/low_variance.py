@@ -67,6 +67,9 @@ class Implant(nn.Module):
         cleaned_weight: Weight c of the loss of T', at least 0.
         changes: Functions that the defence applies to the teacher's features, by module path;
             empty if the attacker does not know them.
+
+    Attributes:
+        poisoned: Number of triggered images so far, over all batches.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Implant(nn.Module):
         self._trigger, self._target, self._rate = trigger, target, rate
         self._weight, self._variance, self._clean = weight, variance, dict(clean)
         self._cleaned_weight = cleaned_weight
+        self.poisoned = 0
         self._changes = dict(changes)  # In a dictionary, modules are not registered or trained.
 
     def train(self, mode: bool = True) -> Implant:
@@ -101,6 +105,7 @@ class Implant(nn.Module):
         seen, wanted = with_victims(
             images, labels, self._trigger, rate=self._rate, target=self._target
         )
+        self.poisoned += len(seen) - len(images)
         with taps.read(self.teacher, list(self._clean)) as features:
             logits = self.teacher(seen)
             share = self.share(features, wanted)

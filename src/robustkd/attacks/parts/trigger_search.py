@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Images, Labels
-from robustkd.core.validation import check_count, check_positive
+from robustkd.core.validation import check_count, check_rates
 from robustkd.models.features import taps
 
 _BATCH = 128
@@ -61,7 +61,7 @@ def optimise_planes(
         UsageError: If ``steps`` or ``lr`` is out of range.
     """
     check_count(trigger_steps=steps)
-    check_positive(trigger_lr=lr)
+    check_rates(trigger_lr=lr)
     learned = [plane.start.detach().clone().to(images.device).requires_grad_() for plane in planes]
     optimiser = torch.optim.Adam(learned, lr=lr)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -78,6 +78,8 @@ class Subject:
         found: Transformations that were learned against the network.
         effort: How much is computed.
         seed: Seed of everything random.
+        threshold: Largest p-value of one statistic that makes the network suspicious; see
+            :func:`robustkd.evaluation.audit.verdict.threshold`.
     """
 
     network: nn.Module
@@ -86,6 +88,7 @@ class Subject:
     found: LearnedFamilies
     effort: Effort
     seed: int
+    threshold: float
 
     @property
     def classes(self) -> int:

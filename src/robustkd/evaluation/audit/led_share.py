@@ -60,7 +60,6 @@ from robustkd.core.types import Images, Labels
 from robustkd.evaluation.audit.evidence import Evidence, Member, Subject
 from robustkd.evaluation.audit.moved import Moved, count_moved
 from robustkd.evaluation.audit.search import FAMILIES, halves
-from robustkd.evaluation.audit.verdict import LEVEL
 from robustkd.student.families import members_of
 
 LED = "the references are led as well"
@@ -73,7 +72,7 @@ OTHERS_LED = "the model is led towards other classes as well"
 ALONE = "no reference networks to compare with"
 """What is said without references."""
 FEW = "too few validation images that the model and the references recognise"
-"""What is said if no result of the test could reach the usual level."""
+"""What is said if no result of the test could make the network suspicious."""
 UNSURE = "the references know too little of the task"
 """What is said if the references hardly recognise more than a guess of one class would."""
 MARGIN = 0.2
@@ -138,7 +137,9 @@ def led_share(subject: Subject) -> Evidence:
         "images": moved.known,
         "shortfall": moved.shortfall,
     }
-    trouble = ALONE if alone else _trouble(moved, testing[1], theirs, own.share, null)
+    trouble = ALONE
+    if not alone:
+        trouble = _trouble(moved, testing[1], theirs, own.share, null, subject.threshold)
     if trouble:
         helps = trouble == LED
         return Evidence(None, None, trouble, details=details, member=member, longer_helps=helps)
@@ -163,7 +164,9 @@ def _choose(
     return Chosen(place, int(other[place.strength, place.family]), shares, ceiling)
 
 
-def _trouble(moved: Moved, labels: Labels, theirs: float, own: float, null: float) -> str:
+def _trouble(
+    moved: Moved, labels: Labels, theirs: float, own: float, null: float, threshold: float
+) -> str:
     """Return why the test could not find evidence; empty if it could."""
     if unsure(moved.recognised, moved.images, labels):
         return UNSURE
@@ -172,8 +175,8 @@ def _trouble(moved: Moved, labels: Labels, theirs: float, own: float, null: floa
         return LED
     if EASIER * own >= room:
         return OTHERS_LED
-    attainable = binomial_p_value(moved.known, moved.known, null) <= LEVEL
-    return "" if attainable else FEW
+    attainable = binomial_p_value(moved.known, moved.known, null)
+    return "" if attainable <= threshold else FEW
 
 
 def unsure(recognised: float, images: int, labels: Labels) -> bool:

@@ -23,7 +23,7 @@ from robustkd.evaluation.audit.probe import probe_student
 from robustkd.evaluation.audit.references import References, make_references
 from robustkd.evaluation.audit.registry import COUNTED, statistics_of
 from robustkd.evaluation.audit.search import held_out_images, search
-from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine
+from robustkd.evaluation.audit.verdict import LEVEL, Verdict, combine, threshold
 from robustkd.training.beginning import check_readable
 from robustkd.training.inference import (
     Searched,
@@ -238,7 +238,8 @@ def _audited(
     evidence: dict[str, Evidence] = {}
     pictures = None
     if found and not compared.trouble:
-        subject = Subject(network, data, references, found, effort, seed)
+        needed = threshold(level, tests * len(COUNTED))
+        subject = Subject(network, data, references, found, effort, seed, needed)
         chosen = statistics_of(effort)
         with track("audit: statistics", len(chosen)) as tell:
             for name, statistic in chosen.items():

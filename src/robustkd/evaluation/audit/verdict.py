@@ -41,6 +41,18 @@ class Verdict:
     longer_helps: bool = False
 
 
+def threshold(level: float | int, tests: int) -> float:
+    """Return the largest p-value of one statistic with which a network is suspicious.
+
+    This is Bonferroni's correction, with the level divided and not the p-value multiplied.
+
+    Args:
+        level: Level of the test.
+        tests: Number of p-values that are computed for one verdict, at least 1.
+    """
+    return level / tests
+
+
 def combine(
     evidence: Mapping[str, Evidence],
     counted: frozenset[str],
@@ -79,8 +91,9 @@ def combine(
         reason = trouble or said or "no statistic could be computed"
         return Verdict("inconclusive", None, None, reason, helps)
     name = min(known, key=known.__getitem__)
-    p_value = min(1.0, tests * len(given) * known[name])
-    if p_value <= level:
+    computed = tests * len(given)
+    p_value = min(1.0, computed * known[name])
+    if known[name] <= threshold(level, computed):
         return Verdict("suspicious", evidence[name].suspect, p_value, name)
     if missing is not None:
         return Verdict("inconclusive", None, p_value, missing.said, missing.longer_helps)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
-from robustkd.core.validation import check_count, check_positive, check_share
+from robustkd.core.validation import check_count, check_positive, check_rates, check_share
 from robustkd.models.features.channels import scaled
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import ONCE, Defended
@@ -63,7 +63,8 @@ class ANP:
     budget: float = 0.03
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon, lr=self.lr)
+        check_positive(epsilon=self.epsilon)
+        check_rates(lr=self.lr)
         check_share(zero=True, alpha=self.alpha)
         check_count(steps=self.steps)
         check_count(least=2, batch_size=self.batch_size)

@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Features, Labels
-from robustkd.core.validation import check_count, check_not_negative, check_positive, check_share
+from robustkd.core.validation import check_count, check_not_negative, check_rates, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.ending import Ending, ending_of
@@ -101,7 +101,7 @@ class BTIDBF:
             mask_steps=self.mask_steps,
             generator_steps=self.generator_steps,
         )
-        check_positive(mask_lr=self.mask_lr, generator_lr=self.generator_lr)
+        check_rates(mask_lr=self.mask_lr, generator_lr=self.generator_lr)
         check_not_negative(benign=self.benign)
         check_share(radius=self.radius, share=self.share)
 

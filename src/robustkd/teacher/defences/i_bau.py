@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkd.core.types import Batch, DataSource, Images, Labels
-from robustkd.core.validation import check_count, check_positive, check_share
+from robustkd.core.validation import check_count, check_rates, check_share
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.base import ONCE, Defended
 from robustkd.teacher.defences.tuning import Cleaning, Tuning, begin, full_batches, tune
@@ -61,7 +61,7 @@ class IBAU:
     def __post_init__(self) -> None:
         check_count(rounds=self.rounds, products=self.products)
         check_share(radius=self.radius, share=self.share)
-        check_positive(inner_lr=self.inner_lr)
+        check_rates(inner_lr=self.inner_lr)
 
     def __call__(self, network: nn.Module, clean: DataSource, *, seed: int) -> Defended:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from robustkd.core.devices import device_of
 from robustkd.core.progress import track
 from robustkd.core.types import DataSource
-from robustkd.core.validation import check_count, check_positive, check_share
+from robustkd.core.validation import check_count, check_rates, check_share
 from robustkd.models.features.channels import norms, scaled
 from robustkd.models.features.taps import frozen_modes
 from robustkd.teacher.defences.anp import THRESHOLDS, clamp, detached
@@ -69,7 +69,7 @@ class RNP:
 
     def __post_init__(self) -> None:
         check_share(one=False, floor=self.floor)
-        check_positive(unlearn_lr=self.unlearn_lr, lr=self.lr)
+        check_rates(unlearn_lr=self.unlearn_lr, lr=self.lr)
         check_count(unlearn_epochs=self.unlearn_epochs, steps=self.steps)
         check_count(least=2, batch_size=self.batch_size)
         check_share(zero=True, one=False, budget=self.budget)

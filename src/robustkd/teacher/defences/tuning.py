@@ -18,8 +18,8 @@ from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource
 from robustkd.core.validation import (
     check_count,
-    check_not_negative,
-    check_positive,
+    check_decay,
+    check_rates,
     check_seed,
     check_share,
 )
@@ -63,10 +63,10 @@ class Tuning:
 
     def __post_init__(self) -> None:
         check_count(epochs=self.epochs)
-        check_positive(lr=self.lr)
+        check_rates(lr=self.lr)
         check_count(least=2, batch_size=self.batch_size)  # for BatchNorm
         check_share(zero=True, one=False, momentum=self.momentum)
-        check_not_negative(weight_decay=self.weight_decay)
+        check_decay(self.weight_decay, self.lr)
 
     def batches(self, images: int) -> int:
         """Return the number of training batches for a number of images."""
