@@ -189,6 +189,25 @@ def open_folder(path: Path) -> Folder:
         raise InputError(f"output folder {path} cannot be read: {error.strerror}") from error
 
 
+def is_regular(path: Path) -> bool:
+    """Return whether a file is at a path; links are followed.
+
+    `pathlib.Path.is_file` hides every error from Python 3.14 on, so that a file in a folder without
+    permission seems to be missing.
+
+    Raises:
+        OSError: If this cannot be found out, such as for lack of permission.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
 def free_name(path: Path) -> Path:
     """Return the path, or the first of ``path-2``, ``path-3``, ... that does not exist."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))

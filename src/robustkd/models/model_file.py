@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeAlias
 from torch import Tensor
 
 from robustkd.core.errors import InputError, WriteError, first_line
-from robustkd.core.files import replacing
+from robustkd.core.files import is_regular, replacing
 from robustkd.core.folders import Folder, refusal
 from robustkd.core.layout import LONGEST_HEADER, read_header, read_layout
 from robustkd.core.trees import open_named, readable_path
@@ -158,7 +158,7 @@ def _check_kind(path: Path, *, links: bool) -> None:
 
 def _opened(path: Path, *, links: bool) -> BinaryIO:
     if links:
-        if not path.is_file():
+        if not is_regular(path):
             if not os.path.lexists(path):
                 raise InputError(f"{path} does not exist; check the path")
             raise InputError(f"{path} is not a file; expected one that robustkd wrote")

@@ -109,6 +109,8 @@ def test_missing_file_and_folder(tmp_path):
     message = f"{tmp_path}: is not a regular file, expected an IDX file; check the path"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         read_idx(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be read \(.*File name too long"):
+        read_idx(tmp_path / ("n" * 300))
 
 
 def peak_of_refusal(path, **options) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from robustkd.core.errors import InputError
+from robustkd.core.files import is_regular
 from robustkd.core.trees import open_named
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -44,10 +45,10 @@ def read_idx(path: Path, *, max_bytes: int = 1 << 30) -> UInt8[np.ndarray, "*sha
     Raises:
         InputError: If the file is missing, unreadable, damaged, too large, or of another format.
     """
-    if not path.is_file():
-        problem = "is not a regular file" if path.exists() else "does not exist"
-        raise InputError(f"{path}: {problem}, expected an IDX file; check the path")
     try:
+        if not is_regular(path):
+            problem = "is not a regular file" if path.exists() else "does not exist"
+            raise InputError(f"{path}: {problem}, expected an IDX file; check the path")
         with os.fdopen(open_named(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             gzipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
