@@ -89,6 +89,21 @@ def test_a_class_that_is_named_next_is_given_by_its_number(tmp_path, monkeypatch
     assert target_of("1", ("dark", "next")) == 1
 
 
+def test_what_is_left_out_of_the_data_is_told(tmp_path, monkeypatch, capsys):
+    def stop(*_: object, **__: object) -> None:
+        raise TrainingError("enough")
+
+    write_classes(tmp_path / "images", {"dark": 20, "light": 20, ".net": 1}, size=20)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(attacked_teachers, "attack_to_folder", stop)
+    with pytest.raises(SystemExit):
+        cli.main(["attack", "blend", *WORDS, "--data", "./images", "--out", "made"])
+    assert capsys.readouterr().err.startswith(
+        "data: left out of images, since they are not images of a class: 1 folders of images with "
+        "a dot before the name\n"
+    )
+
+
 def parsed(words: list[str]) -> dict[str, object]:
     """Arguments of the command."""
     return dict(app.parse_args(words)[1].arguments)
