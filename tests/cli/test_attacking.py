@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import torch
 
 from robustkd import cli
 from robustkd.benchmark import attacked_teachers
 from robustkd.cli.app import app
 from robustkd.cli.targets import target_of
 from robustkd.core.errors import InputError, TrainingError, UsageError
+from robustkd.data import InMemory, Labelled
 from robustkd.report import ResultRow, Results, read, write_report
 from robustkd.report.command import repeating
 from tests.data.images.image_files import write_classes
@@ -125,7 +126,8 @@ def config_of(words: list[str]) -> dict[str, object]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attacked_teachers, "attack_to_folder", spy)
-        source = SimpleNamespace(classes=("0", "1"))
+        images = Labelled(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.arange(2))
+        source = InMemory("digits", ("0", "1"), images, images, images)
         patch.setattr("robustkd.cli.attacking.open_data", lambda *_: source)
         with pytest.raises(SystemExit):
             cli.main([*words, "--out", "made"])
