@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import torch
 
 from robustkd import cli
 from robustkd.benchmark import attacked_teachers
 from robustkd.cli.app import app
 from robustkd.cli.targets import target_of
 from robustkd.core.errors import InputError, TrainingError, UsageError
+from robustkd.data import InMemory, Labelled
 from robustkd.report import ResultRow, Results, read, write_report
 from robustkd.report.command import repeating
 from tests.data.images.image_files import write_classes
@@ -89,6 +90,21 @@ def test_a_class_that_is_named_next_is_given_by_its_number(tmp_path, monkeypatch
     assert target_of("1", ("dark", "next")) == 1
 
 
+def test_what_is_left_out_of_the_data_is_told(tmp_path, monkeypatch, capsys):
+    def stop(*_: object, **__: object) -> None:
+        raise TrainingError("enough")
+
+    write_classes(tmp_path / "images", {"dark": 20, "light": 20, ".net": 1}, size=20)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(attacked_teachers, "attack_to_folder", stop)
+    with pytest.raises(SystemExit):
+        cli.main(["attack", "blend", *WORDS, "--data", "./images", "--out", "made"])
+    assert capsys.readouterr().err.startswith(
+        "data: left out of images, since they are not images of a class: 1 folders of images with "
+        "a dot before the name\n"
+    )
+
+
 def parsed(words: list[str]) -> dict[str, object]:
     """Arguments of the command."""
     return dict(app.parse_args(words)[1].arguments)
@@ -110,7 +126,8 @@ def config_of(words: list[str]) -> dict[str, object]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attacked_teachers, "attack_to_folder", spy)
-        source = SimpleNamespace(classes=("0", "1"))
+        images = Labelled(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.arange(2))
+        source = InMemory("digits", ("0", "1"), images, images, images)
         patch.setattr("robustkd.cli.attacking.open_data", lambda *_: source)
         with pytest.raises(SystemExit):
             cli.main([*words, "--out", "made"])

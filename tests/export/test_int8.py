@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import re
 import tempfile
@@ -173,6 +174,22 @@ def test_temporary_files_of_other_threads_stay_where_they_are(exported, monkeypa
     monkeypatch.setattr(int8, "quantise", noted)
     quantised(exported, tmp_path / "out")
     assert seen == [usual, usual]
+
+
+def test_every_argument_of_a_temporary_folder_is_known(tmp_path):
+    """Another version of onnxruntime may give others than the present one."""
+    other = tmp_path / "other"
+    other.mkdir()
+    module = importlib.import_module("onnxruntime.quantization.quantize")
+    with int8._temporary_files_in(str(tmp_path)):
+        made = [
+            module.tempfile.TemporaryDirectory(".end", "begin.", ignore_cleanup_errors=True),
+            module.tempfile.TemporaryDirectory(dir=str(other)),
+        ]
+    assert [Path(each.name).parent for each in made] == [tmp_path, other]
+    assert re.fullmatch(r"begin\..*\.end", Path(made[0].name).name)
+    for each in made:
+        each.cleanup()
 
 
 def full(*_: object, **__: object) -> None:

@@ -112,6 +112,19 @@ def test_a_method_is_compared_over_the_seeds_and_attacks_that_its_ordinary_stude
     ]
 
 
+@pytest.mark.parametrize("method", ["kd", "default"])
+def test_a_summary_without_lines_says_why(method):
+    """The default was measured with another seed, and KD is no defence."""
+    found = aggregate(
+        ResultRow(**make_run(method=name, seed=seed, acc=0.9, asr=0.8))
+        for seed, name in enumerate(("ofd", method))
+    )
+    assert summary_table(found) == (
+        "No method can be compared: no defence was measured, with a seed that its ordinary "
+        "students have as well, under an attack that one of them inherits.\n"
+    )
+
+
 def test_pairs_are_summed_up_apart_and_then_together():
     shares = {"ofd": (0.9, 0.8), "default": (0.88, 0.02)}
     found = aggregate(

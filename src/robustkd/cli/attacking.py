@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from robustkd.cli.flags import IMAGES, Arch, ImageFlags, check_training
-from robustkd.cli.opening import open_data
+from robustkd.cli.opening import open_data, tell_left_out
 from robustkd.cli.output import print_json, print_plain
 from robustkd.cli.targets import class_of, counted, target_of
 from robustkd.core.errors import UsageError
@@ -75,8 +75,10 @@ def attack(
     _check_pair(second, second_target)
     from robustkd.benchmark.attacked_teachers import attack_to_folder
     from robustkd.benchmark.trigger_files import trigger_files
+    from robustkd.data.images.left_out import skipped_files
 
     source = open_data(data, data_root, images)
+    tell_left_out(source.name, skipped_files(source))
     led = 0 if target is None else target_of(target, source.classes)
     other = 0 if second_target is None else class_of(second_target, source.classes)
     of_second: dict[str, str | int] = {}

@@ -290,9 +290,13 @@ class _Temporary:
     """
 
     def TemporaryDirectory(  # noqa: N802 - the name in tempfile
-        self, *, prefix: str | None = None
+        self,
+        suffix: str | None = None,
+        prefix: str | None = None,
+        dir: str | None = None,  # noqa: A002 - the name in tempfile
+        **further: bool,
     ) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix=prefix, dir=_FOLDER.get())
+        return tempfile.TemporaryDirectory(suffix, prefix, dir or _FOLDER.get(), **further)
 
     def __getattr__(self, name: str) -> object:
         return getattr(tempfile, name)

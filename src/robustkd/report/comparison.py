@@ -30,6 +30,10 @@ _NONE_COUNTS = (
     "No attack counts: with none of them, an ordinary student has an ASR of at least 30 % "
     "and 20 points more than a student without a teacher.\n"
 )
+_NONE_COMPARED = (
+    "No method can be compared: no defence was measured, with a seed that its ordinary students "
+    "have as well, under an attack that one of them inherits.\n"
+)
 _NONE_WHOLE = (
     "No attack that an ordinary student inherits was measured with all of the methods "
     f"{', '.join(PARTS.values())}.\n"
@@ -62,8 +66,8 @@ def summary_table(rows: Sequence[Row]) -> str:
     with all of them. ``2 of 3`` stands for two attacks if the method was not measured with a third.
     """
     all_summaries = summaries(rows)
-    if not all_summaries and not _counting(rows):
-        return _NONE_COUNTS
+    if not all_summaries:
+        return _NONE_COMPARED if _counting(rows) else _NONE_COUNTS
     several = [
         name for name in ("data", "pair") if len({getattr(s, name) for s in all_summaries}) > 1
     ]

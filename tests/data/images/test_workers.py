@@ -19,6 +19,7 @@ import torch
 from robustkd.core.errors import InputError
 from robustkd.core.types import Batch
 from robustkd.data import CropFlip, Pictures, Reading, load_folder
+from robustkd.data.images.loader import _as_it_was
 from tests.data.images.image_files import write_classes
 
 
@@ -171,26 +172,45 @@ def test_the_death_of_a_process_is_an_error_of_the_pass(data):
     assert rows(data) == list(range(40))
 
 
+def test_an_interrupt_at_the_start_of_a_pass_keeps_what_happens_on_the_death_of_a_child():
+    def start() -> None:
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # as PyTorch does
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(KeyboardInterrupt), _as_it_was():
+        start()
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
 SCRIPT = """
 import multiprocessing, sys
 from robustkd.data import Reading, load_folder
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[2])
-    data = load_folder(sys.argv[1], Reading(workers=1, streaming=True))
-    for _ in range(2):
-        print(sum(len(batch.labels) for batch in data.batches("train", batch_size=4)))
-        print(*(child.pid for child in multiprocessing.active_children()))
+    held = []
+    for method in sys.argv[2:]:
+        multiprocessing.set_start_method(method, force=True)
+        data = load_folder(sys.argv[1], Reading(workers=1, streaming=True))
+        before = set(multiprocessing.active_children())
+        for _ in range(2):
+            print(sum(len(batch.labels) for batch in data.batches("train", batch_size=4)))
+            print(*(child.pid for child in set(multiprocessing.active_children()) - before))
+        held += [data, data.batches("train", batch_size=4)]
+    next(held[-1])
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_script_ends_quietly_though_it_still_holds_the_source(method, folder, tmp_path):
+def test_a_script_ends_quietly_though_it_still_holds_sources_and_a_pass(folder, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), str(folder), method]
+    known = multiprocessing.get_all_start_methods()
+    methods = [method for method in ("fork", "spawn") if method in known]
+    command = [sys.executable, str(tmp_path / "script.py"), str(folder), *methods]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    first, pid, second, same_pid = done.stdout.splitlines()
-    assert first == second == "40"
-    assert pid == same_pid
-    assert pid.isdigit()
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 * len(methods)
+    for first, pid, second, same_pid in zip(*[iter(lines)] * 4, strict=True):
+        assert first == second == "40"
+        assert pid == same_pid
+        assert pid.isdigit()

@@ -341,11 +341,12 @@ def _as_it_was() -> Iterator[None]:
     """
     number = getattr(signal, "SIGCHLD", None)  # Windows has none
     before = None if number is None else signal.getsignal(number)
-    yield
-    if number is None or before is None:
-        return
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(number, before)
+    try:
+        yield
+    finally:
+        main = threading.current_thread() is threading.main_thread()
+        if main and number is not None and before is not None:
+            signal.signal(number, before)
 
 
 def _undisturbed(worker: int) -> None:
