@@ -14,11 +14,11 @@ from torch import Tensor, multiprocessing
 
 from robustkd import data, models
 from robustkd.core.types import Batch, Split
-from robustkd.data import InMemory
 from robustkd.student.distillation import distill
 from robustkd.student.found import find_perturbations
 from robustkd.student.hardening import UniversalPerturbations
 from robustkd.training.processes import Processes, start
+from tests.wrapped import Wrapped
 
 CASES: dict[str, dict[str, Any]] = {
     "labels and logits": {"train": 64, "losses": {"kd": 1.0}},
@@ -36,21 +36,15 @@ CASES: dict[str, dict[str, Any]] = {
 """Settings in which several processes should train the student of one process."""
 
 
-class Doubles:
+class Doubles(Wrapped):
     """Images in double precision, so that the order of additions hardly matters."""
 
-    def __init__(self, source: InMemory) -> None:
-        self._source = source
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
     def batches(self, split: Split, **how: Any) -> Iterator[Batch]:
-        for batch in self._source.batches(split, **how):
+        for batch in self.source.batches(split, **how):
             yield batch._replace(images=batch.images.double())
 
     def portions(self, split: Split, **how: Any) -> Iterator[Batch]:
-        for batch in self._source.portions(split, **how):
+        for batch in self.source.portions(split, **how):
             yield batch._replace(images=batch.images.double())
 
 

@@ -229,6 +229,15 @@ def test_a_refused_image_of_a_folder_is_reported_as_damaged(workers, tmp_path):
         list(chain.from_iterable(data.batches(split, batch_size=4) for split in splits))
 
 
+@contextmanager
+def forked() -> Iterator[None]:
+    """Let processes be forked, so that they have what is patched here."""
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("fork", force=True)
+    yield
+    multiprocessing.set_start_method(usual, force=True)
+
+
 def test_a_worker_that_fails_is_reported_in_one_line(tmp_path, monkeypatch):
     folder = write_classes(tmp_path / "data", {"a": 30, "b": 30})
     for path in folder.glob("a/*.png"):
@@ -237,7 +246,7 @@ def test_a_worker_that_fails_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(watched.sys, "executable", "/nowhere/python")
     data = load_folder(folder, Reading(image_size=16, workers=2))
     message = r"^no process for decoding large images can be started: No such file or directory$"
-    with no_collection(), pytest.raises(InputError, match=message) as caught:
+    with forked(), no_collection(), pytest.raises(InputError, match=message) as caught:
         list(data.batches("train", batch_size=4))
     assert caught.value.__cause__ is None
 

@@ -25,6 +25,7 @@ from robustkd.training.precision import mixed
 from tests.marks import slow_but
 from tests.teacher.defences.networks import DIGITS, Small, quick, trained
 from tests.unlabelled import Unlabelled
+from tests.wrapped import Wrapped
 
 KEPT = 0.1
 """Share of clean accuracy that a defence may cost in the few steps of these tests."""
@@ -42,14 +43,12 @@ def logits(network):
         return network(images)
 
 
-class Counting:
+class Counting(Wrapped):
     """Digits that count the training batches of a defence, which are augmented."""
 
     def __init__(self) -> None:
+        super().__init__(DIGITS)
         self.count = 0
-
-    def __getattr__(self, name):
-        return getattr(DIGITS, name)
 
     def batches(self, split, *, augment=None, **settings):
         for batch in DIGITS.batches(split, augment=augment, **settings):

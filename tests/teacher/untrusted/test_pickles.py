@@ -111,10 +111,8 @@ def two_views(kind: bytes, length: bytes) -> bytes:
 
 
 def test_a_storage_has_one_type_and_one_length():
-    """PyTorch takes the first for all."""
+    """PyTorch before 2.15 takes the first for all, and later versions do not."""
     assert damaged(two_views(b"FloatStorage", b"J\4\0\0\0")) == ""
-    file = two_views(b"IntStorage", b"J\4\0\0\0")
-    assert torch.load(io.BytesIO(file), weights_only=True)["v"].dtype == torch.float32
     for kind, length in ((b"IntStorage", b"J\4\0\0\0"), (b"FloatStorage", b"J\3\0\0\0")):
         assert damaged(two_views(kind, length)) == "gives the storage '0' two types or lengths"
 
