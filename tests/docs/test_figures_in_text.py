@@ -11,6 +11,7 @@ from robustkd.evaluation.audit.registry import COUNTED
 from robustkd.evaluation.audit.verdict import combine
 from robustkd.export import run
 from robustkd.report import ResultRow, aggregate
+from robustkd.report.results import read
 from robustkd.report.summaries import inherited
 from tests.docs.pages import ROOT
 
@@ -80,3 +81,37 @@ def test_the_guide_to_the_export_names_the_measured_forms():
     for kind in ("torch", *run.FILES):
         listed = f"`{kind}`" in text.partition("`measured` in `export.json` has")[2][:200]
         assert listed == (kind in ("torch", "onnx", "int8"))
+
+
+def _summary(grid: str) -> dict[str, list[str]]:
+    """Return the figures of each method in the table of averages of a grid."""
+    lines = (ROOT / "benchmarks" / "results" / grid / "summary.md").read_text().splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    return {method: figures for method, *figures in cells}
+
+
+def _without_teacher(grid: str) -> float:
+    """Return the mean ASR of students without a teacher, in percent, over seeds and attacks."""
+    rows = aggregate(read(ROOT / "benchmarks" / "results" / grid).runs)
+    means = [row.asr.mean for row in rows if row.method == "no-teacher" and row.asr]
+    return 100 * sum(means) / len(means)
+
+
+def test_the_comparison_of_defences_has_the_figures_of_three_seeds():
+    figures = _summary("baselines-seeds")
+    names = ("RobustKD (default)", "fst on teacher (mix)", "ft-sam on teacher (mix)")
+    ours, fst, ft_sam = (figures[name] for name in names)
+    assert {ours[0], fst[0], ft_sam[0]} == {"6"}
+    (_, _, asr, worst, lost, der), guide = ours, _text("guides/defences.md")
+    assert f"it has a mean ASR of {asr} %, a worst ASR of {worst} % and a DER of {der} %" in guide
+    assert f"FST has {fst[2]}, {fst[3]} and {fst[5]} %, FT-SAM {ft_sam[2]}" in guide
+    assert f"{ft_sam[2]}, {ft_sam[3]} and {ft_sam[5]} %" in guide
+    more = f"{float(lost) - float(fst[4]):.1f} points more accurate"
+    alone = f"{_without_teacher('baselines-seeds'):.1f} %"
+    both = figures["fst on teacher (default)"]
+    assert f"FST is {more}" in guide
+    assert f"{both[2]} % with FST and `default`" in guide
+    assert f"the mean ASR is {alone} for the student without a teacher" in guide
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"has {fst[2]} % ({more}), students without a teacher {alone}" in readme
+    assert f"and RobustKD {asr} %" in readme
