@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -136,6 +139,25 @@ def _of_the_machine(error: OSError) -> str:
         return ""
     problems = (text for numbers, text in _OF_THE_MACHINE.items() if error.errno in numbers)
     return next(problems, "")
+
+
+@contextmanager
+def named(private: Path, given: Path) -> Iterator[None]:
+    """Let messages name the path that the user knows, in the place of a private one.
+
+    Args:
+        private: Path of a temporary folder, or of a copy.
+        given: Path that the user has chosen.
+
+    Raises:
+        InputError: With the same type and message as that of the block, but for the path.
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(private) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(private), str(given))) from error
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import named
 from robustkd.core.files import check_empty, check_free, locked, make_folder, open_folder
 from robustkd.core.folders import LOCK, Folder, refusal
 
@@ -35,21 +35,6 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(partial: Path, out: Path) -> Iterator[None]:
-    """Let messages about files in the temporary folder name the folder that the user has chosen.
-
-    Raises:
-        InputError: With the same type and message as that of the block, but for the folder.
-    """
-    try:
-        yield
-    except InputError as error:
-        if str(partial) not in str(error):
-            raise
-        raise type(error)(str(error).replace(str(partial), str(out))) from error
-
-
-@contextmanager
 def _created(out: Path) -> Iterator[Path]:
     """Yield a new folder next to ``out``, and rename it to ``out`` at the end."""
     given, out = out, Path(os.path.abspath(out))
@@ -60,7 +45,7 @@ def _created(out: Path) -> Iterator[Path]:
         make_folder(partial)
         # The lock tells the next export that this one is still at work.
         with open_folder(partial) as folder, locked(folder, seconds=0.0):
-            with _named(partial, given):
+            with named(partial, given):
                 yield partial
             folder.remove(LOCK)
             os.replace(partial, out)
@@ -93,7 +78,7 @@ def _filled(out: Path) -> Iterator[Path]:
         moved: list[str] = []
         try:
             hidden = out.absolute() / partial
-            with _named(hidden, out):
+            with named(hidden, out):
                 yield hidden
             check_empty(folder)
             with folder.inside(partial) as inner:

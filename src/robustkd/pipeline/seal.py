@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from robustkd.core.errors import InputError, is_full, temporary_advice
+from robustkd.core.errors import InputError, is_full, named, temporary_advice
 from robustkd.core.files import read_json, replacing, write_json
 from robustkd.core.folders import Folder
 from robustkd.pipeline.run_files import SEAL
@@ -92,7 +92,7 @@ class Seal:
             WriteError: If the file or the seal cannot be written.
         """
         with replacing(self._folder / name) as path:
-            with _named(path, self._folder / name):
+            with named(path, self._folder / name):
                 yield path
             with path.open("rb") as file:
                 made = _facts(file)
@@ -123,7 +123,7 @@ class Seal:
                 if is_full(error):
                     raise _not_copied(path, error) from error
                 raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-            with _named(copy, path):
+            with named(copy, path):
                 yield copy
 
     def _copy(self, file: BinaryIO, to: Path) -> None:
@@ -159,15 +159,6 @@ def _not_copied(path: Path, error: OSError) -> InputError:
         f"{path} cannot be copied for verification: {error.strerror or error}; "
         f"{temporary_advice(error)}"
     )
-
-
-@contextmanager
-def _named(copy: Path, path: Path) -> Iterator[None]:
-    """Name the original file instead of its copy in error messages."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(str(error).replace(str(copy), str(path))) from error
 
 
 def _facts(file: BinaryIO, *, most: int | None = None, copy: BinaryIO | None = None) -> _Fact:
