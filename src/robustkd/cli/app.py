@@ -79,7 +79,7 @@ def _described(error: CycloptsError) -> str:
         return line
     left = error.unused_tokens or []
     known = _known_flags(error)
-    unknown = [word for word in left if word.startswith("-") and not known & {_flag(word)}]
+    unknown = [word for word in left if word.startswith("-") and _flag(word) not in known]
     for before, word in pairwise(left):
         if word in unknown and error.argument is not None and before in error.argument.names:
             how = "A value that begins with a dash follows an equals sign"

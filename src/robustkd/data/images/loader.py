@@ -108,10 +108,10 @@ class Decoder(Dataset[Decoded]):
     """Dataset that decodes many rows of a split at once."""
 
     def __init__(self, parts: Mapping[Split, Part], form: Form) -> None:
-        self._parts, self._form = dict(parts), form
+        self.parts, self.form = dict(parts), form
 
     def __getitem__(self, portion: Portion) -> Decoded:
-        part, form = self._parts[portion.split], self._form
+        part, form = self.parts[portion.split], self.form
         good: list[int] = []
         failures: list[tuple[int, str]] = []
         shape = (len(portion.rows), form.channels, form.size, form.size)
@@ -160,7 +160,7 @@ class Decoding:
 
     def __reduce__(self) -> tuple[object, ...]:
         # A copy, such as that of another process, starts its own workers.
-        return type(self), (self._decoder._parts, self._decoder._form)
+        return type(self), (self._decoder.parts, self._decoder.form)
 
     def decode(
         self, split: Split, batches: Sequence[SomeRows], *, workers: int
