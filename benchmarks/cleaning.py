@@ -17,7 +17,8 @@ without a teacher. The forms use clean images alone:
 - ``perturbed, learned``: a student of the method ``learned`` learns from the cleaned teacher;
 - ``learned``: the teacher is not cleaned.
 
-Interrupt it and run it again as you like.
+Interrupt it and run it again as you like; processes with different seeds or attacks may share a
+folder.
 
     python benchmarks/cleaning.py --attacks ckd latent adba blend tone
 """
@@ -118,16 +119,21 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     file = make_folder(given.out) / "cleaning.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
     if not given.tables_only:
         store = Store(given.cache or given.out / "cache")
         for cell in teachers(given.grid, given.attacks, given.seeds):
             for method in (NONE, ORDINARY, *given.forms):
                 key = (cell.teacher.attack, cell.teacher.setting.seed, method)
-                if key not in {(row["attack"], row["seed"], row["method"]) for row in rows}:
-                    rows.append(run(cell, method, store))
-                    write_json(file, rows)
-    write_text(given.out / "cleaning.md", table(rows))
+                if key not in {(row["attack"], row["seed"], row["method"]) for row in read(file)}:
+                    row = run(cell, method, store)
+                    write_json(file, [*read(file), row])
+    write_text(given.out / "cleaning.md", table(read(file)))
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Return the rows that a file has by now; another process may have added some."""
+    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    return rows
 
 
 def teachers(grid: Path, attacks: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
