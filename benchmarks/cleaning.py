@@ -11,9 +11,14 @@ without a teacher. The forms use clean images alone:
 - ``paper``: the preset, masks up to 0.2 and the variance over all images;
 - ``cap-1``: masks up to 1, which can remove a position completely;
 - ``within``: masks up to 1 and the variance within classes;
+- ``additive-0.2`` and ``additive-0.9``: patterns that are added to the features, with the variance
+  of activations, as in the code of the paper's authors;
+- ``inversion``: no masks; directions of features that lead to a class unusually easily are removed;
 - ``perturbed``: the method ``paper-perturbed``, masks up to 1 that remove what universal
   perturbations of the teacher add to the features;
 - ``perturbed-0.2``: the same with masks up to 0.2;
+- ``paper, matched`` and ``perturbed, matched``: the variance of the student's features also follows
+  that of the cleaned teacher's;
 - ``perturbed, learned``: a student of the method ``learned`` learns from the cleaned teacher;
 - ``learned``: the teacher is not cleaned.
 
@@ -28,14 +33,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from cleaning_forms import FORMS, Form
+from torch import nn
 
 from robustkd import models
 from robustkd.attacks import load_trigger
@@ -45,64 +51,16 @@ from robustkd.benchmark.cells import TEACHER, Cell, digest
 from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.errors import UsageError
 from robustkd.core.files import make_folder, write_json, write_text
-from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import METHODS
-from robustkd.core.types import Batch
-from robustkd.data import CropFlip, InMemory, load
+from robustkd.data import CropFlip, load
 from robustkd.evaluation.measurement import measure
-from robustkd.models.features import taps
-from robustkd.models.features.variance import variance_ratio, within_class_variance
-from robustkd.pipeline.detox_objective import detox_objective
 from robustkd.pipeline.student import make_student
-from robustkd.teacher.defences.detoxification import DetoxObjective, detoxify
-from robustkd.teacher.defences.masks import DetoxifiedTeacher
 from robustkd.training.config import TrainingConfig
 
 NONE, ORDINARY = "no-teacher", "ofd"
 """Methods between which the share of a form is measured."""
 _SMALLEST = 0.1
 """Smallest excess of an ordinary student for which the share of a form means something."""
-
-
-class Within:
-    """Variance within classes, relative to that of the original teacher, mean over positions."""
-
-    def __call__(
-        self, teacher: DetoxifiedTeacher, features: Sequence[Tensor], batch: Batch
-    ) -> Tensor:
-        """Compute the term; see :data:`robustkd.teacher.defences.detoxification.DetoxObjective`."""
-        with torch.no_grad(), taps.read(teacher.teacher, teacher.locations) as own:
-            teacher.teacher(batch.images)
-            whole = [within_class_variance(own[name], batch.labels) for name in teacher.locations]
-        parts = [within_class_variance(stage, batch.labels) for stage in features]
-        ratios = [variance_ratio(part, all_of) for part, all_of in zip(parts, whole, strict=True)]
-        return torch.stack(ratios).mean()
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form of the detoxification."""
-
-    settings: DetoxSettings | None
-    objective: Callable[[nn.Module, InMemory, int], DetoxObjective | None] | None = None
-    student: str = "ofd"
-
-
-def perturbed(teacher: nn.Module, source: InMemory, seed: int) -> DetoxObjective | None:
-    """Return the objective of the method ``paper-perturbed``."""
-    return detox_objective(METHODS["paper-perturbed"], teacher, source, seed=seed)
-
-
-_PAPER = METHODS["paper"].detox or DetoxSettings()
-FORMS: dict[str, Form] = {
-    "paper": Form(_PAPER),
-    "cap-1": Form(replace(_PAPER, cap=1.0)),
-    "within": Form(replace(_PAPER, cap=1.0), lambda *_: Within()),
-    "perturbed": Form(METHODS["paper-perturbed"].detox, perturbed),
-    "perturbed-0.2": Form(_PAPER, perturbed),
-    "perturbed, learned": Form(METHODS["default-perturbed"].detox, perturbed, student="learned"),
-    "learned": Form(None, student="learned"),
-}
 
 
 def main() -> None:
@@ -165,24 +123,11 @@ def run(cell: Cell, method: str, store: Store) -> dict[str, Any]:
     record: dict[str, Any] = {}
     fresh = models.builder(source)(cell.student, seed + 1)
     started = time.perf_counter()
-    form = FORMS.get(method, Form(None, student=method))
-    if form.settings is not None:
-        aim = None if form.objective is None else form.objective(teacher, source, seed)
-        cleaned = detoxify(
-            *(teacher, source),
-            objective=aim,
-            precision=setting.precision,
-            seed=seed,
-            **asdict(form.settings),
-        )
-        record = {
-            "teacher ACC": round(cleaned.record.accuracy_after, 4),
-            "teacher ASR": asr(cleaned.teacher, source, trigger, target),
-            "mean mask": [round(mean, 3) for mean in cleaned.record.mean_mask],
-            "lambda": [point.variance_weight for point in cleaned.record.curve],
-        }
-        teacher = cleaned.teacher
-    how = METHODS[form.student]
+    form = FORMS.get(method, Form(None, METHODS.get(method, METHODS["ofd"])))
+    if form.cleaning is not None:
+        teacher, record = form.cleaning(teacher, source, setting.precision, seed)
+        record["teacher ASR"] = asr(teacher, source, trigger, target)
+    how = form.student
     student = make_student(teacher, fresh, source, how, training=training, seed=seed).student
     seconds = time.perf_counter() - started
     found = measure(student, source, trigger=trigger, target=target)

@@ -152,6 +152,11 @@ REFUSED = [
         "objective is of type str; expected a function",
     ),
     (
+        "detoxify(NET, DATA, mask=float)",
+        "mask is <class 'float'>; expected a class that inherits from FeatureMask",
+    ),
+    ("detoxify(NET, DATA, mask=3)", "mask is 3; expected a class that inherits from FeatureMask"),
+    (
         "UniversalPerturbations(2, (1, 8, 8), fixed=UniversalPerturbations(2, (1, 8, 8)))",
         "fixed is of type UniversalPerturbations; expected what find_perturbations returns",
     ),

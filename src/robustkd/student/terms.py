@@ -90,7 +90,8 @@ class _Connector(nn.Module):
         return nn.functional.interpolate(mapped, self.size, mode="bilinear", align_corners=False)
 
 
-def _connectors(pair: Pair) -> nn.ModuleList:
+def connectors(pair: Pair) -> nn.ModuleList:
+    """Return modules that map each stage of the student to the shape of the teacher's."""
     return nn.ModuleList(
         _Connector(student, teacher)
         for student, teacher in zip(pair.student, pair.teacher, strict=True)
@@ -120,7 +121,7 @@ class OFD(nn.Module):
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
-        self.connectors = _connectors(pair)
+        self.connectors = connectors(pair)
         last = len(pair.teacher) - 1
         self.weights = [2.0 ** (stage - last) for stage in range(len(pair.teacher))]
         elements = sum(
@@ -169,7 +170,7 @@ class FitNet(nn.Module):
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
-        self.connectors = _connectors(pair)
+        self.connectors = connectors(pair)
 
     def forward(self, student: Outputs, teacher: Outputs) -> PerSample:
         """Compute the FitNet loss of each sample."""

@@ -39,6 +39,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias, Unpack
 
 import torch
@@ -196,6 +197,7 @@ def detoxify(
     *,
     stages: Sequence[str] | None = None,
     objective: DetoxObjective | None = None,
+    mask: type[FeatureMask] = FeatureMask,
     precision: Precision = "no",
     seed: int = 0,
     **settings: Unpack[DetoxOptions],
@@ -211,6 +213,8 @@ def detoxify(
             stages are found by probing.
         objective: Term that is minimised in the place of the variance ratio; None for the ratio.
             Its weight is lambda.
+        mask: Class of the masks: :class:`robustkd.teacher.defences.masks.FeatureMask` or a class
+            that inherits from it and changes the features in another form.
         precision: Mixed precision while masks and patterns are learned; variances and accuracy
             are measured in full precision.
         seed: Seed of the order and the augmentation of images, at least 0.
@@ -247,9 +251,11 @@ def detoxify(
     check_gradients(teacher, name="the teacher")
     if objective is not None and not callable(objective):
         raise UsageError(f"objective is of type {type(objective).__name__}; expected a function")
+    if not (isinstance(mask, type) and issubclass(mask, FeatureMask)):
+        raise UsageError(f"mask is {mask!r:.60}; expected a class that inherits from FeatureMask")
     check_finite_start(teacher, first_images(clean, device_of(teacher)), data=clean.name)
     batch_size = given.batch_size
-    masked, variances = _masked(teacher, clean, stages, given.cap, batch_size)
+    masked, variances = _masked(teacher, clean, stages, partial(mask, cap=given.cap), batch_size)
     batches = training_batches(clean, batch_size, device_of(teacher), seed)
     cleaning = _Cleaning(masked, variances, given.ratio, batches, given.lr, precision, objective)
     before = accuracy_on(teacher, clean, "validation").value
@@ -276,7 +282,7 @@ def _masked(
     teacher: nn.Module,
     clean: DataSource,
     stages: Sequence[str] | None,
-    cap: float,
+    mask: Callable[[Tensor], FeatureMask],
     batch_size: int,
 ) -> tuple[DetoxifiedTeacher, list[Tensor]]:
     """Return the teacher with masks of zero, and the variances of its stages (C x H x W).
@@ -289,7 +295,7 @@ def _masked(
     for variance, name in zip(variances, names, strict=True):
         if not (variance > ALIVE).any():
             raise UsageError(f"the features of {name!r} do not vary on clean images; leave it out")
-    masks = {name: FeatureMask(mean, cap=cap) for name, mean in zip(names, means, strict=True)}
+    masks = {name: mask(mean) for name, mean in zip(names, means, strict=True)}
     return DetoxifiedTeacher(teacher, masks).to(device_of(teacher)), variances
 
 

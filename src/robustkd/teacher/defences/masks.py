@@ -63,10 +63,10 @@ class DetoxifiedTeacher(nn.Module):
 
     Args:
         teacher: The network; it is copied and stays unchanged.
-        masks: Masks by the module path of the stage.
+        masks: Masks by the module path of the stage: modules that map its features to cleaned ones.
     """
 
-    def __init__(self, teacher: nn.Module, masks: dict[str, FeatureMask]) -> None:
+    def __init__(self, teacher: nn.Module, masks: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.teacher = copy.deepcopy(teacher).requires_grad_(False)
         self.locations = tuple(masks)
@@ -108,7 +108,8 @@ def save_detoxified(
         provenance: Origin of the teacher, in JSON values without times or paths.
 
     Raises:
-        UsageError: If it is no detoxified teacher, or its original network is not a
+        UsageError: If it is no detoxified teacher, its masks are of another class than
+            :class:`FeatureMask`, or its original network is not a
             :class:`robustkd.models.Classifier`.
         WriteError: If the file cannot be written.
 
@@ -134,6 +135,9 @@ def save_detoxified(
     inner = teacher.teacher
     if not isinstance(inner, Classifier):
         raise UsageError(f"{type(inner).__name__} cannot be saved; expected a models.Classifier")
+    others = [type(mask).__name__ for mask in teacher.masks if type(mask) is not FeatureMask]
+    if others:
+        raise UsageError(f"masks of type {others[0]} cannot be saved; expected FeatureMask")
     caps = [mask.cap for mask in teacher.feature_masks]
     description = {
         "spec": asdict(inner.spec),
