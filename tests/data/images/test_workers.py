@@ -146,6 +146,40 @@ def test_a_forked_process_leaves_them_to_its_parent(data):
     assert rows(data) == list(range(40))
 
 
+FORKING = """
+import multiprocessing, os, sys
+from robustkd.data import Reading, load_folder
+
+def rows(batches):
+    return [row for batch in batches for row in batch.rows.tolist()]
+
+def processes():
+    return sorted(child.pid for child in multiprocessing.active_children())
+
+multiprocessing.set_start_method("fork", force=True)
+data = load_folder(sys.argv[1], Reading(workers=1, streaming=True))
+unfinished = data.batches("train", batch_size=4)
+read = next(unfinished).rows.tolist()
+rows(data.batches("test", batch_size=4))
+before = processes()
+child = os.fork()
+if child == 0:
+    assert not processes()
+    sys.exit(rows(data.batches("train", batch_size=4)) != list(range(40)))
+print(os.waitpid(child, 0)[1], len(before), processes() == before)
+print(read + rows(unfinished) == rows(data.batches("train", batch_size=4)) == list(range(40)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_of_os_fork_that_exits_leaves_them_to_its_parent(folder, tmp_path):
+    (tmp_path / "script.py").write_text(FORKING)
+    quiet = "ignore:This process:DeprecationWarning"  # of os.fork, from Python 3.12 on
+    command = [sys.executable, "-W", quiet, str(tmp_path / "script.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0 2 True\nTrue\n", "")
+
+
 def kill(process: int) -> None:
     os.kill(process, signal.SIGKILL)
     while process in running():

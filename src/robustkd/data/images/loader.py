@@ -236,6 +236,7 @@ class _Workers:
         self.number, self.owner = number, os.getpid()
         self._processes: set[BaseProcess] = set()
         self._portions = _Portions()
+        _started.add(self)
         with _any_number():
             self._loader: DataLoader[Decoded] = DataLoader(
                 decoder,
@@ -263,6 +264,14 @@ class _Workers:
         """Whether all processes that were started still run; the system may have killed some."""
         return all(process.is_alive() for process in self._processes)
 
+    def leave_to_parent(self) -> None:
+        """Forget the processes in a process that ``os.fork`` made, which would end them.
+
+        It has the parent's set of children, and ``multiprocessing`` ends all of them at its exit.
+        """
+        children: set[BaseProcess] = getattr(multiprocessing.process, "_children", set())
+        children -= self._processes
+
 
 class _Portions(Sampler[Portion]):
     """Sampler of the portions of the next pass."""
@@ -275,6 +284,7 @@ class _Portions(Sampler[Portion]):
 
 
 _all: weakref.WeakSet[Decoding] = weakref.WeakSet()
+_started: weakref.WeakSet[_Workers] = weakref.WeakSet()
 _of_parent: list[_Workers] = []
 """Workers that a forked process must not end, as it would if nothing held them."""
 
@@ -289,6 +299,8 @@ def _end_all() -> None:
 def _leave_to_parent() -> None:
     for decoding in list(_all):
         decoding.leave_to_parent()
+    for workers in list(_started):
+        workers.leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):
