@@ -59,6 +59,8 @@ from robustkd.training.config import TrainingConfig
 
 NONE, ORDINARY = "no-teacher", "ofd"
 """Methods between which the share of a form is measured."""
+BEFORE = "paper"
+"""Form that the others are compared with."""
 _SMALLEST = 0.1
 """Smallest excess of an ordinary student for which the share of a form means something."""
 
@@ -86,6 +88,7 @@ def main() -> None:
                     row = run(cell, method, store)
                     write_json(file, [*read(file), row])
     write_text(given.out / "cleaning.md", table(read(file)))
+    write_text(given.out / "shares.md", shares_table(read(file)))
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -151,12 +154,12 @@ def asr(model: nn.Module, source: InMemory, trigger: Any, target: int) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Format ASR by attack, and what a form costs and removes, as Markdown.
+    """Format ASR by attack, and what a form costs, as Markdown.
 
     Accuracy and time are compared with the ordinary students of the same teachers.
     """
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    more = ["ACC points lost", "time", "share of the excess removed", "n"]
+    more = ["ACC points lost", "time", "n"]
     lines = [["student", *attacks, *more], ["---", *["---:"] * (len(attacks) + len(more))]]
     for method in (NONE, ORDINARY, *FORMS):
         chosen = [row for row in rows if row["method"] == method]
@@ -166,11 +169,40 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         pairs = [(row, other) for row in chosen if (other := _same(row, rows).get(ORDINARY))]
         lost = fmean(other["ACC"] - row["ACC"] for row, other in pairs)
         time_ratio = median(row["seconds"] / other["seconds"] for row, other in pairs)
-        shares = [share for row in chosen if (share := removed(row, rows)) is not None]
-        share = _cell(shares) if method in FORMS else "-"
-        lines.append(
-            [method, *cells, f"{100 * lost:.1f}", f"{time_ratio:.1f}", share, str(len(chosen))]
-        )
+        lines.append([method, *cells, f"{100 * lost:.1f}", f"{time_ratio:.1f}", str(len(chosen))])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def shares_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Format the share of the excess that each form removes, by attack, as Markdown.
+
+    The last columns have the means of the form and of ``paper`` for the teachers of both, and their
+    number.
+    """
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    lines = [["form", *attacks, "mean", f"{BEFORE} there", "n"]]
+    lines.append(["---", *["---:"] * (len(attacks) + 3)])
+    for method in FORMS:
+        chosen = [
+            (row, share)
+            for row in rows
+            if row["method"] == method and (share := removed(row, rows)) is not None
+        ]
+        if not chosen:
+            continue
+        cells = [
+            _cell([share for row, share in chosen if row["attack"] == name]) for name in attacks
+        ]
+        pairs = [
+            (share, removed(_same(row, rows)[BEFORE], rows))
+            for row, share in chosen
+            if BEFORE in _same(row, rows)
+        ]
+        means = [
+            _cell([share for share in each if share is not None])
+            for each in zip(*pairs, strict=True)
+        ]
+        lines.append([method, *cells, *(means or ["-", "-"]), str(len(pairs))])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 from robustkd.evaluation.audit.evidence import Evidence
@@ -115,3 +116,39 @@ def test_the_comparison_of_defences_has_the_figures_of_three_seeds():
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"has {fst[2]} % ({more}), students without a teacher {alone}" in readme
     assert f"and RobustKD {asr} %" in readme
+
+
+def test_the_cleaning_has_the_shares_of_three_seeds():
+    folder = ROOT / "benchmarks" / "results" / "cleaning"
+    lines = [
+        [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in (folder / "shares.md").read_text().splitlines()
+    ]
+    mean, before, count = (lines[0].index(name) for name in ("mean", "paper there", "n"))
+    row = next(line for line in lines if line[0] == "perturbed")
+    assert row[count] == "14"  # five attacks with three seeds, without one that is not inherited
+    ours, paper = (f"{float(row[column].split()[0]):.0f} %" for column in (mean, before))
+    assert f"it removed {ours} of the excess" in _text("guides/defences.md")
+    assert f"and `paper` {paper}" in _text("guides/defences.md")
+    assert f"`paper` removes {paper} of the excess on average" in _text("results/default.md")
+    assert f"`paper-perturbed` removes {ours}, and costs less" in _text("results/default.md")
+
+
+def test_the_cleaned_teachers_do_not_tell_of_their_students():
+    rows = json.loads((ROOT / "benchmarks/results/cleaning/cleaning.json").read_text())
+    held = {(row["method"], row["attack"], row["seed"]): row for row in rows}
+    with_share = {
+        (attack, seed)
+        for method, attack, seed in held
+        if method == "paper"
+        and held["ofd", attack, seed]["ASR"] - held["no-teacher", attack, seed]["ASR"] >= 0.1
+    }
+    cleaned = [held["perturbed", *key] for key in sorted(with_share)]
+    paper = [100 * row["teacher ASR"] for row in rows if row["method"] == "paper"]
+    text = _text("results/default.md")
+    teachers = math.ceil(100 * max(row["teacher ASR"] for row in cleaned))
+    assert len(cleaned) == 14
+    assert "On these fourteen teachers" in text
+    assert f"cleaned is at most {teachers} %, and their students" in text
+    assert f"have up to {100 * max(row['ASR'] for row in cleaned):.0f} %" in text
+    assert f"an ASR of {math.floor(min(paper))} to {math.ceil(max(paper))} %" in text
