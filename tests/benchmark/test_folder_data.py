@@ -12,7 +12,7 @@ from PIL import Image
 
 from robustkd.benchmark import Cell, load_grid, run_cell
 from robustkd.benchmark.cache import Store
-from robustkd.benchmark.folder_data import folder_name
+from robustkd.benchmark.folder_data import folder_facts, left_out
 from robustkd.core.errors import UsageError
 
 
@@ -58,8 +58,8 @@ def test_the_path_is_relative_to_the_grid_and_no_part_of_the_names(images, tmp_p
 
 @pytest.mark.parametrize("change", ["content", "name", "class"])
 def test_other_images_are_other_cells(change, images):
-    before = folder_name(str(images))
-    folder_name.cache_clear()
+    before = folder_facts(str(images)).name
+    folder_facts.cache_clear()
     file = images / "train" / "dark" / "3.png"
     if change == "content":
         content = file.read_bytes()
@@ -67,9 +67,18 @@ def test_other_images_are_other_cells(change, images):
     else:
         name = "33.png" if change == "name" else "../light/33.png"
         file.rename(file.parent / name)
-    after = folder_name(str(images))
+    after = folder_facts(str(images)).name
     assert before != after
     assert before.startswith("shades-")
+
+
+def test_files_that_are_left_out_are_counted_once_for_each_folder(images, tmp_path):
+    assert left_out(grid(tmp_path, "shades")) == {}
+    folder_facts.cache_clear()
+    for name in ("a.avif", "b.avif", "notes.txt"):
+        (images / "train" / "dark" / name).write_bytes(b"not read")
+    cells = grid(tmp_path, "shades")
+    assert left_out(cells) == {cells[0].teacher.setting.data: {".avif": 2, ".txt": 1}}
 
 
 def test_cells_of_a_folder_run(images, tmp_path):

@@ -1,21 +1,43 @@
-"""Names of folders of images in grids, which follow from their content."""
+"""Folders of images in grids: names, which follow from their content, and what is left out."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import get_args
+from typing import NamedTuple, get_args
 
+from robustkd.benchmark.cells import Cell
 from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import Split
 from robustkd.data import Pictures, open_source
+from robustkd.data.images.left_out import skipped_files
 
 _AT_ONCE = 2**20
 
 
+class Facts(NamedTuple):
+    """What a grid tells of a folder of images.
+
+    Attributes:
+        name: Its name, and the start of the hash of its content.
+        skipped: Number of files and folders that are left out, by kind.
+    """
+
+    name: str
+    skipped: Mapping[str, int]
+
+
+def left_out(cells: Iterable[Cell]) -> dict[str, Mapping[str, int]]:
+    """Return the number of files that each folder of a grid leaves out by kind, by its name."""
+    folders = dict.fromkeys(cell.teacher.setting.path for cell in cells)
+    found = [folder_facts(folder) for folder in folders if folder]
+    return {facts.name: facts.skipped for facts in found if facts.skipped}
+
+
 @lru_cache
-def folder_name(folder: str) -> str:
-    """Return the name of a folder of images, and the start of the hash of its content.
+def folder_facts(folder: str) -> Facts:
+    """Return the name of a folder of images, and what is left out of it.
 
     All files are read. Names, classes and bytes of the images of each split count; the path of
     the folder does not, so that results keep their names when it is moved.
@@ -42,4 +64,4 @@ def folder_name(folder: str) -> str:
             except OSError as error:
                 raise InputError(f"{folder}: {part.name(row)}: {error.strerror}") from error
             content.update(f"{split} {part.name(row)} {label} {image.hexdigest()}\n".encode())
-    return f"{source.name}-{content.hexdigest()[:12]}"
+    return Facts(f"{source.name}-{content.hexdigest()[:12]}", skipped_files(source))

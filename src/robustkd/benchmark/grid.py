@@ -25,7 +25,7 @@ from robustkd.attacks import ATTACKS
 from robustkd.attacks.registry import check_accepts
 from robustkd.benchmark.attacked_teachers import Rehearsal, at_own_rates, check_settings
 from robustkd.benchmark.cells import TEACHER, Cell, Setting, TeacherCell
-from robustkd.benchmark.folder_data import folder_name
+from robustkd.benchmark.folder_data import folder_facts
 from robustkd.benchmark.grid_methods import method_in_grid
 from robustkd.benchmark.grid_words import naming, refusal, shown
 from robustkd.benchmark.rehearsal import expected_method
@@ -184,7 +184,7 @@ class Block(BaseModel):
             given = (sizes, self.augment, self.precision, self.threads, seed)
             folder = source if os.path.isabs(source) else None
             teacher = TeacherCell(
-                Setting(folder_name(folder) if folder else source, *given, folder),
+                Setting(folder_facts(folder).name if folder else source, *given, folder),
                 pair[0],
                 name,
                 at_own_rates(

@@ -18,7 +18,7 @@ from robustkd.cli.flags import (
     TeacherFlags,
     check_at_least,
 )
-from robustkd.cli.opening import open_model
+from robustkd.cli.opening import open_model, tell_left_out
 from robustkd.cli.output import (
     print_json,
     print_plain,
@@ -153,11 +153,14 @@ def bench(
     check_at_least("--workers", processes, 1)
     from robustkd import report
     from robustkd.benchmark import executors, load_grid, run_grid, write_tables
+    from robustkd.benchmark.folder_data import left_out
 
     cells = load_grid(grid)
     folder = out or grid.parent / "results" / grid.stem
     failures = f"see the errors in their files in {folder / 'cells'}"
     if not tables_only:
+        for name, skipped in left_out(cells).items():
+            tell_left_out(name, skipped)
         counts = run_grid(
             cells,
             folder,
