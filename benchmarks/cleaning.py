@@ -227,7 +227,7 @@ def _cell(values: Sequence[float]) -> str:
     if not values:
         return "-"
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * fmean(values):.1f}{spread}"
+    return f"{round(100 * fmean(values), 1) + 0.0}{spread}"  # not -0.0
 
 
 if __name__ == "__main__":

@@ -134,9 +134,14 @@ def test_the_cleaning_has_the_shares_of_three_seeds():
     assert f"`paper-perturbed` removes {ours}, and costs less" in _text("results/default.md")
 
 
-def test_the_cleaned_teachers_do_not_tell_of_their_students():
+def _cleanings() -> dict[tuple[str, str, int], dict]:
+    """Return the rows of the comparison of cleanings by form, attack and seed."""
     rows = json.loads((ROOT / "benchmarks/results/cleaning/cleaning.json").read_text())
-    held = {(row["method"], row["attack"], row["seed"]): row for row in rows}
+    return {(row["method"], row["attack"], row["seed"]): row for row in rows}
+
+
+def test_the_cleaned_teachers_do_not_tell_of_their_students():
+    held = _cleanings()
     with_share = {
         (attack, seed)
         for method, attack, seed in held
@@ -144,7 +149,7 @@ def test_the_cleaned_teachers_do_not_tell_of_their_students():
         and held["ofd", attack, seed]["ASR"] - held["no-teacher", attack, seed]["ASR"] >= 0.1
     }
     cleaned = [held["perturbed", *key] for key in sorted(with_share)]
-    paper = [100 * row["teacher ASR"] for row in rows if row["method"] == "paper"]
+    paper = [100 * row["teacher ASR"] for row in held.values() if row["method"] == "paper"]
     text = _text("results/default.md")
     teachers = math.ceil(100 * max(row["teacher ASR"] for row in cleaned))
     assert len(cleaned) == 14
@@ -152,3 +157,22 @@ def test_the_cleaned_teachers_do_not_tell_of_their_students():
     assert f"cleaned is at most {teachers} %, and their students" in text
     assert f"have up to {100 * max(row['ASR'] for row in cleaned):.0f} %" in text
     assert f"an ASR of {math.floor(min(paper))} to {math.ceil(max(paper))} %" in text
+
+
+def test_three_hypotheses_about_the_cleaning_did_not_hold():
+    held, text = _cleanings(), _text("results/default.md")
+    attacks = [attack for method, attack, _ in held if method == "inversion"]
+    assert len(attacks) == 3
+    for attack in attacks:
+        none, ordinary, additive, paper, inverted = (
+            held[method, attack, 0]["ASR"]
+            for method in ("no-teacher", "ofd", "additive-0.2", "paper", "inversion")
+        )
+        assert additive > paper
+        assert (inverted - none) / (ordinary - none) > 0.5
+        assert {k for stage in held["inversion", attack, 0]["outliers"] for k in stage} == {8}
+    pairs = [(held["perturbed, matched", a, 0], held["perturbed", a, 0]) for a in attacks]
+    moved = max(abs(one["ASR"] - other["ASR"]) for one, other in pairs)
+    lost = sum(other["ACC"] - one["ACC"] for one, other in pairs) / len(pairs)
+    assert f"changes the ASR of `perturbed` by at most {100 * moved:.1f} points" in text
+    assert f"and costs {100 * lost:.1f} points of accuracy more" in text
