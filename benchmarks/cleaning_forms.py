@@ -210,14 +210,14 @@ class Inversion:
         """Return the cleaned teacher and its record."""
         del precision
         teacher = teacher.eval().requires_grad_(False)
-        found: dict[str, nn.Module] = {}
+        # A stage without a direction to remove is kept, since the student learns from every stage.
+        masks: dict[str, nn.Module] = {}
         outliers: list[list[int]] = []
         for name in taps_of(teacher, source):
             chosen, projection = self._stage(teacher, source, name, seed)
             outliers.append(chosen)
-            if projection is not None:
-                found[name] = projection
-        cleaned = DetoxifiedTeacher(teacher, found) if found else teacher
+            masks[name] = projection or nn.Identity()
+        cleaned = DetoxifiedTeacher(teacher, masks) if any(outliers) else teacher
         accuracy = measure(cleaned, source).acc.value
         return cleaned, {"teacher ACC": round(accuracy, 4), "outliers": outliers}
 
