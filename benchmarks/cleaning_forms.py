@@ -7,7 +7,7 @@ Each of them is a hypothesis about why the cleaning of arXiv 2406.03409 removes 
   abstract of the paper may be read;
 - :class:`Inversion`: the direction of features that leads to a class, if it is unusually short.
 
-None of them became a method; docs/results/default.md has the figures.
+None of them is a method. docs/results/default.md has the figures of the forms that were run.
 """
 
 from __future__ import annotations
