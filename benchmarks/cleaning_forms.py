@@ -25,7 +25,6 @@ from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import METHODS, Method
 from robustkd.core.types import Batch, Features, PerSample
 from robustkd.data import InMemory
-from robustkd.evaluation.measurement import measure
 from robustkd.models.features import taps
 from robustkd.models.features.stages import taps_of
 from robustkd.models.features.variance import variance_ratio, within_class_variance
@@ -36,6 +35,7 @@ from robustkd.teacher.defences.batches import training_batches
 from robustkd.teacher.defences.detoxification import DetoxObjective, detoxify
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training.config import Precision
+from robustkd.training.inference import accuracy_on
 
 Cleaning: TypeAlias = Callable[
     [nn.Module, InMemory, Precision, int], tuple[nn.Module, dict[str, Any]]
@@ -218,7 +218,7 @@ class Inversion:
             outliers.append(chosen)
             masks[name] = projection or nn.Identity()
         cleaned = DetoxifiedTeacher(teacher, masks) if any(outliers) else teacher
-        accuracy = measure(cleaned, source).acc.value
+        accuracy = accuracy_on(cleaned, source, "validation").value
         return cleaned, {"teacher ACC": round(accuracy, 4), "outliers": outliers}
 
     def _stage(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.types import Batch
 from robustkd.data import InMemory, Labelled
 from robustkd.models.features import taps
@@ -143,3 +144,13 @@ def test_a_network_without_a_shortcut_stays_as_it_is(forms, monkeypatch):
     cleaned, record = forms.Inversion()(network, source(), "no", 0)
     assert record["outliers"] == [[], []]
     assert cleaned is network
+
+
+def test_the_accuracy_of_a_cleaned_teacher_is_of_validation_in_every_form(forms, monkeypatch):
+    monkeypatch.setattr(forms.Inversion, "STEPS", 40)
+    parts = (colours(120, seed=0), colours(60, seed=1), colours(60, seed=2))
+    wrong = parts[2]._replace(labels=(parts[2].labels + 1) % 6)
+    data = InMemory("toy", tuple("abcdef"), *parts[:2], wrong)
+    _, record = forms.Inversion()(Shortcut(0.0), data, "no", 0)
+    _, other = forms.masks(DetoxSettings(steps=1, raises=0))(Shortcut(0.0), data, "no", 0)
+    assert min(record["teacher ACC"], other["teacher ACC"]) > 0.9
