@@ -126,7 +126,7 @@ def run(cell: Cell, method: str, store: Store) -> dict[str, Any]:
     record: dict[str, Any] = {}
     fresh = models.builder(source)(cell.student, seed + 1)
     started = time.perf_counter()
-    form = FORMS.get(method, Form(None, METHODS.get(method, METHODS["ofd"])))
+    form = form_of(method)
     if form.cleaning is not None:
         teacher, record = form.cleaning(teacher, source, setting.precision, seed)
         record["teacher ASR"] = asr(teacher, source, trigger, target)
@@ -143,6 +143,11 @@ def run(cell: Cell, method: str, store: Store) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         **record,
     }
+
+
+def form_of(method: str) -> Form:
+    """Return a form by its name, or the form of a method whose teacher is not cleaned."""
+    return FORMS[method] if method in FORMS else Form(None, METHODS[method])
 
 
 def asr(model: nn.Module, source: InMemory, trigger: Any, target: int) -> float:  # noqa: ANN401
@@ -167,9 +172,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             continue
         cells = [_cell([row["ASR"] for row in chosen if row["attack"] == name]) for name in attacks]
         pairs = [(row, other) for row in chosen if (other := _same(row, rows).get(ORDINARY))]
-        lost = fmean(other["ACC"] - row["ACC"] for row, other in pairs)
-        time_ratio = median(row["seconds"] / other["seconds"] for row, other in pairs)
-        lines.append([method, *cells, f"{100 * lost:.1f}", f"{time_ratio:.1f}", str(len(chosen))])
+        costs = ["-", "-"]
+        if pairs:
+            lost = fmean(other["ACC"] - row["ACC"] for row, other in pairs)
+            time_ratio = median(row["seconds"] / other["seconds"] for row, other in pairs)
+            costs = [f"{100 * lost:.1f}", f"{time_ratio:.1f}"]
+        lines.append([method, *cells, *costs, str(len(chosen))])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

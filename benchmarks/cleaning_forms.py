@@ -7,7 +7,7 @@ Each of them is a hypothesis about why the cleaning of arXiv 2406.03409 removes 
   abstract of the paper may be read;
 - :class:`Inversion`: the direction of features that leads to a class, if it is unusually short.
 
-None of them became a method; docs/results/default.md has the figures.
+None of them is a method. docs/results/default.md has the figures of the forms that were run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from robustkd.core.method_settings import DetoxSettings
 from robustkd.core.methods import METHODS, Method
 from robustkd.core.types import Batch, Features, PerSample
 from robustkd.data import InMemory
-from robustkd.evaluation.measurement import measure
 from robustkd.models.features import taps
 from robustkd.models.features.stages import taps_of
 from robustkd.models.features.variance import variance_ratio, within_class_variance
@@ -36,6 +35,7 @@ from robustkd.teacher.defences.batches import training_batches
 from robustkd.teacher.defences.detoxification import DetoxObjective, detoxify
 from robustkd.teacher.defences.masks import DetoxifiedTeacher, FeatureMask
 from robustkd.training.config import Precision
+from robustkd.training.inference import accuracy_on
 
 Cleaning: TypeAlias = Callable[
     [nn.Module, InMemory, Precision, int], tuple[nn.Module, dict[str, Any]]
@@ -210,15 +210,15 @@ class Inversion:
         """Return the cleaned teacher and its record."""
         del precision
         teacher = teacher.eval().requires_grad_(False)
-        found: dict[str, nn.Module] = {}
+        # A stage without a direction to remove is kept, since the student learns from every stage.
+        masks: dict[str, nn.Module] = {}
         outliers: list[list[int]] = []
         for name in taps_of(teacher, source):
             chosen, projection = self._stage(teacher, source, name, seed)
             outliers.append(chosen)
-            if projection is not None:
-                found[name] = projection
-        cleaned = DetoxifiedTeacher(teacher, found) if found else teacher
-        accuracy = measure(cleaned, source).acc.value
+            masks[name] = projection or nn.Identity()
+        cleaned = DetoxifiedTeacher(teacher, masks) if any(outliers) else teacher
+        accuracy = accuracy_on(cleaned, source, "validation").value
         return cleaned, {"teacher ACC": round(accuracy, 4), "outliers": outliers}
 
     def _stage(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from robustkd import cli
 from robustkd.benchmark import Cell, load_grid, run_cell
 from robustkd.benchmark.cache import Store
 from robustkd.benchmark.folder_data import folder_facts, left_out
@@ -79,6 +80,21 @@ def test_files_that_are_left_out_are_counted_once_for_each_folder(images, tmp_pa
         (images / "train" / "dark" / name).write_bytes(b"not read")
     cells = grid(tmp_path, "shades")
     assert left_out(cells) == {cells[0].teacher.setting.data: {".avif": 2, ".txt": 1}}
+
+
+def test_bench_prints_what_is_left_out(images, tmp_path, monkeypatch, capsys):
+    (images / "train" / "dark" / "notes.txt").write_text("not an image")
+    (cell, *_) = grid(tmp_path, "shades")
+
+    def stop(*_: object, **__: object) -> None:
+        raise UsageError("before the first cell")
+
+    monkeypatch.setattr("robustkd.benchmark.run_grid", stop)
+    with pytest.raises(SystemExit):
+        cli.main(["bench", str(tmp_path / "grid.yaml")])
+    told = " ".join(capsys.readouterr().err.split())
+    name = cell.teacher.setting.data
+    assert f"left out of {name}, since they are not images of a class: 1 .txt" in told
 
 
 def test_cells_of_a_folder_run(images, tmp_path):

@@ -128,6 +128,9 @@ def test_the_cleaning_has_the_shares_of_three_seeds():
     row = next(line for line in lines if line[0] == "perturbed")
     assert row[count] == "14"  # five attacks with three seeds, without one that is not inherited
     ours, paper = (f"{float(row[column].split()[0]):.0f} %" for column in (mean, before))
+    costs = [line.split(" | ") for line in (folder / "cleaning.md").read_text().splitlines()]
+    time = next(line for line in costs if line[0] == "| perturbed")[costs[0].index("time")]
+    assert f"It takes about [{time} times the time](" in _text("guides/defences.md")
     assert f"it removed {ours} of the excess" in _text("guides/defences.md")
     assert f"and `paper` {paper}" in _text("guides/defences.md")
     assert f"`paper` removes {paper} of the excess on average" in _text("results/default.md")
@@ -157,6 +160,10 @@ def test_the_cleaned_teachers_do_not_tell_of_their_students():
     assert f"cleaned is at most {teachers} %, and their students" in text
     assert f"have up to {100 * max(row['ASR'] for row in cleaned):.0f} %" in text
     assert f"an ASR of {math.floor(min(paper))} to {math.ceil(max(paper))} %" in text
+    third = held["perturbed", "tone", 2]
+    assert ("tone", 2) not in with_share
+    teacher, student = (f"{100 * third[name]:.0f} %" for name in ("teacher ASR", "ASR"))
+    assert f"keeps an ASR of {teacher}, and its student has {student}" in text
 
 
 def test_three_hypotheses_about_the_cleaning_did_not_hold():

@@ -214,7 +214,9 @@ def detoxify(
         objective: Term that is minimised in the place of the variance ratio; None for the ratio.
             Its weight is lambda.
         mask: Class of the masks: :class:`robustkd.teacher.defences.masks.FeatureMask` or a class
-            that inherits from it and changes the features in another form.
+            that inherits from it, takes the same arguments, and changes the features in another
+            form, which must keep them as they are where the mask is zero. A teacher with masks of
+            such a class cannot be saved.
         precision: Mixed precision while masks and patterns are learned; variances and accuracy
             are measured in full precision.
         seed: Seed of the order and the augmentation of images, at least 0.
