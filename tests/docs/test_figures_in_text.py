@@ -176,8 +176,10 @@ def test_three_hypotheses_about_the_cleaning_did_not_hold():
             for method in ("no-teacher", "ofd", "additive-0.2", "paper", "inversion")
         )
         assert additive > paper
-        assert (inverted - none) / (ordinary - none) > 0.5
+        assert (inverted - none) / (ordinary - none) > 0.9
         assert {k for stage in held["inversion", attack, 0]["outliers"] for k in stage} == {8}
+    least = min(held["inversion", attack, 0]["teacher ASR"] for attack in attacks)
+    assert f"the teachers is still at least {100 * least:.1f} % after" in text
     pairs = [(held["perturbed, matched", a, 0], held["perturbed", a, 0]) for a in attacks]
     moved = max(abs(one["ASR"] - other["ASR"]) for one, other in pairs)
     lost = sum(other["ACC"] - one["ACC"] for one, other in pairs) / len(pairs)
