@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from PIL import Image
 
 from robustkd import cli, data
 from robustkd.attacks import BadNets, save_trigger
+from robustkd.cli.auditing import print_audit
 from robustkd.core import files
 from robustkd.core.errors import WriteError
 from robustkd.evaluation import verification
-from robustkd.evaluation.audit import LEVEL, Audit, Effort, Verdict, run
+from robustkd.evaluation.audit import LEVEL, Audit, Effort, Evidence, Verdict, run
 from robustkd.training.metrics import Proportion
 from tests.digits_network import write_network
 
@@ -153,6 +155,16 @@ def test_exit_codes_of_verify(word, flags, expected, robustkd, student, monkeypa
     assert out.startswith("ACC    ")
     assert "ASR    not measured: no trigger was given\n" in out
     assert "robustkd distill" not in out
+
+
+def test_the_asterisk_is_explained_only_where_there_is_one(capsys):
+    verdict = Verdict("inconclusive", None, None, "the reason")
+    names = ("a", "b")
+    bare = Audit(verdict, {}, names, Proportion(9, 10), (), quick=True, seconds=1.0)
+    with_one = replace(bare, evidence={"last layer": Evidence(0.5, None, "")})
+    for found, shown in ((bare, False), (with_one, True), (replace(bare, probe=with_one), True)):
+        print_audit(found)
+        assert ("* not part of the verdict" in capsys.readouterr().out) is shown
 
 
 def test_verify_measures_a_trigger_and_a_folder_of_images(robustkd, student, tmp_path):

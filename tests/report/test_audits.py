@@ -50,6 +50,16 @@ def read_back(folder: Path) -> Audits:
     return read_records(read(folder), folder / "results.json").audits
 
 
+def test_an_audit_without_statistics_has_no_empty_table(write):
+    told = audit("inconclusive", evidence={}, pictures=None)
+    pages = [
+        write_html(results(write, teacher=each, student=told)).read_text(encoding="utf-8")
+        for each in (told, audit())
+    ]
+    assert [page.count("All statistics of the teacher") for page in pages] == [0, 1]
+    assert not any("All statistics of the student" in page for page in pages)
+
+
 def test_the_report_has_verdicts_success_and_pictures(write):
     before = np.random.default_rng(0).random((2, 1, 8, 8))
     arrays = {"audit/teacher/before": before, "audit/teacher/after": 1 - before}

@@ -114,11 +114,17 @@ def _write(found: Audit, out: Path | None, pictures: Path | None) -> None:
 
 def print_audit(found: Audit) -> None:
     """Print tables of the statistics, the verdict, and what to do next."""
+    from robustkd.evaluation.audit import COUNTED
+
     _print_evidence(found)
     if found.probe is not None:
         print_words("A student that was distilled from the model:")
         _print_evidence(found.probe)
-    print_words("* not part of the verdict: it finds too few backdoors, or accuses clean models")
+    shown = [found] if found.probe is None else [found, found.probe]
+    if any(not COUNTED.issuperset(each.evidence) for each in shown):
+        print_words(
+            "* not part of the verdict: it finds too few backdoors, or accuses clean models"
+        )
     for each in found.reference_accuracies:
         print_words(f"reference network: {each}")
     for line in verdict_lines(found):
