@@ -167,6 +167,22 @@ def test_the_asterisk_is_explained_only_where_there_is_one(capsys):
         assert ("* not part of the verdict" in capsys.readouterr().out) is shown
 
 
+def test_verify_says_what_the_audit_found(robustkd, student, monkeypatch):
+    verdict = Verdict("suspicious", 3, 0.01, "led share")
+    evidence = {
+        "mean share": Evidence(0.02, 3, "all families: 40% move to this class"),
+        "led share": Evidence(0.005, 3, "tone: 90% move to this class"),
+        "last layer": Evidence(0.001, 3, "the mean weight is the largest"),
+    }
+    names = tuple(map(str, range(10)))
+    told = Audit(verdict, evidence, names, Proportion(9, 10), (), quick=True, seconds=1.0)
+    monkeypatch.setattr(verification, "audit", lambda *_, **__: told)
+    code, out, _ = robustkd("verify", student)
+    assert code == 4
+    assert "\nFound: tone: 90% move to this class\nVerdict: suspicious" in out
+    assert "all families" not in out
+
+
 def test_verify_measures_a_trigger_and_a_folder_of_images(robustkd, student, tmp_path):
     save_trigger(BadNets(size=3), 0, tmp_path / "trigger")
     code, out, _ = robustkd("verify", student, "--no-audit", "--trigger", "trigger", "--json")

@@ -194,6 +194,12 @@ def verdict_lines(found: Audit, *, of_student: bool = False) -> list[str]:
     ]
 
 
+def decisive_line(found: Audit) -> str | None:
+    """Return what the statistic that made a model suspicious found; None if none did."""
+    decisive = found.evidence.get(found.verdict.reason)
+    return None if decisive is None else f"Found: {decisive.said}"
+
+
 def suspicion(found: Audit) -> str:
     """Return the error message for a suspicious model."""
     of = "" if found.suspected is None else f" towards class {found.suspected!a}"

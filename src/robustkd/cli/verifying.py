@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from robustkd.cli.auditing import suspicion, verdict_lines
+from robustkd.cli.auditing import decisive_line, suspicion, verdict_lines
 from robustkd.cli.flags import IMAGES, TEACHER, Arch, ImageFlags, TeacherFlags, check_new_files
 from robustkd.cli.opening import open_student, student_of, tell_left_out
 from robustkd.cli.output import print_json, print_plain, print_progress, print_words
@@ -274,6 +274,8 @@ def _print(found: Verification, classes: tuple[str, ...], *, measured: bool) -> 
     for line in (*missed, *found.close, *_without_threshold(found)):
         print_words(f"NOTE   {line}")
     if found.audit is not None:
+        if what := decisive_line(found.audit):
+            print_words(what)
         for line in verdict_lines(found.audit, of_student=True):
             print_plain(line)
     if found.outcome == "passed":
