@@ -52,7 +52,7 @@ from robustkd.core.allocator import keep_freed_memory
 from robustkd.core.errors import UsageError
 from robustkd.core.files import make_folder, write_json, write_text
 from robustkd.core.methods import METHODS
-from robustkd.data import CropFlip, load
+from robustkd.data import CropFlip, InMemory, load
 from robustkd.evaluation.measurement import measure
 from robustkd.pipeline.student import make_student
 from robustkd.training.config import TrainingConfig

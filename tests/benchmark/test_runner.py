@@ -35,6 +35,7 @@ from robustkd.benchmark.records import Told, gather, run_each
 from robustkd.benchmark.run_cell import NoTeacherError
 from robustkd.core.errors import InputError, TrainingError, UsageError
 from robustkd.core.files import write_json
+from robustkd.core.folders import Folder
 from robustkd.data import load
 
 SMOKE = Path(__file__).parents[2] / "benchmarks" / "smoke.yaml"
@@ -399,6 +400,21 @@ def test_a_store_makes_each_item_once_and_never_shows_incomplete_ones(tmp_path, 
     assert store.fetch("key", make) == folder == tmp_path / "key"
     assert len(made) == 2
     assert [file.name for file in folder.iterdir()] == ["file"]
+
+
+def test_what_killed_processes_have_left_is_removed_unless_it_is_in_use(tmp_path):
+    cells = small()[:1]
+    (tmp_path / "cells").mkdir()
+    store = Store(tmp_path / "cache")
+    store.fetch("done", lambda folder: (folder / "file").write_text("kept"))
+    for where, purpose in ((".", "file"), ("cells", "file"), ("cache", "old"), ("cache", "busy")):
+        (tmp_path / where / f".robustkd-{purpose}-{'0' * 16}.partial").mkdir()
+    with Folder.at(store.root) as cache, cache.locked("busy.lock", seconds=0.0):
+        assert run_grid(cells, tmp_path, executor=executor("local")).done == 1
+    write_tables(cells, tmp_path)
+    left = [file.name for file in tmp_path.rglob("*.partial")]
+    assert left == [f".robustkd-busy-{'0' * 16}.partial"]
+    assert (store.root / "done" / "file").read_text() == "kept"
 
 
 def test_an_unknown_executor_is_refused():

@@ -287,6 +287,39 @@ def test_a_grid_leaves_controls_out_and_names_the_failures():
     )
 
 
+def of_seeds(attack, **asr_and_acc):
+    return [
+        ResultRow(**make_run(attack=attack, method=method, seed=seed, asr=asr, acc=acc))
+        for method, of_each in asr_and_acc.items()
+        for seed, (asr, acc) in of_each.items()
+    ]
+
+
+def test_a_headline_compares_the_means_of_the_same_seeds():
+    runs = of_seeds(
+        "ckd",
+        ofd={0: (0.8, 0.9), 1: (0.6, 0.5)},
+        default={0: (0.02, 0.9), 2: (0.06, 0.7)},
+    )
+    assert headline(aggregate(runs)) == (
+        "Attack success rate: 80.0 % for the ordinary student, 2.0 % for the RobustKD student, "
+        "with the same accuracy (one seed)."
+    )
+    other = of_seeds("scar", ofd={0: (0.9, 0.9)}, default={0: (0.04, 0.9)})
+    assert headline(aggregate(runs + other)) == (
+        "The ordinary student inherits the backdoor in 2 of 2 settings. Mean attack success "
+        "rate there: 85.0 % for the ordinary student, 3.0 % for the RobustKD student (at worst "
+        "6.0 %, ckd), with the same accuracy."
+    )
+
+
+def test_a_headline_compares_no_students_of_different_seeds():
+    runs = of_seeds("ckd", ofd={0: (0.8, 0.9)}, default={1: (0.02, 0.9)})
+    assert headline(aggregate(runs)).startswith(
+        "There is no ASR of an ordinary student of the same seed to compare with: "
+    )
+
+
 def test_a_grid_of_controls_proves_nothing():
     assert headline(grid(badnets=(0.02, 0.01), blend=(0.1, 0.01))) == (
         "In none of the 2 settings did the ordinary student inherit the backdoor (ASR at most "

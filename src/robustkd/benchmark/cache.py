@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from robustkd.core.errors import InputError
-from robustkd.core.folders import Folder, refusal
+from robustkd.core.folders import LEFTOVER, Folder, refusal
 
 _Read = TypeVar("_Read")
 
@@ -20,7 +21,7 @@ class Store:
     """A folder of cache entries, each of which is a complete folder or missing.
 
     It can be shared by several processes and machines. A killed process leaves no incomplete
-    entry.
+    entry, and what it leaves under another name is removed by `clean` or with the next attempt.
     """
 
     root: Path
@@ -54,6 +55,21 @@ class Store:
             return load(folder)
         except InputError as error:
             raise InputError(f"{error}; to make it again, remove the folder {folder}") from error
+
+    def clean(self) -> None:
+        """Remove what killed processes have left behind of any key, unless it is in progress.
+
+        Raises:
+            InputError: If the folder or the lock of a key cannot be opened, or is a link.
+        """
+        try:
+            with Folder.at(self.root) as root:
+                for name in filter(LEFTOVER.fullmatch, root.names()):
+                    key = name.removeprefix(".robustkd-").rpartition("-")[0]
+                    with suppress(TimeoutError), root.locked(f"{key}.lock", seconds=0.0):
+                        root.clean(key)
+        except OSError as error:
+            raise refusal(self.root, error) from error
 
     def _make(self, root: Folder, key: str, make: Callable[[Path], None]) -> None:
         with root.locked(f"{key}.lock", seconds=math.inf):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -85,7 +86,7 @@ def tell_finished(cells: Iterable[Cell], out: Path) -> list[Told]:
 
 def _write(cell: Cell, content: dict[str, object], out: Path) -> Told:
     content.setdefault("environment", environment())
-    with _cells(out) as folder:
+    with only_writer(out) as folder:
         folder.write(f"{cell.name}.json", json.dumps(content, indent=1) + "\n")
     return Told(_line(cell, content), "run" in content)
 
@@ -143,12 +144,21 @@ def _check_runs(cell: Cell, file: Path, content: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def _cells(out: Path) -> Iterator[Folder]:
-    """Open the folder of the result files, which must not be a link."""
+def only_writer(out: Path) -> Iterator[Folder]:
+    """Open the folder of the result files, and lock it until the block ends.
+
+    What killed processes have left in it is removed. All results are written under this lock, so
+    nothing that is removed is in use, even if two grids have the same folder.
+
+    Raises:
+        InputError: If the folder or its lock is a link, or cannot be opened.
+    """
     with ExitStack() as held:
         try:
             folder = held.enter_context(Folder.at(out))
             cells = held.enter_context(folder.inside("cells"))
+            held.enter_context(cells.locked(seconds=math.inf))
+            cells.clean()
         except OSError as error:
             raise refusal(out / "cells", error) from error
         yield cells

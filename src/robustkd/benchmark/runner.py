@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustkd import report
+from robustkd.benchmark.cache import Store
 from robustkd.benchmark.cells import Cell
 from robustkd.benchmark.executors import Executor
 from robustkd.benchmark.grid_checks import check_cells
-from robustkd.benchmark.records import check_subfolder, finished, gather, runs_of
+from robustkd.benchmark.records import check_subfolder, finished, gather, only_writer, runs_of
 from robustkd.core.errors import UsageError
 from robustkd.core.files import check_writable, make_folder, write_json, write_text
+from robustkd.core.folders import Folder
 from robustkd.report.results import Scalar, read_content, read_environment
 
 _RESULTS = "results.json"
@@ -66,6 +68,9 @@ def run_grid(
         check_subfolder(out, "cache")
         cache = out / "cache"
     check_writable(make_folder(cache))
+    Store(cache).clean()
+    with only_writer(out):
+        pass  # it removes what killed processes have left behind
     groups = [list(group) for _, group in groupby(missing, key=lambda cell: cell.teacher)]
     done = failed = 0
     for told in executor(groups, out, cache):
@@ -128,7 +133,9 @@ def write_tables(cells: Sequence[Cell], out: Path) -> Tables:
     }
     # Nothing is replaced by results that a report would refuse.
     rows = report.aggregate(read_content(out / "cells", content).runs)
-    write_json(out / _RESULTS, content)
-    for name, text in report.grid_files(rows).items():
-        write_text(out / name, text)
+    with only_writer(out), Folder.at(out) as folder:
+        folder.clean()
+        write_json(out / _RESULTS, content)
+        for name, text in report.grid_files(rows).items():
+            write_text(out / name, text)
     return Tables(rows, failed, missing)

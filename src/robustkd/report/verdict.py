@@ -7,11 +7,11 @@ the backdoor, if the defence failed, or if no trigger is known.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from robustkd.core.methods import look_up
-from robustkd.report.aggregate import Row, Statistic, by_cell, place, useless
+from robustkd.report.aggregate import Row, Statistic, by_cell, of_same_seeds, place, useless
 from robustkd.report.drop import Drop, drop_of
 from robustkd.report.tables import own_name, percent, spread
 
@@ -29,7 +29,10 @@ _UNKNOWN_TRIGGER = "The attack success rate could not be measured, as no trigger
 
 @dataclass(frozen=True, slots=True)
 class _Duel:
-    """Comparison of the RobustKD student with the ordinary one on a setting; both have an ASR."""
+    """Comparison of the RobustKD student with the ordinary one on a setting; both have an ASR.
+
+    The means of both students are of the same seeds. Lowest and highest ASR are of all seeds.
+    """
 
     name: str
     robust: Row
@@ -59,7 +62,8 @@ def headline(rows: Sequence[Row]) -> str:
     The RobustKD student is compared with its ordinary student, and judged by its worst seed. Of
     several RobustKD students, the first hardened one in the table of methods is used; of several
     ordinary students, the one with the highest attack success rate. If there is no RobustKD
-    student, the first one of a baseline takes its place.
+    student, the first one of a baseline takes its place. The means of both are over the seeds whose
+    attack success rate was measured with both.
     """
     cells = by_cell(rows)
     if not cells:
@@ -93,6 +97,8 @@ def _one_setting(rows: Sequence[Row]) -> str:
     if only.asr is None:
         return _untriggered(rows, only, ordinary if robust else None)
     missing = "an ordinary student" if robust else "a RobustKD student"
+    if robust is not None and ordinary is not None and ordinary.asr is not None:
+        missing = f"{missing} of the same seed"
     return (
         f"{_warning(rows, only)}There is no ASR of {missing} to compare with: {_name(only)} "
         f"has {percent(only.acc.mean)} % accuracy and an attack success rate of "
@@ -313,7 +319,15 @@ def _duel(name: str, rows: Sequence[Row]) -> _Duel | None:
     alone = _first(rows, "no-teacher")
     floor = alone.asr.mean if alone is not None and alone.asr is not None else None
     drop = drop_of(rows, robust)
-    return _Duel(name, robust, ordinary, robust.asr, ordinary.asr, floor, drop)
+    alike = [
+        (same, replace(same.asr, lowest=row.asr.lowest, highest=row.asr.highest))
+        for same, row in zip(of_same_seeds([robust, ordinary]), (robust, ordinary), strict=False)
+        if same.asr is not None and row.asr is not None
+    ]
+    if not alike:
+        return None
+    (robust, robust_asr), (ordinary, ordinary_asr) = alike
+    return _Duel(name, robust, ordinary, robust_asr, ordinary_asr, floor, drop)
 
 
 def _rivals(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
