@@ -9,6 +9,8 @@ where a is the attack success rate of the student of the form, of an ordinary st
 without a teacher. The forms use clean images alone:
 
 - ``paper``: the preset, masks up to 0.2 and the variance over all images;
+- ``paper, long`` and ``perturbed, long``: ``paper`` and ``perturbed`` with their former search of
+  lambda, which begins at 1 and not at 16; all forms below have it, too, apart from ``perturbed``;
 - ``cap-1``: masks up to 1, which can remove a position completely;
 - ``within``: masks up to 1 and the variance within classes;
 - ``additive-0.2`` and ``additive-0.9``: patterns that are added to the features, with the variance
@@ -59,7 +61,7 @@ from robustkd.training.config import TrainingConfig
 
 NONE, ORDINARY = "no-teacher", "ofd"
 """Methods between which the share of a form is measured."""
-BEFORE = "paper"
+BEFORE = "paper, long"
 """Form that the others are compared with."""
 _SMALLEST = 0.1
 """Smallest excess of an ordinary student for which the share of a form means something."""

@@ -262,6 +262,9 @@ class Inversion:
 
 _PAPER = METHODS["paper"].detox or DetoxSettings()
 _PERTURBED = METHODS["paper-perturbed"].detox
+_LONG = replace(_PAPER, variance_weight=1.0, raises=3, bisections=2)
+"""The former settings of ``paper``, with more weights of the variance term."""
+_LONG_PERTURBED = replace(_LONG, cap=1.0)
 
 
 def _activations(teacher: nn.Module, source: InMemory, seed: int) -> DetoxObjective:
@@ -275,23 +278,23 @@ def _within(teacher: nn.Module, source: InMemory, seed: int) -> DetoxObjective:
 
 
 def _additive(cap: float) -> Form:
-    return Form(masks(replace(_PAPER, cap=cap), _activations, AdditiveMask))
+    return Form(masks(replace(_LONG, cap=cap), _activations, AdditiveMask))
 
 
 FORMS: dict[str, Form] = {
     "paper": Form(masks(_PAPER)),
-    "cap-1": Form(masks(replace(_PAPER, cap=1.0))),
-    "within": Form(masks(replace(_PAPER, cap=1.0), _within)),
+    "paper, long": Form(masks(_LONG)),
+    "cap-1": Form(masks(replace(_LONG, cap=1.0))),
+    "within": Form(masks(replace(_LONG, cap=1.0), _within)),
     "additive-0.2": _additive(0.2),
     "additive-0.9": _additive(0.9),
-    "paper, matched": Form(masks(_PAPER), MATCHED),
+    "paper, matched": Form(masks(_LONG), MATCHED),
     "inversion": Form(Inversion()),
     "perturbed": Form(masks(_PERTURBED, perturbed)),
-    "perturbed-0.2": Form(masks(_PAPER, perturbed)),
-    "perturbed, matched": Form(masks(_PERTURBED, perturbed), MATCHED),
-    "perturbed, learned": Form(
-        masks(METHODS["default-perturbed"].detox, perturbed), METHODS["learned"]
-    ),
+    "perturbed, long": Form(masks(_LONG_PERTURBED, perturbed)),
+    "perturbed-0.2": Form(masks(_LONG, perturbed)),
+    "perturbed, matched": Form(masks(_LONG_PERTURBED, perturbed), MATCHED),
+    "perturbed, learned": Form(masks(_LONG_PERTURBED, perturbed), METHODS["learned"]),
     "learned": Form(None, METHODS["learned"]),
 }
 """Forms by the name under which rows are stored, in the order of the table."""

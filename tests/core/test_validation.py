@@ -434,7 +434,7 @@ def wrong(name, value):
     yield from ("1", None, True, float("nan"), float("inf"), -1)
     if isinstance(value, int):
         yield from (0.5, 1.0)
-        if name not in ("seed", "raises", "bisections", "references"):
+        if name not in ("seed", "raises", "lowerings", "bisections", "references"):
             yield 0
 
 owners = {f"attack {name}": row.attack for name, row in ATTACKS.items()}

@@ -47,7 +47,7 @@ Arguments = dict[str, StrictInt | StrictFloat | StrictStr]
 Sizes = dict[Split, Annotated[StrictInt, Field(ge=1)]]
 # Arguments that are set neither by a method nor by another key of the grid.
 _TRAINING = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "temperature")
-_WHOLE = ("epochs", "batch_size", "steps", "raises", "bisections")
+_WHOLE = ("epochs", "batch_size", "steps", "raises", "lowerings", "bisections")
 _NUMBERS = ("lr", "momentum", "weight_decay", "temperature", "variance_weight", "growth")
 
 

@@ -30,7 +30,10 @@ class DetoxSettings:
         accuracy_budget: Largest loss of clean validation accuracy, in [0, 1).
         variance_weight: First weight of the variance term in the loss, above 0.
         growth: Factor between two successive weights, above 1.
-        raises: Largest number of times that the weight is raised, at least 0.
+        raises: Largest number of times that the weight is raised while the accuracy is within the
+            budget, at least 0.
+        lowerings: Largest number of times that the first weight is lowered until the accuracy is
+            within the budget, at least 0.
         bisections: Number of bisections between the last two weights, at least 0.
         steps: Optimiser steps for each weight, at least 1.
         batch_size: Images per step, at least 2.
@@ -46,6 +49,7 @@ class DetoxSettings:
     variance_weight: float = 1.0
     growth: float = 4.0
     raises: int = 3
+    lowerings: int = 3
     bisections: int = 2
     steps: int = 60
     batch_size: int = 128
@@ -60,7 +64,9 @@ class DetoxSettings:
         check_positive(variance_weight=self.variance_weight, growth=self.growth)
         if self.growth <= 1:
             raise UsageError(f"growth is {self.growth}; expected more than 1")
-        check_count(least=0, raises=self.raises, bisections=self.bisections)
+        check_count(
+            least=0, raises=self.raises, lowerings=self.lowerings, bisections=self.bisections
+        )
         check_count(steps=self.steps)
         check_count(least=2, batch_size=self.batch_size)  # for a variance
         check_rates(lr=self.lr)
@@ -69,7 +75,7 @@ class DetoxSettings:
     @property
     def most_steps(self) -> int:
         """Largest number of optimiser steps, over all weights that are tried."""
-        return self.steps * (1 + self.raises + self.bisections)
+        return self.steps * (1 + max(self.raises, self.lowerings) + self.bisections)
 
 
 class DetoxOptions(TypedDict, total=False):
@@ -81,13 +87,17 @@ class DetoxOptions(TypedDict, total=False):
     variance_weight: float
     growth: float
     raises: int
+    lowerings: int
     bisections: int
     steps: int
     batch_size: int
     lr: float
 
 
-BY_DATA = ("variance_weight", "growth", "raises", "bisections", "steps", "batch_size", "lr")
+BY_DATA = (
+    *("variance_weight", "growth", "raises", "lowerings", "bisections"),
+    *("steps", "batch_size", "lr"),
+)
 """Settings of detoxification that may depend on the data; the others define the method."""
 
 

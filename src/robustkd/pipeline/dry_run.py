@@ -180,7 +180,7 @@ def _phases(job: DistillJob, ready: Prepared, clean: DataSource) -> Phases:
     source = clean_by_defence(source, "teacher")
     if how.detox is not None:
         full = how.detox
-        short = asdict(replace(full, steps=_BATCHES, raises=0, bisections=0))
+        short = asdict(replace(full, steps=_BATCHES, raises=0, lowerings=0, bisections=0))
         objective = None
         if how.removes == "perturbations":
             started = time.perf_counter()

@@ -379,7 +379,7 @@ def test_without_steps_to_learn_patterns_are_the_mean_features():
 
 
 def test_when_no_lambda_holds_the_budget_the_logits_are_the_teachers():
-    result = cleaned(variance_weight=1e9, growth=10.0, raises=2, bisections=2)
+    result = cleaned(variance_weight=1e9, growth=10.0, raises=0, lowerings=2, bisections=2)
     assert [point.variance_weight for point in result.record.curve] == [1e9, 1e8, 1e7]
     assert not any(point.within_budget for point in result.record.curve)
     assert all(point.accuracy < 0.9 for point in result.record.curve)
@@ -391,12 +391,19 @@ def test_when_no_lambda_holds_the_budget_the_logits_are_the_teachers():
 
 
 def test_a_first_lambda_that_breaks_the_budget_is_lowered():
-    result = cleaned(variance_weight=1e6, growth=100.0, raises=4, bisections=0)
+    result = cleaned(variance_weight=1e6, growth=100.0, raises=0, lowerings=4, bisections=0)
     held = [point.within_budget for point in result.record.curve]
     assert held == [False] * (len(held) - 1) + [True]
     assert len(held) > 1
     assert result.record.mean_mask[0] > 0
     assert result.record.accuracy_after == 1.0
+
+
+def test_lambda_is_raised_and_lowered_no_more_often_than_asked():
+    held = cleaned(variance_weight=1e-3, growth=2.0, raises=1, lowerings=9, bisections=9)
+    assert [point.variance_weight for point in held.record.curve] == [1e-3, 2e-3]
+    broken = cleaned(variance_weight=1e9, growth=10.0, raises=9, lowerings=1, bisections=9)
+    assert [point.variance_weight for point in broken.record.curve] == [1e9, 1e8]
 
 
 def test_lambda_grows_until_the_budget_breaks_and_is_bisected_then(monkeypatch):
@@ -469,6 +476,10 @@ def test_a_transformers_tokens_are_masked_saved_and_read_again(tmp_path):
         (
             {"raises": -1},
             "raises is -1; expected at least 0",
+        ),
+        (
+            {"lowerings": -1},
+            "lowerings is -1; expected at least 0",
         ),
         (
             {"bisections": -2},

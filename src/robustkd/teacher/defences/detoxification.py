@@ -329,11 +329,12 @@ def _search(
             high = weight
             masks.load_state_dict(held)
 
-    growth, most = settings.growth, 1 + settings.raises + settings.bisections
-    for _ in range(1 + settings.raises):
+    growth, most = settings.growth, settings.most_steps // settings.steps
+    attempt(settings.variance_weight)
+    for _ in range(settings.raises if low else settings.lowerings):
         if low and high:
             break
-        attempt(low * growth if low else high / growth if high else settings.variance_weight)
+        attempt(low * growth if low else high / growth)
     for _ in range(settings.bisections if low and high else 0):
         attempt((low * high) ** 0.5)
     if not low:
