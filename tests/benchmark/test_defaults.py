@@ -12,8 +12,12 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from robustkd.attacks import ATTACKS, Teaching
 from robustkd.attacks.parts import bilevel
+from robustkd.benchmark import load_grid
+from robustkd.benchmark.cells import digest
 from robustkd.core.method_settings import DetoxSettings
 from robustkd.student.distillation import distill
 from robustkd.student.hardening import UniversalPerturbations
@@ -22,6 +26,7 @@ from robustkd.training.config import TrainingConfig
 from robustkd.training.loop import fit
 
 FILE = Path(__file__).with_name("defaults.json")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def arguments(call: Any) -> dict[str, Any]:
@@ -61,3 +66,11 @@ def test_no_default_changes_unnoticed():
     A new argument whose default changes nothing is only written down.
     """
     assert json.loads(json.dumps(found())) == json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["compact", "caps", "digits"])
+def test_a_grid_whose_settings_replace_those_of_the_method_keeps_its_results(name):
+    known = {digest(cell.configuration()) for cell in load_grid(BENCHMARKS / f"{name}.yaml")}
+    cells = list((BENCHMARKS / "results" / name / "cells").iterdir())
+    assert cells
+    assert {cell.name.rsplit(".", 2)[1] for cell in cells} <= known

@@ -120,7 +120,7 @@ class TeacherCell:
         """Return the settings of the defence that an adaptive attacker has used."""
         if self.rehearsal is None:
             return {}
-        parts = _parts(self.rehearsal.method)
+        parts = _parts(self.rehearsal.method, self.rehearsal.detoxing)
         if "train_surrogate" not in find(self.attack).takes:
             parts = {name: parts[name] for name in ("detox", "removes") if name in parts}
         return {"rehearsed": parts}
@@ -178,7 +178,7 @@ class Cell:
             "format": FORMAT,
             **relevant.given(),
             **teacher,
-            "preset": _parts(self.method),
+            "preset": _parts(self.method, self.detoxing),
         }
 
     def given(self) -> dict[str, object]:
@@ -186,9 +186,12 @@ class Cell:
         return {**asdict(self), "teacher": self.teacher.given()}
 
 
-def _parts(method: str) -> dict[str, object]:
-    """Return the settings of a method as JSON values."""
+def _parts(method: str, detoxing: Settings) -> dict[str, object]:
+    """Return the settings of a method as JSON values, without those that ``detoxing`` replaces."""
     how = find_method(method)
+    detox = stated(how.detox)
+    if detox is not None:
+        detox = {name: value for name, value in detox.items() if name not in detoxing}
     hardening = stated(how.hardening)
     if hardening is not None:
         hardening["revision"] = _HARDENED
@@ -196,7 +199,7 @@ def _parts(method: str) -> dict[str, object]:
             hardening["search"] = _SEARCHED
     parts: dict[str, object] = {
         "losses": dict(how.losses),
-        "detox": stated(how.detox),
+        "detox": detox,
         "hardening": hardening,
     }
     return {**parts, **_later_parts(how)}
