@@ -186,8 +186,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def shares_table(rows: Sequence[dict[str, Any]]) -> str:
     """Format the share of the excess that each form removes, by attack, as Markdown.
 
-    The last columns have the means of the form and of ``paper`` for the teachers of both, and their
-    number.
+    The last columns have the means of the form and of ``paper, long`` for the teachers of both, and
+    their number.
     """
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     lines = [["form", *attacks, "mean", f"{BEFORE} there", "n"]]

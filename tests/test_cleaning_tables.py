@@ -30,7 +30,7 @@ def rows(**asr: float) -> list[dict[str, object]]:
     found = []
     for name, value in asr.items():
         method, attack, seed = name.split("_")
-        method = {"none": "no-teacher"}.get(method, method)
+        method = {"none": "no-teacher", "long": "paper, long"}.get(method, method)
         row = {"attack": attack, "seed": int(seed), "method": method, "ACC": 0.9, "seconds": 2.0}
         found.append({**row, "ASR": value})
     return found
@@ -44,14 +44,14 @@ def test_the_committed_tables_are_those_of_the_committed_rows(cleaning):
 
 def test_the_means_of_shares_are_over_the_teachers_of_both_forms(cleaning):
     held = rows(
-        **{"none_a_0": 0.1, "ofd_a_0": 0.9, "paper_a_0": 0.5, "perturbed_a_0": 0.1},
-        **{"none_a_1": 0.0, "ofd_a_1": 1.0, "paper_a_1": 1.0, "perturbed_a_1": 0.2},
-        # This ordinary student has hardly any excess, and `paper` was not run on the last teacher.
-        **{"none_b_0": 0.9, "ofd_b_0": 0.99, "paper_b_0": 0.9, "perturbed_b_0": 0.99},
+        **{"none_a_0": 0.1, "ofd_a_0": 0.9, "long_a_0": 0.5, "perturbed_a_0": 0.1},
+        **{"none_a_1": 0.0, "ofd_a_1": 1.0, "long_a_1": 1.0, "perturbed_a_1": 0.2},
+        # This ordinary student has hardly any excess, and `paper, long` was not run on the last.
+        **{"none_b_0": 0.9, "ofd_b_0": 0.99, "long_b_0": 0.9, "perturbed_b_0": 0.99},
         **{"none_b_1": 0.0, "ofd_b_1": 0.5, "perturbed_b_1": 0.75},
     )
     assert cleaning.shares_table(held).splitlines()[2:] == [
-        "| paper | 25.0 ± 35.4 | - | 25.0 ± 35.4 | 25.0 ± 35.4 | 2 |",
+        "| paper, long | 25.0 ± 35.4 | - | 25.0 ± 35.4 | 25.0 ± 35.4 | 2 |",
         "| perturbed | 90.0 ± 14.1 | -50.0 | 90.0 ± 14.1 | 25.0 ± 35.4 | 2 |",
     ]
 

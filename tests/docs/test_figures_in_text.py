@@ -121,20 +121,33 @@ def test_the_comparison_of_defences_has_the_figures_of_three_seeds():
 def test_the_cleaning_has_the_shares_of_three_seeds():
     folder = ROOT / "benchmarks" / "results" / "cleaning"
     lines = [
-        [cell.strip() for cell in line.strip("| ").split("|")]
-        for line in (folder / "shares.md").read_text().splitlines()
+        line.strip("| ").split(" | ") for line in (folder / "shares.md").read_text().split("\n")
     ]
-    mean, before, count = (lines[0].index(name) for name in ("mean", "paper there", "n"))
-    row = next(line for line in lines if line[0] == "perturbed")
-    assert row[count] == "14"  # five attacks with three seeds, without one that is not inherited
-    ours, paper = (f"{float(row[column].split()[0]):.0f} %" for column in (mean, before))
+    mean, before, count = (lines[0].index(name) for name in ("mean", "paper, long there", "n"))
+    rows = {line[0]: line for line in lines}
+    assert lines[0][before] == "paper, long there"
+    # Without a third tone curve, which is not inherited.
+    assert [rows[name][count] for name in ("paper", "perturbed", "perturbed, long")] == [
+        *("8", "8", "14"),
+    ]
+    ours, paper, long, longer = (
+        f"{float(rows[name][mean].split()[0]):.0f} %"
+        for name in ("perturbed", "paper", "paper, long", "perturbed, long")
+    )
+    held = _cleanings()
+    shares = [100 * _removed(held, "perturbed, long", *key[1:]) for key in _shared(held, "paper")]
+    there = f"{sum(shares) / len(shares):.0f} %"
+    paper_there = f"{float(rows['paper'][before].split()[0]):.0f} %"
     costs = [line.split(" | ") for line in (folder / "cleaning.md").read_text().splitlines()]
     time = next(line for line in costs if line[0] == "| perturbed")[costs[0].index("time")]
-    assert f"It takes about [{time} times the time](" in _text("guides/defences.md")
-    assert f"it removed {ours} of the excess" in _text("guides/defences.md")
-    assert f"and `paper` {paper}" in _text("guides/defences.md")
-    assert f"`paper` removes {paper} of the excess on average" in _text("results/default.md")
-    assert f"`paper-perturbed` removes {ours}, and costs less" in _text("results/default.md")
+    guide, page = _text("guides/defences.md"), _text("results/default.md")
+    assert f"It takes about [{time} times the time](" in guide
+    assert f"On eight teachers of three attacks it removed {ours} of the excess" in guide
+    assert f"and `paper` {paper}" in guide
+    assert f"`paper` removes {paper} of the excess on average" in page
+    assert f"`paper-perturbed` removes {ours}, and costs as much" in page
+    assert f"`paper, long` removes {paper_there} and `perturbed, long` {there}; on fourteen" in page
+    assert f"they remove {long} and {longer}." in page
 
 
 def _cleanings() -> dict[tuple[str, str, int], dict]:
@@ -143,20 +156,31 @@ def _cleanings() -> dict[tuple[str, str, int], dict]:
     return {(row["method"], row["attack"], row["seed"]): row for row in rows}
 
 
+def _shared(held: dict[tuple[str, str, int], dict], form: str) -> list[tuple[str, str, int]]:
+    """Return the keys of a form whose ordinary student has inherited the backdoor."""
+    return [
+        (method, attack, seed)
+        for method, attack, seed in held
+        if method == form
+        and held["ofd", attack, seed]["ASR"] - held["no-teacher", attack, seed]["ASR"] >= 0.1
+    ]
+
+
+def _removed(held: dict[tuple[str, str, int], dict], form: str, attack: str, seed: int) -> float:
+    """Return the share of the excess that a form removes."""
+    none, ordinary, own = (held[name, attack, seed]["ASR"] for name in ("no-teacher", "ofd", form))
+    return 1 - (own - none) / (ordinary - none)
+
+
 def test_the_cleaned_teachers_do_not_tell_of_their_students():
     held = _cleanings()
-    with_share = {
-        (attack, seed)
-        for method, attack, seed in held
-        if method == "paper"
-        and held["ofd", attack, seed]["ASR"] - held["no-teacher", attack, seed]["ASR"] >= 0.1
-    }
-    cleaned = [held["perturbed", *key] for key in sorted(with_share)]
-    paper = [100 * row["teacher ASR"] for row in held.values() if row["method"] == "paper"]
+    with_share = {key[1:] for key in _shared(held, "paper, long")}
+    cleaned = [held["perturbed, long", *key] for key in sorted(with_share)]
+    paper = [100 * row["teacher ASR"] for row in held.values() if row["method"] == "paper, long"]
     text = _text("results/default.md")
     teachers = math.ceil(100 * max(row["teacher ASR"] for row in cleaned))
     assert len(cleaned) == 14
-    assert "On these fourteen teachers" in text
+    assert "On the fourteen teachers of the longer search" in text
     assert f"cleaned is at most {teachers} %, and their students" in text
     assert f"have up to {100 * max(row['ASR'] for row in cleaned):.0f} %" in text
     assert f"an ASR of {math.floor(min(paper))} to {math.ceil(max(paper))} %" in text
@@ -164,6 +188,16 @@ def test_the_cleaned_teachers_do_not_tell_of_their_students():
     assert ("tone", 2) not in with_share
     teacher, student = (f"{100 * third[name]:.0f} %" for name in ("teacher ASR", "ASR"))
     assert f"keeps an ASR of {teacher}, and its student has {student}" in text
+    shorter = [held[key] for key in _shared(held, "perturbed")]
+    most = max(shorter, key=lambda row: row["teacher ASR"])
+    teacher, student = (f"{100 * most[name]:.0f} %" for name in ("teacher ASR", "ASR"))
+    assert f"a teacher keeps {teacher}, and its student has {student}" in text
+    tones = [_removed(held, form, "tone", 1) for form in ("perturbed", "perturbed, long")]
+    assert [round(share, 1) for share in tones] == [0.8, 0.5]
+    assert "a fifth of the other stays, or half of it after the longer search" in text
+    blends = [_removed(held, "perturbed", "blend", seed) for seed in (0, 1, 2)]
+    assert all(0.6 < share < 0.7 for share in blends)
+    assert "A third of the excess stays for `blend` in every seed" in text
 
 
 def test_three_hypotheses_about_the_cleaning_did_not_hold():
@@ -180,8 +214,8 @@ def test_three_hypotheses_about_the_cleaning_did_not_hold():
         assert {k for stage in held["inversion", attack, 0]["outliers"] for k in stage} == {8}
     least = min(held["inversion", attack, 0]["teacher ASR"] for attack in attacks)
     assert f"the teachers is still at least {100 * least:.1f} % after" in text
-    pairs = [(held["perturbed, matched", a, 0], held["perturbed", a, 0]) for a in attacks]
+    pairs = [(held["perturbed, matched", a, 0], held["perturbed, long", a, 0]) for a in attacks]
     moved = max(abs(one["ASR"] - other["ASR"]) for one, other in pairs)
     lost = sum(other["ACC"] - one["ACC"] for one, other in pairs) / len(pairs)
-    assert f"changes the ASR of `perturbed` by at most {100 * moved:.1f} points" in text
+    assert f"changes the ASR of `perturbed, long` by at most {100 * moved:.1f} points" in text
     assert f"and costs {100 * lost:.1f} points of accuracy more" in text
