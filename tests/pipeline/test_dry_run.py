@@ -45,7 +45,8 @@ def plan(teacher_file: Path, method: str, clean=CLEAN, **settings: bool):
 def test_the_plan_counts_every_phase(teacher_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     how = METHODS["both"]
-    brief = replace(how, detox=replace(how.detox, steps=10, raises=2, bisections=1))
+    detox = replace(how.detox, steps=10, raises=2, lowerings=2, bisections=1)
+    brief = replace(how, detox=detox)
     monkeypatch.setitem(METHODS, "both", brief)
     found = plan(teacher_file, "both")
     assert list(found) == [
