@@ -488,7 +488,7 @@ PAIR = "expected a teacher and a student, such as [wrn-16-2, wrn-10-1]"
         (
             {"detoxing": {"cap": 0.9}},  # the preset's own
             "detoxing has no 'cap'; expected "
-            "variance_weight, growth, raises, bisections, steps, batch_size, lr",
+            "variance_weight, growth, raises, lowerings, bisections, steps, batch_size, lr",
         ),
         (
             {"attacks": {"ckd": {"cap": True}}},
