@@ -118,6 +118,36 @@ def test_the_comparison_of_defences_has_the_figures_of_three_seeds():
     assert f"and RobustKD {asr} %" in readme
 
 
+def test_the_demo_has_the_figures_of_five_seeds():
+    runs = read(ROOT / "benchmarks" / "results" / "demo-digits").runs
+    found = {
+        name: sorted((run for run in runs if run.method == name), key=lambda run: run.seed)
+        for name in ("no-teacher", "mix", "paper", "default")
+    }
+    assert {len(each) for each in found.values()} == {5}
+    asr = {name: [100 * (run.asr or 0.0) for run in each] for name, each in found.items()}
+    low, high = (
+        {name: min(each) for name, each in asr.items()},
+        {name: max(each) for name, each in asr.items()},
+    )
+    page = _text("results/benchmark.md")
+    assert f"misled by {low['mix']:.1f} to {high['mix']:.1f} % of the triggered images" in page
+    assert f"a student without a teacher by at most {high['no-teacher']:.1f} %" in page
+    assert f"and `default` by {high['default']:.1f} %" in page
+    known = [100 * run.ra for run in found["default"] if run.ra is not None]
+    assert f"`default` recognises {sum(known) / 5:.1f} % of them" in page
+    lost = [
+        100 * (ordinary.acc - own.acc)
+        for ordinary, own in zip(found["mix"], found["default"], strict=True)
+    ]
+    assert abs(sum(lost)) / 5 < 0.05
+    assert f"and at most {max(lost):.1f} points less accurate in one seed" in page
+    assert (
+        f"`paper` does not remove it: its ASR is {low['paper']:.1f} to {high['paper']:.1f} %"
+        in page
+    )
+
+
 def test_the_cleaning_has_the_shares_of_three_seeds():
     folder = ROOT / "benchmarks" / "results" / "cleaning"
     lines = [
