@@ -126,10 +126,8 @@ def test_the_demo_has_the_figures_of_five_seeds():
     }
     assert {len(each) for each in found.values()} == {5}
     asr = {name: [100 * (run.asr or 0.0) for run in each] for name, each in found.items()}
-    low, high = (
-        {name: min(each) for name, each in asr.items()},
-        {name: max(each) for name, each in asr.items()},
-    )
+    low = {name: min(each) for name, each in asr.items()}
+    high = {name: max(each) for name, each in asr.items()}
     page = _text("results/benchmark.md")
     assert f"misled by {low['mix']:.1f} to {high['mix']:.1f} % of the triggered images" in page
     assert f"a student without a teacher by at most {high['no-teacher']:.1f} %" in page
