@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import pytest
@@ -49,6 +50,13 @@ def test_images_stay_in_range_and_the_input_is_unchanged(name):
     assert changed.max() <= 1
     assert not torch.equal(changed, IMAGES)
     assert torch.equal(IMAGES, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_family_can_be_stored_as_an_object_and_sent_to_a_process(name):
+    family = made(name)
+    again = pickle.loads(pickle.dumps(family))  # noqa: S301 (ours)
+    assert torch.equal(again(IMAGES, TOWARD), family(IMAGES, TOWARD))
 
 
 @pytest.mark.parametrize("name", NAMES)

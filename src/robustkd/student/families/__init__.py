@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustkd.core.errors import UsageError
 from robustkd.core.names import nearest
+from robustkd.core.types import Images
 from robustkd.data import transformations
 from robustkd.student.families.bounded import Bounded, Chain, Family, Shape, members_of
 from robustkd.student.families.generator import generator
@@ -57,6 +59,13 @@ class FamilyRow:
     stage: int = 1
 
 
+def _by_matrix(
+    change: Callable[[Images, Tensor], Images], images: Images, parameters: Tensor
+) -> Images:
+    """Change images by parameters that are N x rows x columns, stored as N x 1 x rows x columns."""
+    return change(images, parameters[:, 0])
+
+
 def _flow(classes: int, image: Shape, random: torch.Generator) -> Bounded:
     limit = 0.07 * min(image[1:])
     return Bounded(classes, (2, _GRID, _GRID), limit, transformations.flow, random)
@@ -64,25 +73,17 @@ def _flow(classes: int, image: Shape, random: torch.Generator) -> Bounded:
 
 def _affine(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
     limit = torch.tensor([0.25, 0.25, 0.125])
-    return Bounded(
-        classes, (1, 2, 3), limit, lambda x, p: transformations.affine(x, p[:, 0]), random
-    )
+    return Bounded(classes, (1, 2, 3), limit, partial(_by_matrix, transformations.affine), random)
 
 
 def _tone(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
-    return Bounded(
-        classes, (1, 1, _KNOTS), 0.35, lambda x, p: transformations.tone_curve(x, p[:, 0]), random
-    )
+    change = partial(_by_matrix, transformations.tone_curve)
+    return Bounded(classes, (1, 1, _KNOTS), 0.35, change, random)
 
 
 def _curves(classes: int, image: Shape, random: torch.Generator) -> Bounded:
-    return Bounded(
-        classes,
-        (1, image[0], _KNOTS),
-        0.35,
-        lambda x, p: transformations.tone_curve(x, p[:, 0]),
-        random,
-    )
+    change = partial(_by_matrix, transformations.tone_curve)
+    return Bounded(classes, (1, image[0], _KNOTS), 0.35, change, random)
 
 
 def _light(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
@@ -90,24 +91,14 @@ def _light(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
 
 
 def _filter(classes: int, _image: Shape, random: torch.Generator) -> Bounded:
-    return Bounded(
-        classes,
-        (1, _KERNEL, _KERNEL),
-        0.15,
-        lambda x, p: transformations.filtered(x, p[:, 0]),
-        random,
-    )
+    change = partial(_by_matrix, transformations.filtered)
+    return Bounded(classes, (1, _KERNEL, _KERNEL), 0.15, change, random)
 
 
 def _colour(classes: int, image: Shape, random: torch.Generator) -> Bounded:
     channels = image[0]
-    return Bounded(
-        classes,
-        (1, channels, channels + 1),
-        0.25,
-        lambda x, p: transformations.colour_matrix(x, p[:, 0]),
-        random,
-    )
+    change = partial(_by_matrix, transformations.colour_matrix)
+    return Bounded(classes, (1, channels, channels + 1), 0.25, change, random)
 
 
 def _smooth(classes: int, image: Shape, random: torch.Generator) -> Bounded:

@@ -15,6 +15,8 @@ is trained against a fixed classifier and makes one additive perturbation.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,12 +48,13 @@ def generator(
         random: Generator of the initial parameters.
         hidden: Number of hidden units.
     """
-
-    def transform(images: Images, parameters: Tensor) -> Images:
-        return generate(images, parameters.flatten(1), change, hidden)
-
+    transform = partial(_transform, change=change, hidden=hidden)
     shape = (1, 1, sum(_sizes(channels, hidden)))
     return Bounded(classes, shape, 1.0, transform, random, step=_STEP, start=_START)
+
+
+def _transform(images: Images, parameters: Tensor, *, change: float, hidden: int) -> Images:
+    return generate(images, parameters.flatten(1), change, hidden)
 
 
 def generate(images: Images, parameters: Tensor, change: float, hidden: int) -> Images:

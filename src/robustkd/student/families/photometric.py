@@ -16,6 +16,8 @@ sum with a common bound is ours.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,12 +45,13 @@ def photometric(classes: int, channels: int, change: float, random: torch.Genera
         change: Largest change of a pixel, in (0, 1].
         random: Generator of the initial parameters.
     """
-
-    def transform(images: Images, parameters: Tensor) -> Images:
-        return recolour(images, parameters.flatten(1), change)
-
+    transform = partial(_transform, change=change)
     shape = (1, 1, sum(_sizes(channels)))
     return Bounded(classes, shape, 1.0, transform, random, step=_STEP, start=_START)
+
+
+def _transform(images: Images, parameters: Tensor, *, change: float) -> Images:
+    return recolour(images, parameters.flatten(1), change)
 
 
 def recolour(images: Images, parameters: Tensor, change: float) -> Images:
