@@ -136,6 +136,40 @@ def test_rewrite_changes_what_comes_after():
     assert hooks(model) == 0
 
 
+def compiled_in_place() -> nn.Module:
+    model = chain()
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (torch.compile(chain(), backend="eager"), "_orig_mod.first"),
+        (compiled_in_place(), "first"),
+        (nn.Sequential(torch.compile(chain(), backend="eager")), "0._orig_mod.first"),
+    ],
+)
+def test_features_within_a_compiled_network_are_refused(model, name):
+    text = "the network, or a part of it, is compiled by torch.compile, so the features within"
+    with pytest.raises(UsageError, match=text), taps.read(model, [name]):
+        pass
+    with pytest.raises(UsageError, match=text), taps.rewrite(model, {name: torch.abs}):
+        pass
+    with pytest.raises(UsageError, match=text):
+        stages(model, torch.rand(2, 1, 4, 4))
+    assert hooks(model) == 0
+
+
+def test_features_outside_of_what_is_compiled_are_read():
+    model = named(first=times(2), rest=torch.compile(times(3), backend="eager"))
+    with torch.no_grad():
+        model(X)
+        with taps.read(model, ["first", "rest"]) as features:
+            logits = model(X)
+    assert logits.item() == features["rest"].mean().item()
+
+
 @pytest.mark.parametrize(
     ("model", "name", "text"),
     [

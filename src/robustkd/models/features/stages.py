@@ -15,7 +15,7 @@ from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Images
 from robustkd.core.validation import check_names
 from robustkd.models.features.layout import layout_of
-from robustkd.models.features.taps import frozen_modes, module_at, out_of_place
+from robustkd.models.features.taps import check_not_compiled, frozen_modes, module_at, out_of_place
 
 _Output: TypeAlias = tuple[torch.autograd.graph.Node, int]
 _ACTIVATIONS = (nn.ReLU.__module__, "timm.layers.activations", "timm.layers.activations_me")
@@ -41,8 +41,10 @@ def stages(model: nn.Module, example: Images) -> tuple[str, ...]:
         Module paths in the order of execution.
 
     Raises:
-        UsageError: If no stage is found.
+        UsageError: If no stage is found, or the network or a part of it is compiled.
     """
+    for module in model.modules():
+        check_not_compiled(module)
     with frozen_modes(model):
         order, levels = _levels(model, example[:2])
     lasts = [(last, level) for level in levels if (last := _last_bottleneck(model, level))]

@@ -31,13 +31,33 @@ def module_at(model: nn.Module, name: str) -> nn.Module:
     raise UsageError(f"no module {name!r} in {type(model).__name__}; {hint}")
 
 
+def check_not_compiled(module: nn.Module) -> None:
+    """Raise an error for a module that ``torch.compile`` has compiled.
+
+    Hooks of its submodules would run only if they were hung before its first call.
+
+    Raises:
+        UsageError: If it is one.
+    """
+    # An attribute of what torch.compile returns, and one that the method compile sets.
+    if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        raise UsageError(
+            "the network, or a part of it, is compiled by torch.compile, so the features within "
+            "cannot be read; give the network as it was before: distill has the option compile"
+        )
+
+
 def _hooked(model: nn.Module, name: str) -> nn.Module:
     """Return the submodule at a dotted path, for hooks.
 
     Raises:
-        UsageError: If there is none, or it is a TorchScript module, which takes no hooks.
+        UsageError: If there is none, or it is a TorchScript module or a part of a compiled one,
+            which take no hooks.
     """
     module = module_at(model, name)
+    parts = name.split(".") if name else []
+    for depth in range(len(parts)):
+        check_not_compiled(module_at(model, ".".join(parts[:depth])))
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError(
             f"module {name!r} is a TorchScript module, whose features cannot be read; expected a "
