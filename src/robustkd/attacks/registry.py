@@ -16,6 +16,7 @@ from robustkd.attacks.base import Attack, Backdoored, Build, Teaching
 from robustkd.attacks.cheatkd import CKD
 from robustkd.attacks.data_poisoning import CleanLabel, DirtyLabel
 from robustkd.attacks.latent import Latent
+from robustkd.attacks.parts.made import check_made
 from robustkd.attacks.parts.trigger_families import TRIGGER_FAMILIES
 from robustkd.attacks.scar import OSCAR, SCAR
 from robustkd.attacks.transformation import AdaptiveTransformation, LearnedTransformation
@@ -131,7 +132,8 @@ class AttackRow:
 
         Raises:
             UsageError: If the target is not a class of the data or not one that the attack accepts,
-                a setting is unknown, of the wrong type or out of range, or ``data`` is no source.
+                a setting is unknown, of the wrong type or out of range, ``data`` is no source, or
+                the attack does not return what :func:`check_made` expects.
             InputError: If pixels are not in [0, 1], or labels are no classes.
         """
         teaching = {name: settings.pop(name) for name in _TEACHING if name in settings}
@@ -139,7 +141,9 @@ class AttackRow:
         check_source(data)
         if not self.next_class:
             target = check_one_target(target, data)
-        return self.configured(settings)(build, data, target=target, teaching=Teaching(**teaching))
+        made = self.configured(settings)(build, data, target=target, teaching=Teaching(**teaching))
+        kind, shape = type(self.attack).__name__, data.image_shape
+        return check_made(made, attack=kind, target=target, image_shape=shape)
 
     def check(self, settings: Settings) -> None:
         """Check the settings that are specific to the attack.
