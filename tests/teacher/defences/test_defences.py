@@ -14,11 +14,11 @@ from torch.nn.utils import parametrizations, prune
 
 from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence
-from robustkd.teacher.defences.base import ONCE, Defence
+from robustkd.teacher.defences.base import ONCE, Defence, Defended
 from robustkd.teacher.defences.brief import brief
 from robustkd.teacher.defences.cleaning import clean_network
 from robustkd.teacher.defences.detoxification import detoxify
-from robustkd.teacher.defences.registry import DEFENCES, find
+from robustkd.teacher.defences.registry import DEFENCES, DefenceRow, find
 from robustkd.teacher.defences.tuning import FINE_TUNING, Tuning
 from robustkd.training.inference import accuracy_on
 from robustkd.training.precision import mixed
@@ -268,3 +268,27 @@ def test_detox_measures_in_full_precision_and_trains_in_mixed_precision(
     assert torch.equal(logits(again), logits(made))
     full = clean_network(network, DIGITS, use, seed=0).network
     assert not torch.equal(logits(full), logits(made))
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (lambda _network: None, "the defence own returns NoneType; expected robustkd"),
+        (copy.deepcopy, "the defence own returns Small; expected robustkd"),
+        (Defended, "the defence own returns the network that it was given"),
+    ],
+)
+def test_a_defence_of_a_user_that_returns_something_else_is_named(
+    returned, text, network, monkeypatch
+):
+    @dataclass(frozen=True)
+    class Own:
+        def __call__(self, network, clean, *, seed):  # noqa: ARG002 (the protocol's)
+            return returned(network)
+
+        def batches(self, images):  # noqa: ARG002 (the protocol's)
+            return 0
+
+    monkeypatch.setitem(DEFENCES, "own", DefenceRow(Own(), "mine", "me"))
+    with pytest.raises(UsageError, match=text):
+        clean_network(network, DIGITS, NetworkDefence("own", "teacher"), seed=0)

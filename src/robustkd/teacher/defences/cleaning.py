@@ -8,6 +8,7 @@ from dataclasses import asdict
 from torch import nn
 
 from robustkd.core.devices import device_of
+from robustkd.core.errors import UsageError
 from robustkd.core.method_names import NetworkDefence
 from robustkd.core.types import DataSource
 from robustkd.teacher.defences.base import Defended
@@ -39,7 +40,8 @@ def clean_network(
         The new network, and the record of the defence with its name, source and settings.
 
     Raises:
-        UsageError: If the defence is unknown, or the network lacks layers that it needs.
+        UsageError: If the defence is unknown, the network lacks layers that it needs, or a defence
+            that users have added returns no :class:`Defended` with a new network.
         TrainingError: If a weight is no longer finite.
     """
     row = find(use.name)
@@ -49,6 +51,7 @@ def clean_network(
     else:
         with mixed(precision, device_of(network)):
             done = row.defence(network, clean, seed=seed)
+    _check_defended(done, use.name, network)
     return Defended(
         done.network,
         {
@@ -60,6 +63,29 @@ def clean_network(
             "settings": settings_of(use.name),
         },
     )
+
+
+def _check_defended(done: object, name: str, network: nn.Module) -> None:
+    """Raise an error for what is not the result of a defence.
+
+    Raises:
+        UsageError: If it is none, or does not have a new network.
+    """
+    if not isinstance(done, Defended):
+        raise UsageError(
+            f"the defence {name} returns {type(done).__name__}; expected "
+            "robustkd.teacher.defences.base.Defended"
+        )
+    if not isinstance(done.network, nn.Module):
+        raise UsageError(
+            f"the defence {name} returns a network of type {type(done.network).__name__}; expected "
+            "an nn.Module"
+        )
+    if done.network is network:
+        raise UsageError(
+            f"the defence {name} returns the network that it was given, which has to stay as it "
+            "is; expected a new one: let it clean copy.deepcopy of the network"
+        )
 
 
 def settings_of(name: str) -> dict[str, object]:
