@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from robustkd.core.errors import UsageError
 from robustkd.student.families import (
     FAMILIES,
     Ball,
+    Bounded,
     Chain,
     Family,
+    FamilyRow,
     Patch,
     make_family,
     members_of,
@@ -258,3 +261,46 @@ def test_a_composition_learns_every_family_that_was_used():
     after = made.state_dict()
     for name in ("0.delta", "1.pattern", "2.members", "3.members", "4.members"):
         assert not torch.equal(after[f"families.{name}"], before[f"families.{name}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x, p: None, "family 'own' returns NoneType; expected a tensor"),  # noqa: ARG005
+        (lambda x, p: (x + p)[..., :3].clamp(0, 1), "returns (2, 3, 12, 3) and torch.float32"),
+        (lambda x, p: (x + p).clamp(0, 1).double(), "returns (2, 3, 12, 10) and torch.float64"),
+        (lambda x, p: x + p + 1, "family 'own' returns pixels from "),
+        (lambda x, p: x + p * torch.nan, "family 'own' returns pixels from nan to nan"),
+        (lambda x, p: x.add_(p.detach()).clamp_(0, 1), "family 'own' changes the images"),
+        (lambda x, p: (x + p.detach()).clamp(0, 1), "no gradient passes through family 'own'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["own", "warp+own"])
+def test_a_family_of_a_user_that_breaks_its_contract_is_named_before_any_training(
+    change, text, name, monkeypatch
+):
+    class Own(Bounded):
+        def forward(self, images, toward):
+            return change(images, *self.used(toward, "members"))
+
+    row = FamilyRow("mine", lambda n, _image, random: Own(n, (1, 1, 1), 0.3, change, random))
+    monkeypatch.setitem(FAMILIES, "own", row)
+    with pytest.raises(UsageError, match=re.escape(text)):
+        made(name)
+
+
+def test_a_row_that_makes_no_family_is_refused(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "own", FamilyRow("mine", lambda *_: nn.Identity()))
+    with pytest.raises(UsageError, match="family 'own' is of type Identity; expected a module"):
+        made("own")
+
+
+def test_a_family_of_a_user_that_keeps_its_contract_is_not_changed_by_its_trial(monkeypatch):
+    def row(name: str) -> FamilyRow:
+        return replace(FAMILIES["flow"], summary=name)
+
+    monkeypatch.setitem(FAMILIES, "own", row("own"))
+    own, same = made("own"), made("flow")
+    assert all(map(torch.equal, own.state_dict().values(), same.state_dict().values()))
+    own.advance(1.0)  # nothing is left of the trial
+    assert torch.equal(own(IMAGES, TOWARD), same(IMAGES, TOWARD))

@@ -24,6 +24,7 @@ from robustkd.student.families.bounded import Bounded, Chain, Family, Shape, mem
 from robustkd.student.families.generator import generator
 from robustkd.student.families.perturbations import Ball, Patch, onto_mass
 from robustkd.student.families.photometric import photometric
+from robustkd.student.families.trial import check_family
 
 __all__ = [
     "FAMILIES",
@@ -135,6 +136,7 @@ FAMILIES: dict[str, FamilyRow] = {
     "smooth": FamilyRow("smooth addition, at most 0.25 at control points", _smooth),
 }
 """Families of transformations by name; additions and patterns have bounds of their own."""
+_OF_THIS_PACKAGE = dict(FAMILIES)
 
 
 def make_family(name: str, classes: int, image: Shape, random: torch.Generator) -> nn.Module:
@@ -148,9 +150,13 @@ def make_family(name: str, classes: int, image: Shape, random: torch.Generator) 
         random: Generator of the initial parameters.
 
     Raises:
-        UsageError: If there is none; the message suggests the nearest name.
+        UsageError: If there is none; the message suggests the nearest name. Also if a family that
+            users have added does not map images to images, or cannot be learned.
     """
     parts = [row.make(classes, image, random) for row in _rows_of(name)]
+    for part, row, made in zip(name.split("+"), _rows_of(name), parts, strict=True):
+        if row is not _OF_THIS_PACKAGE.get(part):
+            check_family(made, part, image)
     return parts[0] if len(parts) == 1 else Chain(*parts)
 
 
