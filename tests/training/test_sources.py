@@ -21,11 +21,16 @@ from robustkd.evaluation.verification import Thresholds, verify
 from robustkd.pipeline.api import run
 from robustkd.student.distillation import distill
 from robustkd.teacher.defences.detoxification import detoxify
-from robustkd.training.sources import check_source
+from robustkd.training.sources import LEARNING, check_source
 from tests.unlabelled import Unlabelled
 
 PIXELS = torch.arange(20 * 3 * 4 * 6).remainder(256).to(torch.uint8).view(20, 3, 4, 6)
 HELD = InMemory("held", ("a", "b"), *(Labelled(PIXELS, torch.arange(20) % 2),) * 3)
+
+
+MANY = InMemory(
+    "many", ("a", "b"), *(Labelled(PIXELS.repeat(4, 1, 1, 1), torch.arange(80) % 2),) * 3
+)
 
 
 class Own:
@@ -195,9 +200,55 @@ def test_a_run_begins_with_the_check_of_its_test_images(tmp_path):
         run(path, Own(MISTAKES["up to 255"][0], "test"), "resnet-8", out=tmp_path / "run")
 
 
-MANY = InMemory(
-    "many", ("a", "b"), *(Labelled(PIXELS.repeat(4, 1, 1, 1), torch.arange(80) % 2),) * 3
+class Spoilt(Own):
+    """A source whose images are wrong only far behind those that are checked at first."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], split: Split) -> None:
+        super().__init__(lambda batch: batch._replace(images=change(batch.images)), split)
+
+    def size(self, split: Split) -> int:
+        return 8 * MANY.size(split)
+
+    def batches(self, split: Split, **how: Any) -> Iterator[Any]:
+        for turn in range(8):
+            for batch in MANY.batches(split, **how):
+                yield self._change(batch) if split == self._split and turn == 7 else batch
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: 255 * x, InputError, r"pixels reach from \S+ to 2\d\d"),
+        (lambda x: x * torch.nan, InputError, "pixels are not finite; expected values in"),
+        (lambda x: x[..., :4], UsageError, r"images are torch.float32 of shape \(\d+, 3, 4, 4\)"),
+        (
+            lambda x: x.mul(255).byte(),
+            UsageError,
+            r"images are torch.uint8 of shape \(\d+, 3, 4, 6\); expected floating-point numbers",
+        ),
+    ],
 )
+def test_wrong_images_are_told_wherever_they_are(split, change, error, message):
+    student = models.build(models.Spec("resnet-8", 2, (3, 4, 6)), seed=0)
+    check_source(Spoilt(change, split))  # which would have to read all images
+    with pytest.raises(error, match=f"^own {split}: {message}"):
+        distill(student, Spoilt(change, split), epochs=1)
+
+
+def test_a_source_that_can_be_read_only_once_is_refused():
+    class Once(Own):
+        def __init__(self) -> None:
+            super().__init__(lambda batch: batch)
+            self._passes = {split: HELD.batches(split, batch_size=64) for split in LEARNING}
+
+        def batches(self, split, **_how):
+            return self._passes[split]
+
+    student = models.build(models.Spec("resnet-8", 2, (3, 4, 6)), seed=0)
+    text = "^own validation: no images when they are read again; expected a new iterator"
+    with pytest.raises(InputError, match=text):
+        distill(student, Once(), epochs=1)
 
 
 class Late(Own):

@@ -8,7 +8,7 @@ import torch
 
 from robustkd.core.errors import UsageError
 from robustkd.core.types import UNLABELLED, Batch, DataSource, Labels
-from robustkd.training.sources import check_labels
+from robustkd.training.sources import check_batch
 
 
 def endless(
@@ -45,7 +45,7 @@ def endless(
         ):
             largest = max(largest, len(batch.labels))
             if first:  # later passes have the same images
-                check_labels(batch.labels, data, "train")
+                check_batch(batch, data, "train")
             if len(batch.labels) >= least:
                 done = True
                 yield batch

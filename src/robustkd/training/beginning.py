@@ -16,6 +16,7 @@ from robustkd.core.errors import InputError, UsageError
 from robustkd.core.types import DataSource, Images
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.inference import batch_size_for
+from robustkd.training.sources import first_batch
 
 _SOME = 16
 """Number of images that are tried."""
@@ -81,7 +82,7 @@ def check_trained(student: nn.Module, teacher: nn.Module | None) -> None:
 def first_images(data: DataSource, device: torch.device) -> Images:
     """Return the first training images, on which networks are tried."""
     size = batch_size_for(data.image_shape, _SOME)
-    return next(iter(data.batches("train", batch_size=size, device=device))).images
+    return first_batch(data, "train", batch_size=size, device=device).images
 
 
 def check_finite_start(teacher: nn.Module, images: Images, *, data: str) -> None:

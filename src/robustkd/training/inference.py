@@ -16,7 +16,7 @@ from robustkd.data.portions import portions
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.metrics import Proportion, accuracy
 from robustkd.training.processes import ONE, Processes
-from robustkd.training.sources import check_labels
+from robustkd.training.sources import check_batch
 
 AT_ONCE = 250
 """Number of images of up to 64 x 64 pixels that pass a network at once in a search."""
@@ -49,7 +49,8 @@ def predict(
         N x classes logits, and N labels.
 
     Raises:
-        InputError: If a label of a user's own source is no class.
+        UsageError: If a batch of a user's own source has other shapes than the data.
+        InputError: If pixels of a user's own source are not in [0, 1], or a label is no class.
     """
     with torch.inference_mode(), frozen_modes(model):
         found = list(_outputs(model, data, split, transform))
@@ -101,8 +102,8 @@ def accuracy_on_some(
         for batch in data.batches(
             split, batch_size=_SOME, device=device_of(model), shuffle=chosen, augment=drawn
         ):
+            check_batch(batch, data, split)
             labels = batch.labels.cpu()
-            check_labels(labels, data, split)
             found += accuracy(model(batch.images).cpu(), labels)
             if found.n >= images:
                 break
@@ -287,8 +288,8 @@ def _outputs(
     """Yield logits and labels of each batch, on the CPU."""
     size = batch_size_for(data.image_shape)
     for batch in data.batches(split, batch_size=size, device=device_of(model)):
+        check_batch(batch, data, split)
         labels = batch.labels.cpu()
-        check_labels(labels, data, split)
         images = batch.images if transform is None else transform(batch.images)
         yield model(images).cpu(), labels
 
@@ -304,6 +305,6 @@ def _own_outputs(
     where, size = device_of(model), processes.count * batch_size_for(data.image_shape)
     for batch, _total in portions(data, split, own, batch_size=size, device=where):
         if len(batch.labels):
+            check_batch(batch, data, split)
             labels = batch.labels.cpu()
-            check_labels(labels, data, split)
             yield model(batch.images).cpu(), labels

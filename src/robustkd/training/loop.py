@@ -47,7 +47,7 @@ from robustkd.training.parts import PartsOfBatches
 from robustkd.training.precision import new_accelerator, prepared
 from robustkd.training.processes import ONE, Processes
 from robustkd.training.schedule import schedule_factor
-from robustkd.training.sources import check_labels
+from robustkd.training.sources import check_batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -208,7 +208,7 @@ class _Loop:
         self._then = {}
         for batch, total in source:
             if self.epoch == 0:  # later ones have the same images
-                check_labels(batch.labels, data, "train")
+                check_batch(batch, data, "train")
             yield batch, total
 
     def advance(

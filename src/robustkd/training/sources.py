@@ -31,8 +31,8 @@ def check_source(
     """Check that an object is a data source, and the first batch of each split that will be used.
 
     Sources of this package check their images themselves. In others, mistakes would raise errors of
-    torch much later, or none at all. The labels of further batches are checked by
-    :func:`check_labels` where they are read, since this function would have to read all images.
+    torch much later, or none at all. Further batches are checked by :func:`check_batch`
+    where they are read, since this function would have to read all images.
 
     Args:
         data: What the user gives as data.
@@ -65,14 +65,35 @@ def check_source(
         _check_batch(batch, source, split, dtypes)
 
 
-def check_labels(labels: Labels, data: DataSource, split: Split) -> None:
-    """Check the labels of a batch, unless the source is one of this package.
+def first_batch(data: DataSource, split: Split, *, batch_size: int, device: torch.device) -> Batch:
+    """Return the first batch of a split of a source that was checked before.
 
     Raises:
-        InputError: If one is no class.
+        InputError: If there is none, since the source can be read only once.
     """
-    if len(labels) and not _checks_itself(data):
-        _check_labels(labels, len(data.classes), split, f"{data.name} {split}")
+    for batch in data.batches(split, batch_size=batch_size, device=device):
+        return batch
+    raise InputError(
+        f"{data.name} {split}: no images when they are read again; expected a new iterator at "
+        "every call of batches"
+    )
+
+
+def check_batch(batch: Batch, data: DataSource, split: Split) -> None:
+    """Check a further batch of a split, unless the source is one of this package.
+
+    Args:
+        batch: The batch; it may be empty.
+        data: Its source.
+        split: Its split.
+
+    Raises:
+        UsageError: If its tensors have other shapes than `robustkd.core.types.DataSource`
+            describes, or another kind of numbers.
+        InputError: If pixels are not in [0, 1], or labels are no classes.
+    """
+    if len(batch.images) and not _checks_itself(data):
+        _check_batch(batch, data, split)
 
 
 def _checks_itself(data: DataSource) -> bool:
@@ -82,8 +103,9 @@ def _checks_itself(data: DataSource) -> bool:
 
 
 def _check_batch(
-    batch: object, data: DataSource, split: Split, dtypes: Collection[torch.dtype]
+    batch: object, data: DataSource, split: Split, dtypes: Collection[torch.dtype] = ()
 ) -> None:
+    """Check a batch, whose pixels may have any floating-point type if none is given."""
     where = f"{data.name} {split}"
     if not all(isinstance(getattr(batch, part, None), Tensor) for part in Batch._fields):
         raise UsageError(
@@ -94,11 +116,12 @@ def _check_batch(
     if not len(images):
         raise InputError(f"{where}: a batch has no images, expected at least one")
     shape = tuple(data.image_shape)
-    if images.dtype not in dtypes or tuple(images.shape[1:]) != shape:
+    right = images.dtype in dtypes if dtypes else images.is_floating_point()
+    if not right or tuple(images.shape[1:]) != shape:
+        kinds = " or ".join(map(str, dtypes)) or "floating-point numbers"
         raise UsageError(
             f"{where}: images are {images.dtype} of shape {tuple(images.shape)}; expected "
-            f"{' or '.join(map(str, dtypes))} of N x {' x '.join(map(str, shape))}, with pixels in "
-            "[0, 1]"
+            f"{kinds} of N x {' x '.join(map(str, shape))}, with pixels in [0, 1]"
         )
     for name, numbers in (("labels", labels), ("rows", rows)):
         if numbers.dtype != torch.int64 or numbers.shape != images.shape[:1]:
@@ -108,7 +131,7 @@ def _check_batch(
             )
     if not images.isfinite().all():
         raise InputError(f"{where}: pixels are not finite; expected values in [0, 1]")
-    low, high = float(images.min()), float(images.max())
+    low, high = (float(bound) for bound in images.detach().aminmax())
     if low < -_ROUNDED or high > 1 + _ROUNDED:
         raise InputError(
             f"{where}: pixels reach from {low:.6g} to {high:.6g}; expected 0 to 1: divide bytes by "

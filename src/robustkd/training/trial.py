@@ -15,7 +15,7 @@ from robustkd.core.usual_state import types_for
 from robustkd.models.checks import has_finite_weights
 from robustkd.models.classifier import check_logits
 from robustkd.models.features.taps import frozen_modes
-from robustkd.training.sources import LEARNING, check_source
+from robustkd.training.sources import LEARNING, check_source, first_batch
 
 _FEW = 2
 
@@ -59,7 +59,7 @@ def check_classifier(
     where = device_of(model)
     if images is None:
         check_source(data, dtypes=types_for(model), splits=splits)
-        images = next(iter(data.batches(splits[-1], batch_size=_FEW, device=where))).images
+        images = first_batch(data, splits[-1], batch_size=_FEW, device=where).images
     images = images.to(where)
     classes = None if any_classes else len(data.classes)
     check_logits(_tried(model, images, name), len(images), classes, name)
