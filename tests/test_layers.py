@@ -76,6 +76,14 @@ def test_exactly_the_public_names_are_loaded_on_first_use():
     assert set(robustkd._HOME) == set(robustkd.__all__)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["attacks.TwoTriggers", "data.CropFlip", "models.OwnCode", "report.write_html"],
+)
+def test_names_of_packages_that_pages_write_in_full_need_no_other_import(name):
+    isolated(f"import robustkd; robustkd.{name}")
+
+
 def test_unknown_names_are_attribute_errors():
     assert robustkd.__all__ == sorted(robustkd.__all__)
     with pytest.raises(AttributeError, match=r"^module 'robustkd' has no attribute 'destill'$"):

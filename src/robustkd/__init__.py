@@ -57,6 +57,9 @@ _HOME = {
     "save_detoxified": ("robustkd.teacher.defences.masks", "save_detoxified"),
 }
 
+_PACKAGES = ("attacks", "data", "models", "report")
+"""Packages with names that pages and docstrings write as ``robustkd.models.OwnCode``."""
+
 __all__ = [
     "DetoxifiedTeacher",
     "InputError",
@@ -90,6 +93,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
+    if name in _PACKAGES:
+        return import_module(f"robustkd.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'robustkd' has no attribute {name!r}")
     module, attribute = _HOME[name]
