@@ -116,6 +116,7 @@ def test_the_pictures_are_those_of_the_statistic_that_decides():
     assert found.verdict.reason == min(p_values, key=p_values.__getitem__)
     assert found.pictures is not None
     assert found.pictures.member == found.evidence[found.verdict.reason].member
+    assert "tensor(" not in repr(found)  # which a notebook shows
 
 
 class Knows(Rows):

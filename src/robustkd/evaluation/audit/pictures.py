@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,8 +35,8 @@ class Pictures:
     """
 
     member: Member
-    before: Tensor
-    after: Tensor
+    before: Tensor = field(repr=False)
+    after: Tensor = field(repr=False)
     said_before: tuple[int, ...]
     said_after: tuple[int, ...]
 
