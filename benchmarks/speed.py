@@ -14,8 +14,8 @@ script of a user as well. All programs share one heap, that of the main thread: 
 give the other threads heaps of their own, whose free memory it returns to the operating system in
 every step.
 
-The rows of torchdistill need this library, which is not a dependency of RobustKD. Without it, they
-are left out.
+The rows of torchdistill and mdistiller need these libraries, which are no dependencies of RobustKD.
+Without them, they are left out. mdistiller's networks take coloured images of 32 x 32 pixels alone.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import mdistiller_distillation as toolkit
 import plain_distillation as plain
 import torch
 import torch.nn.functional as F
@@ -66,8 +67,14 @@ ROWS = {
     "script-ofd": "plain script, ofd",
     "torchdistill-kd": "torchdistill, kd",
     "torchdistill-kd-channels": "torchdistill, kd, channels_last",
+    "mdistiller-kd": "mdistiller, kd",
+    "mdistiller-ofd": "mdistiller, ofd",
 }
-LIBRARY = "torchdistill"
+LIBRARIES = {
+    "torchdistill": "pip install torchdistill",
+    "mdistiller": "pip install git+https://github.com/megvii-research/mdistiller",
+}
+"""Libraries that rows need, and the commands that install them."""
 
 
 @dataclass(frozen=True)
@@ -191,31 +198,48 @@ class Bench:
         batches = paced(trainer.train_data_loader, pace)
         library.distil(trainer, batches, self.dtype, memory_format)
 
+    def mdistiller(self, loss: str, pace: Pace) -> None:
+        """Run mdistiller on networks of its own with the same sizes."""
+        teacher, student = (
+            toolkit.network(arch, CLASSES) for arch in (self.setting.teacher, self.setting.student)
+        )
+        batches = paced(plain.loader(self._pictures(), self.setting.batch_size), pace)
+        toolkit.distil(toolkit.distiller(loss, teacher, student), batches, self.dtype)
+
     def program(self, row: str) -> Callable[[Pace], None]:
         """Return the program of a row."""
         kind, _, name = row.partition("-")
         if kind == "script":
             return lambda pace: self.script(name, pace)
-        if kind == LIBRARY:
+        if kind == "mdistiller":
+            return lambda pace: self.mdistiller(name, pace)
+        if kind == "torchdistill":
             channels_last = name.endswith("-channels")
             form = torch.channels_last if channels_last else torch.contiguous_format
             return lambda pace: self.torchdistill(form, pace)
         return lambda pace: self.ours(row, pace)
 
 
-def needs_library(row: str) -> bool:
-    """Return whether a row needs torchdistill."""
-    return row.startswith(f"{LIBRARY}-")
+def library_of(row: str) -> str | None:
+    """Return the library that a row needs, or None."""
+    name = row.partition("-")[0]
+    return name if name in LIBRARIES else None
 
 
 def all_rows() -> list[str]:
-    """Return all rows, without those of torchdistill if it is not installed."""
-    if find_spec(LIBRARY) is not None:
-        return list(ROWS)
-    sys.stderr.write(
-        f"{LIBRARY} is not installed, and its rows are left out; pip install {LIBRARY} adds them\n"
-    )
-    return [row for row in ROWS if not needs_library(row)]
+    """Return all rows, without those of libraries that are not installed."""
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    for name in missing:
+        sys.stderr.write(
+            f"{name} is not installed, and its rows are left out; {LIBRARIES[name]} adds them\n"
+        )
+    return [row for row in ROWS if library_of(row) not in missing]
+
+
+def rows_for(setting: Setting, rows: list[str]) -> list[str]:
+    """Return the rows that can be measured in a setting: mdistiller has one size of images."""
+    fits = setting.shape == toolkit.SHAPE
+    return [row for row in rows if fits or library_of(row) != "mdistiller"]
 
 
 def bench(setting: Setting, precision: str, steps: int, *, compiled: bool = False) -> Bench:
@@ -316,10 +340,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args()
     rows = given.rows or all_rows()
-    library_used = next(filter(needs_library, rows), None)
-    if library_used is not None and find_spec(LIBRARY) is None:
-        parser.error(f"row {library_used} needs {LIBRARY}: pip install {LIBRARY}")
-    versions = {} if library_used is None else {LIBRARY: version(LIBRARY)}
+    needed = {name: row for row in reversed(rows) if (name := library_of(row)) is not None}
+    for name, row in needed.items():
+        if find_spec(name) is None:
+            parser.error(f"row {row} needs {name}: {LIBRARIES[name]}")
+    empty = next((name for name in given.settings if not rows_for(SETTINGS[name], rows)), None)
+    if empty is not None:
+        parser.error(f"mdistiller has no networks for {SETTINGS[empty]}; expected other settings")
+    versions = {name: version(name) for name in needed}
     torch.set_num_threads(1)
     if keep_freed_memory():
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
@@ -328,7 +356,7 @@ def main() -> None:
     for name, precision, kind in itertools.product(given.settings, given.precisions, kinds):
         length = training_steps(given.steps * (given.blocks + 1) + _COMPILING)
         tried = bench(SETTINGS[name], precision, length, compiled=kind)
-        found.append(measure(tried, rows, given.blocks, given.steps))
+        found.append(measure(tried, rows_for(tried.setting, rows), given.blocks, given.steps))
         sys.stdout.write(f"{table(found[-1:])}\n")
         if given.out is not None:
             make_folder(given.out)

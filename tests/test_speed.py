@@ -23,12 +23,13 @@ def speed():
         import speed
 
         yield speed
-    for name in ("speed", "pacing", "plain_distillation", "torchdistill_distillation"):
+    own = ("plain_distillation", "torchdistill_distillation", "mdistiller_distillation")
+    for name in ("speed", "pacing", *own):
         del sys.modules[name]
 
 
 def test_every_row_is_compared_with_the_floor(speed):
-    rows = speed.all_rows()
+    rows = speed.rows_for(speed.Setting(*SETTING), speed.all_rows())
     tried = speed.bench(speed.Setting(*SETTING), "no", 4)
     found = speed.measure(tried, rows, blocks=2, steps=1)
     assert list(found["rows"]) == rows
@@ -41,19 +42,23 @@ def test_every_row_is_compared_with_the_floor(speed):
     assert labels == [speed.ROWS[row] for row in rows]
 
 
-def test_rows_of_torchdistill_are_left_out_where_it_is_not_installed(speed, monkeypatch, capsys):
+def test_rows_of_libraries_that_are_not_installed_are_left_out(speed, monkeypatch, capsys):
     monkeypatch.setattr(speed, "find_spec", lambda _name: None)
     assert set(speed.ROWS) - set(speed.all_rows()) == {
         "torchdistill-kd",
         "torchdistill-kd-channels",
+        "mdistiller-kd",
+        "mdistiller-ofd",
     }
     assert capsys.readouterr().err == (
         "torchdistill is not installed, and its rows are left out; "
         "pip install torchdistill adds them\n"
+        "mdistiller is not installed, and its rows are left out; "
+        "pip install git+https://github.com/megvii-research/mdistiller adds them\n"
     )
 
 
-def test_a_row_of_torchdistill_that_is_asked_for_needs_it(speed, monkeypatch, capsys):
+def test_a_row_of_a_library_that_is_asked_for_needs_it(speed, monkeypatch, capsys):
     monkeypatch.setattr(speed, "find_spec", lambda _name: None)
     monkeypatch.setattr(sys, "argv", ["speed.py", "--rows", "kd", "torchdistill-kd"])
     with pytest.raises(SystemExit) as ended:
@@ -61,6 +66,22 @@ def test_a_row_of_torchdistill_that_is_asked_for_needs_it(speed, monkeypatch, ca
     assert ended.value.code == 2
     assert capsys.readouterr().err.endswith(
         "error: row torchdistill-kd needs torchdistill: pip install torchdistill\n"
+    )
+
+
+def test_rows_of_mdistiller_are_measured_on_its_size_of_images_only(speed, monkeypatch, capsys):
+    rows = ["kd", "mdistiller-kd", "mdistiller-ofd"]
+    assert speed.rows_for(speed.SETTINGS["wrn10-32"], rows) == rows
+    assert speed.rows_for(speed.SETTINGS["wrn10-28"], rows) == ["kd"]
+    monkeypatch.setattr(speed, "find_spec", lambda _name: True)
+    given = ["--rows", "mdistiller-ofd", "--settings", "wrn10-32", "wrn10-28"]
+    monkeypatch.setattr(sys, "argv", ["speed.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        speed.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "error: mdistiller has no networks for wrn-10-2 to wrn-10-1, 1 x 28 x 28, batch 64; "
+        "expected other settings\n"
     )
 
 
@@ -76,6 +97,19 @@ def test_torchdistill_takes_the_steps_of_the_script(speed):
     speed.library.distil(trainer, extended, None, torch.contiguous_format)
     for own, other in zip(library[1].parameters(), plain[1].parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+def test_mdistiller_distils_its_own_networks(speed):
+    pytest.importorskip("mdistiller")
+    random = torch.Generator().manual_seed(0)
+    batches = [(torch.rand(4, 3, 32, 32, generator=random), torch.arange(4))]
+    for loss in ("kd", "ofd"):
+        teacher, student = (speed.toolkit.network("wrn-10-1", 10) for _ in range(2))
+        before = [weights.clone() for weights in student.parameters()]
+        kept = [weights.clone() for weights in teacher.parameters()]
+        speed.toolkit.distil(speed.toolkit.distiller(loss, teacher, student), batches, None)
+        assert not any(map(torch.equal, before, student.parameters()))
+        assert all(map(torch.equal, kept, teacher.parameters()))
 
 
 def test_features_are_compared_in_every_step_that_is_measured(speed):
