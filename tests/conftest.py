@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 LONG = (
-    "test_run.py",
     "test_hostile_surroundings.py",
-    "test_cli.py",
+    "test_presets.py",
+    "test_python_runs.py",
+    "test_interrupted_runs.py",
+    "test_run.py",
+    "test_distilling.py",
+    "test_resuming.py",
     "test_runner.py",
     "test_hostile_folders.py",
     "test_distillation.py",

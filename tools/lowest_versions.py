@@ -28,7 +28,7 @@ TESTS = (
     "tests/teacher/untrusted/test_readers.py",
     "tests/pipeline/test_run_folder.py",
     "tests/pipeline/test_seal.py",
-    "tests/cli/test_cli.py::test_distill_as_a_process_then_evaluate",
+    "tests/cli/test_distilling.py::test_distill_as_a_process_then_evaluate",
     "tests/cli/test_hostile_working_directory.py",
     "tests/export/test_export.py",
 )
