@@ -69,8 +69,9 @@ PROTOCOLS: dict[str, Protocol] = {
         # classes are misclassified as a four because of it; see docs/results/benchmark.md.
         attack="colour",
         target=4,
-        attacking={"epochs": 15, "implant_share": 0.5, "trigger_steps": 30},
-        training={"epochs": 20, "batch_size": 64},
+        # With 15 and 20 epochs, one ordinary student of five inherits it at 80 % only.
+        attacking={"epochs": 30, "implant_share": 0.5, "trigger_steps": 30},
+        training={"epochs": 30, "batch_size": 64},
         detoxing={"steps": 40},
     ),
     "fashion-mnist": Protocol(
