@@ -151,31 +151,24 @@ def test_the_cleaning_has_the_shares_of_three_seeds():
     lines = [
         line.strip("| ").split(" | ") for line in (folder / "shares.md").read_text().split("\n")
     ]
-    mean, before, count = (lines[0].index(name) for name in ("mean", "paper, long there", "n"))
+    mean, latent, count = (lines[0].index(name) for name in ("mean", "latent", "n"))
     rows = {line[0]: line for line in lines}
-    assert lines[0][before] == "paper, long there"
+    names = ("perturbed", "paper", "paper, long", "perturbed, long")
     # Without a third tone curve, which is not inherited.
-    assert [rows[name][count] for name in ("paper", "perturbed", "perturbed, long")] == [
-        *("8", "8", "14"),
-    ]
-    ours, paper, long, longer = (
-        f"{float(rows[name][mean].split()[0]):.0f} %"
-        for name in ("perturbed", "paper", "paper, long", "perturbed, long")
-    )
-    held = _cleanings()
-    shares = [100 * _removed(held, "perturbed, long", *key[1:]) for key in _shared(held, "paper")]
-    there = f"{sum(shares) / len(shares):.0f} %"
-    paper_there = f"{float(rows['paper'][before].split()[0]):.0f} %"
+    assert [rows[name][count] for name in names] == ["14"] * 4
+    ours, paper, long, longer = (f"{float(rows[name][mean].split()[0]):.0f} %" for name in names)
+    of = {name: f"{float(rows[name][latent].split()[0]):.0f} %" for name in names}
     costs = [line.split(" | ") for line in (folder / "cleaning.md").read_text().splitlines()]
     time = next(line for line in costs if line[0] == "| perturbed")[costs[0].index("time")]
     guide, page = _text("guides/defences.md"), _text("results/default.md")
     assert f"It takes about [{time} times the time](" in guide
-    assert f"On eight teachers of three attacks it removed {ours} of the excess" in guide
+    assert f"On fourteen teachers of five attacks it removed {ours} of the excess" in guide
     assert f"and `paper` {paper}" in guide
     assert f"`paper` removes {paper} of the excess on average" in page
-    assert f"`paper-perturbed` removes {ours}, and costs as much" in page
-    assert f"`paper, long` removes {paper_there} and `perturbed, long` {there}; on fourteen" in page
-    assert f"they remove {long} and {longer}." in page
+    assert f"`paper-perturbed` removes {ours}, and costs about as much" in page
+    assert f"`paper, long` removes {long} and `perturbed, long` {longer}." in page
+    assert f"{of['paper, long']} and not {of['paper']} by `paper`" in page
+    assert f"{of['perturbed, long']} and not {of['perturbed']} by `paper-perturbed`" in page
 
 
 def _cleanings() -> dict[tuple[str, str, int], dict]:
