@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import yaml
 
 import robustkd
 from robustkd import cli
-from robustkd.core.errors import UsageError
-from robustkd.pipeline import api
+from robustkd.core.errors import InputError, UsageError
+from robustkd.pipeline import api, run_files, run_folder
 from robustkd.pipeline.job import DistillJob
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.recipes import with_defaults
@@ -152,3 +153,68 @@ def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_pa
     assert "this command" not in (made.folder / "MODEL_CARD.md").read_text()
     with pytest.raises(UsageError, match=r"^unknown method 'defualt'; did you mean 'default'\?$"):
         robustkd.run(teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="defualt")
+
+
+def stopped_after(times: int) -> Callable[[run_folder.Run], bool]:
+    """Return the question of a run whether its state is due, which is stopped after some times."""
+    asked = iter(range(times))
+
+    def is_due(found: run_folder.Run) -> bool:
+        found.interrupts.asked = next(asked, None) is None
+        return found.interrupts.asked
+
+    return is_due
+
+
+def test_a_run_whose_data_came_from_python_is_resumed_by_the_same_call(
+    teacher_file, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    settings = {"arch": "wrn-10-1", "method": "no-teacher", "audit": False, "epochs": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.Run, "is_due", stopped_after(2))
+        with pytest.raises(KeyboardInterrupt) as stop:
+            robustkd.run(teacher_file, CLEAN, "wrn-10-1", out=out, **settings)
+    again = f"the same call of robustkd.run, with out='{out}' and resume=True"
+    assert str(stop.value) == f"interrupted; resume with: {again}"
+    with pytest.raises(InputError, match=rf"; finish it with: {re.escape(again)}$"):
+        run_files.check_finished(out, run_files.STUDENT)
+    made = robustkd.run(teacher_file, CLEAN, "wrn-10-1", out=out, resume=True, **settings)
+    whole = robustkd.run(teacher_file, CLEAN, "wrn-10-1", out=tmp_path / "whole", **settings)
+    files = [folder / "student.safetensors" for folder in (made.folder, whole.folder)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    finished = robustkd.run(teacher_file, CLEAN, "wrn-10-1", out=out, resume=True, **settings)
+    assert finished.results == made.results
+
+
+def test_a_command_cannot_resume_a_run_whose_data_came_from_python(teacher_file, tmp_path, capsys):
+    out = tmp_path / "run"
+    settings = {"arch": "wrn-10-1", "method": "no-teacher", "audit": False, "epochs": 1}
+    robustkd.run(teacher_file, CLEAN, "wrn-10-1", out=out, **settings)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["distill", "--resume", str(out)])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"robustkd: the images of the run {out} came from Python code; continue it with the same "
+        f"call of robustkd.run, with out='{out}' and resume=True\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"resume": True}, "resume is given without out; name the folder of the interrupted run"),
+        ({"trust_run": True}, "trust_run is given without resume; add it, or leave it out"),
+    ],
+)
+def test_python_resumes_a_named_run(given, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        robustkd.run("teacher.pt", "digits", "wrn-10-1", arch="wrn-10-1", **given)
+
+
+def test_python_resumes_no_run_with_other_settings(teacher_file, tmp_path):
+    out = tmp_path / "run"
+    settings = {"arch": "wrn-10-1", "method": "no-teacher", "audit": False}
+    robustkd.run(teacher_file, CLEAN, "wrn-10-1", out=out, epochs=1, **settings)
+    with pytest.raises(UsageError, match="was started with settings epochs 1, now it is 2; "):
+        robustkd.run(teacher_file, CLEAN, "wrn-10-1", out=out, epochs=2, resume=True, **settings)

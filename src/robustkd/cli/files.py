@@ -10,10 +10,10 @@ from typing import get_args
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
-from robustkd.core.errors import InputError
+from robustkd.core.errors import InputError, UsageError
 from robustkd.core.files import at_home
 from robustkd.core.yaml_files import read_yaml
-from robustkd.pipeline.run_files import CONFIG
+from robustkd.pipeline.run_files import CONFIG, resuming_call
 
 # cyclopts itself accepts the words yes, no, true and false.
 _WORDS = {"on": True, "off": False}
@@ -32,11 +32,20 @@ def from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollectio
             if flag in argument.names and argument.tokens:
                 path = Path(argument.tokens[0].value) / within
                 content = _read(path, of_a_run=bool(within))
+                if within and "data" not in content and not _given("--data", arguments):
+                    raise UsageError(
+                        f"the images of the run {path.parent} came from Python code; continue it "
+                        f"with {resuming_call(path.parent)}"
+                    )
                 content = _switched(content, arguments)
                 # Under a name of its own: cyclopts uses "cli" for flags of the command line. The
                 # file has no sections for commands; with use_commands_as_keys=False, cyclopts would
                 # skip flags that are named like a command, such as "audit".
                 Dict(content, source=f"file {path}")(app, (), arguments)
+
+
+def _given(flag: str, arguments: ArgumentCollection) -> bool:
+    return any(flag in argument.names and argument.tokens for argument in arguments)
 
 
 def _switched(content: dict[str, object], arguments: ArgumentCollection) -> dict[str, object]:

@@ -69,6 +69,8 @@ def run(
     on: Side | None = None,
     track: Sequence[str] | None = (),
     audit: bool = True,
+    resume: bool = False,
+    trust_run: bool = False,
     **training: Unpack[TrainingOptions],
 ) -> RunResult:
     """Distil a small student from an untrusted teacher, as ``robustkd distill`` does.
@@ -112,6 +114,10 @@ def run(
         track: Services that receive losses and accuracy of each epoch: ``wandb``, ``mlflow``.
         audit: If True, make the quick audit of teacher and student at the end; its record is
             ``results.records["audit"]``.
+        resume: If True, continue the interrupted run in ``out``, which must have been started with
+            the same arguments. The student file is that of a run without interruption, and
+            a finished run is not changed.
+        trust_run: If True, continue a run without verifying that runs of this user wrote its files.
         training: Options of :class:`robustkd.training.config.TrainingOptions`, such as ``epochs``,
             ``batch_size`` and ``lr``. Some defaults depend on the student's architecture and on the
             optimiser.
@@ -121,9 +127,10 @@ def run(
 
     Raises:
         UsageError: If a name is unknown, also that of a keyword argument; a number is out of range;
-            or ``out`` is not empty.
+            ``out`` is not empty; or the run to continue has other settings.
         InputError: If the teacher's file or the data is damaged, or the teacher does not fit the
-            data.
+            data; or the run to continue has another teacher or other data, or its files were not
+            written by a run of this user.
         TrainingError: If the loss of the training is no longer finite.
         WriteError: If a file of the run cannot be written.
 
@@ -150,7 +157,11 @@ def run(
         ['teacher', 'learned']
     """
     _check_places(teacher, student, out=out, student_weights=student_weights)
-    check_switches(audit=audit)
+    check_switches(audit=audit, resume=resume, trust_run=trust_run)
+    if resume and out is None:
+        raise UsageError("resume is given without out; name the folder of the interrupted run")
+    if trust_run and not resume:
+        raise UsageError("trust_run is given without resume; add it, or leave it out")
     check_names(teacher_taps=teacher_taps, student_taps=student_taps)
     own = (name for name in inspect.signature(run).parameters if name != "training")
     check_options(training, [*own, *TrainingOptions.__annotations__])
@@ -204,7 +215,16 @@ def run(
             **audit_flag(audit),
         }
     )
-    results = distill_file(job, source, folder, config=flags, track=tracked, audited=audit)
+    results = distill_file(
+        job,
+        source,
+        folder,
+        config=flags,
+        resume=resume,
+        trust=trust_run,
+        track=tracked,
+        audited=audit,
+    )
     made = student_for_all(start(), folder, student)
     return RunResult(made.eval(), results, folder)
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from robustkd.core.errors import InputError
+from robustkd.core.yaml_files import read_yaml
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -48,7 +49,7 @@ def check_finished(folder: Path, needed: str) -> None:
 
 
 def unfinished(folder: Path, needed: str) -> str:
-    """Return a line with the command that resumes a run without a file; empty for other folders.
+    """Return a line that says how to resume a run without a file; empty for other folders.
 
     Args:
         folder: A folder, which may be something else.
@@ -57,7 +58,16 @@ def unfinished(folder: Path, needed: str) -> str:
     begun = has(folder, CONFIG) and any(has(folder, name) for name in (INPUTS, ENVIRONMENT))
     if not begun or has(folder, LAST) or has(folder, needed):
         return ""
+    found = read_yaml(folder / CONFIG, links=False)
+    if isinstance(found, dict) and found and "data" not in found:
+        finish = resuming_call(folder)
+    else:
+        finish = f"robustkd distill --resume {shlex.quote(str(folder))}"
     return (
-        f"{folder} is a run that is not finished and has no {needed} yet; finish it with: "
-        f"robustkd distill --resume {shlex.quote(str(folder))}"
+        f"{folder} is a run that is not finished and has no {needed} yet; finish it with: {finish}"
     )
+
+
+def resuming_call(folder: Path) -> str:
+    """Return how a run is resumed whose data came from Python code, which no command can name."""
+    return f"the same call of robustkd.run, with out={str(folder)!r} and resume=True"

@@ -43,6 +43,7 @@ from robustkd.pipeline.run_files import (
     RESULTS,
     SPLIT,
     has,
+    resuming_call,
 )
 from robustkd.pipeline.run_log import logged
 from robustkd.pipeline.seal import Seal
@@ -280,9 +281,11 @@ def opened(
     unstored = [*further, *switches]
 
     def command() -> str | None:
-        # No command resumes a run whose data came from Python code.
-        known = (not config or "data" in config) and has(folder, CONFIG)
-        return resume_command(folder, inputs, config or {}, unstored) if known else None
+        if not has(folder, CONFIG):
+            return None
+        if config and "data" not in config:  # the data came from Python code
+            return resuming_call(folder)
+        return resume_command(folder, inputs, config or {}, unstored)
 
     with _old_folder(folder) if resume else _new_folder(folder) as held:
         inputs = as_recorded(folder, inputs) if resume else inputs
