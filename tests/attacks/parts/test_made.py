@@ -71,6 +71,10 @@ def test_a_right_result_is_returned_as_it_is(target):
             "a teacher of type NoneType; expected",
         ),
         (lambda right: replace(right, target=2), "the target 2; expected 1, as it was given"),
+        (
+            lambda right: replace(right, record={"centre": torch.zeros(2)}),
+            "Own returns a record that cannot be written as JSON: Object of type Tensor is not",
+        ),
         (lambda right: replace(right, trigger=lambda x: x[:1]), "Own: the trigger returns"),
         (lambda right: replace(right, trigger=lambda x: x + 3), "pixels from 3.5 to 3.5"),
         (lambda right: replace(right, trigger=lambda x: x * torch.nan), "pixels from nan to nan"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from torch import nn
 
@@ -28,8 +30,8 @@ def check_made(
         image_shape: Channels, height and width of the images.
 
     Raises:
-        UsageError: If it is no :class:`Backdoored` with a network, that target, and
-            triggers that map images to images and do not change their input.
+        UsageError: If it is no :class:`Backdoored` with a network, that target, a record that JSON
+            can hold, and triggers that map images to images and do not change their input.
     """
     if not isinstance(made, Backdoored):
         raise UsageError(
@@ -42,6 +44,13 @@ def check_made(
         raise UsageError(
             f"{attack} returns the target {made.target!r}; expected {target!r}, as it was given"
         )
+    try:
+        json.dumps(dict(made.record))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{attack} returns a record that cannot be written as JSON: {error}; expected numbers, "
+            "texts, booleans, lists and mappings of them"
+        ) from error
     images = torch.full((2, *image_shape), 0.5, device=device_of(made.teacher))
     for trigger, _target in made.backdoors:
         given = images.clone()
