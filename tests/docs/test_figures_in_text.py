@@ -129,7 +129,8 @@ def test_the_demo_has_the_figures_of_five_seeds():
     low = {name: min(each) for name, each in asr.items()}
     high = {name: max(each) for name, each in asr.items()}
     # All that the demo shows is inherited, in each seed.
-    assert high["no-teacher"] < 3 and min(low["ofd"], low["mix"]) > 90 and high["default"] < 3
+    assert max(high["no-teacher"], high["default"]) < 3
+    assert min(low["ofd"], low["mix"]) > 90
     page = _text("results/benchmark.md")
     assert f"misled by {low['mix']:.1f} to {high['mix']:.1f} % of the triggered images" in page
     assert f"a student without a teacher by at most {high['no-teacher']:.1f} %" in page
@@ -142,10 +143,8 @@ def test_the_demo_has_the_figures_of_five_seeds():
     ]
     assert abs(sum(lost)) / 5 < 0.05
     assert f"and at most {max(lost):.1f} points less accurate in one seed" in page
-    assert (
-        f"`paper` does not remove it reliably: its ASR is {low['paper']:.1f} to {high['paper']:.1f} %"
-        in page
-    )
+    span = f"{low['paper']:.1f} to {high['paper']:.1f} %"
+    assert f"`paper` does not remove it reliably: its ASR is {span}" in page
 
 
 def test_the_cleaning_has_the_shares_of_three_seeds():
