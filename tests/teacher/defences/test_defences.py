@@ -270,12 +270,23 @@ def test_detox_measures_in_full_precision_and_trains_in_mixed_precision(
     assert not torch.equal(logits(full), logits(made))
 
 
+def tuned(network: nn.Module) -> nn.Module:
+    """Fine-tunes a network in place."""
+    with torch.no_grad():
+        next(network.parameters()).mul_(0.5)
+    return network
+
+
 @pytest.mark.parametrize(
     ("returned", "text"),
     [
         (lambda _network: None, "the defence own returns NoneType; expected robustkd"),
         (copy.deepcopy, "the defence own returns Small; expected robustkd"),
         (Defended, "the defence own returns the network that it was given"),
+        (
+            lambda network: Defended(copy.deepcopy(tuned(network))),
+            "the defence own changes the network that it was given, which has to stay as it is",
+        ),
     ],
 )
 def test_a_defence_of_a_user_that_returns_something_else_is_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict
 
@@ -41,10 +42,12 @@ def clean_network(
 
     Raises:
         UsageError: If the defence is unknown, the network lacks layers that it needs, or a defence
-            that users have added returns no :class:`Defended` with a new network.
+            that users have added returns no :class:`Defended` with a new network, or changes the
+            given one.
         TrainingError: If a weight is no longer finite.
     """
     row = find(use.name)
+    before = _versions(network)
     if isinstance(row.defence, Detoxification):
         # It measures variances and accuracies in full precision, and chooses the others itself.
         done = row.defence(network, clean, seed=seed, precision=precision)
@@ -52,6 +55,11 @@ def clean_network(
         with mixed(precision, device_of(network)):
             done = row.defence(network, clean, seed=seed)
     _check_defended(done, use.name, network)
+    if _versions(network) != before:
+        raise UsageError(
+            f"the defence {use.name} changes the network that it was given, which has to stay as "
+            "it is; let it clean copy.deepcopy of the network"
+        )
     return Defended(
         done.network,
         {
@@ -63,6 +71,15 @@ def clean_network(
             "settings": settings_of(use.name),
         },
     )
+
+
+def _versions(network: nn.Module) -> list[int]:
+    """Return how often each tensor of a network was changed in place, as PyTorch counts it."""
+    return [
+        tensor._version
+        for tensor in itertools.chain(network.parameters(), network.buffers())
+        if not tensor.is_inference()
+    ]
 
 
 def _check_defended(done: object, name: str, network: nn.Module) -> None:
