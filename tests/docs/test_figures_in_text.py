@@ -241,3 +241,14 @@ def test_three_hypotheses_about_the_cleaning_did_not_hold():
     lost = sum(other["ACC"] - one["ACC"] for one, other in pairs) / len(pairs)
     assert f"changes the ASR of `perturbed, long` by at most {100 * moved:.1f} points" in text
     assert f"and costs {100 * lost:.1f} points of accuracy more" in text
+
+
+def test_a_step_of_mdistiller_is_compared_with_ours():
+    path = ROOT / "benchmarks" / "results" / "speed-mdistiller" / "speed-ratio.json"
+    ratios = [
+        one["rows"]["mdistiller-ofd"]["ratio"] / one["rows"]["ofd"]["ratio"]
+        for one in json.loads(path.read_text())["found"]
+    ]
+    first, second = (f"{ratio:.1f} times" for ratio in ratios)
+    said = f"takes mdistiller {first} as long as RobustKD in the first column, and {second} in"
+    assert said in _text("results/performance.md")
