@@ -63,6 +63,10 @@ def test_every_command_can_be_typed(block, tmp_path, monkeypatch):
             assert words[1].partition("[")[0] == "."
             for extra in re.findall(r"\[(\w+)\]", words[1]):
                 assert re.search(rf"^{extra} = \[", EXTRAS, re.MULTILINE), extra
+        elif program == "python" and words[0].startswith("benchmarks/"):
+            script = (ROOT / words[0]).read_text()
+            for flag in (word for word in words if word.startswith("--")):
+                assert f'"{flag}"' in script, flag
         elif program == "python":
             assert words[0] in {made.file_name for made in PYTHON}
         else:
