@@ -1,11 +1,11 @@
 """Distillation by the library mdistiller, for the comparison of speed.
 
-Distillers and wide residual networks are mdistiller's own, and the steps are those of its trainer,
-which itself runs on CUDA devices only. The images and the optimiser are those of the plain script.
-Settings of the losses are mdistiller's defaults. Its class ``OFD`` leaves the teacher in training
-mode, unlike its other distillers, and so does this comparison. Nothing of RobustKD depends on this
-library: ``pip install git+https://github.com/megvii-research/mdistiller`` installs it for the
-comparison. Written for its commit a08d46f.
+Distillers and wide residual networks are mdistiller's own; the teacher is not trained, which
+changes no time. The steps are those of its trainer, which itself runs on CUDA devices only, without
+the accuracies that it also computes in each step. The images and the optimiser are those of the
+plain script, the settings of the losses mdistiller's defaults. Its class ``OFD`` leaves the teacher
+in training mode, unlike its other distillers, and so does this comparison. Nothing of RobustKD
+depends on this library.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import plain_distillation as plain
 import torch
 from torch import Tensor, nn
 
+COMMIT = "a08d46f10d6102bd6e3f258ca5ac880b020ea259"
+"""Commit of https://github.com/megvii-research/mdistiller that this script was written for."""
 SHAPE = (3, 32, 32)
 """Shape of the images that mdistiller's wide residual networks are made for."""
 _CONFIG = SimpleNamespace(

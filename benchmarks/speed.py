@@ -72,7 +72,7 @@ ROWS = {
 }
 LIBRARIES = {
     "torchdistill": "pip install torchdistill",
-    "mdistiller": "pip install git+https://github.com/megvii-research/mdistiller",
+    "mdistiller": f"pip install git+https://github.com/megvii-research/mdistiller@{toolkit.COMMIT}",
 }
 """Libraries that rows need, and the commands that install them."""
 
@@ -344,9 +344,9 @@ def main() -> None:
     for name, row in needed.items():
         if find_spec(name) is None:
             parser.error(f"row {row} needs {name}: {LIBRARIES[name]}")
-    empty = next((name for name in given.settings if not rows_for(SETTINGS[name], rows)), None)
-    if empty is not None:
-        parser.error(f"mdistiller has no networks for {SETTINGS[empty]}; expected other settings")
+    for setting in (SETTINGS[name] for name in given.settings if given.rows is not None):
+        if rows_for(setting, rows) != rows:
+            parser.error(f"mdistiller has no networks for {setting}; expected other settings")
     versions = {name: version(name) for name in needed}
     torch.set_num_threads(1)
     if keep_freed_memory():

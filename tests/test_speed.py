@@ -54,7 +54,8 @@ def test_rows_of_libraries_that_are_not_installed_are_left_out(speed, monkeypatc
         "torchdistill is not installed, and its rows are left out; "
         "pip install torchdistill adds them\n"
         "mdistiller is not installed, and its rows are left out; "
-        "pip install git+https://github.com/megvii-research/mdistiller adds them\n"
+        f"pip install git+https://github.com/megvii-research/mdistiller@{speed.toolkit.COMMIT} "
+        "adds them\n"
     )
 
 

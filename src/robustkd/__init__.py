@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from robustkd import attacks as attacks
+    from robustkd import data as data
+    from robustkd import models as models
+    from robustkd import report as report
     from robustkd.core.errors import (
         InputError,
         RobustKDError,

@@ -270,7 +270,7 @@ def test_a_composition_learns_every_family_that_was_used():
         (lambda x, p: (x + p)[..., :3].clamp(0, 1), "returns (2, 3, 12, 3) and torch.float32"),
         (lambda x, p: (x + p).clamp(0, 1).double(), "returns (2, 3, 12, 10) and torch.float64"),
         (lambda x, p: x + p + 1, "family 'own' returns pixels from "),
-        (lambda x, p: x + p * torch.nan, "family 'own' returns pixels from nan to nan"),
+        (lambda x, p: x + p * torch.nan, "family 'own' returns pixels that are not finite"),
         (lambda x, p: x.add_(p.detach()).clamp_(0, 1), "family 'own' changes the images"),
         (lambda x, p: (x + p.detach()).clamp(0, 1), "no gradient passes through family 'own'"),
     ],
@@ -293,6 +293,27 @@ def test_a_row_that_makes_no_family_is_refused(monkeypatch):
     monkeypatch.setitem(FAMILIES, "own", FamilyRow("mine", lambda *_: nn.Identity()))
     with pytest.raises(UsageError, match="family 'own' is of type Identity; expected a module"):
         made("own")
+
+
+def test_the_trial_of_a_family_leaves_no_trace(monkeypatch):
+    class Own(Bounded):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, images, toward):
+            (members,) = self.used(toward, "members")
+            noisy = images + 0.01 * torch.rand_like(images) + 0 * self.norm(images)
+            return (noisy + members).clamp(0, 1)
+
+    def own(classes, _image, random):
+        return Own(classes, (1, 1, 1), 0.3, lambda x, p: x + p, random)
+
+    monkeypatch.setitem(FAMILIES, "own", FamilyRow("mine", own))
+    before = torch.get_rng_state()
+    family = made("own")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert family.norm.num_batches_tracked == 0
 
 
 def test_a_family_of_a_user_that_keeps_its_contract_is_not_changed_by_its_trial(monkeypatch):

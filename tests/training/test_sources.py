@@ -246,9 +246,26 @@ def test_a_source_that_can_be_read_only_once_is_refused():
             return self._passes[split]
 
     student = models.build(models.Spec("resnet-8", 2, (3, 4, 6)), seed=0)
-    text = "^own validation: no images when they are read again; expected a new iterator"
-    with pytest.raises(InputError, match=text):
-        distill(student, Once(), epochs=1)
+    text = "^own train: batches returns the same iterator at every call; expected a new one"
+    for use in (distill, detoxify):
+        with pytest.raises(InputError, match=text):
+            use(student, Once())
+
+
+def test_a_source_whose_second_pass_is_empty_is_refused():
+    class Once(Own):
+        def __init__(self) -> None:
+            super().__init__(lambda batch: batch)
+            self._passes = {split: HELD.batches(split, batch_size=64) for split in LEARNING}
+
+        def batches(self, split, **_how):
+            yield from self._passes[split]
+
+    student = models.build(models.Spec("resnet-8", 2, (3, 4, 6)), seed=0)
+    text = r"^own \w+: no images when they are read again; expected a new iterator"
+    for use in (partial(distill, epochs=1), partial(detoxify, steps=1)):
+        with pytest.raises(InputError, match=text):
+            use(student, Once())
 
 
 class Late(Own):

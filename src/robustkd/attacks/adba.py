@@ -49,6 +49,7 @@ from robustkd.attacks.parts.surrogate import (
 )
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import default_device, device_of
+from robustkd.core.first_batch import first_batch
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_one_target
 from robustkd.core.types import DataSource, Images, Labels
@@ -192,7 +193,7 @@ def hide(made: Backdoored, data: DataSource, teaching: Teaching) -> None:
         teaching: Training settings.
     """
     teacher = made.teacher.eval()
-    example = next(iter(data.batches("train", batch_size=2, device=device_of(teacher)))).images
+    example = first_batch(data, "train", batch_size=2, device=device_of(teacher)).images
     last = last_parametric_layer(teacher, example)
     with training_only(teacher, last.parameters()):
         learner = Hiding(teacher, made.trigger, trained=last)

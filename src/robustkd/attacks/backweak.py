@@ -38,6 +38,7 @@ from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, 
 from robustkd.attacks.triggers.additive import Additive, into_range
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.first_batch import first_batch
 from robustkd.core.targets import Target
 from robustkd.core.triggers import check_one_target
 from robustkd.core.types import DataSource, Labels, Logits
@@ -97,7 +98,7 @@ class BackWeak:
         )
         before = success(teacher, data, trigger, target)
         poisoned = Poisoned(data, trigger, target=target, rate=self.rate, mask=mask)
-        batch = next(iter(data.batches("train", batch_size=2, device=device_of(teacher))))
+        batch = first_batch(data, "train", batch_size=2, device=device_of(teacher))
         last = {id(each) for each in last_parametric_layer(teacher, batch.images).parameters()}
         rest = [p for p in teacher.parameters() if p.requires_grad and id(p) not in last]
         if not rest:

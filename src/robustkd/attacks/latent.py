@@ -44,6 +44,7 @@ from robustkd.attacks.parts.trigger_search import BoxedTensor, optimise_planes, 
 from robustkd.attacks.triggers.patterns import MaskedPattern
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.first_batch import first_batch
 from robustkd.core.targets import Target
 from robustkd.core.types import DataSource, Features, Labels, Trigger
 from robustkd.core.validation import (
@@ -149,7 +150,7 @@ class Goal(nn.Module):
     def __init__(self, teacher: nn.Module, data: DataSource, target: int) -> None:
         super().__init__()
         device = device_of(teacher)
-        examples = next(iter(data.batches("train", batch_size=4, device=device))).images
+        examples = first_batch(data, "train", batch_size=4, device=device).images
         self.tap = stages(teacher, examples)[-1]
         self.target = target
 

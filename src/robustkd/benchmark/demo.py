@@ -19,6 +19,7 @@ from robustkd.benchmark.rows import measured_runs
 from robustkd.core.devices import device_of
 from robustkd.core.environment import environment
 from robustkd.core.files import make_folder, new_folder
+from robustkd.core.first_batch import first_batch
 from robustkd.core.folders import Folder
 from robustkd.core.methods import METHODS
 from robustkd.core.targets import Target
@@ -205,6 +206,6 @@ def _line(found: ResultRow) -> str:
 
 def _samples(data: DataSource, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first test images that are not of the target class."""
-    batch = next(iter(data.batches("test", batch_size=16 * _EXAMPLES)))
+    batch = first_batch(data, "test", batch_size=16 * _EXAMPLES)
     other = victims(batch.labels, target, len(data.classes))
     return batch.images[other][:_EXAMPLES], batch.labels[other][:_EXAMPLES]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import DataSource, Images, Labels
 from robustkd.core.usual_state import usual_state
 from robustkd.core.validation import check_count, check_names, check_seed
@@ -210,7 +211,7 @@ def find_perturbations(
     if classes > _FEW_CLASSES:
         return FoundPerturbations(found, running)
     measured = min(_MEASURED, data.size("train"))
-    batch = next(iter(data.batches("train", batch_size=measured, device=device, shuffle=random)))
+    batch = first_batch(data, "train", batch_size=measured, device=device, shuffle=random)
     shares = led_shares(
         [frozen],
         found,

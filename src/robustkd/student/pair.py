@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import DataSource
 from robustkd.models.features import taps
 from robustkd.models.features.collect import feature_batches, layouts_of, stage_layout
@@ -97,7 +98,7 @@ def pair_of(
             f"student has {len(student_taps)} taps and teacher {len(teacher_taps)}; expected equal"
         )
     device = device_of(teacher)
-    batch = next(iter(clean.batches("train", batch_size=2, device=device)))
+    batch = first_batch(clean, "train", batch_size=2, device=device)
     student_layouts = layouts_of(student, student_taps, batch.images.to(device_of(student)))
     teacher_layouts = layouts_of(teacher, teacher_taps, batch.images)
     return Pair(

@@ -43,9 +43,9 @@ def endless(
         for batch in data.batches(
             "train", batch_size=size, device=device, shuffle=shuffle, augment=augment
         ):
-            largest = max(largest, len(batch.labels))
-            if first:  # later passes have the same images
+            if first:  # later passes have the same images, apart from their augmentation
                 check_batch(batch, data, "train")
+            largest = max(largest, len(batch.labels))
             if len(batch.labels) >= least:
                 done = True
                 yield batch

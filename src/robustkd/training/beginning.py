@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import InputError, UsageError
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import DataSource, Images
 from robustkd.models.features.taps import frozen_modes
 from robustkd.training.inference import batch_size_for
-from robustkd.training.sources import first_batch
 
 _SOME = 16
 """Number of images that are tried."""

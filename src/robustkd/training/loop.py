@@ -207,7 +207,7 @@ class _Loop:
                 torch.manual_seed(hash((self._seed, self._processes.rank, self.step)))
         self._then = {}
         for batch, total in source:
-            if self.epoch == 0:  # later ones have the same images
+            if self.epoch == 0:  # later ones have the same images, apart from their augmentation
                 check_batch(batch, data, "train")
             yield batch, total
 

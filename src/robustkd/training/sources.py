@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Final, cast
 
@@ -42,7 +43,8 @@ def check_source(
     Raises:
         UsageError: If it is no data source, or its batches have other types or shapes than
             `robustkd.core.types.DataSource` describes.
-        InputError: If pixels are not in [0, 1], or labels are no classes.
+        InputError: If pixels are not in [0, 1], labels are no classes, or images can be read only
+            once.
     """
     if not hasattr(data, "batches"):
         raise UsageError(
@@ -59,24 +61,16 @@ def check_source(
     if _checks_itself(source):
         return
     for split in splits:
-        batch = next(iter(source.batches(split, batch_size=_SOME)), None)
+        batches, again = (source.batches(split, batch_size=_SOME) for _ in range(2))
+        if batches is again and iter(batches) is batches:
+            raise InputError(
+                f"{source.name} {split}: batches returns the same iterator at every call; expected "
+                "a new one, since the images are read many times"
+            )
+        batch = next(iter(batches), None)
         if batch is None:
             raise InputError(f"{source.name} {split}: no images, expected at least one")
         _check_batch(batch, source, split, dtypes)
-
-
-def first_batch(data: DataSource, split: Split, *, batch_size: int, device: torch.device) -> Batch:
-    """Return the first batch of a split of a source that was checked before.
-
-    Raises:
-        InputError: If there is none, since the source can be read only once.
-    """
-    for batch in data.batches(split, batch_size=batch_size, device=device):
-        return batch
-    raise InputError(
-        f"{data.name} {split}: no images when they are read again; expected a new iterator at "
-        "every call of batches"
-    )
 
 
 def check_batch(batch: Batch, data: DataSource, split: Split) -> None:
@@ -92,7 +86,10 @@ def check_batch(batch: Batch, data: DataSource, split: Split) -> None:
             describes, or another kind of numbers.
         InputError: If pixels are not in [0, 1], or labels are no classes.
     """
-    if len(batch.images) and not _checks_itself(data):
+    if _checks_itself(data):
+        return
+    images = getattr(batch, "images", None)
+    if not isinstance(images, Tensor) or len(images):
         _check_batch(batch, data, split)
 
 
@@ -129,9 +126,9 @@ def _check_batch(
                 f"{where}: {name} are {numbers.dtype} of shape {tuple(numbers.shape)}; expected "
                 f"torch.int64 of shape ({len(images)},)"
             )
-    if not images.isfinite().all():
+    low, high = _bounds(images)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(f"{where}: pixels are not finite; expected values in [0, 1]")
-    low, high = (float(bound) for bound in images.detach().aminmax())
     if low < -_ROUNDED or high > 1 + _ROUNDED:
         raise InputError(
             f"{where}: pixels reach from {low:.6g} to {high:.6g}; expected 0 to 1: divide bytes by "
@@ -142,9 +139,15 @@ def _check_batch(
 
 def _check_labels(labels: Labels, classes: int, split: Split, where: str) -> None:
     least = UNLABELLED if split == "train" else 0
-    low, high = int(labels.min()), int(labels.max())
+    low, high = _bounds(labels)
     if low < least or high >= classes:
         unlabelled = f", or {UNLABELLED} for an image without a label" if least < 0 else ""
         raise InputError(
             f"{where}: labels reach from {low} to {high}; expected 0 to {classes - 1}{unlabelled}"
         )
+
+
+def _bounds(values: Tensor) -> tuple[int | float, int | float]:
+    """Return the smallest and the largest value, with one synchronisation; NaN if there is one."""
+    low, high = torch.stack(values.detach().aminmax()).tolist()
+    return low, high

@@ -10,12 +10,13 @@ from torch import nn
 
 from robustkd.core.devices import device_of, forked_generators
 from robustkd.core.errors import InputError, UsageError, first_line
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import DataSource, Images, Split
 from robustkd.core.usual_state import types_for
 from robustkd.models.checks import has_finite_weights
 from robustkd.models.classifier import check_logits
 from robustkd.models.features.taps import frozen_modes
-from robustkd.training.sources import LEARNING, check_source, first_batch
+from robustkd.training.sources import LEARNING, check_source
 
 _FEW = 2
 

@@ -146,6 +146,7 @@ def compiled_in_place() -> nn.Module:
     ("model", "name"),
     [
         (torch.compile(chain(), backend="eager"), "_orig_mod.first"),
+        (torch.compile(chain(), backend="eager"), "first"),
         (compiled_in_place(), "first"),
         (nn.Sequential(torch.compile(chain(), backend="eager")), "0._orig_mod.first"),
     ],
@@ -159,6 +160,17 @@ def test_features_within_a_compiled_network_are_refused(model, name):
     with pytest.raises(UsageError, match=text):
         stages(model, torch.rand(2, 1, 4, 4))
     assert hooks(model) == 0
+
+
+def test_a_module_that_does_not_run_is_named():
+    model = named(first=times(2))
+    model.rest = times(3)
+    model.forward = model.first.forward
+    text = "^module 'rest' does not run in a forward pass, or is compiled by torch.compile; tap"
+    with taps.Reader(model, ["rest"]) as reader, pytest.raises(UsageError, match=text):
+        reader(X)
+    with pytest.raises(UsageError, match=text):
+        layouts_of(model, ["rest"], X)
 
 
 def test_features_outside_of_what_is_compiled_are_read():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import torch
 from torch import nn
@@ -40,10 +41,15 @@ def check_made(
     if not isinstance(made.teacher, nn.Module):
         kind = type(made.teacher).__name__
         raise UsageError(f"{attack} returns a teacher of type {kind}; expected an nn.Module")
-    if made.target != target:
+    known = isinstance(made.target, int | str) and not isinstance(made.target, bool)
+    if not known or made.target != target:
         raise UsageError(
             f"{attack} returns the target {made.target!r}; expected {target!r}, as it was given"
         )
+    if not isinstance(made.others, tuple) or not all(
+        isinstance(each, tuple) and len(each) == len(("trigger", "target")) for each in made.others
+    ):
+        raise UsageError(f"{attack} returns others that are no tuple of (trigger, target) pairs")
     try:
         json.dumps(dict(made.record))
     except (TypeError, ValueError) as error:
@@ -51,7 +57,8 @@ def check_made(
             f"{attack} returns a record that cannot be written as JSON: {error}; expected numbers, "
             "texts, booleans, lists and mappings of them"
         ) from error
-    images = torch.full((2, *image_shape), 0.5, device=device_of(made.teacher))
+    ramp = torch.linspace(0, 1, 2 * math.prod(image_shape), device=device_of(made.teacher))
+    images = ramp.view(2, *image_shape)
     for trigger, _target in made.backdoors:
         given = images.clone()
         try:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.first_batch import first_batch
 from robustkd.core.progress import track
 from robustkd.core.types import Batch, DataSource, Images, Labels
 from robustkd.core.validation import check_count, check_rates
@@ -27,7 +28,7 @@ class BoxedTensor(NamedTuple):
 
 def sample(data: DataSource, device: torch.device, random: torch.Generator) -> Batch:
     """Return up to 1,024 random training images with their labels, without augmentation."""
-    return next(iter(data.batches("train", batch_size=_SAMPLE, device=device, shuffle=random)))
+    return first_batch(data, "train", batch_size=_SAMPLE, device=device, shuffle=random)
 
 
 def optimise_planes(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import UNLABELLED, DataSource, Images, Labels
 from robustkd.evaluation.audit.effort import Effort
 from robustkd.student.families.search import LearnedFamilies, learn_towards, new_families
@@ -79,7 +80,6 @@ def held_out_images(
     order = torch.Generator().manual_seed(0)
     fitting = max(_FEWEST, _MOST_VALUES // math.prod(data.image_shape))
     most = min(effort.validation, fitting)
-    found = data.batches("validation", batch_size=most, device=device, shuffle=order)
-    batch = next(iter(found))
+    batch = first_batch(data, "validation", batch_size=most, device=device, shuffle=order)
     labelled = batch.labels != UNLABELLED
     return batch.images[labelled], batch.labels[labelled]

@@ -11,7 +11,7 @@ from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
 from robustkd.core.types import DataSource, Features, Images
 from robustkd.models.features.layout import Layout, layout_of
-from robustkd.models.features.taps import frozen_modes, read
+from robustkd.models.features.taps import check_ran, frozen_modes, read
 
 _MOST_BYTES = 2**30
 
@@ -66,6 +66,7 @@ def layouts_of(model: nn.Module, names: Sequence[str], images: Images) -> tuple[
     """
     with frozen_modes(model), read(model, names) as features:
         model(images)
+        check_ran(features, names)
         image = tuple(images.shape[1:])
         return tuple(stage_layout(name, features[name], image) for name in names)
 

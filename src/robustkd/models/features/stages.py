@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import DataSource, Images
 from robustkd.core.validation import check_names
 from robustkd.models.features.layout import layout_of
@@ -86,7 +87,7 @@ def taps_of(
     named = given if given is not None else getattr(model, "taps", None)
     if named is not None:
         return tuple(named)
-    batch = next(iter(data.batches("validation", batch_size=2, device=device_of(model))))
+    batch = first_batch(data, "validation", batch_size=2, device=device_of(model))
     return stages(model, batch.images)
 
 

@@ -39,8 +39,8 @@ def check_not_compiled(module: nn.Module) -> None:
     Raises:
         UsageError: If it is one.
     """
-    # An attribute of what torch.compile returns, and one that the method compile sets.
-    if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+    # The class of what torch.compile returns, and an attribute that the method compile sets.
+    if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
         raise UsageError(
             "the network, or a part of it, is compiled by torch.compile, so the features within "
             "cannot be read; give the network as it was before: distill has the option compile"
@@ -54,8 +54,10 @@ def _hooked(model: nn.Module, name: str) -> nn.Module:
         UsageError: If there is none, or it is a TorchScript module or a part of a compiled one,
             which take no hooks.
     """
-    module = module_at(model, name)
     parts = name.split(".") if name else []
+    if parts:
+        check_not_compiled(model)
+    module = module_at(model, name)
     for depth in range(len(parts)):
         check_not_compiled(module_at(model, ".".join(parts[:depth])))
     if isinstance(module, torch.jit.ScriptModule):
@@ -125,6 +127,20 @@ def read(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Features]
         for name in names:
             stack.callback(_hooked(model, name).register_forward_hook(keep(name)).remove)
         yield features
+
+
+def check_ran(features: Container[str], names: Sequence[str]) -> None:
+    """Raise an error if a module did not run in a forward pass, or ran without its hooks.
+
+    Raises:
+        UsageError: Naming the first module without features.
+    """
+    for name in names:
+        if name not in features:
+            raise UsageError(
+                f"module {name!r} does not run in a forward pass, or is compiled by torch.compile; "
+                "tap another module, or give the network as it was before"
+            )
 
 
 def _checked(name: str, output: object, before: Container[str]) -> Tensor:
@@ -207,6 +223,7 @@ class Reader:
         elif first:
             copied.intersection_update(changed)
         kept, self._kept = self._kept, {}
+        check_ran(kept, self._names)
         # An unneeded copy is not returned: it would change the last bits of gradients in the first
         # pass, which a resumed training does in another step than an uninterrupted one.
         return logits, tuple(kept[name].features() for name in self._names)

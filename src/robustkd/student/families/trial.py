@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
+from robustkd.core.devices import forked_generators
 from robustkd.core.errors import UsageError
 from robustkd.student.families.bounded import Family, Shape
 
@@ -18,8 +20,8 @@ def check_family(family: object, name: str, image: Shape) -> nn.Module:
     """Return a family after trying it on two images.
 
     Without the trial, a change that leaves [0, 1] would be trained against in silence, as would one
-    that never learns, and values that are not finite would look like those of the teacher or of a
-    learning rate that is too large.
+    through which no gradient passes, and values that are not finite would look like those of the
+    teacher or of a learning rate that is too large.
 
     Args:
         family: What the row of the table has made.
@@ -38,9 +40,9 @@ def check_family(family: object, name: str, image: Shape) -> nn.Module:
         )
     images = torch.linspace(0, 1, 2 * math.prod(image)).view(2, *image)
     given = images.clone()
-    with torch.enable_grad():
-        changed: object = family(given, torch.tensor([0, 1]))
-    family.forget()
+    # The trial changes neither the family nor the numbers that are drawn after it.
+    with torch.enable_grad(), forked_generators(torch.device("cpu")):
+        changed: object = copy.deepcopy(family)(given, torch.zeros(2, dtype=torch.int64))
     if not isinstance(changed, Tensor):
         raise UsageError(
             f"family {name!r} returns {type(changed).__name__}; expected a tensor of images"
@@ -49,6 +51,8 @@ def check_family(family: object, name: str, image: Shape) -> nn.Module:
         found, expected = (f"{tuple(x.shape)} and {x.dtype}" for x in (changed, images))
         raise UsageError(f"family {name!r} returns {found}; expected {expected}, as it was given")
     low, high = (float(bound) for bound in changed.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UsageError(f"family {name!r} returns pixels that are not finite")
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
         raise UsageError(
             f"family {name!r} returns pixels from {low:.4g} to {high:.4g}; expected pixels in "

@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import DataSource
 from robustkd.core.validation import check_not_negative, check_share
 from robustkd.models.features.channels import lipschitz
@@ -62,7 +63,7 @@ class CLP:
         """Clean a copy; see :class:`robustkd.teacher.defences.base.Defence`."""
         work = begin(network, clean, batch_size=2, seed=seed)
         where = device_of(network)
-        images = next(iter(clean.batches("validation", batch_size=2, device=where))).images
+        images = first_batch(clean, "validation", batch_size=2, device=where).images
         layers = batchnorm_after(work.network, images)
         if not layers:
             raise UsageError(f"{type(network).__name__} has no convolution; choose another defence")

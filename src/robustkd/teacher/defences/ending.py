@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import DataSource, Features, Images, Logits
 from robustkd.models.features.probing import calls
 from robustkd.teacher.defences.head import head_of
@@ -82,7 +83,7 @@ def ending_of(network: nn.Module, clean: DataSource) -> Ending:
     Raises:
         UsageError: If the logits are not the output of a linear layer.
     """
-    images = next(iter(clean.batches("validation", batch_size=2, device=device_of(network)))).images
+    images = first_batch(clean, "validation", batch_size=2, device=device_of(network)).images
     head = head_of(network, clean)
     made, _ = calls(network, images)
     pooled = [inputs[0] for module, inputs, *_ in made if module is head][-1]

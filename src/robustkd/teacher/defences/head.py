@@ -6,6 +6,7 @@ from torch import nn
 
 from robustkd.core.devices import device_of
 from robustkd.core.errors import UsageError
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import DataSource
 from robustkd.models.features.probing import linear_head
 
@@ -16,7 +17,7 @@ def head_of(network: nn.Module, clean: DataSource) -> nn.Linear:
     Raises:
         UsageError: If the logits are not the output of a linear layer.
     """
-    batch = next(iter(clean.batches("validation", batch_size=2, device=device_of(network))))
+    batch = first_batch(clean, "validation", batch_size=2, device=device_of(network))
     if head := linear_head(network, batch.images):
         return head
     raise UsageError(

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkd.core.devices import device_of
+from robustkd.core.first_batch import first_batch
 from robustkd.core.types import Batch, DataSource, Features
 from robustkd.core.validation import check_not_negative
 from robustkd.models.features import taps
@@ -117,6 +118,6 @@ def stages_of(network: nn.Module, clean: DataSource) -> dict[str, Layout]:
         The layout of the features of each stage, by its name.
     """
     where = device_of(network)
-    images = next(iter(clean.batches("validation", batch_size=2, device=where))).images
+    images = first_batch(clean, "validation", batch_size=2, device=where).images
     names = taps_of(network, clean)
     return dict(zip(names, layouts_of(network, names, images), strict=True))
