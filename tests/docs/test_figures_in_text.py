@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from statistics import fmean
 
 from robustkd.evaluation.audit.evidence import Evidence
 from robustkd.evaluation.audit.led_share import binomial_p_value, highest
@@ -252,3 +253,35 @@ def test_a_step_of_mdistiller_is_compared_with_ours():
     first, second = (f"{ratio:.1f} times" for ratio in ratios)
     said = f"takes mdistiller {first} as long as RobustKD in the first column, and {second} in"
     assert said in _text("results/performance.md")
+
+
+def test_longer_trainings_have_the_figures_of_three_seeds():
+    longer, shorter = (
+        {
+            (run.method, run.seed): run
+            for run in read(ROOT / "benchmarks" / "results" / name).runs
+            if run.attack == "flow"
+        }
+        for name in ("transformations-longer", "transformations")
+    )
+
+    def each(of: dict[tuple[str, int], ResultRow], method: str, name: str) -> list[float]:
+        return [100 * (getattr(of[method, seed], name) or 0.0) for seed in range(3)]
+
+    text = _text("results/benchmark.md")
+    now, before = (each(of, "default", "asr") for of in (longer, shorter))
+    assert f"is {now[0]:.1f}, {now[1]:.1f} and {now[2]:.1f} % with the three seeds" in text
+    assert f"after {before[0]:.1f}, {before[1]:.1f} and {before[2]:.1f} % with four epochs" in text
+    assert f"ordinary student rises to {fmean(each(longer, 'mix', 'asr')):.1f} %" in text
+    own, first, ordinary, alone = (
+        fmean(each(of, method, "acc"))
+        for of, method in (
+            (longer, "default"),
+            (shorter, "default"),
+            (longer, "mix"),
+            (longer, "no-teacher"),
+        )
+    )
+    above = f"rises by {own - first:.1f} points, and is {own - ordinary:.1f} points above"
+    assert above in text
+    assert alone > max(own, ordinary)
