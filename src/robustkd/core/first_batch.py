@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
+
 import torch
 
 from robustkd.core.errors import InputError
@@ -26,11 +29,21 @@ def first_batch(
         shuffle: Generator for a random order; None keeps the order of the split.
 
     Raises:
-        InputError: If there is none, since the source can be read only once.
+        InputError: If there is none, or it is not the first, since the source can be read only
+            once.
     """
-    for batch in data.batches(split, batch_size=batch_size, device=device, shuffle=shuffle):
-        return batch
+    batches = data.batches(split, batch_size=batch_size, device=device, shuffle=shuffle)
+    if not _is_begun(batches):
+        for batch in batches:
+            return batch
     raise InputError(
-        f"{data.name} {split}: no images when they are read again; expected a new iterator at "
-        "every call of batches"
+        f"{data.name} {split}: the images cannot be read again from the first one; expected a new "
+        "iterator at every call of batches"
+    )
+
+
+def _is_begun(batches: Iterable[Batch]) -> bool:
+    """Return whether a generator has already made a batch."""
+    return (
+        inspect.isgenerator(batches) and inspect.getgeneratorstate(batches) != inspect.GEN_CREATED
     )
