@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import ENVIRONMENT, distilling, refused, shell
 
 pytestmark = pytest.mark.usefixtures("few_digits")
+
+
+def python(code: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=cwd,
+        env=ENVIRONMENT,
+    )
 
 
 def test_help_and_version_need_no_torch(tmp_path):
@@ -19,14 +32,7 @@ def test_help_and_version_need_no_torch(tmp_path):
         "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=False,
-        text=True,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-    )
+    done = python(code, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     for word in ("demo", "distill", "evaluate", "list", "--arch", "--json", "\n0."):
         assert word in done.stdout
@@ -51,14 +57,7 @@ def test_a_mistyped_name_is_refused_without_torch(tmp_path):
         "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=False,
-        text=True,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-    )
+    done = python(code, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     said = done.stderr.splitlines()
     assert [line.count("did you mean") + line.count("Did you mean") for line in said] == [1] * 6

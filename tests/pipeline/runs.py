@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from robustkd import data, models
+from robustkd.pipeline import run_folder
 from robustkd.pipeline.job import DistillJob
 from robustkd.pipeline.run import distill_file
 from robustkd.training.config import TrainingConfig
@@ -50,3 +52,14 @@ def run(
     settings = {"arch": "wrn-10-1", "student": "wrn-10-1", "method": "ofd"} | changes
     job = DistillJob(teacher_file, training=training, **settings)
     return distill_file(job, clean, out, resume=resume, audited=audited).content()
+
+
+def stopped_after(times: int) -> Callable[[run_folder.Run], bool]:
+    """Return the question of a run whether its state is due, which is stopped after some times."""
+    asked = iter(range(times))
+
+    def is_due(found: run_folder.Run) -> bool:
+        found.interrupts.asked = next(asked, None) is None
+        return found.interrupts.asked
+
+    return is_due

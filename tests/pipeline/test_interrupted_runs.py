@@ -17,19 +17,13 @@ from robustkd.pipeline import run_files, run_folder
 from robustkd.pipeline import student as making
 from robustkd.pipeline.prepare import identity
 from tests.marks import slow
-from tests.pipeline.runs import CLEAN, FILES, build, run
+from tests.pipeline.runs import CLEAN, FILES, build, run, stopped_after
 
 
 def interrupted(teacher_file: Path, out: Path, wants: int, **changes) -> str:
     """What a run says that is interrupted when the loop asks for the ``wants``-th time."""
-    asked = iter(range(wants))
-
-    def is_due(found: run_folder.Run) -> bool:
-        found.interrupts.asked = next(asked, None) is None
-        return found.interrupts.asked
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder.Run, "is_due", is_due)
+        patch.setattr(run_folder.Run, "is_due", stopped_after(wants))
         with pytest.raises(KeyboardInterrupt) as stop:
             run(teacher_file, out, **changes)
     return str(stop.value)

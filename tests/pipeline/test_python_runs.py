@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from robustkd.pipeline.job import DistillJob
 from robustkd.training.config import TrainingConfig, TrainingOptions
 from robustkd.training.recipes import with_defaults
 from tests.data.images.image_files import write_splits
-from tests.pipeline.runs import CLEAN
+from tests.pipeline.runs import CLEAN, stopped_after
 
 
 def test_python_and_the_command_make_the_same_student(teacher_file, tmp_path, monkeypatch, capsys):
@@ -153,17 +152,6 @@ def test_python_takes_a_data_source_and_names_a_free_folder(teacher_file, tmp_pa
     assert "this command" not in (made.folder / "MODEL_CARD.md").read_text()
     with pytest.raises(UsageError, match=r"^unknown method 'defualt'; did you mean 'default'\?$"):
         robustkd.run(teacher_file, CLEAN, "wrn-10-1", arch="wrn-10-1", method="defualt")
-
-
-def stopped_after(times: int) -> Callable[[run_folder.Run], bool]:
-    """Return the question of a run whether its state is due, which is stopped after some times."""
-    asked = iter(range(times))
-
-    def is_due(found: run_folder.Run) -> bool:
-        found.interrupts.asked = next(asked, None) is None
-        return found.interrupts.asked
-
-    return is_due
 
 
 def test_a_run_whose_data_came_from_python_is_resumed_by_the_same_call(
